@@ -1,0 +1,1 @@
+"""raw_corpus and rejected_rows: from landing files to identified samples."""

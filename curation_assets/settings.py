@@ -1,0 +1,257 @@
+"""The schema of what a user configures: `curation.yaml`.
+
+Only shape, defaults and combinations live here; reading the file and pointing at a faulty line is
+`curation_assets.config_file`. Formulas and sources of the defaults: docs/methods.md.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", description="lower-case letters, digits and _")]
+Format = Literal[
+    "auto",
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt_response",
+    "preference",
+    "mmathcot",
+    "openthoughts",
+    "m23k",
+    "ultrainteract",
+]
+Strategy = Literal["auto", "explicit", "markers", "paragraphs", "lines", "sentences", "words"]
+SignalName = Literal["step_gradients"]
+FieldPath = Annotated[str, Field(min_length=1, description="a field's name, dots for nesting")]
+
+
+class _Section(BaseModel):
+    """A section of the file: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class Columns(_Section):
+    """The rows' own names for what we read, as paths: `solution.text` is field text of field solution.
+
+    `response` may be a list of paths: each becomes one candidate response of the row's prompt group. Then
+    `generator`, `correct`, `reward`, `answer` and `steps` may be lists of the same length (null: none).
+    """
+
+    prompt: FieldPath | None = None
+    response: FieldPath | list[FieldPath] | None = None
+    answer: FieldPath | list[FieldPath | None] | None = None
+    steps: FieldPath | list[FieldPath | None] | None = None
+    source: FieldPath | None = None
+    domain: FieldPath | None = None
+    generator: FieldPath | list[FieldPath | None] | None = None
+    correct: FieldPath | list[FieldPath | bool | None] | None = None
+    reward: FieldPath | list[FieldPath | None] | None = None
+    images: FieldPath | None = None
+
+    @model_validator(mode="after")
+    def _lists_match(self) -> Columns:
+        count = len(self.response) if isinstance(self.response, list) else None
+        for name in ("answer", "steps", "generator", "correct", "reward"):
+            value = getattr(self, name)
+            if isinstance(value, list) and len(value) != count:
+                raise ValueError(
+                    f"{name} lists {len(value)} paths, but response lists {count or 'no'} paths: "
+                    "give one entry for each response (null where there is none)"
+                )
+        return self
+
+
+class Segmentation(_Section):
+    """How responses are cut into steps (characters and words only, so it is the same for every target)."""
+
+    strategy: Strategy = Field("auto", description="auto: the first strategy that yields two steps or more")
+    min_step_words: int = Field(3, ge=1, description="shorter segments join their neighbour")
+    max_steps: int = Field(64, ge=2, description="more segments than this are merged")
+    window_words: int = Field(40, ge=1, description="length of the fixed windows of the last strategy")
+
+
+class Corpus(_Section):
+    """Where traces arrive and how their rows are read."""
+
+    landing: str = Field(description="folder; every .jsonl, .jsonl.gz and .parquet file below it is a shard")
+    format: Format = "auto"
+    columns: Columns = Columns()
+    segmentation: Segmentation = Segmentation()
+    max_row_bytes: int = Field(8_000_000, ge=1000, description="longer rows are rejected")
+
+    @field_validator("segmentation", mode="before")
+    @classmethod
+    def _strategy_alone(cls, value: object) -> object:
+        return {"strategy": value} if isinstance(value, str) else value
+
+
+class Warmup(_Section):
+    """GRACE's warm-up: the base model, LoRA-tuned once on a random share of the pool, then frozen."""
+
+    fraction: float = Field(0.05, gt=0, le=1, description="gamma, share of the pool")
+    min_pool: int = Field(100, ge=1, description="samples that the pool must hold before it is trained")
+    lora_rank: int = Field(8, ge=1)
+    lora_alpha: int = Field(32, ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    epochs: int = Field(1, ge=1)
+    warmup_ratio: float = Field(0.05, ge=0, lt=1)
+    batch_size: int = Field(16, ge=1)
+    seed: int = 0
+
+
+class Target(_Section):
+    """A model that samples are measured with; its name is the prefix of its assets."""
+
+    name: Name
+    model: str = Field(description="folder with config.json, safetensors and a tokenizer, or a hub id")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    signals: list[SignalName] = Field(default=["step_gradients"], min_length=1)
+    warmup: Warmup | Literal["none"] = Field(
+        default=Warmup(), description="none: measure at the base model (unfaithful to GRACE, reported so)"
+    )
+    template: Literal["auto", "chat", "plain"] = Field(
+        "auto", description="auto: the tokenizer's chat template if it has one; plain: turns joined by newlines"
+    )
+    max_length: int | None = Field(None, ge=16, description="tokens; default: the model's context")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    trust_remote_code: bool = Field(False, description="run Python code that the model folder ships")
+
+    @field_validator("warmup", mode="before")
+    @classmethod
+    def _none_is_a_word(cls, value: object) -> object:
+        return "none" if value is None else value
+
+
+class History(_Section):
+    """How earlier steps are weighted: exactly one of the two."""
+
+    window: int | None = Field(None, ge=1, description="equal weights on the last W steps")
+    ema: float | None = Field(None, gt=0, lt=1, description="weights beta^(k-1-j), normalised")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> History:
+        if (self.window is None) == (self.ema is None):
+            raise ValueError("give exactly one of window and ema, or history: uniform")
+        return self
+
+
+class Score(_Section):
+    """A named score: a method with its parameters, computed from a target's signals."""
+
+    name: Name
+    target: str
+    method: Literal["grace"]
+    alpha: float = Field(0.7, ge=0, le=1, description="weight of answer alignment against consistency")
+    history: History | Literal["uniform"] = "uniform"
+    preset: Literal["paper"] | None = Field(None, description="paper: min_steps 8")
+    min_steps: int = Field(2, ge=1, description="traces with fewer steps are not eligible for selection")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, data: object) -> object:
+        if isinstance(data, dict) and data.get("preset") == "paper":
+            return {"min_steps": 8} | data
+        return data
+
+
+class Budget(_Section):
+    """How much to select: exactly one of the three."""
+
+    fraction: float | None = Field(None, gt=0, le=1, description="share of the eligible pool, rounded up")
+    samples: int | None = Field(None, ge=1)
+    tokens: int | None = Field(None, ge=1, description="response tokens of the score's target")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Budget:
+        if sum(value is not None for value in (self.fraction, self.samples, self.tokens)) != 1:
+            raise ValueError("give exactly one of fraction, samples and tokens")
+        return self
+
+    def exact_fraction(self) -> Decimal | None:
+        """The fraction as the decimal that was written, so that ceil(.07 x 100) is 7."""
+        return None if self.fraction is None else Decimal(str(self.fraction))
+
+
+class Subset(_Section):
+    """A named subset: the best of the pool by one score, within a budget."""
+
+    name: Name
+    score: str
+    budget: Budget
+
+
+class Releases(_Section):
+    """When releases are made."""
+
+    policy: Literal["manual", "on_change"] = Field(
+        "manual", description="manual: by `curate release`; on_change: whenever `curate run` changed a subset"
+    )
+
+
+class Engine(_Section):
+    """Where shards are measured."""
+
+    kind: Literal["local"] = "local"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: cuda if there is one")
+    batch_tokens: int = Field(8192, ge=1, description="tokens a batch, padding included")
+    part_seconds: float = Field(5.0, ge=0, description="finished rows are committed this often", examples=[5.0])
+    shards_per_run: int = Field(200, ge=1, description="longest range of shards that one run takes")
+
+
+class Settings(_Section):
+    """The whole of curation.yaml."""
+
+    version: Literal[1] = 1
+    corpus: Corpus
+    warehouse: str = Field("./warehouse", description="folder in which every table is kept")
+    targets: list[Target] = Field(min_length=1)
+    scores: list[Score] = Field(default=[])
+    subsets: list[Subset] = Field(default=[])
+    engine: Engine = Engine()
+    releases: Releases = Releases()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Settings:
+        for section in ("targets", "scores", "subsets"):
+            names = [item.name for item in getattr(self, section)]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{section}: the name {twice[0]} is used twice; names must differ")
+        return self
+
+    @model_validator(mode="after")
+    def _references_exist(self) -> Settings:
+        targets = {target.name for target in self.targets}
+        scores = {score.name for score in self.scores}
+        for score in self.scores:
+            if score.target not in targets:
+                raise ValueError(
+                    f"scores: {score.name} names the target {score.target!r}; targets are {sorted(targets)}"
+                )
+        for subset in self.subsets:
+            if subset.score not in scores:
+                raise ValueError(
+                    f"subsets: {subset.name} names the score {subset.score!r}; scores are {sorted(scores)}"
+                )
+        return self
+
+    def target(self, name: str) -> Target:
+        """The target of that name (KeyError if there is none)."""
+        return {target.name: target for target in self.targets}[name]
+
+    def score(self, name: str) -> Score:
+        """The score of that name (KeyError if there is none)."""
+        return {score.name: score for score in self.scores}[name]
+
+    def subset(self, name: str) -> Subset:
+        """The subset of that name (KeyError if there is none)."""
+        return {subset.name: subset for subset in self.subsets}[name]
+
+    def scores_of(self, target: str) -> list[Score]:
+        """The scores that are computed from a target's signals."""
+        return [score for score in self.scores if score.target == target]

@@ -1,0 +1,1 @@
+"""What assets use: the outside world and the hardware. Nothing here imports `curation_assets`."""
