@@ -6,7 +6,6 @@ Only shape, defaults and combinations live here; reading the file and pointing a
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -27,6 +26,14 @@ Format = Literal[
 Strategy = Literal["auto", "explicit", "markers", "paragraphs", "lines", "sentences", "words"]
 SignalName = Literal["step_gradients"]
 FieldPath = Annotated[str, Field(min_length=1, description="a field's name, dots for nesting")]
+
+
+class LocatedError(ValueError):
+    """A mistake that lies at a known place below the section that found it."""
+
+    def __init__(self, location: list[int | str], message: str) -> None:
+        super().__init__(message)
+        self.location = location
 
 
 class _Section(BaseModel):
@@ -115,7 +122,8 @@ class Target(_Section):
         default=Warmup(), description="none: measure at the base model (unfaithful to GRACE, reported so)"
     )
     template: Literal["auto", "chat", "plain"] = Field(
-        "auto", description="auto: the tokenizer's chat template if it has one; plain: turns joined by newlines"
+        "auto",
+        description="auto: the tokenizer's chat template if it has one; plain: turns joined by newlines",
     )
     max_length: int | None = Field(None, ge=16, description="tokens; default: the model's context")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -172,10 +180,6 @@ class Budget(_Section):
             raise ValueError("give exactly one of fraction, samples and tokens")
         return self
 
-    def exact_fraction(self) -> Decimal | None:
-        """The fraction as the decimal that was written, so that ceil(.07 x 100) is 7."""
-        return None if self.fraction is None else Decimal(str(self.fraction))
-
 
 class Subset(_Section):
     """A named subset: the best of the pool by one score, within a budget."""
@@ -218,25 +222,31 @@ class Settings(_Section):
     @model_validator(mode="after")
     def _names_are_unique(self) -> Settings:
         for section in ("targets", "scores", "subsets"):
-            names = [item.name for item in getattr(self, section)]
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise ValueError(f"{section}: the name {twice[0]} is used twice; names must differ")
+            seen: set[str] = set()
+            for position, item in enumerate(getattr(self, section)):
+                if item.name in seen:
+                    raise LocatedError(
+                        [section, position, "name"],
+                        f"the name {item.name!r} is used twice; names must differ",
+                    )
+                seen.add(item.name)
         return self
 
     @model_validator(mode="after")
     def _references_exist(self) -> Settings:
-        targets = {target.name for target in self.targets}
-        scores = {score.name for score in self.scores}
-        for score in self.scores:
+        targets = {target.name: target for target in self.targets}
+        scores = sorted(score.name for score in self.scores)
+        for position, score in enumerate(self.scores):
             if score.target not in targets:
-                raise ValueError(
-                    f"scores: {score.name} names the target {score.target!r}; targets are {sorted(targets)}"
+                raise LocatedError(
+                    ["scores", position, "target"],
+                    f"there is no target {score.target!r}; targets are {', '.join(targets)}",
                 )
-        for subset in self.subsets:
+        for position, subset in enumerate(self.subsets):
             if subset.score not in scores:
-                raise ValueError(
-                    f"subsets: {subset.name} names the score {subset.score!r}; scores are {sorted(scores)}"
+                raise LocatedError(
+                    ["subsets", position, "score"],
+                    f"there is no score {subset.score!r}; scores are {', '.join(scores) or '(none)'}",
                 )
         return self
 

@@ -1,0 +1,51 @@
+"""What every asset says about itself in Dagster: column schemas, row counts, tables, owners."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from curation_assets.reports.text import escape_cell
+from curation_assets.tables import Table
+
+OWNERS = ["team:curation"]
+
+
+def column_schema(table: Table) -> dict[str, Any]:
+    """Definition metadata: the table's columns with types, units and meaning."""
+    columns = [
+        dg.TableColumn(
+            name=name,
+            type=str(column.dtype),
+            description=f"{column.meaning} [{column.unit}]" if column.unit else column.meaning,
+            constraints=dg.TableColumnConstraints(nullable=column.nullable),
+        )
+        for name, column in table.columns.items()
+    ]
+    return {"dagster/column_schema": dg.TableSchema(columns=columns)}
+
+
+def row_count(rows: int, partitioned: bool) -> dict[str, int]:
+    """Materialization metadata: rows, under the name that the UI plots."""
+    return {"dagster/partition_row_count" if partitioned else "dagster/row_count": rows}
+
+
+def markdown_table(headers: Iterable[str], rows: Iterable[Iterable[object]]) -> dg.MetadataValue[Any]:
+    """A Markdown table; cells are shown as plain text."""
+    lines = ["| " + " | ".join(headers) + " |"]
+    lines.append("|" + " --- |" * (lines[0].count("|") - 1))
+    lines += ["| " + " | ".join(escape_cell(cell) for cell in row) + " |" for row in rows]
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def facts_table(facts: Mapping[str, object]) -> dg.MetadataValue[Any]:
+    """A two-column Markdown table of names and values."""
+    return markdown_table(("what", "value"), [(name.replace("_", " "), value) for name, value in facts.items()])
+
+
+def finite(frame: pl.DataFrame, column: str) -> list[float]:
+    """The finite values of a column, for a plot."""
+    return [float(value) for value in frame[column].drop_nulls().to_list() if abs(value) < float("inf")]

@@ -1,0 +1,228 @@
+"""Sensors: new files become partitions, and what is due up to the signals is asked for.
+
+The scoring sensor is level-triggered: it compares what should be there with what the stored tables say
+(`curation_assets.due`), so it cannot lose an update, and its run keys hold both states, so it does not loop
+on a failure. Everything after the signals follows by automation conditions (`curation_assets.conditions`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+import dagster as dg
+
+from curation_assets.checkpoints.assets import base_model_key, warmup_key_of
+from curation_assets.corpus.assets import LANDING_KEY, RAW_CORPUS_KEY, REJECTED_ROWS_KEY
+from curation_assets.due import (
+    contiguous_ranges,
+    corpus_due,
+    signals_due,
+    subset_due,
+    waits_for_pool,
+    warmup_due,
+)
+from curation_assets.fingerprints import base_digest, checkpoint_digest, step_gradients_fingerprint
+from curation_assets.partitions import SHARDS, release_key, release_partitions
+from curation_assets.releases.assets import release_asset_key
+from curation_assets.releases.build import latest_release, next_release
+from curation_assets.signals.assets import step_gradients_key
+from curation_assets.signals.measure import step_gradients_dir
+from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
+from curation_assets.workspace import Workspace
+from resources.digests import digest
+from resources.landing import LandingFile
+
+CORPUS_KEYS = [RAW_CORPUS_KEY, REJECTED_ROWS_KEY, SEGMENTED_STEPS_KEY]
+NEW_PARTITIONS_PER_TICK = 500
+STAGE_TAG = "curation/stage"
+DATA_VERSION_TAG = "dagster/data_version"
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def range_tags(shards: Sequence[str]) -> dict[str, str]:
+    """Tags of a run over a contiguous range of partitions."""
+    return {"dagster/asset_partition_range_start": shards[0], "dagster/asset_partition_range_end": shards[-1]}
+
+
+def observation(key: dg.AssetKey, version: str, partition: str | None = None) -> dg.AssetObservation:
+    """An observation of upstream data at a version."""
+    return dg.AssetObservation(asset_key=key, partition=partition, tags={DATA_VERSION_TAG: version})
+
+
+def without_event(instance: dg.DagsterInstance, key: dg.AssetKey, shards: Iterable[str]) -> list[str]:
+    """Shards of which Dagster never saw a materialization: a killed run wrote tables but no event."""
+    seen = instance.get_materialized_partitions(key)
+    return [shard for shard in shards if shard not in seen]
+
+
+def sensors(workspace: Workspace) -> list[dg.SensorDefinition]:
+    """All sensors of a configuration, running by default."""
+    made = [_landing_sensor(), _scoring_sensor(workspace), _automation_sensor()]
+    if workspace.settings.releases.policy == "on_change" and workspace.settings.subsets:
+        made.append(_release_sensor(workspace))
+    return made
+
+
+def _automation_sensor() -> dg.SensorDefinition:
+    return dg.AutomationConditionSensorDefinition(
+        "automation",
+        target=dg.AssetSelection.all(),
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=15,
+        description="Carries new signals on to scores, manifests and subsets.",
+    )
+
+
+def _landing_sensor() -> dg.SensorDefinition:
+    @dg.sensor(
+        name="landing",
+        minimum_interval_seconds=15,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Adds a partition for every new file, and reports new versions of files and base models.",
+    )
+    def landing(context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SensorResult:
+        before = json.loads(context.cursor) if context.cursor else {"files": {}, "models": {}}
+        look = workspace.landing.files()
+        stable = [f for f in look if before["files"].get(f.name, [None] * 3)[:2] == [f.size, f.modified_ns]]
+        digests = workspace.landing.digests(stable)
+        known = set(context.instance.get_dynamic_partitions(str(SHARDS.name)))
+        new = [f.shard for f in stable if f.shard not in known][:NEW_PARTITIONS_PER_TICK]
+        taken = [f for f in stable if f.shard in known or f.shard in new]
+        changed = [f for f in taken if before["files"][f.name][2] != digests[f.shard]]
+        models = {target.name: base_digest(workspace, target, download=False) for target in workspace.settings.targets}
+        events = [observation(LANDING_KEY, digests[f.shard], f.shard) for f in changed]
+        events += [
+            observation(base_model_key(target), models[target.name])
+            for target in workspace.settings.targets
+            if before["models"].get(target.name) != models[target.name]
+        ]
+        return dg.SensorResult(
+            asset_events=events,
+            dynamic_partitions_requests=[SHARDS.build_add_request(new)] if new else [],
+            cursor=json.dumps({"files": _cursor_files(look, taken, digests), "models": models}),
+        )
+
+    return landing
+
+
+def _cursor_files(
+    look: Iterable[LandingFile], taken: Iterable[LandingFile], digests: Mapping[str, str]
+) -> dict[str, list[object]]:
+    """What the next look compares with: size, time and the version that was reported, by file name."""
+    reported = {f.name: digests[f.shard] for f in taken}
+    return {f.name: [f.size, f.modified_ns, reported.get(f.name)] for f in look}
+
+
+def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
+    targets = workspace.settings.targets
+    keys = [*CORPUS_KEYS, *(step_gradients_key(target) for target in targets)]
+    keys += [warmup_key_of(target) for target in targets if target.warmup != "none"]
+
+    @dg.sensor(
+        name="scoring",
+        target=dg.AssetSelection.assets(*keys),
+        minimum_interval_seconds=15,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Asks for shards that are not read, or not measured under the wanted fingerprint.",
+    )
+    def scoring(
+        context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
+    ) -> dg.SensorResult | dg.SkipReason:
+        stages = {
+            run.tags[STAGE_TAG]
+            for run in context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+            if STAGE_TAG in run.tags
+        }
+        if stages:
+            return dg.SkipReason(f"runs in progress: {', '.join(sorted(stages))}")
+        requests, reasons = scoring_requests(workspace, context.instance)
+        if not requests:
+            return dg.SkipReason("; ".join(reasons) or "nothing is due")
+        return dg.SensorResult(run_requests=requests)
+
+    return scoring
+
+
+def scoring_requests(workspace: Workspace, instance: dg.DagsterInstance) -> tuple[list[dg.RunRequest], list[str]]:
+    """Runs that bring shards up to their signals, and why some target has to wait.
+
+    A range that has to be read anew is measured in the same run, if the target's checkpoint is there.
+    """
+    keys = list(instance.get_dynamic_partitions(str(SHARDS.name)))
+    longest = workspace.settings.engine.shards_per_run
+    digests = workspace.landing.digests(f for f in workspace.landing.settled(wait=False) if f.shard in set(keys))
+    to_read = corpus_due(workspace, digests)
+    to_read += [s for s in without_event(instance, RAW_CORPUS_KEY, digests) if s not in to_read]
+    ready = {t.name: step_gradients_fingerprint(workspace, t) for t in workspace.settings.targets}
+    requests = []
+    for shards in contiguous_ranges(to_read, keys, longest):
+        selection = CORPUS_KEYS + [step_gradients_key(t) for t in workspace.settings.targets if ready[t.name]]
+        state = [(shard, digests[shard], ready) for shard in shards]
+        requests.append(_request("corpus", selection, shards, digest("corpus", state, _stored(workspace, shards))))
+    if to_read:
+        return requests, []
+    reasons = []
+    for target in workspace.settings.targets:
+        if warmup_due(workspace, target):
+            run_key = digest("warmup", target.name, base_digest(workspace, target), sorted(digests))
+            requests.append(
+                dg.RunRequest(run_key=run_key, asset_selection=[warmup_key_of(target)], tags={STAGE_TAG: "warmup"})
+            )
+            continue
+        waiting = waits_for_pool(workspace, target)
+        if waiting:
+            reasons.append(waiting)
+            continue
+        key = step_gradients_key(target)
+        due = signals_due(workspace, target)
+        due += [s for s in without_event(instance, key, digests) if s not in due]
+        folder = step_gradients_dir(workspace, target) or ""
+        for shards in contiguous_ranges(due, keys, longest):
+            # Parts count as state, so that a killed run is asked for again once it has measured something.
+            recorded = [workspace.warehouse.names(folder), workspace.warehouse.documents(f"{folder}/shards")]
+            run_key = digest("signals", target.name, checkpoint_digest(workspace, target), shards, recorded)
+            requests.append(_request("signals", [key], shards, run_key))
+    return requests, reasons
+
+
+def _stored(workspace: Workspace, shards: Sequence[str]) -> list[dict[str, str]]:
+    return [workspace.warehouse.table_metadata(f"corpus/raw_corpus/{shard}.parquet") for shard in shards]
+
+
+def _request(stage: str, selection: list[dg.AssetKey], shards: Sequence[str], run_key: str) -> dg.RunRequest:
+    return dg.RunRequest(run_key=run_key, asset_selection=selection, tags={STAGE_TAG: stage, **range_tags(shards)})
+
+
+def _release_sensor(workspace: Workspace) -> dg.SensorDefinition:
+    subsets = workspace.settings.subsets
+
+    @dg.sensor(
+        name="releases",
+        target=dg.AssetSelection.assets(*(release_asset_key(subset) for subset in subsets)),
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Releases every subset whose content differs from its last release (policy: on_change).",
+    )
+    def releases(workspace: dg.ResourceParam[Workspace]) -> dg.SensorResult:
+        requests, partitions = [], []
+        for subset in subsets:
+            if subset_due(workspace, subset):
+                continue
+            number = next_release(workspace, subset)
+            latest = latest_release(workspace, subset)
+            if latest is None or latest.number != number:
+                key = release_key(subset.name, number)
+                partitions.append(release_partitions(subset.name).build_add_request([key]))
+                requests.append(
+                    dg.RunRequest(run_key=key, asset_selection=[release_asset_key(subset)], partition_key=key)
+                )
+        return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=partitions)
+
+    return releases

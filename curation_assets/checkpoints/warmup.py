@@ -1,0 +1,117 @@
+"""The warm-up checkpoint of GRACE: LoRA on a random share of the pool, trained once and then frozen."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.corpus.ingest import corpus_rows, pool_rows
+from curation_assets.fingerprints import WARMUP_ROLE, warmup_key
+from curation_assets.progress import track
+from curation_assets.samples import samples_of
+from curation_assets.settings import Target, Warmup
+from curation_assets.shares import ceil_share
+from curation_assets.workspace import Workspace
+from resources.digests import digest
+from resources.trainer import LoraRecipe, train_lora
+
+
+class WarmupError(RuntimeError):
+    """A warm-up checkpoint cannot be trained."""
+
+
+@dataclass(frozen=True)
+class WarmupCheckpoint:
+    """A trained warm-up checkpoint: the adapter's folder in the warehouse and what is known of it."""
+
+    folder: str
+    record: dict[str, Any]
+
+
+def warmup_checkpoint(workspace: Workspace, target: Target) -> WarmupCheckpoint | None:
+    """The warm-up that the target's configuration names, if it has been trained."""
+    folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target))
+    record = workspace.warehouse.read_json(f"{folder}/checkpoint.json")
+    return None if record is None else WarmupCheckpoint(folder, record)
+
+
+def draw_samples(sample_ids: pl.Series, fraction: float, seed: int) -> list[str]:
+    """A random share of the pool, the same whatever the order of rows: lowest seeded hashes first."""
+    count = ceil_share(Fraction(str(fraction)), len(sample_ids))
+    ranked = sorted(sample_ids.to_list(), key=lambda sample_id: digest("warmup", seed, sample_id))
+    return sorted(ranked[:count])
+
+
+def train_warmup(workspace: Workspace, target: Target) -> WarmupCheckpoint:
+    """Train the target's warm-up on its share of the pool, or give the one that is there.
+
+    Raises:
+        WarmupError: the pool is smaller than the warm-up's `min_pool`.
+    """
+    if target.warmup == "none":
+        raise WarmupError(f"target {target.name} has warmup: none, so there is nothing to train")
+    known = warmup_checkpoint(workspace, target)
+    if known is not None:
+        return known
+    rows = pool_rows(workspace)
+    if len(rows) < target.warmup.min_pool:
+        raise WarmupError(
+            f"the pool holds {len(rows)} samples, the warm-up of target {target.name} waits for "
+            f"{target.warmup.min_pool}: add traces, or lower targets.warmup.min_pool in curation.yaml"
+        )
+    chosen = draw_samples(rows["sample_id"], target.warmup.fraction, target.warmup.seed)
+    training = corpus_rows(workspace, chosen)
+    folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target))
+
+    def fill(place: Path) -> None:
+        _train(workspace, target, training, place)
+
+    workspace.warehouse.create_folder(folder, fill)
+    trained = warmup_checkpoint(workspace, target)
+    if trained is None:
+        raise WarmupError(f"{folder} has no checkpoint.json: remove the folder and train again")
+    return trained
+
+
+def _train(workspace: Workspace, target: Target, training: pl.DataFrame, place: Path) -> None:
+    warmup = target.warmup
+    assert isinstance(warmup, Warmup)
+    recipe = LoraRecipe(
+        rank=warmup.lora_rank,
+        alpha=warmup.lora_alpha,
+        learning_rate=warmup.learning_rate,
+        epochs=warmup.epochs,
+        warmup_ratio=warmup.warmup_ratio,
+        batch_size=warmup.batch_size,
+        seed=warmup.seed,
+    )
+    steps = -(-len(training) // warmup.batch_size) * warmup.epochs
+    with track(f"{target.name}: warm-up", steps) as advance:
+        record = train_lora(
+            workspace.model_folder(target),
+            samples_of(training),
+            place,
+            recipe,
+            template=target.template,
+            max_length=target.max_length,
+            device=workspace.settings.engine.device,
+            dtype=target.dtype,
+            trust_remote_code=target.trust_remote_code,
+            progress=advance,
+        )
+    training.select("sample_id").write_parquet(place / "trained_on.parquet")
+    document = {
+        "samples": len(training),
+        "steps": record.steps,
+        "tokens": record.tokens,
+        "losses": record.losses,
+        "recipe": recipe.__dict__,
+        "base": target.model,
+    }
+    (place / "checkpoint.json").write_text(json.dumps(document, indent=1, sort_keys=True))

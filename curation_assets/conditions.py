@@ -1,0 +1,15 @@
+"""The automation condition of the cheap assets: everything after the signals."""
+
+import dagster as dg
+
+FOLLOW_UPSTREAM = (
+    (
+        dg.AutomationCondition.newly_missing()
+        | dg.AutomationCondition.any_deps_updated()
+        | dg.AutomationCondition.code_version_changed()
+    ).since_last_handled()
+    & ~dg.AutomationCondition.any_deps_missing()
+    & ~dg.AutomationCondition.any_deps_in_progress()
+    & ~dg.AutomationCondition.in_progress()
+).with_label("follow upstream")
+"""Made anew when an input, the code or the parameters changed and every input is there and at rest."""

@@ -1,0 +1,163 @@
+"""Reading curation.yaml: where a mistake is, what is wrong with it, and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from curation_assets.settings import LocatedError, Settings
+
+CONFIG_VARIABLE = "CURATION_CONFIG"
+DEFAULT_CONFIG = "curation.yaml"
+
+
+class ConfigError(ValueError):
+    """curation.yaml cannot be used; the message names file, line, key and mend, one line a mistake."""
+
+
+def config_path(given: Path | None = None) -> Path:
+    """The configuration file: the given one, else what CURATION_CONFIG names, else ./curation.yaml.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    path = given or Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_CONFIG))
+    path = path.expanduser().absolute()
+    if not path.is_file():
+        raise ConfigError(
+            f"{path}: there is no such file; write one with `curate init FOLDER`, name it with --config, "
+            f"or set {CONFIG_VARIABLE}"
+        )
+    return path
+
+
+def load_settings(path: Path) -> Settings:
+    """Read and validate a configuration file.
+
+    Raises:
+        ConfigError: the file is not YAML, or not a valid configuration.
+    """
+    return parse_settings(path.read_bytes(), path)
+
+
+def parse_settings(data: bytes, path: Path) -> Settings:
+    """Validate the bytes of a configuration file; `path` is for messages."""
+    try:
+        document = YAML(typ="rt").load(data)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark is not None else 1
+        raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}:1: not valid YAML: {error}") from error
+    if not isinstance(document, Mapping):
+        raise ConfigError(f"{path}:1: must be a mapping with the keys {', '.join(Settings.model_fields)}")
+    try:
+        return Settings.model_validate(_plain(document))
+    except ValidationError as error:
+        mistakes = [dict(item) for item in error.errors()]
+        # Of a union of a word and a section, a mapping was meant as the section.
+        relevant = [m for m in mistakes if not (m["type"] == "literal_error" and isinstance(m["input"], dict))]
+        messages = [_message(path, document, item) for item in relevant or mistakes]
+        raise ConfigError("\n".join(dict.fromkeys(messages))) from error
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of curation.yaml, for editors."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$comment": "Generated from curation_assets/settings.py by `curate schema`.",
+        **Settings.model_json_schema(),
+    }
+
+
+def _plain(node: Any) -> Any:
+    """The document as plain Python values, so that pydantic sees no YAML types."""
+    if isinstance(node, Mapping):
+        return {str(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _message(path: Path, document: Any, error: dict[str, Any]) -> str:
+    """One mistake as `file:line: key: what is wrong; the mend`."""
+    location = [part for part in error["loc"] if isinstance(part, int) or "[" not in part]
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, LocatedError):
+        location += cause.location
+    keys, line = _locate(document, location)
+    name = ".".join(str(key) for key in keys) or "curation.yaml"
+    return f"{path}:{line}: {name}: {_reason(error, keys)}"
+
+
+def _locate(document: Any, location: Sequence[int | str]) -> tuple[list[int | str], int]:
+    """The part of the location that exists in the document, and its line (from 1).
+
+    Pydantic puts names of union members into the location; those that are no keys are skipped. The last
+    part is kept even if absent: it is a missing key.
+    """
+    keys: list[int | str] = []
+    node = document
+    line = 1
+    for position, part in enumerate(location):
+        last = position == len(location) - 1
+        if isinstance(node, Mapping) and part in node:
+            line = node.lc.key(part)[0] + 1 if hasattr(node, "lc") else line
+            node = node[part]
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+            line = node.lc.item(part)[0] + 1 if hasattr(node, "lc") else line
+            node = node[part]
+        elif not (last and isinstance(node, Mapping)):
+            continue
+        keys.append(part)
+    return keys, line
+
+
+def _reason(error: dict[str, Any], keys: Sequence[int | str]) -> str:
+    kind, message = error["type"], str(error["msg"])
+    if kind == "extra_forbidden":
+        known = _known_keys(keys[:-1])
+        close = difflib.get_close_matches(str(keys[-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys are {', '.join(known)}"
+        return f"unknown key; {hint}"
+    if kind == "missing":
+        return "this key is missing; add it"
+    if kind == "value_error":
+        return message.removeprefix("Value error, ")
+    given = error.get("input")
+    shown = f" (found {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
+    return f"{message[0].lower()}{message[1:]}{shown}"
+
+
+def _known_keys(keys: Sequence[int | str]) -> list[str]:
+    """Keys that the schema allows at a place of the document."""
+    annotation: Any = Settings
+    for key in keys:
+        model = _model(annotation)
+        if isinstance(key, int):
+            annotation = next(iter(get_args(annotation)), annotation)
+        elif model is not None and key in model.model_fields:
+            annotation = model.model_fields[key].annotation
+    model = _model(annotation)
+    return list(model.model_fields) if model is not None else []
+
+
+def _model(annotation: Any) -> type[BaseModel] | None:
+    """The section's class behind an annotation, looking into unions and lists."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType, list):
+        return next((model for argument in get_args(annotation) if (model := _model(argument))), None)
+    return None

@@ -1,0 +1,99 @@
+"""Assets of the corpus stage: the observed landing files, and what reading them gave."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from curation_assets import tables
+from curation_assets.asset_metadata import OWNERS, column_schema, markdown_table
+from curation_assets.corpus.ingest import ingest_shard
+from curation_assets.corpus.reading import account
+from curation_assets.fingerprints import CORPUS_VERSION
+from curation_assets.partitions import SHARDS
+from curation_assets.progress import track
+from curation_assets.workspace import Workspace
+
+RAW_CORPUS_KEY = dg.AssetKey("raw_corpus")
+REJECTED_ROWS_KEY = dg.AssetKey("rejected_rows")
+LANDING_KEY = dg.AssetKey("landing_files")
+
+
+@dg.observable_source_asset(
+    key=LANDING_KEY,
+    group_name="corpus",
+    partitions_def=SHARDS,
+    description="The files of the landing area; a file's hash is its version.",
+    tags={"layer": "source"},
+)
+def landing_files(workspace: dg.ResourceParam[Workspace]) -> dg.DataVersionsByPartition:
+    """Report the content hash of every landing file."""
+    digests = workspace.landing.digests(workspace.landing.settled(wait=False))
+    return dg.DataVersionsByPartition(digests)
+
+
+@dg.multi_asset(
+    specs=[
+        dg.AssetSpec(
+            key,
+            deps=[LANDING_KEY],
+            group_name="corpus",
+            description=table.meaning,
+            metadata=column_schema(table),
+            owners=OWNERS,
+            kinds={"polars", "parquet"},
+            code_version=str(CORPUS_VERSION),
+        )
+        for key, table in ((RAW_CORPUS_KEY, tables.RAW_CORPUS), (REJECTED_ROWS_KEY, tables.REJECTED_ROWS))
+    ],
+    partitions_def=SHARDS,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    check_specs=[
+        dg.AssetCheckSpec("rows_accounted_for", asset=RAW_CORPUS_KEY, blocking=True),
+        dg.AssetCheckSpec("files_readable", asset=RAW_CORPUS_KEY),
+    ],
+)
+def corpus(
+    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
+) -> Iterator[dg.MaterializeResult[Any]]:
+    """Read landing files into samples and rejected rows; nothing that arrives disappears."""
+    unaccounted: list[str] = []
+    unreadable: list[tuple[str, str]] = []
+    with track("reading shards", len(context.partition_keys)) as advance:
+        for shard in context.partition_keys:
+            ingested = ingest_shard(workspace, shard)
+            rows = ingested.rows
+            if not account(rows).balanced:
+                unaccounted.append(shard)
+            if rows.file_problem:
+                unreadable.append((shard, rows.file_problem))
+            shared = {"fingerprint": ingested.fingerprint, "content_digest": ingested.content_digest}
+            accepted = shared | {
+                "dagster/partition_row_count": len(rows.accepted),
+                "rows_in": rows.rows_in,
+                "format": rows.format,
+            }
+            rejected = shared | {"dagster/partition_row_count": len(rows.rejected)}
+            if len(rows.rejected):
+                reasons = rows.rejected.group_by("reason").len().sort("reason").iter_rows()
+                rejected["reasons"] = markdown_table(("reason", "rows"), reasons)
+            context.add_asset_metadata(accepted, asset_key=RAW_CORPUS_KEY, partition_key=shard)
+            context.add_asset_metadata(rejected, asset_key=REJECTED_ROWS_KEY, partition_key=shard)
+            advance(1)
+    yield dg.MaterializeResult(
+        asset_key=RAW_CORPUS_KEY,
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="rows_accounted_for",
+                passed=not unaccounted,
+                metadata={"shards": len(context.partition_keys), "not_accounted_for": unaccounted},
+            ),
+            dg.AssetCheckResult(
+                check_name="files_readable",
+                passed=not unreadable,
+                severity=dg.AssetCheckSeverity.WARN,
+                metadata={"problems": markdown_table(("shard", "problem and mend"), unreadable)},
+            ),
+        ],
+    )
+    yield dg.MaterializeResult(asset_key=REJECTED_ROWS_KEY)

@@ -1,0 +1,76 @@
+"""Bringing one shard into the warehouse, and which shards and samples are there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.corpus.pool import resolve_duplicates
+from curation_assets.corpus.reading import ShardRows, read_shard
+from curation_assets.fingerprints import corpus_fingerprint
+from curation_assets.workspace import Workspace
+from resources.landing import file_name
+
+READ_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class IngestedShard:
+    """What reading one shard gave, with the fingerprint of its `raw_corpus`."""
+
+    rows: ShardRows
+    fingerprint: str
+    content_digest: str
+
+
+def ingest_shard(workspace: Workspace, shard: str) -> IngestedShard:
+    """Write the shard's `raw_corpus` and `rejected_rows`.
+
+    A file that changes while it is read is read again; the digest kept is that of the bytes that were read.
+    """
+    path = workspace.landing.path(shard)
+    for _attempt in range(READ_ATTEMPTS):
+        before = workspace.cache.file_digest(path)
+        rows = read_shard(path, shard, file_name(shard), workspace.settings.corpus)
+        if workspace.cache.file_digest(path) == before:
+            break
+    workspace.cache.save()
+    fingerprint = corpus_fingerprint(workspace, before)
+    metadata = {
+        "fingerprint": fingerprint,
+        "content_digest": before,
+        "path": file_name(shard),
+        "format": rows.format,
+        "rows_in": str(rows.rows_in),
+        "rows": str(len(rows.accepted)),
+        "rejected": str(len(rows.rejected)),
+        "file_problem": rows.file_problem or "",
+    }
+    workspace.warehouse.write_table(f"{tables.rejected_rows_dir()}/{shard}.parquet", rows.rejected, metadata)
+    # Written last: its fingerprint says that the rejected rows are there too.
+    workspace.warehouse.write_table(f"{tables.raw_corpus_dir()}/{shard}.parquet", rows.accepted, metadata)
+    return IngestedShard(rows, fingerprint, before)
+
+
+def present_shards(workspace: Workspace) -> list[str]:
+    """Shards that have been read and whose file still lies in the landing area."""
+    landed = {file.shard for file in workspace.landing.files()}
+    return [shard for shard in workspace.warehouse.names(tables.raw_corpus_dir()) if shard in landed]
+
+
+def pool_rows(workspace: Workspace) -> pl.DataFrame:
+    """The pool: sample_id and place of every sample that is present, exact duplicates resolved."""
+    scan = workspace.warehouse.scan(tables.raw_corpus_dir(), present_shards(workspace))
+    place = ["sample_id", "shard", "row", "candidate"]
+    frame = tables.RAW_CORPUS.empty().lazy() if scan is None else scan
+    return resolve_duplicates(frame.select(place).collect())[0]
+
+
+def corpus_rows(workspace: Workspace, sample_ids: list[str]) -> pl.DataFrame:
+    """The rows of `raw_corpus` of these samples, one each, in order of sample_id."""
+    scan = workspace.warehouse.scan(tables.raw_corpus_dir())
+    frame = tables.RAW_CORPUS.empty().lazy() if scan is None else scan
+    wanted = pl.LazyFrame({"sample_id": sample_ids}, schema={"sample_id": pl.String})
+    return resolve_duplicates(frame.join(wanted, on="sample_id", how="semi").collect())[0].sort("sample_id")

@@ -1,0 +1,38 @@
+"""Everything that Dagster loads. Targets, subsets and their assets come from curation.yaml."""
+
+import dagster as dg
+
+from curation_assets.automation import sensors
+from curation_assets.checkpoints.assets import checkpoint_assets
+from curation_assets.corpus.assets import corpus, landing_files
+from curation_assets.releases.assets import release_asset
+from curation_assets.scores.assets import score_assets
+from curation_assets.signals.assets import signal_assets
+from curation_assets.steps.assets import segmented_steps
+from curation_assets.subsets.assets import subset_asset
+from curation_assets.workspace import Workspace
+
+
+def build_definitions(workspace: Workspace) -> dg.Definitions:
+    """The definitions of one configuration."""
+    settings = workspace.settings
+    assets: list[dg.AssetsDefinition | dg.SourceAsset] = [landing_files, corpus, segmented_steps]
+    for target in settings.targets:
+        assets += checkpoint_assets(target)
+        assets += signal_assets(target)
+        assets += score_assets(workspace, target)
+    for subset in settings.subsets:
+        assets += [subset_asset(workspace, subset), release_asset(subset)]
+    return dg.Definitions(
+        assets=assets,
+        sensors=sensors(workspace),
+        resources={"workspace": workspace},
+        # One process a run: a model is loaded once for the whole range of shards.
+        executor=dg.in_process_executor,
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """What `dagster dev` loads: the configuration that CURATION_CONFIG names."""
+    return build_definitions(Workspace.load())

@@ -1,0 +1,126 @@
+"""What is due: wanted fingerprints against what the stored tables say.
+
+Level-triggered: nothing here remembers events, so no update can be lost and no failure loops by itself.
+The scoring sensor asks for the part up to the signals, `curate run` for all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from curation_assets import tables
+from curation_assets.checkpoints.warmup import warmup_checkpoint
+from curation_assets.corpus.ingest import pool_rows, present_shards
+from curation_assets.fingerprints import (
+    corpus_fingerprint,
+    shard_scores_fingerprint,
+    step_gradients_fingerprint,
+    steps_fingerprint,
+)
+from curation_assets.scores.manifest import build_manifest, manifest_digest
+from curation_assets.settings import Subset, Target
+from curation_assets.signals.measure import shard_record_path, step_gradients_dir
+from curation_assets.subsets.select import wanted_fingerprint
+from curation_assets.workspace import Workspace
+
+
+def corpus_due(workspace: Workspace, content_digests: Mapping[str, str]) -> list[str]:
+    """Shards whose `raw_corpus` or `segmented_steps` is missing or of other content or settings."""
+    corpus = workspace.warehouse.folder_metadata(tables.raw_corpus_dir())
+    steps = workspace.warehouse.folder_metadata(tables.segmented_steps_dir())
+    due = []
+    for shard, content in content_digests.items():
+        corpus_fp = corpus_fingerprint(workspace, content)
+        if corpus.get(shard, {}).get("fingerprint") != corpus_fp or steps.get(shard, {}).get(
+            "fingerprint"
+        ) != steps_fingerprint(workspace, corpus_fp):
+            due.append(shard)
+    return due
+
+
+def warmup_due(workspace: Workspace, target: Target) -> bool:
+    """Whether the target wants a warm-up that is not there and the pool is large enough to train it."""
+    if target.warmup == "none" or warmup_checkpoint(workspace, target) is not None:
+        return False
+    return len(pool_rows(workspace)) >= target.warmup.min_pool
+
+
+def waits_for_pool(workspace: Workspace, target: Target) -> str | None:
+    """Why a target cannot be measured yet, if its warm-up waits for more samples."""
+    if target.warmup == "none" or warmup_checkpoint(workspace, target) is not None:
+        return None
+    size = len(pool_rows(workspace))
+    if size >= target.warmup.min_pool:
+        return None
+    return (
+        f"target {target.name}: the pool holds {size} samples, its warm-up waits for "
+        f"{target.warmup.min_pool} (targets.warmup.min_pool)"
+    )
+
+
+def signals_due(workspace: Workspace, target: Target) -> list[str]:
+    """Present shards that have no record of being measured under the wanted fingerprint."""
+    folder = step_gradients_dir(workspace, target)
+    if folder is None:
+        return []
+    steps = workspace.warehouse.folder_metadata(tables.segmented_steps_dir())
+    due = []
+    for shard in present_shards(workspace):
+        record = workspace.warehouse.read_json(shard_record_path(folder, shard))
+        wanted = steps.get(shard, {}).get("fingerprint")
+        if wanted is not None and (record is None or record["steps_fingerprint"] != wanted):
+            due.append(shard)
+    return due
+
+
+def scores_due(workspace: Workspace, target: Target) -> list[str]:
+    """Measured shards whose `sample_scores` are missing or of other signals or parameters."""
+    folder = step_gradients_dir(workspace, target)
+    signal_fp = step_gradients_fingerprint(workspace, target)
+    if folder is None or signal_fp is None:
+        return []
+    stored = workspace.warehouse.folder_metadata(tables.sample_scores_dir(target.name))
+    steps = workspace.warehouse.folder_metadata(tables.segmented_steps_dir())
+    due = []
+    for shard in present_shards(workspace):
+        record = workspace.warehouse.read_json(shard_record_path(folder, shard))
+        steps_fp = steps.get(shard, {}).get("fingerprint")
+        if record is None or steps_fp is None or record["steps_fingerprint"] != steps_fp:
+            continue
+        wanted = shard_scores_fingerprint(workspace, target, signal_fp, steps_fp)
+        if stored.get(shard, {}).get("fingerprint") != wanted:
+            due.append(shard)
+    return due
+
+
+def manifest_due(workspace: Workspace, target: Target) -> bool:
+    """Whether the target's manifest says something else than the stored tables do."""
+    if not workspace.warehouse.names(tables.sample_scores_dir(target.name)):
+        return False
+    stored = workspace.warehouse.table_metadata(tables.score_manifest_path(target.name)).get("fingerprint")
+    return stored != manifest_digest(build_manifest(workspace, target))
+
+
+def subset_due(workspace: Workspace, subset: Subset) -> bool:
+    """Whether the subset was selected from other scores or with other parameters."""
+    wanted = wanted_fingerprint(workspace, subset)
+    stored = workspace.warehouse.table_metadata(tables.subset_path(subset.name)).get("fingerprint")
+    return wanted is not None and stored != wanted
+
+
+def contiguous_ranges(due: Sequence[str], keys: Sequence[str], longest: int) -> list[list[str]]:
+    """Cut due partitions into runs that are contiguous in the order of all keys, none longer than `longest`.
+
+    A ranged Dagster run covers all keys between its ends, so a gap starts another run.
+    """
+    wanted = set(due)
+    ranges: list[list[str]] = []
+    previous_due = False
+    for key in keys:
+        if key in wanted:
+            if previous_due and len(ranges[-1]) < longest:
+                ranges[-1].append(key)
+            else:
+                ranges.append([key])
+        previous_due = key in wanted
+    return ranges

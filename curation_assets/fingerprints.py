@@ -1,0 +1,97 @@
+"""What each measurement and table depends on, as one hash: change any of it and it is made again, nothing else.
+
+Device, batch size, attention implementation and library versions are recorded with results, not hashed.
+"""
+
+from __future__ import annotations
+
+from curation_assets import tables
+from curation_assets.settings import Score, Target
+from curation_assets.workspace import Workspace
+from resources.digests import digest
+from resources.model_files import adapter_digest, tokenizer_digest, weights_digest
+
+# Raise a version when its stage's output changes for the same input: that stage, and all that rests on
+# it, is then made again.
+CORPUS_VERSION = 1
+SEGMENTATION_VERSION = 1
+STEP_GRADIENTS_VERSION = 1
+SCORES_VERSION = 1
+
+WARMUP_ROLE = "warmup"
+BASE_ROLE = "base"
+
+
+def corpus_fingerprint(workspace: Workspace, content_digest: str) -> str:
+    """Of one shard's `raw_corpus`: the file's bytes and how they are read."""
+    corpus = workspace.settings.corpus
+    reading = [corpus.format, corpus.columns.model_dump(mode="json"), corpus.max_row_bytes]
+    return digest("raw_corpus", CORPUS_VERSION, content_digest, reading)
+
+
+def segmentation_key(workspace: Workspace) -> str:
+    """Of the way in which responses are cut."""
+    settings = workspace.settings.corpus.segmentation.model_dump(mode="json")
+    return digest("segmentation", SEGMENTATION_VERSION, settings)
+
+
+def steps_fingerprint(workspace: Workspace, corpus_fp: str) -> str:
+    """Of one shard's `segmented_steps`."""
+    return digest("segmented_steps", corpus_fp, segmentation_key(workspace))
+
+
+def base_digest(workspace: Workspace, target: Target, download: bool = True) -> str:
+    """Of a target's base model: weights and what they compute."""
+    return weights_digest(workspace.model_folder(target, download), workspace.cache)
+
+
+def warmup_key(workspace: Workspace, target: Target) -> str:
+    """Of the warm-up that a target wants: base model and recipe, not the samples, which are frozen with it."""
+    if target.warmup == "none":
+        return "none"
+    recipe = target.warmup.model_dump(mode="json", exclude={"min_pool"})
+    encoding = [target.template, target.max_length, target.dtype]
+    tokenizer = tokenizer_digest(workspace.model_folder(target), workspace.cache)
+    return digest("warmup", base_digest(workspace, target), tokenizer, recipe, encoding)
+
+
+def checkpoint_digest(workspace: Workspace, target: Target) -> str | None:
+    """Of the weights that a target measures at; None while its warm-up has not been trained."""
+    base = base_digest(workspace, target)
+    if target.warmup == "none":
+        return base
+    folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target))
+    if workspace.warehouse.read_json(f"{folder}/checkpoint.json") is None:
+        return None
+    return digest("merged", base, adapter_digest(workspace.warehouse.path(folder), workspace.cache))
+
+
+def step_gradients_fingerprint(workspace: Workspace, target: Target) -> str | None:
+    """Of a target's `step_gradients`; None while its warm-up has not been trained."""
+    weights = checkpoint_digest(workspace, target)
+    if weights is None:
+        return None
+    return digest(
+        "step_gradients",
+        STEP_GRADIENTS_VERSION,
+        weights,
+        tokenizer_digest(workspace.model_folder(target), workspace.cache),
+        [target.template, target.max_length, target.dtype, "bias"],
+        segmentation_key(workspace),
+    )
+
+
+def score_parameters(score: Score) -> list[object]:
+    """What a named score's numbers depend on beside the signal (eligibility is the selector's business)."""
+    return [score.name, score.model_dump(mode="json", include={"method", "alpha", "history"})]
+
+
+def scores_key(workspace: Workspace, target: Target) -> str:
+    """Of the parameters of all of a target's scores."""
+    parameters = [score_parameters(score) for score in workspace.settings.scores_of(target.name)]
+    return digest("scores", SCORES_VERSION, parameters)
+
+
+def shard_scores_fingerprint(workspace: Workspace, target: Target, signal_fp: str, steps_fp: str) -> str:
+    """Of one shard's `step_scores` and `sample_scores`."""
+    return digest("shard_scores", signal_fp, steps_fp, scores_key(workspace, target))

@@ -1,0 +1,35 @@
+"""The Dagster instance that runs, events and partitions are kept in: one for `curate` and the UI."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import dagster as dg
+
+from curation_assets.workspace import Workspace
+
+HOME_VARIABLE = "DAGSTER_HOME"
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def dagster_home(workspace: Workspace) -> Path:
+    """DAGSTER_HOME, else the folder `.dagster` beside the configuration file."""
+    named = os.environ.get(HOME_VARIABLE)
+    return Path(named).expanduser().absolute() if named else workspace.folder / ".dagster"
+
+
+def open_instance(workspace: Workspace) -> dg.DagsterInstance:
+    """Open the instance, making its folder with our dagster.yaml on first use.
+
+    DAGSTER_HOME is set for this process and those that it starts. The folder is made here, by one
+    process: two that make a fresh SQLite home at once crash.
+    """
+    home = dagster_home(workspace)
+    home.mkdir(parents=True, exist_ok=True)
+    config = home / "dagster.yaml"
+    if not config.exists():
+        shutil.copyfile(TEMPLATES / "dagster.yaml", config)
+    os.environ[HOME_VARIABLE] = str(home)
+    return dg.DagsterInstance.from_config(str(home))

@@ -1,0 +1,214 @@
+"""The main job: the whole path in one process, without the UI, on the same instance and with the same assets.
+
+It does what sensors and automation conditions do, stage by stage: registers files, then materializes what
+is due (`curation_assets.due`) in contiguous ranges. A second call with nothing due touches no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import dagster as dg
+
+from curation_assets import due
+from curation_assets.automation import (
+    CORPUS_KEYS,
+    DATA_VERSION_TAG,
+    STAGE_TAG,
+    observation,
+    range_tags,
+    without_event,
+)
+from curation_assets.checkpoints.assets import base_model_key, warmup_key_of
+from curation_assets.corpus.assets import LANDING_KEY, RAW_CORPUS_KEY
+from curation_assets.definitions import build_definitions
+from curation_assets.fingerprints import base_digest
+from curation_assets.partitions import SHARDS, release_key, release_partitions
+from curation_assets.releases.assets import release_asset_key
+from curation_assets.releases.build import Release, latest_release, next_release, read_release
+from curation_assets.scores.assets import sample_scores_key, score_manifest_key, step_scores_key
+from curation_assets.settings import Subset, Target
+from curation_assets.signals.assets import step_gradients_key
+from curation_assets.signals.measure import shard_record_path, step_gradients_dir
+from curation_assets.subsets.assets import subset_key
+from curation_assets.workspace import Workspace
+
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@dataclass
+class RunSummary:
+    """What one call of the main job did.
+
+    Attributes:
+        new_shards: files that became partitions.
+        read: shards that were read and segmented.
+        measured: samples measured, by target.
+        tokens_measured: tokens run through models to measure signals.
+        scored: shards scored, by target.
+        subsets: subsets that were selected anew.
+        releases: releases that were made.
+        waiting: why something could not be done yet.
+    """
+
+    new_shards: int = 0
+    read: int = 0
+    measured: dict[str, int] = field(default_factory=dict)
+    tokens_measured: int = 0
+    scored: dict[str, int] = field(default_factory=dict)
+    subsets: list[str] = field(default_factory=list)
+    releases: list[str] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
+
+
+class MainJob:
+    """Runs the assets of a workspace in this process.
+
+    Args:
+        workspace: the configuration.
+        instance: where runs, events and partitions are kept.
+        announce: called with a line before each run of assets.
+    """
+
+    def __init__(
+        self, workspace: Workspace, instance: dg.DagsterInstance, announce: Callable[[str], None] | None = None
+    ) -> None:
+        self.workspace = workspace
+        self.instance = instance
+        self._announce = announce or (lambda _line: None)
+        self._job = build_definitions(workspace).resolve_implicit_global_asset_job_def()
+
+    def run(self) -> RunSummary:
+        """Do everything that is due, up to the subsets (and releases, if the policy says so)."""
+        summary = RunSummary()
+        self._check_models()
+        shards = self._register(summary)
+        self._read(shards, summary)
+        for target in self.workspace.settings.targets:
+            self._measure(target, summary)
+            self._score(target, summary)
+        for subset in self.workspace.settings.subsets:
+            self._select(subset, summary)
+        return summary
+
+    def release(self, subset: Subset) -> tuple[Release, bool]:
+        """Release the current subset; gives the release, and whether it is new."""
+        latest = latest_release(self.workspace, subset)
+        number = next_release(self.workspace, subset)
+        key = release_key(subset.name, number)
+        asset = release_asset_key(subset)
+        if (
+            latest is not None
+            and latest.number == number
+            and not without_event(self.instance, asset, [key])
+        ):
+            return latest, False
+        self.instance.add_dynamic_partitions(str(release_partitions(subset.name).name), [key])
+        self._execute(f"releasing {key}", "release", [asset], partition=key)
+        return read_release(self.workspace, subset, number), latest is None or latest.number != number
+
+    def _check_models(self) -> None:
+        """Refuse unusable models before any work, and report the base models' versions."""
+        for target in self.workspace.settings.targets:
+            version = base_digest(self.workspace, target)
+            self._observe(observation(base_model_key(target), version))
+
+    def _register(self, summary: RunSummary) -> list[str]:
+        """Make partitions of new files and report the versions of all; gives the settled shards in order."""
+        files = self.workspace.landing.settled()
+        digests = self.workspace.landing.digests(files)
+        name = str(SHARDS.name)
+        known = set(self.instance.get_dynamic_partitions(name))
+        new = [shard for shard in digests if shard not in known]
+        if new:
+            self.instance.add_dynamic_partitions(name, new)
+        for shard in due.corpus_due(self.workspace, digests):
+            self._observe(observation(LANDING_KEY, digests[shard], shard))
+        summary.new_shards = len(new)
+        return list(digests)
+
+    def _observe(self, event: dg.AssetObservation) -> None:
+        """Report an observation, unless the same version was the last one reported."""
+        if event.partition is None:
+            last = self.instance.get_latest_data_version_record(event.asset_key)
+            tags = {} if last is None or last.asset_observation is None else last.asset_observation.tags
+            if tags.get(DATA_VERSION_TAG) == event.tags.get(DATA_VERSION_TAG):
+                return
+        self.instance.report_runless_asset_event(event)
+
+    def _read(self, shards: Sequence[str], summary: RunSummary) -> None:
+        digests = self.workspace.landing.digests(
+            file for file in self.workspace.landing.files() if file.shard in set(shards)
+        )
+        wanted = due.corpus_due(self.workspace, digests)
+        wanted += [s for s in without_event(self.instance, RAW_CORPUS_KEY, digests) if s not in wanted]
+        for part in self._ranges(wanted):
+            self._execute(f"reading {len(part)} shards", "corpus", CORPUS_KEYS, shards=part)
+        summary.read = len(wanted)
+
+    def _measure(self, target: Target, summary: RunSummary) -> None:
+        if due.warmup_due(self.workspace, target):
+            self._execute(f"{target.name}: training the warm-up", "warmup", [warmup_key_of(target)])
+        waiting = due.waits_for_pool(self.workspace, target)
+        if waiting:
+            summary.waiting.append(waiting)
+            return
+        key = step_gradients_key(target)
+        wanted = due.signals_due(self.workspace, target)
+        present = due.present_shards(self.workspace)
+        wanted += [s for s in without_event(self.instance, key, present) if s not in wanted]
+        for part in self._ranges(wanted):
+            self._execute(f"{target.name}: measuring {len(part)} shards", "signals", [key], shards=part)
+        folder = step_gradients_dir(self.workspace, target)
+        records = [self.workspace.warehouse.read_json(shard_record_path(str(folder), shard)) for shard in wanted]
+        summary.measured[target.name] = sum(record["measured"] for record in records)
+        summary.tokens_measured += sum(record["tokens_measured"] for record in records)
+
+    def _score(self, target: Target, summary: RunSummary) -> None:
+        keys = [step_scores_key(target), sample_scores_key(target)]
+        wanted = due.scores_due(self.workspace, target)
+        measured = [s for s in due.present_shards(self.workspace) if s not in due.signals_due(self.workspace, target)]
+        if due.waits_for_pool(self.workspace, target) is None:
+            wanted += [s for s in without_event(self.instance, keys[1], measured) if s not in wanted]
+        for part in self._ranges(wanted):
+            self._execute(f"{target.name}: scoring {len(part)} shards", "scores", keys, shards=part)
+        summary.scored[target.name] = len(wanted)
+        key = score_manifest_key(target)
+        if due.manifest_due(self.workspace, target):
+            self._execute(f"{target.name}: manifest of scores", "manifest", [key])
+
+    def _select(self, subset: Subset, summary: RunSummary) -> None:
+        if due.subset_due(self.workspace, subset):
+            self._execute(f"selecting {subset.name}", "subset", [subset_key(subset)])
+            summary.subsets.append(subset.name)
+        made = self.workspace.warehouse.path(f"subsets/{subset.name}.parquet").exists()
+        if made and self.workspace.settings.releases.policy == "on_change":
+            release, new = self.release(subset)
+            if new:
+                summary.releases.append(release_key(subset.name, release.number))
+
+    def _ranges(self, shards: Sequence[str]) -> list[list[str]]:
+        keys = self.instance.get_dynamic_partitions(str(SHARDS.name))
+        return due.contiguous_ranges(shards, list(keys), self.workspace.settings.engine.shards_per_run)
+
+    def _execute(
+        self,
+        line: str,
+        stage: str,
+        selection: Sequence[dg.AssetKey],
+        *,
+        shards: Sequence[str] = (),
+        partition: str | None = None,
+    ) -> None:
+        """Materialize assets in process; errors of the stage come out as they are."""
+        self._announce(line)
+        tags = {STAGE_TAG: stage, "curation/config": self.workspace.config_digest}
+        self._job.execute_in_process(
+            run_config=QUIET,
+            instance=self.instance,
+            asset_selection=list(selection),
+            partition_key=partition,
+            tags=tags | (range_tags(shards) if shards else {}),
+            raise_on_error=True,
+        )

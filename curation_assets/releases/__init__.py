@@ -1,0 +1,1 @@
+"""Releases: immutable, versioned, traceable copies of subsets."""

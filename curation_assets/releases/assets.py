@@ -1,0 +1,67 @@
+"""Assets of the releases stage: one for every subset, one partition a release."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from curation_assets.asset_metadata import OWNERS, facts_table, markdown_table
+from curation_assets.partitions import release_partitions
+from curation_assets.releases.build import Release, broken_files, make_release
+from curation_assets.settings import Subset
+from curation_assets.subsets.assets import subset_key
+from curation_assets.workspace import Workspace
+
+
+def release_asset_key(subset: Subset) -> dg.AssetKey:
+    """The releases of a subset."""
+    return dg.AssetKey(["releases", subset.name])
+
+
+def release_asset(subset: Subset) -> dg.AssetsDefinition:
+    """The asset of one subset's releases."""
+
+    @dg.asset(
+        key=release_asset_key(subset),
+        deps=[subset_key(subset)],
+        group_name="releases",
+        description=f"Immutable versions of {subset.name}; made by `curate release {subset.name}`.",
+        owners=OWNERS,
+        kinds={"parquet", "json"},
+        partitions_def=release_partitions(subset.name),
+        check_specs=[dg.AssetCheckSpec("checksums", asset=release_asset_key(subset))],
+    )
+    def release(
+        context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
+    ) -> Iterator[dg.MaterializeResult[Any]]:
+        number = int(context.partition_key.rsplit("@", 1)[1])
+        made = make_release(workspace, subset, number, context.run_id)
+        broken = broken_files(made)
+        yield dg.MaterializeResult(
+            data_version=dg.DataVersion(made.manifest["content_digest"]),
+            metadata=_metadata(made),
+            check_results=[dg.AssetCheckResult(passed=not broken, metadata={"broken_files": broken})],
+        )
+
+    return release
+
+
+def _metadata(release: Release) -> dict[str, Any]:
+    manifest = release.manifest
+    checkpoints = manifest["checkpoints"]
+    lineage = [
+        ("configuration", manifest["config"]["digest"]),
+        ("base model", checkpoints["base_model"]["digest"]),
+        ("measured at", checkpoints["measured_at"]),
+        ("signal fingerprint", checkpoints["signal_fingerprint"]),
+        ("code commit", manifest["code"]["commit"]),
+    ]
+    inputs = [(i["path"], i["rows"], i["content_digest"]) for i in manifest["inputs"] if i["present"]]
+    return {
+        "folder": dg.MetadataValue.path(str(release.folder)),
+        "dagster/partition_row_count": manifest["rows"],
+        "content_digest": manifest["content_digest"],
+        "selection": facts_table(manifest["selection"]),
+        "lineage": markdown_table(("what", "version"), lineage),
+        "inputs": markdown_table(("file", "rows", "content digest"), inputs[:50]),
+    }

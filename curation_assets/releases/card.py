@@ -1,0 +1,79 @@
+"""The dataset card of a release: its README.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from curation_assets.reports.text import escape_cell
+
+
+def dataset_card(manifest: dict[str, Any]) -> str:
+    """The card as Markdown with the YAML header that dataset hubs read.
+
+    Args:
+        manifest: the release's manifest.
+    """
+    score = manifest["parameters"]["score"]
+    target = manifest["parameters"]["target"]
+    facts = [
+        ("rows", manifest["rows"]),
+        ("prompts", manifest["prompts"]),
+        ("chosen from a pool of", manifest["selection"]["pool"]),
+        ("method", f"{score['method']} (alpha {score['alpha']}, history {score['history']})"),
+        ("measured with", target["model"]),
+        (
+            "warm-up",
+            "none: not faithful to the method" if target["warmup"] == "none" else "LoRA on a share of the pool",
+        ),
+        ("mean score, subset / pool", _pair(manifest, "mean_score_selected", "mean_score_pool")),
+        (
+            "correlation of the score with steps / tokens",
+            _pair(manifest, "correlation_with_steps", "correlation_with_tokens"),
+        ),
+        ("content digest", manifest["content_digest"]),
+    ]
+    lines = [
+        "---",
+        "configs:",
+        "- config_name: default",
+        "  data_files:",
+        "  - split: train",
+        "    path: data/train.parquet",
+        "tags:",
+        "- reasoning",
+        "- curated",
+        "---",
+        f"# {manifest['subset']}, release {manifest['number']}",
+        "",
+        "Reasoning traces selected by what they do to the gradients of the model that they are meant to train.",
+        "",
+        "| what | value |",
+        "| --- | --- |",
+        *(f"| {name} | {escape_cell(value)} |" for name, value in facts),
+        "",
+        "## Sources",
+        "",
+        "| source | rows |",
+        "| --- | --- |",
+        *(f"| {escape_cell(source)} | {rows} |" for source, rows in manifest["sources"].items()),
+        "",
+        "## Files",
+        "",
+        "- `data/train.parquet`: every column: content, rank, score, reason, shard and row of origin.",
+        "- `data/train.jsonl`: `messages` for trainers, with `sample_id`.",
+        "- `manifest.json`: inputs with hashes, checkpoint fingerprints, configuration, versions.",
+        "- `SHA256SUMS`: check with `sha256sum -c SHA256SUMS`. `provenance.json` (run, time, machine) is not in it.",
+        "",
+        "## Limits",
+        "",
+        "The score says how well each step's gradient agrees with the answer's and with the steps before. It does "
+        "not check that an answer is right, and it can grow with the number and length of steps (see the "
+        "correlations above). The data keep the licences of their sources.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _pair(manifest: dict[str, Any], left: str, right: str) -> str:
+    values = (manifest["selection"][left], manifest["selection"][right])
+    return " / ".join("–" if value is None else f"{value:.3f}" for value in values)

@@ -1,0 +1,123 @@
+"""What a release says of itself: `manifest.json` (what it is made of) and `provenance.json` (by what run)."""
+
+from __future__ import annotations
+
+import platform
+import socket
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.checkpoints.warmup import warmup_checkpoint
+from curation_assets.fingerprints import base_digest, checkpoint_digest, step_gradients_fingerprint
+from curation_assets.settings import Subset
+from curation_assets.subsets.select import Selection
+from curation_assets.workspace import Workspace
+
+SCHEMA_VERSION = 1
+PACKAGES = ("curation-assets", "dagster", "torch", "transformers", "peft", "polars", "numpy", "safetensors")
+
+
+def release_manifest(
+    workspace: Workspace,
+    subset: Subset,
+    number: int,
+    selection: Selection,
+    rows: pl.DataFrame,
+    content_digest: str,
+    files: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """The manifest of a release.
+
+    Args:
+        workspace: the configuration in force.
+        subset: what is released.
+        number: its version; the parent is the one before.
+        selection: the choice with its facts.
+        rows: the released rows.
+        content_digest: hash of the rows: equal content makes no new version.
+        files: size and SHA-256 of the data files.
+    """
+    score = workspace.settings.score(subset.score)
+    target = workspace.settings.target(score.target)
+    warmup = None if target.warmup == "none" else warmup_checkpoint(workspace, target)
+    inputs = workspace.warehouse.read_table(tables.score_manifest_path(target.name))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "subset": subset.name,
+        "number": number,
+        "parent": number - 1 or None,
+        "content_digest": content_digest,
+        "rows": len(rows),
+        "prompts": rows["prompt_id"].n_unique(),
+        "sources": dict(rows.group_by("source").len().sort("source").iter_rows()),
+        "selection": selection.facts(),
+        "score_distribution": selection.score_distribution(),
+        "parameters": {
+            "subset": subset.model_dump(mode="json"),
+            "score": score.model_dump(mode="json"),
+            "target": target.model_dump(mode="json"),
+            "faithful": target.warmup != "none",
+        },
+        "checkpoints": {
+            "base_model": {
+                "model": target.model,
+                "revision": target.revision,
+                "digest": base_digest(workspace, target),
+            },
+            "measured_at": checkpoint_digest(workspace, target),
+            "warmup": None if warmup is None else _warmup_facts(warmup.record),
+            "signal_fingerprint": step_gradients_fingerprint(workspace, target),
+        },
+        "inputs": inputs.to_dicts(),
+        "config": {"digest": workspace.config_digest, "settings": workspace.settings.model_dump(mode="json")},
+        "packages": package_versions(),
+        "code": code_version(),
+        "files": files,
+    }
+
+
+def _warmup_facts(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: record[key] for key in ("samples", "steps", "tokens", "recipe")}
+
+
+def package_versions() -> dict[str, str | None]:
+    """Installed versions of what a result can depend on; None for a package that is not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def code_version() -> dict[str, Any]:
+    """Commit of the checkout that this code runs from, and whether it had changes; empty outside one."""
+    folder = Path(__file__).parent
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        changed = bool(_git(folder, "status", "--porcelain", "--", "."))
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "changed": None}
+    return {"commit": commit, "changed": changed}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    result = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return result.stdout.strip()
+
+
+def provenance(run_id: str) -> dict[str, Any]:
+    """Who made the release, when and where: outside the checksums, since it differs for equal content."""
+    return {
+        "dagster_run_id": run_id,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": socket.gethostname(),
+        "platform": platform.platform(),
+    }

@@ -1,0 +1,65 @@
+"""Plots for the Dagster UI, as Markdown pictures with the PNG inside."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORS = ("#9aa5b1", "#2563eb", "#d97706", "#059669")
+BINS = 40
+
+
+def histogram(groups: Mapping[str, Sequence[float]], title: str, x_label: str) -> str:
+    """Overlaid histograms of one value in several groups (first one drawn as the background)."""
+    figure, axes = _figure(title)
+    values = [value for group in groups.values() for value in group]
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    for color, (name, group) in zip(COLORS, groups.items(), strict=False):
+        label = f"{name} ({len(group):,})"
+        axes.hist(list(group), bins=BINS, range=(low, max(high, low + 1e-9)), color=color, alpha=0.75, label=label)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel("samples")
+    axes.legend(frameon=False)
+    return _markdown(figure, title)
+
+
+def curve(values: Sequence[float], title: str, x_label: str, y_label: str) -> str:
+    """One curve over 1, 2, 3, ..."""
+    figure, axes = _figure(title)
+    axes.plot(range(1, len(values) + 1), list(values), color=COLORS[1], marker="o", markersize=3)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    return _markdown(figure, title)
+
+
+def scatter(x: Sequence[float], y: Sequence[float], title: str, x_label: str, y_label: str) -> str:
+    """Points, faint where there are many."""
+    figure, axes = _figure(title)
+    axes.scatter(list(x), list(y), s=8, color=COLORS[1], alpha=0.35, linewidths=0)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    return _markdown(figure, title)
+
+
+def _figure(title: str) -> tuple[Figure, Axes]:
+    # Half a second to import, and only runs that draw need it.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.2), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _markdown(figure: Figure, title: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"![{title}](data:image/png;base64,{encoded})"

@@ -1,0 +1,134 @@
+"""Assets of the scores stage, made for every target of the configuration."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.asset_metadata import OWNERS, column_schema, finite, markdown_table, row_count
+from curation_assets.conditions import FOLLOW_UPSTREAM
+from curation_assets.fingerprints import scores_key
+from curation_assets.partitions import SHARDS
+from curation_assets.progress import track
+from curation_assets.reports.plots import histogram
+from curation_assets.scores.manifest import write_manifest
+from curation_assets.scores.shard_scores import ShardScores, score_shard
+from curation_assets.settings import Target
+from curation_assets.signals.assets import step_gradients_key
+from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
+from curation_assets.workspace import Workspace
+
+MANY_WITHOUT_ANSWER = 0.2
+
+
+def step_scores_key(target: Target) -> dg.AssetKey:
+    """Scores of single steps."""
+    return dg.AssetKey([target.name, "step_scores"])
+
+
+def sample_scores_key(target: Target) -> dg.AssetKey:
+    """One row per sample, one column a named score."""
+    return dg.AssetKey([target.name, "sample_scores"])
+
+
+def score_manifest_key(target: Target) -> dg.AssetKey:
+    """What stands behind the target's scores."""
+    return dg.AssetKey([target.name, "score_manifest"])
+
+
+def score_assets(workspace: Workspace, target: Target) -> list[dg.AssetsDefinition]:
+    """step_scores and sample_scores of every shard, and the manifest over them."""
+    names = [score.name for score in workspace.settings.scores_of(target.name)]
+    step_key, sample_key = step_scores_key(target), sample_scores_key(target)
+
+    @dg.multi_asset(
+        name=f"{target.name}_scores",
+        specs=[
+            dg.AssetSpec(
+                key,
+                deps=[step_gradients_key(target), SEGMENTED_STEPS_KEY],
+                group_name=target.name,
+                description=table.meaning,
+                metadata=column_schema(table),
+                owners=OWNERS,
+                kinds={"polars", "parquet"},
+                code_version=scores_key(workspace, target),
+                automation_condition=FOLLOW_UPSTREAM,
+            )
+            for key, table in ((step_key, tables.STEP_SCORES), (sample_key, tables.SAMPLE_SCORES))
+        ],
+        partitions_def=SHARDS,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        check_specs=[
+            dg.AssetCheckSpec("finite_scores", asset=sample_key),
+            dg.AssetCheckSpec("answers_found", asset=sample_key),
+        ],
+    )
+    def scores(
+        context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
+    ) -> Iterator[dg.MaterializeResult[Any]]:
+        scored: list[ShardScores] = []
+        with track(f"{target.name}: scoring shards", len(context.partition_keys)) as advance:
+            for shard in context.partition_keys:
+                result = score_shard(workspace, target, shard)
+                scored.append(result)
+                metadata = {
+                    "dagster/partition_row_count": result.rows,
+                    "scored": result.scored,
+                    "without_score": markdown_table(("reason", "samples"), result.without_score.items()),
+                }
+                context.add_asset_metadata(metadata, asset_key=sample_key, partition_key=shard)
+                advance(1)
+        yield dg.MaterializeResult(asset_key=step_key)
+        yield dg.MaterializeResult(asset_key=sample_key, check_results=_checks(scored))
+
+    @dg.asset(
+        key=score_manifest_key(target),
+        deps=[sample_key],
+        group_name=target.name,
+        description=tables.SCORE_MANIFEST.meaning,
+        metadata=column_schema(tables.SCORE_MANIFEST),
+        owners=OWNERS,
+        kinds={"polars", "parquet"},
+        automation_condition=FOLLOW_UPSTREAM,
+    )
+    def score_manifest(workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
+        manifest, version = write_manifest(workspace, target)
+        shown = manifest.select("path", "rows", "rejected", "tokens", "present", "content_digest")
+        metadata: dict[str, Any] = row_count(len(manifest), partitioned=False) | {
+            "samples": int(manifest["rows"].sum()),
+            "tokens": int(manifest["tokens"].sum()),
+            "shards": markdown_table(shown.columns, shown.head(50).iter_rows()),
+        }
+        scan = workspace.warehouse.scan(tables.sample_scores_dir(target.name), manifest["shard"].to_list())
+        if scan is not None:
+            scored = scan.select(names).collect()
+            for name in names:
+                title = f"{name} of every sample"
+                plot = histogram({"samples": finite(scored, name)}, title, name)
+                metadata[f"histogram_{name}"] = dg.MetadataValue.md(plot)
+        return dg.MaterializeResult(data_version=dg.DataVersion(version), metadata=metadata)
+
+    return [scores, score_manifest]
+
+
+def _checks(scored: list[ShardScores]) -> list[dg.AssetCheckResult]:
+    rows = sum(result.rows for result in scored)
+    non_finite = sum(result.non_finite for result in scored)
+    without_answer = sum(
+        len(result.sample_scores.filter(pl.col("flags").list.contains("no_answer"))) for result in scored
+    )
+    share = without_answer / rows if rows else 0.0
+    return [
+        dg.AssetCheckResult(
+            check_name="finite_scores", passed=non_finite == 0, metadata={"scores_not_finite": non_finite}
+        ),
+        dg.AssetCheckResult(
+            check_name="answers_found",
+            passed=share <= MANY_WITHOUT_ANSWER,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={"samples_without_answer": without_answer, "share": share},
+        ),
+    ]

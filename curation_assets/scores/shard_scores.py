@@ -1,0 +1,97 @@
+"""`step_scores` and `sample_scores` of one shard, from its signals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.fingerprints import shard_scores_fingerprint, step_gradients_fingerprint
+from curation_assets.scores.grace import grace_scores
+from curation_assets.settings import Target
+from curation_assets.signals.measure import MeasuringError, read_shard_samples, step_gradients_dir
+from curation_assets.workspace import Workspace
+from resources.warehouse import Measurements
+
+
+@dataclass(frozen=True)
+class ShardScores:
+    """What scoring one shard gave.
+
+    Attributes:
+        rows: rows of the shard, exact duplicates included.
+        scored: those with a score.
+        without_score: the others, by reason.
+        non_finite: scores that are not finite numbers (there should be none).
+        sample_scores: the table.
+    """
+
+    rows: int
+    scored: int
+    without_score: dict[str, int]
+    non_finite: int
+    sample_scores: pl.DataFrame
+
+
+def score_shard(workspace: Workspace, target: Target, shard: str) -> ShardScores:
+    """Write the shard's `step_scores` (one table a named score) and `sample_scores`.
+
+    Raises:
+        MeasuringError: samples of the shard have not been measured.
+    """
+    signals, steps, fingerprint = _inputs(workspace, target, shard)
+    corpus = workspace.warehouse.read_table(f"{tables.raw_corpus_dir()}/{shard}.parquet")
+    counts = steps.filter(pl.col("kind") == "step").group_by("sample_id").agg(n_steps=pl.len().cast(pl.Int32))
+    frame = (
+        corpus.select("sample_id", "prompt_id", "shard", "row", "candidate", "source", "domain")
+        .join(counts, on="sample_id", how="left")
+        .with_columns(pl.col("n_steps").fill_null(0))
+        .join(
+            signals.select("sample_id", "response_tokens", "flags", answer_norm=pl.col("norms").list.last()),
+            on="sample_id",
+            how="left",
+        )
+    )
+    metadata = {"fingerprint": fingerprint}
+    for score in workspace.settings.scores_of(target.name):
+        step_scores, v = grace_scores(signals, score)
+        path = f"{tables.step_scores_dir(target.name, score.name)}/{shard}.parquet"
+        workspace.warehouse.write_table(path, step_scores, metadata)
+        frame = frame.join(v, on="sample_id", how="left")
+    sample_scores = tables.SAMPLE_SCORES.conform(frame)
+    # Written last: its fingerprint says that the step scores are there too.
+    path = f"{tables.sample_scores_dir(target.name)}/{shard}.parquet"
+    workspace.warehouse.write_table(path, sample_scores, metadata)
+    return _summary(sample_scores, [score.name for score in workspace.settings.scores_of(target.name)])
+
+
+def _inputs(workspace: Workspace, target: Target, shard: str) -> tuple[pl.DataFrame, pl.DataFrame, str]:
+    """Signals and segments of a shard, and the fingerprint of what is made from them."""
+    rows, steps, steps_fp = read_shard_samples(workspace, shard)
+    signal_fp = step_gradients_fingerprint(workspace, target)
+    folder = step_gradients_dir(workspace, target)
+    signals = None if folder is None else Measurements(workspace.warehouse, folder).rows(rows["sample_id"])
+    if signals is None and rows.is_empty():
+        signals = tables.STEP_GRADIENTS.empty()
+    if signals is None or signal_fp is None or len(signals) < len(rows):
+        measured = 0 if signals is None else len(signals)
+        raise MeasuringError(
+            f"{measured} of {len(rows)} samples of shard {shard} are measured for target {target.name}: "
+            f"materialize {target.name}/step_gradients first"
+        )
+    return signals, steps, shard_scores_fingerprint(workspace, target, signal_fp, steps_fp)
+
+
+def _summary(sample_scores: pl.DataFrame, names: list[str]) -> ShardScores:
+    scored = sample_scores.filter(pl.any_horizontal(pl.col(names).is_not_null())) if names else sample_scores
+    without = sample_scores.join(scored, on=["row", "candidate"], how="anti")
+    reasons = without.select(pl.col("flags").list.join("+").alias("reason")).group_by("reason").len()
+    non_finite = sum(int((~sample_scores[name].drop_nulls().is_finite()).sum()) for name in names)
+    return ShardScores(
+        rows=len(sample_scores),
+        scored=len(scored),
+        without_score=dict(sorted(reasons.iter_rows())),
+        non_finite=non_finite,
+        sample_scores=sample_scores,
+    )

@@ -1,0 +1,1 @@
+"""Subsets: a selector over scores, within a budget."""

@@ -1,0 +1,113 @@
+"""Assets of the subsets stage: one for every subset of the configuration."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.asset_metadata import (
+    OWNERS,
+    column_schema,
+    facts_table,
+    finite,
+    markdown_table,
+    row_count,
+)
+from curation_assets.conditions import FOLLOW_UPSTREAM
+from curation_assets.releases.build import latest_release
+from curation_assets.reports.plots import histogram, scatter
+from curation_assets.scores.assets import score_manifest_key
+from curation_assets.settings import Subset
+from curation_assets.subsets.select import Selection, parameters_digest, write_subset
+from curation_assets.workspace import Workspace
+
+STRONG_CORRELATION = 0.5
+LARGE_DRIFT = 0.25
+
+
+def subset_key(subset: Subset) -> dg.AssetKey:
+    """The current rows of a subset."""
+    return dg.AssetKey(["subsets", subset.name])
+
+
+def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
+    """The asset of one subset."""
+    score = workspace.settings.score(subset.score)
+    target = workspace.settings.target(score.target)
+    budget = ", ".join(f"{name} {value}" for name, value in subset.budget if value is not None)
+
+    @dg.asset(
+        key=subset_key(subset),
+        deps=[score_manifest_key(target)],
+        group_name="subsets",
+        description=f"The best of the pool by {score.name} ({score.method}); budget: {budget}.",
+        metadata=column_schema(tables.SUBSET),
+        owners=OWNERS,
+        kinds={"polars", "parquet"},
+        code_version=parameters_digest(workspace, subset),
+        automation_condition=FOLLOW_UPSTREAM,
+        check_specs=[
+            dg.AssetCheckSpec("length_correlation", asset=subset_key(subset)),
+            dg.AssetCheckSpec("score_drift", asset=subset_key(subset)),
+        ],
+    )
+    def selected(workspace: dg.ResourceParam[Workspace]) -> Iterator[dg.MaterializeResult[Any]]:
+        selection = write_subset(workspace, subset)
+        metadata: dict[str, Any] = row_count(len(selection.rows), partitioned=False) | {
+            "facts": facts_table(selection.facts()),
+            "config_digest": workspace.config_digest,
+        }
+        metadata.update(_plots(selection, score.name))
+        yield dg.MaterializeResult(
+            data_version=dg.DataVersion(selection.content_digest),
+            metadata=metadata,
+            check_results=[_length_check(selection), _drift_check(workspace, subset, selection)],
+        )
+
+    return selected
+
+
+def _plots(selection: Selection, score: str) -> dict[str, dg.MetadataValue[Any]]:
+    pool = selection.pool
+    scored = pool.filter(pl.col("score").is_finite())
+    groups = {"pool": finite(pool, "score"), "selected": finite(pool.filter("selected"), "score")}
+    by_source = pool.group_by("source").agg(pl.len().alias("pool"), pl.col("selected").sum()).sort("source").head(50)
+    length = scatter(
+        scored["response_tokens"].to_list(), scored["score"].to_list(), f"{score} by length", "tokens", score
+    )
+    return {
+        "histogram": dg.MetadataValue.md(histogram(groups, f"{score}: pool and subset", score)),
+        "score_by_length": dg.MetadataValue.md(length),
+        "sources": markdown_table(by_source.columns, by_source.iter_rows()),
+    }
+
+
+def _length_check(selection: Selection) -> dg.AssetCheckResult:
+    facts = selection.facts()
+    found = [facts["correlation_with_steps"], facts["correlation_with_tokens"]]
+    strong = any(value is not None and abs(value) > STRONG_CORRELATION for value in found)
+    return dg.AssetCheckResult(
+        check_name="length_correlation",
+        passed=not strong,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="The score should not be a proxy of length: |correlation| at most 0.5.",
+        metadata={"with_steps": str(found[0]), "with_tokens": str(found[1])},
+    )
+
+
+def _drift_check(workspace: Workspace, subset: Subset, selection: Selection) -> dg.AssetCheckResult:
+    latest = latest_release(workspace, subset)
+    before = None if latest is None else latest.manifest["score_distribution"]
+    now = selection.score_distribution()
+    shift = None
+    if before is not None and before["std"] and now["mean"] is not None:
+        shift = abs(now["mean"] - before["mean"]) / before["std"]
+    return dg.AssetCheckResult(
+        check_name="score_drift",
+        passed=shift is None or shift <= LARGE_DRIFT,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="The pool's mean score moved by at most a quarter of a standard deviation since the last release.",
+        metadata={"shift_in_standard_deviations": str(shift), "now": now, "last_release": before or "(none)"},
+    )

@@ -1,0 +1,146 @@
+"""Making a subset: the pool, who is eligible, the ranking, and what to tell about the choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.corpus.pool import resolve_duplicates
+from curation_assets.settings import Subset
+from curation_assets.subsets.budget import take_within
+from curation_assets.workspace import Workspace
+from resources.digests import digest
+
+SELECTION_VERSION = 1
+LOW_SIGNAL_PERCENT = 1.0
+
+
+class SelectionError(RuntimeError):
+    """A subset cannot be selected."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A subset with what stands behind it.
+
+    Attributes:
+        rows: table `subset`.
+        pool: the pool with the score in column `score`, who was eligible and who was chosen.
+        duplicates: rows of the corpus that are exact copies of one in the pool.
+        fingerprint: of the parameters and the manifest that it was selected from.
+        content_digest: of the rows: equal subsets, equal digest.
+    """
+
+    rows: pl.DataFrame
+    pool: pl.DataFrame
+    duplicates: int
+    fingerprint: str
+    content_digest: str
+
+    def score_distribution(self) -> dict[str, float | None]:
+        """Mean and standard deviation of the pool's scores."""
+        scores = self.pool.filter(pl.col("score").is_finite())["score"]
+        deviation = scores.std()
+        return {"mean": _mean(scores), "std": float(deviation) if isinstance(deviation, float) else None}
+
+    def facts(self) -> dict[str, float | int | None]:
+        """Counts and the biases that GRACE is known for: corr(V, K) and corr(V, tokens)."""
+        ranked = self.pool.filter(pl.col("eligible") & pl.col("score").is_not_null())
+        return {
+            "pool": len(self.pool),
+            "duplicates_left_out": self.duplicates,
+            "eligible": int(self.pool["eligible"].sum()),
+            "without_score": int((self.pool["eligible"] & self.pool["score"].is_null()).sum()),
+            "low_signal": int(self.pool["low_signal"].sum()),
+            "selected": len(self.rows),
+            "correlation_with_steps": _correlation(ranked, "n_steps"),
+            "correlation_with_tokens": _correlation(ranked, "response_tokens"),
+            "mean_score_selected": _mean(self.rows["score"]),
+            "mean_score_pool": _mean(ranked["score"]),
+        }
+
+
+def parameters_digest(workspace: Workspace, subset: Subset) -> str:
+    """What the choice depends on beside the scores: the code version of the subset's asset."""
+    score = workspace.settings.score(subset.score)
+    return digest("subset", SELECTION_VERSION, subset.model_dump(mode="json"), score.model_dump(mode="json"))
+
+
+def wanted_fingerprint(workspace: Workspace, subset: Subset) -> str | None:
+    """Of the subset as parameters and manifest want it now; None while there is no manifest."""
+    target = workspace.settings.score(subset.score).target
+    manifest = workspace.warehouse.table_metadata(tables.score_manifest_path(target)).get("fingerprint")
+    return None if manifest is None else digest(parameters_digest(workspace, subset), manifest)
+
+
+def select(workspace: Workspace, subset: Subset) -> Selection:
+    """Select a subset from the stored scores; deterministic to the bit.
+
+    Raises:
+        SelectionError: the target has no manifest, or its shards' scores are of other parameters.
+    """
+    score = workspace.settings.score(subset.score)
+    fingerprint = wanted_fingerprint(workspace, subset)
+    if fingerprint is None:
+        raise SelectionError(
+            f"subset {subset.name}: target {score.target} has no scores yet: materialize "
+            f"{score.target}/score_manifest, or use `curate run`"
+        )
+    manifest = workspace.warehouse.read_table(tables.score_manifest_path(score.target))
+    shards = manifest.filter("present")["shard"].to_list()
+    scan = workspace.warehouse.scan(tables.sample_scores_dir(score.target), shards)
+    scores = tables.SAMPLE_SCORES.empty() if scan is None else scan.collect()
+    if score.name not in scores.columns:
+        scores = scores.with_columns(pl.lit(None, dtype=pl.Float64).alias(score.name))
+    pool, duplicates = resolve_duplicates(scores)
+    pool = _mark(pool.rename({score.name: "score"}), score.min_steps)
+    # Ties are broken by sample_id; a sample without a score is never ranked.
+    ranked = pool.filter(pl.col("eligible") & pl.col("score").is_finite()).sort(
+        ["score", "sample_id"], descending=[True, False]
+    )
+    chosen = take_within(ranked, subset.budget, int(pool["eligible"].sum()))
+    rows = _subset_rows(chosen, len(ranked), score.name)
+    pool = pool.with_columns(selected=pl.col("sample_id").is_in(rows["sample_id"].to_list()))
+    content = digest("subset_rows", rows.to_dicts())
+    return Selection(rows, pool, duplicates, fingerprint, content)
+
+
+def write_subset(workspace: Workspace, subset: Subset) -> Selection:
+    """Select the subset and write it as the current one."""
+    selection = select(workspace, subset)
+    metadata = {"fingerprint": selection.fingerprint, "content_digest": selection.content_digest}
+    workspace.warehouse.write_table(tables.subset_path(subset.name), selection.rows, metadata)
+    return selection
+
+
+def _mark(pool: pl.DataFrame, min_steps: int) -> pl.DataFrame:
+    """Who is eligible, and whose answer has next to no gradient (the lowest percent of the pool)."""
+    norms = pool["answer_norm"].drop_nulls()
+    threshold = norms.quantile(LOW_SIGNAL_PERCENT / 100, "lower") if len(norms) else None
+    low = pl.col("answer_norm") <= threshold if threshold is not None else pl.lit(False)
+    return pool.with_columns(eligible=pl.col("n_steps") >= min_steps, low_signal=low.fill_null(False))
+
+
+def _subset_rows(chosen: pl.DataFrame, ranked: int, score: str) -> pl.DataFrame:
+    rank = pl.int_range(1, pl.len() + 1, dtype=pl.Int64)
+    flags = pl.when("low_signal").then(pl.lit("; low_signal")).otherwise(pl.lit(""))
+    rows = chosen.with_columns(rank=rank, weight=pl.lit(1.0)).with_columns(
+        reason=pl.format(
+            "rank {} of {} by " + score + " = {}{}", "rank", pl.lit(ranked), pl.col("score").round(4), flags
+        )
+    )
+    return tables.SUBSET.conform(rows.select(tables.SUBSET.columns.keys()))
+
+
+def _correlation(frame: pl.DataFrame, column: str) -> float | None:
+    """Pearson's correlation of the score with a column; None where either does not vary."""
+    if len(frame) < 2 or frame["score"].n_unique() < 2 or frame[column].n_unique() < 2:
+        return None
+    return float(frame.select(pl.corr("score", pl.col(column).cast(pl.Float64))).item())
+
+
+def _mean(values: pl.Series) -> float | None:
+    mean = values.mean()
+    return float(mean) if isinstance(mean, float) else None

@@ -1,0 +1,80 @@
+"""What every stage works with: the settings, the landing area, the warehouse, and the models' folders."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from curation_assets.config_file import config_path, parse_settings
+from curation_assets.settings import Settings, Target
+from resources.digests import DigestCache, bytes_digest
+from resources.landing import Landing
+from resources.model_files import check_model_folder, resolve_model
+from resources.warehouse import Warehouse, WarehouseError
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One configuration with the places it names. Relative paths are relative to the configuration file.
+
+    Attributes:
+        config_file: the configuration file.
+        settings: its content.
+        config_digest: hash of the file's bytes, shown with every run.
+    """
+
+    config_file: Path
+    settings: Settings
+    config_digest: str
+
+    @classmethod
+    def load(cls, config: Path | None = None) -> Workspace:
+        """Load the given configuration file, else the one that CURATION_CONFIG names, else ./curation.yaml.
+
+        Raises:
+            ConfigError: the file is missing or not valid.
+            WarehouseError: the warehouse cannot be used.
+        """
+        path = config_path(config)
+        data = path.read_bytes()
+        workspace = cls(path, parse_settings(data, path), bytes_digest(data))
+        workspace.warehouse.prepare()
+        return workspace
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the configuration file."""
+        return self.config_file.parent
+
+    @cached_property
+    def cache(self) -> DigestCache:
+        """Hashes of landing files and weights, remembered between processes."""
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        return DigestCache(Path(base) / "curation" / "digests.json")
+
+    @cached_property
+    def landing(self) -> Landing:
+        """Where shards arrive."""
+        return Landing(self._local(self.settings.corpus.landing, "corpus.landing"), self.cache)
+
+    @cached_property
+    def warehouse(self) -> Warehouse:
+        """Where tables are kept."""
+        return Warehouse(self._local(self.settings.warehouse, "warehouse"))
+
+    def model_folder(self, target: Target, download: bool = True) -> Path:
+        """The folder of a target's base model, checked.
+
+        Raises:
+            ModelError: it is missing, or cannot be used.
+        """
+        folder = resolve_model(target.model, target.revision, self.folder, download)
+        check_model_folder(folder)
+        return folder
+
+    def _local(self, place: str, key: str) -> Path:
+        if "://" in place:
+            raise WarehouseError(f"{self.config_file}: {key}: {place}: only folders can be used in this version")
+        return (self.folder / Path(place).expanduser()).resolve()

@@ -1,0 +1,90 @@
+"""Content hashes: of values, of files (cached), and nothing else.
+
+Every fingerprint in the project is a BLAKE2b hash of 128 bits in hex, so keys look alike everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+CHUNK_BYTES = 1 << 22
+
+
+def digest(*parts: Any) -> str:
+    """Hash of JSON-like values; equal values give equal hashes whatever the order of mapping keys."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.blake2b(text.encode("ascii"), digest_size=16).hexdigest()
+
+
+def bytes_digest(data: bytes | memoryview) -> str:
+    """Hash of bytes."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Hash of a file's bytes, read in chunks."""
+    state = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            state.update(chunk)
+    return state.hexdigest()
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: temporary name beside it, synced, then renamed over it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fchmod(stream.fileno(), 0o644)
+            os.fsync(stream.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class DigestCache:
+    """Hashes of files, remembered by path, size and modification time.
+
+    The cache file is only a memory: losing it costs time, and an entry whose size or time no longer
+    matches is ignored. Call `save` after a round of look-ups; concurrent writers overwrite one another
+    whole, which loses some memory and nothing else.
+    """
+
+    def __init__(self, cache_file: Path | None = None) -> None:
+        self._file = cache_file
+        self._entries: dict[str, tuple[int, int, str]] = {}
+        self._changed = False
+        if cache_file is not None and cache_file.exists():
+            try:
+                stored = json.loads(cache_file.read_text())
+                self._entries = {path: (int(s), int(t), str(d)) for path, (s, t, d) in stored.items()}
+            except (ValueError, TypeError, AttributeError):
+                # A cache that cannot be read is as good as none: the hashes are simply made again.
+                self._entries = {}
+
+    def file_digest(self, path: Path) -> str:
+        """Hash of the file's bytes, read only if size or time differ from what is remembered."""
+        path = path.resolve()
+        stat = path.stat()
+        known = self._entries.get(str(path))
+        if known is not None and known[:2] == (stat.st_size, stat.st_mtime_ns):
+            return known[2]
+        value = hash_file(path)
+        self._entries[str(path)] = (stat.st_size, stat.st_mtime_ns, value)
+        self._changed = True
+        return value
+
+    def save(self) -> None:
+        """Write the cache file, if there is one and something is new."""
+        if self._file is not None and self._changed:
+            atomic_write(self._file, json.dumps(self._entries).encode())
+            self._changed = False

@@ -1,0 +1,119 @@
+"""Where shards arrive: listing a folder, naming partitions, and waiting for half-copied files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from resources.digests import DigestCache
+
+SHARD_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+SETTLE_SECONDS = 2.0
+
+
+class LandingError(RuntimeError):
+    """The landing area cannot be read as it is."""
+
+
+def partition_key(name: str) -> str:
+    """A partition key for a file's path below the landing folder; `file_name` is its inverse.
+
+    Only letters, digits, `_`, `-`, single dots and `=XX` escapes remain, so the key is also a file name,
+    and can hold neither a path separator nor Dagster's range marker.
+    """
+    return quote(name, safe="").replace("~", "%7E").replace("..", ".%2E").replace("%", "=")
+
+
+def file_name(key: str) -> str:
+    """The path below the landing folder that a partition key stands for."""
+    return unquote(key.replace("=", "%"))
+
+
+@dataclass(frozen=True)
+class LandingFile:
+    """A file as one look at the folder saw it."""
+
+    name: str
+    size: int
+    modified_ns: int
+
+    @property
+    def shard(self) -> str:
+        """The file's partition key."""
+        return partition_key(self.name)
+
+
+class Landing:
+    """A landing folder: every .jsonl, .jsonl.gz and .parquet file below it is a shard."""
+
+    def __init__(self, root: Path, cache: DigestCache) -> None:
+        self.root = root
+        self.cache = cache
+
+    def files(self) -> list[LandingFile]:
+        """All shard files, sorted by name.
+
+        Raises:
+            LandingError: the folder does not exist.
+        """
+        return [self._look(path) for path in self._walk() if path.name.endswith(SHARD_SUFFIXES)]
+
+    def ignored(self) -> list[str]:
+        """Files of other kinds, which no shard is made of: shown to the user, so that none is missed."""
+        return [self._name(path) for path in self._walk() if not path.name.endswith(SHARD_SUFFIXES)]
+
+    def settled(self, wait: bool = True) -> list[LandingFile]:
+        """The files that are not being written: same size and time at two looks.
+
+        A file whose time lies further back than `SETTLE_SECONDS` needs no second look. With `wait`, the
+        second look comes `SETTLE_SECONDS` later; without, fresh files are left for the next call.
+        """
+        first = self.files()
+        now = time.time_ns()
+        fresh = [f for f in first if abs(now - f.modified_ns) < SETTLE_SECONDS * 1e9]
+        if not fresh:
+            return first
+        if not wait:
+            return [f for f in first if f not in fresh]
+        time.sleep(SETTLE_SECONDS)
+        again = set(self.files())
+        return [f for f in first if f in again]
+
+    def digests(self, files: Iterable[LandingFile]) -> dict[str, str]:
+        """Content hash by shard, from the cache where size and time have not changed."""
+        digests = {file.shard: self.cache.file_digest(self.root / file.name) for file in files}
+        self.cache.save()
+        return digests
+
+    def path(self, shard: str) -> Path:
+        """The file of a shard.
+
+        Raises:
+            LandingError: the key leads out of the landing folder.
+        """
+        path = (self.root / file_name(shard)).resolve()
+        if not path.is_relative_to(self.root.resolve()):
+            raise LandingError(f"shard {shard} leads out of the landing folder {self.root}")
+        return path
+
+    def _walk(self) -> list[Path]:
+        if not self.root.is_dir():
+            raise LandingError(
+                f"landing folder {self.root} does not exist: create it, or set corpus.landing in curation.yaml"
+            )
+        hidden = (".", "_")
+        return sorted(
+            path
+            for path in self.root.rglob("*")
+            if path.is_file() and not any(p.startswith(hidden) for p in path.relative_to(self.root).parts)
+        )
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def _look(self, path: Path) -> LandingFile:
+        stat = path.stat()
+        return LandingFile(self._name(path), stat.st_size, stat.st_mtime_ns)

@@ -1,0 +1,123 @@
+"""Model folders on disk: finding them, refusing unusable ones before any work, and hashing their content.
+
+Torch-free, because the Dagster code server asks for fingerprints every half minute.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from resources.digests import DigestCache, digest
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+# Keys of config.json that say who wrote it, not what the model computes.
+VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
+
+
+class ModelError(RuntimeError):
+    """A model cannot be used; the message names the folder and the mend."""
+
+
+def resolve_model(model: str, revision: str | None, base_folder: Path, download: bool = True) -> Path:
+    """The folder of a model: a path (relative to `base_folder`), or a hub id's snapshot.
+
+    Args:
+        model: folder or hub id.
+        revision: branch, tag or commit of a hub id.
+        base_folder: what a relative folder is relative to: where curation.yaml lies.
+        download: fetch the snapshot if it is not in the local cache.
+
+    Raises:
+        ModelError: there is no such folder, and no such snapshot can be had.
+    """
+    folder = (base_folder / Path(model).expanduser()).resolve()
+    if folder.is_dir():
+        return folder
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise ModelError(f"model folder {folder} does not exist: correct targets.model in curation.yaml")
+    # Slow to import, and of no use where the model is a folder.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(model, revision=revision, local_files_only=True, allow_patterns=patterns))
+    except LocalEntryNotFoundError:
+        if not download:
+            raise ModelError(
+                f"model {model!r} is neither a folder ({folder}) nor in the local hub cache: "
+                "correct targets.model, or let `curate run` download it"
+            ) from None
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ModelError(
+            f"model {model!r} is neither a folder ({folder}) nor can it be fetched from the hub ({error}): "
+            "correct targets.model in curation.yaml, or download it first"
+        ) from error
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse a model folder that loading would fail on, or should.
+
+    Raises:
+        ModelError: no config.json, no safetensors (pickled weights are never loaded), or no fast tokenizer.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"model folder {folder} does not exist: correct targets.model in curation.yaml")
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model folder {folder} has no config.json: it is not a transformers model")
+    if not weight_files(folder):
+        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
+        if pickled:
+            raise ModelError(
+                f"model folder {folder} has only pickled weights ({', '.join(pickled)}), which are never "
+                "loaded: convert them with save_pretrained(..., safe_serialization=True)"
+            )
+        raise ModelError(f"model folder {folder} has no .safetensors weights")
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(
+            f"model folder {folder} has no tokenizer.json: segments are found by character offsets, which "
+            "need a fast tokenizer; save one with tokenizer.save_pretrained(folder)"
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model or adapter folder, sorted by name."""
+    return sorted(folder.glob("*.safetensors"))
+
+
+def weights_digest(folder: Path, cache: DigestCache) -> str:
+    """Hash of what a model computes: its config (less who wrote it) and its weights' bytes."""
+    config = json.loads((folder / "config.json").read_text())
+    config = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG}
+    weights = [cache.file_digest(path) for path in weight_files(folder)]
+    cache.save()
+    return digest("weights", config, weights)
+
+
+def adapter_digest(folder: Path, cache: DigestCache) -> str:
+    """Hash of a LoRA adapter: the settings that scale it, and its weights' bytes."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    settings = {key: config.get(key) for key in ("r", "lora_alpha", "use_rslora", "target_modules")}
+    settings["target_modules"] = sorted(settings["target_modules"] or [])
+    weights = [cache.file_digest(path) for path in weight_files(folder)]
+    cache.save()
+    return digest("adapter", settings, weights)
+
+
+def tokenizer_digest(folder: Path, cache: DigestCache) -> str:
+    """Hash of every file that says how text becomes tokens, chat template included."""
+    files = {name: cache.file_digest(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
+    cache.save()
+    return digest("tokenizer", files)

@@ -1,0 +1,122 @@
+"""Loading a checkpoint for measuring: its decoder, its LM head and its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class LoadingError(RuntimeError):
+    """A model folder cannot be loaded for measuring."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The LM head: logits z = soft_cap(scale * (W h + b)).
+
+    Attributes:
+        weight: W [V, d].
+        bias: b [V] or None.
+        scale: factor on the logits (Cohere's logit_scale, the inverse of Granite's logits_scaling).
+        soft_cap: c of Gemma's c * tanh(z / c), or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model, ready to measure with.
+
+    Attributes:
+        decoder: gives `last_hidden_state` after the final norm.
+        head: what turns it into logits.
+        tokenizer: the folder's own fast tokenizer.
+        device: where the weights are.
+        max_length: longest context in tokens.
+    """
+
+    decoder: nn.Module
+    head: Head
+    tokenizer: Any
+    device: torch.device
+    max_length: int
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; `auto` is the first CUDA device if there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def load_checkpoint(
+    folder: Path,
+    adapter: Path | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    max_length: int | None = None,
+    trust_remote_code: bool = False,
+) -> Checkpoint:
+    """Load a model folder (safetensors only), merge a LoRA adapter into it if there is one, and freeze it.
+
+    Args:
+        folder: transformers model folder.
+        adapter: peft LoRA folder; needs the `peft` package.
+        device: `auto`, `cpu` or `cuda[:n]`.
+        dtype: `float32`, `bfloat16` or `float16`.
+        max_length: longest sequence in tokens; default and upper bound is the model's context.
+        trust_remote_code: run Python code that the folder ships.
+
+    Raises:
+        LoadingError: the model has no decoder or LM head that we know how to take apart.
+    """
+    target = pick_device(device)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code
+    )
+    if adapter is not None:
+        # Only runs with a warm-up checkpoint need peft.
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    model = model.to(target).eval()  # type: ignore[arg-type]
+    model.requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    context = int(getattr(model.config, "max_position_embeddings", 0) or 2048)
+    return Checkpoint(
+        decoder=_decoder(model),
+        head=_head(model),
+        tokenizer=tokenizer,
+        device=target,
+        max_length=min(context, max_length or context),
+    )
+
+
+def _decoder(model: Any) -> nn.Module:
+    decoder = getattr(model, "model", None) or getattr(model, "transformer", None)
+    if not isinstance(decoder, nn.Module):
+        raise LoadingError(f"{type(model).__name__} has no decoder named model or transformer")
+    return decoder
+
+
+def _head(model: Any) -> Head:
+    layer = model.get_output_embeddings()
+    if not isinstance(layer, nn.Linear):
+        raise LoadingError(f"{type(model).__name__} has no linear LM head")
+    config = model.config
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return Head(layer.weight.detach(), layer.bias, scale, float(cap) if cap else None)

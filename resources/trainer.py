@@ -1,0 +1,176 @@
+"""Supervised fine-tuning on transformers + peft: for now the LoRA runs that make warm-up checkpoints.
+
+The training stack is imported inside the functions: a base install works without it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from resources.scoring.samples import Encoded, Sample
+
+TRAINER_VERSION = 1
+IGNORED_LABEL = -100
+
+
+class TrainingError(RuntimeError):
+    """A training run cannot start, or diverged."""
+
+
+@dataclass(frozen=True)
+class LoraRecipe:
+    """A LoRA fine-tuning recipe; all linear layers except the LM head are adapted.
+
+    The defaults of GRACE's warm-up are those of the paper's SFT (arXiv 2605.13130; methods.md, 1).
+    """
+
+    rank: int = 8
+    alpha: int = 32
+    learning_rate: float = 1e-4
+    epochs: int = 1
+    warmup_ratio: float = 0.05
+    batch_size: int = 16
+    seed: int = 0
+
+    def key(self) -> list[Any]:
+        """What the fingerprint of a trained checkpoint depends on."""
+        return [TRAINER_VERSION, sorted(asdict(self).items())]
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What a run did: optimizer steps, tokens trained on, and the loss at every step."""
+
+    steps: int
+    tokens: int
+    losses: list[float]
+
+
+def train_lora(
+    model_folder: Path,
+    samples: Sequence[Sample],
+    out: Path,
+    recipe: LoraRecipe,
+    *,
+    template: Any = "auto",
+    max_length: int | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> TrainingRecord:
+    """Fine-tune on the responses (prompts carry no loss) and write the adapter, safetensors only, to `out`.
+
+    Args:
+        model_folder: the base model.
+        samples: what to train on; encoded exactly as for scoring, so both see the same tokens.
+        out: folder for adapter_config.json and adapter_model.safetensors.
+        recipe: hyper-parameters.
+        template: see `resources.scoring.encoding.Encoder`.
+        max_length: longest sequence in tokens; default is the model's context.
+        device: `auto`, `cpu` or `cuda[:n]`.
+        dtype: of the base weights.
+        trust_remote_code: run Python code that the folder ships.
+        progress: called with 1 after every optimizer step.
+
+    Raises:
+        TrainingError: the `train` extra is not installed, no sample is usable, or the loss is not finite.
+    """
+    try:
+        import peft
+        import transformers
+    except ImportError as error:
+        raise TrainingError(
+            "training a warm-up checkpoint needs the extra `train` (pip install 'curation-assets[train]'), "
+            "or set warmup: none for the target"
+        ) from error
+    from resources.scoring.encoding import Encoder  # noqa: PLC0415
+    from resources.scoring.loading import DTYPES, pick_device  # noqa: PLC0415
+
+    transformers.set_seed(recipe.seed)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        model_folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
+    context = int(getattr(model.config, "max_position_embeddings", 0) or 2048)
+    encoded = Encoder(tokenizer, template, min(context, max_length or context)).encode(samples)
+    examples = [_example(item) for item in encoded if item.response_tokens > 0]
+    if not examples:
+        raise TrainingError("no sample has a response within the maximum length: nothing to train on")
+    lora = peft.LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    arguments = transformers.TrainingArguments(
+        output_dir=str(out / "run"),
+        per_device_train_batch_size=recipe.batch_size,
+        num_train_epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=recipe.warmup_ratio,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=pick_device(device).type == "cpu",
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+    )
+    trainer = transformers.Trainer(
+        model=peft.get_peft_model(model, lora),
+        args=arguments,
+        train_dataset=examples,  # type: ignore[arg-type]  # a list is a map-style data set
+        data_collator=lambda batch: _collate(batch, tokenizer.pad_token_id or 0),
+        callbacks=[_watch(transformers.TrainerCallback, progress)],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+    trainer.model.save_pretrained(str(out), safe_serialization=True)  # type: ignore[union-attr]
+    # What the libraries leave beside the adapter says nothing about this checkpoint.
+    shutil.rmtree(out / "run", ignore_errors=True)
+    (out / "README.md").unlink(missing_ok=True)
+    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    tokens = sum(len(example["input_ids"]) for example in examples) * recipe.epochs
+    return TrainingRecord(int(trainer.state.global_step), tokens, losses)
+
+
+def _example(encoded: Encoded) -> dict[str, list[int]]:
+    prompt = encoded.prompt_tokens
+    return {
+        "input_ids": encoded.input_ids,
+        "labels": [IGNORED_LABEL] * prompt + encoded.input_ids[prompt:],
+    }
+
+
+def _collate(batch: list[dict[str, list[int]]], pad: int) -> dict[str, Any]:
+    import torch
+
+    longest = max(len(example["input_ids"]) for example in batch)
+
+    def padded(rows: list[list[int]], fill: int) -> Any:
+        return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
+
+    return {
+        "input_ids": padded([example["input_ids"] for example in batch], pad),
+        "labels": padded([example["labels"] for example in batch], IGNORED_LABEL),
+        "attention_mask": padded([[1] * len(example["input_ids"]) for example in batch], 0),
+    }
+
+
+def _watch(base: type, progress: Callable[[int], None] | None) -> Any:
+    """A callback that reports steps and stops a run whose loss is no longer finite."""
+
+    class Watch(base):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if progress is not None:
+                progress(1)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            loss = (logs or {}).get("loss")
+            if loss is not None and not abs(float(loss)) < float("inf"):
+                raise TrainingError(f"the loss is {loss} at step {state.global_step}: lower learning_rate")
+
+    return Watch()
