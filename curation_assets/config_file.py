@@ -14,12 +14,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 from curation_assets.settings import LocatedError, Settings
+from resources.errors import UserError
 
 CONFIG_VARIABLE = "CURATION_CONFIG"
 DEFAULT_CONFIG = "curation.yaml"
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """curation.yaml cannot be used; the message names file, line, key and mend, one line a mistake."""
 
 

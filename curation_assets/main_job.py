@@ -98,11 +98,7 @@ class MainJob:
         number = next_release(self.workspace, subset)
         key = release_key(subset.name, number)
         asset = release_asset_key(subset)
-        if (
-            latest is not None
-            and latest.number == number
-            and not without_event(self.instance, asset, [key])
-        ):
+        if latest is not None and latest.number == number and not without_event(self.instance, asset, [key]):
             return latest, False
         self.instance.add_dynamic_partitions(str(release_partitions(subset.name).name), [key])
         self._execute(f"releasing {key}", "release", [asset], partition=key)

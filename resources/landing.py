@@ -9,12 +9,13 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from resources.digests import DigestCache
+from resources.errors import UserError
 
 SHARD_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 SETTLE_SECONDS = 2.0
 
 
-class LandingError(RuntimeError):
+class LandingError(UserError):
     """The landing area cannot be read as it is."""
 
 

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from resources.digests import DigestCache, digest
+from resources.errors import UserError
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -24,7 +25,7 @@ TOKENIZER_FILES = (
 VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
 
 
-class ModelError(RuntimeError):
+class ModelError(UserError):
     """A model cannot be used; the message names the folder and the mend."""
 
 

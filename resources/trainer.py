@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from resources.errors import UserError
 from resources.scoring.samples import Encoded, Sample
 
 TRAINER_VERSION = 1
 IGNORED_LABEL = -100
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """A training run cannot start, or diverged."""
 
 

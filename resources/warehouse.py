@@ -19,11 +19,12 @@ from typing import Any
 import polars as pl
 
 from resources.digests import atomic_write, bytes_digest
+from resources.errors import UserError
 
 SCHEMA_VERSION = 1
 
 
-class WarehouseError(RuntimeError):
+class WarehouseError(UserError):
     """The warehouse cannot be used as it is; the message says how to mend it."""
 
 

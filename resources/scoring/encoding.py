@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from resources.scoring.errors import ScoringError
 from resources.scoring.samples import ANSWER, Encoded, Sample, Segment
 
 Template = Literal["auto", "chat", "plain"]
 
 
-class EncodingError(RuntimeError):
+class EncodingError(ScoringError):
     """The tokenizer cannot do what encoding needs."""
 
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from resources.scoring.errors import ScoringError
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class LoadingError(RuntimeError):
+class LoadingError(ScoringError):
     """A model folder cannot be loaded for measuring."""
 
 

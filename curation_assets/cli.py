@@ -1,0 +1,301 @@
+"""The `curate` command. What it does lives in the stages; here are its words, options and output."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from resources.errors import UserError
+from resources.scoring.errors import ScoringError
+
+if TYPE_CHECKING:
+    from curation_assets.main_job import RunSummary
+    from curation_assets.workspace import Workspace
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Curate reasoning data: measure every step of a trace with the target model, select, release, trace back.\n\n"
+        "Start with `curate init FOLDER --model MODEL`, then `curate run --sample 200` for a dry look, `curate run` "
+        "for all of it, and `curate release NAME`."
+    ),
+)
+console = Console()
+errors = Console(stderr=True)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", help="The configuration file. Default: what CURATION_CONFIG names, else ./curation.yaml."
+    ),
+]
+INTERRUPTED = 130
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Show what a user can mend as one message, and what was kept when they interrupt."""
+    try:
+        yield
+    except (UserError, ScoringError) as error:
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    except BaseException as error:
+        if not _is_interrupt(error):
+            raise
+        errors.print("interrupted: everything measured so far is kept; `curate run` goes on from there")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Ctrl-C, also as Dagster reports it from inside a step (by name: Dagster is slow to import)."""
+    return isinstance(error, KeyboardInterrupt) or type(error).__name__ == "DagsterExecutionInterruptedError"
+
+
+def load_workspace(config: Path | None) -> Workspace:
+    """The workspace of the configuration that a command was given."""
+    from curation_assets.workspace import Workspace
+
+    return Workspace.load(config)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="The folder where traces arrive.")],
+    model: Annotated[str, typer.Option(help="The model to measure with: a folder or a hub id.")],
+    to: Annotated[Path, typer.Option(help="The file to write.")] = Path("curation.yaml"),
+    force: Annotated[bool, typer.Option(help="Overwrite the file.")] = False,
+) -> None:
+    """Look at a folder of traces and write a commented curation.yaml for it."""
+    with clear_errors():
+        from curation_assets.init_config import write_config
+
+        look = write_config(folder, model, to, force)
+        console.print(f"{look.files} files, {look.bytes / 2**20:.1f} MiB; formats: {look.formats or 'none known'}")
+        if look.rejected:
+            console.print(f"of {look.rows} rows looked at, {look.rejected} would be rejected: {look.reasons}")
+        console.print(f"wrote {to}; next: curate run --config {to} --sample 200", soft_wrap=True)
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(min=1, help="A dry look: the whole path on about this many rows, in a temporary place."),
+    ] = None,
+) -> None:
+    """The main job: read, segment, warm up, measure, score and select whatever is due.
+
+    A second call with nothing due takes seconds and measures nothing. Ctrl-C loses nothing.
+    """
+    with clear_errors():
+        workspace = load_workspace(config)
+        if sample is not None:
+            _dry_look(workspace, sample)
+            return
+        summary = run_main_job(workspace)
+        _show_summary(workspace, summary)
+
+
+def run_main_job(workspace: Workspace) -> RunSummary:
+    """The main job with progress bars, on the instance that the UI shows."""
+    from curation_assets.instance import open_instance
+    from curation_assets.main_job import MainJob
+    from curation_assets.terminal import progress_bars
+
+    with open_instance(workspace) as instance, progress_bars(console) as progress:
+        return MainJob(workspace, instance, lambda line: progress.console.print(line, style="dim")).run()
+
+
+def _show_summary(workspace: Workspace, summary: RunSummary) -> None:
+    from curation_assets import tables
+    from curation_assets.terminal import simple_table
+
+    rows: list[tuple[str, object]] = [("new shards", summary.new_shards), ("shards read", summary.read)]
+    rows += [(f"samples measured: {target}", count) for target, count in summary.measured.items()]
+    rows.append(("tokens measured", summary.tokens_measured))
+    console.print(simple_table("this run", ("what", "count"), rows))
+    for line in summary.waiting:
+        console.print(f"waiting: {line}", style="yellow", markup=False)
+    ignored = workspace.landing.ignored()
+    if ignored:
+        console.print(f"not read (no shard): {', '.join(ignored[:5])}", style="yellow", markup=False)
+    for subset in workspace.settings.subsets:
+        path = workspace.warehouse.path(tables.subset_path(subset.name))
+        if path.exists():
+            size = len(workspace.warehouse.read_table(tables.subset_path(subset.name)))
+            state = "selected anew" if subset.name in summary.subsets else "unchanged"
+            console.print(
+                f"subset {subset.name}: {size} samples, {state}; release it with: curate release {subset.name}"
+            )
+    for release in summary.releases:
+        console.print(f"released {release}")
+
+
+def _dry_look(workspace: Workspace, sample: int) -> None:
+    from curation_assets.dry_look import dry_look
+    from curation_assets.subsets.select import select
+    from curation_assets.terminal import progress_bars, simple_table
+
+    with (
+        progress_bars(console) as progress,
+        dry_look(workspace, sample, lambda line: progress.console.print(line, style="dim")) as look,
+    ):
+        progress.stop()
+        for subset in look.workspace.settings.subsets:
+            facts = select(look.workspace, subset).facts()
+            console.print(simple_table(f"{subset.name}, of the rows looked at", ("what", "value"), facts.items()))
+    tokens = look.summary.tokens_measured
+    console.print(f"{tokens:,} tokens measured in {look.seconds:.0f} s, from {look.share:.1%} of the landing area")
+    if look.share > 0:
+        console.print(f"all of it is about {tokens / look.share:,.0f} tokens; nothing of this look was kept")
+
+
+@app.command()
+def release(
+    name: Annotated[str, typer.Argument(help="The subset to release.")],
+    config: ConfigOption = None,
+) -> None:
+    """Make an immutable release of a subset. Equal content makes no new version."""
+    with clear_errors():
+        from curation_assets.instance import open_instance
+        from curation_assets.main_job import MainJob
+        from curation_assets.releases.build import ReleaseError
+
+        workspace = load_workspace(config)
+        names = [subset.name for subset in workspace.settings.subsets]
+        if name not in names:
+            raise ReleaseError(f"there is no subset {name!r} in {workspace.config_file}; there are {', '.join(names)}")
+        with open_instance(workspace) as instance:
+            made, new = MainJob(workspace, instance).release(workspace.settings.subset(name))
+        state = "released" if new else "unchanged since"
+        console.print(f"{state} {name}@{made.number}: {made.manifest['rows']} rows")
+        print(made.folder)
+
+
+@app.command()
+def table(
+    name: Annotated[str, typer.Argument(help="The table, e.g. step_scores; `curate tables` lists them.")],
+    to: Annotated[Path | None, typer.Option(help="A .parquet, .csv or .jsonl file; default: show the head.")] = None,
+    target: Annotated[str | None, typer.Option(help="The target, if there are several.")] = None,
+    score: Annotated[str | None, typer.Option(help="The named score, for step_scores.")] = None,
+    subset: Annotated[str | None, typer.Option(help="The subset, for table subset.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Write any table as one file, or show its first rows."""
+    with clear_errors():
+        from curation_assets.stored_tables import read_stored, write_frame
+        from curation_assets.terminal import simple_table
+
+        frame = read_stored(load_workspace(config), name, target=target, score=score, subset=subset)
+        if to is None:
+            head = frame.head(20).collect()
+            console.print(simple_table(name, head.columns, head.iter_rows()))
+            return
+        console.print(f"wrote {write_frame(frame, to):,} rows to {to}", soft_wrap=True)
+
+
+@app.command()
+def tables() -> None:
+    """List the tables and their columns, with units and meaning."""
+    from curation_assets.tables import ALL_TABLES
+    from curation_assets.terminal import simple_table
+
+    for entry in ALL_TABLES.values():
+        rows = [
+            (name, str(column.dtype), f"{column.meaning} [{column.unit}]" if column.unit else column.meaning)
+            for name, column in entry.columns.items()
+        ]
+        console.print(simple_table(f"{entry.name}: {entry.meaning}", ("column", "type", "meaning"), rows))
+
+
+@app.command()
+def show(
+    sample_id: Annotated[str, typer.Argument(help="A sample_id, or the beginning of one.")],
+    target: Annotated[str | None, typer.Option(help="The target, if there are several.")] = None,
+    score: Annotated[str | None, typer.Option(help="The named score, if there are several.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Show a trace, its steps coloured by score."""
+    with clear_errors():
+        from curation_assets.stored_tables import find_trace
+        from curation_assets.terminal import trace
+
+        found = find_trace(load_workspace(config), sample_id, target=target, score=score)
+        console.print(trace(found.row, found.steps, found.scores, found.facts))
+
+
+@app.command()
+def doctor(config: ConfigOption = None) -> None:
+    """Say what is installed, which device and configuration are used, and what is wrong with them."""
+    from rich.text import Text
+
+    from curation_assets.doctor import examine
+
+    wrong = 0
+    for finding in examine(config):
+        mark = Text("ok   ", style="green") if finding.ok else Text("WRONG", style="bold red")
+        console.print(mark, Text(f"{finding.what}: {finding.found}"), soft_wrap=True)
+        wrong += not finding.ok
+    raise typer.Exit(1 if wrong else 0)
+
+
+@app.command()
+def schema(
+    to: Annotated[Path | None, typer.Option(help="The file to write; without it the schema is printed.")] = None,
+) -> None:
+    """The JSON Schema of curation.yaml, for editors."""
+    import json
+
+    from curation_assets.config_file import json_schema
+
+    text = json.dumps(json_schema(), indent=1)
+    if to is None:
+        print(text)
+    else:
+        to.write_text(text + "\n")
+
+
+@app.command()
+def ui(
+    config: ConfigOption = None,
+    port: Annotated[int, typer.Option(help="Port of the web server.")] = 3000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Open the Dagster UI and daemon: files dropped into the landing folder are carried through to the subsets."""
+    with clear_errors():
+        from curation_assets.config_file import CONFIG_VARIABLE
+        from curation_assets.instance import open_instance
+
+        workspace = load_workspace(config)
+        open_instance(workspace).dispose()
+        environment = os.environ | {CONFIG_VARIABLE: str(workspace.config_file)}
+        command = [sys.executable, "-m", "dagster", "dev", "-m", "curation_assets.definitions"]
+        command += ["--port", str(port), "--host", host]
+        console.print(f"http://{host}:{port}")
+        os.execve(sys.executable, command, environment)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where corpus, model, configuration and results go.")] = Path("demo"),
+) -> None:
+    """The whole path on an embedded corpus with planted flaws: what was chosen, and whether it was sound."""
+    with clear_errors():
+        from curation_assets.demo.tour import tour
+
+        tour(folder, console)
+
+
+if __name__ == "__main__":
+    app()

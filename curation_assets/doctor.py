@@ -1,0 +1,107 @@
+"""What is installed, what is configured, and what is wrong with it: `curate doctor`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+from curation_assets.instance import dagster_home
+from curation_assets.workspace import Workspace
+from resources.errors import UserError
+
+NEEDED = ("dagster", "torch", "transformers", "polars", "duckdb", "pyarrow")
+OPTIONAL = {"dagster-webserver": "ui", "peft": "train", "accelerate": "train"}
+LITTLE_DISK_GIB = 2.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    found: str
+    ok: bool = True
+
+
+def examine(config: Path | None) -> Iterator[Finding]:
+    """Look at the installation, then at the configuration and everything that it names."""
+    yield Finding("python", f"{platform.python_version()} ({sys.executable})")
+    yield from _packages()
+    yield _device()
+    try:
+        workspace = Workspace.load(config)
+    except UserError as error:
+        yield Finding("configuration", str(error), ok=False)
+        return
+    yield Finding("configuration", f"{workspace.config_file} (digest {workspace.config_digest[:12]})")
+    yield Finding("DAGSTER_HOME", str(dagster_home(workspace)))
+    yield _attempt("landing area", partial(_landing, workspace))
+    yield _ignored(workspace)
+    yield _warehouse(workspace)
+    for target in workspace.settings.targets:
+        yield _attempt(
+            f"model of target {target.name}", lambda t=target: str(workspace.model_folder(t, download=False))
+        )
+        if target.warmup != "none" and not _installed("peft"):
+            yield Finding(f"warm-up of target {target.name}", "needs the extra `train`, or warmup: none", ok=False)
+
+
+def _packages() -> Iterator[Finding]:
+    for name in NEEDED:
+        version = _installed(name)
+        yield Finding(name, version or "not installed", ok=version is not None)
+    for name, extra in OPTIONAL.items():
+        yield Finding(name, _installed(name) or f"not installed (extra `{extra}`)")
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _device() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        return Finding("device", ", ".join(names))
+    return Finding("device", f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
+
+
+def _attempt(what: str, look: Callable[[], object]) -> Finding:
+    try:
+        return Finding(what, str(look()))
+    except UserError as error:
+        return Finding(what, str(error), ok=False)
+
+
+def _landing(workspace: Workspace) -> str:
+    files = workspace.landing.files()
+    size = sum(file.size for file in files) / 2**20
+    return f"{workspace.landing.root}: {len(files)} shards, {size:.1f} MiB"
+
+
+def _ignored(workspace: Workspace) -> Finding:
+    try:
+        ignored = workspace.landing.ignored()
+    except UserError:
+        return Finding("files that are no shards", "–")
+    shown = ", ".join(ignored[:5]) + (", …" if len(ignored) > 5 else "")
+    return Finding("files that are no shards", f"{len(ignored)}: {shown}" if ignored else "none", ok=not ignored)
+
+
+def _warehouse(workspace: Workspace) -> Finding:
+    root = workspace.warehouse.root
+    free = shutil.disk_usage(root).free / 2**30
+    writable = os.access(root, os.W_OK)
+    state = f"{root}: {free:.1f} GiB free" + ("" if writable else ", not writable")
+    return Finding("warehouse", state, ok=writable and free > LITTLE_DISK_GIB)

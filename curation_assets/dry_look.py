@@ -1,0 +1,95 @@
+"""A dry look: the whole path on a few rows, in a place of its own, before committing to all of them."""
+
+from __future__ import annotations
+
+import gzip
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from curation_assets.main_job import MainJob, RunSummary
+from curation_assets.settings import Settings
+from curation_assets.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class DryLook:
+    """What a dry look found.
+
+    Attributes:
+        summary: of the main job over the few rows.
+        share: share of the landing area's bytes that was looked at.
+        seconds: how long it took, loading the model included.
+        workspace: where its tables lie; gone when the look is over.
+    """
+
+    summary: RunSummary
+    share: float
+    seconds: float
+    workspace: Workspace
+
+
+@contextmanager
+def dry_look(workspace: Workspace, rows: int, announce: Callable[[str], None] | None = None) -> Iterator[DryLook]:
+    """Run the main job on the first rows of every file, about `rows` in all; nothing of it is kept.
+
+    Image paths keep working, since the copied files lie beside links to the originals' folders only when
+    they are text: a corpus with images is looked at without them.
+    """
+    with tempfile.TemporaryDirectory(prefix="curation-look-") as folder:
+        place = Path(folder)
+        share = _copy_first_rows(workspace, place / "landing", rows)
+        small = _settings_for(workspace.settings, workspace.folder)
+        look = replace(workspace, config_file=place / "curation.yaml", settings=small)
+        look.warehouse.prepare()
+        started = time.monotonic()
+        with dg.DagsterInstance.ephemeral() as instance:
+            summary = MainJob(look, instance, announce).run()
+        yield DryLook(summary, share, time.monotonic() - started, look)
+
+
+def _settings_for(settings: Settings, folder: Path) -> Settings:
+    """The same settings for a small pool in another place: a warm-up that does not wait, absolute models."""
+    targets = []
+    for target in settings.targets:
+        local = (folder / Path(target.model).expanduser()).resolve()
+        model = str(local) if local.is_dir() else target.model
+        warmup = target.warmup if target.warmup == "none" else target.warmup.model_copy(update={"min_pool": 1})
+        targets.append(target.model_copy(update={"model": model, "warmup": warmup}))
+    corpus = settings.corpus.model_copy(update={"landing": "./landing"})
+    update = {"corpus": corpus, "targets": targets, "warehouse": "./warehouse"}
+    return settings.model_copy(update=update)
+
+
+def _copy_first_rows(workspace: Workspace, out: Path, rows: int) -> float:
+    """Copy the first rows of every file; gives the share of bytes copied (of compressed files: of rows read)."""
+    files = workspace.landing.files()
+    each = max(1, -(-rows // max(len(files), 1)))
+    copied = total = 0
+    for file in files:
+        source = workspace.landing.root / file.name
+        target = out / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        total += file.size
+        copied += _copy_head(source, target, each)
+    return copied / total if total else 0.0
+
+
+def _copy_head(source: Path, target: Path, rows: int) -> int:
+    if source.suffix == ".parquet":
+        pl.scan_parquet(source).head(rows).sink_parquet(target)
+        return min(target.stat().st_size, source.stat().st_size)
+    if source.suffix == ".gz":
+        with gzip.open(source, "rb") as stream, gzip.open(target, "wb") as out:
+            out.writelines(islice(stream, rows))
+        return target.stat().st_size
+    with source.open("rb") as stream, target.open("wb") as out:
+        out.writelines(islice(stream, rows))
+    return target.stat().st_size

@@ -1,0 +1,116 @@
+"""Writing a commented curation.yaml for a folder that was looked at: `curate init`."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from curation_assets.config_file import json_schema, parse_settings
+from curation_assets.corpus.reading import ShardRows, read_shard
+from curation_assets.settings import Corpus
+from resources.digests import DigestCache
+from resources.errors import UserError
+from resources.landing import Landing, LandingFile
+
+LOOKED_AT_BYTES = 1 << 20
+DEFAULT_MIN_POOL = 100
+
+
+class InitError(UserError):
+    """No configuration can be written here."""
+
+
+@dataclass(frozen=True)
+class FolderLook:
+    """What a look at the first rows of a landing folder found."""
+
+    files: int
+    bytes: int
+    formats: dict[str, int]
+    rows: int
+    rejected: int
+    reasons: dict[str, int]
+
+    @property
+    def format(self) -> str:
+        """The one format that all files share, else `auto`."""
+        known = [name for name in self.formats if name != "unknown"]
+        return known[0] if len(known) == 1 and len(self.formats) == 1 else "auto"
+
+
+def look_at(folder: Path) -> FolderLook:
+    """Read the first mebibyte of every text file (and Parquet files of that size) in a folder.
+
+    Raises:
+        LandingError: the folder does not exist.
+    """
+    landing = Landing(folder, DigestCache())
+    files = landing.files()
+    formats: dict[str, int] = {}
+    reasons: dict[str, int] = {}
+    rows = 0
+    for file in files:
+        shard = _first_rows(folder, file)
+        if shard is None:
+            continue
+        formats[shard.format] = formats.get(shard.format, 0) + 1
+        rows += shard.rows_in
+        for reason in shard.rejected["reason"].to_list():
+            reasons[reason] = reasons.get(reason, 0) + 1
+    size = sum(file.size for file in files)
+    return FolderLook(len(files), size, formats, rows, sum(reasons.values()), dict(sorted(reasons.items())))
+
+
+def _first_rows(folder: Path, file: LandingFile) -> ShardRows | None:
+    """The first rows of a file as they would be read; None for a large Parquet file."""
+    path = folder / file.name
+    corpus = Corpus(landing=str(folder))
+    if file.size <= LOOKED_AT_BYTES:
+        return read_shard(path, file.shard, file.name, corpus)
+    if not file.name.endswith(".jsonl"):
+        return None
+    with path.open("rb") as stream:
+        head = stream.read(LOOKED_AT_BYTES)
+    return read_shard(head[: head.rfind(b"\n") + 1], file.shard, file.name, corpus, path.parent)
+
+
+def write_config(folder: Path, model: str, out: Path, force: bool = False) -> FolderLook:
+    """Write curation.yaml, and the JSON Schema beside it that editors check it with.
+
+    Raises:
+        InitError: the file exists and `force` is off.
+    """
+    if out.exists() and not force:
+        raise InitError(f"{out} exists: name another file with --to, or overwrite it with --force")
+    look = look_at(folder)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = render_config(look, _relative(folder, out.parent), model)
+    parse_settings(text.encode(), out)
+    out.write_text(text, encoding="utf-8")
+    (out.parent / "curation.schema.json").write_text(json.dumps(json_schema(), indent=1) + "\n")
+    return look
+
+
+def render_config(look: FolderLook, landing: str, model: str, target: str = "base") -> str:
+    """The text of the configuration file."""
+    template = Path(__file__).parent / "templates" / "curation.yaml"
+    found = [f"  # Found: {look.files} files, {look.bytes / 2**20:.1f} MiB; formats {look.formats or 'unknown'}."]
+    if look.rejected:
+        found.append(f"  # Of {look.rows} rows looked at, {look.rejected} would be rejected: {look.reasons}")
+    return Template(template.read_text()).substitute(
+        found="\n".join(found),
+        landing=json.dumps(landing),
+        format=look.format,
+        model=json.dumps(model),
+        target=target,
+        min_pool=DEFAULT_MIN_POOL,
+    )
+
+
+def _relative(folder: Path, base: Path) -> str:
+    """The folder as seen from the configuration file, if it lies beside or below it."""
+    path = Path(os.path.relpath(folder.absolute(), base.absolute()))
+    return str(folder.absolute()) if ".." in path.parts else f"./{path}"

@@ -1,0 +1,177 @@
+"""Any stored table as one frame: what `curate table` writes and `curate show` reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.settings import Target
+from curation_assets.signals.measure import step_gradients_dir
+from curation_assets.workspace import Workspace
+from resources.errors import UserError
+
+SUFFIXES = (".parquet", ".csv", ".jsonl")
+
+
+class TableRequestError(UserError):
+    """No such table, or it has to be named more exactly."""
+
+
+def read_stored(
+    workspace: Workspace, name: str, *, target: str | None = None, score: str | None = None, subset: str | None = None
+) -> pl.LazyFrame:
+    """A stored table.
+
+    Args:
+        workspace: the configuration.
+        name: a name of `curation_assets.tables`.
+        target: for tables that exist once a target; may be left out if there is one target.
+        score: for `step_scores`; may be left out if the target has one score.
+        subset: for `subset`; may be left out if there is one subset.
+
+    Raises:
+        TableRequestError: the name is unknown or ambiguous, or nothing has been stored yet.
+    """
+    if name not in tables.ALL_TABLES:
+        raise TableRequestError(f"there is no table {name!r}; tables are {', '.join(tables.ALL_TABLES)}")
+    frame = _scan(workspace, name, target, score, subset)
+    if frame is None:
+        raise TableRequestError(f"table {name} holds nothing yet: run `curate run` first")
+    return frame
+
+
+def _scan(
+    workspace: Workspace, name: str, target: str | None, score: str | None, subset: str | None
+) -> pl.LazyFrame | None:
+    warehouse, settings = workspace.warehouse, workspace.settings
+    folders = {"raw_corpus": tables.raw_corpus_dir(), "rejected_rows": tables.rejected_rows_dir()}
+    if name in folders:
+        return warehouse.scan(folders[name])
+    if name == "segmented_steps":
+        return _once(warehouse.scan(tables.segmented_steps_dir()), ["sample_id", "step_index"])
+    if name == "subset":
+        chosen = _pick("subset", subset, [item.name for item in settings.subsets])
+        return _single(workspace, tables.subset_path(chosen))
+    return _scan_target(workspace, name, target, score)
+
+
+def _scan_target(workspace: Workspace, name: str, target: str | None, score: str | None) -> pl.LazyFrame | None:
+    """A table that exists once a target."""
+    warehouse, settings = workspace.warehouse, workspace.settings
+    of = settings.target(_pick("target", target, [item.name for item in settings.targets]))
+    if name == "score_manifest":
+        return _single(workspace, tables.score_manifest_path(of.name))
+    if name == "sample_scores":
+        return warehouse.scan(tables.sample_scores_dir(of.name))
+    if name == "step_scores":
+        chosen = _pick("score", score, [item.name for item in settings.scores_of(of.name)])
+        return _once(warehouse.scan(tables.step_scores_dir(of.name, chosen)), ["sample_id", "step_index"])
+    return _measured(workspace, of)
+
+
+def _measured(workspace: Workspace, target: Target) -> pl.LazyFrame | None:
+    folder = step_gradients_dir(workspace, target)
+    return None if folder is None else _once(workspace.warehouse.scan(folder), ["sample_id"])
+
+
+def _once(frame: pl.LazyFrame | None, key: list[str]) -> pl.LazyFrame | None:
+    """Each key once: a sample that lies in several shards, or in two parts, has equal rows in each."""
+    return None if frame is None else frame.unique(key, keep="first").sort(key)
+
+
+def _single(workspace: Workspace, path: str) -> pl.LazyFrame | None:
+    file = workspace.warehouse.path(path)
+    return pl.scan_parquet(file) if file.exists() else None
+
+
+def _pick(kind: str, given: str | None, names: list[str]) -> str:
+    listed = ", ".join(names) or "(none)"
+    if given is None and len(names) == 1:
+        return names[0]
+    if given is None:
+        raise TableRequestError(f"say which {kind} with --{kind}: {listed}")
+    if given not in names:
+        raise TableRequestError(f"there is no {kind} {given!r}; there are {listed}")
+    return given
+
+
+def write_frame(frame: pl.LazyFrame, path: Path) -> int:
+    """Write a frame as Parquet, CSV or JSON lines, by the file's ending; gives its rows.
+
+    CSV has no lists, so they are written as JSON.
+
+    Raises:
+        TableRequestError: the ending is none of the three.
+    """
+    if path.suffix not in SUFFIXES:
+        raise TableRequestError(f"{path}: the ending must be one of {', '.join(SUFFIXES)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    collected = frame.collect()
+    if path.suffix == ".parquet":
+        collected.write_parquet(path)
+    elif path.suffix == ".jsonl":
+        collected.write_ndjson(path)
+    else:
+        lists = [name for name, dtype in collected.schema.items() if isinstance(dtype, pl.List)]
+        as_text = [pl.col(name).map_elements(_list_text, return_dtype=pl.String) for name in lists]
+        collected.with_columns(as_text).write_csv(path)
+    return len(collected)
+
+
+def _list_text(values: pl.Series) -> str:
+    return orjson.dumps(values.to_list()).decode()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A sample with all that is known of it.
+
+    Attributes:
+        row: of `raw_corpus`.
+        steps: its rows of `segmented_steps`.
+        scores: its rows of `step_scores`.
+        facts: its row of `sample_scores`, empty if it has not been scored.
+    """
+
+    row: dict[str, Any]
+    steps: pl.DataFrame
+    scores: pl.DataFrame
+    facts: dict[str, Any]
+
+
+def find_trace(workspace: Workspace, sample_id: str, *, target: str | None = None, score: str | None = None) -> Trace:
+    """The sample whose id begins with the given characters.
+
+    Raises:
+        TableRequestError: no sample, or more than one, has such an id.
+    """
+    corpus = read_stored(workspace, "raw_corpus")
+    rows = corpus.filter(pl.col("sample_id").str.starts_with(sample_id)).collect()
+    ids = rows["sample_id"].unique().sort().to_list()
+    if len(ids) != 1:
+        found = (
+            f"{len(ids)} samples have ids that begin so: {', '.join(ids[:5])}" if ids else "no sample has such an id"
+        )
+        raise TableRequestError(f"{sample_id}: {found}")
+    mine = pl.col("sample_id") == ids[0]
+    names = settings_names(workspace, target, score)
+    frames = {}
+    for name in ("segmented_steps", "step_scores", "sample_scores"):
+        stored = _scan(workspace, name, *names, subset=None)
+        table = tables.ALL_TABLES[name]
+        frames[name] = table.empty() if stored is None else stored.filter(mine).collect()
+    facts = next(frames["sample_scores"].iter_rows(named=True), {"sample_id": ids[0], "flags": "not scored"})
+    return Trace(next(rows.iter_rows(named=True)), frames["segmented_steps"], frames["step_scores"], facts)
+
+
+def settings_names(workspace: Workspace, target: str | None, score: str | None) -> tuple[str, str]:
+    """Target and score by name, or the first of each."""
+    settings = workspace.settings
+    first = _pick("target", target, [t.name for t in settings.targets]) if target else settings.targets[0].name
+    scores = [s.name for s in settings.scores_of(first)]
+    return first, _pick("score", score, scores) if score or not scores else scores[0]

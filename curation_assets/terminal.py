@@ -1,0 +1,124 @@
+"""What `curate` shows in the terminal: progress bars, tables, and traces coloured by score."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import polars as pl
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from curation_assets.progress import shown_on
+
+LOW, HIGH = (190, 60, 60), (40, 150, 90)
+
+
+class ProgressBars:
+    """Rich progress bars for `curation_assets.progress`."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def start(self, description: str, total: int) -> int:
+        """Add a bar."""
+        return int(self._progress.add_task(description, total=total))
+
+    def advance(self, bar: int, count: int) -> None:
+        """Move a bar on."""
+        self._progress.advance(TaskID(bar), count)
+
+    def finish(self, bar: int) -> None:
+        """Stop a bar where it is."""
+        self._progress.stop_task(TaskID(bar))
+
+
+@contextmanager
+def progress_bars(console: Console) -> Iterator[Progress]:
+    """Show the progress of everything inside as bars."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress, shown_on(ProgressBars(progress)):
+        yield progress
+
+
+def simple_table(title: str, headers: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
+    """A table; numbers are set to the right."""
+    made = [["–" if cell is None else cell for cell in row] for row in rows]
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for position, header in enumerate(headers):
+        number = bool(made) and all(isinstance(row[position], int | float) for row in made)
+        table.add_column(header, justify="right" if number else "left")
+    for row in made:
+        table.add_row(*(Text(f"{cell:.3f}" if isinstance(cell, float) else str(cell)) for cell in row))
+    return table
+
+
+def trace(row: dict[str, object], steps: pl.DataFrame, scores: pl.DataFrame, sample: dict[str, object]) -> Group:
+    """A trace with its steps coloured by score.
+
+    Args:
+        row: of `raw_corpus`.
+        steps: its rows of `segmented_steps`.
+        scores: its rows of `step_scores`; may be empty.
+        sample: facts to list: scores and flags of `sample_scores`.
+    """
+    response = str(row["response"])
+    by_step = {record["step_index"]: record for record in scores.iter_rows(named=True)}
+    parts: list[RenderableType] = [_prompt(row)]
+    body = Table.grid(padding=(0, 2))
+    for header in ("step", "score", "align", "consist", "text"):
+        body.add_column(Text(header, style="dim"), justify="left" if header == "text" else "right")
+    body.add_row(*(Text(header, style="dim") for header in ("step", "score", "align", "consist", "text")))
+    for span in steps.sort("start").iter_rows(named=True):
+        record = by_step.get(span["step_index"], {})
+        answer = span["kind"] == "answer"
+        name = "answer" if answer else str(span["step_index"])
+        style = "bold" if answer else _color(record.get("step_score"))
+        numbers = [_number(record.get(key)) for key in ("step_score", "answer_alignment", "trajectory_consistency")]
+        text = response[span["start"] : span["end"]]
+        body.add_row(name, *numbers, Text(text, style=style))
+    parts.append(Panel(body, title="response", title_align="left"))
+    if steps.is_empty():
+        parts.append(Panel(Text(response), title="response, without steps", title_align="left"))
+    facts = Table.grid(padding=(0, 2))
+    for name, value in sample.items():
+        facts.add_row(Text(name, style="dim"), Text("–" if value is None else str(value)))
+    parts.append(Panel(facts, title="facts", title_align="left"))
+    return Group(*parts)
+
+
+def _prompt(row: dict[str, object]) -> Panel:
+    turns = json.loads(str(row["messages"]))
+    text = Text("\n").join(Text.assemble((f"{turn['role']}: ", "bold"), str(turn["content"])) for turn in turns)
+    return Panel(text, title="prompt", title_align="left")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:+.2f}"
+
+
+def _color(score: float | None) -> str:
+    """From red at -1 to green at 1; no colour without a score."""
+    if score is None:
+        return ""
+    share = (min(1.0, max(-1.0, score)) + 1.0) / 2.0
+    red, green, blue = (round(low + share * (high - low)) for low, high in zip(LOW, HIGH, strict=True))
+    return f"rgb({red},{green},{blue})"
