@@ -1,13 +1,19 @@
 """The automation condition of the cheap assets: everything after the signals."""
 
+from typing import Any, cast
+
 import dagster as dg
 
+# The cast: Dagster types the union of conditions more widely than its own methods take.
+_CHANGED = cast(
+    "dg.AutomationCondition[Any]",
+    dg.AutomationCondition.newly_missing()
+    | dg.AutomationCondition.any_deps_updated()
+    | dg.AutomationCondition.code_version_changed(),
+)
+
 FOLLOW_UPSTREAM = (
-    (
-        dg.AutomationCondition.newly_missing()
-        | dg.AutomationCondition.any_deps_updated()
-        | dg.AutomationCondition.code_version_changed()
-    ).since_last_handled()
+    _CHANGED.since_last_handled()
     & ~dg.AutomationCondition.any_deps_missing()
     & ~dg.AutomationCondition.any_deps_in_progress()
     & ~dg.AutomationCondition.in_progress()

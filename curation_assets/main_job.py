@@ -22,6 +22,7 @@ from curation_assets.automation import (
 )
 from curation_assets.checkpoints.assets import base_model_key, warmup_key_of
 from curation_assets.corpus.assets import LANDING_KEY, RAW_CORPUS_KEY
+from curation_assets.corpus.ingest import present_shards
 from curation_assets.definitions import build_definitions
 from curation_assets.fingerprints import base_digest
 from curation_assets.partitions import SHARDS, release_key, release_partitions
@@ -152,7 +153,7 @@ class MainJob:
             return
         key = step_gradients_key(target)
         wanted = due.signals_due(self.workspace, target)
-        present = due.present_shards(self.workspace)
+        present = present_shards(self.workspace)
         wanted += [s for s in without_event(self.instance, key, present) if s not in wanted]
         for part in self._ranges(wanted):
             self._execute(f"{target.name}: measuring {len(part)} shards", "signals", [key], shards=part)
@@ -164,7 +165,7 @@ class MainJob:
     def _score(self, target: Target, summary: RunSummary) -> None:
         keys = [step_scores_key(target), sample_scores_key(target)]
         wanted = due.scores_due(self.workspace, target)
-        measured = [s for s in due.present_shards(self.workspace) if s not in due.signals_due(self.workspace, target)]
+        measured = [s for s in present_shards(self.workspace) if s not in due.signals_due(self.workspace, target)]
         if due.waits_for_pool(self.workspace, target) is None:
             wanted += [s for s in without_event(self.instance, keys[1], measured) if s not in wanted]
         for part in self._ranges(wanted):

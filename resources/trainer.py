@@ -103,6 +103,7 @@ def train_lora(
     if not examples:
         raise TrainingError("no sample has a response within the maximum length: nothing to train on")
     lora = peft.LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(model, lora)
     arguments = transformers.TrainingArguments(
         output_dir=str(out / "run"),
         per_device_train_batch_size=recipe.batch_size,
@@ -121,15 +122,15 @@ def train_lora(
         remove_unused_columns=False,
     )
     trainer = transformers.Trainer(
-        model=peft.get_peft_model(model, lora),
+        model=adapted,
         args=arguments,
-        train_dataset=examples,  # type: ignore[arg-type]  # a list is a map-style data set
+        train_dataset=examples,
         data_collator=lambda batch: _collate(batch, tokenizer.pad_token_id or 0),
         callbacks=[_watch(transformers.TrainerCallback, progress)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
-    trainer.model.save_pretrained(str(out), safe_serialization=True)  # type: ignore[union-attr]
+    adapted.save_pretrained(str(out), safe_serialization=True)
     # What the libraries leave beside the adapter says nothing about this checkpoint.
     shutil.rmtree(out / "run", ignore_errors=True)
     (out / "README.md").unlink(missing_ok=True)

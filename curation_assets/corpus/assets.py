@@ -73,7 +73,7 @@ def corpus(
                 "rows_in": rows.rows_in,
                 "format": rows.format,
             }
-            rejected = shared | {"dagster/partition_row_count": len(rows.rejected)}
+            rejected: dict[str, Any] = shared | {"dagster/partition_row_count": len(rows.rejected)}
             if len(rows.rejected):
                 reasons = rows.rejected.group_by("reason").len().sort("reason").iter_rows()
                 rejected["reasons"] = markdown_table(("reason", "rows"), reasons)

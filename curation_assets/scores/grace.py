@@ -9,6 +9,7 @@ V = mean of the step scores.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -109,7 +110,7 @@ def grace_scores(step_gradients: pl.DataFrame, score: Score) -> tuple[pl.DataFra
     samples: list[pl.DataFrame] = []
     for (count,), group in measured.group_by("n_steps", maintain_order=True):
         k = int(str(count))
-        packed = np.stack(group["gram"].to_numpy()).astype(np.float64)
+        packed = _matrix(group["gram"]).astype(np.float64)
         scores = score_steps(unpack_gram(packed, k + 1), score.alpha, score.history)
         samples.append(group.select("sample_id").with_columns(pl.Series(score.name, scores.sample_score())))
         steps.append(_step_rows(group, scores, k))
@@ -119,11 +120,11 @@ def grace_scores(step_gradients: pl.DataFrame, score: Score) -> tuple[pl.DataFra
 
 
 def _step_rows(group: pl.DataFrame, scores: StepScores, steps: int) -> pl.DataFrame:
-    tokens = np.stack(group["segment_tokens"].to_numpy())[:, :steps]
+    tokens = _matrix(group["segment_tokens"])[:, :steps]
     return pl.DataFrame(
         {
             "sample_id": np.repeat(group["sample_id"].to_numpy(), steps),
-            "step_index": np.stack(group["step_indices"].to_numpy()).reshape(-1),
+            "step_index": _matrix(group["step_indices"]).reshape(-1),
             "tokens": tokens.reshape(-1),
             "answer_alignment": scores.answer_alignment.reshape(-1),
             "trajectory_consistency": scores.trajectory_consistency.reshape(-1),
@@ -131,3 +132,8 @@ def _step_rows(group: pl.DataFrame, scores: StepScores, steps: int) -> pl.DataFr
         },
         schema=tables.STEP_SCORES.schema,
     ).with_columns(pl.col("trajectory_consistency").fill_nan(None))
+
+
+def _matrix(lists: pl.Series) -> NDArray[Any]:
+    """Lists of equal length as one array [n, length]."""
+    return lists.explode().to_numpy().reshape(len(lists), -1)

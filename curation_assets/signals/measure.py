@@ -15,6 +15,7 @@ from curation_assets.progress import track
 from curation_assets.samples import samples_of
 from curation_assets.settings import Target
 from curation_assets.workspace import Workspace
+from resources.errors import UserError
 from resources.scorer import Scorer
 from resources.scoring.samples import StepGradients
 from resources.warehouse import Measurements
@@ -23,7 +24,7 @@ WINDOW_SAMPLES = 4096
 """Samples that are encoded and sorted by length together."""
 
 
-class MeasuringError(RuntimeError):
+class MeasuringError(UserError):
     """A target cannot be measured yet."""
 
 

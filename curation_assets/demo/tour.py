@@ -1,0 +1,128 @@
+"""The demo: the main job on the embedded corpus and model, and what it chose, held against the labels.
+
+The labels lie in `extra`, which no method sees; only the tables printed here read them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import polars as pl
+from rich.console import Console
+
+from curation_assets import tables
+from curation_assets.demo.corpus import write_corpus
+from curation_assets.init_config import look_at, render_config
+from curation_assets.instance import open_instance
+from curation_assets.main_job import MainJob, RunSummary
+from curation_assets.releases.build import Release
+from curation_assets.reports.statistics import auroc
+from curation_assets.subsets.select import select
+from curation_assets.terminal import progress_bars, simple_table
+from curation_assets.workspace import Workspace
+
+MODEL = Path(__file__).parent / "model"
+TARGET = "tiny"
+SUBSET = "grace_20"
+CLEAN = "clean"
+KINDS_IN_MEAN = ("wrong_step", "wrong_answer", "irrelevant", "shuffled")
+
+
+def prepare(folder: Path) -> Path:
+    """Write corpus, model and configuration into a folder, unless they are there; gives the configuration."""
+    config = folder / "curation.yaml"
+    if not config.exists():
+        landing = folder / "landing"
+        write_corpus(landing)
+        shutil.copytree(MODEL, folder / "model", dirs_exist_ok=True)
+        config.write_text(render_config(look_at(landing), "./landing", "./model", TARGET), encoding="utf-8")
+    return config
+
+
+def tour(folder: Path, console: Console) -> None:
+    """Run the demo; its last line is one JSON object with what it came to."""
+    workspace = Workspace.load(prepare(folder))
+    with open_instance(workspace) as instance, progress_bars(console) as progress:
+        job = MainJob(workspace, instance, lambda line: progress.console.print(line, style="dim"))
+        summary = job.run()
+        release, _new = job.release(workspace.settings.subset(SUBSET))
+    judged = judge(workspace)
+    _print_choice(workspace, console, judged)
+    console.print(f"release: {release.folder}", soft_wrap=True)
+    print(json.dumps(_last_line(summary, release, judged)))
+
+
+def judge(workspace: Workspace) -> pl.DataFrame:
+    """The pool with score, whether it was selected, and the planted flaw from the labels."""
+    pool = select(workspace, workspace.settings.subset(SUBSET)).pool
+    corpus = workspace.warehouse.scan(tables.raw_corpus_dir())
+    assert corpus is not None
+    labels = corpus.select("sample_id", "extra").unique("sample_id").collect()
+    flaws = [json.loads(extra)["labels"]["flaw"] for extra in labels["extra"].to_list()]
+    return pool.join(labels.select("sample_id").with_columns(flaw=pl.Series(flaws)), on="sample_id", how="left")
+
+
+def auroc_by_kind(judged: pl.DataFrame) -> dict[str, float | None]:
+    """AUROC of V, clean against each kind of flaw; traces without a score are not in it."""
+    scored = judged.filter(pl.col("score").is_finite())
+    clean = scored.filter(pl.col("flaw") == CLEAN)["score"]
+    kinds = sorted(set(judged["flaw"].to_list()) - {CLEAN})
+    return {kind: auroc(clean, scored.filter(pl.col("flaw") == kind)["score"]) for kind in kinds}
+
+
+def mean_auroc(by_kind: dict[str, float | None]) -> float | None:
+    """The plain mean over the kinds that change what a trace says and leave it an answer."""
+    values = [by_kind.get(kind) for kind in KINDS_IN_MEAN]
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if len(found) == len(values) else None
+
+
+def _print_choice(workspace: Workspace, console: Console, judged: pl.DataFrame) -> None:
+    by_kind = auroc_by_kind(judged)
+    rows = []
+    chosen = int(judged["selected"].sum())
+    for kind in [CLEAN, *by_kind]:
+        mine = judged.filter(pl.col("flaw") == kind)
+        rows.append(
+            (
+                kind,
+                len(mine),
+                f"{len(mine) / len(judged):.1%}",
+                int(mine["selected"].sum()),
+                f"{int(mine['selected'].sum()) / max(chosen, 1):.1%}",
+                len(mine.filter(pl.col("score").is_null())),
+                by_kind.get(kind),
+            )
+        )
+    headers = ("kind", "pool", "share", "subset", "share of subset", "without score", "AUROC clean > kind")
+    console.print(simple_table("what was chosen, by planted flaw (labels no method sees)", headers, rows))
+    above = [kind for kind, value in by_kind.items() if value is not None and value < 0.5]
+    for kind in above:
+        console.print(f"{kind} traces score above clean ones: the method is blind to this flaw")
+    subset = workspace.warehouse.read_table(tables.subset_path(SUBSET))
+    console.print(f"{len(subset)} of {len(judged)} samples chosen; the best and the last of them:")
+    for sample_id, reason in subset.select("sample_id", "reason").rows()[:: max(1, len(subset) - 1)]:
+        console.print(f"  {sample_id}: {reason}", highlight=False)
+    console.print(f"look at one with: curate show {subset['sample_id'][0][:8]} --config {workspace.config_file}")
+
+
+def _last_line(summary: RunSummary, release: Release, judged: pl.DataFrame) -> dict[str, object]:
+    by_kind = auroc_by_kind(judged)
+    selected = judged.filter("selected")
+    return {
+        "release": str(release.folder),
+        "release_number": release.number,
+        "content_digest": release.manifest["content_digest"],
+        "auroc": mean_auroc(by_kind),
+        "auroc_by_kind": by_kind,
+        "flawed_share_pool": _flawed(judged),
+        "flawed_share_subset": _flawed(selected),
+        "without_score": int(judged["score"].is_null().sum()),
+        "tokens_measured": summary.tokens_measured,
+    }
+
+
+def _flawed(frame: pl.DataFrame) -> float:
+    return len(frame.filter(pl.col("flaw") != CLEAN)) / max(1, len(frame))
