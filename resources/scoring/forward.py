@@ -63,10 +63,10 @@ def _residual(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
         saturation = torch.tanh(logits / head.soft_cap)
         logits = head.soft_cap * saturation
         jacobian = head.scale * (1.0 - saturation.square())
-    log_p = torch.log_softmax(logits, dim=-1)
-    at_target = log_p.gather(1, targets.unsqueeze(1))
-    # p_y - 1 cancels in fp32 where p_y is near 1, as it is for a fine-tuned model: expm1 does not.
-    residual = log_p.exp_().scatter_(1, targets.unsqueeze(1), torch.expm1(at_target))
+    residual = torch.softmax(logits, dim=-1).scatter_(1, targets.unsqueeze(1), 0.0)
+    # p_y - 1 cancels in fp32 where p_y is near 1, as it is for a fine-tuned model, and so does
+    # expm1(log p_y) once log p_y is below the logits' own rounding: minus the other probabilities does not.
+    residual.scatter_(1, targets.unsqueeze(1), -residual.sum(dim=1, keepdim=True))
     return residual * jacobian if head.soft_cap is not None or head.scale != 1.0 else residual
 
 

@@ -1,0 +1,1 @@
+"""Tests of `resources.scoring`: fast paths against slow, obvious twins."""

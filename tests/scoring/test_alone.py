@@ -1,0 +1,39 @@
+"""The scoring code runs where nothing of ours and none of the data stack is installed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+SCRIPT = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"dagster", "polars", "duckdb", "pyarrow", "pydantic", "curation_assets"}:
+            raise ImportError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Blocked())
+from pathlib import Path
+from resources.scoring.encoding import Encoder
+from resources.scoring.forward import measure_step_gradients
+from resources.scoring.loading import load_checkpoint
+from resources.scoring.samples import Sample, Segment
+
+checkpoint = load_checkpoint(Path(sys.argv[1]), device="cpu")
+encoder = Encoder(checkpoint.tokenizer, "auto", checkpoint.max_length)
+sample = Sample("s", [{"role": "user", "content": "1 + 1"}], "one and one\\nAnswer: 2", [Segment(1, 0, 11), Segment(0, 20, 21)])
+((result,),) = measure_step_gradients(checkpoint, encoder, [sample], 100)
+assert result.gram is not None and len(result.gram) == 3
+"""
+
+
+def test_scoring_runs_on_a_bare_box(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "resources" / "scoring", tmp_path / "resources" / "scoring")
+    script = tmp_path / "bare.py"
+    script.write_text(SCRIPT)
+    subprocess.run([sys.executable, str(script), str(tiny_model)], check=True, cwd=tmp_path, timeout=300)

@@ -1,0 +1,92 @@
+"""Tokens, segments and truncation: which token belongs to whom."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resources.scoring.batching import padding_fraction, plan_batches
+from resources.scoring.encoding import Encoder, EncodingError, anchor, segment_of_anchors
+from resources.scoring.samples import Sample, Segment
+from tests.models import byte_tokenizer
+from tests.scoring.cases import make_sample
+
+
+def test_prompt_is_rendered_and_the_response_is_verbatim() -> None:
+    tokenizer = byte_tokenizer()
+    response = "<think>two  and\ttwo</think>\r\nAnswer: 4 "
+    sample = Sample("s", [{"role": "user", "content": "How many?"}], response)
+    (encoded,) = Encoder(tokenizer, "auto", 500).encode([sample])
+    text = tokenizer.decode(encoded.input_ids)
+    assert text == f"user: How many?\nassistant: {response}<eos>"
+    assert encoded.prompt_tokens == len("user: How many?\nassistant: ")
+    assert encoded.response_tokens == len(response)
+    assert len(encoded.segment_of_token) == len(encoded.input_ids)
+
+
+def test_plain_template_joins_turns_with_newlines() -> None:
+    tokenizer = byte_tokenizer(chat=False)
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How many?"}]
+    (encoded,) = Encoder(tokenizer, "auto", 500).encode([Sample("s", turns, "4")])
+    assert tokenizer.decode(encoded.input_ids) == "Be brief.\nHow many?\n4<eos>"
+
+
+def test_chat_template_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(EncodingError, match="template: plain"):
+        Encoder(byte_tokenizer(chat=False), "chat", 500)
+
+
+def test_every_segment_gets_the_tokens_of_its_text() -> None:
+    sample = make_sample(["two and two", "größer × 3"], "42")
+    tokenizer = byte_tokenizer()
+    (encoded,) = Encoder(tokenizer, "auto", 500).encode([sample])
+    for segment in sample.segments:
+        ids = [
+            token
+            for token, owner in zip(encoded.input_ids, encoded.segment_of_token, strict=True)
+            if owner == segment.index
+        ]
+        assert tokenizer.decode(ids) == sample.response[segment.start : segment.end]
+
+
+def test_a_token_belongs_to_its_first_non_space_character() -> None:
+    assert anchor("ab  cd", 2, 5) == 4
+    assert anchor("ab  cd", 2, 4) == 2  # only spaces: where it begins
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 8)), max_size=6), st.lists(st.integers(-5, 80), max_size=30)
+)
+def test_segments_of_anchors_equal_the_slow_search(spans: list[tuple[int, int]], anchors: list[int]) -> None:
+    import numpy as np
+
+    segments, end = [], 0
+    for index, (gap, length) in enumerate(spans, 1):
+        if length:
+            segments.append(Segment(index, end + gap, end + gap + length))
+            end += gap + length
+    slow = [next((s.index for s in segments if s.start <= a < s.end), -1) for a in anchors]
+    assert segment_of_anchors(np.array(anchors, dtype=np.int64), segments).tolist() == slow
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 2000))
+def test_batches_hold_everything_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    batches = plan_batches(lengths, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= budget
+    assert 0.0 <= padding_fraction(lengths, batches) < 1.0
+
+
+@pytest.mark.data
+def test_similar_lengths_run_together(real_data: Path) -> None:
+    import orjson
+
+    lines = (real_data / "gsm8k" / "train.jsonl").read_bytes().splitlines()
+    lengths = [len(row["question"]) + len(row["answer"]) for row in map(orjson.loads, lines)]
+    assert padding_fraction(lengths, plan_batches(lengths, 16384)) < 0.05
