@@ -1,0 +1,288 @@
+"""From what a format found in a row to checked drafts: mapped columns, shared fields, and what is left over.
+
+Mapped columns (`corpus.columns`) win over a format's own names, and a field that is mapped is not offered
+to the format under its own name. Fields that every format shares, where no column is mapped: source, domain,
+generator, correct, reward, images, steps, and a short explicit answer. A shared field whose value is of
+another type than expected is left alone (it goes to `extra`); a mapped one is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from curation_assets.corpus.drafts import Draft, Refused, Turn
+from curation_assets.corpus.explicit_steps import locate_steps
+from curation_assets.corpus.fields import (
+    MISSING,
+    Row,
+    absent,
+    boolean,
+    kind,
+    lookup,
+    number,
+    optional_text,
+    remainder,
+    step_list,
+    text,
+    to_json,
+)
+from curation_assets.corpus.readings import SYSTEM_NAMES, Candidate, Reading, candidates_in, prompt_turns
+from curation_assets.settings import Columns
+
+SHARED_NAMES: dict[str, tuple[str, ...]] = {
+    "source": ("source", "data_source", "dataset"),
+    "domain": ("domain", "subject", "task"),
+    "generator": ("generator", "model"),
+    "correct": ("correct", "is_correct"),
+    "reward": ("reward",),
+    "answer": ("answer", "final_answer", "reference_answer", "reference"),
+    "steps": ("steps",),
+    "images": ("images", "image", "image_url", "image_path"),
+}
+# An explicit answer is short; a long text of that name is another solution and stays in `extra`.
+SHORT_ANSWER_CHARS = 200
+
+PER_CANDIDATE = ("answer", "steps", "generator", "correct", "reward")
+
+Spec = str | list[str | None] | list[str | bool | None] | None
+
+
+def claims(columns: Columns) -> frozenset[str]:
+    """Every path that is mapped to something."""
+    paths: set[str] = set()
+    for name in Columns.model_fields:
+        value = getattr(columns, name)
+        entries = value if isinstance(value, list) else [value]
+        paths.update(path for path in entries if isinstance(path, str))
+    return frozenset(paths)
+
+
+def unclaimed(row: Row, claimed: frozenset[str]) -> Row:
+    """The row without the fields that are mapped as a whole."""
+    return {name: value for name, value in row.items() if name not in claimed} if claimed else row
+
+
+def assemble(reading: Reading, row: Row, columns: Columns, claimed: frozenset[str]) -> list[Draft | Refused]:
+    """Drafts of a row's candidates, in order; see `formats.parse`. `claimed` is `claims(columns)`.
+
+    Raises:
+        Refused: the row as a whole cannot be used.
+    """
+    parts = _Parts(reading, row, columns, claimed)
+    turns = parts.prompt()
+    candidates = parts.candidates()
+    if not candidates:
+        raise Refused("missing_response", "the list of responses is empty")
+    values = {name: parts.values(name, len(candidates)) for name in PER_CANDIDATE}
+    common = _Common(
+        turns=turns,
+        own_turns=columns.prompt is None,
+        source=optional_text(parts.single("source"), "source"),
+        domain=optional_text(parts.single("domain"), "domain"),
+        images=parts.images(),
+        left=parts.left(),
+    )
+    plain = to_json(common.left)
+    drafts: list[Draft | Refused] = []
+    for index, candidate in enumerate(candidates):
+        try:
+            own = {name: values[name][index] for name in PER_CANDIDATE}
+            drafts.append(_draft(candidate, own, common, plain))
+        except Refused as refusal:
+            drafts.append(refusal)
+    return drafts
+
+
+@dataclass(frozen=True)
+class _Common:
+    """What the candidates of a row share; `own_turns`: a candidate's own prompt counts, if it has one."""
+
+    turns: tuple[Turn, ...]
+    own_turns: bool
+    source: str | None
+    domain: str | None
+    images: tuple[str, ...]
+    left: Row
+
+
+def _draft(candidate: Candidate, values: dict[str, object], common: _Common, extra: str) -> Draft:
+    turns = candidate.turns if common.own_turns and candidate.turns is not None else common.turns
+    if not common.images and not any(turn.content.strip() for turn in turns):
+        raise Refused("missing_prompt", "the prompt is missing or blank; map it with corpus.columns.prompt")
+    steps = step_list(_or(candidate.steps, values["steps"]), "steps")
+    return Draft(
+        turns=turns,
+        response=_response(candidate.response, steps),
+        answer=optional_text(_or(candidate.answer, values["answer"]), "answer"),
+        steps=steps,
+        source=common.source,
+        domain=common.domain,
+        generator=optional_text(values["generator"], "generator"),
+        correct=boolean(values["correct"], "correct"),
+        reward=number(values["reward"], "reward"),
+        images=common.images,
+        extra=to_json({**common.left, **candidate.label}) if candidate.label else extra,
+    )
+
+
+@dataclass
+class _Parts:
+    """Takes a row apart and remembers which of its fields were used."""
+
+    reading: Reading
+    row: Row
+    columns: Columns
+    claimed: frozenset[str]
+    used: set[str] = field(default_factory=set)
+    found_images: list[object] = field(default_factory=list)
+
+    def prompt(self) -> tuple[Turn, ...]:
+        path = self.columns.prompt
+        if path is None:
+            self.used |= self.reading.prompt_fields
+            self.found_images.extend(self.reading.images)
+            return self.reading.turns
+        self.used |= {path, *SYSTEM_NAMES}
+        talk = prompt_turns(lookup(self.row, path), self.row, path)
+        self.found_images.extend(talk.images)
+        return talk.turns
+
+    def candidates(self) -> list[Candidate]:
+        paths = self.columns.response
+        if paths is None:
+            if self.columns.steps is not None and self.reading.response_fields == {"answer"}:
+                # The mapped steps are the response, so `answer` is not: it may be the explicit answer.
+                return [Candidate()]
+            self.used |= self.reading.response_fields
+            return list(self.reading.candidates)
+        if isinstance(paths, str):
+            self.used.add(paths)
+            return list(candidates_in(lookup(self.row, paths), paths))
+        self.used.update(paths)
+        return [Candidate(lookup(self.row, path)) for path in paths]
+
+    def values(self, name: str, count: int) -> list[object]:
+        """The attribute of each candidate, from its mapped column or its shared name."""
+        spec: Spec = getattr(self.columns, name)
+        if isinstance(spec, list):
+            return [self._entry(entry) for entry in spec]
+        if isinstance(spec, str):
+            value = self._entry(spec)
+            return self._spread(value, name, count) or [value] * count
+        paths = self.columns.response
+        if name == "generator" and isinstance(paths, list):
+            return [path.split(".")[0] for path in paths]
+        for own in SHARED_NAMES[name]:
+            value = self.row.get(own)
+            if value is None or own in self.used or own in self.claimed:
+                continue
+            spread = self._spread(value, name, count)
+            if spread is not None and all(item is None or _fits(name, item) for item in spread):
+                self.used.add(own)
+                return spread
+            # One verdict beside several responses does not say which response it is about.
+            if _fits(name, value) and (count == 1 or name in ("generator", "answer")):
+                self.used.add(own)
+                return [value] * count
+        return [None] * count
+
+    def single(self, name: str) -> object:
+        """A value that all candidates share, from its mapped column or its shared name."""
+        path: str | None = getattr(self.columns, name)
+        if path is not None:
+            self.used.add(path)
+            return lookup(self.row, path)
+        for own in SHARED_NAMES[name]:
+            value = self.row.get(own)
+            if own not in self.used and own not in self.claimed and isinstance(value, str) and value.strip():
+                self.used.add(own)
+                return value
+        return None
+
+    def images(self) -> tuple[str, ...]:
+        found = self.found_images
+        if self.columns.images is not None:
+            self.used.add(self.columns.images)
+            found.append(lookup(self.row, self.columns.images))
+        else:
+            for own in SHARED_NAMES["images"]:
+                if own not in self.used and own not in self.claimed and not absent(self.row.get(own)):
+                    self.used.add(own)
+                    found.append(self.row[own])
+                    break
+        return tuple(_references(found))
+
+    def left(self) -> Row:
+        return remainder(self.row, sorted(self.used))
+
+    def _entry(self, entry: str | bool | None) -> object:
+        if not isinstance(entry, str):
+            return entry
+        self.used.add(entry)
+        return lookup(self.row, entry)
+
+    def _spread(self, value: object, name: str, count: int) -> list[object] | None:
+        """The value as one entry a candidate, if that is what it is."""
+        if not isinstance(value, list) or len(value) != count:
+            return None
+        # A list of texts is one candidate's steps; only a list of lists is several candidates' steps.
+        if name == "steps" and not all(item is None or isinstance(item, list) for item in value):
+            return None
+        return list(value)
+
+
+def _or(value: object, other: object) -> object:
+    return other if value is MISSING else value
+
+
+def _response(value: object, steps: tuple[str, ...] | None) -> str:
+    if isinstance(value, Refused):
+        raise value
+    if absent(value) or (isinstance(value, str) and not value.strip() and steps):
+        if steps is None:
+            raise Refused("missing_response", "there is no response; map it with corpus.columns.response")
+        return "\n".join(steps)
+    response = text(value, "response")
+    if not response.strip():
+        raise Refused("empty_response", "the response is blank; remove the row or map another field")
+    if steps is not None and locate_steps(response, steps) is None:
+        raise Refused(
+            "steps_not_in_response",
+            "the steps must stand in the response verbatim and in order; mend them, or leave steps out",
+        )
+    return response
+
+
+def _fits(name: str, value: object) -> bool:
+    """Whether a value under a shared name is what that name usually holds."""
+    if name in ("source", "domain", "generator"):
+        return isinstance(value, str) and bool(value.strip())
+    if name == "correct":
+        return isinstance(value, bool)
+    if name == "reward":
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if name == "steps":
+        return isinstance(value, list) and bool(value) and all(isinstance(step, str) for step in value)
+    if isinstance(value, str):
+        return 0 < len(value.strip()) <= SHORT_ANSWER_CHARS and "\n" not in value.strip()
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _references(values: Iterable[object]) -> Iterable[str]:
+    for value in values:
+        if absent(value) or value == "":
+            continue
+        if isinstance(value, list):
+            yield from _references(value)
+        elif isinstance(value, dict):
+            if not absent(value.get("bytes")):
+                raise Refused("image_embedded", "image bytes inside rows are not read; write them to files")
+            yield from _references([value.get("url", value.get("path"))])
+        elif isinstance(value, bytes):
+            raise Refused("image_embedded", "image bytes inside rows are not read; write them to files")
+        elif isinstance(value, str):
+            yield text(value, "image")
+        else:
+            raise Refused("wrong_type", f"an image must be a path or a URL, not {kind(value)}")

@@ -1,0 +1,253 @@
+"""Rows out of a landing file's bytes: lines of (gzipped) JSON, or the rows of a Parquet file.
+
+Files are streamed: memory is bounded by the longest row that is allowed, whatever a file unpacks to. (Of a
+Parquet file one batch of rows is held; how large a page it declares is the Parquet reader's concern.)
+
+Nothing here raises on bad input: what is wrong with a row, or with the file from some row on, is part of
+what is yielded.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+import orjson
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+from curation_assets.corpus.drafts import Refused
+from curation_assets.corpus.fields import Row, kind, to_json
+
+EXCERPT_CHARS = 200
+_BLOCK = 1 << 18
+_PARQUET_ROWS = 256
+_BOM = b"\xef\xbb\xbf"
+_HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError)
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """One row: its values, or what is wrong with it.
+
+    `index` counts from 0 and includes blank lines, which are not yielded; it is -1 where nothing of the file
+    could be read. `ends_file` marks a problem of the file that nothing comes after.
+    """
+
+    index: int
+    value: Row | None
+    problem: Refused | None
+    excerpt: Callable[[], str]
+    ends_file: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line without its end. Of one that is `too_long` only the head is kept."""
+
+    data: bytes
+    too_long: bool = False
+    broken: Exception | None = None
+
+
+def read_rows(data: Path | bytes, name: str, max_row_bytes: int) -> Iterator[RawRow]:
+    """The rows of a landing file, by the ending of its name; see `RawRow`."""
+    ending = name.lower()
+    try:
+        stream: IO[bytes] = io.BytesIO(data) if isinstance(data, bytes) else data.open("rb")
+    except OSError as error:
+        yield _file_problem("unreadable", f"the file cannot be opened: {error.strerror}")
+        return
+    with closing(stream):
+        if ending.endswith(".parquet"):
+            yield from _parquet_rows(stream, max_row_bytes)
+        elif ending.endswith(".jsonl"):
+            yield from _json_rows(stream, max_row_bytes)
+        elif ending.endswith(".jsonl.gz"):
+            yield from _json_rows(cast(IO[bytes], gzip.GzipFile(fileobj=stream)), max_row_bytes)
+        else:
+            yield _file_problem("unknown_extension", "rename the file to .jsonl, .jsonl.gz or .parquet")
+
+
+def split_lines(read: Callable[[int], bytes], limit: int) -> Iterator[Line]:
+    """Lines of at most `limit` bytes out of a reader of blocks; longer ones are passed over and marked.
+
+    An error of the reader ends the lines: the last one then holds the bytes since the last line end and the
+    error in `broken`.
+    """
+    pending: list[bytes] = []
+    size = 0
+
+    def take(piece: bytes) -> None:
+        nonlocal size
+        if size <= limit:  # once the line is too long, its further bytes are counted and not kept
+            pending.append(piece)
+        size += len(piece)
+
+    def finish(broken: Exception | None = None) -> Line:
+        nonlocal size
+        line = b"".join(pending)
+        too_long = size > limit
+        pending.clear()
+        size = 0
+        return Line(line[:_BLOCK] if too_long else line, too_long, broken)
+
+    while True:
+        try:
+            block = read(_BLOCK)
+        except (OSError, EOFError, zlib.error) as error:
+            yield finish(error)
+            return
+        if not block:
+            if size:
+                yield finish()
+            return
+        *lines, rest = block.split(b"\n")
+        for line in lines:
+            take(line)
+            yield finish()
+        take(rest)
+
+
+def decode(line: bytes) -> Row:
+    """The JSON object of a line.
+
+    Raises:
+        Refused: nul_byte, invalid_utf8, invalid_unicode, nested_too_deep, not_json, not_object.
+    """
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise _json_refusal(line, error) from error
+    if not isinstance(value, dict):
+        raise Refused("not_object", f"the line is {kind(value)}; write one JSON object a line")
+    return value
+
+
+def _json_rows(stream: IO[bytes], limit: int) -> Iterator[RawRow]:
+    # read1 gives what one read of the source yields, so an error never takes good bytes with it.
+    read = cast(io.BufferedReader, stream).read1
+    for index, line in enumerate(split_lines(read, limit)):
+        data = line.data.removeprefix(_BOM) if index == 0 else line.data
+        excerpt = _line_excerpt(data)
+        if line.broken is not None:
+            yield _broken(line.broken, index, excerpt, nothing_read=index == 0 and not data)
+        elif line.too_long:
+            detail = f"the row is longer than {limit} bytes; raise corpus.max_row_bytes or split it"
+            yield RawRow(index, None, Refused("row_too_long", detail), excerpt)
+        elif data.strip():
+            try:
+                yield RawRow(index, decode(data), None, excerpt)
+            except Refused as refusal:
+                yield RawRow(index, None, refusal, excerpt)
+
+
+def _broken(error: Exception, index: int, excerpt: Callable[[], str], *, nothing_read: bool) -> RawRow:
+    mend = "copy the file again"
+    if isinstance(error, EOFError):
+        problem = Refused("truncated_gzip", f"the compressed stream ends in row {index}; {mend}")
+    elif isinstance(error, (gzip.BadGzipFile, zlib.error)):
+        if nothing_read:
+            return _file_problem("not_gzip", f"the file is not gzip ({error}); rename it, or {mend}")
+        problem = Refused("damaged_gzip", f"the compressed stream is corrupt from row {index} on ({error}); {mend}")
+    else:
+        problem = Refused("unreadable", f"reading stopped in row {index}: {type(error).__name__}; {mend}")
+    return RawRow(index, None, problem, excerpt, ends_file=True)
+
+
+def _json_refusal(line: bytes, error: orjson.JSONDecodeError) -> Refused:
+    if b"\0" in line:
+        return Refused("nul_byte", "the line holds NUL bytes; was it cut while it was written, or is it UTF-16?")
+    try:
+        line.decode()
+    except UnicodeDecodeError as wrong:
+        return Refused("invalid_utf8", f"byte {wrong.start} of the line is not UTF-8; convert the file to UTF-8")
+    if "surrogate" in error.msg and _HALF_PAIR.search(line):
+        return Refused("invalid_unicode", f"half of a surrogate pair ({error}); write the whole character")
+    if "depth limit" in error.msg or "ecursion" in error.msg:
+        return Refused("nested_too_deep", f"{error}; flatten the row")
+    return Refused("not_json", f"{error}; write one JSON object a line")
+
+
+def _parquet_rows(stream: IO[bytes], limit: int) -> Iterator[RawRow]:
+    stream.seek(0, io.SEEK_END)
+    if stream.tell() == 0:
+        return
+    stream.seek(0)
+    index = 0
+    try:
+        for batch in pq.ParquetFile(stream).iter_batches(batch_size=_PARQUET_ROWS):
+            for row in _batch_rows(_whole_microseconds(batch)):
+                yield _parquet_row(row, index, limit)
+                index += 1
+    except _PARQUET_ERRORS as error:
+        why = str(error).split("\n", maxsplit=1)[0][:200]
+        if index == 0:
+            yield _file_problem("not_parquet", f"the file is not readable Parquet ({why}); write it again")
+        else:
+            problem = Refused("damaged_parquet", f"the file is corrupt from row {index} on ({why}); copy it again")
+            yield RawRow(index, None, problem, str, ends_file=True)
+
+
+def _whole_microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with times in microseconds: Python has no finer ones, and would refuse the whole file."""
+    for position, field in enumerate(batch.schema):
+        if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
+            times = batch.column(position).cast(pa.timestamp("us", field.type.tz), safe=False)
+            batch = batch.set_column(position, field.name, times)
+    return batch
+
+
+def _batch_rows(batch: pa.RecordBatch) -> Iterator[Row | Refused]:
+    try:
+        rows: list[Row | Refused] = batch.to_pylist()
+    except UnicodeDecodeError:
+        # Only some row is at fault: take them one by one.
+        rows = []
+        for position in range(batch.num_rows):
+            try:
+                rows.extend(batch.slice(position, 1).to_pylist())
+            except UnicodeDecodeError as error:
+                rows.append(Refused("invalid_utf8", f"a text of the row is not UTF-8 ({error.reason}); write it again"))
+    yield from rows
+
+
+def _parquet_row(row: Row | Refused, index: int, limit: int) -> RawRow:
+    if isinstance(row, Refused):
+        return RawRow(index, None, row, str)
+    try:
+        encoded = to_json(row)
+    except Refused as refusal:
+        return RawRow(index, None, refusal, str)
+    excerpt = _text_excerpt(encoded)
+    if len(encoded) > limit:
+        detail = f"the row is longer than {limit} characters; raise corpus.max_row_bytes or split it"
+        return RawRow(index, None, Refused("row_too_long", detail), excerpt)
+    return RawRow(index, row, None, excerpt)
+
+
+def _file_problem(reason: str, detail: str) -> RawRow:
+    return RawRow(-1, None, Refused(reason, detail), str, ends_file=True)
+
+
+def _line_excerpt(data: bytes) -> Callable[[], str]:
+    # Only the head is kept alive; a character takes four bytes at most.
+    head = data[: 4 * EXCERPT_CHARS]
+    return lambda: _clean(head.decode("utf-8", errors="replace"))
+
+
+def _text_excerpt(value: str) -> Callable[[], str]:
+    head = value[:EXCERPT_CHARS]
+    return lambda: _clean(head)
+
+
+def _clean(value: str) -> str:
+    return value[:EXCERPT_CHARS].replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -1,0 +1,73 @@
+"""What a row becomes before it is a table row: a draft of a sample, or a refusal with its reason.
+
+Every reason that `rejected_rows` can carry is listed here, in REASONS.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+REASONS: dict[str, str] = {
+    "empty_file": "the file holds no rows",
+    "unknown_extension": "the file's name ends in none of .jsonl, .jsonl.gz and .parquet",
+    "unreadable": "the file could not be opened or read",
+    "not_gzip": "the file's name says gzip, its bytes do not",
+    "truncated_gzip": "the compressed stream ends too early; the row at the cut is lost",
+    "damaged_gzip": "the compressed stream is corrupt from this row on",
+    "not_parquet": "the file's name says Parquet, its bytes do not",
+    "damaged_parquet": "the file is corrupt from this row on",
+    "row_too_long": "the row is longer than corpus.max_row_bytes",
+    "not_json": "the line is not JSON",
+    "not_object": "the line is JSON, but not an object",
+    "nested_too_deep": "the row's values are nested too deeply",
+    "nul_byte": "the row holds a NUL character",
+    "invalid_utf8": "the row's bytes are not UTF-8",
+    "invalid_unicode": "an escape in the row is half of a surrogate pair",
+    "unknown_format": "no format fits the row's fields",
+    "wrong_type": "a field holds a value of another type than it must",
+    "unknown_role": "a turn's role is not known",
+    "missing_prompt": "the row has no prompt",
+    "missing_response": "the row has no response",
+    "empty_response": "the response holds nothing but white space",
+    "steps_not_in_response": "the explicit steps do not occur in the response in their order",
+    "image_outside_folder": "an image path leads out of the file's folder",
+    "image_missing": "an image file is not there or cannot be read",
+    "image_embedded": "the image's bytes are inside the row",
+}
+
+
+class Refused(ValueError):  # noqa: N818 - it is a verdict that is stored, not only raised
+    """A row, or one candidate response of it, that cannot be used.
+
+    `reason` is a key of REASONS; `detail` says what is wrong and how to mend it.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class Turn(NamedTuple):
+    """One turn of the prompt; the role is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One sample as its row gives it: checked, but without ids. `source` is None if the row names none."""
+
+    turns: tuple[Turn, ...]
+    response: str
+    answer: str | None = None
+    steps: tuple[str, ...] | None = None
+    source: str | None = None
+    domain: str | None = None
+    generator: str | None = None
+    correct: bool | None = None
+    reward: float | None = None
+    images: tuple[str, ...] = ()
+    extra: str = "{}"

@@ -1,0 +1,164 @@
+"""Reading single values out of a row: paths, types, and what is left over."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterable
+from typing import Final
+
+import orjson
+
+from curation_assets.corpus.drafts import Refused
+
+Row = dict[str, object]
+
+
+class _Missing:
+    """The type of MISSING, which is unlike every value that a row can hold."""
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Final = _Missing()
+
+
+def lookup(row: Row, path: str) -> object:
+    """The value at a path, MISSING if there is none.
+
+    A field whose own name is the whole path wins over nesting; a number steps into a list.
+    """
+    if path in row:
+        return row[path]
+    value: object = row
+    for part in path.split("."):
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return MISSING
+    return value
+
+
+def first_of(row: Row, names: Iterable[str]) -> str | None:
+    """The first of the names that the row has a value for."""
+    return next((name for name in names if row.get(name) is not None), None)
+
+
+def absent(value: object) -> bool:
+    """Whether a value is missing or null."""
+    return value is MISSING or value is None
+
+
+def text(value: object, what: str) -> str:
+    """The value as text, verbatim.
+
+    Raises:
+        Refused: wrong_type, nul_byte.
+    """
+    if not isinstance(value, str):
+        raise Refused("wrong_type", f"{what} must be text, not {kind(value)}; mend the row or map another field")
+    if "\0" in value:
+        raise Refused("nul_byte", f"{what} holds a NUL character; remove it")
+    return value
+
+
+def optional_text(value: object, what: str) -> str | None:
+    """Text; a number is written out (a whole one without a point), and blank, null, NaN and missing are None.
+
+    Raises:
+        Refused: wrong_type, nul_byte.
+    """
+    if absent(value):
+        return None
+    if isinstance(value, float):
+        # Tables with nulls keep whole numbers as floats: 72.0 was 72.
+        return None if math.isnan(value) else str(int(value) if value.is_integer() else value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return text(value, what) if not isinstance(value, str) or value.strip() else None
+
+
+def boolean(value: object, what: str) -> bool | None:
+    """True or false from a boolean, 0 or 1, "true" or "false"; null and missing are None.
+
+    Raises:
+        Refused: wrong_type.
+    """
+    if absent(value):
+        return None
+    if isinstance(value, (bool, int, float)) and value in (0, 1):
+        return bool(value)
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return value.strip().lower() == "true"
+    raise Refused("wrong_type", f"{what} must be true or false, not {kind(value)}; map another field")
+
+
+def number(value: object, what: str) -> float | None:
+    """A finite number; null, missing and NaN (how tables write null) are None.
+
+    Raises:
+        Refused: wrong_type.
+    """
+    if absent(value) or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise Refused("wrong_type", f"{what} must be a finite number, not {kind(value)}; map another field")
+
+
+def step_list(value: object, what: str) -> tuple[str, ...] | None:
+    """A list of texts; null, missing and lists with nothing but blank texts are None.
+
+    Raises:
+        Refused: wrong_type, nul_byte.
+    """
+    if absent(value):
+        return None
+    if not isinstance(value, list):
+        raise Refused("wrong_type", f"{what} must be a list of texts, not {kind(value)}")
+    steps = tuple(text(step, f"{what}[{index}]") for index, step in enumerate(value))
+    return steps if any(step.strip() for step in steps) else None
+
+
+def remainder(row: Row, used: Iterable[str]) -> Row:
+    """The row without the values at the used paths; objects that become empty by that go too."""
+    left = dict(row)
+    for path in used:
+        if path in left:
+            del left[path]
+        elif "." in path:
+            head, _, rest = path.partition(".")
+            inner = left.get(head)
+            if isinstance(inner, dict) and lookup(inner, rest) is not MISSING:
+                kept = remainder(inner, [rest])
+                if kept:
+                    left[head] = kept
+                else:
+                    del left[head]
+    return left
+
+
+def to_json(value: object) -> str:
+    """JSON with sorted keys; bytes become base64, other foreign values their text.
+
+    Raises:
+        Refused: nested_too_deep.
+    """
+    try:
+        return orjson.dumps(value, default=_foreign, option=orjson.OPT_SORT_KEYS).decode()
+    except orjson.JSONEncodeError as error:
+        raise Refused("nested_too_deep", f"the row's further fields cannot be kept: {error}") from error
+
+
+def kind(value: object) -> str:
+    """The JSON name of a value's type."""
+    names: dict[type, str] = {bool: "a boolean", int: "a number", float: "a number", str: "text"}
+    names |= {list: "a list", dict: "an object", type(None): "null", _Missing: "missing"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _foreign(value: object) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,79 @@
+"""The shapes that rows arrive in, and how a file's shape is recognised.
+
+A format has a name, `matches(row)` and `read(row)`; `Parser` takes rows on to finished drafts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from curation_assets.corpus.assemble import assemble, claims, unclaimed
+from curation_assets.corpus.drafts import Draft, Refused
+from curation_assets.corpus.fields import Row
+from curation_assets.corpus.formats.conversations import MESSAGES, OPENTHOUGHTS, SHAREGPT
+from curation_assets.corpus.formats.instructions import ALPACA, M23K, MMATHCOT, PROMPT_RESPONSE
+from curation_assets.corpus.formats.pairs import PREFERENCE, ULTRAINTERACT
+from curation_assets.corpus.readings import Format
+from curation_assets.settings import Columns
+
+# The order of recognition: a shape that asks for more fields stands before one that it would also fit.
+FORMATS: dict[str, Format] = {
+    form.name: form
+    for form in (
+        ULTRAINTERACT,
+        PREFERENCE,
+        OPENTHOUGHTS,
+        M23K,
+        MMATHCOT,
+        MESSAGES,
+        SHAREGPT,
+        ALPACA,
+        PROMPT_RESPONSE,
+    )
+}
+
+__all__ = ["FORMATS", "Format", "Parser", "detect", "parse"]
+
+
+def detect(rows: Sequence[Row], columns: Columns | None = None) -> str | None:
+    """The format that most of the rows fit (ties: the first in FORMATS), None if no row fits any.
+
+    Mapped prompt or response columns mean prompt_response, whatever else the rows hold.
+    """
+    columns = columns or Columns()
+    claimed = claims(columns)
+    if columns.response is not None or columns.prompt is not None:
+        return PROMPT_RESPONSE.name
+    votes = Counter(
+        next((name for name, form in FORMATS.items() if form.matches(unclaimed(row, claimed))), None) for row in rows
+    )
+    del votes[None]
+    return max(FORMATS, key=lambda name: votes[name]) if votes else None
+
+
+class Parser:
+    """Parses the rows of one file: a format and the mapped columns.
+
+    Raises:
+        KeyError: there is no format of that name.
+    """
+
+    def __init__(self, name: str, columns: Columns | None = None) -> None:
+        self._format = FORMATS[name]
+        self._columns = columns or Columns()
+        self._claimed = claims(self._columns)
+
+    def parse(self, row: Row) -> list[Draft | Refused]:
+        """The row's candidates in order: each a draft, or why it cannot be used.
+
+        Raises:
+            Refused: the row as a whole cannot be used.
+        """
+        reading = self._format.read(unclaimed(row, self._claimed))
+        return assemble(reading, row, self._columns, self._claimed)
+
+
+def parse(row: Row, name: str, columns: Columns | None = None) -> list[Draft | Refused]:
+    """One row by itself; see `Parser`."""
+    return Parser(name, columns).parse(row)

@@ -1,0 +1,72 @@
+"""Formats whose rows are conversations: messages, sharegpt, openthoughts.
+
+In all of them the last turn must be the assistant's and is the response; the turns before it are the prompt,
+system prompts and earlier assistant turns included.
+"""
+
+from __future__ import annotations
+
+from curation_assets.corpus.fields import Row
+from curation_assets.corpus.readings import (
+    SYSTEM_NAMES,
+    Candidate,
+    Conversation,
+    Format,
+    Reading,
+    conversation,
+    is_conversation,
+    system_turns,
+)
+
+_SHAREGPT_FIELDS = ("conversations", "conversation")
+_THOUGHT_MARKS = ("<|begin_of_thought|>", "<think>")
+
+
+def _reading(talk: Conversation, fields: frozenset[str]) -> Reading:
+    # A turn of blank system text is how several data sets write that they have no system prompt.
+    turns = tuple(turn for turn in talk.turns if turn.role != "system" or turn.content.strip())
+    prompt, response = Conversation(turns).split()
+    return Reading(prompt, (Candidate(response),), talk.images, prompt_fields=fields)
+
+
+def _read(row: Row, name: str) -> Reading:
+    talk = conversation(row.get(name), name)
+    system = system_turns(row)
+    if any(turn.role == "system" and turn.content.strip() for turn in talk.turns):
+        # The conversation's own system prompt counts; the field stays in `extra`.
+        return _reading(talk, frozenset({name}))
+    return _reading(Conversation(system + talk.turns, talk.images), frozenset({name, *SYSTEM_NAMES}))
+
+
+def _matches_messages(row: Row) -> bool:
+    return is_conversation(row.get("messages"))
+
+
+def _read_messages(row: Row) -> Reading:
+    return _read(row, "messages")
+
+
+def _sharegpt_field(row: Row) -> str:
+    return next((name for name in _SHAREGPT_FIELDS if name in row), _SHAREGPT_FIELDS[0])
+
+
+def _matches_sharegpt(row: Row) -> bool:
+    return is_conversation(row.get(_sharegpt_field(row)))
+
+
+def _read_sharegpt(row: Row) -> Reading:
+    return _read(row, _sharegpt_field(row))
+
+
+def _matches_openthoughts(row: Row) -> bool:
+    value = row.get("conversations")
+    if not is_conversation(value) or not isinstance(value, list) or not isinstance(value[-1], dict):
+        return False
+    last = value[-1].get("value", value[-1].get("content"))
+    return isinstance(last, str) and last.lstrip().startswith(_THOUGHT_MARKS)
+
+
+MESSAGES = Format("messages", _matches_messages, _read_messages)
+SHAREGPT = Format("sharegpt", _matches_sharegpt, _read_sharegpt)
+# The same shape; only the marks inside the response differ, and these are kept verbatim.
+OPENTHOUGHTS = Format("openthoughts", _matches_openthoughts, _read_sharegpt)

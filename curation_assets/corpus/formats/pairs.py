@@ -1,0 +1,92 @@
+"""Formats that hold a better and a worse response: preference, ultrainteract.
+
+Both responses become candidates of one prompt group, the chosen one first. Which is which is a preference,
+not a verdict on correctness: it goes to `extra` as {"preference": "chosen" | "rejected"}.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from curation_assets.corpus.drafts import Turn
+from curation_assets.corpus.fields import MISSING, Row, first_of
+from curation_assets.corpus.readings import (
+    PROMPT_NAMES,
+    SYSTEM_NAMES,
+    Candidate,
+    Format,
+    Reading,
+    candidate_in,
+    conversation,
+    is_conversation,
+    prompt_turns,
+    system_turns,
+)
+
+_PAIR = ("chosen", "rejected")
+
+
+def _pair(row: Row, prompt: tuple[Turn, ...]) -> tuple[Candidate, ...]:
+    """Both candidates; a list of turns with a user's turn in it brings its whole prompt along."""
+    candidates: list[Candidate] = []
+    for name in _PAIR:
+        value = row.get(name)
+        found = candidate_in(MISSING if value is None else value, name)
+        own = found.turns or ()
+        turns = prompt + own
+        if any(turn.role == "user" for turn in own):
+            turns = own if any(turn.role == "system" for turn in own) else system_turns(row) + own
+        candidates.append(replace(found, turns=turns, label={"preference": name}))
+    return tuple(candidates)
+
+
+def _matches_preference(row: Row) -> bool:
+    return "chosen" in row and "rejected" in row
+
+
+def _read_preference(row: Row) -> Reading:
+    """{prompt?, chosen, rejected}: texts or lists of turns."""
+    asked = first_of(row, PROMPT_NAMES)
+    talk = prompt_turns(row[asked] if asked else None, row, asked or "prompt")
+    candidates = _pair(row, talk.turns)
+    return Reading(
+        talk.turns,
+        candidates,
+        talk.images,
+        prompt_fields=frozenset({asked, *SYSTEM_NAMES} if asked else SYSTEM_NAMES),
+        response_fields=frozenset(_PAIR),
+    )
+
+
+def _matches_ultrainteract(row: Row) -> bool:
+    if "trajectory" in row:
+        return is_conversation(row["trajectory"]) and _matches_preference(row)
+    return {"instruction", "response", "parent_id", "id"} <= row.keys()
+
+
+def _read_ultrainteract(row: Row) -> Reading:
+    """SFT: {task, dataset, instruction, response}; pairs: {task, dataset, trajectory, chosen, rejected}."""
+    candidates: tuple[Candidate, ...]
+    fields: tuple[str, ...]
+    if "trajectory" in row:
+        talk = conversation(row["trajectory"], "trajectory")
+        turns = system_turns(row) + talk.turns
+        candidates, fields = _pair(row, turns), _PAIR
+        asked = "trajectory"
+    else:
+        talk = prompt_turns(row.get("instruction"), row, "instruction")
+        turns = talk.turns
+        value = row.get("response")
+        candidates, fields = (Candidate(MISSING if value is None else value),), ("response",)
+        asked = "instruction"
+    return Reading(
+        turns,
+        candidates,
+        talk.images,
+        prompt_fields=frozenset({asked, *SYSTEM_NAMES}),
+        response_fields=frozenset(fields),
+    )
+
+
+PREFERENCE = Format("preference", _matches_preference, _read_preference)
+ULTRAINTERACT = Format("ultrainteract", _matches_ultrainteract, _read_ultrainteract)

@@ -1,0 +1,83 @@
+"""What makes two samples, or two prompts, the same: their hashes.
+
+A sample's identity is its prompt turns, images, response, answer and explicit steps. Where it came from
+(source, shard, row), who wrote it and every other field say nothing about it, so the same trace that
+arrives twice is measured once.
+
+The hash is BLAKE2b with a 16-byte digest over a length-prefixed encoding: each text is written as its
+number of UTF-8 bytes, a colon and the bytes; each list as its number of items and its items; an absent
+value has a letter of its own. No two different values share an encoding. The leading tag carries the
+version of this definition: change the tag when the definition changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from curation_assets.corpus.drafts import Turn
+
+VERSION = 1
+
+
+class Ids(NamedTuple):
+    """The ids of a sample and of its prompt group: 32 hex characters each."""
+
+    sample_id: str
+    prompt_id: str
+
+
+def identify(
+    turns: Sequence[Turn],
+    image_digests: Sequence[str],
+    response: str,
+    answer: str | None,
+    steps: Sequence[str] | None,
+) -> Ids:
+    """Both ids at once.
+
+    The sample's encoding is the list [tag, turns, images, response, answer, steps], the prompt's the list
+    [tag, turns, images]; a turn is the list [role, content].
+
+    Raises:
+        UnicodeEncodeError: a text holds half of a surrogate pair.
+    """
+    prompt = b"l%d:" % len(turns) + b"".join(map(_texts, turns)) + _texts(image_digests)
+    reply = _text(response) + (_ABSENT if answer is None else _text(answer))
+    reply += _ABSENT if steps is None else _texts(steps)
+    return Ids(_hash(b"l6:" + _SAMPLE_TAG + prompt + reply), _hash(b"l3:" + _PROMPT_TAG + prompt))
+
+
+def _text(value: str) -> bytes:
+    raw = value.encode()
+    return b"s%d:%b" % (len(raw), raw)
+
+
+def _texts(values: Sequence[str]) -> bytes:
+    return b"l%d:" % len(values) + b"".join(map(_text, values))
+
+
+def _hash(encoded: bytes) -> str:
+    return hashlib.blake2b(encoded, digest_size=16).hexdigest()
+
+
+_ABSENT = b"n"
+_SAMPLE_TAG = _text(f"sample/{VERSION}")
+_PROMPT_TAG = _text(f"prompt/{VERSION}")
+
+
+def sample_id(
+    turns: Sequence[Turn],
+    image_digests: Sequence[str],
+    response: str,
+    answer: str | None,
+    steps: Sequence[str] | None,
+) -> str:
+    """The id of a sample; see `identify`."""
+    return identify(turns, image_digests, response, answer, steps).sample_id
+
+
+def prompt_id(turns: Sequence[Turn], image_digests: Sequence[str]) -> str:
+    """The id of a prompt group, equal for all responses to the same prompt; see `identify`."""
+    return identify(turns, image_digests, "", None, None).prompt_id

@@ -1,0 +1,225 @@
+"""Every format: how a row is recognised and what it becomes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from curation_assets.corpus.drafts import Refused, Turn
+from curation_assets.corpus.formats import FORMATS, detect, parse
+from curation_assets.settings import Format
+from tests.corpus.helpers import Json, columns, draft, drafts
+
+USER = Turn("user", "2 + 2?")
+ROWS: dict[str, Json] = {
+    "messages": {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]},
+    "sharegpt": {"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]},
+    "alpaca": {"instruction": "2 + 2?", "input": "", "output": "4"},
+    "prompt_response": {"question": "2 + 2?", "answer": "4"},
+    "preference": {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"},
+    "mmathcot": {"image_url": "https://x.org/a.png", "instruction": "2 + 2?", "output": "4"},
+    "openthoughts": {
+        "system": "Think.",
+        "conversations": [
+            {"from": "user", "value": "2 + 2?"},
+            {"from": "assistant", "value": "<|begin_of_thought|>\nhm\n<|end_of_thought|>\n"},
+        ],
+    },
+    "m23k": {"prompt": "2 + 2?", "reasoning": "hm", "distilled_answer_string": "4", "source": "medqa"},
+    "ultrainteract": {
+        "task": "Math_CoT",
+        "dataset": "gsm8k",
+        "instruction": "2 + 2?",
+        "response": "4",
+        "id": "1",
+        "parent_id": "0",
+    },
+}
+
+
+def test_every_format_of_the_settings_is_there() -> None:
+    names = set(Format.__args__) - {"auto"}  # type: ignore[attr-defined]
+    assert set(FORMATS) == set(ROWS) == names
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_shape_is_recognised(name: str) -> None:
+    assert detect([ROWS[name]]) == name
+    assert FORMATS[name].matches(ROWS[name])
+    assert USER in drafts(ROWS[name], name)[0].turns
+
+
+def test_the_majority_decides_and_the_order_of_rows_does_not() -> None:
+    rows = [ROWS["alpaca"], ROWS["messages"], ROWS["messages"]]
+    assert detect(rows) == detect(rows[::-1]) == "messages"
+    assert detect([ROWS["alpaca"], ROWS["messages"]]) == detect([ROWS["messages"], ROWS["alpaca"]]) == "messages"
+    assert detect([{"a": 1}, ROWS["alpaca"]]) == "alpaca"
+    assert detect([{"a": 1}]) is None
+    assert detect([]) is None
+
+
+def test_messages_last_assistant_turn_is_the_response() -> None:
+    turns = [("system", "Be brief."), ("user", "1 + 1?"), ("assistant", "2"), ("user", "2 + 2?"), ("assistant", "4")]
+    row: Json = {"messages": [{"role": role, "content": text} for role, text in turns], "id": 7, "model": "m"}
+    found = draft(row, "messages")
+    assert found.turns == tuple(Turn(*turn) for turn in turns[:-1])
+    assert (found.response, found.generator, found.extra) == ("4", "m", '{"id":7}')
+
+
+def test_messages_content_in_parts() -> None:
+    content = [{"type": "image_url", "image_url": {"url": "https://x.org/a.png"}}, {"type": "text", "text": " What?"}]
+    row = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "A cat."}]}
+    found = draft(row, "messages")
+    assert found.turns == (Turn("user", "<image> What?"),)
+    assert found.images == ("https://x.org/a.png",)
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([{"role": "user", "content": "2 + 2?"}], "missing_response"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "  "}], "empty_response"),
+        ([{"role": "assistant", "content": "4"}], "missing_prompt"),
+        ([{"role": "user", "content": " "}, {"role": "assistant", "content": "4"}], "missing_prompt"),
+        ([{"role": "narrator", "content": "a"}], "unknown_role"),
+        ([{"role": "user", "content": 4}], "wrong_type"),
+        ([{"role": "user", "content": [{"type": "audio"}]}], "wrong_type"),
+        (["hello"], "wrong_type"),
+        ("hello", "wrong_type"),
+        ([], "missing_prompt"),
+    ],
+)
+def test_bad_conversations(messages: object, reason: str) -> None:
+    assert refusal({"messages": messages}, "messages") == reason
+
+
+def refusal(row: Json, name: str, **mapped: object) -> str:
+    try:
+        (found,) = parse(row, name, columns(**mapped))
+    except Refused as error:
+        return error.reason
+    assert isinstance(found, Refused)
+    return found.reason
+
+
+def test_sharegpt_roles_and_blank_system() -> None:
+    row: Json = {"system": "", "conversations": [{"from": "system", "value": " "}, *ROWS["sharegpt"]["conversations"]]}
+    assert draft(row, "sharegpt").turns == (USER,)
+    row["system"] = "Think."
+    assert draft(row, "sharegpt").turns == (Turn("system", "Think."), USER)
+
+
+def test_openthoughts_keeps_its_marks() -> None:
+    found = draft(ROWS["openthoughts"], "openthoughts")
+    assert found.turns == (Turn("system", "Think."), USER)
+    assert found.response == "<|begin_of_thought|>\nhm\n<|end_of_thought|>\n"
+    newer: Json = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "<think>a</think>b"}]}
+    assert detect([newer]) == "openthoughts"
+
+
+def test_alpaca_joins_input_and_takes_history() -> None:
+    row = {"instruction": "Add.", "input": "2, 2", "output": "4", "system": "Hm.", "history": [["Hi", "Hello"]]}
+    found = draft(row, "alpaca")
+    expected = [("system", "Hm."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Add.\n2, 2")]
+    assert found.turns == tuple(Turn(*turn) for turn in expected)
+    assert found.extra == "{}"
+    assert refusal({"instruction": "a", "output": "b", "history": [["x"]]}, "alpaca") == "wrong_type"
+    assert refusal({"instruction": " ", "output": "b"}, "alpaca") == "missing_prompt"
+
+
+def test_a_lone_answer_is_the_response_and_a_short_one_beside_it_the_answer() -> None:
+    lone = draft({"question": "2 + 2?", "answer": "It is 4.\n#### 4"}, "prompt_response")
+    assert (lone.response, lone.answer) == ("It is 4.\n#### 4", None)
+    beside = draft({"problem": "2 + 2?", "solution": "It is 4.", "answer": "4"}, "prompt_response")
+    assert (beside.response, beside.answer) == ("It is 4.", "4")
+    other = draft({"question": "2 + 2?", "answer": "It is 4.", "final_answer": 4}, "prompt_response")
+    assert (other.response, other.answer) == ("It is 4.", "4")
+    long = draft({"prompt": "2 + 2?", "response": "It is 4.", "answer": "x" * 500}, "prompt_response")
+    assert (long.answer, json.loads(long.extra)) == (None, {"answer": "x" * 500})
+
+
+def test_several_responses_with_their_own_verdicts() -> None:
+    row = {"prompt": "2 + 2?", "responses": ["4", "5"], "is_correct": [True, False], "answer": "4", "model": "m"}
+    found = drafts(row, "prompt_response")
+    assert [(item.response, item.correct, item.answer, item.generator) for item in found] == [
+        ("4", True, "4", "m"),
+        ("5", False, "4", "m"),
+    ]
+    unclear = drafts({"prompt": "2 + 2?", "responses": ["4", "5"], "is_correct": True}, "prompt_response")
+    assert [item.correct for item in unclear] == [None, None]
+
+
+def test_one_bad_candidate_leaves_the_others() -> None:
+    talk = [{"role": "assistant", "content": "6"}]
+    bad = [{"role": "who", "content": "7"}]
+    found = parse({"prompt": "q", "completions": ["4", " ", 5, None, talk, bad]}, "prompt_response")
+    assert [item.reason if isinstance(item, Refused) else item.response for item in found] == [
+        "4",
+        "empty_response",
+        "wrong_type",
+        "missing_response",
+        "6",
+        "unknown_role",
+    ]
+
+
+def test_steps_alone_are_the_response() -> None:
+    found = draft({"prompt": "q", "steps": ["One.", "Two."], "answer": "2"}, "prompt_response")
+    assert (found.response, found.steps, found.answer) == ("One.\nTwo.", ("One.", "Two."), "2")
+    assert detect([{"prompt": "q", "steps": ["One."]}]) == "prompt_response"
+    mapped = columns(prompt="q", steps="done")
+    found = draft({"q": "q", "done": ["One.", "Two."], "answer": "2"}, "prompt_response", mapped)
+    assert (found.response, found.answer) == ("One.\nTwo.", "2")
+
+
+def test_steps_must_stand_in_the_response_in_order() -> None:
+    row = {"prompt": "q", "response": "One.  Two.", "steps": [" One. ", "", "Two."]}
+    assert draft(row, "prompt_response").steps == (" One. ", "", "Two.")
+    for steps in (["Two.", "One."], ["One.", "One."], ["Three."]):
+        assert refusal(row | {"steps": steps}, "prompt_response") == "steps_not_in_response"
+    assert draft(row | {"steps": [" "]}, "prompt_response").steps is None
+
+
+def test_preference_gives_two_candidates_of_one_prompt() -> None:
+    better, worse = drafts(ROWS["preference"] | {"system": "S", "score": 1}, "preference")
+    assert better.turns == worse.turns == (Turn("system", "S"), USER)
+    assert (better.response, worse.response, better.correct) == ("4", "5", None)
+    assert json.loads(better.extra) == {"preference": "chosen", "score": 1}
+    assert json.loads(worse.extra) == {"preference": "rejected", "score": 1}
+
+
+def test_preference_of_conversations_with_and_without_their_prompt() -> None:
+    asked = {"role": "user", "content": "2 + 2?"}
+    whole = {
+        name: [asked, {"role": "assistant", "content": said}] for name, said in (("chosen", "4"), ("rejected", "5"))
+    }
+    rows: list[Json] = [whole, {"prompt": "2 + 2?"} | whole]
+    for row in rows:
+        assert [(item.turns, item.response) for item in drafts(row, "preference")] == [((USER,), "4"), ((USER,), "5")]
+    replies: Json = {"prompt": [asked], "chosen": whole["chosen"][1:], "rejected": whole["rejected"][1:]}
+    assert [(item.turns, item.response) for item in drafts(replies, "preference")] == [((USER,), "4"), ((USER,), "5")]
+
+
+def test_ultrainteract_pairs() -> None:
+    path = [{"from": "user", "value": "2 + 2?"}, {"from": "assistant", "value": "5"}, {"from": "user", "value": "No."}]
+    row: Json = {"task": "Coding", "dataset": "d", "trajectory": path, "chosen": "4", "rejected": "6", "id": "1_0"}
+    assert detect([row]) == "ultrainteract"
+    better, worse = drafts(row, "ultrainteract")
+    assert better.turns == worse.turns == (USER, Turn("assistant", "5"), Turn("user", "No."))
+    assert (better.source, better.domain, better.response, worse.response) == ("d", "Coding", "4", "6")
+    assert json.loads(worse.extra) == {"id": "1_0", "preference": "rejected"}
+    sft = draft(ROWS["ultrainteract"], "ultrainteract")
+    assert (sft.turns, sft.response, sft.source) == ((USER,), "4", "gsm8k")
+
+
+def test_m23k_is_composed_of_reasoning_and_distilled_answer() -> None:
+    found = draft(ROWS["m23k"], "m23k")
+    assert (found.response, found.answer, found.source) == ("<think>\nhm\n</think>\n\n4", "4", "medqa")
+    assert refusal({"prompt": "q", "reasoning": None, "distilled_answer_string": "4"}, "m23k") == "missing_response"
+    assert refusal({"prompt": "q", "reasoning": " ", "distilled_answer_string": "4"}, "m23k") == "empty_response"
+
+
+def test_mmathcot_has_its_image() -> None:
+    found = draft(ROWS["mmathcot"], "mmathcot")
+    assert (found.turns, found.images, found.extra) == ((USER,), ("https://x.org/a.png",), "{}")

@@ -1,0 +1,142 @@
+"""Where answers are found, marker by marker, and where they are not."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curation_assets.steps.answers import find_answer
+
+
+def found(response: str, field: str | None = None) -> tuple[str, str, str] | None:
+    """(answer, text before the marker without white space at its end, name of the marker)."""
+    answer = find_answer(response, field)
+    if answer is None:
+        return None
+    assert 0 <= answer.marker_start <= answer.start < answer.end <= len(response)
+    return response[answer.start : answer.end], response[: answer.marker_start].rstrip(), answer.marker
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "before", "marker"),
+    [
+        ("Work.\n†Answer: B", "B", "Work.\n", "dagger"),
+        ("Answer: A\n†Answer: B\nA: C", "B", "Answer: A\n", "dagger"),
+        ("Work.\nAnswer: 42", "42", "Work.\n", "label"),
+        ("Work.\nAnswer: **42**", "42", "Work.\n", "label"),
+        ("Work.\n**Answer:** 42", "42", "Work.\n", "label"),
+        ("Work.\n**Answer**: 42", "42", "Work.\n", "label"),
+        ("Work.\n**Answer: 42**", "42", "Work.\n", "label"),
+        ("Work.\n### Final Answer\n\n42 m\n", "42 m", "Work.\n", "label"),
+        ("Work.\n### Final Answer\r\n42\r\n", "42", "Work.\n", "label"),
+        ("Work.\nFinal Answer: 42\nThanks.", "42", "Work.\n", "label"),
+        ("Work.\nANSWER:\nx = 1\ny = 2\n\nBye.", "x = 1\ny = 2", "Work.\n", "label"),
+        ("Answer: 1. No.\nAnswer: 2", "2", "Answer: 1. No.\n", "label"),
+        ("Work.\nA: 18", "18", "Work.\n", "label"),
+        ("Answer: 3\nMore.\nA: 18", "18", "Answer: 3\nMore.\n", "label"),
+        ("Work.\nAnswer\uff1a42", "42", "Work.\n", "label"),
+        ("<think>\nAnswer: 1\n</think>\nAnswer: 2", "2", "<think>\nAnswer: 1\n</think>\n", "label"),
+        ("<think>\nAnswer: 1\n</think>\n\nIt is 2.", "It is 2.", "<think>\nAnswer: 1\n", "think"),
+        ("<think>hm</think><answer>2</answer>", "2", "<think>hm", "think"),
+        ("<think>hm</think>So \\boxed{2}.", "So \\boxed{2}.", "<think>hm", "think"),
+        ("Work.\n**Final Answer**\n\\[ \\boxed{42} \\]", "42", "Work.\n", "label"),
+        ("Work.\nAnswer: so $\\boxed{42}$", "so $\\boxed{42}$", "Work.\n", "label"),
+        ("<think>hm</think>\n$$\\boxed{x_1}$$.", "x_1", "<think>hm", "think"),
+        ("One.\nTwo.\n#### 72", "72", "One.\nTwo.\n", "hashes"),
+        ("One. Two. #### 1,000\n\n", "1,000", "One. Two. ", "hashes"),
+        ("So \\boxed{2} and $\\boxed{\\frac{1}{2}}$. Done.", "\\frac{1}{2}", "So \\boxed{2} and ", "boxed"),
+        ("So \\boxed{\\{1, 2\\}}", "\\{1, 2\\}", "So ", "boxed"),
+        ("#### 5. Heading\nSo \\boxed{3}", "3", "#### 5. Heading\nSo ", "boxed"),
+        ("Plan A: go\nThen \\boxed{3}", "3", "Plan A: go\nThen ", "boxed"),
+        ("A: 1\nB: 2\nSo \\boxed{2}", "2", "A: 1\nB: 2\nSo ", "boxed"),
+        ("Answer:\n\\boxed{}\n#### 7", "\\boxed{}\n#### 7", "", "label"),
+        ("Work.\n#### 7\nAnswer:   ", "Answer:", "Work.\n#### 7\n", "none"),
+        ("the final answer is not here, \\boxed{3}", "3", "the final answer is not here, ", "boxed"),
+    ],
+)
+def test_markers(response: str, answer: str, before: str, marker: str) -> None:
+    if marker == "none":
+        # The label is empty, and text follows the hashes: nothing is an answer.
+        assert found(response) is None
+    else:
+        assert found(response) == (answer, before.rstrip(), marker)
+
+
+@pytest.mark.parametrize(
+    "response",
+    ["", " ", "No answer here.", "Plan A: go", "Answer:", "Answer: **", "So \\boxed{}", "So \\boxed{2", "####", "A:\n"],
+)
+def test_no_answer(response: str) -> None:
+    assert found(response) is None
+
+
+def test_an_empty_marker_lets_the_next_one_try() -> None:
+    assert found("†Answer: \n\n") is None
+    assert found("\\boxed{3} †Answer:") == ("3", "", "boxed")
+    assert found("<think>so \\boxed{3}</think>  ") == ("3", "<think>so", "boxed")
+
+
+def test_openthoughts_solution_blocks() -> None:
+    thought = "<|begin_of_thought|>\nAnswer: 1, or \\boxed{0}?\n<|end_of_thought|>\n"
+    block = "<|begin_of_solution|>\n{}\n<|end_of_solution|>"
+    assert found(thought + block.format("Add. So $\\boxed{2}$.")) == (
+        "2",
+        thought + "<|begin_of_solution|>\nAdd. So",
+        "boxed",
+    )
+    assert found(thought + block.format("Add.\nAnswer: 2")) == ("2", thought + "<|begin_of_solution|>\nAdd.", "label")
+    assert found(thought + block.format("Just 2.")) == ("Just 2.", thought.rstrip(), "solution")
+    assert found(thought + "<|begin_of_solution|>\nJust 2.") == ("Just 2.", thought.rstrip(), "solution")
+
+
+@pytest.mark.parametrize(
+    ("response", "field", "expected"),
+    [
+        ("6 * 7 = 42", "42", ("42", "6 * 7 = ", "field")),
+        ("It is **42**.", " 42 ", ("42", "It is ", "field")),
+        ("Sum.\n#### 42", "42", ("42", "Sum.\n", "field")),
+        ("Sum.\nAnswer: $42$.", "42", ("42", "Sum.\n", "field")),
+        ("Sum. So $\\boxed{42}$.", "42", ("42", "Sum. So ", "field")),
+        ("Answer: 1\nIt is 42.", "42", ("42", "Answer: 1\nIt is ", "field")),
+        ("<think>x</think>So it is 42.<|im_end|>", "42", ("42", "<think>x</think>So it is ", "field")),
+        ("<answer>42</answer>", "42", ("42", "<answer>", "field")),
+        ("It is 42 clips.", "42", None),
+        ("It is 142", "42", None),
+        ("It is 40_9.", "9", None),
+        ("It is 3.5", "5", None),
+        ("It is 1,005", "005", None),
+        ("It is 42.5", "42", None),
+        ("It is 42.\nAnswer: 43", "42", ("43", "It is 42.\n", "label")),
+        ("Answer: 7", "", ("7", "", "label")),
+    ],
+)
+def test_explicit_answers(response: str, field: str, expected: tuple[str, str, str] | None) -> None:
+    if expected is not None:
+        expected = (expected[0], expected[1].rstrip(), expected[2])
+    assert found(response, field) == expected
+
+
+PIECES = ["Answer:", "A:", "†Answer:", "Final Answer", "####", "\\boxed{", "}", "</think>", "<think>", "\n", "\n\n"]
+PIECES += [" ", "4", "**", "x y z", "<|begin_of_solution|>", "<|end_of_solution|>", ".", "B:", "<answer>", "\\"]
+TEXTS = st.lists(st.sampled_from(PIECES), max_size=14).map("".join) | st.text(max_size=30)
+
+
+@given(TEXTS, st.none() | st.sampled_from(["4", "x y z", ".", " ", "**"]))
+def test_an_answer_is_a_trimmed_span_behind_its_marker(response: str, field: str | None) -> None:
+    answer = find_answer(response, field)
+    if answer is not None:
+        assert 0 <= answer.marker_start <= answer.start < answer.end <= len(response)
+        said = response[answer.start : answer.end]
+        assert said == said.strip()
+
+
+@pytest.mark.parametrize(
+    "piece", ["Answer:", "\\boxed{", "#", "*", " ", "<", "†", "\n", "A:\n", "</think>", "Final  ", "4"]
+)
+def test_no_text_takes_more_than_linear_time(piece: str) -> None:
+    begin = time.process_time()
+    find_answer(piece * 300_000, "4")
+    assert time.process_time() - begin < 5
