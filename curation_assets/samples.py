@@ -15,7 +15,8 @@ def samples_of(rows: pl.DataFrame, steps: pl.DataFrame | None = None) -> list[Sa
     if steps is not None:
         for sample_id, index, start, end in steps.select("sample_id", "step_index", "start", "end").iter_rows():
             spans.setdefault(sample_id, []).append(Segment(index, start, end))
+    columns = ("sample_id", "messages", "response", "images")
     return [
-        Sample(sample_id, json.loads(messages), response, tuple(spans.get(sample_id, ())))
-        for sample_id, messages, response in rows.select("sample_id", "messages", "response").iter_rows()
+        Sample(sample_id, json.loads(messages), response, tuple(spans.get(sample_id, ())), tuple(images))
+        for sample_id, messages, response, images in rows.select(columns).iter_rows()
     ]

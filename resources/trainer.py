@@ -99,7 +99,7 @@ def train_lora(
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
     context = int(getattr(model.config, "max_position_embeddings", 0) or 2048)
     encoded = Encoder(tokenizer, template, min(context, max_length or context)).encode(samples)
-    examples = [_example(item) for item in encoded if item.response_tokens > 0]
+    examples = [_example(item) for item in encoded if item.response_tokens > 0 and not item.sample.images]
     if not examples:
         raise TrainingError("no sample has a response within the maximum length: nothing to train on")
     lora = peft.LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -27,12 +27,14 @@ class Sample:
         messages: the prompt's turns, `{"role": ..., "content": ...}`.
         response: the response verbatim.
         segments: spans to measure, disjoint.
+        images: references to the prompt's images; a text pass does not run a sample that has any.
     """
 
     sample_id: str
     messages: Sequence[dict[str, str]]
     response: str
     segments: Sequence[Segment] = ()
+    images: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,13 @@ def test_no_steps_is_a_reason(checkpoint: Checkpoint, encoder: Encoder) -> None:
     assert result.flags == ["no_steps"]
 
 
+def test_images_are_a_reason_as_long_as_no_model_sees_them(checkpoint: Checkpoint, encoder: Encoder) -> None:
+    sample = replace(make_sample(["one two three"], "42"), images=("picture.png",))
+    result = measure(checkpoint, encoder, [sample], 999)["s"]
+    assert result.gram is None
+    assert result.flags == ["images_not_supported"]
+
+
 def test_one_step_is_scored_and_flagged(checkpoint: Checkpoint, encoder: Encoder) -> None:
     result = measure(checkpoint, encoder, [make_sample(["just one step"], "42")], 999)["s"]
     assert result.gram is not None

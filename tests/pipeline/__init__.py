@@ -1,0 +1,1 @@
+"""Tests that run the whole path: main job, sensors, releases, commands."""

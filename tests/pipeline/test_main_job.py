@@ -1,0 +1,196 @@
+"""The main job: what is due is done, once, and nothing else."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from curation_assets import tables
+from curation_assets.settings import Settings
+from curation_assets.workspace import Workspace
+from resources.model_files import ModelError
+from tests.models import write_tiny_model
+from tests.pipeline.workspaces import (
+    make_workspace,
+    rows,
+    run,
+    sample_scores,
+    subset_ids,
+    write_config,
+    write_shard,
+)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, tiny_model: Path) -> Workspace:
+    return make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(8), "b.jsonl": rows(6, start=100)})
+
+
+def test_the_whole_path_and_a_second_call_with_nothing_due(workspace: Workspace) -> None:
+    first = run(workspace)
+    assert (first.new_shards, first.read, first.measured, first.scored) == (2, 2, {"tiny": 14}, {"tiny": 2})
+    assert first.tokens_measured > 0
+    scores = sample_scores(workspace)
+    assert scores["grace"].is_finite().all()
+    assert subset_ids(workspace) == _slow_selection(scores, 7)
+    before = _files(workspace)
+    second = run(workspace)
+    assert (second.new_shards, second.read, second.tokens_measured, second.subsets) == (0, 0, 0, [])
+    assert _files(workspace) == before
+
+
+def _slow_selection(scores: pl.DataFrame, count: int) -> list[str]:
+    eligible = [row for row in scores.iter_rows(named=True) if row["n_steps"] >= 2]
+    best = sorted(eligible, key=lambda row: (-row["grace"], row["sample_id"]))
+    return [row["sample_id"] for row in best[:count]]
+
+
+def _files(workspace: Workspace) -> dict[str, bytes]:
+    root = workspace.warehouse.root
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def test_a_new_file_is_measured_and_nothing_else(workspace: Workspace) -> None:
+    run(workspace)
+    write_shard(workspace.landing.root / "sub" / "c d.jsonl", rows(4, start=200))
+    summary = run(workspace)
+    assert (summary.new_shards, summary.measured, summary.subsets) == (1, {"tiny": 4}, ["best"])
+    assert len(sample_scores(workspace)) == 18
+
+
+def test_a_changed_file_costs_only_its_changed_rows(workspace: Workspace) -> None:
+    run(workspace)
+    write_shard(workspace.landing.root / "a.jsonl", [*rows(6), *rows(3, start=300)])
+    summary = run(workspace)
+    assert (summary.read, summary.measured) == (1, {"tiny": 3})
+    scores = sample_scores(workspace)
+    assert len(scores.filter(pl.col("shard") == "a.jsonl")) == 9
+
+
+def test_a_copy_of_known_rows_is_not_measured_and_not_selected_twice(workspace: Workspace) -> None:
+    run(workspace)
+    chosen = subset_ids(workspace)
+    write_shard(workspace.landing.root / "copy.jsonl", rows(8))
+    summary = run(workspace)
+    assert summary.tokens_measured == 0
+    assert subset_ids(workspace) == chosen
+
+
+def test_a_removed_file_leaves_the_subset_and_its_tables_stay(workspace: Workspace) -> None:
+    run(workspace)
+    (workspace.landing.root / "b.jsonl").unlink()
+    summary = run(workspace)
+    assert summary.tokens_measured == 0
+    assert summary.subsets == ["best"]
+    kept = sample_scores(workspace).filter(pl.col("shard") == "a.jsonl")["sample_id"].to_list()
+    assert set(subset_ids(workspace)) <= set(kept)
+    manifest = workspace.warehouse.read_table(tables.score_manifest_path("tiny"))
+    assert dict(manifest.select("shard", "present").iter_rows()) == {"a.jsonl": True, "b.jsonl": False}
+
+
+def test_another_alpha_measures_nothing(workspace: Workspace, tiny_model: Path) -> None:
+    run(workspace)
+    before = sample_scores(workspace)
+    changed = Workspace.load(write_config(workspace.folder, tiny_model, alpha=0.0))
+    summary = run(changed)
+    assert summary.tokens_measured == 0
+    assert summary.scored == {"tiny": 2}
+    assert not sample_scores(changed)["grace"].equals(before["grace"])
+
+
+def test_other_weights_are_another_measurement_and_the_first_stays(workspace: Workspace, tmp_path: Path) -> None:
+    run(workspace)
+    before = sample_scores(workspace)
+    other = write_tiny_model(tmp_path / "other", seed=5)
+    changed = Workspace.load(write_config(workspace.folder, other))
+    assert run(changed).measured == {"tiny": 14}
+    assert not sample_scores(changed)["grace"].equals(before["grace"])
+    # Back to the first model: its measurements are still there.
+    back = Workspace.load(write_config(workspace.folder, Path(workspace.settings.targets[0].model)))
+    assert run(back).tokens_measured == 0
+    assert sample_scores(back)["grace"].equals(before["grace"])
+
+
+def test_equal_weights_elsewhere_are_the_same_measurement(
+    workspace: Workspace, tiny_model: Path, tmp_path: Path
+) -> None:
+    run(workspace)
+    shutil.copytree(tiny_model, tmp_path / "renamed")
+    changed = Workspace.load(write_config(workspace.folder, tmp_path / "renamed"))
+    assert run(changed).tokens_measured == 0
+
+
+def test_row_and_shard_order_do_not_change_the_choice(workspace: Workspace, tiny_model: Path, tmp_path: Path) -> None:
+    run(workspace)
+    mixed = list(reversed(rows(6, start=100) + rows(8)))
+    shards = {"z.jsonl": mixed[:5], "y.jsonl": mixed[5:]}
+    other = make_workspace(tmp_path / "mixed", tiny_model, shards)
+    run(other)
+    assert set(subset_ids(other)) == set(subset_ids(workspace))
+
+
+def test_bad_files_and_rows_stop_nothing(workspace: Workspace) -> None:
+    landing = workspace.landing.root
+    (landing / "empty.jsonl").write_bytes(b"")
+    (landing / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "a", "response": "b"}\n' * 99)[:-20])
+    (landing / "no.parquet").write_bytes(b"this is no parquet file")
+    good = b'{"prompt": "p", "response": "Step 1: one and one is two\\nStep 2: that is all of it\\nAnswer: 2"}\n'
+    (landing / "mixed.jsonl").write_bytes(b"not json\n" + good + b'{"prompt": "alone"}\n\xff\xfe\n')
+    summary = run(workspace)
+    assert summary.measured["tiny"] >= 15
+    assert summary.subsets == ["best"]
+    rejected = workspace.warehouse.read_table(f"{tables.rejected_rows_dir()}/mixed.jsonl.parquet")
+    assert rejected["row"].to_list() == [0, 2, 3]
+    for shard in ("empty.jsonl", "cut.jsonl.gz", "no.parquet"):
+        facts = workspace.warehouse.table_metadata(f"{tables.raw_corpus_dir()}/{shard}.parquet")
+        assert facts["file_problem"]
+    assert run(workspace).read == 0
+
+
+def test_traces_without_an_answer_are_counted_apart(workspace: Workspace) -> None:
+    unfinished = [{"prompt": "go on", "response": "Step 1: one and two is three\nStep 2: three and three is six"}]
+    write_shard(workspace.landing.root / "u.jsonl", unfinished)
+    run(workspace)
+    row = sample_scores(workspace).filter(pl.col("shard") == "u.jsonl").row(0, named=True)
+    assert row["grace"] is None
+    assert row["flags"] == ["no_answer"]
+
+
+def test_the_warm_up_waits_for_the_pool_then_is_trained_once(tmp_path: Path, tiny_model: Path) -> None:
+    shards = {"a.jsonl": rows(8)}
+    workspace = make_workspace(tmp_path, tiny_model, shards, warmup="{min_pool: 10, fraction: 0.25}")
+    waiting = run(workspace)
+    assert waiting.tokens_measured == 0
+    assert "waits for 10" in waiting.waiting[0]
+    write_shard(workspace.landing.root / "b.jsonl", rows(8, start=50))
+    assert run(workspace).measured == {"tiny": 16}
+    (folder,) = workspace.warehouse.path("checkpoints/tiny/warmup").iterdir()
+    trained_on = pl.read_parquet(folder / "trained_on.parquet")
+    assert len(trained_on) == 4
+    assert not list(folder.rglob("*.bin"))
+    # A new shard does not train it again.
+    write_shard(workspace.landing.root / "c.jsonl", rows(4, start=90))
+    assert run(workspace).measured == {"tiny": 4}
+    assert pl.read_parquet(folder / "trained_on.parquet").equals(trained_on)
+
+
+def test_a_missing_model_is_an_error_before_any_work(workspace: Workspace, tmp_path: Path) -> None:
+    changed = Workspace.load(write_config(workspace.folder, tmp_path / "nowhere"))
+    with pytest.raises(ModelError, match="nowhere"):
+        run(changed)
+    assert not workspace.warehouse.names(tables.raw_corpus_dir())
+
+
+def test_a_schema_of_another_version_is_refused(workspace: Workspace) -> None:
+    (workspace.warehouse.root / "warehouse.json").write_text('{"schema_version": 99}')
+    with pytest.raises(Exception, match="schema 99"):
+        Workspace.load(workspace.config_file)
+
+
+def test_settings_are_what_the_file_says(workspace: Workspace) -> None:
+    assert isinstance(workspace.settings, Settings)
+    assert workspace.settings.score("grace").min_steps == 2

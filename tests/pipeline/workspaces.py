@@ -1,0 +1,100 @@
+"""Small workspaces for tests: a landing folder, a configuration, a tiny real model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.instance import open_instance
+from curation_assets.main_job import MainJob, RunSummary
+from curation_assets.workspace import Workspace
+
+CONFIG = """\
+corpus: {{landing: ./landing}}
+warehouse: ./warehouse
+targets:
+  - {{name: tiny, model: {model}, warmup: {warmup}}}
+scores:
+  - {{name: grace, target: tiny, method: grace, alpha: {alpha}}}
+subsets:
+  - {{name: best, score: grace, budget: {{fraction: 0.5}}}}
+engine: {{device: cpu, part_seconds: {part_seconds}}}
+releases: {{policy: {policy}}}
+"""
+
+
+def rows(count: int, start: int = 0, steps: int = 3) -> list[dict[str, Any]]:
+    """Distinct traces with steps and an answer."""
+    made = []
+    for n in range(start, start + count):
+        lines = [f"Step {k}: {n} + {k} = {n + k}" for k in range(1, steps + 1 + n % 3)]
+        made.append({"prompt": f"Count on from {n}.", "response": "\n".join([*lines, f"Answer: {n + len(lines)}"])})
+    return made
+
+
+def write_shard(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write records as JSON lines, with an old modification time, so that no test waits for it to settle."""
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    old = path.stat().st_mtime - 60
+    os.utime(path, (old, old))
+
+
+def write_config(
+    folder: Path,
+    model: Path,
+    *,
+    warmup: str = "none",
+    alpha: float = 0.7,
+    policy: str = "manual",
+    part_seconds: float = 5.0,
+) -> Path:
+    """Write curation.yaml into a folder."""
+    path = folder / "curation.yaml"
+    text = CONFIG.format(model=model, warmup=warmup, alpha=alpha, policy=policy, part_seconds=part_seconds)
+    path.write_text(text)
+    return path
+
+
+def make_workspace(folder: Path, model: Path, shards: dict[str, list[dict[str, Any]]], **config: Any) -> Workspace:
+    """A workspace in a folder, with the given shards landed."""
+    (folder / "landing").mkdir(parents=True, exist_ok=True)
+    for name, records in shards.items():
+        write_shard(folder / "landing" / name, records)
+    return Workspace.load(write_config(folder, model, **config))
+
+
+@contextmanager
+def instance_of(workspace: Workspace) -> Iterator[dg.DagsterInstance]:
+    """The workspace's own Dagster instance."""
+
+    os.environ["DAGSTER_HOME"] = str(workspace.folder / ".dagster")
+    with open_instance(workspace) as instance:
+        yield instance
+
+
+def run(workspace: Workspace) -> RunSummary:
+    """Run the main job once."""
+    with instance_of(workspace) as instance:
+        return MainJob(workspace, instance).run()
+
+
+def sample_scores(workspace: Workspace) -> pl.DataFrame:
+    """All sample scores of the target."""
+    scan = workspace.warehouse.scan(tables.sample_scores_dir("tiny"))
+    assert scan is not None
+    return scan.collect().sort("shard", "row")
+
+
+def subset_ids(workspace: Workspace, name: str = "best") -> list[str]:
+    """The samples of a subset, best first."""
+    return workspace.warehouse.read_table(tables.subset_path(name))["sample_id"].to_list()
