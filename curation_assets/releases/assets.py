@@ -35,7 +35,7 @@ def release_asset(subset: Subset) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
     ) -> Iterator[dg.MaterializeResult[Any]]:
         number = int(context.partition_key.rsplit("@", 1)[1])
-        made = make_release(workspace, subset, number, context.run_id)
+        made = make_release(workspace, subset, number, context.run.run_id)
         broken = broken_files(made)
         yield dg.MaterializeResult(
             data_version=dg.DataVersion(made.manifest["content_digest"]),

@@ -19,6 +19,7 @@ from curation_assets.settings import Subset
 from curation_assets.subsets.select import select, wanted_fingerprint
 from curation_assets.workspace import Workspace
 from resources.digests import bytes_digest
+from resources.errors import UserError
 
 MANIFEST = "manifest.json"
 CHECKSUMS = "SHA256SUMS"
@@ -27,7 +28,7 @@ DATA_PARQUET = "data/train.parquet"
 DATA_JSONL = "data/train.jsonl"
 
 
-class ReleaseError(RuntimeError):
+class ReleaseError(UserError):
     """A release cannot be made, or is damaged."""
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import dagster as dg
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.instance import open_instance
 from curation_assets.main_job import MainJob, RunSummary
 from curation_assets.workspace import Workspace
 
@@ -26,7 +24,7 @@ scores:
   - {{name: grace, target: tiny, method: grace, alpha: {alpha}}}
 subsets:
   - {{name: best, score: grace, budget: {{fraction: 0.5}}}}
-engine: {{device: cpu, part_seconds: {part_seconds}}}
+engine: {{device: cpu, part_seconds: {part_seconds}, batch_tokens: {batch_tokens}}}
 releases: {{policy: {policy}}}
 """
 
@@ -57,10 +55,18 @@ def write_config(
     alpha: float = 0.7,
     policy: str = "manual",
     part_seconds: float = 5.0,
+    batch_tokens: int = 8192,
 ) -> Path:
     """Write curation.yaml into a folder."""
     path = folder / "curation.yaml"
-    text = CONFIG.format(model=model, warmup=warmup, alpha=alpha, policy=policy, part_seconds=part_seconds)
+    text = CONFIG.format(
+        model=model,
+        warmup=warmup,
+        alpha=alpha,
+        policy=policy,
+        part_seconds=part_seconds,
+        batch_tokens=batch_tokens,
+    )
     path.write_text(text)
     return path
 
@@ -73,19 +79,17 @@ def make_workspace(folder: Path, model: Path, shards: dict[str, list[dict[str, A
     return Workspace.load(write_config(folder, model, **config))
 
 
-@contextmanager
-def instance_of(workspace: Workspace) -> Iterator[dg.DagsterInstance]:
-    """The workspace's own Dagster instance."""
+_instances: dict[Path, dg.DagsterInstance] = {}
 
-    os.environ["DAGSTER_HOME"] = str(workspace.folder / ".dagster")
-    with open_instance(workspace) as instance:
-        yield instance
+
+def instance_of(workspace: Workspace) -> dg.DagsterInstance:
+    """The workspace's own Dagster instance, in memory: a SQLite one costs seconds a run."""
+    return _instances.setdefault(workspace.folder, dg.DagsterInstance.ephemeral())
 
 
 def run(workspace: Workspace) -> RunSummary:
     """Run the main job once."""
-    with instance_of(workspace) as instance:
-        return MainJob(workspace, instance).run()
+    return MainJob(workspace, instance_of(workspace)).run()
 
 
 def sample_scores(workspace: Workspace) -> pl.DataFrame:

@@ -1,0 +1,76 @@
+"""kill -9 and Ctrl-C in the middle of measuring: nothing is lost, and nothing is measured twice."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from curation_assets.signals.measure import step_gradients_dir
+from curation_assets.workspace import Workspace
+from resources.warehouse import Measurements
+from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, subset_ids
+
+SLOW_RUN = """
+import sys, time
+from pathlib import Path
+import dagster as dg
+from curation_assets.main_job import MainJob
+from curation_assets.workspace import Workspace
+from resources.scoring import forward
+
+# A little work after every batch, so that the run can be caught in the middle of a shard.
+real = forward.summarize
+def slow(encoded, gradients):
+    time.sleep(0.05)
+    return real(encoded, gradients)
+forward.summarize = slow
+workspace = Workspace.load(Path(sys.argv[1]))
+with dg.DagsterInstance.ephemeral() as instance:
+    print("started", flush=True)
+    MainJob(workspace, instance).run()
+print("finished", flush=True)
+"""
+
+
+def parts(workspace: Workspace) -> int:
+    folder = step_gradients_dir(workspace, workspace.settings.targets[0])
+    assert folder is not None
+    return len(workspace.warehouse.names(folder))
+
+
+def interrupt(workspace: Workspace, how: signal.Signals) -> int:
+    """Start a run, stop it once it has committed some parts; gives its exit status."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_RUN, str(workspace.config_file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    deadline = time.monotonic() + 240
+    while parts(workspace) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process.poll() is None, process.stdout.read().decode() if process.stdout else ""
+    process.send_signal(how)
+    return process.wait(timeout=60)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_stopped_goes_on_where_it_was(tmp_path: Path, tiny_model: Path, how: signal.Signals) -> None:
+    shards = {"a.jsonl": rows(30), "b.jsonl": rows(30, start=100)}
+    workspace = make_workspace(tmp_path / "stopped", tiny_model, shards, part_seconds=0, batch_tokens=300)
+    assert interrupt(workspace, how) != 0
+    folder = step_gradients_dir(workspace, workspace.settings.targets[0])
+    assert folder is not None
+    kept = len(Measurements(workspace.warehouse, folder).index())
+    assert 0 < kept < 60
+    assert not list(workspace.warehouse.root.rglob("part-*.tmp"))
+    summary = run(workspace)
+    assert summary.measured == {"tiny": 60 - kept}
+    undisturbed = make_workspace(tmp_path / "undisturbed", tiny_model, shards)
+    run(undisturbed)
+    assert subset_ids(workspace) == subset_ids(undisturbed)
+    stopped, whole = sample_scores(workspace), sample_scores(undisturbed)
+    assert stopped.drop("grace", "answer_norm").equals(whole.drop("grace", "answer_norm"))
+    assert stopped["grace"].to_list() == pytest.approx(whole["grace"].to_list(), rel=1e-5)

@@ -1,0 +1,136 @@
+"""Releases: created once or not at all, traceable, and loaded by what people train with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from curation_assets import tables
+from curation_assets.main_job import MainJob
+from curation_assets.releases import build
+from curation_assets.releases.build import ReleaseError, broken_files, make_release, next_release, read_release
+from curation_assets.workspace import Workspace
+from tests.pipeline.workspaces import instance_of, make_workspace, rows, run, subset_ids, write_config, write_shard
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, tiny_model: Path) -> Workspace:
+    made = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(10)})
+    run(made)
+    return made
+
+
+def release(workspace: Workspace) -> tuple[build.Release, bool]:
+    return MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+
+
+def test_a_release_holds_the_subset_and_its_story(workspace: Workspace) -> None:
+    made, new = release(workspace)
+    assert new
+    data = pl.read_parquet(made.folder / "data" / "train.parquet")
+    assert data["sample_id"].to_list() == subset_ids(workspace)
+    lines = [json.loads(line) for line in (made.folder / "data" / "train.jsonl").read_text().splitlines()]
+    assert [line["sample_id"] for line in lines] == subset_ids(workspace)
+    originals = {row["response"] for row in rows(10)}
+    for line, response in zip(lines, data["response"], strict=True):
+        assert line["messages"][-1] == {"role": "assistant", "content": response}
+        assert response in originals
+    manifest = made.manifest
+    (shard,) = manifest["inputs"]
+    landed = workspace.landing.root / "a.jsonl"
+    assert shard["content_digest"] == hashlib.blake2b(landed.read_bytes(), digest_size=16).hexdigest()
+    assert manifest["checkpoints"]["measured_at"] == manifest["checkpoints"]["base_model"]["digest"]
+    assert manifest["parameters"]["faithful"] is False  # no warm-up
+    assert manifest["config"]["digest"] == workspace.config_digest
+    assert manifest["packages"]["torch"]
+    assert json.loads((made.folder / "provenance.json").read_text())["dagster_run_id"]
+    assert "best, release 1" in (made.folder / "README.md").read_text()
+    assert (made.folder.parent / "LATEST").read_text() == "1"
+
+
+def test_checksums_cover_everything_but_provenance(workspace: Workspace) -> None:
+    made, _ = release(workspace)
+    listed = {line.split("  ")[1] for line in (made.folder / "SHA256SUMS").read_text().splitlines()}
+    present = {p.relative_to(made.folder).as_posix() for p in made.folder.rglob("*") if p.is_file()}
+    assert present - listed == {"SHA256SUMS", "provenance.json"}
+    assert broken_files(made) == []
+    (made.folder / "data" / "train.jsonl").write_text("{}\n")
+    assert broken_files(made) == ["data/train.jsonl"]
+
+
+def test_equal_content_makes_no_new_version_and_other_content_does(workspace: Workspace) -> None:
+    release(workspace)
+    again, new = release(workspace)
+    assert (again.number, new) == (1, False)
+    write_shard(workspace.landing.root / "b.jsonl", rows(10, start=40))
+    run(workspace)
+    second, new = release(workspace)
+    assert (second.number, new) == (2, True)
+    assert second.manifest["parent"] == 1
+    assert (second.folder.parent / "LATEST").read_text() == "2"
+    assert read_release(workspace, workspace.settings.subset("best"), 1).manifest["rows"] == 5
+
+
+def test_a_subset_that_is_behind_its_scores_is_not_released(workspace: Workspace) -> None:
+    workspace.warehouse.path(tables.subset_path("best")).unlink()
+    with pytest.raises(ReleaseError, match="not up to date"):
+        next_release(workspace, workspace.settings.subset("best"))
+
+
+def test_a_number_that_is_not_the_next_is_refused(workspace: Workspace) -> None:
+    with pytest.raises(ReleaseError, match="not the next one"):
+        make_release(workspace, workspace.settings.subset("best"), 5, "run")
+
+
+def test_a_failure_in_the_middle_leaves_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> str:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(build, "dataset_card", fail)
+    with pytest.raises(OSError, match="no space"):
+        make_release(workspace, workspace.settings.subset("best"), 1, "run")
+    folder = workspace.warehouse.path(tables.release_dir("best"))
+    assert [p.name for p in folder.iterdir()] == []
+
+
+def test_of_two_makers_one_wins_and_both_see_the_same(workspace: Workspace) -> None:
+    subset = workspace.settings.subset("best")
+    made: list[str] = []
+    threads = [
+        threading.Thread(
+            target=lambda: made.append(make_release(workspace, subset, 1, "run").manifest["content_digest"])
+        )
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 4
+    assert len(set(made)) == 1
+
+
+def test_latest_is_mended_after_a_kill_between_folder_and_pointer(workspace: Workspace) -> None:
+    made, _ = release(workspace)
+    (made.folder.parent / "LATEST").unlink()
+    make_release(workspace, workspace.settings.subset("best"), 1, "run")
+    assert (made.folder.parent / "LATEST").read_text() == "1"
+
+
+def test_policy_on_change_releases_with_the_run(tmp_path: Path, tiny_model: Path) -> None:
+    workspace = make_workspace(tmp_path / "auto", tiny_model, {"a.jsonl": rows(6)}, policy="on_change")
+    assert run(workspace).releases == ["best@1"]
+    assert run(workspace).releases == []
+    write_config(workspace.folder, tiny_model, policy="on_change", alpha=0.0)
+
+
+def test_parquet_loads_as_a_trainer_loads_it(workspace: Workspace) -> None:
+    made, _ = release(workspace)
+    datasets = pytest.importorskip("datasets", reason="the datasets package is not installed")
+    loaded = datasets.load_dataset(str(made.folder), split="train", cache_dir=str(workspace.folder / "cache"))
+    assert loaded[0]["messages"][-1]["role"] == "assistant"
