@@ -5,6 +5,7 @@ Every fingerprint in the project is a BLAKE2b hash of 128 bits in hex, so keys l
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -63,11 +64,11 @@ class DigestCache:
         self._file = cache_file
         self._entries: dict[str, tuple[int, int, str]] = {}
         self._changed = False
-        if cache_file is not None and cache_file.exists():
+        if cache_file is not None:
             try:
                 stored = json.loads(cache_file.read_text())
                 self._entries = {path: (int(s), int(t), str(d)) for path, (s, t, d) in stored.items()}
-            except (ValueError, TypeError, AttributeError):
+            except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
                 # A cache that cannot be read is as good as none: the hashes are simply made again.
                 self._entries = {}
 
@@ -86,5 +87,7 @@ class DigestCache:
     def save(self) -> None:
         """Write the cache file, if there is one and something is new."""
         if self._file is not None and self._changed:
-            atomic_write(self._file, json.dumps(self._entries).encode())
+            # Where the cache cannot be kept (a home that is read-only), the hashes are made again next time.
+            with contextlib.suppress(OSError):
+                atomic_write(self._file, json.dumps(self._entries).encode())
             self._changed = False

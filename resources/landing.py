@@ -13,6 +13,8 @@ from resources.errors import UserError
 
 SHARD_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 SETTLE_SECONDS = 2.0
+# A key is the name of files of ours, with a suffix; file systems allow 255 bytes.
+LONGEST_KEY = 240
 
 
 class LandingError(UserError):
@@ -60,11 +62,17 @@ class Landing:
         Raises:
             LandingError: the folder does not exist.
         """
-        return [self._look(path) for path in self._walk() if path.name.endswith(SHARD_SUFFIXES)]
+        looks = (self._look(path) for path in self._walk() if self._objection(path) is None)
+        return [look for look in looks if look is not None]
 
     def ignored(self) -> list[str]:
-        """Files of other kinds, which no shard is made of: shown to the user, so that none is missed."""
-        return [self._name(path) for path in self._walk() if not path.name.endswith(SHARD_SUFFIXES)]
+        """What no shard is made of: shown to the user, so that nothing is missed.
+
+        Files of other kinds by their names; links that lead out of the landing folder, links to folders, and
+        files whose names cannot be keys also with the reason. What a terminal would not print is escaped.
+        """
+        objections = ((self._name(path), self._objection(path)) for path in self._walk())
+        return [_printable(name) + reason for name, reason in objections if reason is not None]
 
     def settled(self, wait: bool = True) -> list[LandingFile]:
         """The files that are not being written: same size and time at two looks.
@@ -95,7 +103,10 @@ class Landing:
         Raises:
             LandingError: the key leads out of the landing folder.
         """
-        path = (self.root / file_name(shard)).resolve()
+        try:
+            path = (self.root / file_name(shard)).resolve()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise LandingError(f"shard {shard} names no file of the landing folder {self.root}: {error}") from error
         if not path.is_relative_to(self.root.resolve()):
             raise LandingError(f"shard {shard} leads out of the landing folder {self.root}")
         return path
@@ -109,12 +120,42 @@ class Landing:
         return sorted(
             path
             for path in self.root.rglob("*")
-            if path.is_file() and not any(p.startswith(hidden) for p in path.relative_to(self.root).parts)
+            if (path.is_file() or path.is_symlink())
+            and not any(p.startswith(hidden) for p in path.relative_to(self.root).parts)
         )
+
+    def _objection(self, path: Path) -> str | None:
+        """Why a file is no shard, to stand behind its name (empty: it is of another kind); None if it is one."""
+        name = self._name(path)
+        if path.is_symlink():
+            if not path.is_file():
+                return " (a link to a folder, or to nothing)"
+            if not path.resolve().is_relative_to(self.root.resolve()):
+                return " (a link that leads out of the landing folder)"
+        if not path.name.endswith(SHARD_SUFFIXES):
+            return ""
+        if not _is_unicode(name):
+            return " (its name is not UTF-8)"
+        return " (its path is too long)" if len(partition_key(name)) > LONGEST_KEY else None
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 
-    def _look(self, path: Path) -> LandingFile:
-        stat = path.stat()
+    def _look(self, path: Path) -> LandingFile | None:
+        try:
+            stat = path.stat()
+        except FileNotFoundError:  # removed since it was listed
+            return None
         return LandingFile(self._name(path), stat.st_size, stat.st_mtime_ns)
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _printable(name: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from resources.digests import DigestCache, digest
 from resources.errors import UserError
@@ -21,6 +22,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+INDEX_FILE = "model.safetensors.index.json"
 # Keys of config.json that say who wrote it, not what the model computes.
 VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
 
@@ -41,18 +43,28 @@ def resolve_model(model: str, revision: str | None, base_folder: Path, download:
     Raises:
         ModelError: there is no such folder, and no such snapshot can be had.
     """
-    folder = (base_folder / Path(model).expanduser()).resolve()
-    if folder.is_dir():
+    try:
+        folder = (base_folder / Path(model).expanduser()).resolve()
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"model {model!r} is no path ({error}): correct targets.model in curation.yaml") from error
+    if model and folder.is_dir():
         return folder
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ModelError(f"model folder {folder} does not exist: correct targets.model in curation.yaml")
     # Slow to import, and of no use where the model is a folder.
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
     try:
-        return Path(snapshot_download(model, revision=revision, local_files_only=True, allow_patterns=patterns))
+        cached = Path(snapshot_download(model, revision=revision, local_files_only=True, allow_patterns=patterns))
+        # Whoever read only the tokenizer has left a snapshot without weights.
+        if not download or _is_complete(cached):
+            return cached
+    except HFValidationError as error:
+        raise ModelError(
+            f"model {model!r} is neither a folder ({folder}) nor a hub id: correct targets.model in curation.yaml"
+        ) from error
     except LocalEntryNotFoundError:
         if not download:
             raise ModelError(
@@ -78,6 +90,7 @@ def check_model_folder(folder: Path) -> None:
         raise ModelError(f"model folder {folder} does not exist: correct targets.model in curation.yaml")
     if not (folder / "config.json").is_file():
         raise ModelError(f"model folder {folder} has no config.json: it is not a transformers model")
+    _read_json_object(folder / "config.json")
     if not weight_files(folder):
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
         if pickled:
@@ -86,11 +99,43 @@ def check_model_folder(folder: Path) -> None:
                 "loaded: convert them with save_pretrained(..., safe_serialization=True)"
             )
         raise ModelError(f"model folder {folder} has no .safetensors weights")
+    absent = _absent_weights(folder)
+    if absent:
+        raise ModelError(
+            f"model folder {folder} lacks weights that its index names ({', '.join(absent)}): copy or download it again"
+        )
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(
             f"model folder {folder} has no tokenizer.json: segments are found by character offsets, which "
             "need a fast tokenizer; save one with tokenizer.save_pretrained(folder)"
         )
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        check_model_folder(folder)
+    except ModelError:
+        return False
+    return True
+
+
+def _absent_weights(folder: Path) -> list[str]:
+    """Files that the index of sharded weights names and that are not there."""
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        return []
+    named = _read_json_object(index).get("weight_map", {}).values()
+    return sorted({str(name) for name in named if not (folder / str(name)).is_file()})
+
+
+def _read_json_object(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ModelError(f"{file} is not JSON ({error}): copy or download the model again") from error
+    if not isinstance(document, dict):
+        raise ModelError(f"{file} is not a JSON object: copy or download the model again")
+    return document
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -99,12 +144,15 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weights_digest(folder: Path, cache: DigestCache) -> str:
-    """Hash of what a model computes: its config (less who wrote it) and its weights' bytes."""
-    config = json.loads((folder / "config.json").read_text())
+    """Hash of what a model computes: its config (less who wrote it), its weights' bytes, and code that it ships."""
+    config = _read_json_object(folder / "config.json")
     config = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG}
     weights = [cache.file_digest(path) for path in weight_files(folder)]
+    # Only a config with an auto_map makes transformers run the folder's own code.
+    code = sorted(folder.glob("*.py")) if "auto_map" in config else []
+    shipped = {path.name: cache.file_digest(path) for path in code}
     cache.save()
-    return digest("weights", config, weights)
+    return digest("weights", config, weights, shipped)
 
 
 def adapter_digest(folder: Path, cache: DigestCache) -> str:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resources.quiet import quieten_transformers
 from resources.scoring.samples import Sample, StepGradients
 
 if TYPE_CHECKING:
@@ -79,10 +80,3 @@ class Scorer:
 
         return measure_step_gradients(self._checkpoint, self._encoder, samples, self.batch_tokens, progress)
 
-
-def quieten_transformers() -> None:
-    """Leave progress to our own bars: no bar and no advice from transformers for every load."""
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from resources.errors import UserError
+from resources.quiet import quieten_transformers
 from resources.scoring.samples import Encoded, Sample
 
 TRAINER_VERSION = 1
@@ -92,6 +93,7 @@ def train_lora(
     from resources.scoring.encoding import Encoder  # noqa: PLC0415
     from resources.scoring.loading import DTYPES, pick_device  # noqa: PLC0415
 
+    quieten_transformers()
     transformers.set_seed(recipe.seed)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         model_folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code
@@ -114,6 +116,7 @@ def train_lora(
         seed=recipe.seed,
         data_seed=recipe.seed,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # or a loss that is not finite would be logged as one that is
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
@@ -130,6 +133,8 @@ def train_lora(
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
+    if not all(bool(weights.isfinite().all()) for weights in adapted.parameters() if weights.requires_grad):
+        raise TrainingError("the adapter's weights are not finite after training: lower learning_rate")
     adapted.save_pretrained(str(out), safe_serialization=True)
     # What the libraries leave beside the adapter says nothing about this checkpoint.
     shutil.rmtree(out / "run", ignore_errors=True)

@@ -38,13 +38,23 @@ class Warehouse:
         """Create the folder and its version file.
 
         Raises:
-            WarehouseError: the folder was made by another version of the schema.
+            WarehouseError: the folder cannot be used, or was made by another version of the schema.
         """
         version_file = self.root / "warehouse.json"
-        if not version_file.exists():
-            atomic_write(version_file, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
-            return
-        found = json.loads(version_file.read_text()).get("schema_version")
+        try:
+            if not version_file.exists():
+                atomic_write(version_file, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
+                return
+            document = json.loads(version_file.read_bytes())
+        except OSError as error:
+            raise WarehouseError(
+                f"{self.root} cannot be used as a warehouse ({error}): correct warehouse in curation.yaml"
+            ) from error
+        except ValueError as error:
+            raise WarehouseError(
+                f"{version_file} is not JSON ({error}): restore it, or name another warehouse in curation.yaml"
+            ) from error
+        found = document.get("schema_version") if isinstance(document, dict) else None
         if found != SCHEMA_VERSION:
             raise WarehouseError(
                 f"{self.root} has warehouse schema {found}, this version reads {SCHEMA_VERSION}: "
@@ -59,7 +69,7 @@ class Warehouse:
 
     def read_table(self, path: str) -> pl.DataFrame:
         """Read a whole table (FileNotFoundError if there is none)."""
-        return pl.read_parquet(self.root / path, hive_partitioning=False)
+        return pl.read_parquet(self.root / path, hive_partitioning=False, glob=False)
 
     def table_metadata(self, path: str) -> dict[str, str]:
         """The metadata in a table's footer; empty if there is no such table."""
@@ -83,7 +93,8 @@ class Warehouse:
         wanted = present if names is None else sorted(set(present) & set(names))
         if not wanted:
             return None
-        return pl.scan_parquet([self.root / folder / f"{name}.parquet" for name in wanted], hive_partitioning=False)
+        files = [self.root / folder / f"{name}.parquet" for name in wanted]
+        return pl.scan_parquet(files, hive_partitioning=False, glob=False)
 
     # Small documents
 
@@ -138,7 +149,7 @@ class Warehouse:
         file.parent.mkdir(parents=True, exist_ok=True)
         with (file.parent / f".{file.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            current = file.read_text() if file.exists() else None
+            current = self.read_text(path)
             if current != expected:
                 return False
             atomic_write(file, new.encode())
@@ -147,7 +158,7 @@ class Warehouse:
     def read_text(self, path: str) -> str | None:
         """A small text, or None if there is none."""
         file = self.root / path
-        return file.read_text() if file.exists() else None
+        return file.read_bytes().decode() if file.exists() else None
 
     def path(self, relative: str) -> Path:
         """The place of a file or folder on this machine's disk."""
@@ -180,7 +191,9 @@ class Measurements:
         new = [name for name in self._warehouse.names(self.folder) if name not in self._indexed]
         if new:
             frames = [
-                pl.read_parquet(self._warehouse.path(f"{self.folder}/{name}.parquet"), columns=["sample_id"])
+                pl.read_parquet(
+                    self._warehouse.path(f"{self.folder}/{name}.parquet"), columns=["sample_id"], glob=False
+                )
                 .with_columns(part=pl.lit(name))
                 .select("sample_id", "part")
                 for name in new
