@@ -15,7 +15,7 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.checkpoints.warmup import warmup_checkpoint
 from curation_assets.fingerprints import base_digest, checkpoint_digest, step_gradients_fingerprint
-from curation_assets.settings import Subset
+from curation_assets.settings import Subset, Target
 from curation_assets.subsets.select import Selection
 from curation_assets.workspace import Workspace
 
@@ -80,6 +80,19 @@ def release_manifest(
         "code": code_version(),
         "files": files,
     }
+
+
+def lineage(workspace: Workspace, target: Target) -> list[tuple[str, str | None]]:
+    """What a target's scores rest on, as names and versions: configuration, checkpoints, signal, files."""
+    manifest = workspace.warehouse.read_table(tables.score_manifest_path(target.name)).filter("present")
+    return [
+        ("configuration", workspace.config_digest),
+        ("base model", base_digest(workspace, target)),
+        ("measured at", checkpoint_digest(workspace, target)),
+        ("signal fingerprint", step_gradients_fingerprint(workspace, target)),
+        ("code commit", code_version()["commit"]),
+        *((f"file {path}", version) for path, version in manifest.select("path", "content_digest").iter_rows()),
+    ]
 
 
 def _warmup_facts(record: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from curation_assets.asset_metadata import (
 )
 from curation_assets.conditions import FOLLOW_UPSTREAM
 from curation_assets.releases.build import latest_release
+from curation_assets.releases.manifest import lineage
 from curation_assets.reports.plots import histogram, scatter
 from curation_assets.scores.assets import score_manifest_key
 from curation_assets.settings import Subset
@@ -57,7 +58,7 @@ def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
         selection = write_subset(workspace, subset)
         metadata: dict[str, Any] = row_count(len(selection.rows), partitioned=False) | {
             "facts": facts_table(selection.facts()),
-            "config_digest": workspace.config_digest,
+            "lineage": markdown_table(("what", "version"), lineage(workspace, target)),
         }
         metadata.update(_plots(selection, score.name))
         yield dg.MaterializeResult(

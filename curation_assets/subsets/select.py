@@ -12,12 +12,13 @@ from curation_assets.settings import Subset
 from curation_assets.subsets.budget import take_within
 from curation_assets.workspace import Workspace
 from resources.digests import digest
+from resources.errors import UserError
 
 SELECTION_VERSION = 1
 LOW_SIGNAL_PERCENT = 1.0
 
 
-class SelectionError(RuntimeError):
+class SelectionError(UserError):
     """A subset cannot be selected."""
 
 

@@ -1,0 +1,40 @@
+# The commands of the README. VENV and DEMO can be set: make test VENV=/tmp/venv
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= demo
+PORT ?= 3000
+BIN = $(VENV)/bin
+
+.PHONY: help install demo ui test check format clean
+
+help:  ## Say what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/'
+
+install: $(VENV)/.installed  ## Make the virtual environment with everything in it
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+demo: install  ## The whole path on the embedded corpus: what was chosen and why
+	$(BIN)/curate demo --folder $(DEMO)
+
+ui: install  ## The Dagster UI on the demo's instance
+	@test -f $(DEMO)/curation.yaml || { echo "no demo yet: run make demo first"; exit 1; }
+	$(BIN)/curate ui --config $(DEMO)/curation.yaml --port $(PORT)
+
+test: install  ## The test suite
+	$(BIN)/python -m pytest
+
+check: install  ## Formatting, lint, import rules, types, and that the definitions load
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install  ## Format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove the virtual environment, the demo and caches
+	rm -rf $(VENV) $(DEMO) .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,233 @@
+"""Sensors and automation conditions, evaluated as the daemon does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from curation_assets.automation import scoring_requests
+from curation_assets.corpus.assets import RAW_CORPUS_KEY
+from curation_assets.definitions import build_definitions
+from curation_assets.partitions import SHARDS
+from curation_assets.workspace import Workspace
+from tests.models import write_tiny_model
+from tests.pipeline.workspaces import make_workspace, rows, write_config, write_shard
+
+GRADIENTS = dg.AssetKey(["tiny", "step_gradients"])
+SAMPLE_SCORES = dg.AssetKey(["tiny", "sample_scores"])
+MANIFEST = dg.AssetKey(["tiny", "score_manifest"])
+SUBSET = dg.AssetKey(["subsets", "best"])
+
+
+class Daemon:
+    """Ticks sensors and runs what they ask for, in this process."""
+
+    def __init__(self, workspace: Workspace, instance: dg.DagsterInstance) -> None:
+        self.workspace = workspace
+        self.instance = instance
+        self.defs = build_definitions(workspace)
+        self.cursors: dict[str, str | None] = {}
+        self.seen: set[str] = set()
+        self.condition_cursor: object = None
+
+    def tick(self, name: str) -> dg.SensorResult | dg.SkipReason:
+        """Evaluate a sensor and apply what it gives, runs excepted."""
+        sensor = self.defs.get_sensor_def(name)
+        context = dg.build_sensor_context(
+            instance=self.instance,
+            cursor=self.cursors.get(name),
+            resources={"workspace": self.workspace},
+            definitions=self.defs,
+        )
+        result = sensor(context)
+        if isinstance(result, dg.SensorResult):
+            self.cursors[name] = result.cursor or self.cursors.get(name)
+            for request in result.dynamic_partitions_requests or []:
+                self.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
+            for event in result.asset_events or []:
+                self.instance.report_runless_asset_event(event)
+        return result
+
+    def run(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+        """Run a request once; a run key that was seen is not run again, as in the daemon."""
+        job = self.defs.resolve_implicit_global_asset_job_def()
+        return job.execute_in_process(
+            instance=self.instance,
+            asset_selection=list(request.asset_selection or []),
+            tags=dict(request.tags),
+            partition_key=request.partition_key,
+            raise_on_error=False,
+        )
+
+    def scoring(self) -> list[dg.RunRequest]:
+        """What the scoring sensor asks for and the daemon would not drop."""
+        result = self.tick("scoring")
+        if isinstance(result, dg.SkipReason):
+            return []
+        requests = [r for r in result.run_requests or [] if r.run_key not in self.seen]
+        self.seen.update(str(r.run_key) for r in requests)
+        return requests
+
+    def settle(self) -> list[str]:
+        """Tick until nothing is asked for; gives the assets of every run, in order."""
+        done = []
+        self.tick("landing")
+        self.tick("landing")
+        for _ in range(10):
+            requests = self.scoring()
+            if not requests:
+                break
+            for request in requests:
+                assert self.run(request).success
+                done.append("+".join(sorted(key.to_user_string() for key in request.asset_selection or [])))
+        return done
+
+    def conditions(self) -> set[tuple[str, str | None]]:
+        """One tick of the automation conditions: the assets and partitions that are asked for."""
+        result = dg.evaluate_automation_conditions(
+            defs=self.defs,
+            instance=self.instance,
+            cursor=self.condition_cursor,  # type: ignore[arg-type]
+            asset_selection=dg.AssetSelection.all(),
+        )
+        self.condition_cursor = result.cursor
+        asked = set()
+        for evaluated in result.results:
+            subset = evaluated.true_subset
+            if subset.is_empty:
+                continue
+            keys = list(subset.expensively_compute_partition_keys()) if subset.is_partitioned else [None]
+            asked |= {(evaluated.key.to_user_string(), key) for key in keys}
+        return asked
+
+    def materialize(self, *keys: dg.AssetKey, partition: str | None = None) -> None:
+        """Materialize assets, as the automation sensor would."""
+        request = dg.RunRequest(asset_selection=list(keys), partition_key=partition)
+        assert self.run(request).success
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, tiny_model: Path) -> Iterator[Daemon]:
+    shards = {"a.jsonl": rows(4), "b.jsonl": rows(4, start=50), "c.jsonl": rows(4, start=90)}
+    workspace = make_workspace(tmp_path, tiny_model, shards)
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Daemon(workspace, instance)
+
+
+def partitions(daemon: Daemon, key: dg.AssetKey) -> set[str]:
+    return set(daemon.instance.get_materialized_partitions(key))
+
+
+def test_a_file_is_taken_at_the_second_look_that_is_like_the_first(daemon: Daemon) -> None:
+    daemon.tick("landing")
+    assert daemon.instance.get_dynamic_partitions(str(SHARDS.name)) == []
+    path = daemon.workspace.landing.root / "b.jsonl"
+    with path.open("a") as stream:
+        stream.write('{"prompt": "p", "response": "half a')
+    daemon.tick("landing")
+    assert set(daemon.instance.get_dynamic_partitions(str(SHARDS.name))) == {"a.jsonl", "c.jsonl"}
+    daemon.tick("landing")
+    assert "b.jsonl" in daemon.instance.get_dynamic_partitions(str(SHARDS.name))
+
+
+def test_new_files_are_read_and_measured_in_one_run(daemon: Daemon) -> None:
+    assert daemon.settle() == ["raw_corpus+rejected_rows+segmented_steps+tiny/step_gradients"]
+    assert partitions(daemon, GRADIENTS) == {"a.jsonl", "b.jsonl", "c.jsonl"}
+    assert daemon.settle() == []
+
+
+def test_a_new_file_is_the_only_one_asked_for(daemon: Daemon) -> None:
+    daemon.settle()
+    write_shard(daemon.workspace.landing.root / "d.jsonl", rows(2, start=200))
+    daemon.tick("landing")
+    daemon.tick("landing")
+    (request,) = daemon.scoring()
+    assert request.tags["dagster/asset_partition_range_start"] == "d.jsonl"
+    assert request.tags["dagster/asset_partition_range_end"] == "d.jsonl"
+
+
+def test_scattered_changes_are_contiguous_ranges(daemon: Daemon) -> None:
+    daemon.settle()
+    for name, start in (("a.jsonl", 300), ("c.jsonl", 400)):
+        write_shard(daemon.workspace.landing.root / name, rows(3, start=start))
+    daemon.tick("landing")
+    daemon.tick("landing")
+    starts = [request.tags["dagster/asset_partition_range_start"] for request in daemon.scoring()]
+    assert starts == ["a.jsonl", "c.jsonl"]
+
+
+def test_a_failure_does_not_loop_and_a_change_asks_again(daemon: Daemon, tiny_model: Path, tmp_path: Path) -> None:
+    daemon.settle()
+    other = write_tiny_model(tmp_path / "other", seed=3)
+    daemon.workspace = Workspace.load(write_config(daemon.workspace.folder, other))
+    daemon.defs = build_definitions(daemon.workspace)
+    (first,) = daemon.scoring()
+    assert [key.to_user_string() for key in first.asset_selection or []] == ["tiny/step_gradients"]
+    assert daemon.scoring() == []  # not run, so the state is the same: asked for once
+    # A -> B -> A: the first model is measured already, so only B was ever due.
+    daemon.workspace = Workspace.load(write_config(daemon.workspace.folder, tiny_model))
+    daemon.defs = build_definitions(daemon.workspace)
+    assert daemon.scoring() == []
+
+
+def test_a_missing_event_is_asked_for_again_and_measures_nothing(daemon: Daemon) -> None:
+    daemon.settle()
+    with dg.DagsterInstance.ephemeral() as fresh:
+        fresh.add_dynamic_partitions(str(SHARDS.name), ["a.jsonl", "b.jsonl", "c.jsonl"])
+        requests, _ = scoring_requests(daemon.workspace, fresh)
+        assert [key for request in requests for key in request.asset_selection or []][0] == RAW_CORPUS_KEY
+        daemon.instance = fresh
+        daemon.settle()
+    folder = daemon.workspace.warehouse.path("signals/tiny/base/step_gradients")
+    records = [daemon.workspace.warehouse.read_json(str(p)) for p in folder.rglob("shards/*.json")]
+    assert [record["tokens_measured"] for record in records] == [0, 0, 0]
+
+
+def test_a_deleted_table_is_made_again(daemon: Daemon) -> None:
+    daemon.settle()
+    daemon.workspace.warehouse.path("corpus/raw_corpus/b.jsonl.parquet").unlink()
+    (request,) = daemon.scoring()
+    assert request.tags["dagster/asset_partition_range_start"] == "b.jsonl"
+
+
+def test_the_warm_up_waits_and_says_so(tmp_path: Path, tiny_model: Path) -> None:
+    workspace = make_workspace(tmp_path / "w", tiny_model, {"a.jsonl": rows(4)}, warmup="{min_pool: 50}")
+    with dg.DagsterInstance.ephemeral() as instance:
+        daemon = Daemon(workspace, instance)
+        assert daemon.settle() == ["raw_corpus+rejected_rows+segmented_steps"]
+        skipped = daemon.tick("scoring")
+        assert isinstance(skipped, dg.SkipReason)
+        assert "waits for 50" in str(skipped.skip_message)
+
+
+def test_conditions_carry_signals_on_to_the_subset(daemon: Daemon) -> None:
+    assert daemon.conditions() == set()  # the first evaluation is the initial one
+    daemon.settle()
+    asked = daemon.conditions()
+    assert {key for key, _ in asked} == {"tiny/sample_scores", "tiny/step_scores"}
+    assert {partition for _, partition in asked} == {"a.jsonl", "b.jsonl", "c.jsonl"}
+    for shard in ("a.jsonl", "b.jsonl", "c.jsonl"):
+        daemon.materialize(dg.AssetKey(["tiny", "step_scores"]), SAMPLE_SCORES, partition=shard)
+    assert daemon.conditions() == {("tiny/score_manifest", None), ("subsets/best", None)}
+    daemon.materialize(MANIFEST)
+    daemon.materialize(SUBSET)
+    daemon.conditions()
+    assert daemon.conditions() == set()
+
+
+def test_another_budget_asks_for_the_subset_alone(daemon: Daemon, tiny_model: Path) -> None:
+    daemon.settle()
+    for shard in ("a.jsonl", "b.jsonl", "c.jsonl"):
+        daemon.materialize(dg.AssetKey(["tiny", "step_scores"]), SAMPLE_SCORES, partition=shard)
+    daemon.materialize(MANIFEST)
+    daemon.materialize(SUBSET)
+    daemon.conditions()
+    daemon.conditions()
+    config = daemon.workspace.config_file
+    config.write_text(config.read_text().replace("fraction: 0.5", "fraction: 0.25"))
+    daemon.workspace = Workspace.load(config)
+    daemon.defs = build_definitions(daemon.workspace)
+    assert daemon.conditions() == {("subsets/best", None)}
