@@ -19,6 +19,7 @@ from curation_assets.due import (
     corpus_due,
     signals_due,
     subset_due,
+    subset_made,
     waits_for_pool,
     warmup_due,
 )
@@ -26,6 +27,7 @@ from curation_assets.fingerprints import base_digest, checkpoint_digest, step_gr
 from curation_assets.partitions import SHARDS, release_key, release_partitions
 from curation_assets.releases.assets import release_asset_key
 from curation_assets.releases.build import latest_release, next_release
+from curation_assets.settings import Subset
 from curation_assets.signals.assets import step_gradients_key
 from curation_assets.signals.measure import step_gradients_dir
 from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
@@ -65,8 +67,8 @@ def without_event(instance: dg.DagsterInstance, key: dg.AssetKey, shards: Iterab
 def sensors(workspace: Workspace) -> list[dg.SensorDefinition]:
     """All sensors of a configuration, running by default."""
     made = [_landing_sensor(), _scoring_sensor(workspace), _automation_sensor()]
-    if workspace.settings.releases.policy == "on_change" and workspace.settings.subsets:
-        made.append(_release_sensor(workspace))
+    if workspace.settings.releases.policy == "on_change":
+        made += [_release_sensor(subset) for subset in workspace.settings.subsets]
     return made
 
 
@@ -200,29 +202,26 @@ def _request(stage: str, selection: list[dg.AssetKey], shards: Sequence[str], ru
     return dg.RunRequest(run_key=run_key, asset_selection=selection, tags={STAGE_TAG: stage, **range_tags(shards)})
 
 
-def _release_sensor(workspace: Workspace) -> dg.SensorDefinition:
-    subsets = workspace.settings.subsets
-
+def _release_sensor(subset: Subset) -> dg.SensorDefinition:
+    # One sensor a subset: assets of different partition sets cannot share a sensor's job.
     @dg.sensor(
-        name="releases",
-        target=dg.AssetSelection.assets(*(release_asset_key(subset) for subset in subsets)),
+        name=f"release_{subset.name}",
+        target=dg.AssetSelection.assets(release_asset_key(subset)),
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Releases every subset whose content differs from its last release (policy: on_change).",
+        description=f"Releases {subset.name} when its content differs from its last release (policy: on_change).",
     )
-    def releases(workspace: dg.ResourceParam[Workspace]) -> dg.SensorResult:
-        requests, partitions = [], []
-        for subset in subsets:
-            if subset_due(workspace, subset):
-                continue
-            number = next_release(workspace, subset)
-            latest = latest_release(workspace, subset)
-            if latest is None or latest.number != number:
-                key = release_key(subset.name, number)
-                partitions.append(release_partitions(subset.name).build_add_request([key]))
-                requests.append(
-                    dg.RunRequest(run_key=key, asset_selection=[release_asset_key(subset)], partition_key=key)
-                )
-        return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=partitions)
+    def release(workspace: dg.ResourceParam[Workspace]) -> dg.SensorResult | dg.SkipReason:
+        if subset_due(workspace, subset) or not subset_made(workspace, subset):
+            return dg.SkipReason("the subset is not up to date with its scores")
+        number = next_release(workspace, subset)
+        latest = latest_release(workspace, subset)
+        if latest is not None and latest.number == number:
+            return dg.SkipReason(f"release {number} has this content")
+        key = release_key(subset.name, number)
+        return dg.SensorResult(
+            run_requests=[dg.RunRequest(run_key=key, asset_selection=[release_asset_key(subset)], partition_key=key)],
+            dynamic_partitions_requests=[release_partitions(subset.name).build_add_request([key])],
+        )
 
-    return releases
+    return release

@@ -12,6 +12,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.reader import ReaderError
 
 from curation_assets.settings import LocatedError, Settings
 from resources.errors import UserError
@@ -51,24 +52,39 @@ def load_settings(path: Path) -> Settings:
 
 def parse_settings(data: bytes, path: Path) -> Settings:
     """Validate the bytes of a configuration file; `path` is for messages."""
-    try:
-        document = YAML(typ="rt").load(data)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark is not None else 1
-        raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from error
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}:1: not valid YAML: {error}") from error
+    document, plain = _read_yaml(data, path)
     if not isinstance(document, Mapping):
         raise ConfigError(f"{path}:1: must be a mapping with the keys {', '.join(Settings.model_fields)}")
     try:
-        return Settings.model_validate(_plain(document))
+        return Settings.model_validate(plain)
     except ValidationError as error:
         mistakes = [dict(item) for item in error.errors()]
         # Of a union of a word and a section, a mapping was meant as the section.
         relevant = [m for m in mistakes if not (m["type"] == "literal_error" and isinstance(m["input"], dict))]
         messages = [_message(path, document, item) for item in relevant or mistakes]
         raise ConfigError("\n".join(dict.fromkeys(messages))) from error
+
+
+def _read_yaml(data: bytes, path: Path) -> tuple[Any, Any]:
+    """The document with its lines, and as plain Python values.
+
+    Raises:
+        ConfigError: it is not YAML.
+    """
+    try:
+        document = YAML(typ="rt").load(data)
+        return document, _plain(document)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark is not None else 1
+        raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from error
+    except ReaderError as error:
+        line = data[: error.position].count(b"\n") + 1
+        raise ConfigError(f"{path}:{line}: not valid YAML: {error.reason}; save the file as UTF-8 text") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}:1: nested too deeply, or in itself: write it without anchors") from error
+    except Exception as error:  # on odd input the parser raises whatever it trips over
+        raise ConfigError(f"{path}:1: not valid YAML: {error}") from error
 
 
 def json_schema() -> dict[str, Any]:
@@ -94,11 +110,13 @@ def _plain(node: Any) -> Any:
 
 def _message(path: Path, document: Any, error: dict[str, Any]) -> str:
     """One mistake as `file:line: key: what is wrong; the mend`."""
-    location = [part for part in error["loc"] if isinstance(part, int) or "[" not in part]
+    location = list(error["loc"])
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, LocatedError):
         location += cause.location
     keys, line = _locate(document, location)
+    if error["type"] == "missing":
+        keys.append(location[-1])
     name = ".".join(str(key) for key in keys) or "curation.yaml"
     return f"{path}:{line}: {name}: {_reason(error, keys)}"
 
@@ -106,22 +124,23 @@ def _message(path: Path, document: Any, error: dict[str, Any]) -> str:
 def _locate(document: Any, location: Sequence[int | str]) -> tuple[list[int | str], int]:
     """The part of the location that exists in the document, and its line (from 1).
 
-    Pydantic puts names of union members into the location; those that are no keys are skipped. The last
-    part is kept even if absent: it is a missing key.
+    Pydantic puts names of union members into the location; those that are no keys are skipped.
     """
     keys: list[int | str] = []
     node = document
     line = 1
-    for position, part in enumerate(location):
-        last = position == len(location) - 1
-        if isinstance(node, Mapping) and part in node:
-            line = node.lc.key(part)[0] + 1 if hasattr(node, "lc") else line
-            node = node[part]
+    for part in location:
+        names = {str(key): key for key in node} if isinstance(node, Mapping) else {}
+        if isinstance(part, str) and part in names:
+            key = names[part]
         elif isinstance(node, list) and isinstance(part, int) and part < len(node):
-            line = node.lc.item(part)[0] + 1 if hasattr(node, "lc") else line
-            node = node[part]
-        elif not (last and isinstance(node, Mapping)):
+            key = part
+        else:
             continue
+        # What was merged in from an anchor has no line here: that of its parent is shown.
+        places = getattr(getattr(node, "lc", None), "data", None) or {}
+        line = places[key][0] + 1 if key in places else line
+        node = node[key]
         keys.append(part)
     return keys, line
 

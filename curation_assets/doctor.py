@@ -46,9 +46,7 @@ def examine(config: Path | None) -> Iterator[Finding]:
     yield _ignored(workspace)
     yield _warehouse(workspace)
     for target in workspace.settings.targets:
-        yield _attempt(
-            f"model of target {target.name}", partial(workspace.model_folder, target, download=False)
-        )
+        yield _attempt(f"model of target {target.name}", partial(workspace.model_folder, target, download=False))
         if target.warmup != "none" and not _installed("peft"):
             yield Finding(f"warm-up of target {target.name}", "needs the extra `train`, or warmup: none", ok=False)
 

@@ -108,6 +108,11 @@ def subset_due(workspace: Workspace, subset: Subset) -> bool:
     return wanted is not None and stored != wanted
 
 
+def subset_made(workspace: Workspace, subset: Subset) -> bool:
+    """Whether the subset has rows, of whatever scores."""
+    return bool(workspace.warehouse.table_metadata(tables.subset_path(subset.name)))
+
+
 def contiguous_ranges(due: Sequence[str], keys: Sequence[str], longest: int) -> list[list[str]]:
     """Cut due partitions into runs that are contiguous in the order of all keys, none longer than `longest`.
 

@@ -81,15 +81,21 @@ def write_config(folder: Path, model: str, out: Path, force: bool = False) -> Fo
     """Write curation.yaml, and the JSON Schema beside it that editors check it with.
 
     Raises:
-        InitError: the file exists and `force` is off.
+        InitError: the file exists and `force` is off, or a name is not UTF-8.
     """
     if out.exists() and not force:
         raise InitError(f"{out} exists: name another file with --to, or overwrite it with --force")
     look = look_at(folder)
     out.parent.mkdir(parents=True, exist_ok=True)
-    text = render_config(look, _relative(folder, out.parent), model)
-    parse_settings(text.encode(), out)
-    out.write_text(text, encoding="utf-8")
+    if Path(model).expanduser().is_dir():
+        # Named from where the command runs; the configuration file may lie elsewhere.
+        model = _relative(Path(model).expanduser(), out.parent)
+    try:
+        data = render_config(look, _relative(folder, out.parent), model).encode()
+    except UnicodeEncodeError as error:
+        raise InitError(f"the name of {str(folder)!r} or {model!r} is not UTF-8: rename the folder") from error
+    parse_settings(data, out)
+    out.write_bytes(data)
     (out.parent / "curation.schema.json").write_text(json.dumps(json_schema(), indent=1) + "\n")
     return look
 
@@ -100,14 +106,20 @@ def render_config(look: FolderLook, landing: str, model: str, target: str = "bas
     found = [f"  # Found: {look.files} files, {look.bytes / 2**20:.1f} MiB; formats {look.formats or 'unknown'}."]
     if look.rejected:
         found.append(f"  # Of {look.rows} rows looked at, {look.rejected} would be rejected: {look.reasons}")
-    return Template(template.read_text()).substitute(
+    return Template(template.read_text(encoding="utf-8")).substitute(
         found="\n".join(found),
-        landing=json.dumps(landing),
+        landing=_quoted(landing),
         format=look.format,
-        model=json.dumps(model),
+        model=_quoted(model),
         target=target,
         min_pool=DEFAULT_MIN_POOL,
     )
+
+
+def _quoted(text: str) -> str:
+    """A YAML string in double quotes; JSON's escapes are YAML's, but for characters that YAML does not print."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else f"\\U{ord(c):08x}" for c in quoted)
 
 
 def _relative(folder: Path, base: Path) -> str:

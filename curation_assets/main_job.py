@@ -179,8 +179,7 @@ class MainJob:
         if due.subset_due(self.workspace, subset):
             self._execute(f"selecting {subset.name}", "subset", [subset_key(subset)])
             summary.subsets.append(subset.name)
-        made = self.workspace.warehouse.path(f"subsets/{subset.name}.parquet").exists()
-        if made and self.workspace.settings.releases.policy == "on_change":
+        if due.subset_made(self.workspace, subset) and self.workspace.settings.releases.policy == "on_change":
             release, new = self.release(subset)
             if new:
                 summary.releases.append(release_key(subset.name, release.number))

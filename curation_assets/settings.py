@@ -6,11 +6,15 @@ Only shape, defaults and combinations live here; reading the file and pointing a
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", description="lower-case letters, digits and _")]
+from curation_assets.tables import SAMPLE_SCORES
+
+Name = Annotated[
+    str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100, description="lower-case letters, digits and _")
+]
 Format = Literal[
     "auto",
     "messages",
@@ -27,6 +31,9 @@ Strategy = Literal["auto", "explicit", "markers", "paragraphs", "lines", "senten
 SignalName = Literal["step_gradients"]
 FieldPath = Annotated[str, Field(min_length=1, description="a field's name, dots for nesting")]
 
+# A named score becomes a column of `sample_scores`, and the column `score` of a pool.
+RESERVED_SCORE_NAMES = {*SAMPLE_SCORES.columns, "score"}
+
 
 class LocatedError(ValueError):
     """A mistake that lies at a known place below the section that found it."""
@@ -39,7 +46,7 @@ class LocatedError(ValueError):
 class _Section(BaseModel):
     """A section of the file: unknown keys are errors, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Columns(_Section):
@@ -82,13 +89,19 @@ class Segmentation(_Section):
     window_words: int = Field(40, ge=1, description="length of the fixed windows of the last strategy")
 
 
+def _or_strategy(schema: dict[str, Any]) -> None:
+    """In the JSON Schema too, a strategy may stand for the section."""
+    section = {"$ref": schema.pop("$ref")}
+    schema["anyOf"] = [section, {"type": "string", "enum": list(get_args(Strategy))}]
+
+
 class Corpus(_Section):
     """Where traces arrive and how their rows are read."""
 
     landing: str = Field(description="folder; every .jsonl, .jsonl.gz and .parquet file below it is a shard")
     format: Format = "auto"
     columns: Columns = Columns()
-    segmentation: Segmentation = Segmentation()
+    segmentation: Segmentation = Field(default=Segmentation(), json_schema_extra=_or_strategy)
     max_row_bytes: int = Field(8_000_000, ge=1000, description="longer rows are rejected")
 
     @field_validator("segmentation", mode="before")
@@ -108,7 +121,12 @@ class Warmup(_Section):
     epochs: int = Field(1, ge=1)
     warmup_ratio: float = Field(0.05, ge=0, lt=1)
     batch_size: int = Field(16, ge=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
+def _or_null(schema: dict[str, Any]) -> None:
+    """In the JSON Schema too, null stands for the word none."""
+    schema["anyOf"] = [*schema["anyOf"], {"type": "null"}]
 
 
 class Target(_Section):
@@ -119,7 +137,9 @@ class Target(_Section):
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
     signals: list[SignalName] = Field(default=["step_gradients"], min_length=1)
     warmup: Warmup | Literal["none"] = Field(
-        default=Warmup(), description="none: measure at the base model (unfaithful to GRACE, reported so)"
+        default=Warmup(),
+        description="none: measure at the base model (unfaithful to GRACE, reported so)",
+        json_schema_extra=_or_null,
     )
     template: Literal["auto", "chat", "plain"] = Field(
         "auto",
@@ -230,6 +250,12 @@ class Settings(_Section):
                         f"the name {item.name!r} is used twice; names must differ",
                     )
                 seen.add(item.name)
+        for position, score in enumerate(self.scores):
+            if score.name in RESERVED_SCORE_NAMES:
+                raise LocatedError(
+                    ["scores", position, "name"],
+                    f"{score.name!r} is a column of sample_scores; choose another name",
+                )
         return self
 
     @model_validator(mode="after")

@@ -56,7 +56,7 @@ def _scan(
         return _once(warehouse.scan(tables.segmented_steps_dir()), ["sample_id", "step_index"])
     if name == "subset":
         chosen = _pick("subset", subset, [item.name for item in settings.subsets])
-        return _single(workspace, tables.subset_path(chosen))
+        return warehouse.scan_table(tables.subset_path(chosen))
     return _scan_target(workspace, name, target, score)
 
 
@@ -65,7 +65,7 @@ def _scan_target(workspace: Workspace, name: str, target: str | None, score: str
     warehouse, settings = workspace.warehouse, workspace.settings
     of = settings.target(_pick("target", target, [item.name for item in settings.targets]))
     if name == "score_manifest":
-        return _single(workspace, tables.score_manifest_path(of.name))
+        return warehouse.scan_table(tables.score_manifest_path(of.name))
     if name == "sample_scores":
         return warehouse.scan(tables.sample_scores_dir(of.name))
     if name == "step_scores":
@@ -82,11 +82,6 @@ def _measured(workspace: Workspace, target: Target) -> pl.LazyFrame | None:
 def _once(frame: pl.LazyFrame | None, key: list[str]) -> pl.LazyFrame | None:
     """Each key once: a sample that lies in several shards, or in two parts, has equal rows in each."""
     return None if frame is None else frame.unique(key, keep="first").sort(key)
-
-
-def _single(workspace: Workspace, path: str) -> pl.LazyFrame | None:
-    file = workspace.warehouse.path(path)
-    return pl.scan_parquet(file) if file.exists() else None
 
 
 def _pick(kind: str, given: str | None, names: list[str]) -> str:

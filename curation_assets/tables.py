@@ -58,6 +58,11 @@ class Table:
         if missing or (unknown and self.open_columns is None):
             raise TableError(f"table {self.name}: missing columns {missing}, unknown columns {unknown}")
         types = self.schema | {name: self.open_columns for name in unknown if self.open_columns is not None}
+        wrong = [
+            f"{name} is {frame.schema[name]}" for name, dtype in types.items() if not _fits(frame.schema[name], dtype)
+        ]
+        if wrong:
+            raise TableError(f"table {self.name}: columns of another type: {', '.join(wrong)}")
         try:
             frame = frame.select(pl.col(name).cast(dtype) for name, dtype in types.items())
         except pl.exceptions.PolarsError as error:
@@ -66,6 +71,17 @@ class Table:
             if not column.nullable and frame[name].null_count():
                 raise TableError(f"table {self.name}: column {name} holds {frame[name].null_count()} nulls")
         return frame.sort(self.sort, maintain_order=True) if self.sort else frame
+
+
+def _fits(given: PolarsType, wanted: PolarsType) -> bool:
+    """Whether a cast between the types only changes width: text is not parsed, fractions are not cut off."""
+    if given in (wanted, pl.Null):
+        return True
+    if isinstance(given, pl.List) and isinstance(wanted, pl.List):
+        return _fits(given.inner, wanted.inner)
+    if wanted.is_float():
+        return given.is_numeric()
+    return given.is_integer() and wanted.is_integer()
 
 
 SAMPLE_ID = Column(pl.String, "hash of prompt, response, answer, explicit steps and image bytes (128 bits, hex)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,23 @@ from rich.text import Text
 from curation_assets.progress import shown_on
 
 LOW, HIGH = (190, 60, 60), (40, 150, 90)
+
+# Marks that make a terminal show text in another order than it was written in.
+REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def harmless(text: object) -> str:
+    """Text from outside as a terminal may print it: control characters are shown as escapes, not obeyed."""
+    lines = str(text).replace("\r\n", "\n")
+    return "".join(_shown(c) for c in lines)
+
+
+def _shown(character: str) -> str:
+    if character in "\n\t":
+        return character
+    if unicodedata.category(character) in {"Cc", "Cs"} or character in REORDERING:
+        return character.encode("unicode_escape").decode("ascii")
+    return character
 
 
 class ProgressBars:
@@ -67,7 +85,7 @@ def simple_table(title: str, headers: Iterable[str], rows: Iterable[Iterable[obj
         number = bool(made) and all(isinstance(row[position], int | float) for row in made)
         table.add_column(header, justify="right" if number else "left")
     for row in made:
-        table.add_row(*(Text(f"{cell:.3f}" if isinstance(cell, float) else str(cell)) for cell in row))
+        table.add_row(*(Text(f"{cell:.3f}" if isinstance(cell, float) else harmless(cell)) for cell in row))
     return table
 
 
@@ -94,20 +112,22 @@ def trace(row: dict[str, object], steps: pl.DataFrame, scores: pl.DataFrame, sam
         style = "bold" if answer else _color(record.get("step_score"))
         numbers = [_number(record.get(key)) for key in ("step_score", "answer_alignment", "trajectory_consistency")]
         text = response[span["start"] : span["end"]]
-        body.add_row(name, *numbers, Text(text, style=style))
+        body.add_row(name, *numbers, Text(harmless(text), style=style))
     parts.append(Panel(body, title="response", title_align="left"))
     if steps.is_empty():
-        parts.append(Panel(Text(response), title="response, without steps", title_align="left"))
+        parts.append(Panel(Text(harmless(response)), title="response, without steps", title_align="left"))
     facts = Table.grid(padding=(0, 2))
     for name, value in sample.items():
-        facts.add_row(Text(name, style="dim"), Text("–" if value is None else str(value)))
+        facts.add_row(Text(name, style="dim"), Text("–" if value is None else harmless(value)))
     parts.append(Panel(facts, title="facts", title_align="left"))
     return Group(*parts)
 
 
 def _prompt(row: dict[str, object]) -> Panel:
     turns = json.loads(str(row["messages"]))
-    text = Text("\n").join(Text.assemble((f"{turn['role']}: ", "bold"), str(turn["content"])) for turn in turns)
+    text = Text("\n").join(
+        Text.assemble((f"{harmless(turn['role'])}: ", "bold"), harmless(turn["content"])) for turn in turns
+    )
     return Panel(text, title="prompt", title_align="left")
 
 

@@ -19,10 +19,11 @@ from curation_assets.settings import Target, Warmup
 from curation_assets.shares import ceil_share
 from curation_assets.workspace import Workspace
 from resources.digests import digest
+from resources.errors import UserError
 from resources.trainer import LoraRecipe, train_lora
 
 
-class WarmupError(RuntimeError):
+class WarmupError(UserError):
     """A warm-up checkpoint cannot be trained."""
 
 

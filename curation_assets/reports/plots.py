@@ -18,14 +18,14 @@ BINS = 40
 def histogram(groups: Mapping[str, Sequence[float]], title: str, x_label: str) -> str:
     """Overlaid histograms of one value in several groups (first one drawn as the background)."""
     figure, axes = _figure(title)
-    values = [value for group in groups.values() for value in group]
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    low, high = _range([value for group in groups.values() for value in group])
     for color, (name, group) in zip(COLORS, groups.items(), strict=False):
         label = f"{name} ({len(group):,})"
-        axes.hist(list(group), bins=BINS, range=(low, max(high, low + 1e-9)), color=color, alpha=0.75, label=label)
+        axes.hist(list(group), bins=BINS, range=(low, high), color=color, alpha=0.75, label=label)
     axes.set_xlabel(x_label)
     axes.set_ylabel("samples")
-    axes.legend(frameon=False)
+    if groups:
+        axes.legend(frameon=False)
     return _markdown(figure, title)
 
 
@@ -45,6 +45,15 @@ def scatter(x: Sequence[float], y: Sequence[float], title: str, x_label: str, y_
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     return _markdown(figure, title)
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """Lowest and highest value; around one value, something wide enough to be cut into bins."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    narrow = max(abs(low), abs(high)) * 1e-9
+    if high - low > narrow:
+        return low, high
+    return low - max(0.5, narrow), high + max(0.5, narrow)
 
 
 def _figure(title: str) -> tuple[Figure, Axes]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-ENTITIES = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("`", "&#96;"))
-MARKDOWN_CHARACTERS = "[]*_"
+ENTITIES = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("`", "&#96;"), ("\\", "&#92;"))
+MARKDOWN_CHARACTERS = "[]*_~"
 
 
 def escape_cell(value: object) -> str:
