@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml
 demo: install  ## The whole path on the embedded corpus: what was chosen and why
 	$(BIN)/curate demo --folder $(DEMO)
 
-ui: install  ## The Dagster UI on the demo's instance
+ui: install ## The Dagster UI on the demo's instance
 	@test -f $(DEMO)/curation.yaml || { echo "no demo yet: run make demo first"; exit 1; }
 	$(BIN)/curate ui --config $(DEMO)/curation.yaml --port $(PORT)
 

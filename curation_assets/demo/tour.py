@@ -97,7 +97,7 @@ def _print_choice(workspace: Workspace, console: Console, judged: pl.DataFrame) 
             )
         )
     headers = ("kind", "pool", "share", "subset", "share", "no score", "AUROC")
-    console.print(simple_table("what was chosen, by planted flaw; AUROC: clean scores above the kind", headers, rows))
+    console.print(simple_table("chosen, by planted flaw (AUROC: clean above kind)", headers, rows))
     above = [kind for kind, value in by_kind.items() if value is not None and value < 0.5]
     for kind in above:
         console.print(f"{kind} traces score above clean ones: the method is blind to this flaw")

@@ -178,7 +178,7 @@ def test_a_missing_event_is_asked_for_again_and_measures_nothing(daemon: Daemon)
     with dg.DagsterInstance.ephemeral() as fresh:
         fresh.add_dynamic_partitions(str(SHARDS.name), ["a.jsonl", "b.jsonl", "c.jsonl"])
         requests, _ = scoring_requests(daemon.workspace, fresh)
-        assert [key for request in requests for key in request.asset_selection or []][0] == RAW_CORPUS_KEY
+        assert RAW_CORPUS_KEY in (requests[0].asset_selection or [])
         daemon.instance = fresh
         daemon.settle()
     folder = daemon.workspace.warehouse.path("signals/tiny/base/step_gradients")

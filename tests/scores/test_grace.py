@@ -136,7 +136,6 @@ def test_frames_of_mixed_lengths_are_scored_row_by_row() -> None:
     assert sorted(samples["sample_id"]) == [name for name, g in rows if g is not None]
     for name, g in rows[:-1]:
         assert g is not None
-        g = g.astype(np.float32).astype(np.float64)
         alignment, _, expected = slow_scores(g[:-1], g[-1], 0.7, "uniform")
         mine = steps.filter(pl.col("sample_id") == name)
         np.testing.assert_allclose(mine["answer_alignment"].to_numpy(), alignment, atol=1e-5)

@@ -31,7 +31,25 @@ def make_sample(steps: Sequence[str], answer: str | None, prompt: str = "How man
 def random_samples(count: int, seed: int = 0) -> list[Sample]:
     """Samples of very different lengths and numbers of steps."""
     rng = random.Random(seed)
-    words = ["add", "two", "to", "the", "sum", "of", "all", "pears", "and", "take", "away", "half", "×", "3", "=", "12", "größer"]
+    words = [
+        "add",
+        "two",
+        "to",
+        "the",
+        "sum",
+        "of",
+        "all",
+        "pears",
+        "and",
+        "take",
+        "away",
+        "half",
+        "×",
+        "3",
+        "=",
+        "12",
+        "größer",
+    ]
     made = []
     for number in range(count):
         steps = [" ".join(rng.choices(words, k=rng.randint(3, 9))) for _ in range(rng.randint(1, 6))]

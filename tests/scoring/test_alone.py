@@ -26,7 +26,8 @@ from resources.scoring.samples import Sample, Segment
 
 checkpoint = load_checkpoint(Path(sys.argv[1]), device="cpu")
 encoder = Encoder(checkpoint.tokenizer, "auto", checkpoint.max_length)
-sample = Sample("s", [{"role": "user", "content": "1 + 1"}], "one and one\\nAnswer: 2", [Segment(1, 0, 11), Segment(0, 20, 21)])
+turns = [{"role": "user", "content": "1 + 1"}]
+sample = Sample("s", turns, "one and one\\nAnswer: 2", [Segment(1, 0, 11), Segment(0, 20, 21)])
 ((result,),) = measure_step_gradients(checkpoint, encoder, [sample], 100)
 assert result.gram is not None and len(result.gram) == 3
 """

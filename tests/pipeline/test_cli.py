@@ -1,0 +1,149 @@
+"""The `curate` command: what it prints, what it refuses, and how it says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner, Result
+
+from curation_assets.cli import app
+from curation_assets.stored_tables import read_stored
+from curation_assets.workspace import Workspace
+from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, write_shard
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workspace:
+    made = make_workspace(tmp_path_factory.mktemp("cli"), tiny_model, {"a.jsonl": rows(8)})
+    run(made)
+    return made
+
+
+def curate(*words: str, workspace: Workspace | None = None, code: int = 0) -> Result:
+    """Run a command; with a workspace, on its configuration."""
+    config = ["--config", str(workspace.config_file)] if workspace else []
+    result = CliRunner().invoke(app, [*words, *config])
+    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
+    return result
+
+
+def test_help_teaches_every_command() -> None:
+    text = curate("--help").output
+    for command in ("init", "run", "release", "table", "tables", "show", "doctor", "schema", "ui", "demo"):
+        assert command in text
+        assert "Usage" in curate(command, "--help").output
+
+
+def test_run_a_second_time_says_that_nothing_was_measured(tmp_path: Path, tiny_model: Path) -> None:
+    workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(4)})
+    (workspace.landing.root / "notes.txt").write_text("not a shard")
+    assert "notes.txt" in curate("run", workspace=workspace).output
+    again = curate("run", workspace=workspace).output
+    assert "unchanged" in again
+    assert (tmp_path / ".dagster" / "dagster.yaml").exists()
+
+
+def test_release_prints_its_folder_last(tmp_path: Path, tiny_model: Path) -> None:
+    workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(4)})
+    curate("run", workspace=workspace)
+    folder = Path(curate("release", "best", workspace=workspace).output.splitlines()[-1])
+    assert (folder / "manifest.json").exists()
+    assert "unchanged since best@1" in curate("release", "best", workspace=workspace).output
+    assert "there is no subset 'worst'" in curate("release", "worst", workspace=workspace, code=1).output
+
+
+def test_step_scores_as_a_file(workspace: Workspace, tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    curate("table", "step_scores", "--target", "tiny", "--to", str(out), workspace=workspace)
+    columns = ["sample_id", "step_index", "tokens", "answer_alignment", "trajectory_consistency", "step_score"]
+    frame = pl.read_parquet(out)
+    assert frame.columns == columns
+    per_sample = frame.group_by("sample_id").agg(pl.col("step_score").mean()).sort("sample_id")
+    v = sample_scores(workspace).sort("sample_id")
+    assert per_sample["step_score"].to_list() == pytest.approx(v["grace"].to_list())
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("name", ["raw_corpus", "segmented_steps", "step_gradients", "sample_scores", "subset"])
+def test_any_table_in_any_form(workspace: Workspace, tmp_path: Path, name: str, suffix: str) -> None:
+    out = tmp_path / f"out{suffix}"
+    curate("table", name, "--to", str(out), workspace=workspace)
+    readers = {".parquet": pl.read_parquet, ".csv": pl.read_csv, ".jsonl": pl.read_ndjson}
+    assert len(readers[suffix](out)) == len(read_stored(workspace, name).collect())
+
+
+def test_tables_that_are_not_there(workspace: Workspace) -> None:
+    assert "tables are raw_corpus" in curate("table", "nonsense", workspace=workspace, code=1).output
+    assert (
+        "there is no target 'x'"
+        in curate("table", "sample_scores", "--target", "x", workspace=workspace, code=1).output
+    )
+
+
+def test_show_finds_a_sample_by_the_beginning_of_its_id(workspace: Workspace) -> None:
+    sample_id = sample_scores(workspace)["sample_id"][0]
+    text = curate("show", sample_id[:12], workspace=workspace).output
+    assert "Count on from" in text
+    assert "answer" in text
+    assert "no sample has such an id" in curate("show", "zzz", workspace=workspace, code=1).output
+    assert "samples have ids that begin so" in curate("show", "", workspace=workspace, code=1).output
+
+
+def test_a_dry_look_keeps_nothing(tmp_path: Path, tiny_model: Path) -> None:
+    workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(20), "sub/b.jsonl": rows(20, 50)}, warmup="{}")
+    before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
+    text = curate("run", "--sample", "10", workspace=workspace).output
+    assert "tokens measured" in text
+    assert "nothing of this look was kept" in text
+    after = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if "cache" not in p.parts)
+    assert [p for p in after if p not in before] == []
+
+
+def test_errors_are_one_message_and_no_traceback(tmp_path: Path, workspace: Workspace) -> None:
+    missing = CliRunner().invoke(app, ["run", "--config", str(tmp_path / "none.yaml")])
+    assert missing.exit_code == 1
+    assert "curate init" in missing.output
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(workspace.config_file.read_text().replace("alpha", "alfa"))
+    result = CliRunner().invoke(app, ["run", "--config", str(bad)])
+    assert result.exit_code == 1
+    assert "did you mean 'alpha'?" in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda model: (model / "tokenizer.json").unlink(), "fast tokenizer"),
+        (lambda model: (model / "model.safetensors").rename(model / "pytorch_model.bin"), "pickled weights"),
+        (lambda model: (model / "config.json").unlink(), "config.json"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_said_before_any_work(
+    tmp_path: Path, tiny_model: Path, spoil: object, message: str
+) -> None:
+    import shutil
+
+    shutil.copytree(tiny_model, tmp_path / "model")
+    assert callable(spoil)
+    spoil(tmp_path / "model")
+    workspace = make_workspace(tmp_path, tmp_path / "model", {"a.jsonl": rows(2)})
+    assert message in " ".join(curate("run", workspace=workspace, code=1).output.split())
+    assert not list(workspace.warehouse.root.rglob("*.parquet"))
+
+
+def test_doctor_finds_what_is_wrong(tmp_path: Path, tiny_model: Path) -> None:
+    workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(2)})
+    assert "WRONG" not in curate("doctor", workspace=workspace).output
+    write_shard(workspace.landing.root / "b.json", rows(1))
+    assert "b.json" in curate("doctor", workspace=workspace, code=1).output
+    nowhere = CliRunner().invoke(app, ["doctor", "--config", str(tmp_path / "none.yaml")])
+    assert nowhere.exit_code == 1
+    assert "WRONG configuration" in nowhere.output
+
+
+def test_the_schema_is_json() -> None:
+    assert json.loads(curate("schema").output)["properties"]["corpus"]
