@@ -156,6 +156,8 @@ def _reason(error: dict[str, Any], keys: Sequence[int | str]) -> str:
         return "this key is missing; add it"
     if kind == "value_error":
         return message.removeprefix("Value error, ")
+    if kind in {"model_type", "model_attributes_type"}:
+        return f"must be a section with the keys {', '.join(_known_keys(keys))}"
     given = error.get("input")
     shown = f" (found {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
     return f"{message[0].lower()}{message[1:]}{shown}"

@@ -69,14 +69,17 @@ class Warehouse:
 
     def read_table(self, path: str) -> pl.DataFrame:
         """Read a whole table (FileNotFoundError if there is none)."""
-        return pl.read_parquet(self.root / path, hive_partitioning=False, glob=False)
+        # Polars opens a path twice, and a writer may replace the file in between; a handle stays with one file.
+        with (self.root / path).open("rb") as stream:
+            return pl.read_parquet(stream)
 
     def table_metadata(self, path: str) -> dict[str, str]:
         """The metadata in a table's footer; empty if there is no such table."""
-        file = self.root / path
-        if not file.exists():
+        try:
+            with (self.root / path).open("rb") as stream:
+                metadata = pl.read_parquet_metadata(stream)
+        except FileNotFoundError:
             return {}
-        metadata = pl.read_parquet_metadata(file)
         return {key: value for key, value in metadata.items() if not key.startswith("ARROW:")}
 
     def folder_metadata(self, folder: str) -> dict[str, dict[str, str]]:
@@ -93,8 +96,12 @@ class Warehouse:
         wanted = present if names is None else sorted(set(present) & set(names))
         if not wanted:
             return None
-        files = [self.root / folder / f"{name}.parquet" for name in wanted]
-        return pl.scan_parquet(files, hive_partitioning=False, glob=False)
+        return _scan([self.root / folder / f"{name}.parquet" for name in wanted])
+
+    def scan_table(self, path: str) -> pl.LazyFrame | None:
+        """Lazy frame over one table, or None if there is no such table."""
+        file = self.root / path
+        return _scan([file]) if file.exists() else None
 
     # Small documents
 
@@ -208,7 +215,8 @@ class Measurements:
 
     def rows(self, sample_ids: pl.Series) -> pl.DataFrame | None:
         """The rows of these samples, in order of sample_id; None if nothing at all has been measured."""
-        wanted = self.index().join(sample_ids.unique().to_frame("sample_id"), on="sample_id", how="semi")
+        asked = sample_ids.cast(pl.String).unique().to_frame("sample_id")
+        wanted = self.index().join(asked, on="sample_id", how="semi")
         parts = wanted["part"].unique().sort().to_list()
         if not parts:
             parts = self._warehouse.names(self.folder)[:1]
@@ -216,11 +224,18 @@ class Measurements:
         if lazy is None:
             return None
         return (
-            lazy.join(wanted.select("sample_id").lazy(), on="sample_id", how="semi")
+            lazy.join(wanted.select("sample_id").lazy(), on="sample_id", how="semi", maintain_order="left")
             .collect()
             .unique("sample_id", keep="first", maintain_order=True)
             .sort("sample_id")
         )
+
+
+def _scan(files: list[Path]) -> pl.LazyFrame:
+    # Without a schema, Polars opens the first file twice, and a writer may replace it in between.
+    with files[0].open("rb") as stream:
+        schema = pl.read_parquet_schema(stream)
+    return pl.scan_parquet(files, schema=schema, hive_partitioning=False, glob=False)
 
 
 def _parquet_bytes(frame: pl.DataFrame, metadata: Mapping[str, str]) -> bytes:

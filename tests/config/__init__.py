@@ -1,0 +1,1 @@
+"""Tests of what a user configures and of what is shown to them: settings, tables, terminal, plots."""

@@ -1,0 +1,437 @@
+"""Tables and documents on disk: whole or not at all, whoever writes, reads or is killed meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from resources.warehouse import SCHEMA_VERSION, Measurements, Warehouse, WarehouseError
+
+FRAME = pl.DataFrame({"sample_id": ["b", "a"], "values": [[1.5, None], []], "text": ["größer\n", None]})
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> Warehouse:
+    made = Warehouse(tmp_path / "warehouse")
+    made.prepare()
+    return made
+
+
+def at_once(work: Callable[[int], None], count: int) -> None:
+    """Run a function in many threads that begin together; the first error counts."""
+    errors: list[BaseException] = []
+    gate = threading.Barrier(count)
+
+    def one(number: int) -> None:
+        gate.wait()
+        try:
+            work(number)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def everything(root: Path) -> list[str]:
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*"))
+
+
+# Version
+
+
+def test_a_prepared_warehouse_is_prepared_again_without_a_change(warehouse: Warehouse) -> None:
+    before = (warehouse.root / "warehouse.json").stat()
+    warehouse.prepare()
+    assert (warehouse.root / "warehouse.json").stat().st_mtime_ns == before.st_mtime_ns
+    assert warehouse.read_json("warehouse.json") == {"schema_version": SCHEMA_VERSION}
+
+
+@pytest.mark.parametrize("found", [{"schema_version": SCHEMA_VERSION + 1}, {"schema_version": "1"}, {}, [1], None])
+def test_another_schema_version_is_refused_with_the_mend(warehouse: Warehouse, found: object) -> None:
+    warehouse.write_json("warehouse.json", found)
+    with pytest.raises(WarehouseError, match=rf"this version reads {SCHEMA_VERSION}: name another warehouse"):
+        warehouse.prepare()
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff"])
+def test_a_damaged_version_file_is_refused_with_the_mend(warehouse: Warehouse, damage: bytes) -> None:
+    (warehouse.root / "warehouse.json").write_bytes(damage)
+    with pytest.raises(WarehouseError, match=r"is not JSON .*: restore it, or name another warehouse"):
+        warehouse.prepare()
+
+
+def test_a_place_that_cannot_hold_a_warehouse_is_refused_with_the_mend(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(WarehouseError, match=r"correct warehouse in curation\.yaml"):
+            Warehouse(root).prepare()
+
+
+# Tables
+
+
+@pytest.mark.parametrize("folder", ["plain", "odd [v2] *?", "key=value", "größe"])
+def test_tables_come_back_with_their_metadata(tmp_path: Path, folder: str) -> None:
+    warehouse = Warehouse(tmp_path / folder)
+    metadata = {"fingerprint": "0f", "größe": '{"a": 1}\n', "empty": ""}
+    warehouse.write_table("scores/x=2Fy.parquet", FRAME, metadata)
+    assert_frame_equal(warehouse.read_table("scores/x=2Fy.parquet"), FRAME)
+    assert warehouse.table_metadata("scores/x=2Fy.parquet") == metadata
+    assert warehouse.folder_metadata("scores") == {"x=2Fy": metadata}
+    for lazy in (warehouse.scan("scores"), warehouse.scan_table("scores/x=2Fy.parquet")):
+        assert lazy is not None
+        assert_frame_equal(lazy.collect(), FRAME)
+
+
+def test_tables_without_rows_or_metadata_come_back(warehouse: Warehouse) -> None:
+    warehouse.write_table("a.parquet", FRAME.clear(), {})
+    assert_frame_equal(warehouse.read_table("a.parquet"), FRAME.clear())
+    assert warehouse.table_metadata("a.parquet") == {}
+
+
+def test_writing_again_replaces_table_and_metadata(warehouse: Warehouse) -> None:
+    warehouse.write_table("a.parquet", FRAME, {"fingerprint": "old", "more": "yes"})
+    warehouse.write_table("a.parquet", FRAME.head(1), {"fingerprint": "new"})
+    assert len(warehouse.read_table("a.parquet")) == 1
+    assert warehouse.table_metadata("a.parquet") == {"fingerprint": "new"}
+
+
+def test_what_is_not_there(warehouse: Warehouse) -> None:
+    assert warehouse.table_metadata("none.parquet") == {}
+    assert warehouse.folder_metadata("none") == {}
+    assert warehouse.names("none") == []
+    assert warehouse.scan("none") is None
+    assert warehouse.scan_table("none.parquet") is None
+    assert warehouse.read_json("none.json") is None
+    assert warehouse.read_text("LATEST") is None
+    assert warehouse.documents("none") == []
+    with pytest.raises(FileNotFoundError):
+        warehouse.read_table("none.parquet")
+
+
+def test_names_are_of_whole_tables_only(warehouse: Warehouse) -> None:
+    for name in ("b", "a.jsonl", "a"):
+        warehouse.write_table(f"t/{name}.parquet", FRAME, {})
+    for name in (".x.parquet", ".abc.tmp", "c.parquet.tmp", "d.json", ".making-1"):
+        (warehouse.root / "t" / name).write_bytes(b"half")
+    assert warehouse.names("t") == ["a", "a.jsonl", "b"]
+    assert warehouse.documents("t") == ["d"]
+
+
+def test_a_scan_is_of_the_names_that_are_there(warehouse: Warehouse) -> None:
+    for name in ("a", "b", "c"):
+        warehouse.write_table(f"t/{name}.parquet", pl.DataFrame({"from": [name]}), {})
+    lazy = warehouse.scan("t", ["c", "gone", "a"])
+    assert lazy is not None
+    assert lazy.collect()["from"].to_list() == ["a", "c"]
+    assert warehouse.scan("t", ["gone"]) is None
+    assert warehouse.scan("t", []) is None
+
+
+def test_readers_never_see_half_a_table(warehouse: Warehouse) -> None:
+    frames = [pl.DataFrame({"of": [number] * (3000 * (number + 1))}) for number in range(3)]
+    warehouse.write_table("t/a.parquet", frames[0], {"of": "0"})
+    done = threading.Event()
+
+    def work(number: int) -> None:
+        if number == 0:
+            try:
+                for turn in range(60):
+                    warehouse.write_table("t/a.parquet", frames[turn % 3], {"of": str(turn % 3)})
+            finally:
+                done.set()
+        while not done.is_set():
+            lazy = warehouse.scan("t")
+            assert lazy is not None
+            for found in (warehouse.read_table("t/a.parquet"), lazy.collect()):
+                assert_frame_equal(found, frames[found["of"][0]])
+            assert warehouse.folder_metadata("t")["a"]["of"] in "012"
+
+    at_once(work, 3)
+
+
+def test_documents_come_back(warehouse: Warehouse) -> None:
+    document = {"b": [1, None, 0.5], "a": {"größe": "\r\n"}}
+    warehouse.write_json("d/x.json", document)
+    assert warehouse.read_json("d/x.json") == document
+    assert warehouse.documents("d") == ["x"]
+
+
+# Things made once
+
+
+def fill_with(text: str) -> Callable[[Path], None]:
+    def fill(folder: Path) -> None:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "file").write_text(text)
+        (folder / "top").write_text(text)
+
+    return fill
+
+
+def test_a_folder_is_made_whole_and_only_once(warehouse: Warehouse) -> None:
+    assert warehouse.create_folder("releases/s/1", fill_with("first"))
+    assert not warehouse.create_folder("releases/s/1", fill_with("second"))
+    assert everything(warehouse.path("releases")) == ["s", "s/1", "s/1/deep", "s/1/deep/file", "s/1/top"]
+    assert warehouse.read_text("releases/s/1/deep/file") == "first"
+    assert warehouse.path("releases/s/1").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_folder_whose_filling_fails_is_not_made(warehouse: Warehouse) -> None:
+    def fill(folder: Path) -> None:
+        fill_with("half")(folder)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        warehouse.create_folder("releases/1", fill)
+    assert everything(warehouse.path("releases")) == []
+    assert warehouse.create_folder("releases/1", fill_with("whole"))
+
+
+def test_while_a_folder_is_made_nobody_sees_it(warehouse: Warehouse) -> None:
+    def fill(folder: Path) -> None:
+        fill_with("half")(folder)
+        assert not warehouse.path("releases/1").exists()
+        assert warehouse.names("releases") == []
+
+    assert warehouse.create_folder("releases/1", fill)
+
+
+def test_of_makers_of_one_folder_exactly_one_wins(warehouse: Warehouse) -> None:
+    for turn in range(10):
+        made: list[int] = []
+        meet = threading.Barrier(4)
+
+        def work(number: int, turn: int = turn, made: list[int] = made, meet: threading.Barrier = meet) -> None:
+            def fill(folder: Path) -> None:
+                meet.wait()  # all have seen that there is no such folder
+                fill_with(str(number))(folder)
+
+            if warehouse.create_folder(f"releases/{turn}", fill):
+                made.append(number)
+
+        at_once(work, 4)
+        assert len(made) == 1
+        assert {warehouse.read_text(f"releases/{turn}/{name}") for name in ("top", "deep/file")} == {str(made[0])}
+    assert everything(warehouse.path("releases"))[:2] == ["0", "0/deep"]
+    assert not list(warehouse.path("releases").glob(".*"))
+
+
+def test_compare_and_swap_replaces_only_what_was_expected(warehouse: Warehouse) -> None:
+    assert not warehouse.compare_and_swap("s/LATEST", "1", "2")
+    assert warehouse.read_text("s/LATEST") is None
+    assert warehouse.compare_and_swap("s/LATEST", None, "1")
+    assert not warehouse.compare_and_swap("s/LATEST", None, "2")
+    assert not warehouse.compare_and_swap("s/LATEST", "3", "2")
+    assert warehouse.read_text("s/LATEST") == "1"
+    assert warehouse.compare_and_swap("s/LATEST", "1", "2")
+    assert warehouse.read_text("s/LATEST") == "2"
+
+
+@settings(deadline=None, max_examples=50)
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=4))
+def test_compare_and_swap_knows_any_text_again(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    warehouse = Warehouse(tmp_path_factory.mktemp("warehouse"))
+    current: str | None = None
+    for text in texts:
+        assert warehouse.compare_and_swap("LATEST", current, text)
+        current = text
+        assert warehouse.read_text("LATEST") == text
+
+
+def test_counting_by_compare_and_swap_loses_nothing(warehouse: Warehouse) -> None:
+    def count(_: int) -> None:
+        for _turn in range(15):
+            while True:
+                seen = warehouse.read_text("counter")
+                if warehouse.compare_and_swap("counter", seen, str(int(seen or 0) + 1)):
+                    break
+
+    at_once(count, 6)
+    assert warehouse.read_text("counter") == "90"
+
+
+# Measurements
+
+
+def rows_of(ids: str, value: float = 0.0) -> pl.DataFrame:
+    return pl.DataFrame({"sample_id": list(ids), "value": [value] * len(ids)}, schema_overrides={"value": pl.Float64})
+
+
+def measured(warehouse: Warehouse) -> Measurements:
+    return Measurements(warehouse, "signals/m/base/s/0f")
+
+
+def test_nothing_measured(warehouse: Warehouse) -> None:
+    empty = measured(warehouse)
+    assert empty.missing(pl.Series(["a", "a", "b"])) == {"a", "b"}
+    assert empty.rows(pl.Series(["a"])) is None
+    assert empty.index().is_empty()
+
+
+def test_what_was_appended_comes_back_in_order_of_sample_id(warehouse: Warehouse) -> None:
+    store = measured(warehouse)
+    store.append(rows_of("db", 1.0))
+    store.append(rows_of("ac", 2.0))
+    assert store.missing(pl.Series(["a", "x", "d"])) == {"x"}
+    found = store.rows(pl.Series(["d", "a", "x", "d", "b"]))
+    assert found is not None
+    assert found.rows() == [("a", 2.0), ("b", 1.0), ("d", 1.0)]
+
+
+def test_of_samples_that_were_not_measured_there_are_no_rows_but_columns(warehouse: Warehouse) -> None:
+    store = measured(warehouse)
+    store.append(rows_of("a"))
+    for wanted in (pl.Series(["x"]), pl.Series("sample_id", [], dtype=pl.String), pl.Series([])):
+        found = store.rows(wanted)
+        assert found is not None
+        assert found.schema == rows_of("a").schema
+        assert found.is_empty()
+
+
+def test_equal_rows_make_one_part_and_a_part_is_never_changed(warehouse: Warehouse) -> None:
+    store = measured(warehouse)
+    first = store.append(rows_of("ab", 1.0))
+    assert store.append(rows_of("ab", 1.0)) == first
+    assert store.append(rows_of("ab", 2.0)) != first
+    assert len(warehouse.names(store.folder)) == 2
+
+
+def test_what_another_process_adds_is_found(warehouse: Warehouse) -> None:
+    mine, other = measured(warehouse), measured(warehouse)
+    mine.append(rows_of("a", 1.0))
+    assert mine.missing(pl.Series(["a", "b"])) == {"b"}
+    other.append(rows_of("b", 2.0))
+    assert mine.missing(pl.Series(["a", "b"])) == set()
+    found = mine.rows(pl.Series(["a", "b"]))
+    assert found is not None
+    assert found["value"].to_list() == [1.0, 2.0]
+
+
+parts = st.lists(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=5, unique=True), min_size=1, max_size=5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(parts=parts, seed=st.integers(0, 100))
+def test_overlapping_parts_give_the_same_rows_whatever_the_order_of_appends(
+    parts: list[list[str]], seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    frames = [rows_of("".join(ids), float(number)) for number, ids in enumerate(parts)]
+    wanted = pl.Series(list("abcdefx"))
+    results = []
+    for turn in range(2):
+        store = measured(Warehouse(tmp_path_factory.mktemp("warehouse")))
+        order = random.Random(seed + turn).sample(frames, len(frames))
+        # Two parts that hold one sample: the part that sorts first counts, by the slow way.
+        slow: dict[str, tuple[str, float]] = {}
+        for frame in order:
+            name = store.append(frame)
+            for sample_id, value in frame.iter_rows():
+                slow[sample_id] = min(slow.get(sample_id, (name, value)), (name, value))
+            if turn:
+                store.index()  # read part by part, or all at once
+        found = store.rows(wanted)
+        assert found is not None
+        assert dict(found.iter_rows()) == {sample_id: value for sample_id, (_, value) in slow.items()}
+        assert found["sample_id"].is_sorted()
+        assert store.missing(wanted) == set("abcdefx") - set(slow)
+        results.append(found)
+    assert_frame_equal(*results)
+
+
+def test_large_overlapping_parts_too(warehouse: Warehouse) -> None:
+    """Enough rows for a scan that works in parallel to mix up the order of parts."""
+    store = measured(warehouse)
+    ids = [f"{number:06d}" for number in range(60_000)]
+    by_part = {}
+    for value in range(4):
+        frame = pl.DataFrame({"sample_id": ids[value * 5000 :], "value": value})
+        by_part[store.append(frame)] = frame
+    first_part = sorted(by_part)[0]
+    expected = {}
+    for name in sorted(by_part, reverse=True):
+        expected.update(dict(by_part[name].iter_rows()))
+    found = store.rows(pl.Series(ids))
+    assert found is not None
+    assert dict(found.iter_rows()) == expected
+    assert first_part in store.index()["part"].to_list()
+
+
+def test_writers_and_readers_of_one_signal_at_once(warehouse: Warehouse) -> None:
+    def work(number: int) -> None:
+        store = measured(warehouse)
+        for turn in range(10):
+            store.append(pl.DataFrame({"sample_id": [f"{number}-{turn}", "shared"], "value": [float(number), 0.0]}))
+            found = store.rows(pl.Series([f"{number}-{turn}", "shared"]))
+            assert found is not None
+            assert len(found) == 2
+
+    at_once(work, 4)
+    everyone = pl.Series([f"{number}-{turn}" for number in range(4) for turn in range(10)])
+    assert measured(warehouse).missing(everyone) == set()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+import polars as pl
+from resources.warehouse import Measurements, Warehouse
+
+warehouse = Warehouse(Path(sys.argv[1]))
+store = Measurements(warehouse, "signals")
+turn = 0
+while True:
+    frame = pl.DataFrame({"sample_id": [f"{sys.argv[2]}-{turn}-{i}" for i in range(20_000)], "turn": turn})
+    store.append(frame)
+    warehouse.write_table("t/a.parquet", frame, {"turn": str(turn)})
+    warehouse.write_json("d/a.json", {"turn": turn, "text": "x" * 100_000})
+    print(turn, flush=True)
+    turn += 1
+"""
+
+
+def test_a_killed_writer_leaves_only_whole_files(warehouse: Warehouse) -> None:
+    rng = random.Random(0)
+    for turn in range(3):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(warehouse.root), str(turn)],
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+        )
+        assert writer.stdout is not None
+        committed = -1
+        for _ in range(rng.randint(1, 4)):
+            committed = int(writer.stdout.readline())
+        threading.Event().wait(rng.random() * 0.03)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        store = Measurements(warehouse, "signals")
+        # What was said to be committed is there, whole; nothing else is visible but whole parts.
+        wanted = pl.Series([f"{turn}-{done}-{i}" for done in range(committed + 1) for i in (0, 19_999)])
+        assert store.missing(wanted) == set()
+        for name in warehouse.names("signals"):
+            assert len(warehouse.read_table(f"signals/{name}.parquet")) == 20_000
+        table = warehouse.read_table("t/a.parquet")
+        assert str(table["turn"][0]) == warehouse.table_metadata("t/a.parquet")["turn"]
+        assert int(table["turn"][0]) >= committed
+        assert json.loads((warehouse.root / "d" / "a.json").read_bytes())["turn"] >= committed
