@@ -84,7 +84,7 @@ def _copy_first_rows(workspace: Workspace, out: Path, rows: int) -> float:
 
 def _copy_head(source: Path, target: Path, rows: int) -> int:
     if source.suffix == ".parquet":
-        pl.scan_parquet(source).head(rows).sink_parquet(target)
+        pl.scan_parquet(source, glob=False).head(rows).sink_parquet(target)
         return min(target.stat().st_size, source.stat().st_size)
     if source.suffix == ".gz":
         with gzip.open(source, "rb") as stream, gzip.open(target, "wb") as out:

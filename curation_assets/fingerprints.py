@@ -10,6 +10,7 @@ from curation_assets.settings import Score, Target
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.model_files import adapter_digest, tokenizer_digest, weights_digest
+from resources.trainer import TRAINER_VERSION
 
 # Raise a version when its stage's output changes for the same input: that stage, and all that rests on
 # it, is then made again.
@@ -52,7 +53,7 @@ def warmup_key(workspace: Workspace, target: Target) -> str:
     recipe = target.warmup.model_dump(mode="json", exclude={"min_pool"})
     encoding = [target.template, target.max_length, target.dtype]
     tokenizer = tokenizer_digest(workspace.model_folder(target), workspace.cache)
-    return digest("warmup", base_digest(workspace, target), tokenizer, recipe, encoding)
+    return digest("warmup", TRAINER_VERSION, base_digest(workspace, target), tokenizer, recipe, encoding)
 
 
 def checkpoint_digest(workspace: Workspace, target: Target) -> str | None:

@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.instance.ref import InstanceRef
 
 from curation_assets.workspace import Workspace
 
 HOME_VARIABLE = "DAGSTER_HOME"
+NO_COMPUTE_LOGS = "dagster._core.storage.noop_compute_log_manager"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -32,4 +34,7 @@ def open_instance(workspace: Workspace) -> dg.DagsterInstance:
     if not config.exists():
         shutil.copyfile(TEMPLATES / "dagster.yaml", config)
     os.environ[HOME_VARIABLE] = str(home)
-    return dg.DagsterInstance.from_config(str(home))
+    # Runs of this process print to this terminal: what Dagster would capture is not worth a helper process
+    # a run, each of which would answer Ctrl-C with a traceback of its own.
+    quiet = {"compute_logs": {"module": NO_COMPUTE_LOGS, "class": "NoOpComputeLogManager"}}
+    return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=quiet))

@@ -31,6 +31,9 @@ Strategy = Literal["auto", "explicit", "markers", "paragraphs", "lines", "senten
 SignalName = Literal["step_gradients"]
 FieldPath = Annotated[str, Field(min_length=1, description="a field's name, dots for nesting")]
 
+# Asset keys and groups that are not a target's.
+RESERVED_TARGET_NAMES = {"corpus", "subsets", "releases"}
+
 # A named score becomes a column of `sample_scores`, and the column `score` of a pool.
 RESERVED_SCORE_NAMES = {*SAMPLE_SCORES.columns, "score"}
 
@@ -250,6 +253,11 @@ class Settings(_Section):
                         f"the name {item.name!r} is used twice; names must differ",
                     )
                 seen.add(item.name)
+        for position, target in enumerate(self.targets):
+            if target.name in RESERVED_TARGET_NAMES:
+                raise LocatedError(
+                    ["targets", position, "name"], f"{target.name!r} is a group of assets; choose another name"
+                )
         for position, score in enumerate(self.scores):
             if score.name in RESERVED_SCORE_NAMES:
                 raise LocatedError(

@@ -79,4 +79,3 @@ class Scorer:
         from resources.scoring.forward import measure_step_gradients  # noqa: PLC0415
 
         return measure_step_gradients(self._checkpoint, self._encoder, samples, self.batch_tokens, progress)
-

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,6 @@ class LoraRecipe:
     warmup_ratio: float = 0.05
     batch_size: int = 16
     seed: int = 0
-
-    def key(self) -> list[Any]:
-        """What the fingerprint of a trained checkpoint depends on."""
-        return [TRAINER_VERSION, sorted(asdict(self).items())]
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ def train_lora(
             "or set warmup: none for the target"
         ) from error
     from resources.scoring.encoding import Encoder  # noqa: PLC0415
-    from resources.scoring.loading import DTYPES, pick_device  # noqa: PLC0415
+    from resources.scoring.loading import DTYPES  # noqa: PLC0415
 
     quieten_transformers()
     transformers.set_seed(recipe.seed)
@@ -106,27 +102,9 @@ def train_lora(
         raise TrainingError("no sample has a response within the maximum length: nothing to train on")
     lora = peft.LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     adapted = peft.get_peft_model(model, lora)
-    arguments = transformers.TrainingArguments(
-        output_dir=str(out / "run"),
-        per_device_train_batch_size=recipe.batch_size,
-        num_train_epochs=recipe.epochs,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=recipe.warmup_ratio,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # or a loss that is not finite would be logged as one that is
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=pick_device(device).type == "cpu",
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
-    )
     trainer = transformers.Trainer(
         model=adapted,
-        args=arguments,
+        args=_arguments(recipe, out / "run", device),
         train_dataset=examples,
         data_collator=lambda batch: _collate(batch, tokenizer.pad_token_id or 0),
         callbacks=[_watch(transformers.TrainerCallback, progress)],
@@ -142,6 +120,40 @@ def train_lora(
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     tokens = sum(len(example["input_ids"]) for example in examples) * recipe.epochs
     return TrainingRecord(int(trainer.state.global_step), tokens, losses)
+
+
+def _arguments(recipe: LoraRecipe, folder: Path, device: str) -> Any:
+    """The recipe in transformers' words."""
+    import transformers
+
+    from resources.scoring.loading import pick_device  # noqa: PLC0415
+
+    place = pick_device(device)
+    if place.index:
+        raise TrainingError(
+            f"training uses the first GPU it sees: instead of device {device}, set CUDA_VISIBLE_DEVICES"
+        )
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=recipe.batch_size,
+        num_train_epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=recipe.warmup_ratio,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # or a loss that is not finite would be logged as one that is
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=place.type == "cpu",
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+    )
+    # More than one visible GPU would make a larger batch of the same recipe.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _example(encoded: Encoded) -> dict[str, list[int]]:

@@ -232,10 +232,13 @@ class Measurements:
 
 
 def _scan(files: list[Path]) -> pl.LazyFrame:
-    # Without a schema, Polars opens the first file twice, and a writer may replace it in between.
-    with files[0].open("rb") as stream:
-        schema = pl.read_parquet_schema(stream)
-    return pl.scan_parquet(files, schema=schema, hive_partitioning=False, glob=False)
+    # Without a schema, Polars opens the first file twice, and a writer may replace it in between. Tables
+    # with open columns differ in these while they are made anew: a scan has the columns of all of them.
+    schema: dict[str, pl.DataType] = {}
+    for file in files:
+        with file.open("rb") as stream:
+            schema |= pl.read_parquet_schema(stream)
+    return pl.scan_parquet(files, schema=schema, missing_columns="insert", hive_partitioning=False, glob=False)
 
 
 def _parquet_bytes(frame: pl.DataFrame, metadata: Mapping[str, str]) -> bytes:

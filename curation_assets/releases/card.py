@@ -13,25 +13,7 @@ def dataset_card(manifest: dict[str, Any]) -> str:
     Args:
         manifest: the release's manifest.
     """
-    score = manifest["parameters"]["score"]
-    target = manifest["parameters"]["target"]
-    facts = [
-        ("rows", manifest["rows"]),
-        ("prompts", manifest["prompts"]),
-        ("chosen from a pool of", manifest["selection"]["pool"]),
-        ("method", f"{score['method']} (alpha {score['alpha']}, history {score['history']})"),
-        ("measured with", target["model"]),
-        (
-            "warm-up",
-            "none: not faithful to the method" if target["warmup"] == "none" else "LoRA on a share of the pool",
-        ),
-        ("mean score, subset / pool", _pair(manifest, "mean_score_selected", "mean_score_pool")),
-        (
-            "correlation of the score with steps / tokens",
-            _pair(manifest, "correlation_with_steps", "correlation_with_tokens"),
-        ),
-        ("content digest", manifest["content_digest"]),
-    ]
+    facts = _facts(manifest)
     lines = [
         "---",
         "configs:",
@@ -77,3 +59,25 @@ def dataset_card(manifest: dict[str, Any]) -> str:
 def _pair(manifest: dict[str, Any], left: str, right: str) -> str:
     values = (manifest["selection"][left], manifest["selection"][right])
     return " / ".join("–" if value is None else f"{value:.3f}" for value in values)
+
+
+def _facts(manifest: dict[str, Any]) -> list[tuple[str, object]]:
+    score = manifest["parameters"]["score"]
+    target = manifest["parameters"]["target"]
+    return [
+        ("rows", manifest["rows"]),
+        ("prompts", manifest["prompts"]),
+        ("chosen from a pool of", manifest["selection"]["pool"]),
+        ("method", f"{score['method']} (alpha {score['alpha']}, history {score['history']})"),
+        ("measured with", target["model"]),
+        (
+            "warm-up",
+            "none: not faithful to the method" if target["warmup"] == "none" else "LoRA on a share of the pool",
+        ),
+        ("mean score, subset / pool", _pair(manifest, "mean_score_selected", "mean_score_pool")),
+        (
+            "correlation of the score with steps / tokens",
+            _pair(manifest, "correlation_with_steps", "correlation_with_tokens"),
+        ),
+        ("content digest", manifest["content_digest"]),
+    ]

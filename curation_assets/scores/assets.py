@@ -84,6 +84,10 @@ def score_assets(workspace: Workspace, target: Target) -> list[dg.AssetsDefiniti
         yield dg.MaterializeResult(asset_key=step_key)
         yield dg.MaterializeResult(asset_key=sample_key, check_results=_checks(scored))
 
+    return [scores, _manifest_asset(target, sample_key, names)]
+
+
+def _manifest_asset(target: Target, sample_key: dg.AssetKey, names: list[str]) -> dg.AssetsDefinition:
     @dg.asset(
         key=score_manifest_key(target),
         deps=[sample_key],
@@ -111,7 +115,7 @@ def score_assets(workspace: Workspace, target: Target) -> list[dg.AssetsDefiniti
                 metadata[f"histogram_{name}"] = dg.MetadataValue.md(plot)
         return dg.MaterializeResult(data_version=dg.DataVersion(version), metadata=metadata)
 
-    return [scores, score_manifest]
+    return score_manifest
 
 
 def _checks(scored: list[ShardScores]) -> list[dg.AssetCheckResult]:

@@ -8,7 +8,8 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.corpus.pool import resolve_duplicates
-from curation_assets.settings import Subset
+from curation_assets.fingerprints import shard_scores_fingerprint
+from curation_assets.settings import Subset, Target
 from curation_assets.subsets.budget import take_within
 from curation_assets.workspace import Workspace
 from resources.digests import digest
@@ -64,9 +65,13 @@ class Selection:
 
 
 def parameters_digest(workspace: Workspace, subset: Subset) -> str:
-    """What the choice depends on beside the scores: the code version of the subset's asset."""
-    score = workspace.settings.score(subset.score)
-    return digest("subset", SELECTION_VERSION, subset.model_dump(mode="json"), score.model_dump(mode="json"))
+    """What the choice depends on beside the scores: the code version of the subset's asset.
+
+    What the scores themselves depend on (alpha, history) is in the manifest's fingerprint, so that a
+    subset waits for its scores instead of being selected from the former ones.
+    """
+    eligibility = workspace.settings.score(subset.score).min_steps
+    return digest("subset", SELECTION_VERSION, subset.model_dump(mode="json"), eligibility)
 
 
 def wanted_fingerprint(workspace: Workspace, subset: Subset) -> str | None:
@@ -91,9 +96,10 @@ def select(workspace: Workspace, subset: Subset) -> Selection:
         )
     manifest = workspace.warehouse.read_table(tables.score_manifest_path(score.target))
     shards = manifest.filter("present")["shard"].to_list()
+    _check_scores(workspace, workspace.settings.target(score.target), manifest)
     scan = workspace.warehouse.scan(tables.sample_scores_dir(score.target), shards)
     scores = tables.SAMPLE_SCORES.empty() if scan is None else scan.collect()
-    if score.name not in scores.columns:
+    if scan is None:
         scores = scores.with_columns(pl.lit(None, dtype=pl.Float64).alias(score.name))
     pool, duplicates = resolve_duplicates(scores)
     pool = _mark(pool.rename({score.name: "score"}), score.min_steps)
@@ -106,6 +112,23 @@ def select(workspace: Workspace, subset: Subset) -> Selection:
     pool = pool.with_columns(selected=pl.col("sample_id").is_in(rows["sample_id"].to_list()))
     content = digest("subset_rows", rows.to_dicts())
     return Selection(rows, pool, duplicates, fingerprint, content)
+
+
+def _check_scores(workspace: Workspace, target: Target, manifest: pl.DataFrame) -> None:
+    """Refuse scores that are of other signals or parameters than the configuration names now."""
+    stored = workspace.warehouse.folder_metadata(tables.sample_scores_dir(target.name))
+    steps = workspace.warehouse.folder_metadata(tables.segmented_steps_dir())
+    behind = [
+        shard
+        for shard, signal_fp in manifest.filter("present").select("shard", "signal_fingerprint").iter_rows()
+        if stored[shard]["fingerprint"]
+        != shard_scores_fingerprint(workspace, target, signal_fp, steps[shard]["fingerprint"])
+    ]
+    if behind:
+        raise SelectionError(
+            f"the scores of {len(behind)} shards of target {target.name} are not of this configuration "
+            f"({', '.join(behind[:3])}): materialize {target.name}/sample_scores, or use `curate run`"
+        )
 
 
 def write_subset(workspace: Workspace, subset: Subset) -> Selection:

@@ -43,6 +43,7 @@ class Daemon:
             definitions=self.defs,
         )
         result = sensor(context)
+        assert isinstance(result, dg.SensorResult | dg.SkipReason)
         if isinstance(result, dg.SensorResult):
             self.cursors[name] = result.cursor or self.cursors.get(name)
             for request in result.dynamic_partitions_requests or []:

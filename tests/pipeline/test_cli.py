@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -71,6 +73,7 @@ def test_step_scores_as_a_file(workspace: Workspace, tmp_path: Path) -> None:
 def test_any_table_in_any_form(workspace: Workspace, tmp_path: Path, name: str, suffix: str) -> None:
     out = tmp_path / f"out{suffix}"
     curate("table", name, "--to", str(out), workspace=workspace)
+    readers: dict[str, Callable[[Path], pl.DataFrame]]
     readers = {".parquet": pl.read_parquet, ".csv": pl.read_csv, ".jsonl": pl.read_ndjson}
     assert len(readers[suffix](out)) == len(read_stored(workspace, name).collect())
 
@@ -123,12 +126,9 @@ def test_errors_are_one_message_and_no_traceback(tmp_path: Path, workspace: Work
     ],
 )
 def test_a_model_that_cannot_be_used_is_said_before_any_work(
-    tmp_path: Path, tiny_model: Path, spoil: object, message: str
+    tmp_path: Path, tiny_model: Path, spoil: Callable[[Path], object], message: str
 ) -> None:
-    import shutil
-
     shutil.copytree(tiny_model, tmp_path / "model")
-    assert callable(spoil)
     spoil(tmp_path / "model")
     workspace = make_workspace(tmp_path, tmp_path / "model", {"a.jsonl": rows(2)})
     assert message in " ".join(curate("run", workspace=workspace, code=1).output.split())

@@ -11,6 +11,7 @@ import pytest
 
 from curation_assets import tables
 from curation_assets.settings import Settings
+from curation_assets.subsets.select import SelectionError, select
 from curation_assets.workspace import Workspace
 from resources.model_files import ModelError
 from tests.models import write_tiny_model
@@ -100,6 +101,13 @@ def test_another_alpha_measures_nothing(workspace: Workspace, tiny_model: Path) 
     assert summary.tokens_measured == 0
     assert summary.scored == {"tiny": 2}
     assert not sample_scores(changed)["grace"].equals(before["grace"])
+
+
+def test_a_subset_is_never_selected_from_other_scores(workspace: Workspace, tiny_model: Path) -> None:
+    run(workspace)
+    changed = Workspace.load(write_config(workspace.folder, tiny_model, alpha=0.0))
+    with pytest.raises(SelectionError, match="not of this configuration"):
+        select(changed, changed.settings.subset("best"))
 
 
 def test_other_weights_are_another_measurement_and_the_first_stays(workspace: Workspace, tmp_path: Path) -> None:
