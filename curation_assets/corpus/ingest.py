@@ -29,8 +29,11 @@ def ingest_shard(workspace: Workspace, shard: str) -> IngestedShard:
     """Write the shard's `raw_corpus` and `rejected_rows`.
 
     A file that changes while it is read is read again; the digest kept is that of the bytes that were read.
+    A file that is gone stops no range: what is stored of it stays, and the problem says so.
     """
     path = workspace.landing.path(shard)
+    if not path.is_file():
+        return _gone(workspace, shard)
     for _attempt in range(READ_ATTEMPTS):
         before = workspace.cache.file_digest(path)
         rows = read_shard(path, shard, file_name(shard), workspace.settings.corpus)
@@ -52,6 +55,24 @@ def ingest_shard(workspace: Workspace, shard: str) -> IngestedShard:
     # Written last: its fingerprint says that the rejected rows are there too.
     workspace.warehouse.write_table(f"{tables.raw_corpus_dir()}/{shard}.parquet", rows.accepted, metadata)
     return IngestedShard(rows, fingerprint, before)
+
+
+def _gone(workspace: Workspace, shard: str) -> IngestedShard:
+    """What is stored of a shard whose file is no longer there; an empty shard if nothing is."""
+    problem = (
+        f"{file_name(shard)} is no longer in the landing area: its tables are kept and its samples leave the "
+        "subsets; put the file back to use it again"
+    )
+    stored = workspace.warehouse.table_metadata(f"{tables.raw_corpus_dir()}/{shard}.parquet")
+    if not stored:
+        empty = tables.RAW_CORPUS.empty()
+        rows = ShardRows(empty, tables.REJECTED_ROWS.empty(), 0, 0, "unknown", problem)
+        return IngestedShard(rows, "", "")
+    accepted = workspace.warehouse.read_table(f"{tables.raw_corpus_dir()}/{shard}.parquet")
+    rejected = workspace.warehouse.read_table(f"{tables.rejected_rows_dir()}/{shard}.parquet")
+    candidates = len(accepted) + len(rejected.filter(pl.col("candidate") >= 0))
+    rows = ShardRows(accepted, rejected, int(stored["rows_in"]), candidates, stored["format"], problem)
+    return IngestedShard(rows, stored["fingerprint"], stored["content_digest"])
 
 
 def present_shards(workspace: Workspace) -> list[str]:

@@ -40,8 +40,12 @@ def score_shard(workspace: Workspace, target: Target, shard: str) -> ShardScores
     Raises:
         MeasuringError: samples of the shard have not been measured.
     """
+    source = f"{tables.raw_corpus_dir()}/{shard}.parquet"
+    if not workspace.warehouse.table_metadata(source):
+        # The file was gone before it was ever read: there is nothing to score, and no table to write.
+        return ShardScores(0, 0, {}, 0, tables.SAMPLE_SCORES.empty())
     signals, steps, fingerprint = _inputs(workspace, target, shard)
-    corpus = workspace.warehouse.read_table(f"{tables.raw_corpus_dir()}/{shard}.parquet")
+    corpus = workspace.warehouse.read_table(source)
     counts = steps.filter(pl.col("kind") == "step").group_by("sample_id").agg(n_steps=pl.len().cast(pl.Int32))
     frame = (
         corpus.select("sample_id", "prompt_id", "shard", "row", "candidate", "source", "domain")

@@ -141,7 +141,12 @@ def measure_shards(workspace: Workspace, target: Target, shards: Sequence[str]) 
 
 
 def read_shard_samples(workspace: Workspace, shard: str) -> tuple[pl.DataFrame, pl.DataFrame, str]:
-    """The distinct samples of a shard, their segments, and the fingerprint of the latter."""
+    """The distinct samples of a shard, their segments, and the fingerprint of the latter.
+
+    All empty for a shard whose file was gone before it was ever read.
+    """
+    if not workspace.warehouse.table_metadata(f"{tables.raw_corpus_dir()}/{shard}.parquet"):
+        return tables.RAW_CORPUS.empty(), tables.SEGMENTED_STEPS.empty(), ""
     corpus = workspace.warehouse.read_table(f"{tables.raw_corpus_dir()}/{shard}.parquet")
     path = f"{tables.segmented_steps_dir()}/{shard}.parquet"
     steps = workspace.warehouse.read_table(path)

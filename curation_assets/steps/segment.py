@@ -11,11 +11,15 @@ from curation_assets.workspace import Workspace
 
 
 def segment_shard(workspace: Workspace, shard: str) -> pl.DataFrame:
-    """Cut the shard's responses into steps and answers, and write the table."""
+    """Cut the shard's responses into steps and answers, and write the table.
+
+    A shard that has never been read, because its file was gone first, gives an empty frame and no table.
+    """
     source = f"{tables.raw_corpus_dir()}/{shard}.parquet"
-    corpus = workspace.warehouse.read_table(source)
-    corpus_fp = workspace.warehouse.table_metadata(source)["fingerprint"]
-    steps = segment_frame(corpus, workspace.settings.corpus.segmentation)
-    metadata = {"fingerprint": steps_fingerprint(workspace, corpus_fp)}
-    workspace.warehouse.write_table(f"{tables.segmented_steps_dir()}/{shard}.parquet", steps, metadata)
+    metadata = workspace.warehouse.table_metadata(source)
+    if not metadata:
+        return tables.SEGMENTED_STEPS.empty()
+    steps = segment_frame(workspace.warehouse.read_table(source), workspace.settings.corpus.segmentation)
+    fingerprint = {"fingerprint": steps_fingerprint(workspace, metadata["fingerprint"])}
+    workspace.warehouse.write_table(f"{tables.segmented_steps_dir()}/{shard}.parquet", steps, fingerprint)
     return steps

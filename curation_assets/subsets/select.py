@@ -103,10 +103,7 @@ def select(workspace: Workspace, subset: Subset) -> Selection:
         scores = scores.with_columns(pl.lit(None, dtype=pl.Float64).alias(score.name))
     pool, duplicates = resolve_duplicates(scores)
     pool = _mark(pool.rename({score.name: "score"}), score.min_steps)
-    # Ties are broken by sample_id; a sample without a score is never ranked.
-    ranked = pool.filter(pl.col("eligible") & pl.col("score").is_finite()).sort(
-        ["score", "sample_id"], descending=[True, False]
-    )
+    ranked = rank(pool)
     chosen = take_within(ranked, subset.budget, int(pool["eligible"].sum()))
     rows = _subset_rows(chosen, len(ranked), score.name)
     pool = pool.with_columns(selected=pl.col("sample_id").is_in(rows["sample_id"].to_list()))
@@ -137,6 +134,13 @@ def write_subset(workspace: Workspace, subset: Subset) -> Selection:
     metadata = {"fingerprint": selection.fingerprint, "content_digest": selection.content_digest}
     workspace.warehouse.write_table(tables.subset_path(subset.name), selection.rows, metadata)
     return selection
+
+
+def rank(pool: pl.DataFrame) -> pl.DataFrame:
+    """The eligible samples with a finite score, best first; ties are broken by sample_id."""
+    return pool.filter(pl.col("eligible") & pl.col("score").is_finite()).sort(
+        ["score", "sample_id"], descending=[True, False]
+    )
 
 
 def _mark(pool: pl.DataFrame, min_steps: int) -> pl.DataFrame:

@@ -6,16 +6,20 @@ import gzip
 import shutil
 from pathlib import Path
 
+import dagster as dg
 import polars as pl
 import pytest
 
 from curation_assets import tables
+from curation_assets.automation import CORPUS_KEYS
+from curation_assets.main_job import MainJob
 from curation_assets.settings import Settings
 from curation_assets.subsets.select import SelectionError, select
 from curation_assets.workspace import Workspace
 from resources.model_files import ModelError
 from tests.models import write_tiny_model
 from tests.pipeline.workspaces import (
+    instance_of,
     make_workspace,
     rows,
     run,
@@ -24,6 +28,8 @@ from tests.pipeline.workspaces import (
     write_config,
     write_shard,
 )
+
+TARGET_ASSETS = ("step_gradients", "step_scores", "sample_scores")
 
 
 @pytest.fixture
@@ -202,3 +208,17 @@ def test_a_schema_of_another_version_is_refused(workspace: Workspace) -> None:
 def test_settings_are_what_the_file_says(workspace: Workspace) -> None:
     assert isinstance(workspace.settings, Settings)
     assert workspace.settings.score("grace").min_steps == 2
+
+
+def test_a_file_that_goes_away_before_it_is_read_stops_nothing(workspace: Workspace) -> None:
+    instance = instance_of(workspace)
+    job = MainJob(workspace, instance)
+    instance.add_dynamic_partitions("shards", ["a.jsonl", "b.jsonl"])
+    (workspace.landing.root / "a.jsonl").unlink()
+    everything = [*CORPUS_KEYS, *(dg.AssetKey(["tiny", name]) for name in TARGET_ASSETS)]
+    job._execute("reading", "corpus", everything, shards=["a.jsonl", "b.jsonl"])
+    assert workspace.warehouse.names(tables.raw_corpus_dir()) == ["b.jsonl"]
+    assert workspace.warehouse.names(tables.sample_scores_dir("tiny")) == ["b.jsonl"]
+    (workspace.landing.root / "b.jsonl").unlink()
+    job._execute("reading", "corpus", CORPUS_KEYS, shards=["b.jsonl"])
+    assert len(workspace.warehouse.read_table("corpus/raw_corpus/b.jsonl.parquet")) == 6

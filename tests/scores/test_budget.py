@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from decimal import Decimal
 from fractions import Fraction
 
@@ -15,6 +16,7 @@ from curation_assets.reports.statistics import auroc
 from curation_assets.settings import Budget
 from curation_assets.shares import ceil_share
 from curation_assets.subsets.budget import take_within
+from curation_assets.subsets.select import rank
 
 
 def ranked(tokens: list[int]) -> pl.DataFrame:
@@ -54,3 +56,15 @@ def test_auroc_equals_counting_pairs(positive: list[int], negative: list[int]) -
 
 def test_auroc_of_nothing_is_none() -> None:
     assert auroc(pl.Series([], dtype=pl.Float64), pl.Series([1.0])) is None
+
+
+@given(st.lists(st.sampled_from([0.1, 0.2, 0.2, None, math.nan, math.inf]), max_size=30), st.randoms())
+def test_ranking_is_stable_and_never_ranks_a_failure(scores: list[float | None], shuffle: random.Random) -> None:
+    rows = [(f"{n:03d}", score, n % 5 > 0) for n, score in enumerate(scores)]
+    expected = sorted(
+        (row for row in rows if row[2] and row[1] is not None and math.isfinite(row[1])),
+        key=lambda row: (-(row[1] or 0.0), row[0]),
+    )
+    shuffle.shuffle(rows)
+    schema = {"sample_id": pl.String, "score": pl.Float64, "eligible": pl.Boolean}
+    assert rank(pl.DataFrame(rows, schema=schema, orient="row")).rows() == expected
