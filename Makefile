@@ -13,6 +13,7 @@ help:  ## Say what there is
 install: $(VENV)/.installed  ## Make the virtual environment with everything in it
 
 $(VENV)/.installed: pyproject.toml
+	@echo "making $(VENV) and installing into it: some minutes, about 2 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -25,16 +26,22 @@ def dagster_home(workspace: Workspace) -> Path:
 def open_instance(workspace: Workspace) -> dg.DagsterInstance:
     """Open the instance, making its folder with our dagster.yaml on first use.
 
-    DAGSTER_HOME is set for this process and those that it starts. The folder is made here, by one
-    process: two that make a fresh SQLite home at once crash.
+    DAGSTER_HOME is set for this process and those that it starts. Databases are made under a lock: two
+    processes that make a fresh SQLite home at once crash.
     """
     home = dagster_home(workspace)
     home.mkdir(parents=True, exist_ok=True)
-    config = home / "dagster.yaml"
-    if not config.exists():
-        shutil.copyfile(TEMPLATES / "dagster.yaml", config)
     os.environ[HOME_VARIABLE] = str(home)
     # Runs of this process print to this terminal: what Dagster would capture is not worth a helper process
     # a run, each of which would answer Ctrl-C with a traceback of its own.
     quiet = {"compute_logs": {"module": NO_COMPUTE_LOGS, "class": "NoOpComputeLogManager"}}
-    return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=quiet))
+    with (home / ".opening.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        config = home / "dagster.yaml"
+        if not config.exists():
+            shutil.copyfile(TEMPLATES / "dagster.yaml", config)
+        instance = dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=quiet))
+        # The first query makes the databases.
+        instance.get_runs(limit=1)
+        instance.get_dynamic_partitions("shards")
+        return instance
