@@ -14,12 +14,16 @@ import dagster as dg
 
 from curation_assets.checkpoints.assets import base_model_key, warmup_key_of
 from curation_assets.corpus.assets import LANDING_KEY, RAW_CORPUS_KEY, REJECTED_ROWS_KEY
+from curation_assets.corpus.ingest import accept_listing
+from curation_assets.dead_runs import UNFINISHED, bury_dead_runs
 from curation_assets.due import (
     contiguous_ranges,
     corpus_due,
+    manifest_due,
+    scores_due,
     signals_due,
     subset_due,
-    subset_made,
+    subset_rows,
     waits_for_pool,
     warmup_due,
 )
@@ -27,25 +31,23 @@ from curation_assets.fingerprints import base_digest, checkpoint_digest, step_gr
 from curation_assets.partitions import SHARDS, release_key, release_partitions
 from curation_assets.releases.assets import release_asset_key
 from curation_assets.releases.build import latest_release, next_release
-from curation_assets.settings import Subset
+from curation_assets.scores.assets import score_manifest_key
+from curation_assets.scores.manifest import build_manifest, manifest_digest
+from curation_assets.settings import Subset, Target
 from curation_assets.signals.assets import step_gradients_key
 from curation_assets.signals.measure import step_gradients_dir
 from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
+from curation_assets.subsets.select import wanted_fingerprint
+from curation_assets.tables import score_manifest_path
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.landing import LandingFile
+from resources.model_files import ModelError
 
 CORPUS_KEYS = [RAW_CORPUS_KEY, REJECTED_ROWS_KEY, SEGMENTED_STEPS_KEY]
 NEW_PARTITIONS_PER_TICK = 500
 STAGE_TAG = "curation/stage"
 DATA_VERSION_TAG = "dagster/data_version"
-UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 def range_tags(shards: Sequence[str]) -> dict[str, str]:
@@ -91,6 +93,7 @@ def _landing_sensor() -> dg.SensorDefinition:
     )
     def landing(context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SensorResult:
         before = json.loads(context.cursor) if context.cursor else {"files": {}, "models": {}}
+        accept_listing(workspace)
         look = workspace.landing.files()
         stable = [f for f in look if before["files"].get(f.name, [None] * 3)[:2] == [f.size, f.modified_ns]]
         digests = workspace.landing.digests(stable)
@@ -98,12 +101,12 @@ def _landing_sensor() -> dg.SensorDefinition:
         new = [f.shard for f in stable if f.shard not in known][:NEW_PARTITIONS_PER_TICK]
         taken = [f for f in stable if f.shard in known or f.shard in new]
         changed = [f for f in taken if before["files"][f.name][2] != digests[f.shard]]
-        models = {target.name: base_digest(workspace, target, download=False) for target in workspace.settings.targets}
+        models = before["models"] | _model_versions(context, workspace)
         events = [observation(LANDING_KEY, digests[f.shard], f.shard) for f in changed]
         events += [
             observation(base_model_key(target), models[target.name])
             for target in workspace.settings.targets
-            if before["models"].get(target.name) != models[target.name]
+            if before["models"].get(target.name) != models.get(target.name)
         ]
         return dg.SensorResult(
             asset_events=events,
@@ -112,6 +115,17 @@ def _landing_sensor() -> dg.SensorDefinition:
         )
 
     return landing
+
+
+def _model_versions(context: dg.SensorEvaluationContext, workspace: Workspace) -> dict[str, str]:
+    """Version of every target's base model that is on this machine; the others are named in the log."""
+    versions = {}
+    for target in workspace.settings.targets:
+        try:
+            versions[target.name] = base_digest(workspace, target)
+        except ModelError as error:
+            context.log.warning(str(error))
+    return versions
 
 
 def _cursor_files(
@@ -125,6 +139,7 @@ def _cursor_files(
 def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
     targets = workspace.settings.targets
     keys = [*CORPUS_KEYS, *(step_gradients_key(target) for target in targets)]
+    keys += [score_manifest_key(target) for target in targets]
     keys += [warmup_key_of(target) for target in targets if target.warmup != "none"]
 
     @dg.sensor(
@@ -137,6 +152,7 @@ def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
     def scoring(
         context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
     ) -> dg.SensorResult | dg.SkipReason:
+        bury_dead_runs(context.instance)
         stages = {
             run.tags[STAGE_TAG]
             for run in context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
@@ -161,37 +177,67 @@ def scoring_requests(workspace: Workspace, instance: dg.DagsterInstance) -> tupl
     longest = workspace.settings.engine.shards_per_run
     digests = workspace.landing.digests(f for f in workspace.landing.settled(wait=False) if f.shard in set(keys))
     to_read = corpus_due(workspace, digests)
-    to_read += [s for s in without_event(instance, RAW_CORPUS_KEY, digests) if s not in to_read]
-    ready = {t.name: step_gradients_fingerprint(workspace, t) for t in workspace.settings.targets}
+    for corpus_key in CORPUS_KEYS:
+        to_read += [s for s in without_event(instance, corpus_key, digests) if s not in to_read]
+    ready, reasons = _ready_targets(workspace)
     requests = []
     for shards in contiguous_ranges(to_read, keys, longest):
-        selection = CORPUS_KEYS + [step_gradients_key(t) for t in workspace.settings.targets if ready[t.name]]
+        selection = CORPUS_KEYS + [step_gradients_key(t) for t in workspace.settings.targets if ready.get(t.name)]
         state = [(shard, digests[shard], ready) for shard in shards]
         requests.append(_request("corpus", selection, shards, digest("corpus", state, _stored(workspace, shards))))
     if to_read:
         return requests, []
-    reasons = []
     for target in workspace.settings.targets:
-        if warmup_due(workspace, target):
-            run_key = digest("warmup", target.name, base_digest(workspace, target), sorted(digests))
-            requests.append(
-                dg.RunRequest(run_key=run_key, asset_selection=[warmup_key_of(target)], tags={STAGE_TAG: "warmup"})
-            )
-            continue
-        waiting = waits_for_pool(workspace, target)
-        if waiting:
-            reasons.append(waiting)
-            continue
-        key = step_gradients_key(target)
-        due = signals_due(workspace, target)
-        due += [s for s in without_event(instance, key, digests) if s not in due]
-        folder = step_gradients_dir(workspace, target) or ""
-        for shards in contiguous_ranges(due, keys, longest):
-            # Parts count as state, so that a killed run is asked for again once it has measured something.
-            recorded = [workspace.warehouse.names(folder), workspace.warehouse.documents(f"{folder}/shards")]
-            run_key = digest("signals", target.name, checkpoint_digest(workspace, target), shards, recorded)
-            requests.append(_request("signals", [key], shards, run_key))
+        if target.name in ready:
+            found, waiting = _target_requests(workspace, instance, target, digests, keys)
+            requests += found
+            reasons += waiting
     return requests, reasons
+
+
+def _ready_targets(workspace: Workspace) -> tuple[dict[str, str | None], list[str]]:
+    """Wanted fingerprint of every target whose model is here (None: its warm-up is not), and what is wrong."""
+    ready, reasons = {}, []
+    for target in workspace.settings.targets:
+        try:
+            ready[target.name] = step_gradients_fingerprint(workspace, target)
+        except ModelError as error:
+            reasons.append(str(error))
+    return ready, reasons
+
+
+def _target_requests(
+    workspace: Workspace,
+    instance: dg.DagsterInstance,
+    target: Target,
+    digests: Mapping[str, str],
+    keys: Sequence[str],
+) -> tuple[list[dg.RunRequest], list[str]]:
+    """What one target needs now that every shard is read: warm-up, signals, then the manifest of its scores."""
+    if warmup_due(workspace, target):
+        run_key = digest("warmup", target.name, base_digest(workspace, target), sorted(digests))
+        tags = {STAGE_TAG: "warmup"}
+        return [dg.RunRequest(run_key=run_key, asset_selection=[warmup_key_of(target)], tags=tags)], []
+    waiting = waits_for_pool(workspace, target)
+    if waiting:
+        return [], [waiting]
+    key = step_gradients_key(target)
+    due = signals_due(workspace, target)
+    due += [s for s in without_event(instance, key, digests) if s not in due]
+    folder = step_gradients_dir(workspace, target) or ""
+    # Parts count as state, so that a killed run is asked for again once it has measured something.
+    recorded = [workspace.warehouse.names(folder), workspace.warehouse.documents(f"{folder}/shards")]
+    requests = []
+    for shards in contiguous_ranges(due, keys, workspace.settings.engine.shards_per_run):
+        run_key = digest("signals", target.name, checkpoint_digest(workspace, target), shards, recorded)
+        requests.append(_request("signals", [key], shards, run_key))
+    if not due and not scores_due(workspace, target) and manifest_due(workspace, target):
+        wanted = manifest_digest(build_manifest(workspace, target))
+        stored = workspace.warehouse.table_metadata(score_manifest_path(target.name)).get("fingerprint")
+        run_key = digest("manifest", target.name, wanted, stored)
+        tags = {STAGE_TAG: "manifest"}
+        requests.append(dg.RunRequest(run_key=run_key, asset_selection=[score_manifest_key(target)], tags=tags))
+    return requests, []
 
 
 def _stored(workspace: Workspace, shards: Sequence[str]) -> list[dict[str, str]]:
@@ -212,7 +258,7 @@ def _release_sensor(subset: Subset) -> dg.SensorDefinition:
         description=f"Releases {subset.name} when its content differs from its last release (policy: on_change).",
     )
     def release(workspace: dg.ResourceParam[Workspace]) -> dg.SensorResult | dg.SkipReason:
-        if subset_due(workspace, subset) or not subset_made(workspace, subset):
+        if subset_due(workspace, subset) or not subset_rows(workspace, subset):
             return dg.SkipReason("the subset is not up to date with its scores")
         number = next_release(workspace, subset)
         latest = latest_release(workspace, subset)
@@ -220,7 +266,13 @@ def _release_sensor(subset: Subset) -> dg.SensorDefinition:
             return dg.SkipReason(f"release {number} has this content")
         key = release_key(subset.name, number)
         return dg.SensorResult(
-            run_requests=[dg.RunRequest(run_key=key, asset_selection=[release_asset_key(subset)], partition_key=key)],
+            run_requests=[
+                dg.RunRequest(
+                    run_key=f"{key} {wanted_fingerprint(workspace, subset)}",
+                    asset_selection=[release_asset_key(subset)],
+                    partition_key=key,
+                )
+            ],
             dynamic_partitions_requests=[release_partitions(subset.name).build_add_request([key])],
         )
 

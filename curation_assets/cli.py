@@ -93,6 +93,9 @@ def run(
         int | None,
         typer.Option(min=1, help="A dry look: the whole path on about this many rows, in a temporary place."),
     ] = None,
+    accept_removals: Annotated[
+        bool, typer.Option("--accept-removals", help="Files that are gone are meant to be, however many.")
+    ] = False,
 ) -> None:
     """The main job: read, segment, warm up, measure, score and select whatever is due.
 
@@ -103,18 +106,19 @@ def run(
         if sample is not None:
             _dry_look(workspace, sample)
             return
-        summary = run_main_job(workspace)
+        summary = run_main_job(workspace, accept_removals)
         _show_summary(workspace, summary)
 
 
-def run_main_job(workspace: Workspace) -> RunSummary:
+def run_main_job(workspace: Workspace, accept_removals: bool = False) -> RunSummary:
     """The main job with progress bars, on the instance that the UI shows."""
     from curation_assets.instance import open_instance
     from curation_assets.main_job import MainJob
     from curation_assets.terminal import progress_bars
 
     with open_instance(workspace) as instance, progress_bars(console) as progress:
-        return MainJob(workspace, instance, lambda line: progress.console.print(line, style="dim")).run()
+        job = MainJob(workspace, instance, lambda line: progress.console.print(line, style="dim"), accept_removals)
+        return job.run()
 
 
 def _show_summary(workspace: Workspace, summary: RunSummary) -> None:
@@ -275,10 +279,14 @@ def ui(
     """Open the Dagster UI and daemon: files dropped into the landing folder are carried through to the subsets."""
     with clear_errors():
         from curation_assets.config_file import CONFIG_VARIABLE
-        from curation_assets.instance import open_instance
+        from curation_assets.dead_runs import bury_runs_of_a_dead_ui
+        from curation_assets.instance import dagster_home, open_instance
 
         workspace = load_workspace(config)
-        open_instance(workspace).dispose()
+        with open_instance(workspace) as instance:
+            lock = bury_runs_of_a_dead_ui(instance, dagster_home(workspace))
+        if lock is None:
+            raise UserError(f"another `curate ui` is running on {dagster_home(workspace)}: stop it first")
         environment = os.environ | {CONFIG_VARIABLE: str(workspace.config_file)}
         command = [sys.executable, "-m", "dagster", "dev", "-m", "curation_assets.definitions"]
         command += ["--port", str(port), "--host", host]

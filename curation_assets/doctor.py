@@ -16,7 +16,7 @@ from curation_assets.instance import dagster_home
 from curation_assets.workspace import Workspace
 from resources.errors import UserError
 
-NEEDED = ("dagster", "torch", "transformers", "polars", "duckdb", "pyarrow")
+NEEDED = ("dagster", "torch", "transformers", "polars", "pyarrow")
 OPTIONAL = {"dagster-webserver": "ui", "peft": "train", "accelerate": "train"}
 LITTLE_DISK_GIB = 2.0
 
@@ -46,7 +46,7 @@ def examine(config: Path | None) -> Iterator[Finding]:
     yield _ignored(workspace)
     yield _warehouse(workspace)
     for target in workspace.settings.targets:
-        yield _attempt(f"model of target {target.name}", partial(workspace.model_folder, target, download=False))
+        yield _attempt(f"model of target {target.name}", partial(workspace.model_folder, target))
         if target.warmup != "none" and not _installed("peft"):
             yield Finding(f"warm-up of target {target.name}", "needs the extra `train`, or warmup: none", ok=False)
 

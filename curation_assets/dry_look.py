@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -84,11 +86,18 @@ def _copy_first_rows(workspace: Workspace, out: Path, rows: int) -> float:
 
 def _copy_head(source: Path, target: Path, rows: int) -> int:
     if source.suffix == ".parquet":
-        pl.scan_parquet(source, glob=False).head(rows).sink_parquet(target)
+        try:
+            pl.scan_parquet(source, glob=False).head(rows).sink_parquet(target)
+        except (pl.exceptions.PolarsError, OSError):
+            # Not a Parquet file after all: the look shall say of it what the run would.
+            shutil.copyfile(source, target)
         return min(target.stat().st_size, source.stat().st_size)
     if source.suffix == ".gz":
-        with gzip.open(source, "rb") as stream, gzip.open(target, "wb") as out:
-            out.writelines(islice(stream, rows))
+        try:
+            with gzip.open(source, "rb") as stream, gzip.open(target, "wb") as out:
+                out.writelines(islice(stream, rows))
+        except (EOFError, OSError, zlib.error):
+            shutil.copyfile(source, target)
         return target.stat().st_size
     with source.open("rb") as stream, target.open("wb") as out:
         out.writelines(islice(stream, rows))

@@ -108,9 +108,9 @@ def subset_due(workspace: Workspace, subset: Subset) -> bool:
     return wanted is not None and stored != wanted
 
 
-def subset_made(workspace: Workspace, subset: Subset) -> bool:
-    """Whether the subset has rows, of whatever scores."""
-    return bool(workspace.warehouse.table_metadata(tables.subset_path(subset.name)))
+def subset_rows(workspace: Workspace, subset: Subset) -> int:
+    """How many rows the subset has, of whatever scores; 0 if it has not been made."""
+    return int(workspace.warehouse.table_metadata(tables.subset_path(subset.name)).get("rows", 0))
 
 
 def contiguous_ranges(due: Sequence[str], keys: Sequence[str], longest: int) -> list[list[str]]:

@@ -41,9 +41,11 @@ def steps_fingerprint(workspace: Workspace, corpus_fp: str) -> str:
     return digest("segmented_steps", corpus_fp, segmentation_key(workspace))
 
 
-def base_digest(workspace: Workspace, target: Target, download: bool = True) -> str:
+def base_digest(workspace: Workspace, target: Target, download: bool = False) -> str:
     """Of a target's base model: weights and what they compute."""
-    return weights_digest(workspace.model_folder(target, download), workspace.cache)
+    weights = weights_digest(workspace.model_folder(target, download), workspace.cache)
+    # Code that the folder ships computes something else than the library's code of that name.
+    return digest(weights, "remote code") if target.trust_remote_code else weights
 
 
 def warmup_key(workspace: Workspace, target: Target) -> str:

@@ -21,8 +21,9 @@ from curation_assets.automation import (
     without_event,
 )
 from curation_assets.checkpoints.assets import base_model_key, warmup_key_of
-from curation_assets.corpus.assets import LANDING_KEY, RAW_CORPUS_KEY
-from curation_assets.corpus.ingest import present_shards
+from curation_assets.corpus.assets import LANDING_KEY
+from curation_assets.corpus.ingest import accept_listing, present_shards
+from curation_assets.dead_runs import bury_dead_runs, process_tags
 from curation_assets.definitions import build_definitions
 from curation_assets.fingerprints import base_digest
 from curation_assets.partitions import SHARDS, release_key, release_partitions
@@ -70,19 +71,26 @@ class MainJob:
         workspace: the configuration.
         instance: where runs, events and partitions are kept.
         announce: called with a line before each run of assets.
+        accept_removals: whether files that are gone are meant to be, however many.
     """
 
     def __init__(
-        self, workspace: Workspace, instance: dg.DagsterInstance, announce: Callable[[str], None] | None = None
+        self,
+        workspace: Workspace,
+        instance: dg.DagsterInstance,
+        announce: Callable[[str], None] | None = None,
+        accept_removals: bool = False,
     ) -> None:
         self.workspace = workspace
         self.instance = instance
         self._announce = announce or (lambda _line: None)
+        self._accept_removals = accept_removals
         self._job = build_definitions(workspace).resolve_implicit_global_asset_job_def()
 
     def run(self) -> RunSummary:
         """Do everything that is due, up to the subsets (and releases, if the policy says so)."""
         summary = RunSummary()
+        bury_dead_runs(self.instance)
         self._check_models()
         shards = self._register(summary)
         self._read(shards, summary)
@@ -108,11 +116,12 @@ class MainJob:
     def _check_models(self) -> None:
         """Refuse unusable models before any work, and report the base models' versions."""
         for target in self.workspace.settings.targets:
-            version = base_digest(self.workspace, target)
+            version = base_digest(self.workspace, target, download=True)
             self._observe(observation(base_model_key(target), version))
 
     def _register(self, summary: RunSummary) -> list[str]:
         """Make partitions of new files and report the versions of all; gives the settled shards in order."""
+        accept_listing(self.workspace, confirmed=self._accept_removals)
         files = self.workspace.landing.settled()
         digests = self.workspace.landing.digests(files)
         name = str(SHARDS.name)
@@ -139,7 +148,8 @@ class MainJob:
             file for file in self.workspace.landing.files() if file.shard in set(shards)
         )
         wanted = due.corpus_due(self.workspace, digests)
-        wanted += [s for s in without_event(self.instance, RAW_CORPUS_KEY, digests) if s not in wanted]
+        for key in CORPUS_KEYS:
+            wanted += [s for s in without_event(self.instance, key, digests) if s not in wanted]
         for part in self._ranges(wanted):
             self._execute(f"reading {len(part)} shards", "corpus", CORPUS_KEYS, shards=part)
         summary.read = len(wanted)
@@ -165,7 +175,8 @@ class MainJob:
     def _score(self, target: Target, summary: RunSummary) -> None:
         keys = [step_scores_key(target), sample_scores_key(target)]
         wanted = due.scores_due(self.workspace, target)
-        measured = [s for s in present_shards(self.workspace) if s not in due.signals_due(self.workspace, target)]
+        unmeasured = set(due.signals_due(self.workspace, target))
+        measured = [shard for shard in present_shards(self.workspace) if shard not in unmeasured]
         if due.waits_for_pool(self.workspace, target) is None:
             wanted += [s for s in without_event(self.instance, keys[1], measured) if s not in wanted]
         for part in self._ranges(wanted):
@@ -179,7 +190,7 @@ class MainJob:
         if due.subset_due(self.workspace, subset):
             self._execute(f"selecting {subset.name}", "subset", [subset_key(subset)])
             summary.subsets.append(subset.name)
-        if due.subset_made(self.workspace, subset) and self.workspace.settings.releases.policy == "on_change":
+        if due.subset_rows(self.workspace, subset) and self.workspace.settings.releases.policy == "on_change":
             release, new = self.release(subset)
             if new:
                 summary.releases.append(release_key(subset.name, release.number))
@@ -199,7 +210,7 @@ class MainJob:
     ) -> None:
         """Materialize assets in process; errors of the stage come out as they are."""
         self._announce(line)
-        tags = {STAGE_TAG: stage, "curation/config": self.workspace.config_digest}
+        tags = {STAGE_TAG: stage, "curation/config": self.workspace.config_digest} | process_tags()
         self._job.execute_in_process(
             run_config=QUIET,
             instance=self.instance,

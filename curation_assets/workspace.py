@@ -64,8 +64,8 @@ class Workspace:
         """Where tables are kept."""
         return Warehouse(self._local(self.settings.warehouse, "warehouse"))
 
-    def model_folder(self, target: Target, download: bool = True) -> Path:
-        """The folder of a target's base model, checked.
+    def model_folder(self, target: Target, download: bool = False) -> Path:
+        """The folder of a target's base model, checked; fetched from the hub first if `download` says so.
 
         Raises:
             ModelError: it is missing, or cannot be used.

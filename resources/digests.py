@@ -53,7 +53,7 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 class DigestCache:
-    """Hashes of files, remembered by path, size and modification time.
+    """Hashes of files, remembered by path, size, times and inode.
 
     The cache file is only a memory: losing it costs time, and an entry whose size or time no longer
     matches is ignored. Call `save` after a round of look-ups; concurrent writers overwrite one another
@@ -62,12 +62,12 @@ class DigestCache:
 
     def __init__(self, cache_file: Path | None = None) -> None:
         self._file = cache_file
-        self._entries: dict[str, tuple[int, int, str]] = {}
+        self._entries: dict[str, tuple[str, str]] = {}
         self._changed = False
         if cache_file is not None:
             try:
                 stored = json.loads(cache_file.read_text())
-                self._entries = {path: (int(s), int(t), str(d)) for path, (s, t, d) in stored.items()}
+                self._entries = {path: (str(look), str(value)) for path, (look, value) in stored.items()}
             except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
                 # A cache that cannot be read is as good as none: the hashes are simply made again.
                 self._entries = {}
@@ -76,11 +76,13 @@ class DigestCache:
         """Hash of the file's bytes, read only if size or time differ from what is remembered."""
         path = path.resolve()
         stat = path.stat()
+        # Time of change and inode catch a file that was replaced by one of equal size and time.
+        look = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
         known = self._entries.get(str(path))
-        if known is not None and known[:2] == (stat.st_size, stat.st_mtime_ns):
-            return known[2]
+        if known is not None and known[0] == look:
+            return known[1]
         value = hash_file(path)
-        self._entries[str(path)] = (stat.st_size, stat.st_mtime_ns, value)
+        self._entries[str(path)] = (look, value)
         self._changed = True
         return value
 

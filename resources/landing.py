@@ -13,6 +13,8 @@ from resources.errors import UserError
 
 SHARD_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 SETTLE_SECONDS = 2.0
+UNREADABLE = "unreadable"
+"""Stands for the content hash of a file that cannot be opened."""
 # A key is the name of files of ours, with a suffix; file systems allow 255 bytes.
 LONGEST_KEY = 240
 
@@ -93,9 +95,16 @@ class Landing:
 
     def digests(self, files: Iterable[LandingFile]) -> dict[str, str]:
         """Content hash by shard, from the cache where size and time have not changed."""
-        digests = {file.shard: self.cache.file_digest(self.root / file.name) for file in files}
+        digests = {file.shard: self.digest(self.root / file.name) for file in files}
         self.cache.save()
         return digests
+
+    def digest(self, path: Path) -> str:
+        """Content hash of a file, or UNREADABLE: one file without permission must not stop the others."""
+        try:
+            return self.cache.file_digest(path)
+        except OSError:
+            return UNREADABLE
 
     def path(self, shard: str) -> Path:
         """The file of a shard.

@@ -121,11 +121,15 @@ def _is_complete(folder: Path) -> bool:
 
 def _absent_weights(folder: Path) -> list[str]:
     """Files that the index of sharded weights names and that are not there."""
+    return [name for name in _named_weights(folder) if not (folder / name).is_file()]
+
+
+def _named_weights(folder: Path) -> list[str]:
+    """Files that the index of sharded weights names, sorted; empty if there is no index."""
     index = folder / INDEX_FILE
     if not index.is_file():
         return []
-    named = _read_json_object(index).get("weight_map", {}).values()
-    return sorted({str(name) for name in named if not (folder / str(name)).is_file()})
+    return sorted({str(name) for name in _read_json_object(index).get("weight_map", {}).values()})
 
 
 def _read_json_object(file: Path) -> dict[str, Any]:
@@ -139,8 +143,15 @@ def _read_json_object(file: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model or adapter folder, sorted by name."""
-    return sorted(folder.glob("*.safetensors"))
+    """The safetensors files of a model or adapter folder: those in it and those that its index names.
+
+    Raises:
+        ModelError: the index leads out of the folder.
+    """
+    named = _named_weights(folder)
+    if any(".." in Path(name).parts or Path(name).is_absolute() for name in named):
+        raise ModelError(f"model folder {folder}: {INDEX_FILE} leads out of the folder")
+    return sorted({*folder.glob("*.safetensors"), *(folder / name for name in named if (folder / name).is_file())})
 
 
 def weights_digest(folder: Path, cache: DigestCache) -> str:

@@ -87,7 +87,7 @@ def train_lora(
             "or set warmup: none for the target"
         ) from error
     from resources.scoring.encoding import Encoder  # noqa: PLC0415
-    from resources.scoring.loading import DTYPES  # noqa: PLC0415
+    from resources.scoring.loading import DTYPES, context_length  # noqa: PLC0415
 
     quieten_transformers()
     transformers.set_seed(recipe.seed)
@@ -95,7 +95,7 @@ def train_lora(
         model_folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
-    context = int(getattr(model.config, "max_position_embeddings", 0) or 2048)
+    context = context_length(model.config)
     encoded = Encoder(tokenizer, template, min(context, max_length or context)).encode(samples)
     examples = [_example(item) for item in encoded if item.response_tokens > 0 and not item.sample.images]
     if not examples:

@@ -38,7 +38,7 @@ def checkpoint_assets(target: Target) -> list[dg.AssetsDefinition | dg.SourceAss
         tags={"layer": "source"},
     )
     def base_model(workspace: dg.ResourceParam[Workspace]) -> dg.DataVersion:
-        return dg.DataVersion(base_digest(workspace, target, download=False))
+        return dg.DataVersion(base_digest(workspace, target))
 
     if target.warmup == "none":
         return [base_model]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import polars as pl
 
@@ -11,9 +12,11 @@ from curation_assets.corpus.pool import resolve_duplicates
 from curation_assets.corpus.reading import ShardRows, read_shard
 from curation_assets.fingerprints import corpus_fingerprint
 from curation_assets.workspace import Workspace
-from resources.landing import file_name
+from resources.landing import UNREADABLE, LandingError, file_name
 
 READ_ATTEMPTS = 3
+LARGEST_LOSS = 0.2
+LISTING = "corpus/listing.json"
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,9 @@ def ingest_shard(workspace: Workspace, shard: str) -> IngestedShard:
     if not path.is_file():
         return _gone(workspace, shard)
     for _attempt in range(READ_ATTEMPTS):
-        before = workspace.cache.file_digest(path)
-        rows = read_shard(path, shard, file_name(shard), workspace.settings.corpus)
-        if workspace.cache.file_digest(path) == before:
+        before = workspace.landing.digest(path)
+        rows = _read(workspace, path, shard) if before != UNREADABLE else _unreadable(shard)
+        if workspace.landing.digest(path) == before:
             break
     workspace.cache.save()
     fingerprint = corpus_fingerprint(workspace, before)
@@ -57,6 +60,23 @@ def ingest_shard(workspace: Workspace, shard: str) -> IngestedShard:
     return IngestedShard(rows, fingerprint, before)
 
 
+def _read(workspace: Workspace, path: Path, shard: str) -> ShardRows:
+    try:
+        return read_shard(path, shard, file_name(shard), workspace.settings.corpus)
+    except OSError:
+        # It was there a moment ago; the look at it after reading says so, too.
+        return _unreadable(shard)
+
+
+def _unreadable(shard: str) -> ShardRows:
+    problem = f"{file_name(shard)} cannot be opened: check that it is there and that this user may read it"
+    return _empty(problem)
+
+
+def _empty(problem: str) -> ShardRows:
+    return ShardRows(tables.RAW_CORPUS.empty(), tables.REJECTED_ROWS.empty(), 0, 0, "unknown", problem)
+
+
 def _gone(workspace: Workspace, shard: str) -> IngestedShard:
     """What is stored of a shard whose file is no longer there; an empty shard if nothing is."""
     problem = (
@@ -65,9 +85,7 @@ def _gone(workspace: Workspace, shard: str) -> IngestedShard:
     )
     stored = workspace.warehouse.table_metadata(f"{tables.raw_corpus_dir()}/{shard}.parquet")
     if not stored:
-        empty = tables.RAW_CORPUS.empty()
-        rows = ShardRows(empty, tables.REJECTED_ROWS.empty(), 0, 0, "unknown", problem)
-        return IngestedShard(rows, "", "")
+        return IngestedShard(_empty(problem), "", "")
     accepted = workspace.warehouse.read_table(f"{tables.raw_corpus_dir()}/{shard}.parquet")
     rejected = workspace.warehouse.read_table(f"{tables.rejected_rows_dir()}/{shard}.parquet")
     candidates = len(accepted) + len(rejected.filter(pl.col("candidate") >= 0))
@@ -75,9 +93,44 @@ def _gone(workspace: Workspace, shard: str) -> IngestedShard:
     return IngestedShard(rows, stored["fingerprint"], stored["content_digest"])
 
 
-def present_shards(workspace: Workspace) -> list[str]:
-    """Shards that have been read and whose file still lies in the landing area."""
+def accept_listing(workspace: Workspace, confirmed: bool = False) -> None:
+    """Take the landing area as it is now as the one that later listings are held against.
+
+    Args:
+        workspace: the configuration.
+        confirmed: whether a person said that what is missing is meant to be gone.
+
+    Raises:
+        LandingError: more than a fifth of the shards of the last accepted listing are gone: an unmounted
+            disk must not empty the subsets.
+    """
     landed = {file.shard for file in workspace.landing.files()}
+    if not confirmed:
+        _check_losses(workspace, landed)
+    recorded = workspace.warehouse.read_json(LISTING)
+    if recorded is None or set(recorded["shards"]) != landed:
+        workspace.warehouse.write_json(LISTING, {"shards": sorted(landed)})
+
+
+def _check_losses(workspace: Workspace, landed: set[str]) -> None:
+    recorded = workspace.warehouse.read_json(LISTING) or {"shards": []}
+    lost = sorted(set(recorded["shards"]) - landed)
+    if len(lost) > LARGEST_LOSS * len(recorded["shards"]):
+        raise LandingError(
+            f"{len(lost)} of {len(recorded['shards'])} files are gone from {workspace.landing.root} at once "
+            f"({', '.join(file_name(shard) for shard in lost[:3])}): put them back, or confirm that they are meant "
+            "to be gone with `curate run --accept-removals`"
+        )
+
+
+def present_shards(workspace: Workspace) -> list[str]:
+    """Shards that have been read and whose file still lies in the landing area.
+
+    Raises:
+        LandingError: the folder is missing, or has lost too much at once (see `accept_listing`).
+    """
+    landed = {file.shard for file in workspace.landing.files()}
+    _check_losses(workspace, landed)
     return [shard for shard in workspace.warehouse.names(tables.raw_corpus_dir()) if shard in landed]
 
 
@@ -90,8 +143,8 @@ def pool_rows(workspace: Workspace) -> pl.DataFrame:
 
 
 def corpus_rows(workspace: Workspace, sample_ids: list[str]) -> pl.DataFrame:
-    """The rows of `raw_corpus` of these samples, one each, in order of sample_id."""
-    scan = workspace.warehouse.scan(tables.raw_corpus_dir())
+    """The present rows of `raw_corpus` of these samples, one each, in order of sample_id."""
+    scan = workspace.warehouse.scan(tables.raw_corpus_dir(), present_shards(workspace))
     frame = tables.RAW_CORPUS.empty().lazy() if scan is None else scan
     wanted = pl.LazyFrame({"sample_id": sample_ids}, schema={"sample_id": pl.String})
     return resolve_duplicates(frame.join(wanted, on="sample_id", how="semi").collect())[0].sort("sample_id")

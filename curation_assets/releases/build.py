@@ -70,6 +70,10 @@ def next_release(workspace: Workspace, subset: Subset) -> int:
     latest = latest_release(workspace, subset)
     if latest is None:
         return 1
+    stored = workspace.warehouse.table_metadata(tables.subset_path(subset.name))
+    if latest.manifest["subset_digest"] == stored["content_digest"]:
+        # The same samples by the same scores: a sample_id stands for its content.
+        return latest.number
     same = latest.manifest["content_digest"] == _content_digest(_release_rows(workspace, subset))
     return latest.number if same else latest.number + 1
 
@@ -122,6 +126,8 @@ def _release_rows(workspace: Workspace, subset: Subset) -> pl.DataFrame:
     chosen = workspace.warehouse.read_table(tables.subset_path(subset.name))
     content = corpus_rows(workspace, chosen["sample_id"].to_list())
     rows = chosen.join(content, on="sample_id", how="left", maintain_order="left")
+    if rows.is_empty():
+        raise ReleaseError(f"subset {subset.name} holds no sample: an empty release is never made")
     if rows["response"].null_count():
         raise ReleaseError(f"subset {subset.name} names samples that the corpus does not hold: run `curate run`")
     return rows

@@ -53,6 +53,7 @@ def release_manifest(
         "number": number,
         "parent": number - 1 or None,
         "content_digest": content_digest,
+        "subset_digest": selection.content_digest,
         "rows": len(rows),
         "prompts": rows["prompt_id"].n_unique(),
         "sources": dict(rows.group_by("source").len().sort("source").iter_rows()),
@@ -114,6 +115,8 @@ def code_version() -> dict[str, Any]:
     """Commit of the checkout that this code runs from, and whether it had changes; empty outside one."""
     folder = Path(__file__).parent
     try:
+        # Installed into another project's checkout, this code is not of its commits.
+        _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
         commit = _git(folder, "rev-parse", "HEAD")
         changed = bool(_git(folder, "status", "--porcelain", "--", "."))
     except (OSError, subprocess.CalledProcessError):

@@ -14,7 +14,7 @@ from curation_assets.partitions import SHARDS
 from curation_assets.progress import track
 from curation_assets.reports.plots import histogram
 from curation_assets.scores.manifest import write_manifest
-from curation_assets.scores.shard_scores import ShardScores, score_shard
+from curation_assets.scores.shard_scores import ShardScores, score_shards
 from curation_assets.settings import Target
 from curation_assets.signals.assets import step_gradients_key
 from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
@@ -71,8 +71,8 @@ def score_assets(workspace: Workspace, target: Target) -> list[dg.AssetsDefiniti
     ) -> Iterator[dg.MaterializeResult[Any]]:
         scored: list[ShardScores] = []
         with track(f"{target.name}: scoring shards", len(context.partition_keys)) as advance:
-            for shard in context.partition_keys:
-                result = score_shard(workspace, target, shard)
+            shards = context.partition_keys
+            for shard, result in zip(shards, score_shards(workspace, target, shards), strict=True):
                 scored.append(result)
                 metadata = {
                     "dagster/partition_row_count": result.rows,
@@ -96,7 +96,6 @@ def _manifest_asset(target: Target, sample_key: dg.AssetKey, names: list[str]) -
         metadata=column_schema(tables.SCORE_MANIFEST),
         owners=OWNERS,
         kinds={"polars", "parquet"},
-        automation_condition=FOLLOW_UPSTREAM,
     )
     def score_manifest(workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
         manifest, version = write_manifest(workspace, target)

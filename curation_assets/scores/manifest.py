@@ -30,7 +30,7 @@ def build_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
                 "path": facts["path"],
                 "content_digest": facts["content_digest"],
                 "present": shard in present,
-                "signal_fingerprint": signal_fp or "",
+                "signal_fingerprint": record["signal_fingerprint"] if record else signal_fp or "",
                 "score_fingerprint": metadata["fingerprint"],
                 "rows": int(facts["rows"]),
                 "rejected": int(facts["rejected"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -34,8 +35,26 @@ class ShardScores:
     sample_scores: pl.DataFrame
 
 
-def score_shard(workspace: Workspace, target: Target, shard: str) -> ShardScores:
+def score_shards(workspace: Workspace, target: Target, shards: Sequence[str]) -> Iterator[ShardScores]:
+    """Score shards one after another; see `score_shard`. What they share is read once."""
+    signal_fp = step_gradients_fingerprint(workspace, target)
+    folder = step_gradients_dir(workspace, target)
+    if signal_fp is None or folder is None:
+        raise MeasuringError(f"the warm-up of target {target.name} has not been trained")
+    store = Measurements(workspace.warehouse, folder)
+    for shard in shards:
+        yield score_shard(workspace, target, shard, store, signal_fp)
+
+
+def score_shard(workspace: Workspace, target: Target, shard: str, store: Measurements, signal_fp: str) -> ShardScores:
     """Write the shard's `step_scores` (one table a named score) and `sample_scores`.
+
+    Args:
+        workspace: the configuration.
+        target: whose scores.
+        shard: the shard.
+        store: the target's step gradients.
+        signal_fp: their fingerprint.
 
     Raises:
         MeasuringError: samples of the shard have not been measured.
@@ -44,7 +63,7 @@ def score_shard(workspace: Workspace, target: Target, shard: str) -> ShardScores
     if not workspace.warehouse.table_metadata(source):
         # The file was gone before it was ever read: there is nothing to score, and no table to write.
         return ShardScores(0, 0, {}, 0, tables.SAMPLE_SCORES.empty())
-    signals, steps, fingerprint = _inputs(workspace, target, shard)
+    signals, steps, fingerprint = _inputs(workspace, target, shard, store, signal_fp)
     corpus = workspace.warehouse.read_table(source)
     counts = steps.filter(pl.col("kind") == "step").group_by("sample_id").agg(n_steps=pl.len().cast(pl.Int32))
     frame = (
@@ -70,18 +89,17 @@ def score_shard(workspace: Workspace, target: Target, shard: str) -> ShardScores
     return _summary(sample_scores, [score.name for score in workspace.settings.scores_of(target.name)])
 
 
-def _inputs(workspace: Workspace, target: Target, shard: str) -> tuple[pl.DataFrame, pl.DataFrame, str]:
+def _inputs(
+    workspace: Workspace, target: Target, shard: str, store: Measurements, signal_fp: str
+) -> tuple[pl.DataFrame, pl.DataFrame, str]:
     """Signals and segments of a shard, and the fingerprint of what is made from them."""
     rows, steps, steps_fp = read_shard_samples(workspace, shard)
-    signal_fp = step_gradients_fingerprint(workspace, target)
-    folder = step_gradients_dir(workspace, target)
-    signals = None if folder is None else Measurements(workspace.warehouse, folder).rows(rows["sample_id"])
-    if signals is None and rows.is_empty():
+    signals = store.rows(rows["sample_id"])
+    if signals is None:
         signals = tables.STEP_GRADIENTS.empty()
-    if signals is None or signal_fp is None or len(signals) < len(rows):
-        measured = 0 if signals is None else len(signals)
+    if len(signals) < len(rows):
         raise MeasuringError(
-            f"{measured} of {len(rows)} samples of shard {shard} are measured for target {target.name}: "
+            f"{len(signals)} of {len(rows)} samples of shard {shard} are measured for target {target.name}: "
             f"materialize {target.name}/step_gradients first"
         )
     return signals, steps, shard_scores_fingerprint(workspace, target, signal_fp, steps_fp)

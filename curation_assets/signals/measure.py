@@ -132,7 +132,7 @@ def measure_shards(workspace: Workspace, target: Target, shards: Sequence[str]) 
             skipped=len(rows) - len(missing),
             without_score={} if table is None else count_reasons(table),
             tokens_measured=run,
-            tokens=0 if table is None else int(table["tokens"].sum()),
+            tokens=0 if table is None else int(table["tokens"].cast(pl.Int64).sum()),
             seconds=round(time.monotonic() - started, 3),
             device=scorer.device_name() if run else "",
         )

@@ -23,4 +23,4 @@ def take_within(ranked: pl.DataFrame, budget: Budget, eligible: int) -> pl.DataF
         return ranked.head(ceil_share(Fraction(str(budget.fraction)), eligible))
     if budget.samples is not None:
         return ranked.head(budget.samples)
-    return ranked.filter(pl.col("response_tokens").cum_sum() <= budget.tokens)
+    return ranked.filter(pl.col("response_tokens").cast(pl.Int64).cum_sum() <= budget.tokens)

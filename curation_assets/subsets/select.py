@@ -16,7 +16,7 @@ from resources.digests import digest
 from resources.errors import UserError
 
 SELECTION_VERSION = 1
-LOW_SIGNAL_PERCENT = 1.0
+LOW_SIGNAL_PERCENT = 1
 
 
 class SelectionError(UserError):
@@ -105,7 +105,7 @@ def select(workspace: Workspace, subset: Subset) -> Selection:
     pool = _mark(pool.rename({score.name: "score"}), score.min_steps)
     ranked = rank(pool)
     chosen = take_within(ranked, subset.budget, int(pool["eligible"].sum()))
-    rows = _subset_rows(chosen, len(ranked), score.name)
+    rows = _subset_rows(chosen, score.name)
     pool = pool.with_columns(selected=pl.col("sample_id").is_in(rows["sample_id"].to_list()))
     content = digest("subset_rows", rows.to_dicts())
     return Selection(rows, pool, duplicates, fingerprint, content)
@@ -131,7 +131,11 @@ def _check_scores(workspace: Workspace, target: Target, manifest: pl.DataFrame) 
 def write_subset(workspace: Workspace, subset: Subset) -> Selection:
     """Select the subset and write it as the current one."""
     selection = select(workspace, subset)
-    metadata = {"fingerprint": selection.fingerprint, "content_digest": selection.content_digest}
+    metadata = {
+        "fingerprint": selection.fingerprint,
+        "content_digest": selection.content_digest,
+        "rows": str(len(selection.rows)),
+    }
     workspace.warehouse.write_table(tables.subset_path(subset.name), selection.rows, metadata)
     return selection
 
@@ -144,20 +148,18 @@ def rank(pool: pl.DataFrame) -> pl.DataFrame:
 
 
 def _mark(pool: pl.DataFrame, min_steps: int) -> pl.DataFrame:
-    """Who is eligible, and whose answer has next to no gradient (the lowest percent of the pool)."""
-    norms = pool["answer_norm"].drop_nulls()
-    threshold = norms.quantile(LOW_SIGNAL_PERCENT / 100, "lower") if len(norms) else None
-    low = pl.col("answer_norm") <= threshold if threshold is not None else pl.lit(False)
-    return pool.with_columns(eligible=pl.col("n_steps") >= min_steps, low_signal=low.fill_null(False))
+    """Who is eligible, and whose answer has next to no gradient: the lowest percent, ties by sample_id."""
+    norms = pool.filter(pl.col("answer_norm").is_not_null()).sort("answer_norm", "sample_id")
+    lowest = norms["sample_id"].head(len(norms) * LOW_SIGNAL_PERCENT // 100).to_list()
+    return pool.with_columns(eligible=pl.col("n_steps") >= min_steps, low_signal=pl.col("sample_id").is_in(lowest))
 
 
-def _subset_rows(chosen: pl.DataFrame, ranked: int, score: str) -> pl.DataFrame:
+def _subset_rows(chosen: pl.DataFrame, score: str) -> pl.DataFrame:
     rank = pl.int_range(1, pl.len() + 1, dtype=pl.Int64)
     flags = pl.when("low_signal").then(pl.lit("; low_signal")).otherwise(pl.lit(""))
     rows = chosen.with_columns(rank=rank, weight=pl.lit(1.0)).with_columns(
-        reason=pl.format(
-            "rank {} of {} by " + score + " = {}{}", "rank", pl.lit(ranked), pl.col("score").round(4), flags
-        )
+        # Nothing of the pool's size: a subset that stays the same stays the same release.
+        reason=pl.format("rank {} by " + score + " = {}{}", "rank", pl.col("score").round(4), flags)
     )
     return tables.SUBSET.conform(rows.select(tables.SUBSET.columns.keys()))
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import date
 from typing import Any, Literal
 
 import numpy as np
+from jinja2 import TemplateError
 
 from resources.scoring.errors import ScoringError
 from resources.scoring.samples import ANSWER, Encoded, Sample, Segment
 
 Template = Literal["auto", "chat", "plain"]
+
+FIXED_DATE = date(2024, 7, 26)
+"""The date that chat templates write, if they write one."""
 
 
 class EncodingError(ScoringError):
@@ -44,17 +49,29 @@ class Encoder:
         self.max_length = max_length
 
     def render_prompt(self, sample: Sample) -> str:
-        """The prompt as text, up to where the response begins."""
+        """The prompt as text, up to where the response begins.
+
+        Raises:
+            jinja2.TemplateError: the chat template refuses these turns, e.g. a system turn.
+        """
         if self.chat:
             turns = [dict(turn) for turn in sample.messages]
-            rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            # Some templates write today's date: a measurement must not depend on the day it was made.
+            rendered = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True, strftime_now=FIXED_DATE.strftime
+            )
             return str(rendered)
         return "".join(turn["content"] + "\n" for turn in sample.messages)
 
     def encode(self, samples: Sequence[Sample]) -> list[Encoded]:
-        """Encode samples, in order."""
-        prompts = [self.render_prompt(sample) for sample in samples]
-        texts = [prompt + sample.response for prompt, sample in zip(prompts, samples, strict=True)]
+        """Encode samples, in order.
+
+        A sample whose turns the chat template refuses has no tokens and the flag `template_refused`.
+        """
+        prompts: list[str | None] = [self._rendered(sample) for sample in samples]
+        texts = [
+            "" if prompt is None else prompt + sample.response for prompt, sample in zip(prompts, samples, strict=True)
+        ]
         if not texts:
             return []
         # A chat template writes its own special tokens; otherwise the tokenizer adds BOS if it has one.
@@ -67,11 +84,20 @@ class Encoder:
             verbose=False,
         )
         return [
-            self._assemble(sample, text, len(prompt), ids, offsets)
+            Encoded(sample, [], 0, 0, [], ("template_refused",))
+            if prompt is None
+            else self._assemble(sample, text, len(prompt), ids, offsets)
             for sample, text, prompt, ids, offsets in zip(
                 samples, texts, prompts, batch["input_ids"], batch["offset_mapping"], strict=True
             )
         ]
+
+    def _rendered(self, sample: Sample) -> str | None:
+        try:
+            return self.render_prompt(sample)
+        except (TemplateError, TypeError):
+            # Templates refuse with raise_exception, and trip over what they did not expect.
+            return None
 
     def _assemble(
         self, sample: Sample, text: str, prompt_length: int, ids: list[int], offsets: list[tuple[int, int]]

@@ -162,7 +162,7 @@ def reasons_not_to_run(encoded: Encoded) -> list[str]:
     """Why a sample can have no GRACE score; empty if it can."""
     if encoded.sample.images:
         return ["images_not_supported"]
-    if "prompt_too_long" in encoded.flags or "truncated" in encoded.flags:
+    if "template_refused" in encoded.flags or "prompt_too_long" in encoded.flags or "truncated" in encoded.flags:
         return ["not_measured"]
     order = segment_order(encoded)
     reasons = []

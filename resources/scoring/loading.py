@@ -71,7 +71,10 @@ def load_checkpoint(
     max_length: int | None = None,
     trust_remote_code: bool = False,
 ) -> Checkpoint:
-    """Load a model folder (safetensors only), merge a LoRA adapter into it if there is one, and freeze it.
+    """Load a model folder (safetensors only) with a LoRA adapter if there is one, and freeze it.
+
+    The decoder and head are taken apart and held against the whole model on a few tokens: a family whose
+    logits are made in a way that we do not know is refused, never measured wrongly.
 
     Args:
         folder: transformers model folder.
@@ -85,39 +88,66 @@ def load_checkpoint(
         LoadingError: the model has no decoder or LM head that we know how to take apart.
     """
     target = pick_device(device)
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code
     )
     if adapter is not None:
         # Only runs with a warm-up checkpoint need peft.
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    model = model.to(target).eval()  # type: ignore[arg-type]
+        adapted = PeftModel.from_pretrained(model, str(adapter))
+        # In half precision merging would round most of the adapter away: it stays beside the weights, in fp32.
+        model = adapted.merge_and_unload() if dtype == "float32" else adapted.get_base_model()
+    model = model.to(target).eval()
     model.requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    context = int(getattr(model.config, "max_position_embeddings", 0) or 2048)
-    return Checkpoint(
+    context = context_length(model.config)
+    checkpoint = Checkpoint(
         decoder=_decoder(model),
         head=_head(model),
         tokenizer=tokenizer,
         device=target,
         max_length=min(context, max_length or context),
     )
+    _check_logits(model, checkpoint)
+    return checkpoint
+
+
+def context_length(config: Any) -> int:
+    """Longest sequence that a model's configuration allows, in tokens; composite models keep it in their text part."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2048)
 
 
 def _decoder(model: Any) -> nn.Module:
-    decoder = getattr(model, "model", None) or getattr(model, "transformer", None)
-    if not isinstance(decoder, nn.Module):
-        raise LoadingError(f"{type(model).__name__} has no decoder named model or transformer")
+    decoder = model.base_model
+    if not isinstance(decoder, nn.Module) or decoder is model:
+        raise LoadingError(f"{type(model).__name__} has no decoder apart from its LM head")
     return decoder
+
+
+def _check_logits(model: Any, checkpoint: Checkpoint) -> None:
+    """Hold decoder and head against the model's own logits on a few tokens."""
+    ids = torch.arange(8, device=checkpoint.device).unsqueeze(0) % len(checkpoint.head.weight)
+    head = checkpoint.head
+    with torch.inference_mode():
+        expected = model(input_ids=ids, use_cache=False).logits.float()
+        hidden = checkpoint.decoder(input_ids=ids, use_cache=False).last_hidden_state
+        found = head.scale * nn.functional.linear(hidden, head.weight, head.bias).float()
+        if head.soft_cap is not None:
+            found = head.soft_cap * torch.tanh(found / head.soft_cap)
+    tolerance = 1e-3 if head.weight.dtype == torch.float32 else 5e-2
+    if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())):
+        raise LoadingError(
+            f"{type(model).__name__} makes its logits in a way that is not known here (a scale or cap that is "
+            "not in its configuration?), so its gradients would be wrong"
+        )
 
 
 def _head(model: Any) -> Head:
     layer = model.get_output_embeddings()
     if not isinstance(layer, nn.Linear):
         raise LoadingError(f"{type(model).__name__} has no linear LM head")
-    config = model.config
+    config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)

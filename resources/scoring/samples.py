@@ -47,7 +47,7 @@ class Encoded:
         prompt_tokens: how many of them are the prompt's.
         response_tokens: how many are the response's, EOS not counted.
         segment_of_token: for every token the index of its segment, or -1.
-        flags: `truncated`, `answer_truncated`, `prompt_too_long`.
+        flags: `truncated`, `answer_truncated`, `response_truncated`, `prompt_too_long`, `template_refused`.
     """
 
     sample: Sample

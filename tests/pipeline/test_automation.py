@@ -13,6 +13,7 @@ from curation_assets.corpus.assets import RAW_CORPUS_KEY
 from curation_assets.definitions import build_definitions
 from curation_assets.partitions import SHARDS
 from curation_assets.workspace import Workspace
+from resources.landing import LandingError
 from tests.models import write_tiny_model
 from tests.pipeline.workspaces import make_workspace, rows, write_config, write_shard
 
@@ -212,8 +213,11 @@ def test_conditions_carry_signals_on_to_the_subset(daemon: Daemon) -> None:
     assert {partition for _, partition in asked} == {"a.jsonl", "b.jsonl", "c.jsonl"}
     for shard in ("a.jsonl", "b.jsonl", "c.jsonl"):
         daemon.materialize(dg.AssetKey(["tiny", "step_scores"]), SAMPLE_SCORES, partition=shard)
-    assert daemon.conditions() == {("tiny/score_manifest", None), ("subsets/best", None)}
-    daemon.materialize(MANIFEST)
+    assert daemon.conditions() == set()
+    (manifest,) = daemon.scoring()
+    assert list(manifest.asset_selection or []) == [MANIFEST]
+    assert daemon.run(manifest).success
+    assert daemon.conditions() == {("subsets/best", None)}
     daemon.materialize(SUBSET)
     daemon.conditions()
     assert daemon.conditions() == set()
@@ -232,3 +236,45 @@ def test_another_budget_asks_for_the_subset_alone(daemon: Daemon, tiny_model: Pa
     daemon.workspace = Workspace.load(config)
     daemon.defs = build_definitions(daemon.workspace)
     assert daemon.conditions() == {("subsets/best", None)}
+
+
+def test_a_removed_file_asks_for_the_manifest(daemon: Daemon) -> None:
+    for number in range(4):
+        write_shard(daemon.workspace.landing.root / f"more{number}.jsonl", rows(1, start=500 + 10 * number))
+    daemon.settle()
+    for shard in daemon.instance.get_dynamic_partitions(str(SHARDS.name)):
+        daemon.materialize(dg.AssetKey(["tiny", "step_scores"]), SAMPLE_SCORES, partition=shard)
+    daemon.settle()
+    assert daemon.scoring() == []
+    (daemon.workspace.landing.root / "more1.jsonl").unlink()
+    daemon.tick("landing")
+    (request,) = daemon.scoring()
+    assert list(request.asset_selection or []) == [MANIFEST]
+
+
+def test_a_listing_that_lost_too_much_is_refused(daemon: Daemon) -> None:
+    daemon.settle()
+    for name in ("a.jsonl", "b.jsonl"):
+        (daemon.workspace.landing.root / name).unlink()
+    with pytest.raises(LandingError, match="2 of 3 files are gone"):
+        daemon.tick("landing")
+
+
+def test_a_model_that_is_not_there_is_a_reason_and_files_are_still_taken(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.workspace = Workspace.load(write_config(daemon.workspace.folder, tmp_path / "nowhere"))
+    daemon.defs = build_definitions(daemon.workspace)
+    assert daemon.settle() == ["raw_corpus+rejected_rows+segmented_steps"]
+    skipped = daemon.tick("scoring")
+    assert isinstance(skipped, dg.SkipReason)
+    assert "nowhere" in str(skipped.skip_message)
+
+
+def test_a_missing_event_of_any_corpus_asset_is_asked_for(daemon: Daemon) -> None:
+    daemon.settle()
+    with dg.DagsterInstance.ephemeral() as other:
+        other.add_dynamic_partitions(str(SHARDS.name), ["a.jsonl", "b.jsonl", "c.jsonl"])
+        for key in (RAW_CORPUS_KEY, dg.AssetKey("rejected_rows"), GRADIENTS):
+            for shard in ("a.jsonl", "b.jsonl", "c.jsonl"):
+                other.report_runless_asset_event(dg.AssetMaterialization(key, partition=shard))
+        (request,), _ = scoring_requests(daemon.workspace, other)
+        assert RAW_CORPUS_KEY in (request.asset_selection or [])

@@ -8,8 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
+from curation_assets.dead_runs import UNFINISHED
+from curation_assets.instance import open_instance
+from curation_assets.main_job import MainJob
 from curation_assets.signals.measure import step_gradients_dir
 from curation_assets.workspace import Workspace
 from resources.warehouse import Measurements
@@ -18,7 +22,7 @@ from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, 
 SLOW_RUN = """
 import sys, time
 from pathlib import Path
-import dagster as dg
+from curation_assets.instance import open_instance
 from curation_assets.main_job import MainJob
 from curation_assets.workspace import Workspace
 from resources.scoring import forward
@@ -30,7 +34,7 @@ def slow(encoded, gradients):
     return real(encoded, gradients)
 forward.summarize = slow
 workspace = Workspace.load(Path(sys.argv[1]))
-with dg.DagsterInstance.ephemeral() as instance:
+with open_instance(workspace) as instance:
     print("started", flush=True)
     MainJob(workspace, instance).run()
 print("finished", flush=True)
@@ -66,7 +70,10 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(tmp_path: Path, tiny_model: 
     kept = len(Measurements(workspace.warehouse, folder).index())
     assert 0 < kept < 60
     assert not list(workspace.warehouse.root.rglob("part-*.tmp"))
-    summary = run(workspace)
+    # On the instance of the killed run, which still holds the only slot of the pool.
+    with open_instance(workspace) as instance:
+        summary = MainJob(workspace, instance).run()
+        assert not instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
     assert summary.measured == {"tiny": 60 - kept}
     undisturbed = make_workspace(tmp_path / "undisturbed", tiny_model, shards)
     run(undisturbed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from curation_assets.main_job import MainJob
 from curation_assets.settings import Settings
 from curation_assets.subsets.select import SelectionError, select
 from curation_assets.workspace import Workspace
+from resources.landing import UNREADABLE, Landing, LandingError
 from resources.model_files import ModelError
 from tests.models import write_tiny_model
 from tests.pipeline.workspaces import (
@@ -90,7 +92,9 @@ def test_a_copy_of_known_rows_is_not_measured_and_not_selected_twice(workspace: 
 def test_a_removed_file_leaves_the_subset_and_its_tables_stay(workspace: Workspace) -> None:
     run(workspace)
     (workspace.landing.root / "b.jsonl").unlink()
-    summary = run(workspace)
+    with pytest.raises(LandingError, match="1 of 2 files are gone .*b.jsonl.*--accept-removals"):
+        run(workspace)
+    summary = run(workspace, accept_removals=True)
     assert summary.tokens_measured == 0
     assert summary.subsets == ["best"]
     kept = sample_scores(workspace).filter(pl.col("shard") == "a.jsonl")["sample_id"].to_list()
@@ -222,3 +226,67 @@ def test_a_file_that_goes_away_before_it_is_read_stops_nothing(workspace: Worksp
     (workspace.landing.root / "b.jsonl").unlink()
     job._execute("reading", "corpus", CORPUS_KEYS, shards=["b.jsonl"])
     assert len(workspace.warehouse.read_table("corpus/raw_corpus/b.jsonl.parquet")) == 6
+
+
+def test_an_emptied_landing_folder_empties_nothing(tmp_path: Path, tiny_model: Path) -> None:
+    workspace = make_workspace(tmp_path / "auto", tiny_model, {"a.jsonl": rows(6)}, policy="on_change")
+    assert run(workspace).releases == ["best@1"]
+    (workspace.landing.root / "a.jsonl").unlink()
+    with pytest.raises(LandingError, match="gone"):
+        run(workspace)
+    assert len(subset_ids(workspace)) == 3
+    # Even a person who confirms it gets no empty release.
+    confirmed = run(workspace, accept_removals=True)
+    assert (confirmed.releases, subset_ids(workspace)) == ([], [])
+
+
+def test_a_few_of_many_files_may_go_at_once(tmp_path: Path, tiny_model: Path) -> None:
+    shards = {f"{n}.jsonl": rows(1, start=10 * n) for n in range(6)}
+    workspace = make_workspace(tmp_path / "many", tiny_model, shards)
+    run(workspace)
+    (workspace.landing.root / "3.jsonl").unlink()
+    assert run(workspace).subsets == ["best"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_stops_nothing(workspace: Workspace) -> None:
+    (workspace.landing.root / "a.jsonl").chmod(0)
+    assert run(workspace).measured == {"tiny": 6}
+
+
+def test_a_file_that_cannot_be_opened_is_an_empty_partition_with_a_problem(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Landing.digest
+    broken = workspace.landing.root / "a.jsonl"
+    monkeypatch.setattr(Landing, "digest", lambda self, path: UNREADABLE if path == broken else real(self, path))
+    assert run(workspace).measured == {"tiny": 6}
+    facts = workspace.warehouse.table_metadata(f"{tables.raw_corpus_dir()}/a.jsonl.parquet")
+    assert "cannot be opened" in facts["file_problem"]
+    monkeypatch.undo()
+    assert run(workspace).measured == {"tiny": 8}
+
+
+def test_rows_that_the_chat_template_refuses_stop_nothing(tmp_path: Path, tiny_model: Path) -> None:
+    model = tmp_path / "strict"
+    shutil.copytree(tiny_model, model)
+    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    (model / "chat_template.jinja").write_text(template + "{{ messages[0]['content'] }}")
+    said = {"role": "assistant", "content": "Step 1: one and two\nStep 2: is the same as three\nAnswer: 3"}
+    refused = {"messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "go"}, said]}
+    workspace = make_workspace(
+        tmp_path / "w", model, {"a.jsonl": [refused], "b.jsonl": rows(6)}, warmup="{min_pool: 1}"
+    )
+    assert run(workspace).measured == {"tiny": 7}
+    flags = sample_scores(workspace).filter(pl.col("shard") == "a.jsonl")["flags"].item().to_list()
+    assert flags == ["template_refused", "not_measured"]
+
+
+def test_a_release_names_the_file_that_is_there(workspace: Workspace) -> None:
+    write_shard(workspace.landing.root / "c.jsonl", rows(8))  # the rows of a.jsonl
+    run(workspace)
+    (workspace.landing.root / "a.jsonl").unlink()
+    run(workspace, accept_removals=True)
+    made, _ = MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    shards = set(pl.read_parquet(made.folder / "data" / "train.parquet")["shard"])
+    assert shards <= {"b.jsonl", "c.jsonl"}

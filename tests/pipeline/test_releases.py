@@ -126,7 +126,9 @@ def test_policy_on_change_releases_with_the_run(tmp_path: Path, tiny_model: Path
     workspace = make_workspace(tmp_path / "auto", tiny_model, {"a.jsonl": rows(6)}, policy="on_change")
     assert run(workspace).releases == ["best@1"]
     assert run(workspace).releases == []
-    write_config(workspace.folder, tiny_model, policy="on_change", alpha=0.0)
+    # The same choice from other scores is other content: its rows carry the scores.
+    changed = Workspace.load(write_config(workspace.folder, tiny_model, policy="on_change", alpha=0.0))
+    assert run(changed).releases == ["best@2"]
 
 
 def test_parquet_loads_as_a_trainer_loads_it(workspace: Workspace) -> None:

@@ -36,4 +36,9 @@ def test_two_runs_at_once_come_to_what_one_comes_to(tmp_path: Path, tiny_model: 
     folder = step_gradients_dir(workspace, workspace.settings.targets[0])
     assert folder is not None
     assert len(workspace.warehouse.names(tables.raw_corpus_dir())) == 2
-    assert len(workspace.warehouse.documents(f"{folder}/shards")) == 2
+    records = [workspace.warehouse.read_json(f"{folder}/shards/{name}.json") for name in shards]
+    assert sum(record["rows"] for record in records) == 40
+    stored = sum(
+        len(workspace.warehouse.read_table(f"{folder}/{p}.parquet")) for p in workspace.warehouse.names(folder)
+    )
+    assert stored == 40  # the second run waited for the pool's slot, and found everything measured

@@ -87,9 +87,9 @@ def instance_of(workspace: Workspace) -> dg.DagsterInstance:
     return _instances.setdefault(workspace.folder, dg.DagsterInstance.ephemeral())
 
 
-def run(workspace: Workspace) -> RunSummary:
+def run(workspace: Workspace, *, accept_removals: bool = False) -> RunSummary:
     """Run the main job once."""
-    return MainJob(workspace, instance_of(workspace)).run()
+    return MainJob(workspace, instance_of(workspace), accept_removals=accept_removals).run()
 
 
 def sample_scores(workspace: Workspace) -> pl.DataFrame:
