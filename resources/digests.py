@@ -67,7 +67,11 @@ class DigestCache:
         if cache_file is not None:
             try:
                 stored = json.loads(cache_file.read_text())
-                self._entries = {path: (str(look), str(value)) for path, (look, value) in stored.items()}
+                self._entries = {
+                    path: (look, value)
+                    for path, (look, value) in stored.items()
+                    if isinstance(look, str) and isinstance(value, str)
+                }
             except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
                 # A cache that cannot be read is as good as none: the hashes are simply made again.
                 self._entries = {}

@@ -92,7 +92,7 @@ def test_a_copy_of_known_rows_is_not_measured_and_not_selected_twice(workspace: 
 def test_a_removed_file_leaves_the_subset_and_its_tables_stay(workspace: Workspace) -> None:
     run(workspace)
     (workspace.landing.root / "b.jsonl").unlink()
-    with pytest.raises(LandingError, match="1 of 2 files are gone .*b.jsonl.*--accept-removals"):
+    with pytest.raises(LandingError, match=r"1 of 2 files are gone .*b\.jsonl.*--accept-removals"):
         run(workspace)
     summary = run(workspace, accept_removals=True)
     assert summary.tokens_measured == 0
@@ -274,9 +274,8 @@ def test_rows_that_the_chat_template_refuses_stop_nothing(tmp_path: Path, tiny_m
     (model / "chat_template.jinja").write_text(template + "{{ messages[0]['content'] }}")
     said = {"role": "assistant", "content": "Step 1: one and two\nStep 2: is the same as three\nAnswer: 3"}
     refused = {"messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "go"}, said]}
-    workspace = make_workspace(
-        tmp_path / "w", model, {"a.jsonl": [refused], "b.jsonl": rows(6)}, warmup="{min_pool: 1}"
-    )
+    shards = {"a.jsonl": [refused], "b.jsonl": rows(6)}
+    workspace = make_workspace(tmp_path / "w", model, shards, warmup="{min_pool: 1, fraction: 1.0}")
     assert run(workspace).measured == {"tiny": 7}
     flags = sample_scores(workspace).filter(pl.col("shard") == "a.jsonl")["flags"].item().to_list()
     assert flags == ["template_refused", "not_measured"]

@@ -78,13 +78,34 @@ def overwrite_keeping_the_time(file: Path, data: bytes) -> None:
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-def test_a_remembered_file_is_not_read_again(tmp_path: Path) -> None:
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Every file whose bytes are read, in order."""
+    read: list[Path] = []
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return hash_file(path)
+
+    monkeypatch.setattr("resources.digests.hash_file", counted)
+    return read
+
+
+def test_a_remembered_file_is_not_read_again(tmp_path: Path, hashed: list[Path]) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"one")
     cache = DigestCache()
-    assert cache.file_digest(file) == bytes_digest(b"one")
+    assert [cache.file_digest(file) for _ in range(3)] == [bytes_digest(b"one")] * 3
+    assert hashed == [file]
+
+
+def test_a_change_that_keeps_size_and_time_is_seen(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"one")
+    cache = DigestCache()
+    cache.file_digest(file)
     overwrite_keeping_the_time(file, b"two")
-    assert cache.file_digest(file) == bytes_digest(b"one")
+    assert cache.file_digest(file) == bytes_digest(b"two")
 
 
 def test_another_size_or_another_time_is_read_again(tmp_path: Path) -> None:
@@ -99,25 +120,25 @@ def test_another_size_or_another_time_is_read_again(tmp_path: Path) -> None:
     assert cache.file_digest(file) == bytes_digest(b"LONGER")
 
 
-def test_memory_outlives_the_process_that_saved_it(tmp_path: Path) -> None:
+def test_memory_outlives_the_process_that_saved_it(tmp_path: Path, hashed: list[Path]) -> None:
     file, memory = tmp_path / "file", tmp_path / "deep" / "digests.json"
     file.write_bytes(b"one")
     cache = DigestCache(memory)
     cache.file_digest(file)
     assert not memory.exists()
     cache.save()
-    overwrite_keeping_the_time(file, b"two")
     assert DigestCache(memory).file_digest(file) == bytes_digest(b"one")
+    assert hashed == [file]
 
 
-def test_paths_to_one_file_share_their_memory(tmp_path: Path) -> None:
+def test_paths_to_one_file_share_their_memory(tmp_path: Path, hashed: list[Path]) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"one")
     (tmp_path / "link").symlink_to(file)
     cache = DigestCache()
     cache.file_digest(tmp_path / "link")
-    overwrite_keeping_the_time(file, b"two")
     assert cache.file_digest(tmp_path / "x" / ".." / "file") == bytes_digest(b"one")
+    assert hashed == [file]
 
 
 @pytest.mark.parametrize(
