@@ -78,9 +78,14 @@ def init(
     """Look at a folder of traces and write a commented curation.yaml for it."""
     with clear_errors():
         from curation_assets.init_config import write_config
+        from resources.digests import DigestCache
+        from resources.landing import Landing
 
         look = write_config(folder, model, to, force)
         console.print(f"{look.files} files, {look.bytes / 2**20:.1f} MiB; formats: {look.formats or 'none known'}")
+        ignored = Landing(folder, DigestCache()).ignored()
+        if ignored:
+            console.print(f"not read (no .jsonl, .jsonl.gz or .parquet): {', '.join(ignored[:5])}", markup=False)
         if look.rejected:
             console.print(f"of {look.rows} rows looked at, {look.rejected} would be rejected: {look.reasons}")
         console.print(f"wrote {to}; next: curate run --config {to} --sample 200", soft_wrap=True)
@@ -129,6 +134,9 @@ def _show_summary(workspace: Workspace, summary: RunSummary) -> None:
     rows += [(f"samples measured: {target}", count) for target, count in summary.measured.items()]
     rows.append(("tokens measured", summary.tokens_measured))
     console.print(simple_table("this run", ("what", "count"), rows))
+    if summary.rejected:
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in summary.rejected.items())
+        console.print(f"rejected: {reasons}; see: curate table rejected_rows", style="yellow", soft_wrap=True)
     for line in summary.waiting:
         console.print(f"waiting: {line}", style="yellow", markup=False)
     ignored = workspace.landing.ignored()
@@ -140,7 +148,8 @@ def _show_summary(workspace: Workspace, summary: RunSummary) -> None:
             size = len(workspace.warehouse.read_table(tables.subset_path(subset.name)))
             state = "selected anew" if subset.name in summary.subsets else "unchanged"
             console.print(
-                f"subset {subset.name}: {size} samples, {state}; release it with: curate release {subset.name}"
+                f"subset {subset.name}: {size} samples, {state}; release it with: curate release {subset.name}",
+                soft_wrap=True,
             )
     for release in summary.releases:
         console.print(f"released {release}")
@@ -198,12 +207,16 @@ def table(
 ) -> None:
     """Write any table as one file, or show its first rows."""
     with clear_errors():
+        import polars.selectors as cs
+
         from curation_assets.stored_tables import read_stored, write_frame
         from curation_assets.terminal import simple_table
 
         frame = read_stored(load_workspace(config), name, target=target, score=score, subset=subset)
         if to is None:
-            head = frame.head(20).collect()
+            # Whole ids would leave no room for the rest; the first characters are enough for `curate show`.
+            ids = cs.by_name("sample_id", "prompt_id", require_all=False)
+            head = frame.head(20).collect().with_columns(ids.str.head(10))
             console.print(simple_table(name, head.columns, head.iter_rows()))
             return
         console.print(f"wrote {write_frame(frame, to):,} rows to {to}", soft_wrap=True)

@@ -94,7 +94,11 @@ def _ignored(workspace: Workspace) -> Finding:
     except UserError:
         return Finding("files that are no shards", "–")
     shown = ", ".join(ignored[:5]) + (", …" if len(ignored) > 5 else "")
-    return Finding("files that are no shards", f"{len(ignored)}: {shown}" if ignored else "none", ok=not ignored)
+    return Finding(
+        "files that are no shards",
+        f"{len(ignored)}: {shown} (convert them to .jsonl or .parquet, or take them out)" if ignored else "none",
+        ok=not ignored,
+    )
 
 
 def _warehouse(workspace: Workspace) -> Finding:

@@ -19,6 +19,7 @@ import polars as pl
 from curation_assets.main_job import MainJob, RunSummary
 from curation_assets.settings import Settings
 from curation_assets.workspace import Workspace
+from resources.landing import LandingError
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def _settings_for(settings: Settings, folder: Path) -> Settings:
 def _copy_first_rows(workspace: Workspace, out: Path, rows: int) -> float:
     """Copy the first rows of every file; gives the share of bytes copied (of compressed files: of rows read)."""
     files = workspace.landing.files()
+    if not files:
+        raise LandingError(f"there is no shard in {workspace.landing.root}: a dry look needs some rows")
     each = max(1, -(-rows // max(len(files), 1)))
     copied = total = 0
     for file in files:

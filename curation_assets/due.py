@@ -54,7 +54,7 @@ def waits_for_pool(workspace: Workspace, target: Target) -> str | None:
         return None
     return (
         f"target {target.name}: the pool holds {size} samples, its warm-up waits for "
-        f"{target.warmup.min_pool} (targets.warmup.min_pool)"
+        f"{target.warmup.min_pool}: add traces, lower targets.warmup.min_pool, or set warmup: none"
     )
 
 
@@ -64,11 +64,14 @@ def signals_due(workspace: Workspace, target: Target) -> list[str]:
     if folder is None:
         return []
     steps = workspace.warehouse.folder_metadata(tables.segmented_steps_dir())
+    parts = set(workspace.warehouse.names(folder))
     due = []
     for shard in present_shards(workspace):
         record = workspace.warehouse.read_json(shard_record_path(folder, shard))
         wanted = steps.get(shard, {}).get("fingerprint")
-        if wanted is not None and (record is None or record["steps_fingerprint"] != wanted):
+        if wanted is None:
+            continue
+        if record is None or record["steps_fingerprint"] != wanted or not parts.issuperset(record["parts"]):
             due.append(shard)
     return due
 

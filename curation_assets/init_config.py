@@ -35,10 +35,10 @@ class FolderLook:
     reasons: dict[str, int]
 
     @property
-    def format(self) -> str:
-        """The one format that all files share, else `auto`."""
-        known = [name for name in self.formats if name != "unknown"]
-        return known[0] if len(known) == 1 and len(self.formats) == 1 else "auto"
+    def min_pool(self) -> int:
+        """Pool size that the warm-up waits for: what is there already, if that is less than the default."""
+        usable = self.rows - self.rejected
+        return min(DEFAULT_MIN_POOL, usable) if usable > 0 else DEFAULT_MIN_POOL
 
 
 def look_at(folder: Path) -> FolderLook:
@@ -109,10 +109,9 @@ def render_config(look: FolderLook, landing: str, model: str, target: str = "bas
     return Template(template.read_text(encoding="utf-8")).substitute(
         found="\n".join(found),
         landing=_quoted(landing),
-        format=look.format,
         model=_quoted(model),
         target=target,
-        min_pool=DEFAULT_MIN_POOL,
+        min_pool=look.min_pool,
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
-from curation_assets import due
+from curation_assets import due, tables
 from curation_assets.automation import (
     CORPUS_KEYS,
     DATA_VERSION_TAG,
@@ -46,6 +46,7 @@ class RunSummary:
     Attributes:
         new_shards: files that became partitions.
         read: shards that were read and segmented.
+        rejected: rows rejected in these shards, by reason.
         measured: samples measured, by target.
         tokens_measured: tokens run through models to measure signals.
         scored: shards scored, by target.
@@ -56,6 +57,7 @@ class RunSummary:
 
     new_shards: int = 0
     read: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
     measured: dict[str, int] = field(default_factory=dict)
     tokens_measured: int = 0
     scored: dict[str, int] = field(default_factory=dict)
@@ -153,6 +155,10 @@ class MainJob:
         for part in self._ranges(wanted):
             self._execute(f"reading {len(part)} shards", "corpus", CORPUS_KEYS, shards=part)
         summary.read = len(wanted)
+        scan = self.workspace.warehouse.scan(tables.rejected_rows_dir(), wanted)
+        if scan is not None:
+            counts = scan.group_by("reason").len().sort("len", "reason", descending=[True, False]).collect()
+            summary.rejected = dict(counts.iter_rows())
 
     def _measure(self, target: Target, summary: RunSummary) -> None:
         if due.warmup_due(self.workspace, target):

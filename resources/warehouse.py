@@ -12,9 +12,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import polars as pl
 
@@ -68,18 +69,28 @@ class Warehouse:
         atomic_write(self.root / path, _parquet_bytes(frame, metadata))
 
     def read_table(self, path: str) -> pl.DataFrame:
-        """Read a whole table (FileNotFoundError if there is none)."""
+        """Read a whole table.
+
+        Raises:
+            FileNotFoundError: there is none.
+            WarehouseError: it is damaged.
+        """
         # Polars opens a path twice, and a writer may replace the file in between; a handle stays with one file.
-        with (self.root / path).open("rb") as stream:
+        with _opened(self.root / path) as stream:
             return pl.read_parquet(stream)
 
     def table_metadata(self, path: str) -> dict[str, str]:
-        """The metadata in a table's footer; empty if there is no such table."""
+        """The metadata in a table's footer; empty if there is no such table.
+
+        Of a damaged table only `damaged` is told: whatever fingerprint is wanted, it is due to be made again.
+        """
         try:
-            with (self.root / path).open("rb") as stream:
+            with _opened(self.root / path) as stream:
                 metadata = pl.read_parquet_metadata(stream)
         except FileNotFoundError:
             return {}
+        except WarehouseError as error:
+            return {"damaged": str(error)}
         return {key: value for key, value in metadata.items() if not key.startswith("ARROW:")}
 
     def folder_metadata(self, folder: str) -> dict[str, dict[str, str]]:
@@ -197,17 +208,20 @@ class Measurements:
         """Every measured sample_id with the part that holds it. Parts never change: each is read once."""
         new = [name for name in self._warehouse.names(self.folder) if name not in self._indexed]
         if new:
-            frames = [
-                pl.read_parquet(
-                    self._warehouse.path(f"{self.folder}/{name}.parquet"), columns=["sample_id"], glob=False
-                )
-                .with_columns(part=pl.lit(name))
-                .select("sample_id", "part")
-                for name in new
-            ]
-            self._index = pl.concat([self._index, *frames]).sort("part").unique("sample_id", keep="first")
+            self._index = pl.concat([self._index, *(self._ids_of(name) for name in new)])
+            self._index = self._index.sort("part").unique("sample_id", keep="first")
             self._indexed.update(new)
         return self._index
+
+    def _ids_of(self, name: str) -> pl.DataFrame:
+        with _opened(self._warehouse.path(f"{self.folder}/{name}.parquet")) as stream:
+            ids = pl.read_parquet(stream, columns=["sample_id"])
+        return ids.select("sample_id", part=pl.lit(name))
+
+    def parts_of(self, sample_ids: pl.Series) -> list[str]:
+        """Names of the parts that hold these samples, sorted."""
+        wanted = sample_ids.unique().cast(pl.String).to_frame("sample_id")
+        return self.index().join(wanted, on="sample_id", how="semi")["part"].unique().sort().to_list()
 
     def missing(self, sample_ids: pl.Series) -> set[str]:
         """Those of the sample_ids that have not been measured."""
@@ -236,9 +250,19 @@ def _scan(files: list[Path]) -> pl.LazyFrame:
     # with open columns differ in these while they are made anew: a scan has the columns of all of them.
     schema: dict[str, pl.DataType] = {}
     for file in files:
-        with file.open("rb") as stream:
+        with _opened(file) as stream:
             schema |= pl.read_parquet_schema(stream)
     return pl.scan_parquet(files, schema=schema, missing_columns="insert", hive_partitioning=False, glob=False)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    """A Parquet file to be read; what Polars says of a damaged one becomes an error that names it."""
+    with file.open("rb") as stream:
+        try:
+            yield stream
+        except pl.exceptions.ComputeError as error:
+            raise WarehouseError(f"{file} is damaged ({error}): delete it, and it is made again when due") from error
 
 
 def _parquet_bytes(frame: pl.DataFrame, metadata: Mapping[str, str]) -> bytes:

@@ -105,7 +105,9 @@ def _print_choice(workspace: Workspace, console: Console, judged: pl.DataFrame) 
     console.print(f"{len(subset)} of {len(judged)} samples chosen; the best and the last of them:")
     for sample_id, reason in subset.select("sample_id", "reason").rows()[:: max(1, len(subset) - 1)]:
         console.print(f"  {sample_id}: {reason}", highlight=False)
-    console.print(f"look at one with: curate show {subset['sample_id'][0][:8]} --config {workspace.config_file}")
+    console.print(
+        f"look at one with: curate show {subset['sample_id'][0][:8]} --config {workspace.config_file}", soft_wrap=True
+    )
 
 
 def _last_line(summary: RunSummary, release: Release, judged: pl.DataFrame) -> dict[str, object]:

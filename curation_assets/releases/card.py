@@ -72,7 +72,7 @@ def _facts(manifest: dict[str, Any]) -> list[tuple[str, object]]:
         ("measured with", target["model"]),
         (
             "warm-up",
-            "none: not faithful to the method" if target["warmup"] == "none" else "LoRA on a share of the pool",
+            "none: not faithful to the method" if target["warmup"] == "none" else _warmup(manifest),
         ),
         ("mean score, subset / pool", _pair(manifest, "mean_score_selected", "mean_score_pool")),
         (
@@ -81,3 +81,8 @@ def _facts(manifest: dict[str, Any]) -> list[tuple[str, object]]:
         ),
         ("content digest", manifest["content_digest"]),
     ]
+
+
+def _warmup(manifest: dict[str, Any]) -> str:
+    facts = manifest["checkpoints"]["warmup"]
+    return f"LoRA, {facts['samples']} samples, {facts['steps']} steps"

@@ -44,6 +44,7 @@ class ShardMeasurement:
         tokens: tokens behind all the shard's samples, whenever they were measured.
         seconds: time spent on the shard.
         device: what it ran on; empty if nothing had to run.
+        parts: the parts that hold the shard's samples: without one of them the record holds no longer.
     """
 
     shard: str
@@ -57,6 +58,7 @@ class ShardMeasurement:
     tokens: int
     seconds: float
     device: str
+    parts: list[str]
 
 
 def role_of(target: Target) -> str:
@@ -135,6 +137,7 @@ def measure_shards(workspace: Workspace, target: Target, shards: Sequence[str]) 
             tokens=0 if table is None else int(table["tokens"].cast(pl.Int64).sum()),
             seconds=round(time.monotonic() - started, 3),
             device=scorer.device_name() if run else "",
+            parts=store.parts_of(rows["sample_id"]),
         )
         workspace.warehouse.write_json(shard_record_path(folder, shard), asdict(record))
         yield record

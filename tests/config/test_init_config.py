@@ -42,11 +42,13 @@ def test_a_folder_of_one_format(landing: Path, tmp_path: Path) -> None:
     write_rows(landing / "a.jsonl", GSM8K, GSM8K)
     write_rows(landing / "deep" / "b.jsonl", GSM8K)
     look = write_config(landing, "org/model", tmp_path / "curation.yaml")
-    assert (look.files, look.rows, look.rejected, look.format) == (2, 3, 0, "prompt_response")
+    assert (look.files, look.rows, look.rejected, look.formats) == (2, 3, 0, {"prompt_response": 2})
     assert look.bytes == sum(path.stat().st_size for path in landing.rglob("*.jsonl"))
     loaded = load_settings(tmp_path / "curation.yaml")
     assert loaded.corpus.landing == "./landing"
-    assert loaded.corpus.format == "prompt_response"
+    # What arrives later may be of another format.
+    assert loaded.corpus.format == "auto"
+    assert [t.warmup.min_pool for t in loaded.targets if t.warmup != "none"] == [3]
     assert [(target.name, target.model) for target in loaded.targets] == [("base", "org/model")]
     assert [(score.name, score.alpha, score.history) for score in loaded.scores] == [("grace", 0.7, "uniform")]
     assert [(subset.name, subset.budget.fraction) for subset in loaded.subsets] == [("grace_20", 0.2)]

@@ -19,6 +19,7 @@ from curation_assets.subsets.select import SelectionError, select
 from curation_assets.workspace import Workspace
 from resources.landing import UNREADABLE, Landing, LandingError
 from resources.model_files import ModelError
+from resources.warehouse import WarehouseError
 from tests.models import write_tiny_model
 from tests.pipeline.workspaces import (
     instance_of,
@@ -289,3 +290,47 @@ def test_a_release_names_the_file_that_is_there(workspace: Workspace) -> None:
     made, _ = MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
     shards = set(pl.read_parquet(made.folder / "data" / "train.parquet")["shard"])
     assert shards <= {"b.jsonl", "c.jsonl"}
+
+
+def test_a_lost_part_is_measured_again(workspace: Workspace, tiny_model: Path) -> None:
+    run(workspace)
+    for part in workspace.warehouse.path("signals/tiny/base/step_gradients").rglob("part-*.parquet"):
+        part.unlink()
+    changed = Workspace.load(write_config(workspace.folder, tiny_model, alpha=0.0))
+    assert run(changed).measured == {"tiny": 14}
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "corpus/raw_corpus/a.jsonl.parquet",
+        "steps/segmented_steps/a.jsonl.parquet",
+        "scores/tiny/sample_scores/a.jsonl.parquet",
+        "scores/tiny/score_manifest.parquet",
+        "subsets/best.parquet",
+    ],
+)
+def test_a_damaged_table_is_made_again(workspace: Workspace, table: str) -> None:
+    run(workspace)
+    chosen = subset_ids(workspace)
+    path = workspace.warehouse.path(table)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert run(workspace).tokens_measured == 0
+    assert workspace.warehouse.table_metadata(table).get("damaged") is None
+    assert subset_ids(workspace) == chosen
+
+
+def test_a_damaged_part_is_named(workspace: Workspace, tiny_model: Path) -> None:
+    run(workspace)
+    part = next(workspace.warehouse.path("signals/tiny/base/step_gradients").rglob("part-*.parquet"))
+    part.write_bytes(b"torn")
+    changed = Workspace.load(write_config(workspace.folder, tiny_model, alpha=0.0))
+    with pytest.raises(WarehouseError, match=f"{part.name} is damaged"):
+        run(changed)
+    part.unlink()
+    assert run(changed).measured["tiny"] > 0
+
+
+def test_rejected_rows_are_told(workspace: Workspace) -> None:
+    (workspace.landing.root / "c.jsonl").write_text('{"prompt": "p"}\nnot json\n')
+    assert run(workspace).rejected == {"not_json": 1, "unknown_format": 1}

@@ -90,13 +90,14 @@ def test_half_precision_keeps_the_adapter(tiny_model: Path, tmp_path: Path) -> N
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=1e-3)
-    adapted.save_pretrained(tmp_path)
+    adapted.save_pretrained(str(tmp_path))
     expected = {name: weight.detach().clone() for name, weight in adapted.named_parameters() if "lora_" in name}
     half: Any = load_checkpoint(tiny_model, tmp_path, device="cpu", dtype="bfloat16").decoder
+    kept: dict[str, torch.Tensor]
     kept = {name: weight for name, weight in half.named_parameters() if "lora_" in name}
     assert len(kept) == len(expected)
-    for name, weight in expected.items():
-        torch.testing.assert_close(kept[name.split("model.model.")[1]], weight)
+    for name, original in expected.items():
+        torch.testing.assert_close(kept[name.removeprefix("base_model.model.model.")], original)
     merged: Any = load_checkpoint(tiny_model, tmp_path, device="cpu").decoder
     with torch.no_grad():
         states = [decoder(input_ids=torch.arange(2, 40).unsqueeze(0)).last_hidden_state for decoder in (half, merged)]
