@@ -17,7 +17,9 @@ import jsonschema
 import pytest
 
 from curation_assets.config_file import json_schema, load_settings, parse_settings
+from curation_assets.demo.corpus import generate
 from curation_assets.settings import Settings
+from curation_assets.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -81,7 +83,10 @@ def test_the_commands_of_a_page_run(page: Path, demo_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_ui_serves_the_demo(demo_folder: Path) -> None:
+@pytest.mark.timeout(900)
+def test_the_ui_serves_the_demo_and_carries_a_dropped_file_through(demo_folder: Path) -> None:
+    workspace = Workspace.load(demo_folder / "demo" / "curation.yaml")
+    before = workspace.warehouse.table_metadata("subsets/grace_20.parquet")["fingerprint"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -89,14 +94,24 @@ def test_the_ui_serves_the_demo(demo_folder: Path) -> None:
     with (demo_folder / "ui.log").open("w") as log:
         process = subprocess.Popen(command, cwd=demo_folder, stdout=log, stderr=log, start_new_session=True)
         try:
-            assert _asset_keys(port, time.monotonic() + 120) >= {
-                "raw_corpus",
-                "tiny/step_gradients",
-                "releases/grace_20",
-            }
+            shown = _asset_keys(port, time.monotonic() + 180)
+            assert shown >= {"raw_corpus", "tiny/step_gradients", "releases/grace_20"}
+            dropped = "".join(json.dumps(row) + "\n" for row in generate(seed=5, n_prompts=3))
+            (demo_folder / "demo" / "landing" / "dropped.jsonl").write_text(dropped)
+            deadline = time.monotonic() + 420
+            while workspace.warehouse.table_metadata("subsets/grace_20.parquet")["fingerprint"] == before:
+                assert time.monotonic() < deadline, (demo_folder / "ui.log").read_text()[-3000:]
+                time.sleep(1)
         finally:
             os.killpg(process.pid, 15)
             process.wait(timeout=60)
+    # Only the new file was measured: each sample was measured once, in its own shard's run.
+    (folder,) = workspace.warehouse.path("signals/tiny/warmup/step_gradients").iterdir()
+    records = [json.loads(path.read_text()) for path in (folder / "shards").glob("*.json")]
+    manifest = workspace.warehouse.read_table("scores/tiny/score_manifest.parquet")
+    assert {record["shard"] for record in records} == set(manifest["shard"])
+    assert "dropped.jsonl" in set(manifest["shard"])
+    assert [record["skipped"] for record in records] == [0] * len(records)
 
 
 def _asset_keys(port: int, deadline: float) -> set[str]:
