@@ -50,6 +50,7 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_demo_separates_flawed_from_sound_and_repeats_itself(demo_folder: Path) -> None:
     first = json.loads((demo_folder / "first.json").read_text())
     second = json.loads((demo_folder / "second.json").read_text())
@@ -64,6 +65,7 @@ def test_the_demo_separates_flawed_from_sound_and_repeats_itself(demo_folder: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_of_a_page_run(page: Path, demo_folder: Path) -> None:
     environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "100"}
@@ -83,7 +85,7 @@ def test_the_commands_of_a_page_run(page: Path, demo_folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_the_ui_serves_the_demo_and_carries_a_dropped_file_through(demo_folder: Path) -> None:
     workspace = Workspace.load(demo_folder / "demo" / "curation.yaml")
     before = workspace.warehouse.table_metadata("subsets/grace_20.parquet")["fingerprint"]

@@ -11,6 +11,7 @@ from tests.benchmarks.gsm8k import GENERATORS, make_workspace, measure
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.data
 def test_model_solutions_go_through_and_the_outcome_is_the_documented_one(real_data: Path, tmp_path: Path) -> None:
     outcome, pool = measure(make_workspace(tmp_path, real_data))
