@@ -111,15 +111,20 @@ def train_lora(
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
+    _save_adapter(adapted, out)
+    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    tokens = sum(len(example["input_ids"]) for example in examples) * recipe.epochs
+    return TrainingRecord(int(trainer.state.global_step), tokens, losses)
+
+
+def _save_adapter(adapted: Any, out: Path) -> None:
+    """Write the trained adapter, and nothing that the libraries leave beside it."""
     if not all(bool(weights.isfinite().all()) for weights in adapted.parameters() if weights.requires_grad):
         raise TrainingError("the adapter's weights are not finite after training: lower learning_rate")
     adapted.save_pretrained(str(out), safe_serialization=True)
     # What the libraries leave beside the adapter says nothing about this checkpoint.
     shutil.rmtree(out / "run", ignore_errors=True)
     (out / "README.md").unlink(missing_ok=True)
-    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    tokens = sum(len(example["input_ids"]) for example in examples) * recipe.epochs
-    return TrainingRecord(int(trainer.state.global_step), tokens, losses)
 
 
 def _arguments(recipe: LoraRecipe, folder: Path, device: str) -> Any:
