@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+
+LEAST_BATCH_SHARE = 0.25
+"""A batch that holds this share of its budget is closed rather than padded much."""
+
+MUCH_PADDING = 0.1
+"""Share of a sequence's padded length that counts as much."""
 
 
-def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def plan_batches(lengths: Sequence[int], budget: int, keys: Sequence[Hashable] | None = None) -> list[list[int]]:
     """Group positions into batches whose padded size stays within a budget.
 
     Args:
         lengths: tokens of each sequence.
         budget: longest sequence x number of sequences of a batch; a longer sequence runs alone.
+        keys: sequences share a batch only where their keys are equal; default: all may.
 
     Returns:
         Positions in `lengths`, longest first, so that the largest batch comes first and running out of
@@ -18,12 +25,21 @@ def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """
     order = sorted(range(len(lengths)), key=lambda position: (-lengths[position], position))
     batches: list[list[int]] = []
+    open_batch: dict[Hashable, list[int]] = {}
     for position in order:
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
-            batches[-1].append(position)
-        else:
-            batches.append([position])
+        key = keys[position] if keys is not None else None
+        batch = open_batch.get(key)
+        if batch is None or not _fits(lengths[batch[0]], len(batch), lengths[position], budget):
+            batch = open_batch[key] = []
+            batches.append(batch)
+        batch.append(position)
     return batches
+
+
+def _fits(longest: int, count: int, length: int, budget: int) -> bool:
+    padded = longest * (count + 1)
+    much = length < (1.0 - MUCH_PADDING) * longest and longest * count >= LEAST_BATCH_SHARE * budget
+    return padded <= budget and not much
 
 
 def padding_fraction(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:

@@ -1,225 +1,166 @@
-"""The forward pass: GRACE's per-segment proxy gradients, streamed over the vocabulary head.
+"""The forward pass over any number of samples: windows, batches, worker threads, order, running out of memory.
 
-Source: GRACE, arXiv 2605.13130, Eq. 9 and 11. With h_t the final hidden state after the final norm, W the
-LM head and y_t the target, u_t = dL_t/dh_t = (J_t * (p_t - y_t)) W and g(T) = mean of u_t over t in T. By
-linearity g(T) = (mean of J_t * (p_t - y_t)) W, so residuals are summed per segment before the product with
-W: no [T, V] tensor outlives a chunk, and no [T, d] x V product is done.
+What a batch gives is `resources.scoring.measuring`; which samples share one is `resources.scoring.batching`.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from resources.scoring.batching import plan_batches
+from resources.scoring.collating import batch_key
 from resources.scoring.encoding import Encoder
-from resources.scoring.loading import Checkpoint, Head
-from resources.scoring.samples import ANSWER, Encoded, Sample, StepGradients
+from resources.scoring.errors import ScoringError
+from resources.scoring.head import HEAD_MEMORY, StreamedHead
+from resources.scoring.loading import Checkpoint
+from resources.scoring.measuring import describe, measure_batch, narrowed
+from resources.scoring.samples import Encoded, Request, Sample, SampleSignals
 
-CHUNK_ROWS = 256
-"""Label positions whose logits exist at once."""
+WINDOW_SAMPLES = 4096
+"""Samples that are sorted by length together; twice as many are held in memory as tokens."""
 
-VOCABULARY_SLICE = 16_384
-"""Rows of a half-precision W that are cast to fp32 at once."""
+ENCODING_CHUNK = 128
+"""Samples that a worker thread encodes at a time."""
 
-ZERO_NORM_SQUARED = 1e-24
+ENCODING_THREADS = 2
 
-
-def segment_gradients(hidden: Tensor, targets: Tensor, segments: Tensor, count: int, head: Head) -> Tensor:
-    """Mean proxy gradient of every segment.
-
-    Args:
-        hidden: final hidden states that predict the targets [N, d].
-        targets: token ids [N].
-        segments: which segment (0..count-1) each row belongs to [N]; sorted, so that a chunk touches few.
-        count: number of segments.
-        head: the LM head.
-
-    Returns:
-        G [count, d] in fp32; the row of a segment without tokens is zero.
-    """
-    result = torch.zeros(count, hidden.shape[1], dtype=torch.float32, device=hidden.device)
-    tokens = torch.bincount(segments, minlength=count).to(torch.float32)
-    for start in range(0, len(hidden), CHUNK_ROWS):
-        rows = slice(start, start + CHUNK_ROWS)
-        residual = _residual(hidden[rows], targets[rows], head)
-        touched, position = torch.unique_consecutive(segments[rows], return_inverse=True)
-        # A small product [touched, rows] x [rows, V] sums the residuals of each segment in this chunk.
-        weights = F.one_hot(position, len(touched)).to(torch.float32).T / tokens[touched].unsqueeze(1)
-        result.index_add_(0, touched, _times_head(weights @ residual, head.weight))
-    return result
+Progress = Callable[[int], None]
 
 
-def _residual(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
-    """J * (p - y) of a chunk in fp32 [rows, V]."""
-    logits = F.linear(hidden, head.weight, head.bias).to(torch.float32)
-    if head.scale != 1.0:
-        logits *= head.scale
-    jacobian: Tensor | float = head.scale
-    if head.soft_cap is not None:
-        saturation = torch.tanh(logits / head.soft_cap)
-        logits = head.soft_cap * saturation
-        jacobian = head.scale * (1.0 - saturation.square())
-    residual = torch.softmax(logits, dim=-1).scatter_(1, targets.unsqueeze(1), 0.0)
-    # p_y - 1 cancels in fp32 where p_y is near 1, as it is for a fine-tuned model, and so does
-    # expm1(log p_y) once log p_y is below the logits' own rounding: minus the other probabilities does not.
-    residual.scatter_(1, targets.unsqueeze(1), -residual.sum(dim=1, keepdim=True))
-    return residual * jacobian if head.soft_cap is not None or head.scale != 1.0 else residual
+class OutOfMemoryError(ScoringError):
+    """A single sample does not fit into the device's memory."""
 
 
-def _times_head(residual: Tensor, weight: Tensor) -> Tensor:
-    """residual [S, V] x W [V, d] in fp32, whatever W's precision."""
-    if weight.dtype == torch.float32:
-        return residual @ weight
-    result = torch.zeros(len(residual), weight.shape[1], dtype=torch.float32, device=residual.device)
-    for start in range(0, len(weight), VOCABULARY_SLICE):
-        rows = slice(start, start + VOCABULARY_SLICE)
-        result += residual[:, rows] @ weight[rows].to(torch.float32)
-    return result
+class ForwardPass:
+    """Measures samples at one checkpoint.
 
-
-def batch_gradients(checkpoint: Checkpoint, batch: Sequence[Encoded]) -> list[Tensor]:
-    """G [K+1, d] for every sample of a batch: its steps in ascending order, then its answer.
-
-    A sample's segments are those that have at least one token; every sample must have some.
-    """
-    hidden = _hidden_states(checkpoint, batch)
-    labels: list[tuple[int, int, int, int]] = []  # (segment row, batch row, position, target)
-    counts: list[int] = []
-    offset = 0
-    for row, encoded in enumerate(batch):
-        order = segment_order(encoded)
-        slot = {index: offset + place for place, index in enumerate(order)}
-        for position, segment in enumerate(encoded.segment_of_token):
-            if segment >= 0 and position > 0:
-                labels.append((slot[segment], row, position - 1, encoded.input_ids[position]))
-        counts.append(len(order))
-        offset += len(order)
-    labels.sort(key=lambda label: label[0])
-    segments, rows, positions, targets = torch.tensor(labels, device=checkpoint.device).unbind(1)
-    gradients = segment_gradients(hidden[rows, positions], targets, segments, offset, checkpoint.head)
-    return list(gradients.split(counts))
-
-
-def segment_order(encoded: Encoded) -> list[int]:
-    """Indices of the segments that have tokens: steps ascending, the answer last."""
-    present = {segment for segment in encoded.segment_of_token if segment >= 0}
-    steps = sorted(present - {ANSWER})
-    return [*steps, ANSWER] if ANSWER in present else steps
-
-
-def _hidden_states(checkpoint: Checkpoint, batch: Sequence[Encoded]) -> Tensor:
-    """Final hidden states of a right-padded batch [B, T, d]."""
-    longest = max(len(encoded) for encoded in batch)
-    ids = torch.zeros(len(batch), longest, dtype=torch.long)
-    mask = torch.zeros(len(batch), longest, dtype=torch.long)
-    for row, encoded in enumerate(batch):
-        ids[row, : len(encoded)] = torch.tensor(encoded.input_ids)
-        mask[row, : len(encoded)] = 1
-    output = checkpoint.decoder(
-        input_ids=ids.to(checkpoint.device), attention_mask=mask.to(checkpoint.device), use_cache=False
-    )
-    hidden: Tensor = output.last_hidden_state
-    return hidden
-
-
-def summarize(encoded: Encoded, gradients: Tensor) -> StepGradients:
-    """Gram matrix, norms, token counts and flags of one sample from its G [K+1, d]."""
-    order = segment_order(encoded)
-    result = _unmeasured(encoded, ())
-    result.tokens = len(encoded)
-    exact = gradients.to(torch.float64).cpu()
-    gram = (exact @ exact.T).to(torch.float32)
-    if not bool(torch.isfinite(gram).all()):
-        result.flags.append("non_finite")
-        return result
-    upper = torch.triu_indices(len(order), len(order))
-    diagonal = gram.diagonal()
-    result.gram = gram[upper[0], upper[1]].tolist()
-    result.norms = diagonal.sqrt().tolist()
-    if bool((diagonal < ZERO_NORM_SQUARED).any()):
-        result.flags.append("zero_norm")
-    if len(order) == 2:
-        result.flags.append("few_steps")
-    return result
-
-
-def _unmeasured(encoded: Encoded, reasons: Sequence[str]) -> StepGradients:
-    order = segment_order(encoded)
-    return StepGradients(
-        sample_id=encoded.sample.sample_id,
-        step_indices=[index for index in order if index != ANSWER],
-        segment_tokens=[encoded.segment_of_token.count(index) for index in order],
-        response_tokens=encoded.response_tokens,
-        flags=[*encoded.flags, *reasons],
-    )
-
-
-def reasons_not_to_run(encoded: Encoded) -> list[str]:
-    """Why a sample can have no GRACE score; empty if it can."""
-    if encoded.sample.images:
-        return ["images_not_supported"]
-    if "template_refused" in encoded.flags or "prompt_too_long" in encoded.flags or "truncated" in encoded.flags:
-        return ["not_measured"]
-    order = segment_order(encoded)
-    reasons = []
-    if ANSWER not in order:
-        found = any(segment.index == ANSWER for segment in encoded.sample.segments)
-        reasons.append("answer_without_tokens" if found else "no_answer")
-    if not any(index != ANSWER for index in order):
-        reasons.append("no_steps")
-    return reasons
-
-
-def measure_step_gradients(
-    checkpoint: Checkpoint,
-    encoder: Encoder,
-    samples: Sequence[Sample],
-    batch_tokens: int,
-    progress: Callable[[int], None] | None = None,
-) -> Iterator[list[StepGradients]]:
-    """Measure samples; yields the results batch by batch, longest samples first.
-
-    A sample without answer or steps is not run: its result comes first, with the reason as a flag. When
-    the device runs out of memory the batch is halved and tried again.
+    Results do not depend on batch size, order or what else is measured (to fp32 rounding).
 
     Args:
         checkpoint: the weights to measure at.
         encoder: how text becomes tokens.
-        samples: what to measure.
-        batch_tokens: token budget of a batch, padding included.
-        progress: called with the number of samples done since the last call.
+        batch_tokens: token budget of a batch, padding included. It is lowered for good when the device runs
+            out of memory.
+        head_memory: bytes that the LM head may take for its logits, whatever the vocabulary and length.
     """
-    encoded = encoder.encode(samples)
-    unmeasured = [_unmeasured(item, reasons) for item in encoded if (reasons := reasons_not_to_run(item))]
-    runnable = [item for item in encoded if not reasons_not_to_run(item)]
-    if unmeasured:
-        if progress is not None:
-            progress(len(unmeasured))
-        yield unmeasured
-    for batch in plan_batches([len(item) for item in runnable], batch_tokens):
-        for results in _run(checkpoint, [runnable[position] for position in batch]):
-            if progress is not None:
-                progress(len(results))
-            yield results
+
+    def __init__(
+        self, checkpoint: Checkpoint, encoder: Encoder, batch_tokens: int = 8192, head_memory: int = HEAD_MEMORY
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.encoder = encoder
+        self.batch_tokens = batch_tokens
+        self._head = StreamedHead(checkpoint.head, head_memory)
+
+    def measure(self, samples: Sequence[Sample], request: Request) -> list[SampleSignals]:
+        """Measure samples; results are in the order of the samples."""
+        results = [result for batch in self.stream(samples, request) for result in batch]
+        return sorted(results, key=lambda result: result.position)
+
+    def stream(
+        self, samples: Sequence[Sample], request: Request, progress: Progress | None = None
+    ) -> Iterator[list[SampleSignals]]:
+        """Measure samples; yields results as they are ready, longest samples of a window first.
+
+        A sample that cannot be run comes back all the same, with the reason as a flag. While one window is
+        measured, worker threads encode the next.
+
+        Args:
+            samples: what to measure.
+            request: which signals.
+            progress: called with the number of samples done since the last call.
+
+        Raises:
+            OutOfMemoryError: a single sample does not fit into the device's memory.
+        """
+        start = 0
+        for window in self._encoded_windows(samples):
+            for results in self.measure_encoded(window, request, start):
+                if progress is not None:
+                    progress(len(results))
+                yield results
+            start += len(window)
+
+    def _encoded_windows(self, samples: Sequence[Sample]) -> Iterator[list[Encoded]]:
+        """Windows of encoded samples, in order, the next one being encoded while one is used."""
+        executor = ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="encoding")
+
+        def submit(start: int) -> list[Future[list[Encoded]]]:
+            window = samples[start : start + WINDOW_SAMPLES]
+            return [
+                executor.submit(self.encoder.encode, window[chunk : chunk + ENCODING_CHUNK])
+                for chunk in range(0, len(window), ENCODING_CHUNK)
+            ]
+
+        try:
+            ahead = submit(0)
+            for start in range(0, len(samples), WINDOW_SAMPLES):
+                current, ahead = ahead, []
+                encoded = [item for future in current for item in future.result()]
+                ahead = submit(start + WINDOW_SAMPLES)
+                yield encoded
+        finally:
+            # Also when the caller stops early: threads that nobody waits for must not hold up its end.
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    def measure_encoded(
+        self, window: Sequence[Encoded], request: Request, start: int = 0
+    ) -> Iterator[list[SampleSignals]]:
+        """Measure one window of encoded samples; `start` is the position of its first. See `stream`."""
+        groups: dict[Request, list[tuple[Encoded, SampleSignals]]] = {}
+        for position, encoded in enumerate(window, start):
+            described = describe(encoded, position)
+            groups.setdefault(narrowed(request, described), []).append((encoded, described))
+        unmeasured = groups.pop(Request(), [])
+        if unmeasured:
+            yield [described for _, described in unmeasured]
+        for wanted, items in groups.items():
+            lengths = [len(encoded) for encoded, _ in items]
+            keys = [batch_key(encoded) for encoded, _ in items]
+            for batch in plan_batches(lengths, self.batch_tokens, keys):
+                yield from self._run([items[position] for position in batch], wanted)
+
+    def _run(self, batch: list[tuple[Encoded, SampleSignals]], request: Request) -> Iterator[list[SampleSignals]]:
+        """Measure one batch, in halves if it is larger than the device has proved to have memory for."""
+        tokens = len(batch) * max(len(encoded) for encoded, _ in batch)
+        if len(batch) == 1 or tokens <= self.batch_tokens:
+            results = self._try(batch, request)
+            if results is not None:
+                yield results
+                return
+            self.batch_tokens = min(self.batch_tokens, max(1, tokens // 2))
+        half = len(batch) // 2
+        yield from self._run(batch[:half], request)
+        yield from self._run(batch[half:], request)
+
+    def _try(self, batch: list[tuple[Encoded, SampleSignals]], request: Request) -> list[SampleSignals] | None:
+        """Results of a batch, or None if there is no memory for it.
+
+        Raises:
+            OutOfMemoryError: a single sample does not fit.
+        """
+        encoded, described = [item[0] for item in batch], [item[1] for item in batch]
+        try:
+            return measure_batch(self.checkpoint, self._head, encoded, described, request)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise OutOfMemoryError(
+                    f"sample {described[0].sample_id} of {len(encoded[0])} tokens does not fit into the memory of "
+                    f"{self.checkpoint.device}: lower the target's max_length, use a smaller dtype or head_memory"
+                ) from error
+        # Outside the except block: the error's traceback holds the tensors that were in the way.
+        gc.collect()
+        if self.checkpoint.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
 
 
-def _run(checkpoint: Checkpoint, batch: list[Encoded]) -> Iterator[list[StepGradients]]:
-    """Measure one batch, in halves if the device has no memory for the whole."""
-    try:
-        with torch.inference_mode():
-            gradients = batch_gradients(checkpoint, batch)
-    except torch.OutOfMemoryError:
-        if len(batch) == 1:
-            raise
-        gradients = []
-    if gradients:
-        yield [summarize(item, rows) for item, rows in zip(batch, gradients, strict=True)]
-        return
-    torch.cuda.empty_cache()
-    half = len(batch) // 2
-    yield from _run(checkpoint, batch[:half])
-    yield from _run(checkpoint, batch[half:])
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device or the machine ran out of memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

@@ -1,12 +1,22 @@
-"""What the scoring passes take and give: plain data, no tensors."""
+"""What the scoring passes take and give: plain data, no tensors of the device."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 ANSWER = 0
 """The segment index that stands for the answer; steps count from 1."""
+
+Proxy = Literal["bias", "linear", "lm_head"]
+"""Which gradient stands for a segment's: see `resources.scoring.proxies`."""
+
+Pooling = Literal["mean", "last", "position_weighted"]
+"""How a sample's hidden states become one vector: see `resources.scoring.embeddings`."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +29,18 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class ImageFile:
+    """An image file at a relative path below a folder that it must not leave."""
+
+    root: str
+    path: str
+
+
+ImageSource = ImageFile | bytes | str
+"""An image file, the bytes of one, or a URL (`data:`, `http:`, `https:`)."""
+
+
+@dataclass(frozen=True)
 class Sample:
     """One prompt with one response.
 
@@ -27,14 +49,15 @@ class Sample:
         messages: the prompt's turns, `{"role": ..., "content": ...}`.
         response: the response verbatim.
         segments: spans to measure, disjoint.
-        images: references to the prompt's images; a text pass does not run a sample that has any.
+        images: the prompt's images in the order in which it shows them. A turn shows an image where its
+            content says `<image>`; if no turn does, all are shown at the start of the first user turn.
     """
 
     sample_id: str
     messages: Sequence[dict[str, str]]
     response: str
     segments: Sequence[Segment] = ()
-    images: Sequence[str] = ()
+    images: Sequence[ImageSource] = ()
 
 
 @dataclass(frozen=True)
@@ -44,10 +67,12 @@ class Encoded:
     Attributes:
         sample: what was encoded.
         input_ids: prompt, response and end-of-sequence token, cut at the maximum length.
-        prompt_tokens: how many of them are the prompt's.
+        prompt_tokens: how many of them are the prompt's (image tokens included).
         response_tokens: how many are the response's, EOS not counted.
         segment_of_token: for every token the index of its segment, or -1.
-        flags: `truncated`, `answer_truncated`, `response_truncated`, `prompt_too_long`, `template_refused`.
+        flags: why the sample cannot be run (`UNRUNNABLE`), or how it was cut: `truncated`,
+            `answer_truncated`, `response_truncated`.
+        model_inputs: what else the model takes for this sample (pixel values and the like), as CPU tensors.
     """
 
     sample: Sample
@@ -56,31 +81,115 @@ class Encoded:
     response_tokens: int
     segment_of_token: list[int]
     flags: tuple[str, ...] = ()
+    model_inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
 
-@dataclass
+UNRUNNABLE = {
+    "template_refused": "the chat template refuses the prompt's turns",
+    "prompt_too_long": "the prompt alone fills the maximum length",
+    "empty_response": "the response has no tokens",
+    "token_outside_vocabulary": "the tokenizer gives a token that the model has no row for",
+    "images_not_supported": "the sample has images, and the model reads text only",
+    "image_missing": "an image file is not there or cannot be read",
+    "image_outside_folder": "an image path leads out of the row's folder",
+    "image_remote": "an image has a web address, and fetching is not allowed",
+    "image_unreachable": "an image could not be fetched from its web address",
+    "image_unreadable": "an image cannot be decoded",
+    "image_too_large": "an image has more pixels than are allowed",
+    "image_count_mismatch": "the prompt marks another number of images than it has",
+}
+"""Flags of samples that no signal can be measured of, with their meaning."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which signals one pass measures. What is not asked for costs nothing.
+
+    Attributes:
+        step_gradients: GRACE's Gram matrix under this proxy, or None.
+        likelihoods: NLL windows, entropy, least confidence and margin of the response.
+        segment_likelihoods: mean NLL of every step and of the answer.
+        embeddings: poolings of the last layer's hidden states.
+    """
+
+    step_gradients: Proxy | None = None
+    likelihoods: bool = False
+    segment_likelihoods: bool = False
+    embeddings: frozenset[Pooling] = frozenset()
+
+
+@dataclass(frozen=True)
 class StepGradients:
     """GRACE's signal for one sample: see `resources.scoring.forward`.
 
     Attributes:
+        gram: upper triangle by rows of M [K+1, K+1], the answer last.
+        norms: square roots of M's diagonal [K+1].
+    """
+
+    gram: list[float]
+    norms: list[float]
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """What the model thinks of a sample's response; nats, means over tokens.
+
+    EOS counts in `first_100_nll` and `first_1000_nll` (TEMP's windows) and nowhere else.
+
+    Attributes:
+        mean_nll: mean of -log p(y_t) over the response.
+        first_100_nll: over its first 100 tokens, or all if there are fewer.
+        first_1000_nll: over its first 1,000 tokens, or all if there are fewer.
+        mean_entropy: mean of H(p_t).
+        least_confidence: mean of 1 - max p_t.
+        mean_margin: mean of p_t's largest minus its second largest probability.
+    """
+
+    mean_nll: float
+    first_100_nll: float
+    first_1000_nll: float
+    mean_entropy: float
+    least_confidence: float
+    mean_margin: float
+
+
+@dataclass
+class SampleSignals:
+    """All that one pass measured of one sample.
+
+    A signal that was not asked for, or cannot be measured of this sample, is None; then a flag says why.
+
+    Attributes:
         sample_id: the sample.
-        step_indices: indices of the steps that have tokens, ascending; K of them.
-        gram: upper triangle by rows of M [K+1, K+1], the answer last; None if not measured.
-        norms: square roots of M's diagonal; None if not measured.
-        segment_tokens: tokens of each step, then of the answer.
-        response_tokens: tokens of the response, without EOS.
+        position: its place in the input.
         tokens: tokens run through the model; 0 if the sample was not run.
-        flags: why there is no matrix, or what to know about it.
+        prompt_tokens: tokens of the prompt, image tokens included.
+        response_tokens: tokens of the response, without EOS.
+        step_indices: indices of the steps that have tokens, ascending; K of them.
+        segment_tokens: tokens of each of these steps, then of the answer if it has any.
+        flags: what to know about the sample under any signal: `UNRUNNABLE`, how it was cut, `non_finite`.
+        gradient_flags: what to know about its step gradients only: `no_answer`, `answer_without_tokens`,
+            `no_steps` (not measured), `few_steps`, `zero_norm`.
+        step_gradients: see there.
+        likelihoods: see there.
+        segment_nll: mean NLL of each segment of `segment_tokens`, in nats.
+        embeddings: vectors [d] in fp32 by pooling.
     """
 
     sample_id: str
-    step_indices: list[int] = field(default_factory=list)
-    gram: list[float] | None = None
-    norms: list[float] | None = None
-    segment_tokens: list[int] = field(default_factory=list)
-    response_tokens: int = 0
+    position: int
     tokens: int = 0
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    step_indices: list[int] = field(default_factory=list)
+    segment_tokens: list[int] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
+    gradient_flags: list[str] = field(default_factory=list)
+    step_gradients: StepGradients | None = None
+    likelihoods: Likelihoods | None = None
+    segment_nll: list[float] | None = None
+    embeddings: dict[Pooling, npt.NDArray[np.float32]] = field(default_factory=dict)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resources.scoring.forward import segment_order
+from resources.scoring.labels import segment_order
 from resources.scoring.loading import Checkpoint
-from resources.scoring.samples import ANSWER, Encoded, Sample, Segment
+from resources.scoring.samples import ANSWER, Encoded, Request, Sample, SampleSignals, Segment
+
+ALL_SIGNALS = Request("bias", True, True, frozenset(("mean", "last", "position_weighted")))
 
 
 def make_sample(steps: Sequence[str], answer: str | None, prompt: str = "How many?", name: str = "s") -> Sample:
@@ -93,3 +99,84 @@ def autograd_gradients(checkpoint: Checkpoint, encoded: Encoded) -> Tensor:
         (gradient,) = torch.autograd.grad(loss, bias)
         rows.append(gradient)
     return torch.stack(rows)
+
+
+def packed(gradients: Tensor) -> Any:
+    """The packed upper triangle of G G^T, to compare with."""
+    gram = gradients.double() @ gradients.double().T
+    upper = torch.triu_indices(len(gram), len(gram))
+    return pytest.approx(gram[upper[0], upper[1]].tolist(), rel=1e-4, abs=1e-5 * float(gram.abs().max()))
+
+
+@dataclass
+class NaiveStatistics:
+    """What `naive_statistics` gives, under the names of `SampleSignals`."""
+
+    likelihoods: dict[str, float]
+    segment_nll: list[float]
+    embeddings: dict[str, np.ndarray]
+
+
+def naive_statistics(checkpoint: Checkpoint, encoded: Encoded) -> NaiveStatistics:
+    """Likelihoods and embeddings by their definitions: one sample alone, one token after another, in fp64."""
+    with torch.no_grad():
+        hidden = checkpoint.decoder(input_ids=torch.tensor([encoded.input_ids])).last_hidden_state[0].double()
+    losses: dict[int, float] = {}
+    response: dict[str, list[float]] = {"nll": [], "entropy": [], "least_confidence": [], "margin": []}
+    end = encoded.prompt_tokens + encoded.response_tokens
+    for position in range(max(1, encoded.prompt_tokens), len(encoded)):
+        p = F.softmax(checkpoint.head.weight.double() @ hidden[position - 1], dim=0)
+        losses[position] = -float(p[encoded.input_ids[position]].log())
+        if position < end:
+            ordered = sorted(p.tolist(), reverse=True)
+            response["nll"].append(losses[position])
+            response["entropy"].append(-sum(x * float(np.log(x)) for x in ordered if x > 0))
+            response["least_confidence"].append(1 - ordered[0])
+            response["margin"].append(ordered[0] - ordered[1])
+    windows = list(losses.values())
+    states = hidden.numpy()
+    weights = np.arange(1, len(states) + 1) / sum(range(1, len(states) + 1))
+    return NaiveStatistics(
+        likelihoods={
+            "mean_nll": float(np.mean(response["nll"])),
+            "first_100_nll": float(np.mean(windows[: min(100, len(windows))])),
+            "first_1000_nll": float(np.mean(windows[: min(1000, len(windows))])),
+            "mean_entropy": float(np.mean(response["entropy"])),
+            "least_confidence": float(np.mean(response["least_confidence"])),
+            "mean_margin": float(np.mean(response["margin"])),
+        },
+        segment_nll=[
+            float(np.mean([losses[p] for p, owner in enumerate(encoded.segment_of_token) if owner == segment]))
+            for segment in segment_order(encoded)
+        ],
+        embeddings={
+            "mean": states.mean(axis=0),
+            "last": states[-1],
+            "position_weighted": sum(weights[t] * states[t] for t in range(len(states))),
+        },
+    )
+
+
+def assert_same_signals(found: SampleSignals, expected: SampleSignals) -> None:
+    """Everything that is text or a count is equal, every number to 1e-5 of its scale."""
+    plain = ("sample_id", "position", "prompt_tokens", "response_tokens", "step_indices", "segment_tokens")
+    for name in (*plain, "flags", "gradient_flags"):
+        assert getattr(found, name) == getattr(expected, name), name
+    for name in ("step_gradients", "likelihoods", "segment_nll"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert (one is None) == (other is None), name
+        if one is not None:
+            numbers = [one, other] if name == "segment_nll" else [vars(one), vars(other)]
+            for first, second in zip(*map(_columns, numbers), strict=True):
+                scale = float(np.abs(second).max(initial=0.0))
+                np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-5 * scale, err_msg=name)
+    assert found.embeddings.keys() == expected.embeddings.keys()
+    for pooling, vector in found.embeddings.items():
+        scale = float(np.abs(expected.embeddings[pooling]).max())
+        np.testing.assert_allclose(vector, expected.embeddings[pooling], rtol=1e-5, atol=1e-5 * scale)
+
+
+def _columns(values: Any) -> list[np.ndarray]:
+    if isinstance(values, dict):
+        return [np.atleast_1d(value) for value in values.values()]
+    return [np.asarray(values)]

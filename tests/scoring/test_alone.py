@@ -20,16 +20,18 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 from pathlib import Path
 from resources.scoring.encoding import Encoder
-from resources.scoring.forward import measure_step_gradients
+from resources.scoring.forward import ForwardPass
 from resources.scoring.loading import load_checkpoint
-from resources.scoring.samples import Sample, Segment
+from resources.scoring.samples import Request, Sample, Segment
 
 checkpoint = load_checkpoint(Path(sys.argv[1]), device="cpu")
 encoder = Encoder(checkpoint.tokenizer, "auto", checkpoint.max_length)
 turns = [{"role": "user", "content": "1 + 1"}]
 sample = Sample("s", turns, "one and one\\nAnswer: 2", [Segment(1, 0, 11), Segment(0, 20, 21)])
-((result,),) = measure_step_gradients(checkpoint, encoder, [sample], 100)
-assert result.gram is not None and len(result.gram) == 3
+request = Request("bias", likelihoods=True, segment_likelihoods=True, embeddings=frozenset({"mean"}))
+(result,) = ForwardPass(checkpoint, encoder).measure([sample], request)
+assert result.step_gradients is not None and len(result.step_gradients.gram) == 3
+assert result.likelihoods is not None and len(result.segment_nll) == 2 and len(result.embeddings) == 1
 """
 
 

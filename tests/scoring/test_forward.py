@@ -1,21 +1,38 @@
-"""The forward pass against autograd and naive loops: checks 1, 2, 4, 5 of methods.md and its edge cases."""
+"""The whole pass against naive loops and autograd: checks 1, 2, 4, 5 of methods.md, and its edge cases."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resources.scoring import forward
+from resources.scoring import forward, measuring
+from resources.scoring.collating import collate
 from resources.scoring.encoding import Encoder
-from resources.scoring.forward import batch_gradients, measure_step_gradients, segment_gradients, summarize
+from resources.scoring.forward import ForwardPass, OutOfMemoryError
+from resources.scoring.head import StreamedHead
 from resources.scoring.loading import Checkpoint, Head, load_checkpoint
-from resources.scoring.samples import Sample, StepGradients
-from tests.scoring.cases import autograd_gradients, make_sample, naive_gradients, random_samples
+from resources.scoring.samples import Encoded, Request, Sample, SampleSignals
+from tests.scoring.cases import (
+    ALL_SIGNALS,
+    assert_same_signals,
+    autograd_gradients,
+    make_sample,
+    naive_gradients,
+    naive_statistics,
+    packed,
+    random_samples,
+)
+
+GRACE = Request(step_gradients="bias")
 
 
 @pytest.fixture(scope="module")
@@ -28,182 +45,364 @@ def encoder(checkpoint: Checkpoint) -> Encoder:
     return Encoder(checkpoint.tokenizer, "auto", checkpoint.max_length)
 
 
-def measure(checkpoint: Checkpoint, encoder: Encoder, samples: list[Sample], budget: int) -> dict[str, StepGradients]:
-    results = measure_step_gradients(checkpoint, encoder, samples, budget)
-    return {result.sample_id: result for batch in results for result in batch}
+def measure_one(checkpoint: Checkpoint, encoder: Encoder, sample: Sample, request: Request = GRACE) -> SampleSignals:
+    return ForwardPass(checkpoint, encoder).measure([sample], request)[0]
 
 
-def test_gradients_equal_autograd(checkpoint: Checkpoint, encoder: Encoder) -> None:
-    encoded = encoder.encode(random_samples(6))
-    for item, gradients in zip(encoded, batch_gradients(checkpoint, encoded), strict=True):
-        torch.testing.assert_close(gradients, autograd_gradients(checkpoint, item), rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize(("scale", "cap", "bias"), [(0.25, None, False), (1.0, 5.0, False), (0.5, 3.0, True)])
-def test_scaled_and_capped_heads_equal_autograd(
+@pytest.mark.parametrize(("scale", "cap", "bias"), [(1.0, None, False), (0.25, None, False), (0.5, 3.0, True)])
+def test_gram_matrices_equal_autograd_and_naive_loops(
     checkpoint: Checkpoint, encoder: Encoder, scale: float, cap: float | None, bias: bool
 ) -> None:
     weight = checkpoint.head.weight
     offset = torch.linspace(-1, 1, len(weight)) if bias else None
     changed = replace(checkpoint, head=Head(weight, offset, scale, cap))
-    encoded = encoder.encode(random_samples(3))
-    for item, gradients in zip(encoded, batch_gradients(changed, encoded), strict=True):
-        torch.testing.assert_close(gradients, autograd_gradients(changed, item), rtol=1e-5, atol=1e-7)
+    samples = random_samples(6)
+    results = ForwardPass(changed, encoder, 500).measure(samples, GRACE)
+    for item, result in zip(encoder.encode(samples), results, strict=True):
+        assert result.step_gradients is not None
+        twins = [autograd_gradients(changed, item)]
+        if (scale, cap, bias) == (1.0, None, False):
+            twins.append(naive_gradients(changed, item))
+        for gradients in twins:
+            assert result.step_gradients.gram == packed(gradients)
+            norms = gradients.double().norm(dim=1).tolist()
+            assert result.step_gradients.norms == pytest.approx(norms, rel=1e-5)
 
 
-def test_streamed_path_equals_the_naive_one(
+def test_every_statistic_equals_the_naive_loop(checkpoint: Checkpoint, encoder: Encoder) -> None:
+    long = make_sample(["count " * 30, "and on"], "many")  # more than 100 tokens
+    samples = [*random_samples(5), long]
+    results = ForwardPass(checkpoint, encoder, 600).measure(samples, ALL_SIGNALS)
+    for item, result in zip(encoder.encode(samples), results, strict=True):
+        twin = naive_statistics(checkpoint, item)
+        assert result.likelihoods is not None
+        for name, value in vars(result.likelihoods).items():
+            assert value == pytest.approx(twin.likelihoods[name], rel=1e-4, abs=1e-6), name
+        assert result.segment_nll == pytest.approx(twin.segment_nll, rel=1e-4)
+        for pooling, vector in result.embeddings.items():
+            np.testing.assert_allclose(vector, twin.embeddings[pooling], rtol=1e-4, atol=1e-5)
+        assert result.tokens == len(item)
+        assert result.response_tokens == item.response_tokens
+
+
+def test_eos_counts_in_the_windows_and_nowhere_else(checkpoint: Checkpoint, encoder: Encoder) -> None:
+    result = measure_one(checkpoint, encoder, make_sample(["one two three"], "4"), ALL_SIGNALS)
+    assert result.likelihoods is not None
+    assert result.likelihoods.first_100_nll == result.likelihoods.first_1000_nll
+    assert result.likelihoods.first_100_nll != result.likelihoods.mean_nll
+
+
+SINGLE = [
+    GRACE,
+    Request(step_gradients="linear"),
+    Request(step_gradients="lm_head"),
+    Request(likelihoods=True),
+    Request(segment_likelihoods=True),
+    Request(embeddings=frozenset({"mean"})),
+    Request(embeddings=frozenset({"last", "position_weighted"})),
+]
+
+
+@pytest.mark.parametrize("request_", SINGLE, ids=str)
+def test_a_signal_alone_is_what_it_is_among_all(checkpoint: Checkpoint, encoder: Encoder, request_: Request) -> None:
+    samples = random_samples(5, seed=3)
+    every = replace(ALL_SIGNALS, step_gradients=request_.step_gradients or "bias")
+    together = ForwardPass(checkpoint, encoder).measure(samples, every)
+    for alone, among in zip(ForwardPass(checkpoint, encoder).measure(samples, request_), together, strict=True):
+        assert (alone.step_gradients is None) == (request_.step_gradients is None)
+        assert (alone.likelihoods is None) == (not request_.likelihoods)
+        assert (alone.segment_nll is None) == (not request_.segment_likelihoods)
+        assert alone.embeddings.keys() == request_.embeddings
+        expected = replace(
+            among,
+            gradient_flags=among.gradient_flags if request_.step_gradients else [],
+            step_gradients=among.step_gradients if request_.step_gradients else None,
+            likelihoods=among.likelihoods if request_.likelihoods else None,
+            segment_nll=among.segment_nll if request_.segment_likelihoods else None,
+            embeddings={pooling: among.embeddings[pooling] for pooling in request_.embeddings},
+        )
+        assert_same_signals(alone, expected)
+
+
+def test_what_is_not_asked_for_costs_nothing(
     checkpoint: Checkpoint, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Seven rows a chunk: most segments are cut by a chunk's end.
-    monkeypatch.setattr(forward, "CHUNK_ROWS", 7)
-    encoded = encoder.encode(random_samples(4))
-    for item, gradients in zip(encoded, batch_gradients(checkpoint, encoded), strict=True):
-        torch.testing.assert_close(gradients, naive_gradients(checkpoint, item), rtol=1e-5, atol=1e-7)
+    rows: list[tuple[int, bool]] = []
+    real = StreamedHead._chunk
+
+    def counted(self: StreamedHead, hidden: Any, targets: Any, found: Any, start: int) -> Any:
+        rows.append((len(hidden), found is not None))
+        return real(self, hidden, targets, found, start)
+
+    monkeypatch.setattr(StreamedHead, "_chunk", counted)
+    sample = make_sample(["one two three"], "42")
+    measure_one(checkpoint, encoder, sample, Request(embeddings=frozenset({"mean"})))
+    assert rows == []  # no logits at all
+    measure_one(checkpoint, encoder, sample, GRACE)
+    assert rows == [(len("one two three") + 2, False)]  # segments' rows alone, no uncertainty
+    rows.clear()
+    measure_one(checkpoint, encoder, sample, Request(likelihoods=True))
+    assert rows == [(len(sample.response) + 1, True)]  # the response and EOS, the prompt not
 
 
-def test_confident_targets_do_not_cancel() -> None:
-    # p_y = 1 - 4e-9 here: in fp32 both p_y - 1 and expm1(log p_y) are 0, the sum of the others is not.
-    head = Head(torch.eye(3))
-    hidden = torch.tensor([[20.0, 0.0, 0.0]])
-    row = segment_gradients(hidden, torch.tensor([0]), torch.tensor([0]), 1, head)[0].double()
-    exact = torch.softmax(hidden.double(), -1)[0] - torch.tensor([1.0, 0.0, 0.0])
-    torch.testing.assert_close(row, exact, rtol=1e-5, atol=0.0)
-
-
-def test_half_precision_heads_are_multiplied_in_slices(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "VOCABULARY_SLICE", 50)
-    weight = checkpoint.head.weight.to(torch.bfloat16)
-    residual = torch.randn(3, len(weight))
-    torch.testing.assert_close(forward._times_head(residual, weight), residual @ weight.float())
-
-
-@settings(max_examples=25, deadline=None)
-@given(order=st.permutations(range(12)), budget=st.sampled_from([1, 200, 700, 100_000]))
-def test_results_depend_on_neither_batch_nor_order(order: list[int], budget: int) -> None:
-    checkpoint, encoder, samples, alone = _shared_case()
-    together = measure(checkpoint, encoder, [samples[i] for i in order], budget)
-    for sample in samples:
-        expected, found = alone[sample.sample_id], together[sample.sample_id]
-        assert found.segment_tokens == expected.segment_tokens
-        assert found.gram is not None
-        scale = max(abs(value) for value in expected.gram or [])
-        assert found.gram == pytest.approx(expected.gram, rel=1e-5, abs=1e-5 * scale)
-
-
-_case: list[tuple[Checkpoint, Encoder, list[Sample], dict[str, StepGradients]]] = []
-
-
-def _shared_case() -> tuple[Checkpoint, Encoder, list[Sample], dict[str, StepGradients]]:
-    return _case[0]
+_case: list[tuple[Checkpoint, Encoder, list[Sample], dict[str, SampleSignals]]] = []
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _make_shared_case(checkpoint: Checkpoint, encoder: Encoder) -> None:
-    samples = random_samples(12, seed=7)
-    alone = {s.sample_id: measure(checkpoint, encoder, [s], 1)[s.sample_id] for s in samples}
+    samples = [*random_samples(12, seed=7), make_sample(["no answer here"], None, name="unanswered")]
+    alone = {sample.sample_id: measure_one(checkpoint, encoder, sample, ALL_SIGNALS) for sample in samples}
     _case[:] = [(checkpoint, encoder, samples, alone)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    order=st.permutations(range(13)),
+    budget=st.sampled_from([1, 200, 700, 100_000]),
+    window=st.sampled_from([1, 5, 4096]),
+    memory=st.sampled_from([1, 2**16, 2**28]),
+)
+def test_results_depend_on_neither_batch_nor_order(order: list[int], budget: int, window: int, memory: int) -> None:
+    checkpoint, encoder, samples, alone = _case[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forward, "WINDOW_SAMPLES", window)
+        patch.setattr(forward, "ENCODING_CHUNK", 2)
+        given_order = [samples[i] for i in order]
+        together = ForwardPass(checkpoint, encoder, budget, memory).measure(given_order, ALL_SIGNALS)
+    assert [result.sample_id for result in together] == [sample.sample_id for sample in given_order]
+    for place, found in enumerate(together):
+        assert_same_signals(found, replace(alone[found.sample_id], position=place))
+
+
+def test_a_batch_dependence_would_be_seen(checkpoint: Checkpoint, encoder: Encoder) -> None:
+    # The invariance test must be able to fail: here padding on the left, unmasked, shifts every position.
+    samples = random_samples(4, seed=2)
+
+    def left_padded(batch: Sequence[Encoded], device: torch.device) -> dict[str, Any]:
+        inputs = collate(batch, device)
+        return inputs | {"input_ids": inputs["input_ids"].flip(1)}
+
+    sound = ForwardPass(checkpoint, encoder).measure(samples, ALL_SIGNALS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "collate", left_padded)
+        broken = ForwardPass(checkpoint, encoder).measure(samples, ALL_SIGNALS)
+    with pytest.raises(AssertionError):
+        assert_same_signals(broken[0], sound[0])
 
 
 def test_an_answer_token_changes_the_answer_and_no_step(checkpoint: Checkpoint, encoder: Encoder) -> None:
     steps = ["two and two is four", "four and one is five"]
-    before, after = encoder.encode([make_sample(steps, "51"), make_sample(steps, "52")])
-    first, second = batch_gradients(checkpoint, [before, after])
-    torch.testing.assert_close(first[:-1], second[:-1], rtol=1e-6, atol=1e-8)
-    assert not torch.allclose(first[-1], second[-1], rtol=1e-3)
+    before, after = ForwardPass(checkpoint, encoder).measure(
+        [make_sample(steps, "51"), make_sample(steps, "52")], GRACE
+    )
+    assert before.step_gradients is not None
+    assert after.step_gradients is not None
+    first, second = before.step_gradients.gram, after.step_gradients.gram
+    # M's upper triangle by rows: 11 12 1a 22 2a aa.
+    assert [first[i] for i in (0, 1, 3)] == pytest.approx([second[i] for i in (0, 1, 3)], rel=1e-6)
+    assert first[5] != pytest.approx(second[5], rel=1e-3)
 
 
-def test_identical_steps_have_equal_gradients_only_where_their_context_is(
-    checkpoint: Checkpoint, encoder: Encoder
-) -> None:
-    # The gradient of a step depends on what stands before it, so equal texts differ; the history's own
-    # identity (A_hist = 1 for equal gradients) is checked on Gram matrices in tests/scores/test_grace.py.
-    (encoded,) = encoder.encode([make_sample(["one and one", "one and one"], "2")])
-    gradients = batch_gradients(checkpoint, [encoded])[0]
-    assert not torch.allclose(gradients[0], gradients[1])
+def test_no_answer_is_a_reason_for_step_gradients_alone(checkpoint: Checkpoint, encoder: Encoder) -> None:
+    result = measure_one(checkpoint, encoder, make_sample(["one two three", "four five six"], None), ALL_SIGNALS)
+    assert result.step_gradients is None
+    assert result.gradient_flags == ["no_answer"]
+    assert result.flags == []
+    assert result.likelihoods is not None
+    assert result.segment_nll is not None
+    assert len(result.segment_nll) == 2
 
 
-def test_no_answer_is_a_reason_and_is_not_run(checkpoint: Checkpoint, encoder: Encoder) -> None:
-    result = measure(checkpoint, encoder, [make_sample(["one two three", "four five six"], None)], 999)["s"]
-    assert result.gram is None
-    assert result.flags == ["no_answer"]
+def test_what_needs_nothing_more_is_not_run(checkpoint: Checkpoint, encoder: Encoder) -> None:
+    result = measure_one(checkpoint, encoder, make_sample(["one two three"], None), GRACE)
     assert result.tokens == 0
 
 
 def test_no_steps_is_a_reason(checkpoint: Checkpoint, encoder: Encoder) -> None:
-    result = measure(checkpoint, encoder, [make_sample([], "42")], 999)["s"]
-    assert result.gram is None
-    assert result.flags == ["no_steps"]
+    result = measure_one(checkpoint, encoder, make_sample([], "42"))
+    assert result.step_gradients is None
+    assert result.gradient_flags == ["no_steps"]
 
 
-def test_images_are_a_reason_as_long_as_no_model_sees_them(checkpoint: Checkpoint, encoder: Encoder) -> None:
-    sample = replace(make_sample(["one two three"], "42"), images=("picture.png",))
-    result = measure(checkpoint, encoder, [sample], 999)["s"]
-    assert result.gram is None
+def test_images_are_a_reason_where_the_model_reads_text(checkpoint: Checkpoint, encoder: Encoder) -> None:
+    sample = replace(make_sample(["one two three"], "42"), images=(b"",))
+    result = measure_one(checkpoint, encoder, sample, ALL_SIGNALS)
+    assert result.step_gradients is None
+    assert result.likelihoods is None
     assert result.flags == ["images_not_supported"]
 
 
-def test_one_step_is_scored_and_flagged(checkpoint: Checkpoint, encoder: Encoder) -> None:
-    result = measure(checkpoint, encoder, [make_sample(["just one step"], "42")], 999)["s"]
-    assert result.gram is not None
-    assert len(result.gram) == 3
-    assert result.flags == ["few_steps"]
+def test_an_empty_response_is_a_reason(checkpoint: Checkpoint, encoder: Encoder) -> None:
+    empty, whole = ForwardPass(checkpoint, encoder).measure(
+        [Sample("e", [{"role": "user", "content": "How many?"}], ""), make_sample(["one two three"], "42")], ALL_SIGNALS
+    )
+    assert empty.flags == ["empty_response"]
+    assert empty.likelihoods is None
+    assert empty.embeddings == {}
+    assert whole.flags == []
+    assert whole.likelihoods is not None
 
 
-def _cut_at(checkpoint: Checkpoint, sample: Sample, tokens: int) -> StepGradients:
+def test_one_step_is_measured_and_flagged(checkpoint: Checkpoint, encoder: Encoder) -> None:
+    result = measure_one(checkpoint, encoder, make_sample(["just one step"], "42"))
+    assert result.step_gradients is not None
+    assert len(result.step_gradients.gram) == 3
+    assert result.gradient_flags == ["few_steps"]
+
+
+def _cut_at(checkpoint: Checkpoint, sample: Sample, tokens: int) -> SampleSignals:
     encoder = Encoder(checkpoint.tokenizer, "auto", tokens)
-    return measure(checkpoint, encoder, [sample], 999)[sample.sample_id]
+    return measure_one(checkpoint, encoder, sample, ALL_SIGNALS)
 
 
 def test_truncation_before_inside_and_after_the_answer(checkpoint: Checkpoint, encoder: Encoder) -> None:
     sample = make_sample(["first of all this", "and then that"], "1234")
     full = len(encoder.encode([sample])[0])  # with EOS
     whole = _cut_at(checkpoint, sample, full - 1)
-    assert whole.gram is not None
+    assert whole.step_gradients is not None
     assert whole.flags == []
     inside = _cut_at(checkpoint, sample, full - 3)
-    assert inside.gram is not None
+    assert inside.step_gradients is not None
     assert inside.flags == ["answer_truncated"]
     assert inside.segment_tokens[-1] == 2
     before = _cut_at(checkpoint, sample, full - 5)
-    assert before.gram is None
-    assert before.flags == ["truncated", "not_measured"]
+    assert before.step_gradients is None
+    assert before.flags == ["truncated"]
+    assert before.likelihoods is not None  # of what is left
     prompt = _cut_at(checkpoint, sample, 5)
-    assert prompt.gram is None
-    assert prompt.flags == ["prompt_too_long", "not_measured"]
+    assert prompt.likelihoods is None
+    assert prompt.flags == ["prompt_too_long"]
+    assert prompt.tokens == 0
 
 
-def test_a_broken_sample_is_flagged_and_its_neighbours_are_not(checkpoint: Checkpoint, encoder: Encoder) -> None:
-    encoded = encoder.encode(random_samples(2))
-    gradients = batch_gradients(checkpoint, encoded)
-    gradients[0][0, 0] = float("nan")
-    broken, sound = (summarize(item, rows) for item, rows in zip(encoded, gradients, strict=True))
-    assert broken.gram is None
-    assert "non_finite" in broken.flags
-    assert sound.gram is not None
+class Spoiled(torch.nn.Module):
+    """A decoder whose hidden states of sequences that begin with a marked token are not numbers."""
+
+    def __init__(self, decoder: torch.nn.Module, spoiled: set[tuple[int, ...]], value: float) -> None:
+        super().__init__()
+        self.decoder, self.spoiled, self.value = decoder, spoiled, value
+
+    def forward(self, input_ids: torch.Tensor, **inputs: Any) -> Any:
+        output = self.decoder(input_ids=input_ids, **inputs)
+        for row, ids in enumerate(input_ids.tolist()):
+            if any(tuple(ids[: len(marked)]) == marked for marked in self.spoiled):
+                output.last_hidden_state[row, 20:] = self.value
+        return output
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_sample_is_flagged_and_its_neighbours_are_not(
+    checkpoint: Checkpoint, encoder: Encoder, value: float
+) -> None:
+    samples = random_samples(5, seed=4)
+    broken = tuple(encoder.encode(samples)[2].input_ids)
+    spoiled = replace(checkpoint, decoder=Spoiled(checkpoint.decoder, {broken}, value))
+    results = ForwardPass(spoiled, encoder, 10**6).measure(samples, ALL_SIGNALS)
+    sound = ForwardPass(checkpoint, encoder, 10**6).measure(samples, ALL_SIGNALS)
+    for place, (found, expected) in enumerate(zip(results, sound, strict=True)):
+        if place != 2:
+            assert_same_signals(found, expected)
+            continue
+        assert found.flags == ["non_finite"]
+        assert found.step_gradients is None
+        assert found.likelihoods is None
+        assert found.segment_nll is None
+        assert found.embeddings == {}
 
 
 def test_zero_norm_is_flagged(checkpoint: Checkpoint, encoder: Encoder) -> None:
-    (encoded,) = encoder.encode([make_sample(["one two three", "four five six"], "7")])
-    gradients = batch_gradients(checkpoint, [encoded])[0]
-    gradients[0] = 1e-13
-    assert "zero_norm" in summarize(encoded, gradients).flags
+    # A head of zeros gives every token the same probability, and every gradient 0.
+    flat = replace(checkpoint, head=Head(torch.zeros_like(checkpoint.head.weight)))
+    result = measure_one(flat, encoder, make_sample(["one two three", "four five six"], "7"))
+    assert result.gradient_flags == ["zero_norm"]
+    assert result.step_gradients is not None
 
 
-def test_out_of_memory_halves_the_batch(
+class Limited(torch.nn.Module):
+    """A decoder on a device with room for so many sequences."""
+
+    def __init__(self, decoder: torch.nn.Module, most: int, error: Exception) -> None:
+        super().__init__()
+        self.decoder, self.most, self.error = decoder, most, error
+        self.sizes: list[int] = []
+
+    def forward(self, input_ids: torch.Tensor, **inputs: Any) -> Any:
+        self.sizes.append(len(input_ids))
+        if len(input_ids) > self.most:
+            raise self.error
+        return self.decoder(input_ids=input_ids, **inputs)
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu"])
+def test_out_of_memory_halves_the_batch_and_goes_on(checkpoint: Checkpoint, encoder: Encoder, error: Exception) -> None:
+    decoder = Limited(checkpoint.decoder, 2, error)
+    samples = random_samples(12, seed=5)
+    scoring = ForwardPass(replace(checkpoint, decoder=decoder), encoder, 10**6)
+    found = scoring.measure(samples, ALL_SIGNALS)
+    for result, expected in zip(found, ForwardPass(checkpoint, encoder).measure(samples, ALL_SIGNALS), strict=True):
+        assert_same_signals(result, expected)
+    assert decoder.sizes[0] > 2
+    # The lesson is learnt once: a second pass does not try as much again.
+    decoder.sizes.clear()
+    scoring.measure(samples, ALL_SIGNALS)
+    assert max(decoder.sizes) <= 3
+
+
+def test_a_sample_that_does_not_fit_alone_is_an_error_with_its_name(checkpoint: Checkpoint, encoder: Encoder) -> None:
+    full = replace(checkpoint, decoder=Limited(checkpoint.decoder, 0, OUT_OF_MEMORY[0]))
+    with pytest.raises(OutOfMemoryError, match=r"sample s of .* lower the target's max_length"):
+        measure_one(full, encoder, make_sample(["one two three"], "4"))
+
+
+def test_other_errors_are_not_taken_for_memory(checkpoint: Checkpoint, encoder: Encoder) -> None:
+    broken = replace(checkpoint, decoder=Limited(checkpoint.decoder, 0, RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        measure_one(broken, encoder, make_sample(["one two three"], "4"))
+
+
+def test_encoding_runs_ahead_of_the_device(
     checkpoint: Checkpoint, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = forward.batch_gradients
-    sizes = []
+    monkeypatch.setattr(forward, "WINDOW_SAMPLES", 4)
+    monkeypatch.setattr(forward, "ENCODING_CHUNK", 2)
+    encoded_samples: list[str] = []
+    real = encoder.encode
 
-    def limited(checkpoint: Checkpoint, batch: list[object]) -> object:
-        sizes.append(len(batch))
-        if len(batch) > 2:
-            raise torch.OutOfMemoryError("too large")
-        return real(checkpoint, batch)  # type: ignore[arg-type]
+    def recorded(samples: Sequence[Sample]) -> list[Encoded]:
+        encoded_samples.extend(sample.sample_id for sample in samples)
+        return real(samples)
 
-    monkeypatch.setattr(forward, "batch_gradients", limited)
-    samples = random_samples(5)
-    found = measure(checkpoint, encoder, samples, 10**6)
-    assert set(found) == {sample.sample_id for sample in samples}
-    assert sizes[0] == 5
-    assert 2 in sizes
+    monkeypatch.setattr(encoder, "encode", recorded)
+    results = ForwardPass(checkpoint, encoder, 10**6).stream(random_samples(12), GRACE)
+    next(results)
+    deadline = time.monotonic() + 30
+    while len(encoded_samples) < 8 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(encoded_samples) == 8  # the second window is ready, the third waits
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_an_error_while_encoding_arrives(
+    checkpoint: Checkpoint, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(samples: Sequence[Sample]) -> list[Encoded]:
+        raise ValueError("no tokens today")
+
+    monkeypatch.setattr(encoder, "encode", broken)
+    with pytest.raises(ValueError, match="no tokens today"):
+        ForwardPass(checkpoint, encoder).measure(random_samples(3), GRACE)
+
+
+def test_progress_counts_every_sample_once(checkpoint: Checkpoint, encoder: Encoder) -> None:
+    done: list[int] = []
+    samples = [*random_samples(7), make_sample([], "4")]
+    for _ in ForwardPass(checkpoint, encoder, 300).stream(samples, GRACE, done.append):
+        pass
+    assert sum(done) == 8
+    assert ForwardPass(checkpoint, encoder).measure([], GRACE) == []

@@ -1,0 +1,349 @@
+"""The streamed LM head: losses, uncertainty and residuals of label rows, a chunk of logits at a time.
+
+With h_t the final hidden state after the final norm, W the LM head [V, d] and y_t the target, the logits are
+z = soft_cap(scale * (W h + b)), p = softmax(z), and the residual of a row is J * (p - y) with J = dz/d(W h)
+elementwise (methods: GRACE, arXiv 2605.13130, Eq. 9 and 11). The [N, V] logits of all rows never exist: two
+buffers of a chunk's rows are made once, sized from a memory budget, and used again for every chunk. Softmax
+is done in fp32 whatever the weights' precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resources.scoring.loading import Head
+
+HEAD_MEMORY = 256 * 2**20
+"""Default budget in bytes for the logits of a chunk and what is made of them."""
+
+CPU_ROWS = 256
+"""Rows of a chunk on the CPU, where more gain nothing."""
+
+CUDA_ROWS = 4096
+"""Rows of a chunk on a CUDA device: enough to fill it."""
+
+SEGMENTS_PER_PRODUCT = 64
+"""Summed residuals that are multiplied with W together."""
+
+VOCABULARY_SLICE = 16_384
+"""Rows of a half-precision W that are cast to fp32 at once."""
+
+MAXIMUM_GROUPS = 256
+"""Groups of the vocabulary whose maxima give the two largest logits."""
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Per label row, in fp32 [N].
+
+    Attributes:
+        entropy: H(p) = -sum p log p, in nats.
+        least_confidence: 1 - max p.
+        margin: largest minus second largest probability.
+    """
+
+    entropy: Tensor
+    least_confidence: Tensor
+    margin: Tensor
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """Per label row: `nll` [N] in fp32, -log p(y) in nats, and the uncertainty if it was asked for."""
+
+    nll: Tensor
+    uncertainty: Uncertainty | None = None
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """What makes probabilities of a row's logits: exp(z - maximum) / total; [n] each.
+
+    Attributes:
+        maximum: largest logit.
+        others: sum of exp(z - maximum) over all tokens but the target.
+        total: over all tokens.
+    """
+
+    maximum: Tensor
+    others: Tensor
+    total: Tensor
+
+
+class StreamedHead:
+    """An LM head that is applied in chunks; see the module's text.
+
+    Args:
+        head: the LM head.
+        memory: bytes for the chunk's buffers and the residual sums; at least one row is done at a time.
+    """
+
+    def __init__(self, head: Head, memory: int = HEAD_MEMORY) -> None:
+        self.head = head
+        weight = head.weight
+        row_bytes = 4 * len(weight)
+        # Half-precision heads need their own logits too where the product cannot be taken in fp32 at once.
+        per_row = 2 * row_bytes + (0 if weight.dtype == torch.float32 or weight.is_cuda else row_bytes // 2)
+        sums = max(1, min(SEGMENTS_PER_PRODUCT, memory // 4 // row_bytes))
+        most = CUDA_ROWS if weight.is_cuda else CPU_ROWS
+        self.rows = max(1, min(most, (memory - sums * row_bytes) // per_row))
+        self._sums = sums
+        self._buffers: list[Tensor] = []
+
+    def _buffer(self, number: int, rows: int) -> Tensor:
+        """The first rows of one of the three buffers: logits, exponentials, residual sums; [rows, V]."""
+        if not self._buffers:
+            weight = self.head.weight
+            sizes = (self.rows, self.rows, self._sums)
+            self._buffers = [
+                torch.empty(size, len(weight), dtype=torch.float32, device=weight.device) for size in sizes
+            ]
+        return self._buffers[number][:rows]
+
+    def statistics(self, hidden: Tensor, targets: Tensor, *, uncertainty: bool = True) -> TokenStatistics:
+        """Losses and, if asked for, uncertainty of label rows; see `run`."""
+        return self.run(hidden, targets, (), statistics=True, uncertainty=uncertainty)[0]
+
+    def segment_gradients(self, hidden: Tensor, targets: Tensor, segment_rows: Sequence[int]) -> Tensor:
+        """Mean proxy gradient of every segment [S, d]; see `run`."""
+        return self.run(hidden, targets, segment_rows, statistics=False, uncertainty=False)[1]
+
+    def run(
+        self, hidden: Tensor, targets: Tensor, segment_rows: Sequence[int], *, statistics: bool, uncertainty: bool
+    ) -> tuple[TokenStatistics, Tensor]:
+        """Statistics of label rows and mean proxy gradients of their segments, from one pass over the rows.
+
+        Args:
+            hidden: final hidden states that predict the targets [N, d].
+            targets: token ids [N].
+            segment_rows: rows of each segment: the first so many rows are the first segment's, and so on;
+                rows behind the last segment are of none and must come last.
+            statistics: whether losses are wanted.
+            uncertainty: whether entropy, least confidence and margin are wanted with them.
+
+        Returns:
+            Statistics [N] (of no rows if not wanted), and G [S, d] in fp32, g = mean over the segment's rows
+            of (J * (p - y)) W; the row of a segment without rows is zero.
+        """
+        count = len(hidden) if statistics else 0
+        found = TokenStatistics(
+            hidden.new_empty(count, dtype=torch.float32),
+            Uncertainty(*hidden.new_empty(3, count, dtype=torch.float32)) if statistics and uncertainty else None,
+        )
+        gradients = torch.zeros(len(segment_rows), hidden.shape[1], dtype=torch.float32, device=hidden.device)
+        sums = _SegmentSums(self, gradients)
+        pieces = _pieces(segment_rows, self.rows)
+        in_segments = sum(segment_rows)
+        for start in range(0, len(hidden), self.rows):
+            rows = slice(start, start + self.rows)
+            chunk = self._chunk(hidden[rows], targets[rows], found.uncertainty, start)
+            if statistics:
+                found.nll[rows] = chunk.nll()
+            if start < in_segments:
+                weights = chunk.finish_residual()
+                for segment, begin, end in pieces[start // self.rows]:
+                    share = weights[begin:end] / segment_rows[segment]
+                    sums.add(segment, chunk.exponentials[begin:end], share)
+        sums.flush()
+        return found, gradients
+
+    def token_gradients(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """u = (J * (p - y)) W of every label row [N, d] in fp32: a product with W for each row."""
+        result = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(hidden), self.rows):
+            rows = slice(start, start + self.rows)
+            chunk = self._chunk(hidden[rows], targets[rows], None, start)
+            weights = chunk.finish_residual()
+            result[rows] = times_head(chunk.exponentials * weights.unsqueeze(1), self.head.weight)
+        return result
+
+    def normalisers(self, hidden: Tensor, targets: Tensor) -> Normaliser:
+        """What makes probabilities of every row's logits [N]: for passes over slices of the vocabulary."""
+        chunks = [
+            self._chunk(hidden[start : start + self.rows], targets[start : start + self.rows], None, start)._normaliser
+            for start in range(0, len(hidden), self.rows)
+        ]
+        return Normaliser(*(torch.cat([getattr(c, name) for c in chunks]) for name in ("maximum", "others", "total")))
+
+    def _chunk(self, hidden: Tensor, targets: Tensor, found: Uncertainty | None, start: int) -> _Chunk:
+        logits = self._logits(hidden)
+        exponentials = self._buffer(1, len(hidden))
+        cap = self.head.soft_cap
+        if cap is not None:
+            # The buffer keeps tanh, which gives back both the capped logits and the Jacobian.
+            logits.div_(cap).tanh_()
+        largest = _two_largest(logits) if found is not None else logits.amax(dim=1, keepdim=True)
+        maximum = largest[:, :1]
+        column = targets.unsqueeze(1)
+        target_shifted = (logits.gather(1, column) - maximum).squeeze(1) * (cap or 1.0)
+        if cap is None:
+            torch.exp(logits.sub_(maximum), out=exponentials)
+        else:
+            torch.sub(logits, maximum, out=exponentials).mul_(cap).exp_()
+        target_exponential = exponentials.gather(1, column).squeeze(1)
+        exponentials.scatter_(1, column, 0.0)
+        others = exponentials.sum(dim=1)
+        normaliser = Normaliser(maximum.squeeze(1) * (cap or 1.0), others, others + target_exponential)
+        chunk = _Chunk(self.head, logits, exponentials, column, target_shifted, target_exponential, normaliser)
+        if found is not None:
+            chunk.collect_uncertainty(found, slice(start, start + len(hidden)), largest)
+        return chunk
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """scale * (W h + b) of a chunk in fp32 [n, V], in the first buffer."""
+        weight, bias = self.head.weight, self.head.bias
+        logits = self._buffer(0, len(hidden))
+        if weight.dtype == torch.float32:
+            torch.mm(hidden.to(torch.float32), weight.T, out=logits)
+        elif weight.is_cuda:
+            # Products of half-precision numbers, summed and kept in fp32: the model's own logits are rounded.
+            torch.mm(hidden, weight.T, out_dtype=torch.float32, out=logits)
+        else:
+            logits.copy_(F.linear(hidden, weight))
+        if bias is not None:
+            logits += bias
+        if self.head.scale != 1.0:
+            logits *= self.head.scale
+        return logits
+
+
+@dataclass
+class _Chunk:
+    """The rows of one chunk, with the buffers that hold what is known of them.
+
+    `logits` holds z - maximum, or tanh(z / c) of a capped head; `exponentials` holds exp(z - maximum) with 0
+    at the target. Both are the head's buffers: a chunk is done with before the next one is made.
+    """
+
+    head: Head
+    logits: Tensor
+    exponentials: Tensor
+    column: Tensor
+    target_shifted: Tensor
+    target_exponential: Tensor
+    _normaliser: Normaliser
+
+    def nll(self) -> Tensor:
+        """-log p(y) [n]. Where y is likely, log(1 + others / own) keeps what log(p) would round away."""
+        others, total = self._normaliser.others, self._normaliser.total
+        likely = torch.log1p(others / self.target_exponential)
+        return torch.where(self.target_exponential > others, likely, torch.log(total) - self.target_shifted)
+
+    def finish_residual(self) -> Tensor:
+        """Make `exponentials` the residual J * (p - y) but for a factor a row, which is returned [n].
+
+        The residual at the target is minus the sum of the other probabilities: p_y - 1 cancels in fp32 where
+        p_y is near 1, as it is for a fine-tuned model, and so does expm1(log p_y) once log p_y is below the
+        logits' own rounding.
+        """
+        self.exponentials.scatter_(1, self.column, -self._normaliser.others.unsqueeze(1))
+        if self.head.soft_cap is not None:
+            self.exponentials.mul_(self.logits.square_().neg_().add_(1.0))
+        return self.head.scale / self._normaliser.total
+
+    def collect_uncertainty(self, found: Uncertainty, rows: slice, largest: Tensor) -> None:
+        """Entropy, least confidence and margin; for a head without cap the logits are used up."""
+        total = self._normaliser.total
+        cap = self.head.soft_cap
+        gap = (largest[:, 1] - largest[:, 0]) * (cap or 1.0)
+        if cap is None:
+            weighted = self.logits.mul_(self.exponentials).sum(dim=1)
+        else:
+            weighted = torch.linalg.vecdot(self.logits, self.exponentials)
+            weighted = cap * (weighted - largest[:, 0] * self._normaliser.others)
+        # H = log(total) - sum of e z / total, the target's own term added.
+        weighted = weighted + self.target_exponential * self.target_shifted
+        found.entropy[rows] = torch.log(total) - weighted / total
+        found.least_confidence[rows] = (total - 1.0) / total
+        found.margin[rows] = -torch.expm1(gap) / total
+
+
+class _SegmentSums:
+    """Residuals summed by segment, multiplied with W some dozens at a time.
+
+    Only segments that occur in a chunk are touched, and a row touches its own segment alone: a row that is
+    not finite spoils no other segment.
+    """
+
+    def __init__(self, owner: StreamedHead, gradients: Tensor) -> None:
+        self._owner = owner
+        self._gradients = gradients
+        self._segments: list[int] = []
+
+    def add(self, segment: int, residual: Tensor, weights: Tensor) -> None:
+        """Add sum_i weights_i residual_i to a segment; segments come in ascending order."""
+        if self._segments and self._segments[-1] == segment:
+            slot = self._slot(len(self._segments) - 1)
+            torch.addmv(slot, residual.T, weights, out=slot)
+            return
+        if len(self._segments) == self._owner._sums:
+            self.flush()
+        self._segments.append(segment)
+        torch.mv(residual.T, weights, out=self._slot(len(self._segments) - 1))
+
+    def _slot(self, number: int) -> Tensor:
+        return self._owner._buffer(2, number + 1)[number]
+
+    def flush(self) -> None:
+        """Multiply what has been summed with W."""
+        if not self._segments:
+            return
+        product = times_head(self._owner._buffer(2, len(self._segments)), self._owner.head.weight)
+        # A segment may come in two parts, one in each of two flushes.
+        self._gradients.index_add_(0, torch.tensor(self._segments, device=product.device), product)
+        self._segments = []
+
+
+def _pieces(segment_rows: Sequence[int], chunk_rows: int) -> list[list[tuple[int, int, int]]]:
+    """For every chunk the segments that occur in it: (segment, first row, last row + 1) within the chunk."""
+    pieces: list[list[tuple[int, int, int]]] = [[] for _ in range(-(-sum(segment_rows) // chunk_rows))]
+    start = 0
+    for segment, count in enumerate(segment_rows):
+        end = start + count
+        while start < end:
+            chunk, begin = divmod(start, chunk_rows)
+            taken = min(end - start, chunk_rows - begin)
+            pieces[chunk].append((segment, begin, begin + taken))
+            start += taken
+    return pieces
+
+
+def _two_largest(logits: Tensor) -> Tensor:
+    """The two largest of every row [n, 2], descending.
+
+    `topk` over a vocabulary costs several passes; maxima of interleaved groups cost one, and the second
+    largest is either another group's maximum or in the group of the largest.
+    """
+    rows, vocabulary = logits.shape
+    per_group = vocabulary // MAXIMUM_GROUPS
+    if per_group < 2:
+        return logits.topk(2, dim=1).values
+    grouped = logits[:, : per_group * MAXIMUM_GROUPS].unflatten(1, (per_group, MAXIMUM_GROUPS))
+    maxima = grouped.amax(dim=1).topk(2, dim=1)
+    best = maxima.indices[:, :1].unsqueeze(1).expand(rows, per_group, 1)
+    candidates = [maxima.values[:, 1:], grouped.gather(2, best).squeeze(2).topk(2, dim=1).values]
+    tail = logits[:, per_group * MAXIMUM_GROUPS :]
+    if tail.shape[1]:
+        candidates.append(tail.topk(min(2, tail.shape[1]), dim=1).values)
+    return torch.cat(candidates, dim=1).topk(2, dim=1).values
+
+
+def vocabulary_slices(weight: Tensor, size: int = VOCABULARY_SLICE) -> Iterator[slice]:
+    """Slices of the vocabulary, in order."""
+    for start in range(0, len(weight), size):
+        yield slice(start, min(start + size, len(weight)))
+
+
+def times_head(residual: Tensor, weight: Tensor) -> Tensor:
+    """residual [S, V] x W [V, d] in fp32, whatever W's precision."""
+    if weight.dtype == torch.float32:
+        return residual @ weight
+    result = torch.zeros(len(residual), weight.shape[1], dtype=torch.float32, device=residual.device)
+    for rows in vocabulary_slices(weight):
+        result += residual[:, rows] @ weight[rows].to(torch.float32)
+    return result

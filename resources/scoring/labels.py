@@ -1,0 +1,102 @@
+"""Which hidden states of a batch predict which tokens, and whose they are.
+
+Position t's loss predicts token t from hidden state h_{t-1}; prompt and image tokens carry no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from resources.scoring.samples import ANSWER, Encoded, Request
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SampleLabels:
+    """The label rows of one sample.
+
+    Attributes:
+        segments: indices of the segments that have tokens: steps ascending, the answer last.
+        segment_rows: rows of each of them.
+        in_segments: label rows of all segments, one segment after another.
+        response: label rows of the response's tokens in order, EOS not among them; empty if not asked for.
+        eos: label row of EOS, if there is one and it was asked for.
+    """
+
+    segments: list[int]
+    segment_rows: list[int]
+    in_segments: Indices
+    response: Indices
+    eos: Indices
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The label rows of a batch: first those of segments, segment after segment, then all others.
+
+    Attributes:
+        batch_rows: which sample of the batch each row is of [N].
+        positions: position of the hidden state that predicts the row's token [N].
+        targets: that token [N].
+        segment_rows: rows of each segment of the batch.
+        samples: the same by sample.
+    """
+
+    batch_rows: Indices
+    positions: Indices
+    targets: Indices
+    segment_rows: list[int]
+    samples: list[SampleLabels]
+
+
+def segment_order(encoded: Encoded) -> list[int]:
+    """Indices of the segments that have tokens: steps ascending, the answer last.
+
+    The first token of a sequence does not count: nothing predicts it.
+    """
+    present = {segment for segment in encoded.segment_of_token[1:] if segment >= 0}
+    steps = sorted(present - {ANSWER})
+    return [*steps, ANSWER] if ANSWER in present else steps
+
+
+def label_batch(batch: Sequence[Encoded], request: Request) -> Labels:
+    """The label rows that a request needs of a batch."""
+    wants_segments = request.step_gradients is not None or request.segment_likelihoods
+    first: list[tuple[int, Indices]] = []  # (batch row, token positions), of segments
+    last: list[tuple[int, Indices]] = []  # the same, of tokens outside all segments
+    plans = []
+    for row, encoded in enumerate(batch):
+        owners = np.asarray(encoded.segment_of_token, dtype=np.int64)
+        segments = segment_order(encoded) if wants_segments else []
+        groups = [np.flatnonzero(owners[1:] == segment) + 1 for segment in segments]
+        first += [(row, group) for group in groups]
+        covered = np.concatenate(groups) if groups else np.empty(0, dtype=np.int64)
+        begin = max(1, encoded.prompt_tokens)
+        end = encoded.prompt_tokens + encoded.response_tokens
+        wanted = np.arange(begin, len(encoded)) if request.likelihoods else np.empty(0, dtype=np.int64)
+        last.append((row, np.setdiff1d(wanted, covered, assume_unique=True)))
+        plans.append((segments, [len(group) for group in groups], covered, wanted, end))
+    rows = [group for group in first + last if len(group[1])]
+    empty = np.empty(0, dtype=np.int64)
+    batch_rows = np.concatenate([np.full(len(tokens), row) for row, tokens in rows]) if rows else empty
+    tokens = np.concatenate([tokens for _, tokens in rows]) if rows else empty
+    longest = max(len(encoded) for encoded in batch)
+    # Label row of every (sample, token position).
+    place = np.full((len(batch), longest), -1, dtype=np.int64)
+    place[batch_rows, tokens] = np.arange(len(tokens))
+    samples = [
+        SampleLabels(
+            segments, counts, place[row, covered], place[row, wanted[wanted < end]], place[row, wanted[wanted >= end]]
+        )
+        for row, (segments, counts, covered, wanted, end) in enumerate(plans)
+    ]
+    ids = np.zeros((len(batch), longest), dtype=np.int64)
+    for row, encoded in enumerate(batch):
+        ids[row, : len(encoded)] = encoded.input_ids
+    counts = [count for sample in samples for count in sample.segment_rows]
+    return Labels(batch_rows, tokens - 1, ids[batch_rows, tokens], counts, samples)
