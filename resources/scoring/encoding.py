@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from typing import Any, Literal
 
 import numpy as np
 from jinja2 import TemplateError
+from torch import Tensor
 
+from resources.scoring import vision
 from resources.scoring.errors import ScoringError
-from resources.scoring.samples import ANSWER, Encoded, Sample, Segment
+from resources.scoring.images import ImageError, ImageLimits, open_image
+from resources.scoring.samples import ANSWER, UNRUNNABLE, Encoded, Sample, Segment
 
 Template = Literal["auto", "chat", "plain"]
 
 FIXED_DATE = date(2024, 7, 26)
 """The date that chat templates write, if they write one."""
+
+PROBE = "probe"
+"""A turn that is rendered to see whether a chat template reads contents as text or as parts."""
 
 
 class EncodingError(ScoringError):
@@ -26,82 +32,185 @@ class Encoder:
     """Encodes samples with one tokenizer, template and maximum length.
 
     The whole text is tokenized once, so that the tokens at the seam of prompt and response are those that
-    the model would see; a token is the response's if its first non-space character is.
+    the model would see; a token is the response's if its first non-space character is. Image tokens are the
+    prompt's. An encoder may be used by several threads at once.
 
     Args:
         tokenizer: a fast transformers tokenizer (character offsets are needed).
-        template: `auto` takes the tokenizer's chat template if it has one, else `plain`, which joins the
-            turns' contents and the response with newlines.
+        template: `auto` takes the chat template of processor or tokenizer if there is one, else `plain`,
+            which joins the turns' contents and the response with newlines.
         max_length: longest sequence in tokens; longer ones are cut on the right.
+        processor: the model's processor; without one, samples with images cannot be run.
+        vocabulary: rows of the model's input embedding; token ids that have none are flagged.
+        limits: which images are opened.
 
     Raises:
         EncodingError: the tokenizer gives no offsets, or has no chat template although one is asked for.
     """
 
-    def __init__(self, tokenizer: Any, template: Template, max_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: Template,
+        max_length: int,
+        processor: Any = None,
+        vocabulary: int | None = None,
+        limits: ImageLimits | None = None,
+    ) -> None:
         if not tokenizer.is_fast:
             raise EncodingError("the tokenizer is not a fast one, so it gives no character offsets")
-        has_template = tokenizer.chat_template is not None
-        if template == "chat" and not has_template:
+        chat_template = getattr(processor, "chat_template", None) or tokenizer.chat_template
+        if template == "chat" and chat_template is None:
             raise EncodingError("template: chat, but the tokenizer has no chat template; use template: plain")
         self.tokenizer = tokenizer
-        self.chat = template == "chat" or (template == "auto" and has_template)
+        self.processor = processor
+        self.chat = template == "chat" or (template == "auto" and chat_template is not None)
         self.max_length = max_length
+        self.vocabulary = vocabulary
+        self.limits = limits or ImageLimits()
+        self._template = chat_template.get("default") if isinstance(chat_template, dict) else chat_template
+        self._parts = self.chat and self._reads_parts()
+        self._media = vision.media_tokens(processor) if processor is not None else frozenset[str]()
+        # Its first call sets a tokenizer's padding and truncation; after it threads only read.
+        tokenizer(PROBE)
 
     def render_prompt(self, sample: Sample) -> str:
-        """The prompt as text, up to where the response begins.
+        """The prompt as text, up to where the response begins; images as the processor's placeholder.
 
         Raises:
             jinja2.TemplateError: the chat template refuses these turns, e.g. a system turn.
+            ImageError: `image_count_mismatch`.
         """
+        turns = vision.turns_in_parts(sample)
+        if self._parts:
+            return self._render(turns)
+        mark = vision.image_mark(self.processor) if sample.images else ""
+        lines = [{**turn, "content": vision.in_line(turn["content"], mark)} for turn in turns]
         if self.chat:
-            turns = [dict(turn) for turn in sample.messages]
-            # Some templates write today's date: a measurement must not depend on the day it was made.
-            rendered = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, strftime_now=FIXED_DATE.strftime
-            )
-            return str(rendered)
-        return "".join(turn["content"] + "\n" for turn in sample.messages)
+            return self._render(lines)
+        return "".join(turn["content"] + "\n" for turn in lines)
 
     def encode(self, samples: Sequence[Sample]) -> list[Encoded]:
         """Encode samples, in order.
 
-        A sample whose turns the chat template refuses has no tokens and the flag `template_refused`.
+        A sample that cannot be encoded (its turns are refused, an image cannot be had) has no tokens and
+        the flag that says why.
         """
-        prompts: list[str | None] = [self._rendered(sample) for sample in samples]
-        texts = [
-            "" if prompt is None else prompt + sample.response for prompt, sample in zip(prompts, samples, strict=True)
-        ]
-        if not texts:
-            return []
-        # A chat template writes its own special tokens; otherwise the tokenizer adds BOS if it has one.
-        batch = self.tokenizer(
-            texts,
-            add_special_tokens=not self.chat,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        return [
-            Encoded(sample, [], 0, 0, [], ("template_refused",))
-            if prompt is None
-            else self._assemble(sample, text, len(prompt), ids, offsets)
-            for sample, text, prompt, ids, offsets in zip(
-                samples, texts, prompts, batch["input_ids"], batch["offset_mapping"], strict=True
-            )
-        ]
+        results: list[Encoded | None] = [None] * len(samples)
+        texts: list[tuple[int, str]] = []
+        for position, sample in enumerate(samples):
+            try:
+                prompt = self._checked_prompt(sample)
+                if sample.images:
+                    results[position] = self._with_images(sample, prompt)
+                else:
+                    texts.append((position, prompt))
+            except ImageError as error:
+                results[position] = Encoded(sample, [], 0, 0, [], (error.flag,))
+            except TemplateError:
+                results[position] = Encoded(sample, [], 0, 0, [], ("template_refused",))
+        for position, encoded in self._texts(samples, texts):
+            results[position] = encoded
+        return [encoded for encoded in results if encoded is not None]
 
-    def _rendered(self, sample: Sample) -> str | None:
-        try:
+    def _checked_prompt(self, sample: Sample) -> str:
+        """The rendered prompt, if the sample can be shown to this model.
+
+        Raises:
+            TemplateError: the template refuses the turns, or does not show their images.
+            ImageError: `images_not_supported` or `image_count_mismatch`.
+        """
+        if self.processor is None:
+            if sample.images:
+                raise ImageError("images_not_supported")
             return self.render_prompt(sample)
-        except (TemplateError, TypeError):
+        said = [part.get("text", "") for turn in vision.turns_in_parts(sample) for part in turn["content"]]
+        if any(token in text for token in self._media for text in (*said, sample.response)):
+            # As a token it would be taken for an image that is not there.
+            raise ImageError("image_count_mismatch", "the text holds a token that stands for an image")
+        prompt = self.render_prompt(sample)
+        if sample.images and prompt.count(vision.placeholder_token(self.processor)) != len(sample.images):
+            raise TemplateError("the chat template does not show the images")
+        return prompt
+
+    def _render(self, turns: Sequence[Mapping[str, Any]]) -> str:
+        # Some templates write today's date: a measurement must not depend on the day it was made.
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                [dict(turn) for turn in turns],
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=True,
+                strftime_now=FIXED_DATE.strftime,
+            )
+        except TypeError as error:
             # Templates refuse with raise_exception, and trip over what they did not expect.
-            return None
+            raise TemplateError(str(error)) from error
+        return str(rendered)
+
+    def _reads_parts(self) -> bool:
+        """Whether contents are given to the chat template in parts, as templates of vision-language models have it.
+
+        Templates that read text only would write the parts' Python form; some that read parts only would
+        write nothing for a text. A text model's template that can read text gets text.
+        """
+        as_text = self._probed(PROBE)
+        as_parts = self._probed([{"type": "text", "text": PROBE}])
+        reads_parts = PROBE in as_parts and "'type'" not in as_parts
+        return reads_parts and (self.processor is not None or PROBE not in as_text)
+
+    def _probed(self, content: Any) -> str:
+        try:
+            return self._render([{"role": "user", "content": content}])
+        except TemplateError:
+            return ""
+
+    def _adds_special(self, prompt: str) -> bool:
+        """Whether the tokenizer adds its special tokens (BOS) to a prompt.
+
+        A text model's chat template writes them itself. Those of vision-language models often leave it to
+        the tokenizer, as `ProcessorMixin.apply_chat_template` does, unless the prompt begins with BOS.
+        """
+        if not self.chat:
+            return True
+        bos = self.tokenizer.bos_token
+        return self.processor is not None and not (bos is not None and prompt.startswith(bos))
+
+    def _texts(self, samples: Sequence[Sample], prompts: list[tuple[int, str]]) -> Iterable[tuple[int, Encoded]]:
+        """Positions and encodings of text-only samples, tokenized together."""
+        for special in (False, True):
+            chosen = [(position, prompt) for position, prompt in prompts if self._adds_special(prompt) == special]
+            if not chosen:
+                continue
+            texts = [prompt + samples[position].response for position, prompt in chosen]
+            batch = self.tokenizer(
+                texts,
+                add_special_tokens=special,
+                return_offsets_mapping=True,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
+            for (position, prompt), text, ids, offsets in zip(
+                chosen, texts, batch["input_ids"], batch["offset_mapping"], strict=True
+            ):
+                yield position, self._assemble(samples[position], text, len(prompt), ids, offsets, {})
+
+    def _with_images(self, sample: Sample, prompt: str) -> Encoded:
+        images = [open_image(source, self.limits) for source in sample.images]
+        made = vision.process(self.processor, prompt, sample.response, images, self._adds_special(prompt))
+        return self._assemble(sample, made.text, made.prompt_length, made.ids, made.offsets, made.model_inputs)
 
     def _assemble(
-        self, sample: Sample, text: str, prompt_length: int, ids: list[int], offsets: list[tuple[int, int]]
+        self,
+        sample: Sample,
+        text: str,
+        prompt_length: int,
+        ids: list[int],
+        offsets: list[tuple[int, int]],
+        model_inputs: Mapping[str, Tensor],
     ) -> Encoded:
+        given = len(ids)
         eos = self.tokenizer.eos_token_id
         while ids and ids[-1] == eos and offsets[-1][0] == offsets[-1][1]:
             # Some tokenizers append EOS themselves; it is added once, below.
@@ -115,15 +224,21 @@ class Encoder:
         segments[special] = -1
         full = [*ids, eos] if eos is not None else list(ids)
         kept = full[: self.max_length]
-        segment_of_token = [*segments.tolist(), -1][: len(kept)]
         flags = _truncation_flags(segments, len(ids), len(kept), first)
+        if first == len(ids):
+            flags += ("empty_response",)
+        if self.vocabulary is not None and any(token >= self.vocabulary for token in kept):
+            flags += ("token_outside_vocabulary",)
+        runs = UNRUNNABLE.keys().isdisjoint(flags)
         return Encoded(
             sample=sample,
             input_ids=kept,
             prompt_tokens=min(first, len(kept)),
             response_tokens=max(0, min(len(ids), len(kept)) - first),
-            segment_of_token=segment_of_token,
+            segment_of_token=[*segments.tolist(), -1][: len(kept)],
             flags=flags,
+            # What is not run need not hold its pixels in memory.
+            model_inputs=vision.fitted(model_inputs, given, len(kept)) if runs else {},
         )
 
 

@@ -21,10 +21,13 @@ from resources.scoring.measuring import describe, measure_batch, narrowed
 from resources.scoring.samples import Encoded, Request, Sample, SampleSignals
 
 WINDOW_SAMPLES = 4096
-"""Samples that are sorted by length together; twice as many are held in memory as tokens."""
+"""Samples that are sorted by length together; two windows are held in memory as tokens."""
 
-ENCODING_CHUNK = 128
-"""Samples that a worker thread encodes at a time."""
+IMAGE_SHARE = 64
+"""So many samples' place in a window does an image take: its pixels are held beside the tokens."""
+
+ENCODING_CHUNKS = 32
+"""Pieces of a window that worker threads encode one by one."""
 
 ENCODING_THREADS = 2
 
@@ -88,20 +91,18 @@ class ForwardPass:
     def _encoded_windows(self, samples: Sequence[Sample]) -> Iterator[list[Encoded]]:
         """Windows of encoded samples, in order, the next one being encoded while one is used."""
         executor = ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="encoding")
+        windows = _windows(samples)
 
-        def submit(start: int) -> list[Future[list[Encoded]]]:
-            window = samples[start : start + WINDOW_SAMPLES]
-            return [
-                executor.submit(self.encoder.encode, window[chunk : chunk + ENCODING_CHUNK])
-                for chunk in range(0, len(window), ENCODING_CHUNK)
-            ]
+        def submit(window: Sequence[Sample]) -> list[Future[list[Encoded]]]:
+            size = -(-len(window) // ENCODING_CHUNKS)
+            chunks = [window[start : start + size] for start in range(0, len(window), size or 1)]
+            return [executor.submit(self.encoder.encode, chunk) for chunk in chunks]
 
         try:
-            ahead = submit(0)
-            for start in range(0, len(samples), WINDOW_SAMPLES):
-                current, ahead = ahead, []
-                encoded = [item for future in current for item in future.result()]
-                ahead = submit(start + WINDOW_SAMPLES)
+            ahead = submit(next(windows, []))
+            while ahead:
+                encoded = [item for future in ahead for item in future.result()]
+                ahead = submit(next(windows, []))
                 yield encoded
         finally:
             # Also when the caller stops early: threads that nobody waits for must not hold up its end.
@@ -159,6 +160,19 @@ class ForwardPass:
         if self.checkpoint.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
+
+
+def _windows(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+    """Consecutive samples of one window each."""
+    start, filled = 0, 0
+    for position, sample in enumerate(samples):
+        share = 1 + IMAGE_SHARE * len(sample.images)
+        if position > start and filled + share > WINDOW_SAMPLES:
+            yield samples[start:position]
+            start, filled = position, 0
+        filled += share
+    if start < len(samples):
+        yield samples[start:]
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

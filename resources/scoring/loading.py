@@ -1,18 +1,40 @@
-"""Loading a checkpoint for measuring: its decoder, its LM head and its tokenizer."""
+"""Loading a checkpoint for measuring: its decoder, its LM head, its tokenizer and its processor."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
+
+# From its module: where torchvision is missing, some versions put a dummy in its place at the top.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+)
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from resources.scoring.errors import ScoringError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
+"""Attention implementations that can be asked for; see `load_checkpoint`."""
+
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+"""A folder with none of these has no processor."""
 
 
 class LoadingError(ScoringError):
@@ -46,6 +68,8 @@ class Checkpoint:
         tokenizer: the folder's own fast tokenizer.
         device: where the weights are.
         max_length: longest context in tokens.
+        vocabulary: rows of the input embedding.
+        processor: what turns images into model inputs; None for a text model, or if the folder has none.
     """
 
     decoder: nn.Module
@@ -53,6 +77,8 @@ class Checkpoint:
     tokenizer: Any
     device: torch.device
     max_length: int
+    vocabulary: int
+    processor: Any = None
 
 
 def pick_device(name: str) -> torch.device:
@@ -70,6 +96,8 @@ def load_checkpoint(
     dtype: str = "float32",
     max_length: int | None = None,
     trust_remote_code: bool = False,
+    attention: str = "auto",
+    compile_model: bool = False,
 ) -> Checkpoint:
     """Load a model folder (safetensors only) with a LoRA adapter if there is one, and freeze it.
 
@@ -77,20 +105,33 @@ def load_checkpoint(
     logits are made in a way that we do not know is refused, never measured wrongly.
 
     Args:
-        folder: transformers model folder.
+        folder: transformers model folder, of a text model or a vision-language model.
         adapter: peft LoRA folder; needs the `peft` package.
         device: `auto`, `cpu` or `cuda[:n]`.
         dtype: `float32`, `bfloat16` or `float16`.
         max_length: longest sequence in tokens; default and upper bound is the model's context.
         trust_remote_code: run Python code that the folder ships.
+        attention: `sdpa`, `eager` or `flash_attention_2`; `auto` is FlashAttention 2 where it is installed
+            and the weights are in half precision on a CUDA device, else what the family prefers (`sdpa`).
+        compile_model: compile the decoder, for any batch shape; the first batches take longer.
 
     Raises:
-        LoadingError: the model has no decoder or LM head that we know how to take apart.
+        LoadingError: the model has no decoder or LM head that we know how to take apart, the processor
+            cannot be loaded, or the attention implementation is not there.
     """
     target = pick_device(device)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code
-    )
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    loader: Any = AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
+    try:
+        model: Any = loader.from_pretrained(
+            folder,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            attn_implementation=pick_attention(attention, config, target, dtype),
+        )
+    except ImportError as error:
+        raise LoadingError(f"the model needs a package that is not installed: {error}") from error
     if adapter is not None:
         # Only runs with a warm-up checkpoint need peft.
         from peft import PeftModel
@@ -108,9 +149,97 @@ def load_checkpoint(
         tokenizer=tokenizer,
         device=target,
         max_length=min(context, max_length or context),
+        vocabulary=len(model.get_input_embeddings().weight),
+        processor=load_processor(folder, config, trust_remote_code) if reads_images(config) else None,
     )
     _check_logits(model, checkpoint)
+    if compile_model:
+        # Lengths change from batch to batch: without dynamic shapes every new one would be compiled.
+        compiled: Any = torch.compile(checkpoint.decoder, dynamic=True)
+        return replace(checkpoint, decoder=compiled)
     return checkpoint
+
+
+def reads_images(config: Any) -> bool:
+    """Whether a configuration is that of a vision-language model that transformers loads as one."""
+    if getattr(config, "vision_config", None) is None:
+        return False
+    own_code = getattr(config, "auto_map", None) or {}
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or "AutoModelForImageTextToText" in own_code
+
+
+def pick_attention(name: str, config: Any, device: torch.device, dtype: str) -> str | None:
+    """The attention implementation to load a model with; None leaves it to transformers (`sdpa` if it can).
+
+    Raises:
+        LoadingError: there is none of that name, or it is not installed.
+    """
+    if name not in ATTENTION:
+        raise LoadingError(f"there is no attention {name!r}; there are {', '.join(ATTENTION)}")
+    if name == "flash_attention_2" and not is_flash_attn_2_available():
+        raise LoadingError("attention: flash_attention_2 needs the package flash-attn; use attention: auto")
+    mapping = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if reads_images(config) else MODEL_FOR_CAUSAL_LM_MAPPING
+    family = mapping.get(type(config), None)
+    causal = not _looks_ahead(config, family)
+    if name == "flash_attention_2" and not causal:
+        raise LoadingError("attention: flash_attention_2 would ignore that this model's image tokens look ahead")
+    if name != "auto":
+        return name
+    suits = causal and device.type == "cuda" and dtype != "float32" and getattr(family, "_supports_flash_attn", False)
+    return "flash_attention_2" if suits and is_flash_attn_2_available() else None
+
+
+def _looks_ahead(config: Any, family: Any) -> bool:
+    """Whether image tokens attend to later ones of their image, as in Gemma 3: flash attention cannot do that."""
+    takes_types = family is not None and "token_type_ids" in inspect.signature(family.forward).parameters
+    return takes_types or bool(getattr(config.get_text_config(), "use_bidirectional_attention", None))
+
+
+def load_processor(folder: Path, config: Any, trust_remote_code: bool = False) -> Any:
+    """The processor of a vision-language model's folder, without its video part; None if the folder has none.
+
+    Images are scaled by Pillow also where torchvision is installed: the two differ a little, and a
+    measurement must not depend on which packages are there. Video processors need torchvision, and no
+    videos are measured, so a processor that asks for one gets none. (A processor that the folder ships as
+    code is loaded as it is.)
+
+    Raises:
+        LoadingError: the folder's processor cannot be loaded.
+    """
+    if not any((Path(folder) / name).is_file() for name in PROCESSOR_FILES):
+        return None
+    kind: Any = PROCESSOR_MAPPING.get(type(config), None)
+    try:
+        if kind is None:
+            return AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        images = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return _image_processor_only(kind, folder, images, tokenizer)
+    except (ImportError, OSError, ValueError, TypeError) as error:
+        raise LoadingError(f"the processor in {folder} cannot be loaded: {error}") from error
+
+
+def _image_processor_only(kind: Any, folder: Path, images: Any, tokenizer: Any) -> Any:
+    """A processor of this kind with an image processor and a tokenizer, and no video processor."""
+
+    class ImageOnly(kind):  # type: ignore[misc]
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            # transformers insists on a video processor of the right class.
+            if argument_name == "video_processor":
+                return None
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+    parts = {"image_processor": images, "tokenizer": tokenizer, "video_processor": None}
+    unknown = [name for name in kind.get_attributes() if name not in parts]
+    if unknown:
+        raise LoadingError(f"{kind.__name__} needs {', '.join(unknown)}, which is not known here")
+    try:
+        settings, _ = kind.get_processor_dict(folder)
+    except OSError:
+        # Older folders have the image processor's file only.
+        settings = {}
+    ImageOnly.__name__ = kind.__name__
+    return ImageOnly.from_args_and_dict([parts[name] for name in kind.get_attributes()], settings)
 
 
 def context_length(config: Any) -> int:
@@ -127,8 +256,11 @@ def _decoder(model: Any) -> nn.Module:
 
 def _check_logits(model: Any, checkpoint: Checkpoint) -> None:
     """Hold decoder and head against the model's own logits on a few tokens."""
-    ids = torch.arange(8, device=checkpoint.device).unsqueeze(0) % len(checkpoint.head.weight)
     head = checkpoint.head
+    # Tokens that stand for images would need images.
+    media = [value for name, value in vars(model.config).items() if name.endswith(("_token_id", "_token_index"))]
+    usable = [token for token in range(min(64, len(head.weight), checkpoint.vocabulary)) if token not in media]
+    ids = torch.tensor([usable[:8]], device=checkpoint.device)
     with torch.inference_mode():
         expected = model(input_ids=ids, use_cache=False).logits.float()
         hidden = checkpoint.decoder(input_ids=ids, use_cache=False).last_hidden_state

@@ -92,14 +92,14 @@ UNRUNNABLE = {
     "prompt_too_long": "the prompt alone fills the maximum length",
     "empty_response": "the response has no tokens",
     "token_outside_vocabulary": "the tokenizer gives a token that the model has no row for",
-    "images_not_supported": "the sample has images, and the model reads text only",
+    "images_not_supported": "the sample has images, and the model reads text only or its folder has no processor",
     "image_missing": "an image file is not there or cannot be read",
     "image_outside_folder": "an image path leads out of the row's folder",
     "image_remote": "an image has a web address, and fetching is not allowed",
     "image_unreachable": "an image could not be fetched from its web address",
-    "image_unreadable": "an image cannot be decoded",
-    "image_too_large": "an image has more pixels than are allowed",
-    "image_count_mismatch": "the prompt marks another number of images than it has",
+    "image_unreadable": "an image cannot be decoded, or the model's processor refuses it",
+    "image_too_large": "an image has more pixels or bytes than are allowed",
+    "image_count_mismatch": "the prompt marks another number of images than it has, or the text says an image token",
 }
 """Flags of samples that no signal can be measured of, with their meaning."""
 

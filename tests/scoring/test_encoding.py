@@ -52,6 +52,52 @@ def test_every_segment_gets_the_tokens_of_its_text() -> None:
         assert tokenizer.decode(ids) == sample.response[segment.start : segment.end]
 
 
+def test_samples_that_cannot_be_run_say_why() -> None:
+    tokenizer = byte_tokenizer()
+    user = [{"role": "user", "content": "How many?"}]
+    samples = [
+        Sample("empty", user, ""),
+        Sample("fine", user, "4"),
+        Sample("image", [{"role": "user", "content": "<image>How many?"}], "4", images=["data:,"]),
+        Sample("outside", user, "í"),
+    ]
+    # Its second byte has the alphabet's last symbol.
+    vocabulary = max(tokenizer("í")["input_ids"])
+    encoded = Encoder(tokenizer, "auto", 500, vocabulary=vocabulary).encode(samples)
+    assert [item.flags for item in encoded] == [
+        ("empty_response",),
+        (),
+        ("images_not_supported",),
+        ("token_outside_vocabulary",),
+    ]
+    assert [item.sample.sample_id for item in encoded] == ["empty", "fine", "image", "outside"]
+    assert encoded[0].response_tokens == 0
+    assert Encoder(tokenizer, "auto", 500).encode(samples[3:])[0].flags == ()
+
+
+def test_a_text_that_speaks_of_images_is_text() -> None:
+    tokenizer = byte_tokenizer()
+    (encoded,) = Encoder(tokenizer, "auto", 500).encode([Sample("s", [{"role": "user", "content": "<image>?"}], "4")])
+    assert encoded.flags == ()
+    assert tokenizer.decode(encoded.input_ids) == "user: <image>?\nassistant: 4<eos>"
+
+
+def test_threads_may_share_an_encoder() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    tokenizer = byte_tokenizer()
+    # As some tokenizers are saved: their first call changes them.
+    tokenizer.backend_tokenizer.enable_truncation(max_length=7)
+    encoder = Encoder(tokenizer, "auto", 500)
+    samples = [make_sample(["two and two"] * (number % 7 + 1), str(number)) for number in range(400)]
+    chunks = [samples[start : start + 10] for start in range(0, 400, 10)]
+    alone = [[encoded.input_ids for encoded in encoder.encode(chunk)] for chunk in chunks]
+    assert max(len(ids) for chunk in alone for ids in chunk) > 7
+    with ThreadPoolExecutor(4) as executor:
+        together = list(executor.map(encoder.encode, chunks))
+    assert [[encoded.input_ids for encoded in chunk] for chunk in together] == alone
+
+
 def test_a_token_belongs_to_its_first_non_space_character() -> None:
     assert anchor("ab  cd", 2, 5) == 4
     assert anchor("ab  cd", 2, 4) == 2  # only spaces: where it begins

@@ -166,7 +166,7 @@ def test_results_depend_on_neither_batch_nor_order(order: list[int], budget: int
     checkpoint, encoder, samples, alone = _case[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forward, "WINDOW_SAMPLES", window)
-        patch.setattr(forward, "ENCODING_CHUNK", 2)
+        patch.setattr(forward, "ENCODING_CHUNKS", 3)
         given_order = [samples[i] for i in order]
         together = ForwardPass(checkpoint, encoder, budget, memory).measure(given_order, ALL_SIGNALS)
     assert [result.sample_id for result in together] == [sample.sample_id for sample in given_order]
@@ -370,7 +370,7 @@ def test_encoding_runs_ahead_of_the_device(
     checkpoint: Checkpoint, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forward, "WINDOW_SAMPLES", 4)
-    monkeypatch.setattr(forward, "ENCODING_CHUNK", 2)
+    monkeypatch.setattr(forward, "ENCODING_CHUNKS", 2)
     encoded_samples: list[str] = []
     real = encoder.encode
 
@@ -386,6 +386,15 @@ def test_encoding_runs_ahead_of_the_device(
         time.sleep(0.01)
     assert len(encoded_samples) == 8  # the second window is ready, the third waits
     results.close()  # type: ignore[attr-defined]
+
+
+def test_images_take_more_room_in_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "WINDOW_SAMPLES", 10)
+    monkeypatch.setattr(forward, "IMAGE_SHARE", 4)
+    shown = [0, 0, 1, 0, 1, 3, 0, 0]
+    samples = [replace(make_sample([], "1"), images=(b"",) * count) for count in shown]
+    windows = [[len(sample.images) for sample in window] for window in forward._windows(samples)]
+    assert windows == [[0, 0, 1, 0], [1], [3], [0, 0]]
 
 
 def test_an_error_while_encoding_arrives(
