@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
@@ -14,8 +14,7 @@ from resources.scoring import vision
 from resources.scoring.errors import ScoringError
 from resources.scoring.images import ImageError, ImageLimits, open_image
 from resources.scoring.samples import ANSWER, UNRUNNABLE, Encoded, Sample, Segment
-
-Template = Literal["auto", "chat", "plain"]
+from resources.scoring.spec import Template
 
 FIXED_DATE = date(2024, 7, 26)
 """The date that chat templates write, if they write one."""

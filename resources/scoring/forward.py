@@ -91,7 +91,7 @@ class ForwardPass:
     def _encoded_windows(self, samples: Sequence[Sample]) -> Iterator[list[Encoded]]:
         """Windows of encoded samples, in order, the next one being encoded while one is used."""
         executor = ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="encoding")
-        windows = _windows(samples)
+        windows = windows_of(samples, WINDOW_SAMPLES)
 
         def submit(window: Sequence[Sample]) -> list[Future[list[Encoded]]]:
             size = -(-len(window) // ENCODING_CHUNKS)
@@ -162,12 +162,12 @@ class ForwardPass:
         return None
 
 
-def _windows(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
-    """Consecutive samples of one window each."""
+def windows_of(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
+    """Consecutive samples of one window each: so many, or fewer where they have images."""
     start, filled = 0, 0
     for position, sample in enumerate(samples):
         share = 1 + IMAGE_SHARE * len(sample.images)
-        if position > start and filled + share > WINDOW_SAMPLES:
+        if position > start and filled + share > size:
             yield samples[start:position]
             start, filled = position, 0
         filled += share

@@ -389,11 +389,10 @@ def test_encoding_runs_ahead_of_the_device(
 
 
 def test_images_take_more_room_in_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "WINDOW_SAMPLES", 10)
     monkeypatch.setattr(forward, "IMAGE_SHARE", 4)
     shown = [0, 0, 1, 0, 1, 3, 0, 0]
     samples = [replace(make_sample([], "1"), images=(b"",) * count) for count in shown]
-    windows = [[len(sample.images) for sample in window] for window in forward._windows(samples)]
+    windows = [[len(sample.images) for sample in window] for window in forward.windows_of(samples, 10)]
     assert windows == [[0, 0, 1, 0], [1], [3], [0, 0]]
 
 
@@ -415,3 +414,46 @@ def test_progress_counts_every_sample_once(checkpoint: Checkpoint, encoder: Enco
         pass
     assert sum(done) == 8
     assert ForwardPass(checkpoint, encoder).measure([], GRACE) == []
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_near_full_precision(tiny_model: Path, encoder: Encoder, dtype: str) -> None:
+    samples = random_samples(6)
+    exact = ForwardPass(load_checkpoint(tiny_model, device="cpu"), encoder).measure(samples, ALL_SIGNALS)
+    half = ForwardPass(load_checkpoint(tiny_model, device="cpu", dtype=dtype), encoder).measure(samples, ALL_SIGNALS)
+    for found, expected in zip(half, exact, strict=True):
+        assert found.flags == expected.flags
+        assert found.step_gradients is not None
+        assert expected.step_gradients is not None
+        assert expected.likelihoods is not None
+        largest = max(expected.step_gradients.gram)
+        assert found.step_gradients.gram == pytest.approx(expected.step_gradients.gram, abs=0.02 * largest)
+        assert found.likelihoods is not None
+        assert vars(found.likelihoods) == pytest.approx(vars(expected.likelihoods), rel=0.02)
+        for pooling, vector in found.embeddings.items():
+            assert vector.dtype == np.float32
+            exact_vector = expected.embeddings[pooling]
+            cosine = vector @ exact_vector / np.linalg.norm(vector) / np.linalg.norm(exact_vector)
+            assert cosine > 0.99
+
+
+def test_a_merged_adapter_measures_what_one_beside_the_weights_does(
+    tiny_model: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    base: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
+    settings = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(base, settings).save_pretrained(str(tmp_path))
+    merged = load_checkpoint(tiny_model, tmp_path, device="cpu")
+    beside: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), str(tmp_path))
+    beside = replace(merged, decoder=beside.get_base_model().model.eval())
+    samples = random_samples(6)
+    one = ForwardPass(merged, encoder).measure(samples, ALL_SIGNALS)
+    other = ForwardPass(beside, encoder).measure(samples, ALL_SIGNALS)
+    plain = ForwardPass(load_checkpoint(tiny_model, device="cpu"), encoder).measure(samples, ALL_SIGNALS)
+    for found, expected, without in zip(one, other, plain, strict=True):
+        assert_same_signals(found, expected)
+        assert found.segment_nll != pytest.approx(without.segment_nll, rel=1e-3)

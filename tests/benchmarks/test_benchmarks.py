@@ -1,0 +1,44 @@
+"""Every benchmark runs and ends with the JSON line that it promises; what it measures here means nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.common import median_ratio
+
+ROOT = Path(__file__).parents[2]
+
+KEYS = {
+    "forward": {
+        "ratio_all_signals",
+        "ratio_grace",
+        "speedup_over_padded_8",
+        "speedup_over_padded_32",
+        "padding_fraction",
+    },
+    "memory": {"extra_gib_v1k_t128"},
+    "scaling": {"steps_200_over_8", "tokens_per_second_by_length"},
+    "gpu": {"mfu", "tokens_per_second", "max_relative_error_bf16"},
+}
+NEED_DATA = {"forward", "scaling"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KEYS)
+def test_benchmark_ends_with_its_figures(name: str, request: pytest.FixtureRequest) -> None:
+    if name in NEED_DATA:
+        request.getfixturevalue("real_data")
+    command = [sys.executable, "-m", f"tests.benchmarks.{name}", "--small", "--rounds", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]).keys() >= KEYS[name]
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    # The machine slowed down in the second round, for both sides alike.
+    assert median_ratio([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == 2.0
