@@ -27,15 +27,15 @@ from curation_assets.due import (
     waits_for_pool,
     warmup_due,
 )
-from curation_assets.fingerprints import base_digest, checkpoint_digest, step_gradients_fingerprint
+from curation_assets.fingerprints import base_digest, checkpoint_digest, image_limits_key, signal_fingerprint
 from curation_assets.partitions import SHARDS, release_key, release_partitions
 from curation_assets.releases.assets import release_asset_key
 from curation_assets.releases.build import latest_release, next_release
 from curation_assets.scores.assets import score_manifest_key
 from curation_assets.scores.manifest import build_manifest, manifest_digest
 from curation_assets.settings import Subset, Target
-from curation_assets.signals.assets import step_gradients_key
-from curation_assets.signals.measure import step_gradients_dir
+from curation_assets.signals.assets import signal_keys
+from curation_assets.signals.store import left_out_dir, shard_record_path, signal_dir
 from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
 from curation_assets.subsets.select import wanted_fingerprint
 from curation_assets.tables import score_manifest_path
@@ -138,8 +138,8 @@ def _cursor_files(
 
 def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
     targets = workspace.settings.targets
-    keys = [*CORPUS_KEYS, *(step_gradients_key(target) for target in targets)]
-    keys += [score_manifest_key(target) for target in targets]
+    keys = [*CORPUS_KEYS, *(key for target in targets for key in signal_keys(target))]
+    keys += [score_manifest_key(target) for target in targets if target.scorable]
     keys += [warmup_key_of(target) for target in targets if target.warmup != "none"]
 
     @dg.sensor(
@@ -182,7 +182,8 @@ def scoring_requests(workspace: Workspace, instance: dg.DagsterInstance) -> tupl
     ready, reasons = _ready_targets(workspace)
     requests = []
     for shards in contiguous_ranges(to_read, keys, longest):
-        selection = CORPUS_KEYS + [step_gradients_key(t) for t in workspace.settings.targets if ready.get(t.name)]
+        measured = [target for target in workspace.settings.targets if ready.get(target.name)]
+        selection = CORPUS_KEYS + [key for target in measured for key in signal_keys(target)]
         state = [(shard, digests[shard], ready) for shard in shards]
         requests.append(_request("corpus", selection, shards, digest("corpus", state, _stored(workspace, shards))))
     if to_read:
@@ -195,12 +196,14 @@ def scoring_requests(workspace: Workspace, instance: dg.DagsterInstance) -> tupl
     return requests, reasons
 
 
-def _ready_targets(workspace: Workspace) -> tuple[dict[str, str | None], list[str]]:
-    """Wanted fingerprint of every target whose model is here (None: its warm-up is not), and what is wrong."""
-    ready, reasons = {}, []
+def _ready_targets(workspace: Workspace) -> tuple[dict[str, list[str]], list[str]]:
+    """Wanted fingerprints of every target whose model is here (none: its warm-up is not), and what is wrong."""
+    ready: dict[str, list[str]] = {}
+    reasons: list[str] = []
     for target in workspace.settings.targets:
         try:
-            ready[target.name] = step_gradients_fingerprint(workspace, target)
+            wanted = (signal_fingerprint(workspace, target, signal) for signal in target.signals)
+            ready[target.name] = [fingerprint for fingerprint in wanted if fingerprint is not None]
         except ModelError as error:
             reasons.append(str(error))
     return ready, reasons
@@ -221,23 +224,37 @@ def _target_requests(
     waiting = waits_for_pool(workspace, target)
     if waiting:
         return [], [waiting]
-    key = step_gradients_key(target)
+    # All signals together: of each sample the run measures those that are missing, in one pass.
     due = signals_due(workspace, target)
-    due += [s for s in without_event(instance, key, digests) if s not in due]
-    folder = step_gradients_dir(workspace, target) or ""
-    # Parts count as state, so that a killed run is asked for again once it has measured something.
-    recorded = [workspace.warehouse.names(folder), workspace.warehouse.documents(f"{folder}/shards")]
+    for key in signal_keys(target):
+        due += [s for s in without_event(instance, key, digests) if s not in due]
+    wanted = [checkpoint_digest(workspace, target), target.signals, image_limits_key(workspace, target)]
     requests = []
     for shards in contiguous_ranges(due, keys, workspace.settings.engine.shards_per_run):
-        run_key = digest("signals", target.name, checkpoint_digest(workspace, target), shards, recorded)
-        requests.append(_request("signals", [key], shards, run_key))
+        run_key = digest("signals", target.name, wanted, shards, _recorded(workspace, target, shards))
+        requests.append(_request("signals", signal_keys(target), shards, run_key))
     if not due and not scores_due(workspace, target) and manifest_due(workspace, target):
-        wanted = manifest_digest(build_manifest(workspace, target))
+        manifest = manifest_digest(build_manifest(workspace, target))
         stored = workspace.warehouse.table_metadata(score_manifest_path(target.name)).get("fingerprint")
-        run_key = digest("manifest", target.name, wanted, stored)
+        run_key = digest("manifest", target.name, manifest, stored)
         tags = {STAGE_TAG: "manifest"}
         requests.append(dg.RunRequest(run_key=run_key, asset_selection=[score_manifest_key(target)], tags=tags))
     return requests, []
+
+
+def _recorded(workspace: Workspace, target: Target, shards: Sequence[str]) -> list[object]:
+    """What is stored of a target's signals.
+
+    Parts count, so that a killed run is asked for again once it has measured something, and the shards' records
+    as they were written, so that going back to former settings for the second time is asked for, too.
+    """
+    limits = image_limits_key(workspace, target)
+    recorded: list[object] = []
+    for signal in target.signals:
+        folder = signal_dir(workspace, target, signal) or ""
+        recorded += [workspace.warehouse.names(place) for place in (folder, left_out_dir(folder, limits))]
+        recorded += [workspace.warehouse.read_json(shard_record_path(folder, shard)) for shard in shards]
+    return recorded
 
 
 def _stored(workspace: Workspace, shards: Sequence[str]) -> list[dict[str, str]]:

@@ -13,8 +13,10 @@ from importlib import metadata
 from pathlib import Path
 
 from curation_assets.instance import dagster_home
+from curation_assets.settings import Target
 from curation_assets.workspace import Workspace
 from resources.errors import UserError
+from resources.model_files import processor_digest
 
 NEEDED = ("dagster", "torch", "transformers", "polars", "pyarrow")
 OPTIONAL = {"dagster-webserver": "ui", "peft": "train", "accelerate": "train"}
@@ -46,7 +48,11 @@ def examine(config: Path | None) -> Iterator[Finding]:
     yield _ignored(workspace)
     yield _warehouse(workspace)
     for target in workspace.settings.targets:
-        yield _attempt(f"model of target {target.name}", partial(workspace.model_folder, target))
+        model = _attempt(f"model of target {target.name}", partial(workspace.model_folder, target))
+        yield model
+        if model.ok:
+            yield Finding(f"images for target {target.name}", _images(workspace, target))
+        yield Finding(f"signals of target {target.name}", ", ".join(target.signals))
         if target.warmup != "none" and not _installed("peft"):
             yield Finding(f"warm-up of target {target.name}", "needs the extra `train`, or warmup: none", ok=False)
 
@@ -86,6 +92,14 @@ def _landing(workspace: Workspace) -> str:
     files = workspace.landing.files()
     size = sum(file.size for file in files) / 2**20
     return f"{workspace.landing.root}: {len(files)} shards, {size:.1f} MiB"
+
+
+def _images(workspace: Workspace, target: Target) -> str:
+    if processor_digest(workspace.model_folder(target), workspace.cache) is None:
+        return "the model reads text; samples with images are counted apart"
+    images = workspace.settings.corpus.images
+    remote = "fetched" if images.fetch_remote else "not fetched"
+    return f"seen, up to {images.max_pixels:,} pixels and {images.max_bytes:,} bytes; from web addresses {remote}"
 
 
 def _ignored(workspace: Workspace) -> Finding:

@@ -43,14 +43,15 @@ class DryLook:
 def dry_look(workspace: Workspace, rows: int, announce: Callable[[str], None] | None = None) -> Iterator[DryLook]:
     """Run the main job on the first rows of every file, about `rows` in all; nothing of it is kept.
 
-    Image paths keep working, since the copied files lie beside links to the originals' folders only when
-    they are text: a corpus with images is looked at without them.
+    The rows are copied, the images that they name are looked at where they are.
     """
     with tempfile.TemporaryDirectory(prefix="curation-look-") as folder:
         place = Path(folder)
         share = _copy_first_rows(workspace, place / "landing", rows)
         small = _settings_for(workspace.settings, workspace.folder)
-        look = replace(workspace, config_file=place / "curation.yaml", settings=small)
+        look = replace(
+            workspace, config_file=place / "curation.yaml", settings=small, images_from=workspace.landing.root
+        )
         look.warehouse.prepare()
         started = time.monotonic()
         with dg.DagsterInstance.ephemeral() as instance:

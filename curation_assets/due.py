@@ -13,13 +13,14 @@ from curation_assets.checkpoints.warmup import warmup_checkpoint
 from curation_assets.corpus.ingest import pool_rows, present_shards
 from curation_assets.fingerprints import (
     corpus_fingerprint,
+    image_limits_key,
     shard_scores_fingerprint,
-    step_gradients_fingerprint,
+    signal_fingerprint,
     steps_fingerprint,
 )
 from curation_assets.scores.manifest import build_manifest, manifest_digest
-from curation_assets.settings import Subset, Target
-from curation_assets.signals.measure import shard_record_path, step_gradients_dir
+from curation_assets.settings import SignalName, Subset, Target
+from curation_assets.signals.store import SignalStore, input_fingerprints, shard_record_path, signal_dir
 from curation_assets.subsets.select import wanted_fingerprint
 from curation_assets.workspace import Workspace
 
@@ -59,38 +60,52 @@ def waits_for_pool(workspace: Workspace, target: Target) -> str | None:
 
 
 def signals_due(workspace: Workspace, target: Target) -> list[str]:
-    """Present shards that have no record of being measured under the wanted fingerprint."""
-    folder = step_gradients_dir(workspace, target)
-    if folder is None:
+    """Present shards of which any of the target's signals is due (see `signal_due`)."""
+    present = present_shards(workspace)
+    due = {shard for signal in target.signals for shard in signal_due(workspace, target, signal, present)}
+    return [shard for shard in present if shard in due]
+
+
+def signal_due(workspace: Workspace, target: Target, signal: SignalName, present: Sequence[str]) -> list[str]:
+    """Those of the present shards that have no record of this signal being measured under the wanted fingerprint."""
+    if signal_dir(workspace, target, signal) is None:
         return []
-    steps = workspace.warehouse.folder_metadata(tables.segmented_steps_dir())
-    parts = set(workspace.warehouse.names(folder))
+    store = SignalStore.of(workspace, target, signal)
+    inputs = input_fingerprints(workspace, signal)
+    limits = image_limits_key(workspace, target)
+    parts = store.parts()
     due = []
-    for shard in present_shards(workspace):
-        record = workspace.warehouse.read_json(shard_record_path(folder, shard))
-        wanted = steps.get(shard, {}).get("fingerprint")
-        if wanted is None:
+    for shard in present:
+        if shard not in inputs:
             continue
-        if record is None or record["steps_fingerprint"] != wanted or not parts.issuperset(record["parts"]):
+        record = workspace.warehouse.read_json(shard_record_path(store.folder, shard))
+        if (
+            record is None
+            or record["input_fingerprint"] != inputs[shard]
+            or record["image_limits"] != limits
+            or not parts.issuperset(record["parts"])
+        ):
             due.append(shard)
     return due
 
 
 def scores_due(workspace: Workspace, target: Target) -> list[str]:
     """Measured shards whose `sample_scores` are missing or of other signals or parameters."""
-    folder = step_gradients_dir(workspace, target)
-    signal_fp = step_gradients_fingerprint(workspace, target)
-    if folder is None or signal_fp is None:
+    folder = signal_dir(workspace, target, "step_gradients")
+    signal_fp = signal_fingerprint(workspace, target, "step_gradients")
+    if not target.scorable or folder is None or signal_fp is None:
         return []
     stored = workspace.warehouse.folder_metadata(tables.sample_scores_dir(target.name))
-    steps = workspace.warehouse.folder_metadata(tables.segmented_steps_dir())
+    inputs = input_fingerprints(workspace, "step_gradients")
+    limits = image_limits_key(workspace, target)
     due = []
     for shard in present_shards(workspace):
         record = workspace.warehouse.read_json(shard_record_path(folder, shard))
-        steps_fp = steps.get(shard, {}).get("fingerprint")
-        if record is None or steps_fp is None or record["steps_fingerprint"] != steps_fp:
+        if record is None or shard not in inputs:
             continue
-        wanted = shard_scores_fingerprint(workspace, target, signal_fp, steps_fp)
+        if record["input_fingerprint"] != inputs[shard] or record["image_limits"] != limits:
+            continue
+        wanted = shard_scores_fingerprint(workspace, target, signal_fp, inputs[shard])
         if stored.get(shard, {}).get("fingerprint") != wanted:
             due.append(shard)
     return due
@@ -98,7 +113,7 @@ def scores_due(workspace: Workspace, target: Target) -> list[str]:
 
 def manifest_due(workspace: Workspace, target: Target) -> bool:
     """Whether the target's manifest says something else than the stored tables do."""
-    if not workspace.warehouse.names(tables.sample_scores_dir(target.name)):
+    if not target.scorable or not workspace.warehouse.names(tables.sample_scores_dir(target.name)):
         return False
     stored = workspace.warehouse.table_metadata(tables.score_manifest_path(target.name)).get("fingerprint")
     return stored != manifest_digest(build_manifest(workspace, target))

@@ -6,18 +6,28 @@ Device, batch size, attention implementation and library versions are recorded w
 from __future__ import annotations
 
 from curation_assets import tables
-from curation_assets.settings import Score, Target
+from curation_assets.settings import Score, SignalName, Target
 from curation_assets.workspace import Workspace
 from resources.digests import digest
-from resources.model_files import adapter_digest, tokenizer_digest, weights_digest
+from resources.model_files import adapter_digest, processor_digest, tokenizer_digest, weights_digest
 from resources.trainer import TRAINER_VERSION
 
 # Raise a version when its stage's output changes for the same input: that stage, and all that rests on
 # it, is then made again.
-CORPUS_VERSION = 1
+CORPUS_VERSION = 2
 SEGMENTATION_VERSION = 1
-STEP_GRADIENTS_VERSION = 1
+SIGNAL_VERSIONS: dict[SignalName, int] = {
+    "step_gradients": 2,
+    "likelihoods": 1,
+    "segment_likelihoods": 1,
+    "embeddings_mean": 1,
+    "embeddings_last": 1,
+    "embeddings_position_weighted": 1,
+}
 SCORES_VERSION = 1
+
+SEGMENTED_SIGNALS: frozenset[SignalName] = frozenset({"step_gradients", "segment_likelihoods"})
+"""Signals that rest on how responses are cut into steps."""
 
 WARMUP_ROLE = "warmup"
 BASE_ROLE = "base"
@@ -69,19 +79,32 @@ def checkpoint_digest(workspace: Workspace, target: Target) -> str | None:
     return digest("merged", base, adapter_digest(workspace.warehouse.path(folder), workspace.cache))
 
 
-def step_gradients_fingerprint(workspace: Workspace, target: Target) -> str | None:
-    """Of a target's `step_gradients`; None while its warm-up has not been trained."""
+def signal_fingerprint(workspace: Workspace, target: Target, signal: SignalName) -> str | None:
+    """Of one signal of a target; None while its warm-up has not been trained."""
     weights = checkpoint_digest(workspace, target)
     if weights is None:
         return None
-    return digest(
-        "step_gradients",
-        STEP_GRADIENTS_VERSION,
-        weights,
-        tokenizer_digest(workspace.model_folder(target), workspace.cache),
-        [target.template, target.max_length, target.dtype, "bias"],
-        segmentation_key(workspace),
-    )
+    folder = workspace.model_folder(target)
+    parts: list[object] = [weights, tokenizer_digest(folder, workspace.cache)]
+    parts.append([target.template, target.max_length, target.dtype])
+    processor = processor_digest(folder, workspace.cache)
+    if processor is not None:
+        parts.append(processor)
+    if signal in SEGMENTED_SIGNALS:
+        parts.append(segmentation_key(workspace))
+    if signal == "step_gradients":
+        parts.append(target.proxy)
+    return digest(signal, SIGNAL_VERSIONS[signal], *parts)
+
+
+def image_limits_key(workspace: Workspace, target: Target) -> str:
+    """Of the limits under which a target's samples with images were, or were not, measured.
+
+    A measurement does not depend on them, only whether there is one; a model that reads text looks at no image.
+    """
+    if processor_digest(workspace.model_folder(target), workspace.cache) is None:
+        return "text"
+    return digest("image_limits", workspace.settings.corpus.images.model_dump(mode="json"))
 
 
 def score_parameters(score: Score) -> list[object]:
@@ -96,5 +119,6 @@ def scores_key(workspace: Workspace, target: Target) -> str:
 
 
 def shard_scores_fingerprint(workspace: Workspace, target: Target, signal_fp: str, steps_fp: str) -> str:
-    """Of one shard's `step_scores` and `sample_scores`."""
-    return digest("shard_scores", signal_fp, steps_fp, scores_key(workspace, target))
+    """Of one shard's `step_scores` and `sample_scores`, by the fingerprint of its step gradients."""
+    limits = image_limits_key(workspace, target)
+    return digest("shard_scores", signal_fp, steps_fp, limits, scores_key(workspace, target))

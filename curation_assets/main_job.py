@@ -31,8 +31,8 @@ from curation_assets.releases.assets import release_asset_key
 from curation_assets.releases.build import Release, latest_release, next_release, read_release
 from curation_assets.scores.assets import sample_scores_key, score_manifest_key, step_scores_key
 from curation_assets.settings import Subset, Target
-from curation_assets.signals.assets import step_gradients_key
-from curation_assets.signals.measure import shard_record_path, step_gradients_dir
+from curation_assets.signals.assets import signal_keys
+from curation_assets.signals.store import shard_record_path, signal_dir
 from curation_assets.subsets.assets import subset_key
 from curation_assets.workspace import Workspace
 
@@ -47,7 +47,7 @@ class RunSummary:
         new_shards: files that became partitions.
         read: shards that were read and segmented.
         rejected: rows rejected in these shards, by reason.
-        measured: samples measured, by target.
+        measured: samples of which any signal was measured, by target.
         tokens_measured: tokens run through models to measure signals.
         scored: shards scored, by target.
         subsets: subsets that were selected anew.
@@ -167,22 +167,27 @@ class MainJob:
         if waiting:
             summary.waiting.append(waiting)
             return
-        key = step_gradients_key(target)
+        keys = signal_keys(target)
         wanted = due.signals_due(self.workspace, target)
         present = present_shards(self.workspace)
-        wanted += [s for s in without_event(self.instance, key, present) if s not in wanted]
+        for key in keys:
+            wanted += [s for s in without_event(self.instance, key, present) if s not in wanted]
         for part in self._ranges(wanted):
-            self._execute(f"{target.name}: measuring {len(part)} shards", "signals", [key], shards=part)
-        folder = step_gradients_dir(self.workspace, target)
-        records = [self.workspace.warehouse.read_json(shard_record_path(str(folder), shard)) for shard in wanted]
-        summary.measured[target.name] = sum(record["measured"] for record in records)
-        summary.tokens_measured += sum(record["tokens_measured"] for record in records)
+            self._execute(f"{target.name}: measuring {len(part)} shards", "signals", keys, shards=part)
+        # All signals of a shard were measured in one visit, which each of their records tells of.
+        folder = str(signal_dir(self.workspace, target, target.signals[0]))
+        records = [self.workspace.warehouse.read_json(shard_record_path(folder, shard)) for shard in wanted]
+        summary.measured[target.name] = sum(record["samples_visited"] for record in records)
+        summary.tokens_measured += sum(record["tokens_run"] for record in records)
 
     def _score(self, target: Target, summary: RunSummary) -> None:
+        if not target.scorable:
+            return
         keys = [step_scores_key(target), sample_scores_key(target)]
         wanted = due.scores_due(self.workspace, target)
-        unmeasured = set(due.signals_due(self.workspace, target))
-        measured = [shard for shard in present_shards(self.workspace) if shard not in unmeasured]
+        present = present_shards(self.workspace)
+        unmeasured = set(due.signal_due(self.workspace, target, "step_gradients", present))
+        measured = [shard for shard in present if shard not in unmeasured]
         if due.waits_for_pool(self.workspace, target) is None:
             wanted += [s for s in without_event(self.instance, keys[1], measured) if s not in wanted]
         for part in self._ranges(wanted):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from curation_assets.tables import SAMPLE_SCORES
+from resources.scoring.samples import Proxy
 
 Name = Annotated[
     str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100, description="lower-case letters, digits and _")
@@ -28,7 +29,14 @@ Format = Literal[
     "ultrainteract",
 ]
 Strategy = Literal["auto", "explicit", "markers", "paragraphs", "lines", "sentences", "words"]
-SignalName = Literal["step_gradients"]
+SignalName = Literal[
+    "step_gradients",
+    "likelihoods",
+    "segment_likelihoods",
+    "embeddings_mean",
+    "embeddings_last",
+    "embeddings_position_weighted",
+]
 FieldPath = Annotated[str, Field(min_length=1, description="a field's name, dots for nesting")]
 
 # Asset keys and groups that are not a target's.
@@ -98,6 +106,18 @@ def _or_strategy(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [section, {"type": "string", "enum": list(get_args(Strategy))}]
 
 
+class Images(_Section):
+    """Which of the rows' images are opened: limits against what a row of unknown origin may make us do.
+
+    They belong to the corpus, since they say how far its rows are trusted, not where or how fast we measure.
+    Samples with an image beyond them are counted apart, and measured once the limits allow it.
+    """
+
+    max_pixels: int = Field(50_000_000, ge=1, description="width times height; larger images are not decoded")
+    max_bytes: int = Field(50_000_000, ge=1, description="of an image file; larger ones are not opened")
+    fetch_remote: bool = Field(False, description="fetch images that have a web address, whenever they are measured")
+
+
 class Corpus(_Section):
     """Where traces arrive and how their rows are read."""
 
@@ -105,7 +125,10 @@ class Corpus(_Section):
     format: Format = "auto"
     columns: Columns = Columns()
     segmentation: Segmentation = Field(default=Segmentation(), json_schema_extra=_or_strategy)
-    max_row_bytes: int = Field(8_000_000, ge=1000, description="longer rows are rejected")
+    max_row_bytes: int = Field(
+        8_000_000, ge=1000, description="longer rows are rejected; images inside a row count as base64"
+    )
+    images: Images = Images()
 
     @field_validator("segmentation", mode="before")
     @classmethod
@@ -138,7 +161,10 @@ class Target(_Section):
     name: Name
     model: str = Field(description="folder with config.json, safetensors and a tokenizer, or a hub id")
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
-    signals: list[SignalName] = Field(default=["step_gradients"], min_length=1)
+    signals: list[SignalName] = Field(
+        default=["step_gradients"], min_length=1, description="what one pass measures; what is not listed costs nothing"
+    )
+    proxy: Proxy = Field("bias", description="which gradient stands for a segment's in step_gradients")
     warmup: Warmup | Literal["none"] = Field(
         default=Warmup(),
         description="none: measure at the base model (unfaithful to GRACE, reported so)",
@@ -156,6 +182,18 @@ class Target(_Section):
     @classmethod
     def _none_is_a_word(cls, value: object) -> object:
         return "none" if value is None else value
+
+    @model_validator(mode="after")
+    def _signals_differ(self) -> Target:
+        for position, signal in enumerate(self.signals):
+            if signal in self.signals[:position]:
+                raise LocatedError(["signals", position], f"{signal!r} is listed twice; list each signal once")
+        return self
+
+    @property
+    def scorable(self) -> bool:
+        """Whether there are scores: they are arithmetic over step gradients."""
+        return "step_gradients" in self.signals
 
 
 class History(_Section):
@@ -224,8 +262,17 @@ class Engine(_Section):
     """Where shards are measured."""
 
     kind: Literal["local"] = "local"
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: cuda if there is one")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda|cuda:\d+(,cuda:\d+)*)$",
+        description="auto: every CUDA device that is visible, else the CPU; several: cuda:0,cuda:1",
+    )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto", description="attention implementation; auto: the fastest that the model and the device have"
+    )
+    compile: bool = Field(False, description="compile the model first: minutes once, then faster batches")
     batch_tokens: int = Field(8192, ge=1, description="tokens a batch, padding included")
+    head_memory_mib: int = Field(256, ge=1, description="memory that the streamed LM head may use for logits")
     part_seconds: float = Field(5.0, ge=0, description="finished rows are committed this often", examples=[5.0])
     shards_per_run: int = Field(200, ge=1, description="longest range of shards that one run takes")
 
@@ -275,6 +322,12 @@ class Settings(_Section):
                 raise LocatedError(
                     ["scores", position, "target"],
                     f"there is no target {score.target!r}; targets are {', '.join(targets)}",
+                )
+            if not targets[score.target].scorable:
+                raise LocatedError(
+                    ["scores", position, "target"],
+                    f"method {score.method} is computed from step_gradients, which target {score.target!r} does not "
+                    "measure; add step_gradients to its signals, or name another target",
                 )
         for position, subset in enumerate(self.subsets):
             if subset.score not in scores:

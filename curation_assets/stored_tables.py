@@ -10,11 +10,13 @@ import orjson
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.settings import Target
-from curation_assets.signals.measure import step_gradients_dir
+from curation_assets.settings import SignalName, Target
+from curation_assets.signals.catalog import SIGNALS
+from curation_assets.signals.store import SignalStore, signal_dir
 from curation_assets.workspace import Workspace
 from resources.errors import UserError
 
+SCORE_TABLES = ("step_scores", "sample_scores", "score_manifest")
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
@@ -64,6 +66,10 @@ def _scan_target(workspace: Workspace, name: str, target: str | None, score: str
     """A table that exists once a target."""
     warehouse, settings = workspace.warehouse, workspace.settings
     of = settings.target(_pick("target", target, [item.name for item in settings.targets]))
+    if name in SCORE_TABLES and not of.scorable:
+        raise TableRequestError(
+            f"target {of.name} has no {name}: they are computed from step_gradients, which it does not measure"
+        )
     if name == "score_manifest":
         return warehouse.scan_table(tables.score_manifest_path(of.name))
     if name == "sample_scores":
@@ -71,12 +77,19 @@ def _scan_target(workspace: Workspace, name: str, target: str | None, score: str
     if name == "step_scores":
         chosen = _pick("score", score, [item.name for item in settings.scores_of(of.name)])
         return _once(warehouse.scan(tables.step_scores_dir(of.name, chosen)), ["sample_id", "step_index"])
-    return _measured(workspace, of)
+    return _measured(workspace, of, next(signal for signal in SIGNALS if signal == name))
 
 
-def _measured(workspace: Workspace, target: Target) -> pl.LazyFrame | None:
-    folder = step_gradients_dir(workspace, target)
-    return None if folder is None else _once(workspace.warehouse.scan(folder), ["sample_id"])
+def _measured(workspace: Workspace, target: Target, signal: SignalName) -> pl.LazyFrame | None:
+    """A signal as it is stored under the current fingerprint, listed or not."""
+    stored = None
+    if signal_dir(workspace, target, signal) is not None:
+        stored = SignalStore.of(workspace, target, signal).scan()
+    if stored is None and signal not in target.signals:
+        raise TableRequestError(
+            f"target {target.name} does not measure {signal}: add it to targets.signals in curation.yaml"
+        )
+    return _once(stored, ["sample_id"])
 
 
 def _once(frame: pl.LazyFrame | None, key: list[str]) -> pl.LazyFrame | None:
@@ -154,19 +167,22 @@ def find_trace(workspace: Workspace, sample_id: str, *, target: str | None = Non
         )
         raise TableRequestError(f"{sample_id}: {found}")
     mine = pl.col("sample_id") == ids[0]
-    names = settings_names(workspace, target, score)
+    of, named = settings_names(workspace, target, score)
+    absent = {"step_scores"} if named is None else set()
+    if not workspace.settings.target(of).scorable:
+        absent |= set(SCORE_TABLES)
     frames = {}
     for name in ("segmented_steps", "step_scores", "sample_scores"):
-        stored = _scan(workspace, name, *names, subset=None)
         table = tables.ALL_TABLES[name]
+        stored = None if name in absent else _scan(workspace, name, of, named, subset=None)
         frames[name] = table.empty() if stored is None else stored.filter(mine).collect()
     facts = next(frames["sample_scores"].iter_rows(named=True), {"sample_id": ids[0], "flags": "not scored"})
     return Trace(next(rows.iter_rows(named=True)), frames["segmented_steps"], frames["step_scores"], facts)
 
 
-def settings_names(workspace: Workspace, target: str | None, score: str | None) -> tuple[str, str]:
-    """Target and score by name, or the first of each."""
+def settings_names(workspace: Workspace, target: str | None, score: str | None) -> tuple[str, str | None]:
+    """Target and score by name, or the first of each; None if the target has no score."""
     settings = workspace.settings
     first = _pick("target", target, [t.name for t in settings.targets]) if target else settings.targets[0].name
     scores = [s.name for s in settings.scores_of(first)]
-    return first, _pick("score", score, scores) if score or not scores else scores[0]
+    return first, _pick("score", score, scores) if score else next(iter(scores), None)

@@ -88,6 +88,14 @@ SAMPLE_ID = Column(pl.String, "hash of prompt, response, answer, explicit steps 
 PROMPT_ID = Column(pl.String, "hash of the prompt turns and images: the prompt group (128 bits, hex)")
 SHARD = Column(pl.String, "partition key of the landing file")
 ROW = Column(pl.Int64, "row of the file that the sample came from, from 0 (blank lines count)")
+RESPONSE_TOKENS = Column(pl.Int32, "tokens of the response after truncation, without EOS", "tokens")
+RUN_TOKENS = Column(pl.Int32, "tokens run through the model: prompt, images, response and EOS", "tokens")
+SIGNAL_FLAGS = Column(pl.List(pl.String), "why a sample was not measured, or what to know about it")
+
+
+def _mean(meaning: str, unit: str = "") -> Column:
+    return Column(pl.Float64, f"mean over tokens: {meaning}", unit, nullable=True)
+
 
 RAW_CORPUS = Table(
     "raw_corpus",
@@ -101,8 +109,12 @@ RAW_CORPUS = Table(
         "source": Column(pl.String, "data set that the row names, else the shard"),
         "domain": Column(pl.String, "subject that the row names", nullable=True),
         "generator": Column(pl.String, "who wrote the response: a model's name", nullable=True),
-        "messages": Column(pl.String, "JSON list of the prompt's turns: {role, content}"),
-        "images": Column(pl.List(pl.String), "image paths or URLs, relative to the file's folder"),
+        "messages": Column(pl.String, "JSON list of the prompt's turns: {role, content}; <image> where they show one"),
+        "images": Column(
+            pl.List(pl.String),
+            "the prompt's images in order: a path relative to the file's folder, a URL, or, of an image whose bytes "
+            "were in the row, warehouse://images/HASH",
+        ),
         "response": Column(pl.String, "the response verbatim", "characters"),
         "answer": Column(pl.String, "explicit answer, if the row has one", nullable=True),
         "steps": Column(pl.List(pl.String), "explicit steps, if the row has them", nullable=True),
@@ -156,12 +168,73 @@ STEP_GRADIENTS = Table(
         ),
         "norms": Column(pl.List(pl.Float32), "gradient norms of steps 1..K, then the answer", nullable=True),
         "segment_tokens": Column(pl.List(pl.Int32), "tokens of steps 1..K, then the answer", "tokens"),
-        "response_tokens": Column(pl.Int32, "tokens of the response after truncation, without EOS", "tokens"),
-        "tokens": Column(pl.Int32, "tokens run through the model: prompt, response and EOS", "tokens"),
+        "response_tokens": RESPONSE_TOKENS,
+        "tokens": RUN_TOKENS,
         "flags": Column(pl.List(pl.String), "why a sample has no matrix, or what to know about it"),
     },
     sort=("sample_id",),
 )
+
+LIKELIHOODS = Table(
+    "likelihoods",
+    "what the model thinks of each response; means over its tokens, null if not measured",
+    {
+        "sample_id": SAMPLE_ID,
+        "tokens": RUN_TOKENS,
+        "response_tokens": RESPONSE_TOKENS,
+        "mean_nll": _mean("negative log-likelihood of the response", "nats"),
+        "first_100_nll": _mean("the same over the first 100 tokens or all if there are fewer, EOS included", "nats"),
+        "first_1000_nll": _mean("the same over the first 1,000 tokens", "nats"),
+        "mean_entropy": _mean("entropy of the predicted distribution", "nats"),
+        "least_confidence": _mean("1 - the largest predicted probability"),
+        "mean_margin": _mean("the largest minus the second largest predicted probability"),
+        "flags": SIGNAL_FLAGS,
+    },
+    sort=("sample_id",),
+)
+
+SEGMENT_LIKELIHOODS = Table(
+    "segment_likelihoods",
+    "mean negative log-likelihood of each step, and of the answer",
+    {
+        "sample_id": SAMPLE_ID,
+        "step_indices": Column(pl.List(pl.Int32), "step_index of each step that has tokens, in order"),
+        "segment_tokens": Column(
+            pl.List(pl.Int32), "tokens of these steps, then of the answer if it has any", "tokens"
+        ),
+        "segment_nll": Column(
+            pl.List(pl.Float64),
+            "mean -log p of these steps' tokens, then of the answer's if it has any; null if not measured",
+            "nats",
+            nullable=True,
+        ),
+        "flags": SIGNAL_FLAGS,
+    },
+    sort=("sample_id",),
+)
+
+
+def _embeddings(pooling: str, how: str) -> Table:
+    return Table(
+        f"embeddings_{pooling}",
+        f"each sample as one vector: the last layer's hidden states, {how}",
+        {
+            "sample_id": SAMPLE_ID,
+            "vector": Column(
+                pl.List(pl.Float16),
+                "the vector [d] in half precision; null if not measured, or if a component is beyond its range",
+                nullable=True,
+            ),
+            "tokens": RUN_TOKENS,
+            "flags": SIGNAL_FLAGS,
+        },
+        sort=("sample_id",),
+    )
+
+
+EMBEDDINGS_MEAN = _embeddings("mean", "averaged over tokens")
+EMBEDDINGS_LAST = _embeddings("last", "of the last token")
+EMBEDDINGS_POSITION_WEIGHTED = _embeddings("position_weighted", "averaged with weights that grow with the position")
 
 STEP_SCORES = Table(
     "step_scores",
@@ -229,13 +302,25 @@ SUBSET = Table(
     sort=("rank",),
 )
 
+SIGNAL_TABLES = {
+    table.name: table
+    for table in (
+        STEP_GRADIENTS,
+        LIKELIHOODS,
+        SEGMENT_LIKELIHOODS,
+        EMBEDDINGS_MEAN,
+        EMBEDDINGS_LAST,
+        EMBEDDINGS_POSITION_WEIGHTED,
+    )
+}
+
 ALL_TABLES = {
     table.name: table
     for table in (
         RAW_CORPUS,
         REJECTED_ROWS,
         SEGMENTED_STEPS,
-        STEP_GRADIENTS,
+        *SIGNAL_TABLES.values(),
         STEP_SCORES,
         SAMPLE_SCORES,
         SCORE_MANIFEST,
@@ -255,6 +340,11 @@ def raw_corpus_dir() -> str:
 def rejected_rows_dir() -> str:
     """Folder of `rejected_rows`, one Parquet file a shard."""
     return "corpus/rejected_rows"
+
+
+def images_dir() -> str:
+    """Folder of the images whose bytes were inside rows, each under the hash of its bytes."""
+    return "images"
 
 
 def segmented_steps_dir() -> str:

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from curation_assets.progress import shown_on
 
+LONG_LIST = 6
 LOW, HIGH = (190, 60, 60), (40, 150, 90)
 
 # Marks that make a terminal show text in another order than it was written in.
@@ -85,8 +86,16 @@ def simple_table(title: str, headers: Iterable[str], rows: Iterable[Iterable[obj
         number = bool(made) and all(isinstance(row[position], int | float) for row in made)
         table.add_column(header, justify="right" if number else "left")
     for row in made:
-        table.add_row(*(Text(f"{cell:.3f}" if isinstance(cell, float) else harmless(cell)) for cell in row))
+        table.add_row(*(Text(_cell_text(cell)) for cell in row))
     return table
+
+
+def _cell_text(cell: object) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.3f}"
+    if isinstance(cell, list) and len(cell) > LONG_LIST:
+        return f"{harmless(cell[:LONG_LIST])[:-1]}, … {len(cell):,} values]"
+    return harmless(cell)
 
 
 def trace(row: dict[str, object], steps: pl.DataFrame, scores: pl.DataFrame, sample: dict[str, object]) -> Group:

@@ -23,11 +23,13 @@ class Workspace:
         config_file: the configuration file.
         settings: its content.
         config_digest: hash of the file's bytes, shown with every run.
+        images_from: landing folder whose images the rows mean, if it is another one than that of the files.
     """
 
     config_file: Path
     settings: Settings
     config_digest: str
+    images_from: Path | None = None
 
     @classmethod
     def load(cls, config: Path | None = None) -> Workspace:
@@ -63,6 +65,13 @@ class Workspace:
     def warehouse(self) -> Warehouse:
         """Where tables are kept."""
         return Warehouse(self._local(self.settings.warehouse, "warehouse"))
+
+    def image_root(self, shard: str) -> Path:
+        """The folder that a shard's relative image paths start from: its file's own."""
+        folder = self.landing.path(shard).parent
+        if self.images_from is None:
+            return folder
+        return self.images_from.resolve() / folder.relative_to(self.landing.root.resolve())
 
     def model_folder(self, target: Target, download: bool = False) -> Path:
         """The folder of a target's base model, checked; fetched from the hub first if `download` says so.

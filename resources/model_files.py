@@ -22,6 +22,8 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+# What a vision-language model's folder has beside them: how images become tensors, and its own chat template.
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "chat_template.json")
 INDEX_FILE = "model.safetensors.index.json"
 # Keys of config.json that say who wrote it, not what the model computes.
 VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
@@ -181,3 +183,12 @@ def tokenizer_digest(folder: Path, cache: DigestCache) -> str:
     files = {name: cache.file_digest(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
     cache.save()
     return digest("tokenizer", files)
+
+
+def processor_digest(folder: Path, cache: DigestCache) -> str | None:
+    """Hash of every file that says how images become what the model sees; None for a model that reads text."""
+    files = {name: cache.file_digest(folder / name) for name in PROCESSOR_FILES if (folder / name).is_file()}
+    if "vision_config" not in _read_json_object(folder / "config.json") or not files:
+        return None
+    cache.save()
+    return digest("processor", files)

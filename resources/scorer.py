@@ -1,81 +1,68 @@
-"""The model that assets measure with: loaded on first use, once a run.
+"""The model that assets measure with: loaded on first use, once a run, on one device or on several.
 
 Plain data goes in and comes out, so that what asks for measurements needs neither torch nor a GPU to import.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from resources.quiet import quieten_transformers
-from resources.scoring.samples import Sample, StepGradients
+from resources.scoring.samples import Request, Sample, SampleSignals
+from resources.scoring.spec import PassSpec
 
 if TYPE_CHECKING:
-    from resources.scoring.encoding import Encoder
-    from resources.scoring.loading import Checkpoint
+    from resources.scoring.devices import DeviceGroup
+    from resources.scoring.forward import ForwardPass
 
 
-@dataclass(frozen=True)
 class Scorer:
-    """A checkpoint with the settings that it is measured under.
+    """Measures samples with one checkpoint. Use it in a `with` block: worker processes end with it.
 
-    Attributes:
-        model_folder: the base model.
-        adapter: LoRA folder to merge into it, or None.
-        device: `auto`, `cpu` or `cuda[:n]`.
-        dtype: of the weights.
-        template: see `resources.scoring.encoding.Encoder`.
-        max_length: longest sequence in tokens; None for the model's context.
-        batch_tokens: token budget of a batch, padding included.
-        trust_remote_code: run Python code that the model folder ships.
+    Args:
+        spec: the checkpoint and the settings that it is measured under.
+        device: `auto` (every visible CUDA device, else the CPU), `cpu`, `cuda`, or several: `cuda:0,cuda:1`.
     """
 
-    model_folder: Path
-    adapter: Path | None
-    device: str
-    dtype: str
-    template: Any
-    max_length: int | None
-    batch_tokens: int
-    trust_remote_code: bool = False
+    def __init__(self, spec: PassSpec, device: str = "auto") -> None:
+        self.spec = spec
+        self.device = device
+        self._workers = ExitStack()
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._workers.close()
 
     @cached_property
-    def _checkpoint(self) -> Checkpoint:
+    def _devices(self) -> list[str]:
+        from resources.scoring.devices import devices_of  # noqa: PLC0415
+
+        return devices_of(self.device)
+
+    @cached_property
+    def _pass(self) -> ForwardPass | DeviceGroup:
         # Torch and transformers take seconds to import: only runs that measure pay for them.
         quieten_transformers()
-        from resources.scoring.loading import load_checkpoint  # noqa: PLC0415
+        from resources.scoring.devices import DeviceGroup, make_pass  # noqa: PLC0415
 
-        return load_checkpoint(
-            self.model_folder,
-            self.adapter,
-            device=self.device,
-            dtype=self.dtype,
-            max_length=self.max_length,
-            trust_remote_code=self.trust_remote_code,
-        )
-
-    @cached_property
-    def _encoder(self) -> Encoder:
-        from resources.scoring.encoding import Encoder  # noqa: PLC0415
-
-        return Encoder(self._checkpoint.tokenizer, self.template, self._checkpoint.max_length)
+        if len(self._devices) > 1:
+            return self._workers.enter_context(DeviceGroup(self.spec, self._devices, quieten_transformers))
+        return make_pass(self.spec, self._devices[0])
 
     def device_name(self) -> str:
         """What the model runs on, as people call it."""
-        import torch
+        from resources.scoring.devices import device_name  # noqa: PLC0415
 
-        device = self._checkpoint.device
-        return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
+        names = [device_name(device) for device in self._devices]
+        return names[0] if len(names) == 1 else " + ".join(f"{names.count(n)} x {n}" for n in sorted(set(names)))
 
-    def step_gradients(
-        self, samples: Sequence[Sample], progress: Callable[[int], None] | None = None
-    ) -> Iterator[list[StepGradients]]:
-        """GRACE's signal for samples; see `resources.scoring.forward.measure_step_gradients`."""
-        from resources.scoring.forward import measure_step_gradients  # noqa: PLC0415
-
-        return measure_step_gradients(self._checkpoint, self._encoder, samples, self.batch_tokens, progress)
+    def measure(
+        self, samples: Sequence[Sample], request: Request, progress: Callable[[int], None] | None = None
+    ) -> Iterator[list[SampleSignals]]:
+        """The requested signals of samples, in order of completion; see `resources.scoring.forward.ForwardPass`."""
+        return self._pass.stream(samples, request, progress)

@@ -65,7 +65,8 @@ def train_lora(
 
     Args:
         model_folder: the base model.
-        samples: what to train on; encoded exactly as for scoring, so both see the same tokens.
+        samples: what to train on; encoded exactly as for scoring, so both see the same tokens. Text only: those
+            with images are left out.
         out: folder for adapter_config.json and adapter_model.safetensors.
         recipe: hyper-parameters.
         template: see `resources.scoring.encoding.Encoder`.
@@ -87,13 +88,11 @@ def train_lora(
             "or set warmup: none for the target"
         ) from error
     from resources.scoring.encoding import Encoder  # noqa: PLC0415
-    from resources.scoring.loading import DTYPES, context_length  # noqa: PLC0415
+    from resources.scoring.loading import context_length  # noqa: PLC0415
 
     quieten_transformers()
     transformers.set_seed(recipe.seed)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        model_folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code
-    )
+    model = _load_base(model_folder, dtype, trust_remote_code)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
     context = context_length(model.config)
     encoded = Encoder(tokenizer, template, min(context, max_length or context)).encode(samples)
@@ -115,6 +114,19 @@ def train_lora(
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     tokens = sum(len(example["input_ids"]) for example in examples) * recipe.epochs
     return TrainingRecord(int(trainer.state.global_step), tokens, losses)
+
+
+def _load_base(model_folder: Path, dtype: str, trust_remote_code: bool) -> Any:
+    """The base model in the class that it is measured in, so that the adapter fits."""
+    import transformers
+
+    from resources.scoring.loading import DTYPES, reads_images  # noqa: PLC0415
+
+    config = transformers.AutoConfig.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
+    loader = transformers.AutoModelForImageTextToText if reads_images(config) else transformers.AutoModelForCausalLM
+    return loader.from_pretrained(
+        model_folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code
+    )
 
 
 def _save_adapter(adapted: Any, out: Path) -> None:

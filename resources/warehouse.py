@@ -131,6 +131,11 @@ class Warehouse:
 
     # Things made once
 
+    def write_once(self, path: str, data: bytes) -> None:
+        """Write a file that is named by its content: if it is there, it is the same."""
+        if not (self.root / path).exists():
+            atomic_write(self.root / path, data)
+
     def create_folder(self, path: str, fill: Callable[[Path], None]) -> bool:
         """Create a folder whole, or not at all; False if it exists already (and nothing is changed).
 

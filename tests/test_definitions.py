@@ -21,7 +21,8 @@ CONFIG = """\
 corpus: {landing: ./landing}
 targets:
   - {name: small, model: ./model}
-  - {name: base_only, model: ./model, warmup: none}
+  - {name: base_only, model: ./model, warmup: none, signals: [segment_likelihoods, step_gradients, likelihoods]}
+  - {name: embedded, model: ./model, warmup: none, signals: [embeddings_mean, embeddings_last]}
 scores:
   - {name: grace, target: small, method: grace}
   - {name: grace_ema, target: small, method: grace, history: {ema: 0.9}}

@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 
 from curation_assets.fingerprints import (
+    SIGNAL_VERSIONS,
     corpus_fingerprint,
+    image_limits_key,
     scores_key,
     segmentation_key,
-    step_gradients_fingerprint,
+    signal_fingerprint,
     warmup_key,
 )
 from curation_assets.settings import Settings
 from curation_assets.subsets.select import parameters_digest
 from curation_assets.workspace import Workspace
+from tests.models import write_tiny_qwen3_vl
 from tests.pipeline.workspaces import make_workspace, rows
 
 
@@ -41,10 +44,15 @@ def prints(workspace: Workspace) -> dict[str, str | None]:
     return {
         "corpus": corpus_fingerprint(workspace, "content"),
         "segmentation": segmentation_key(workspace),
-        "signal": step_gradients_fingerprint(workspace, target),
+        "limits": image_limits_key(workspace, target),
+        **{name: signal_fingerprint(workspace, target, name) for name in SIGNAL_VERSIONS},
         "scores": scores_key(workspace, target),
         "subset": parameters_digest(workspace, subset),
     }
+
+
+SIGNALS = set(SIGNAL_VERSIONS)
+SEGMENTED = {"segmentation", "step_gradients", "segment_likelihoods"}
 
 
 @pytest.mark.parametrize(
@@ -53,17 +61,24 @@ def prints(workspace: Workspace) -> dict[str, str | None]:
         ("corpus.format", "messages", {"corpus"}),
         ("corpus.max_row_bytes", 5000, {"corpus"}),
         ("corpus.columns.prompt", "question", {"corpus"}),
-        ("corpus.segmentation.strategy", "lines", {"segmentation", "signal"}),
-        ("corpus.segmentation.max_steps", 8, {"segmentation", "signal"}),
-        ("targets.0.template", "plain", {"signal"}),
-        ("targets.0.max_length", 64, {"signal"}),
-        ("targets.0.dtype", "bfloat16", {"signal"}),
+        ("corpus.segmentation.strategy", "lines", SEGMENTED),
+        ("corpus.segmentation.max_steps", 8, SEGMENTED),
+        ("targets.0.template", "plain", SIGNALS),
+        ("targets.0.max_length", 64, SIGNALS),
+        ("targets.0.dtype", "bfloat16", SIGNALS),
+        ("targets.0.proxy", "lm_head", {"step_gradients"}),
+        ("targets.0.signals", ["step_gradients", "likelihoods"], set()),
+        ("corpus.images.max_pixels", 100, set()),
+        ("corpus.images.fetch_remote", True, set()),
         ("scores.0.alpha", 0.1, {"scores"}),
         ("scores.0.history", {"window": 2, "ema": None}, {"scores"}),
         ("scores.0.min_steps", 5, {"subset"}),
         ("subsets.0.budget", {"fraction": 0.1, "samples": None, "tokens": None}, {"subset"}),
         ("engine.batch_tokens", 100, set()),
         ("engine.device", "cuda", set()),
+        ("engine.attention", "eager", set()),
+        ("engine.compile", True, set()),
+        ("engine.head_memory_mib", 8, set()),
         ("engine.part_seconds", 1.0, set()),
         ("releases.policy", "on_change", set()),
     ],
@@ -96,3 +111,21 @@ def test_a_warm_up_is_known_by_its_recipe_and_not_by_when_it_was_trained(
     other = changed(base, "targets.0.warmup", {key: value})
     keys = [warmup_key(w, w.settings.targets[0]) for w in (with_warmup, other)]
     assert (keys[0] != keys[1]) == differs
+
+
+def test_every_signal_has_a_fingerprint_of_its_own(base: Workspace) -> None:
+    found = prints(base)
+    assert len({found[name] for name in SIGNALS}) == len(SIGNALS)
+
+
+def test_images_count_for_models_that_see_them(tmp_path: Path) -> None:
+    model = write_tiny_qwen3_vl(tmp_path / "model")
+    workspace = make_workspace(tmp_path / "w", model, {"a.jsonl": rows(2)})
+    before = prints(workspace)
+    # Other limits are another question to samples that they keep closed, not another measurement.
+    limits = prints(changed(workspace, "corpus.images.max_pixels", 100))
+    assert {name for name in before if before[name] != limits[name]} == {"limits"}
+    file = model / "processor_config.json"
+    file.write_text(file.read_text().replace("0.5", "0.4") + "\n")
+    after = prints(changed(workspace, "engine.batch_tokens", 100))
+    assert {name for name in before if before[name] != after[name]} == SIGNALS

@@ -67,7 +67,13 @@ def train_warmup(workspace: Workspace, target: Target) -> WarmupCheckpoint:
             f"{target.warmup.min_pool}: add traces, or lower targets.warmup.min_pool in curation.yaml"
         )
     chosen = draw_samples(rows["sample_id"], target.warmup.fraction, target.warmup.seed)
-    training = corpus_rows(workspace, chosen)
+    # The trainer reads text: what it cannot show to the model is not said to have been trained on.
+    training = corpus_rows(workspace, chosen).filter(pl.col("images").list.len() == 0)
+    if training.is_empty():
+        raise WarmupError(
+            f"all {len(chosen)} samples drawn for the warm-up of target {target.name} have images, and the warm-up "
+            "is trained on text alone: set warmup: none for the target"
+        )
     folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target))
 
     def fill(place: Path) -> None:
@@ -96,12 +102,13 @@ def _train(workspace: Workspace, target: Target, training: pl.DataFrame, place: 
     with track(f"{target.name}: warm-up", steps) as advance:
         record = train_lora(
             workspace.model_folder(target),
-            samples_of(training),
+            samples_of(workspace, training),
             place,
             recipe,
             template=target.template,
             max_length=target.max_length,
-            device=workspace.settings.engine.device,
+            # One device trains, whatever number of them measures.
+            device=workspace.settings.engine.device.split(",")[0],
             dtype=target.dtype,
             trust_remote_code=target.trust_remote_code,
             progress=advance,

@@ -9,7 +9,6 @@ another type than expected is left alone (it goes to `extra`); a mapped one is r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from curation_assets.corpus.drafts import Draft, Refused, Turn
@@ -19,7 +18,6 @@ from curation_assets.corpus.fields import (
     Row,
     absent,
     boolean,
-    kind,
     lookup,
     number,
     optional_text,
@@ -28,6 +26,7 @@ from curation_assets.corpus.fields import (
     text,
     to_json,
 )
+from curation_assets.corpus.image_fields import image_sources
 from curation_assets.corpus.readings import SYSTEM_NAMES, Candidate, Reading, candidates_in, prompt_turns
 from curation_assets.settings import Columns
 
@@ -103,13 +102,15 @@ class _Common:
     own_turns: bool
     source: str | None
     domain: str | None
-    images: tuple[str, ...]
+    images: tuple[str | bytes, ...]
     left: Row
 
 
 def _draft(candidate: Candidate, values: dict[str, object], common: _Common, extra: str) -> Draft:
     turns = candidate.turns if common.own_turns and candidate.turns is not None else common.turns
-    if not common.images and not any(turn.content.strip() for turn in turns):
+    # A candidate's own prompt may show images where the row itself names none.
+    images = common.images or tuple(image_sources(candidate.images if turns is candidate.turns else ()))
+    if not images and not any(turn.content.strip() for turn in turns):
         raise Refused("missing_prompt", "the prompt is missing or blank; map it with corpus.columns.prompt")
     steps = step_list(_or(candidate.steps, values["steps"]), "steps")
     return Draft(
@@ -122,7 +123,7 @@ def _draft(candidate: Candidate, values: dict[str, object], common: _Common, ext
         generator=optional_text(values["generator"], "generator"),
         correct=boolean(values["correct"], "correct"),
         reward=number(values["reward"], "reward"),
-        images=common.images,
+        images=images,
         extra=to_json({**common.left, **candidate.label}) if candidate.label else extra,
     )
 
@@ -201,18 +202,23 @@ class _Parts:
                 return value
         return None
 
-    def images(self) -> tuple[str, ...]:
-        found = self.found_images
+    def images(self) -> tuple[str | bytes, ...]:
+        """The mapped column's images; else those inside the turns; else those of a shared name.
+
+        Turns that only mark where images stand (`{"type": "image"}`) have them in a field beside.
+        """
         if self.columns.images is not None:
             self.used.add(self.columns.images)
-            found.append(lookup(self.row, self.columns.images))
-        else:
-            for own in SHARED_NAMES["images"]:
-                if own not in self.used and own not in self.claimed and not absent(self.row.get(own)):
-                    self.used.add(own)
-                    found.append(self.row[own])
-                    break
-        return tuple(_references(found))
+            mapped = tuple(image_sources([lookup(self.row, self.columns.images)]))
+            return mapped or tuple(image_sources(self.found_images))
+        inside = tuple(image_sources(self.found_images))
+        if inside:
+            return inside
+        for own in SHARED_NAMES["images"]:
+            if own not in self.used and own not in self.claimed and not absent(self.row.get(own)):
+                self.used.add(own)
+                return tuple(image_sources([self.row[own]]))
+        return ()
 
     def left(self) -> Row:
         return remainder(self.row, sorted(self.used))
@@ -268,21 +274,3 @@ def _fits(name: str, value: object) -> bool:
     if isinstance(value, str):
         return 0 < len(value.strip()) <= SHORT_ANSWER_CHARS and "\n" not in value.strip()
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _references(values: Iterable[object]) -> Iterable[str]:
-    for value in values:
-        if absent(value) or value == "":
-            continue
-        if isinstance(value, list):
-            yield from _references(value)
-        elif isinstance(value, dict):
-            if not absent(value.get("bytes")):
-                raise Refused("image_embedded", "image bytes inside rows are not read; write them to files")
-            yield from _references([value.get("url", value.get("path"))])
-        elif isinstance(value, bytes):
-            raise Refused("image_embedded", "image bytes inside rows are not read; write them to files")
-        elif isinstance(value, str):
-            yield text(value, "image")
-        else:
-            raise Refused("wrong_type", f"an image must be a path or a URL, not {kind(value)}")

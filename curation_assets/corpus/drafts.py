@@ -33,7 +33,7 @@ REASONS: dict[str, str] = {
     "steps_not_in_response": "the explicit steps do not occur in the response in their order",
     "image_outside_folder": "an image path leads out of the file's folder",
     "image_missing": "an image file is not there or cannot be read",
-    "image_embedded": "the image's bytes are inside the row",
+    "image_bad_data": "an image inside the row is empty or not base64",
 }
 
 
@@ -58,7 +58,10 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Draft:
-    """One sample as its row gives it: checked, but without ids. `source` is None if the row names none."""
+    """One sample as its row gives it: checked, but without ids.
+
+    `source` is None if the row names none; `images` are paths, URLs, or the bytes of an image inside the row.
+    """
 
     turns: tuple[Turn, ...]
     response: str
@@ -69,5 +72,5 @@ class Draft:
     generator: str | None = None
     correct: bool | None = None
     reward: float | None = None
-    images: tuple[str, ...] = ()
+    images: tuple[str | bytes, ...] = ()
     extra: str = "{}"

@@ -1,31 +1,99 @@
-"""Images that rows refer to: which file a reference means, and the digest of its bytes."""
+"""Images that rows refer to or hold: which file or bytes are meant, and the digest that stands for them."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from curation_assets.corpus.drafts import Refused
 
-_REMOTE = re.compile(r"(?:[a-z][a-z0-9+.-]*://|data:)", re.IGNORECASE)
+STORED = "warehouse://images/"
+"""What a reference begins with that means an image whose bytes were inside a row; then comes their hash."""
+
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_DATA = re.compile(r"data:([^,]*),", re.IGNORECASE)
+
+
+def is_remote(reference: str) -> bool:
+    """Whether a reference is a web address, which is looked at only if the configuration allows it."""
+    return _REMOTE.match(reference) is not None
+
+
+def decode_data_url(reference: str) -> bytes | None:
+    """The bytes of a `data:` URL; None for any other reference.
+
+    Raises:
+        Refused: image_bad_data.
+    """
+    if reference[:5].lower() != "data:":
+        return None
+    head = _DATA.match(reference[:1000])
+    if head is None or not head[1].lower().endswith(";base64"):
+        raise Refused("image_bad_data", f"image {reference[:60]!r}: write a data: URL as data:TYPE;base64,BYTES")
+    return decode_base64(reference[head.end() :])
+
+
+def decode_base64(text: str) -> bytes:
+    """The bytes of an image in base64; line ends in it do not matter.
+
+    Raises:
+        Refused: image_bad_data.
+    """
+    try:
+        data = base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Refused("image_bad_data", f"image {text[:60]!r} is not base64 ({error}); encode it again") from error
+    return image_bytes(data)
+
+
+def image_bytes(data: bytes) -> bytes:
+    """The bytes of an image, which must be some.
+
+    Raises:
+        Refused: image_bad_data.
+    """
+    if not data:
+        raise Refused("image_bad_data", "the image has no bytes; write the row again")
+    return data
 
 
 class ImageFolder:
-    """The images beside one landing file; each is read once however many rows refer to it.
+    """The images of one landing file; each is read once however many rows refer to it.
 
-    `root` is the landing file's own folder, or None where that is no local folder.
+    Args:
+        root: the landing file's own folder, or None where that is no local folder.
+        keep: stores bytes that were inside a row under their digest; None where nothing is to be kept.
     """
 
-    def __init__(self, root: Path | None) -> None:
+    def __init__(self, root: Path | None, keep: Callable[[str, bytes], None] | None = None) -> None:
         self._root = None if root is None else root.resolve()
+        self._keep = keep
+        self._kept: set[str] = set()
         self._digests: dict[str, str] = {}
+
+    def take(self, source: str | bytes) -> tuple[str, str]:
+        """The reference that `raw_corpus` keeps of an image, and what stands for it in the hashes.
+
+        Raises:
+            Refused: see `digest`.
+        """
+        if isinstance(source, str):
+            return source, self.digest(source)
+        hashed = hashlib.blake2b(source, digest_size=16).hexdigest()
+        if self._keep is not None and hashed not in self._kept:
+            self._keep(hashed, source)
+            self._kept.add(hashed)
+        return STORED + hashed, "file:" + hashed
 
     def digest(self, reference: str) -> str:
         """What stands for an image in the hashes: of a local file its bytes, of a URL the URL itself.
 
         Raises:
-            Refused: image_outside_folder (absolute, `..` or a link that leads out, file: URL) or
+            Refused: image_outside_folder (absolute, `..` or a link that leads out, file: URL, our own store) or
                 image_missing (no such file, not a regular file, not readable).
         """
         if reference not in self._digests:
@@ -33,10 +101,11 @@ class ImageFolder:
         return self._digests[reference]
 
     def _compute(self, reference: str) -> str:
-        if _REMOTE.match(reference) and not reference.lower().startswith("file:"):
-            return "url:" + hashlib.blake2b(reference.encode(), digest_size=16).hexdigest()
-        if reference.lower().startswith("file:") or PurePosixPath(reference).is_absolute():
+        local = reference.lower().startswith(("file:", STORED.split("/", maxsplit=1)[0]))
+        if local or PurePosixPath(reference).is_absolute():
             raise _outside(reference)
+        if is_remote(reference):
+            return "url:" + hashlib.blake2b(reference.encode(), digest_size=16).hexdigest()
         if self._root is None:
             raise Refused(
                 "image_missing",

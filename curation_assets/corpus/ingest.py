@@ -62,7 +62,14 @@ def ingest_shard(workspace: Workspace, shard: str) -> IngestedShard:
 
 def _read(workspace: Workspace, path: Path, shard: str) -> ShardRows:
     try:
-        return read_shard(path, shard, file_name(shard), workspace.settings.corpus)
+        return read_shard(
+            path,
+            shard,
+            file_name(shard),
+            workspace.settings.corpus,
+            workspace.image_root(shard),
+            lambda digest, data: workspace.warehouse.write_once(f"{tables.images_dir()}/{digest}", data),
+        )
     except OSError:
         # It was there a moment ago; the look at it after reading says so, too.
         return _unreadable(shard)

@@ -8,7 +8,7 @@ whole is rejected, once, with candidate -1. What is wrong with a file as a whole
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -61,7 +61,14 @@ class Account:
     balanced: bool
 
 
-def read_shard(data: Path | bytes, shard: str, name: str, corpus: Corpus, images_root: Path | None = None) -> ShardRows:
+def read_shard(
+    data: Path | bytes,
+    shard: str,
+    name: str,
+    corpus: Corpus,
+    images_root: Path | None = None,
+    keep_image: Callable[[str, bytes], None] | None = None,
+) -> ShardRows:
     """Reads one landing file; bad input never raises, it is in `rejected` and `file_problem`.
 
     Args:
@@ -70,6 +77,7 @@ def read_shard(data: Path | bytes, shard: str, name: str, corpus: Corpus, images
         name: its name, whose ending says what it is (.jsonl, .jsonl.gz, .parquet).
         corpus: format, mapped columns and the longest row allowed.
         images_root: the file's own folder, where image paths lead; default: that of `data` if it is a path.
+        keep_image: stores the bytes of an image that a row holds under their digest; None: they are not kept.
     """
     if images_root is None and isinstance(data, Path):
         images_root = data.parent
@@ -78,7 +86,7 @@ def read_shard(data: Path | bytes, shard: str, name: str, corpus: Corpus, images
     form: str | None = corpus.format
     if form == "auto":
         form = detect([row.value for row in head if row.value is not None], corpus.columns)
-    shelf = _Shelf(shard, Parser(form, corpus.columns) if form else None, ImageFolder(images_root))
+    shelf = _Shelf(shard, Parser(form, corpus.columns) if form else None, ImageFolder(images_root, keep_image))
     for row in chain(head, rows):
         shelf.put(row)
     return shelf.finish(form or UNKNOWN)
@@ -170,9 +178,9 @@ class _Shelf:
 
     def sample(self, draft: Draft, index: int, candidate: int) -> tuple[object, ...]:
         """One row of `raw_corpus`, in the order of its columns."""
-        digests = [self.images.digest(reference) for reference in draft.images]
+        images = [self.images.take(source) for source in draft.images]
         return (
-            *identify(draft.turns, digests, draft.response, draft.answer, draft.steps),
+            *identify(draft.turns, [digest for _, digest in images], draft.response, draft.answer, draft.steps),
             self.shard,
             index,
             candidate,
@@ -180,7 +188,7 @@ class _Shelf:
             draft.domain,
             draft.generator,
             orjson.dumps([{"role": role, "content": content} for role, content in draft.turns]).decode(),
-            list(draft.images),
+            [reference for reference, _ in images],
             draft.response,
             draft.answer,
             None if draft.steps is None else list(draft.steps),

@@ -36,13 +36,15 @@ IMAGE_MARK = "<image>"
 class Candidate:
     """One response as found, unchecked: a text, or the Refused that finding it ended in.
 
-    `turns` are the candidate's own prompt, where candidates differ in it; `label` is added to `extra`.
+    `turns` are the candidate's own prompt, where candidates differ in it, and `images` stood inside them;
+    `label` is added to `extra`.
     """
 
     response: object = MISSING
     answer: object = MISSING
     steps: object = MISSING
     turns: tuple[Turn, ...] | None = None
+    images: tuple[object, ...] = ()
     label: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -158,10 +160,11 @@ def candidate_in(value: object, what: str) -> Candidate:
     if not is_conversation(value):
         return Candidate(value)
     try:
-        own, response = conversation(value, what).split()
+        talk = conversation(value, what)
     except Refused as refusal:
         return Candidate(refusal)
-    return Candidate(response, turns=own or None)
+    own, response = talk.split()
+    return Candidate(response, turns=own or None, images=talk.images)
 
 
 def _content(value: object, where: str) -> tuple[str, list[object]]:
@@ -170,13 +173,13 @@ def _content(value: object, where: str) -> tuple[str, list[object]]:
     texts: list[str] = []
     images: list[object] = []
     for part in value:
-        if isinstance(part, dict) and isinstance(part.get("text"), str):
-            texts.append(text(part["text"], f"{where}.content"))
-        elif isinstance(part, dict) and str(part.get("type")).startswith("image"):
+        if isinstance(part, dict) and str(part.get("type")).startswith("image"):
             texts.append(IMAGE_MARK)
-            reference = part.get("image_url", part.get("image", part.get("url", part.get("path"))))
-            if reference is not None:
-                images.append(reference)
+            # Tables give every part all keys, null where it has no value.
+            held = (part[key] for key in ("image_url", "image", "url", "path") if not absent(part.get(key)))
+            images.append(part if not absent(part.get("bytes")) else next(held, None))
+        elif isinstance(part, dict) and isinstance(part.get("text"), str):
+            texts.append(text(part["text"], f"{where}.content"))
         else:
             raise Refused("wrong_type", f"{where}.content has a part that is neither text nor an image")
     return "".join(texts), images

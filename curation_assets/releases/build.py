@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from curation_assets import tables
+from curation_assets.corpus.images import STORED
 from curation_assets.corpus.ingest import corpus_rows
 from curation_assets.releases.card import dataset_card
 from curation_assets.releases.manifest import provenance, release_manifest
@@ -26,6 +27,7 @@ CHECKSUMS = "SHA256SUMS"
 PROVENANCE = "provenance.json"
 DATA_PARQUET = "data/train.parquet"
 DATA_JSONL = "data/train.jsonl"
+IMAGES = "images"
 
 
 class ReleaseError(UserError):
@@ -144,7 +146,7 @@ def _create(workspace: Workspace, subset: Subset, number: int, run_id: str) -> N
     folder = f"{tables.release_dir(subset.name)}/{number}"
 
     def fill(place: Path) -> None:
-        _write_data(place, rows)
+        _write_data(place, _with_images(workspace, place, rows))
         manifest = release_manifest(
             workspace, subset, number, selection, rows, _content_digest(rows), _sizes_and_sums(place)
         )
@@ -159,6 +161,21 @@ def _create(workspace: Workspace, subset: Subset, number: int, run_id: str) -> N
         found = read_release(workspace, subset, number)
         if found.manifest["content_digest"] != _content_digest(rows):
             raise ReleaseError(f"release {subset.name}@{number} was made by someone else in the meantime: try again")
+
+
+def _with_images(workspace: Workspace, place: Path, rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows, naming copies in the release of the images whose bytes were inside landing files' rows."""
+    references = rows["images"].explode().drop_nulls().unique().sort()
+    for reference in references.filter(references.str.starts_with(STORED)).to_list():
+        digest = reference.removeprefix(STORED)
+        _write_bytes(place / IMAGES / digest, workspace.warehouse.path(f"{tables.images_dir()}/{digest}").read_bytes())
+    named = pl.element().str.replace(f"^{STORED}", f"{IMAGES}/")
+    return rows.with_columns(pl.col("images").list.eval(named))
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
 
 
 def _write_data(place: Path, rows: pl.DataFrame) -> None:

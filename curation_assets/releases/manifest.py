@@ -14,7 +14,7 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.checkpoints.warmup import warmup_checkpoint
-from curation_assets.fingerprints import base_digest, checkpoint_digest, step_gradients_fingerprint
+from curation_assets.fingerprints import base_digest, checkpoint_digest, signal_fingerprint
 from curation_assets.settings import Subset, Target
 from curation_assets.subsets.select import Selection
 from curation_assets.workspace import Workspace
@@ -73,7 +73,7 @@ def release_manifest(
             },
             "measured_at": checkpoint_digest(workspace, target),
             "warmup": None if warmup is None else _warmup_facts(warmup.record),
-            "signal_fingerprint": step_gradients_fingerprint(workspace, target),
+            "signal_fingerprint": signal_fingerprint(workspace, target, "step_gradients"),
         },
         "inputs": inputs.to_dicts(),
         "config": {"digest": workspace.config_digest, "settings": workspace.settings.model_dump(mode="json")},
@@ -90,7 +90,7 @@ def lineage(workspace: Workspace, target: Target) -> list[tuple[str, str | None]
         ("configuration", workspace.config_digest),
         ("base model", base_digest(workspace, target)),
         ("measured at", checkpoint_digest(workspace, target)),
-        ("signal fingerprint", step_gradients_fingerprint(workspace, target)),
+        ("signal fingerprint", signal_fingerprint(workspace, target, "step_gradients")),
         ("code commit", code_version()["commit"]),
         *((f"file {path}", version) for path, version in manifest.select("path", "content_digest").iter_rows()),
     ]

@@ -16,7 +16,7 @@ from curation_assets.reports.plots import histogram
 from curation_assets.scores.manifest import write_manifest
 from curation_assets.scores.shard_scores import ShardScores, score_shards
 from curation_assets.settings import Target
-from curation_assets.signals.assets import step_gradients_key
+from curation_assets.signals.assets import signal_key
 from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
 from curation_assets.workspace import Workspace
 
@@ -39,7 +39,9 @@ def score_manifest_key(target: Target) -> dg.AssetKey:
 
 
 def score_assets(workspace: Workspace, target: Target) -> list[dg.AssetsDefinition]:
-    """step_scores and sample_scores of every shard, and the manifest over them."""
+    """step_scores and sample_scores of every shard, and the manifest over them; none without step gradients."""
+    if not target.scorable:
+        return []
     names = [score.name for score in workspace.settings.scores_of(target.name)]
     step_key, sample_key = step_scores_key(target), sample_scores_key(target)
 
@@ -48,7 +50,7 @@ def score_assets(workspace: Workspace, target: Target) -> list[dg.AssetsDefiniti
         specs=[
             dg.AssetSpec(
                 key,
-                deps=[step_gradients_key(target), SEGMENTED_STEPS_KEY],
+                deps=[signal_key(target, "step_gradients"), SEGMENTED_STEPS_KEY],
                 group_name=target.name,
                 description=table.meaning,
                 metadata=column_schema(table),

@@ -6,9 +6,9 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.corpus.ingest import present_shards
-from curation_assets.fingerprints import step_gradients_fingerprint
+from curation_assets.fingerprints import signal_fingerprint
 from curation_assets.settings import Target
-from curation_assets.signals.measure import step_gradients_dir
+from curation_assets.signals.store import shard_record_path, signal_dir
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 
@@ -18,11 +18,11 @@ def build_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
     present = set(present_shards(workspace))
     corpus = workspace.warehouse.folder_metadata(tables.raw_corpus_dir())
     scores = workspace.warehouse.folder_metadata(tables.sample_scores_dir(target.name))
-    signal_fp = step_gradients_fingerprint(workspace, target)
-    folder = step_gradients_dir(workspace, target)
+    signal_fp = signal_fingerprint(workspace, target, "step_gradients")
+    folder = signal_dir(workspace, target, "step_gradients")
     rows = []
     for shard, metadata in scores.items():
-        record = workspace.warehouse.read_json(f"{folder}/shards/{shard}.json") if folder else None
+        record = workspace.warehouse.read_json(shard_record_path(folder, shard)) if folder else None
         facts = corpus[shard]
         rows.append(
             {

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.fingerprints import shard_scores_fingerprint, step_gradients_fingerprint
+from curation_assets.fingerprints import shard_scores_fingerprint
 from curation_assets.scores.grace import grace_scores
 from curation_assets.settings import Target
-from curation_assets.signals.measure import MeasuringError, read_shard_samples, step_gradients_dir
+from curation_assets.signals.measure import read_shard_samples
+from curation_assets.signals.store import MeasuringError, SignalStore
 from curation_assets.workspace import Workspace
-from resources.warehouse import Measurements
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,12 @@ class ShardScores:
 
 def score_shards(workspace: Workspace, target: Target, shards: Sequence[str]) -> Iterator[ShardScores]:
     """Score shards one after another; see `score_shard`. What they share is read once."""
-    signal_fp = step_gradients_fingerprint(workspace, target)
-    folder = step_gradients_dir(workspace, target)
-    if signal_fp is None or folder is None:
-        raise MeasuringError(f"the warm-up of target {target.name} has not been trained")
-    store = Measurements(workspace.warehouse, folder)
+    store = SignalStore.of(workspace, target, "step_gradients")
     for shard in shards:
-        yield score_shard(workspace, target, shard, store, signal_fp)
+        yield score_shard(workspace, target, shard, store)
 
 
-def score_shard(workspace: Workspace, target: Target, shard: str, store: Measurements, signal_fp: str) -> ShardScores:
+def score_shard(workspace: Workspace, target: Target, shard: str, store: SignalStore) -> ShardScores:
     """Write the shard's `step_scores` (one table a named score) and `sample_scores`.
 
     Args:
@@ -54,7 +50,6 @@ def score_shard(workspace: Workspace, target: Target, shard: str, store: Measure
         target: whose scores.
         shard: the shard.
         store: the target's step gradients.
-        signal_fp: their fingerprint.
 
     Raises:
         MeasuringError: samples of the shard have not been measured.
@@ -63,7 +58,7 @@ def score_shard(workspace: Workspace, target: Target, shard: str, store: Measure
     if not workspace.warehouse.table_metadata(source):
         # The file was gone before it was ever read: there is nothing to score, and no table to write.
         return ShardScores(0, 0, {}, 0, tables.SAMPLE_SCORES.empty())
-    signals, steps, fingerprint = _inputs(workspace, target, shard, store, signal_fp)
+    signals, steps, fingerprint = _inputs(workspace, target, shard, store)
     corpus = workspace.warehouse.read_table(source)
     counts = steps.filter(pl.col("kind") == "step").group_by("sample_id").agg(n_steps=pl.len().cast(pl.Int32))
     frame = (
@@ -90,19 +85,20 @@ def score_shard(workspace: Workspace, target: Target, shard: str, store: Measure
 
 
 def _inputs(
-    workspace: Workspace, target: Target, shard: str, store: Measurements, signal_fp: str
+    workspace: Workspace, target: Target, shard: str, store: SignalStore
 ) -> tuple[pl.DataFrame, pl.DataFrame, str]:
     """Signals and segments of a shard, and the fingerprint of what is made from them."""
-    rows, steps, steps_fp = read_shard_samples(workspace, shard)
-    signals = store.rows(rows["sample_id"])
+    samples = read_shard_samples(workspace, shard, segmented=True)
+    signals = store.rows(samples.rows["sample_id"])
     if signals is None:
         signals = tables.STEP_GRADIENTS.empty()
-    if len(signals) < len(rows):
+    if len(signals) < len(samples.rows):
         raise MeasuringError(
-            f"{len(signals)} of {len(rows)} samples of shard {shard} are measured for target {target.name}: "
+            f"{len(signals)} of {len(samples.rows)} samples of shard {shard} are measured for target {target.name}: "
             f"materialize {target.name}/step_gradients first"
         )
-    return signals, steps, shard_scores_fingerprint(workspace, target, signal_fp, steps_fp)
+    fingerprint = shard_scores_fingerprint(workspace, target, store.fingerprint, samples.steps_fingerprint)
+    return signals, samples.steps, fingerprint
 
 
 def _summary(sample_scores: pl.DataFrame, names: list[str]) -> ShardScores:

@@ -1,1 +1,1 @@
-"""Measurements of samples with a model: one asset a pass, on the gpu pool."""
+"""Measurements of samples with a model: all that a target asks for from one pass, on the gpu pool."""

@@ -8,65 +8,100 @@ import dagster as dg
 from curation_assets import tables
 from curation_assets.asset_metadata import OWNERS, column_schema, markdown_table
 from curation_assets.checkpoints.assets import measured_checkpoint_key
-from curation_assets.fingerprints import STEP_GRADIENTS_VERSION
+from curation_assets.corpus.assets import RAW_CORPUS_KEY
+from curation_assets.fingerprints import SEGMENTED_SIGNALS, SIGNAL_VERSIONS
 from curation_assets.partitions import SHARDS
-from curation_assets.settings import Target
+from curation_assets.settings import SignalName, Target
+from curation_assets.signals.catalog import non_finite
 from curation_assets.signals.measure import measure_shards
+from curation_assets.signals.store import ShardMeasurement
 from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
 from curation_assets.workspace import Workspace
 
+FINITE = "finite"
 
-def step_gradients_key(target: Target) -> dg.AssetKey:
-    """GRACE's signal for a target."""
-    return dg.AssetKey([target.name, "step_gradients"])
+
+def signal_key(target: Target, signal: SignalName) -> dg.AssetKey:
+    """One signal of a target."""
+    return dg.AssetKey([target.name, signal])
+
+
+def signal_keys(target: Target) -> list[dg.AssetKey]:
+    """All signals that a target lists."""
+    return [signal_key(target, signal) for signal in target.signals]
 
 
 def signal_assets(target: Target) -> list[dg.AssetsDefinition]:
-    """One asset a pass over the model."""
+    """One asset a signal, all made by one pass over the model; selecting some measures only these."""
 
-    @dg.asset(
-        key=step_gradients_key(target),
-        deps=[SEGMENTED_STEPS_KEY, measured_checkpoint_key(target)],
-        group_name=target.name,
-        description=tables.STEP_GRADIENTS.meaning,
-        metadata=column_schema(tables.STEP_GRADIENTS),
-        owners=OWNERS,
-        kinds={"pytorch", "parquet"},
-        code_version=str(STEP_GRADIENTS_VERSION),
+    @dg.multi_asset(
+        name=f"{target.name}_signals",
+        specs=[_spec(target, signal) for signal in target.signals],
+        can_subset=True,
         partitions_def=SHARDS,
         backfill_policy=dg.BackfillPolicy.single_run(),
         pool="gpu",
-        check_specs=[dg.AssetCheckSpec("finite_gradients", asset=step_gradients_key(target))],
+        check_specs=[dg.AssetCheckSpec(FINITE, asset=key) for key in signal_keys(target)],
     )
-    def step_gradients(
+    def signals(
         context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
     ) -> Iterator[dg.MaterializeResult[Any]]:
-        broken = 0
-        for record in measure_shards(workspace, target, context.partition_keys):
-            broken += record.without_score.get("non_finite", 0)
-            speed = record.tokens_measured / record.seconds if record.seconds else 0.0
-            context.add_asset_metadata(
-                {
-                    "dagster/partition_row_count": record.rows,
-                    "measured": record.measured,
-                    "already_measured": record.skipped,
-                    "tokens_measured": record.tokens_measured,
-                    "seconds": record.seconds,
-                    "tokens_per_second": round(speed, 1),
-                    "device": record.device or "(nothing had to be measured)",
-                    "fingerprint": record.signal_fingerprint,
-                    "without_gram_matrix": markdown_table(("reason", "samples"), record.without_score.items()),
-                },
-                partition_key=record.shard,
-            )
-        yield dg.MaterializeResult(
-            check_results=[
-                dg.AssetCheckResult(
-                    passed=broken == 0,
-                    severity=dg.AssetCheckSeverity.WARN,
-                    metadata={"samples_with_nan_or_inf": broken},
-                )
-            ]
-        )
+        selected = [signal for signal in target.signals if signal_key(target, signal) in context.selected_asset_keys]
+        broken = dict.fromkeys(selected, 0)
+        for records in measure_shards(workspace, target, context.partition_keys, selected):
+            for signal, record in records.items():
+                broken[signal] += non_finite(record.without_value)
+                key = signal_key(target, signal)
+                context.add_asset_metadata(_metadata(record), asset_key=key, partition_key=record.shard)
+        for signal in selected:
+            key = signal_key(target, signal)
+            # A person may have left the check out of this run.
+            wanted = dg.AssetCheckKey(key, FINITE) in context.selected_asset_check_keys
+            checks = [_finite(key, broken[signal])] if wanted else []
+            yield dg.MaterializeResult(asset_key=key, check_results=checks)
 
-    return [step_gradients]
+    return [signals]
+
+
+def _spec(target: Target, signal: SignalName) -> dg.AssetSpec:
+    table = tables.SIGNAL_TABLES[signal]
+    return dg.AssetSpec(
+        signal_key(target, signal),
+        deps=[
+            SEGMENTED_STEPS_KEY if signal in SEGMENTED_SIGNALS else RAW_CORPUS_KEY,
+            measured_checkpoint_key(target),
+        ],
+        skippable=True,
+        group_name=target.name,
+        description=table.meaning,
+        metadata=column_schema(table),
+        owners=OWNERS,
+        kinds={"pytorch", "parquet"},
+        code_version=str(SIGNAL_VERSIONS[signal]),
+    )
+
+
+def _finite(key: dg.AssetKey, broken: int) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        asset_key=key,
+        check_name=FINITE,
+        passed=broken == 0,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"samples_with_nan_or_inf": broken},
+    )
+
+
+def _metadata(record: ShardMeasurement) -> dict[str, Any]:
+    """What the UI shows of one shard's signal."""
+    speed = record.tokens_run / record.seconds if record.seconds else 0.0
+    return {
+        "dagster/partition_row_count": record.rows,
+        "measured": record.measured,
+        "already_measured": record.skipped,
+        "tokens_run": record.tokens_run,
+        "seconds": record.seconds,
+        "tokens_per_second": round(speed, 1),
+        "device": record.device or "(nothing had to be measured)",
+        "fingerprint": record.signal_fingerprint,
+        "without_value": markdown_table(("reason", "samples"), record.without_value.items()),
+    }

@@ -1,82 +1,55 @@
-"""Measuring shards: only what is not measured yet, in parts that survive a kill, with a record a shard."""
+"""Measuring shards: of each sample only what is not stored yet, all of that in one pass, kill-proof.
+
+Samples are grouped by the set of signals that they lack, and each group is one request to the pass.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 
 import polars as pl
 
 from curation_assets import tables
 from curation_assets.checkpoints.warmup import warmup_checkpoint
-from curation_assets.fingerprints import BASE_ROLE, WARMUP_ROLE, step_gradients_fingerprint
+from curation_assets.fingerprints import SEGMENTED_SIGNALS, image_limits_key
 from curation_assets.progress import track
 from curation_assets.samples import samples_of
-from curation_assets.settings import Target
+from curation_assets.settings import SignalName, Target
+from curation_assets.signals.catalog import SIGNALS, request_for
+from curation_assets.signals.store import MeasuringError, ShardMeasurement, SignalStore, shard_record_path
 from curation_assets.workspace import Workspace
-from resources.errors import UserError
 from resources.scorer import Scorer
-from resources.scoring.samples import StepGradients
-from resources.warehouse import Measurements
+from resources.scoring.images import ImageLimits
+from resources.scoring.samples import SampleSignals
+from resources.scoring.spec import PassSpec
 
-WINDOW_SAMPLES = 4096
-"""Samples that are encoded and sorted by length together."""
-
-
-class MeasuringError(UserError):
-    """A target cannot be measured yet."""
+MIB = 2**20
 
 
 @dataclass(frozen=True)
-class ShardMeasurement:
-    """What measuring one shard did.
+class ShardSamples:
+    """The distinct samples of a shard, their segments, and the fingerprints of both tables."""
 
-    Attributes:
-        shard: the shard.
-        signal_fingerprint: what it was measured under.
-        steps_fingerprint: of the shard's segmented steps: the record holds for these and no others.
-        rows: distinct samples of the shard.
-        measured: samples measured now.
-        skipped: samples that had been measured before.
-        without_score: samples of the shard that have no Gram matrix, by reason.
-        tokens_measured: tokens run through the model now.
-        tokens: tokens behind all the shard's samples, whenever they were measured.
-        seconds: time spent on the shard.
-        device: what it ran on; empty if nothing had to run.
-        parts: the parts that hold the shard's samples: without one of them the record holds no longer.
-    """
-
-    shard: str
-    signal_fingerprint: str
+    rows: pl.DataFrame
+    steps: pl.DataFrame
+    corpus_fingerprint: str
     steps_fingerprint: str
-    rows: int
-    measured: int
-    skipped: int
-    without_score: dict[str, int]
-    tokens_measured: int
-    tokens: int
-    seconds: float
-    device: str
-    parts: list[str]
+
+    def input_fingerprint(self, signal: SignalName) -> str:
+        """Of the table that a signal's record holds for."""
+        return self.steps_fingerprint if signal in SEGMENTED_SIGNALS else self.corpus_fingerprint
 
 
-def role_of(target: Target) -> str:
-    """The part that the measured checkpoint plays."""
-    return BASE_ROLE if target.warmup == "none" else WARMUP_ROLE
+@dataclass
+class Visit:
+    """What one visit to a shard has measured so far."""
 
-
-def step_gradients_dir(workspace: Workspace, target: Target) -> str | None:
-    """Folder of the target's current `step_gradients`; None while its warm-up has not been trained."""
-    fingerprint = step_gradients_fingerprint(workspace, target)
-    if fingerprint is None:
-        return None
-    return tables.signal_dir(target.name, role_of(target), "step_gradients", fingerprint)
-
-
-def shard_record_path(folder: str, shard: str) -> str:
-    """Where a shard's `ShardMeasurement` is kept; it is written after all of the shard's rows."""
-    return f"{folder}/shards/{shard}.json"
+    started: float = field(default_factory=time.monotonic)
+    samples: int = 0
+    tokens: int = 0
 
 
 def make_scorer(workspace: Workspace, target: Target) -> Scorer:
@@ -89,114 +62,171 @@ def make_scorer(workspace: Workspace, target: Target) -> Scorer:
     if target.warmup != "none":
         checkpoint = warmup_checkpoint(workspace, target)
         if checkpoint is None:
-            raise MeasuringError(
-                f"the warm-up of target {target.name} has not been trained: materialize "
-                f"{target.name}/warmup_checkpoint, or use `curate run`"
-            )
+            raise MeasuringError(f"the warm-up of target {target.name} has not been trained: use `curate run`")
         adapter = workspace.warehouse.path(checkpoint.folder)
-    engine = workspace.settings.engine
-    return Scorer(
+    engine, images = workspace.settings.engine, workspace.settings.corpus.images
+    spec = PassSpec(
         model_folder=workspace.model_folder(target),
         adapter=adapter,
-        device=engine.device,
         dtype=target.dtype,
         template=target.template,
         max_length=target.max_length,
-        batch_tokens=engine.batch_tokens,
         trust_remote_code=target.trust_remote_code,
+        batch_tokens=engine.batch_tokens,
+        head_memory=engine.head_memory_mib * MIB,
+        attention=engine.attention,
+        compile_model=engine.compile,
+        images=ImageLimits(images.max_pixels, images.max_bytes, images.fetch_remote),
     )
+    return Scorer(spec, engine.device)
 
 
-def measure_shards(workspace: Workspace, target: Target, shards: Sequence[str]) -> Iterator[ShardMeasurement]:
-    """Measure `step_gradients` of every sample of the shards that is not measured yet.
+def measure_shards(
+    workspace: Workspace, target: Target, shards: Sequence[str], signals: Sequence[SignalName]
+) -> Iterator[dict[SignalName, ShardMeasurement]]:
+    """Measure what is not stored yet of these signals of every sample of the shards.
 
     Rows are committed in parts every `engine.part_seconds`, also when the work is interrupted; a shard's
-    record comes last, so a shard without one is asked for again and goes on where it stopped.
+    records come last, so a shard without one is asked for again and goes on where it stopped.
     """
-    fingerprint = step_gradients_fingerprint(workspace, target)
-    folder = step_gradients_dir(workspace, target)
-    if fingerprint is None or folder is None:
-        raise MeasuringError(f"the warm-up of target {target.name} has not been trained")
-    store = Measurements(workspace.warehouse, folder)
-    scorer = make_scorer(workspace, target)
-    for shard in shards:
-        started = time.monotonic()
-        rows, steps, steps_fp = read_shard_samples(workspace, shard)
-        missing = store.missing(rows["sample_id"])
-        run = _measure_missing(workspace, target, shard, store, scorer, rows, steps, missing)
-        table = store.rows(rows["sample_id"])
-        record = ShardMeasurement(
-            shard=shard,
-            signal_fingerprint=fingerprint,
-            steps_fingerprint=steps_fp,
-            rows=len(rows),
-            measured=len(missing),
-            skipped=len(rows) - len(missing),
-            without_score={} if table is None else count_reasons(table),
-            tokens_measured=run,
-            tokens=0 if table is None else int(table["tokens"].cast(pl.Int64).sum()),
-            seconds=round(time.monotonic() - started, 3),
-            device=scorer.device_name() if run else "",
-            parts=store.parts_of(rows["sample_id"]),
-        )
-        workspace.warehouse.write_json(shard_record_path(folder, shard), asdict(record))
-        yield record
+    stores = {signal: SignalStore.of(workspace, target, signal) for signal in signals}
+    with make_scorer(workspace, target) as scorer:
+        for shard in shards:
+            yield _measure_shard(workspace, target, shard, stores, scorer)
 
 
-def read_shard_samples(workspace: Workspace, shard: str) -> tuple[pl.DataFrame, pl.DataFrame, str]:
-    """The distinct samples of a shard, their segments, and the fingerprint of the latter.
+def _measure_shard(
+    workspace: Workspace, target: Target, shard: str, stores: Mapping[SignalName, SignalStore], scorer: Scorer
+) -> dict[SignalName, ShardMeasurement]:
+    """Measure one shard and write its records."""
+    visit = Visit()
+    samples = read_shard_samples(workspace, shard, segmented=not SEGMENTED_SIGNALS.isdisjoint(stores))
+    missing = {signal: store.missing(samples.rows["sample_id"]) for signal, store in stores.items()}
+    _measure_missing(workspace, target, shard, samples, stores, missing, scorer, visit)
+    records = {
+        signal: _record(workspace, target, shard, signal, samples, store, len(missing[signal]), scorer, visit)
+        for signal, store in stores.items()
+    }
+    for signal, record in records.items():
+        workspace.warehouse.write_json(shard_record_path(stores[signal].folder, shard), asdict(record))
+    return records
+
+
+def read_shard_samples(workspace: Workspace, shard: str, segmented: bool) -> ShardSamples:
+    """The distinct samples of a shard and, if asked for, their segments.
 
     All empty for a shard whose file was gone before it was ever read.
     """
-    if not workspace.warehouse.table_metadata(f"{tables.raw_corpus_dir()}/{shard}.parquet"):
-        return tables.RAW_CORPUS.empty(), tables.SEGMENTED_STEPS.empty(), ""
-    corpus = workspace.warehouse.read_table(f"{tables.raw_corpus_dir()}/{shard}.parquet")
-    path = f"{tables.segmented_steps_dir()}/{shard}.parquet"
-    steps = workspace.warehouse.read_table(path)
-    fingerprint = workspace.warehouse.table_metadata(path)["fingerprint"]
-    return corpus.unique("sample_id", keep="first", maintain_order=True), steps, fingerprint
+    corpus_path = f"{tables.raw_corpus_dir()}/{shard}.parquet"
+    corpus_facts = workspace.warehouse.table_metadata(corpus_path)
+    if not corpus_facts:
+        return ShardSamples(tables.RAW_CORPUS.empty(), tables.SEGMENTED_STEPS.empty(), "", "")
+    corpus = workspace.warehouse.read_table(corpus_path)
+    steps, steps_fingerprint = tables.SEGMENTED_STEPS.empty(), ""
+    if segmented:
+        path = f"{tables.segmented_steps_dir()}/{shard}.parquet"
+        steps = workspace.warehouse.read_table(path)
+        steps_fingerprint = workspace.warehouse.table_metadata(path)["fingerprint"]
+    rows = corpus.unique("sample_id", keep="first", maintain_order=True)
+    return ShardSamples(rows, steps, corpus_facts["fingerprint"], steps_fingerprint)
 
 
-def count_reasons(step_gradients: pl.DataFrame) -> dict[str, int]:
-    """How many samples have no Gram matrix, by their flags."""
-    without = step_gradients.filter(pl.col("gram").is_null()).select(pl.col("flags").list.join("+"))
-    return dict(sorted(without.group_by("flags").len().iter_rows()))
+def groups_by_missing(
+    sample_ids: pl.Series, missing: Mapping[SignalName, set[str]]
+) -> dict[frozenset[SignalName], list[str]]:
+    """Sample_ids, in order, by the set of signals that they lack; those that lack none are in no group."""
+    groups: dict[frozenset[SignalName], list[str]] = {}
+    for sample_id in sample_ids:
+        lacking = frozenset(signal for signal, ids in missing.items() if sample_id in ids)
+        if lacking:
+            groups.setdefault(lacking, []).append(sample_id)
+    return groups
 
 
 def _measure_missing(
     workspace: Workspace,
     target: Target,
     shard: str,
-    store: Measurements,
+    samples: ShardSamples,
+    stores: Mapping[SignalName, SignalStore],
+    missing: Mapping[SignalName, set[str]],
     scorer: Scorer,
-    rows: pl.DataFrame,
-    steps: pl.DataFrame,
-    missing: set[str],
-) -> int:
-    """Measure and commit the missing samples; gives the tokens that were run."""
-    if not missing:
-        return 0
-    wanted = rows.filter(pl.col("sample_id").is_in(list(missing)))
-    samples = samples_of(wanted, steps)
-    tokens = 0
-    pending: list[StepGradients] = []
-    committed = time.monotonic()
-    with track(f"{target.name}: step gradients of {shard}", len(samples)) as advance:
-        try:
-            for start in range(0, len(samples), WINDOW_SAMPLES):
-                for results in scorer.step_gradients(samples[start : start + WINDOW_SAMPLES], advance):
-                    pending.extend(results)
-                    tokens += sum(result.tokens for result in results)
-                    if time.monotonic() - committed >= workspace.settings.engine.part_seconds:
-                        store.append(_frame(pending))
-                        pending, committed = [], time.monotonic()
-        finally:
-            # Also when interrupted: what has been measured is kept.
-            if pending:
-                store.append(_frame(pending))
-    return tokens
+    visit: Visit,
+) -> None:
+    """Measure and commit what is missing, group by group."""
+    groups = groups_by_missing(samples.rows["sample_id"], missing)
+    if not groups:
+        return
+    with track(f"{target.name}: measuring {shard}", sum(map(len, groups.values()))) as advance:
+        for lacking, sample_ids in groups.items():
+            wanted = samples.rows.filter(pl.col("sample_id").is_in(sample_ids))
+            steps = samples.steps if lacking & SEGMENTED_SIGNALS else None
+            parts = _Parts({signal: stores[signal] for signal in stores if signal in lacking})
+            try:
+                inputs = samples_of(workspace, wanted, steps)
+                for results in scorer.measure(inputs, request_for(target, lacking), advance):
+                    visit.samples += len(results)
+                    visit.tokens += sum(result.tokens for result in results)
+                    parts.add(results, workspace.settings.engine.part_seconds)
+            finally:
+                # Also when interrupted: what has been measured is kept.
+                parts.commit()
 
 
-def _frame(results: Sequence[StepGradients]) -> pl.DataFrame:
-    rows = [asdict(result) | {"n_steps": len(result.step_indices)} for result in results]
-    return tables.STEP_GRADIENTS.conform(pl.DataFrame(rows, schema=tables.STEP_GRADIENTS.schema, strict=False))
+class _Parts:
+    """Results on their way into the stores of their signals."""
+
+    def __init__(self, stores: Mapping[SignalName, SignalStore]) -> None:
+        self._stores = stores
+        self._pending: list[SampleSignals] = []
+        self._committed = time.monotonic()
+
+    def add(self, results: Sequence[SampleSignals], part_seconds: float) -> None:
+        """Take results, and commit what is there if the last part is old enough."""
+        self._pending.extend(results)
+        if time.monotonic() - self._committed >= part_seconds:
+            self.commit()
+
+    def commit(self) -> None:
+        """One part a signal; killed in between, the samples lack only the signals that have none."""
+        if self._pending:
+            for signal, store in self._stores.items():
+                store.append(SIGNALS[signal].frame(self._pending))
+        # Not before all are written: interrupted here, they are written once more, under the same names.
+        self._pending = []
+        self._committed = time.monotonic()
+
+
+def _record(
+    workspace: Workspace,
+    target: Target,
+    shard: str,
+    signal: SignalName,
+    samples: ShardSamples,
+    store: SignalStore,
+    measured: int,
+    scorer: Scorer,
+    visit: Visit,
+) -> ShardMeasurement:
+    ids = samples.rows["sample_id"]
+    stored = store.rows(ids)
+    table = SIGNALS[signal].table.empty() if stored is None else stored
+    tokens = table["tokens"].cast(pl.Int64).sum() if "tokens" in table.columns else 0
+    return ShardMeasurement(
+        shard=shard,
+        signal=signal,
+        signal_fingerprint=store.fingerprint,
+        input_fingerprint=samples.input_fingerprint(signal),
+        image_limits=image_limits_key(workspace, target),
+        rows=len(samples.rows),
+        measured=measured,
+        skipped=len(samples.rows) - measured,
+        without_value=SIGNALS[signal].reasons(table),
+        samples_visited=visit.samples,
+        tokens_run=visit.tokens,
+        tokens=int(tokens),
+        seconds=round(time.monotonic() - visit.started, 3),
+        finished=datetime.now(UTC).isoformat(),
+        device=scorer.device_name() if visit.tokens else "",
+        parts=store.parts_of(ids),
+    )

@@ -117,11 +117,13 @@ class DeviceGroup:
     Args:
         spec: what every worker loads.
         devices: a device's name for every worker.
+        prepare: what every worker calls first.
     """
 
-    def __init__(self, spec: PassSpec, devices: Sequence[str]) -> None:
+    def __init__(self, spec: PassSpec, devices: Sequence[str], prepare: Callable[[], None] | None = None) -> None:
         self.spec = spec
         self.devices = list(devices)
+        self.prepare = prepare
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> DeviceGroup:
@@ -180,7 +182,7 @@ class DeviceGroup:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         threads = max(1, (os.cpu_count() or 1) // len(self.devices))
-        process = context.Process(target=_work, args=(theirs, self.spec, device, threads), daemon=True)
+        process = context.Process(target=_work, args=(theirs, self.spec, device, threads, self.prepare), daemon=True)
         process.start()
         # Only the worker holds its end now, so that its death is the end of the pipe.
         theirs.close()
@@ -221,12 +223,16 @@ class DeviceGroup:
         self._give(worker, unit, request)
 
 
-def _work(connection: Connection, spec: PassSpec, device: str, threads: int) -> None:
+def _work(
+    connection: Connection, spec: PassSpec, device: str, threads: int, prepare: Callable[[], None] | None
+) -> None:
     """What a worker process does: measure unit after unit until the parent is gone."""
     # Ctrl-C reaches every process of the terminal: the parent decides when workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if torch.device(device).type == "cpu":
         torch.set_num_threads(threads)
+    if prepare is not None:
+        prepare()
     scoring: ForwardPass | None = None
     while True:
         try:

@@ -27,7 +27,7 @@ CPU_ROWS = 256
 CUDA_ROWS = 4096
 """Rows of a chunk on a CUDA device: enough to fill it."""
 
-SEGMENTS_PER_PRODUCT = 64
+SEGMENTS_PER_PRODUCT = 256
 """Summed residuals that are multiplied with W together."""
 
 VOCABULARY_SLICE = 16_384

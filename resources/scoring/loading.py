@@ -102,7 +102,8 @@ def load_checkpoint(
     """Load a model folder (safetensors only) with a LoRA adapter if there is one, and freeze it.
 
     The decoder and head are taken apart and held against the whole model on a few tokens: a family whose
-    logits are made in a way that we do not know is refused, never measured wrongly.
+    logits are made in a way that we do not know is refused, never measured wrongly. So is one whose tokens
+    attend to later ones.
 
     Args:
         folder: transformers model folder, of a text model or a vision-language model.
@@ -153,6 +154,7 @@ def load_checkpoint(
         processor=load_processor(folder, config, trust_remote_code) if reads_images(config) else None,
     )
     _check_logits(model, checkpoint)
+    _check_causal(model, checkpoint)
     if compile_model:
         # Lengths change from batch to batch: without dynamic shapes every new one would be compiled.
         compiled: Any = torch.compile(checkpoint.decoder, dynamic=True)
@@ -254,13 +256,30 @@ def _decoder(model: Any) -> nn.Module:
     return decoder
 
 
+def _few_tokens(model: Any, checkpoint: Checkpoint) -> Tensor:
+    """Some tokens to try the model with [1, up to 8]: none that stands for an image, which would need one."""
+    media = [value for name, value in vars(model.config).items() if name.endswith(("_token_id", "_token_index"))]
+    most = min(64, len(checkpoint.head.weight), checkpoint.vocabulary)
+    return torch.tensor([[token for token in range(most) if token not in media][:8]], device=checkpoint.device)
+
+
+def _check_causal(model: Any, checkpoint: Checkpoint) -> None:
+    """See that no token looks at later ones: it would have seen what it is to predict, and padding too."""
+    ids = _few_tokens(model, checkpoint)
+    changed = ids.clone()
+    changed[0, -1] = ids[0, 0]
+    with torch.inference_mode():
+        states = [checkpoint.decoder(input_ids=tokens, use_cache=False).last_hidden_state for tokens in (ids, changed)]
+    before, after = (state[:, :-1].float() for state in states)
+    tolerance = 1e-3 if before.dtype == checkpoint.head.weight.dtype else 5e-2
+    if not torch.allclose(before, after, rtol=tolerance, atol=tolerance * float(before.abs().max())):
+        raise LoadingError(f"{type(model).__name__} lets tokens attend to later ones, so losses cannot be measured")
+
+
 def _check_logits(model: Any, checkpoint: Checkpoint) -> None:
     """Hold decoder and head against the model's own logits on a few tokens."""
     head = checkpoint.head
-    # Tokens that stand for images would need images.
-    media = [value for name, value in vars(model.config).items() if name.endswith(("_token_id", "_token_index"))]
-    usable = [token for token in range(min(64, len(head.weight), checkpoint.vocabulary)) if token not in media]
-    ids = torch.tensor([usable[:8]], device=checkpoint.device)
+    ids = _few_tokens(model, checkpoint)
     with torch.inference_mode():
         expected = model(input_ids=ids, use_cache=False).logits.float()
         hidden = checkpoint.decoder(input_ids=ids, use_cache=False).last_hidden_state

@@ -48,7 +48,8 @@ def make_model(small: bool, device: torch.device) -> tuple[Any, Checkpoint]:
         dtype=torch.bfloat16,
     )
     with device:
-        model = Qwen3ForCausalLM(config).to(torch.bfloat16).eval()
+        model: Any = Qwen3ForCausalLM(config)
+    model = model.to(torch.bfloat16).eval()
     model.requires_grad_(False)
     head = Head(model.lm_head.weight.detach())
     return model, Checkpoint(model.model, head, None, device, 32_768, config.vocab_size)
@@ -62,7 +63,7 @@ def model_operations(config: Any, lengths: Sequence[int]) -> float:
     weights = config.num_hidden_layers * layer + config.hidden_size * config.vocab_size
     # Scores and weighted values, 2 operations each for every pair of positions that see each other.
     pairs = sum(length * (length + 1) / 2 for length in lengths)
-    return 2.0 * weights * sum(lengths) + 4.0 * config.num_hidden_layers * attention * pairs
+    return 2.0 * float(weights) * sum(lengths) + 4.0 * float(config.num_hidden_layers * attention) * pairs
 
 
 def matrix_rate(device: torch.device, size: int) -> float:

@@ -80,6 +80,23 @@ TABLE = {
         "curation.yaml:17: engine.devize: unknown key; did you mean 'device'?",
     ),
     "unknown key, unlike": (GOOD + "x: 1\n", f"curation.yaml:16: x: unknown key; known keys are {SECTIONS}"),
+    "a signal twice": (
+        changed("    model: org/model", "    model: m\n    signals:\n    - likelihoods\n    - likelihoods"),
+        "curation.yaml:9: targets.0.signals.1: 'likelihoods' is listed twice; list each signal once",
+    ),
+    "no signal": (
+        changed("    model: org/model", "    model: m\n    signals: []"),
+        "curation.yaml:7: targets.0.signals: list should have at least 1 item after validation, not 0",
+    ),
+    "a score without its signal": (
+        changed("    model: org/model", "    model: m\n    signals: [likelihoods]"),
+        "curation.yaml:10: scores.0.target: method grace is computed from step_gradients, which target 'base' does "
+        "not measure; add step_gradients to its signals, or name another target",
+    ),
+    "unknown key of the limits on images": (
+        changed("  landing: ./landing", "  landing: ./landing\n  images: {max_pixel: 5}"),
+        "curation.yaml:4: corpus.images.max_pixel: unknown key; did you mean 'max_pixels'?",
+    ),
     "unknown key in a list": (
         changed("    model:", "    modell: x\n    model:"),
         "curation.yaml:6: targets.0.modell: unknown key; did you mean 'model'?",
@@ -448,3 +465,38 @@ def test_the_json_schema_accepts_what_loads() -> None:
 )
 def test_the_json_schema_refuses_mistakes(case: str) -> None:
     assert schema_errors(TABLE[case][0])
+
+
+@pytest.mark.parametrize(
+    ("device", "good"),
+    [
+        ("auto", True),
+        ("cpu", True),
+        ("cuda", True),
+        ("cuda:1", True),
+        ("cuda:0,cuda:1", True),
+        ("cuda:0, cuda:1", False),
+        ("cuda,cuda:1", False),
+        ("cpu,cuda:0", False),
+        ("cuda:0,", False),
+        ("gpu", False),
+    ],
+)
+def test_devices(device: str, good: bool) -> None:
+    text = GOOD + f'engine: {{device: "{device}"}}\n'
+    if good:
+        assert parse(text).engine.device == device
+    else:
+        assert "engine.device: string should match pattern" in mistakes(text)[0]
+
+
+def test_signals_and_limits_have_defaults() -> None:
+    loaded = parse(GOOD)
+    assert (loaded.targets[0].signals, loaded.targets[0].proxy) == (["step_gradients"], "bias")
+    engine = loaded.engine
+    assert (engine.attention, engine.compile, engine.head_memory_mib) == ("auto", False, 256)
+    assert loaded.corpus.images.model_dump() == {
+        "max_pixels": 50_000_000,
+        "max_bytes": 50_000_000,
+        "fetch_remote": False,
+    }

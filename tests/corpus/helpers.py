@@ -42,9 +42,16 @@ def parquet(*rows: Json) -> bytes:
     return stream.getvalue()
 
 
-def read(data: bytes | Path, name: str = "a.jsonl", images_root: Path | None = None, **settings: object) -> ShardRows:
-    """Reads a file and holds the reader to its account."""
-    rows = read_shard(data, "shard", name, corpus(**settings), images_root)
+def read(
+    data: bytes | Path,
+    name: str = "a.jsonl",
+    images_root: Path | None = None,
+    kept: dict[str, bytes] | None = None,
+    **settings: object,
+) -> ShardRows:
+    """Reads a file and holds the reader to its account; images inside rows go to `kept`."""
+    keep = None if kept is None else kept.__setitem__
+    rows = read_shard(data, "shard", name, corpus(**settings), images_root, keep)
     assert account(rows).balanced, account(rows)
     return rows
 

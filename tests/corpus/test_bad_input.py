@@ -269,11 +269,6 @@ def test_damaged_parquet_keeps_the_rows_before() -> None:
     assert rows.accepted["response"].to_list() == texts[:kept]
 
 
-def test_embedded_image_bytes_are_refused() -> None:
-    rows = read(parquet(GOOD | {"image": {"bytes": b"png", "path": "a.png"}}), "a.parquet")
-    assert reasons(rows) == [(0, -1, "image_embedded")]
-
-
 def test_every_reason_is_explained() -> None:
     found = read(LINE + b"bad\n")
     assert set(found.rejected["reason"]) <= set(REASONS)

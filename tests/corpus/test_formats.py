@@ -75,6 +75,62 @@ def test_messages_content_in_parts() -> None:
     assert found.images == ("https://x.org/a.png",)
 
 
+def parts_row(*parts: Json, **further: object) -> Json:
+    said = {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}
+    return {"messages": [{"role": "user", "content": list(parts)}, said]} | further
+
+
+@pytest.mark.parametrize(
+    ("row", "text", "images"),
+    [
+        (
+            parts_row({"type": "text", "text": "Left "}, {"type": "image", "image": "a.png"}, {"text": ", right "})
+            | {"images": None},
+            "Left <image>, right ",
+            ("a.png",),
+        ),
+        (parts_row({"type": "image"}, {"type": "text", "text": "?"}, images=["a.png"]), "<image>?", ("a.png",)),
+        # In the turns and in a field beside: the same images, named twice.
+        (parts_row({"type": "image", "path": "a.png"}, images=["a.png"]), "<image>", ("a.png",)),
+        (
+            parts_row(
+                {"type": "image", "text": None, "image": {"bytes": b"one", "path": "x"}, "image_url": None},
+                {"type": "text", "text": "and", "image": None, "image_url": None},
+                {"type": "image", "text": None, "image": None, "image_url": {"url": "https://x.org/b.png"}},
+            ),
+            "<image>and<image>",
+            (b"one", "https://x.org/b.png"),
+        ),
+        (parts_row({"type": "image", "bytes": b"one", "path": None}), "<image>", (b"one",)),
+    ],
+)
+def test_parts_mark_where_their_images_stand(row: Json, text: str, images: tuple[object, ...]) -> None:
+    found = draft(row, "messages")
+    assert (found.turns, found.images) == ((Turn("user", text),), images)
+
+
+def test_sharegpt_keeps_its_marks() -> None:
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]
+    found = draft({"conversations": turns, "image": "a.png"}, "sharegpt")
+    assert (found.turns, found.images) == ((Turn("user", "<image>\nWhat is it?"),), ("a.png",))
+    # A mark without an image is text.
+    alone = draft({"conversations": turns}, "sharegpt")
+    assert (alone.turns, alone.images) == (found.turns, ())
+
+
+def test_a_candidates_own_prompt_brings_its_images() -> None:
+    asked = {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "?"}]}
+    row = {name: [asked, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    for found in drafts(row, "preference"):
+        assert (found.turns, found.images) == ((Turn("user", "<image>?"),), ("a.png",))
+
+
+def test_a_mapped_column_of_images_wins() -> None:
+    row = parts_row({"type": "image", "image": "inside.png"}, picture="mapped.png")
+    assert draft(row, "messages", columns(images="picture")).images == ("mapped.png",)
+    assert draft(row | {"picture": None}, "messages", columns(images="picture")).images == ("inside.png",)
+
+
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from curation_assets.corpus.drafts import Refused
 from curation_assets.corpus.images import ImageFolder
-from tests.corpus.helpers import data_file, jsonl, read, reasons
+from tests.corpus.helpers import data_file, jsonl, parquet, read, reasons
 
 
 @pytest.fixture
@@ -40,7 +41,6 @@ def test_a_url_stands_for_itself(folder: Path) -> None:
     images = ImageFolder(folder)
     assert images.digest("https://x.org/a.png") == ImageFolder(None).digest("https://x.org/a.png")
     assert images.digest("https://x.org/a.png") != images.digest("https://x.org/b.png")
-    assert images.digest("data:image/png;base64,AAAA").startswith("url:")
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,7 @@ def test_a_url_stands_for_itself(folder: Path) -> None:
         ("images/../../secret.png", "image_outside_folder"),
         ("/etc/passwd", "image_outside_folder"),
         ("file:///etc/passwd", "image_outside_folder"),
+        ("warehouse://images/00", "image_outside_folder"),
         ("outside.png", "image_outside_folder"),
         ("up/secret.png", "image_outside_folder"),
         ("none.png", "image_missing"),
@@ -88,6 +89,76 @@ def test_rows_with_images(folder: Path) -> None:
 def test_an_image_alone_is_a_prompt(folder: Path) -> None:
     rows = read(jsonl({"prompt": "", "response": "r", "images": ["images/a.png"]}), images_root=folder)
     assert rows.accepted.height == 1
+
+
+PNG = b"\x89PNG one"
+ENCODED = base64.b64encode(PNG).decode()
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "images/a.png",
+        f"data:image/png;base64,{ENCODED}",
+        f"DATA:;Base64,{ENCODED[:4]}\n{ENCODED[4:]}",
+        {"bytes": ENCODED, "path": "elsewhere.png"},
+        {"bytes": None, "path": "images/a.png"},
+        {"url": f"data:image/png;base64,{ENCODED}"},
+        [f"data:image/png;base64,{ENCODED}"],
+    ],
+)
+def test_the_same_image_however_a_row_holds_it(folder: Path, image: object) -> None:
+    (folder / "images" / "a.png").write_bytes(PNG)
+    row = {"prompt": "q", "response": "r"}
+    kept: dict[str, bytes] = {}
+    shard = read(jsonl(row | {"image": "images/a.png"}, row | {"image": image}), images_root=folder, kept=kept)
+    one, other = shard.accepted.to_dicts()
+    assert (one["sample_id"], one["prompt_id"]) == (other["sample_id"], other["prompt_id"])
+    (reference,) = other["images"]
+    if reference != "images/a.png":
+        assert kept == {reference.removeprefix("warehouse://images/"): PNG}
+    assert other["extra"] == "{}"
+
+
+@pytest.mark.parametrize("image", [PNG, {"bytes": PNG, "path": None}, [{"bytes": PNG, "path": "x.png"}]])
+def test_bytes_in_parquet_are_the_image_of_that_path(folder: Path, image: object) -> None:
+    (folder / "images" / "a.png").write_bytes(PNG)
+    row = {"prompt": "q", "response": "r"}
+    kept: dict[str, bytes] = {}
+    inside = read(parquet(row | {"image": image}), "a.parquet", folder, kept)
+    path = read(jsonl(row | {"image": "images/a.png"}), images_root=folder)
+    assert inside.accepted["sample_id"].to_list() == path.accepted["sample_id"].to_list()
+    assert list(kept.values()) == [PNG]
+
+
+def test_bytes_are_kept_once_however_many_rows_have_them() -> None:
+    calls: list[str] = []
+    images = ImageFolder(None, lambda digest, data: calls.append(digest))
+    assert images.take(PNG) == images.take(PNG) == (f"warehouse://images/{calls[0]}", f"file:{calls[0]}")
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "data:image/png;base64,not base64!",
+        "data:image/png;base64,AAA",
+        "data:image/png;base64,",
+        "data:image/png,raw",
+        "data:",
+        {"bytes": "not base64!"},
+        {"url": "data:nonsense"},
+    ],
+)
+def test_bad_base64_is_a_reason(image: object) -> None:
+    rows = read(jsonl({"prompt": "q", "response": "r", "image": image}, {"prompt": "q", "response": "r"}))
+    assert reasons(rows) == [(0, -1, "image_bad_data")]
+    assert "base64" in rows.rejected["detail"][0] or "no bytes" in rows.rejected["detail"][0]
+
+
+def test_empty_bytes_are_a_reason() -> None:
+    rows = read(parquet({"prompt": "q", "response": "r", "image": {"bytes": b"", "path": "a.png"}}), "a.parquet")
+    assert reasons(rows) == [(0, -1, "image_bad_data")]
 
 
 @pytest.mark.data

@@ -14,7 +14,7 @@ from curation_assets.definitions import build_definitions
 from curation_assets.partitions import SHARDS
 from curation_assets.workspace import Workspace
 from resources.landing import LandingError
-from tests.models import write_tiny_model
+from tests.models import write_tiny_model, write_tiny_qwen3_vl
 from tests.pipeline.workspaces import make_workspace, rows, write_config, write_shard
 
 GRADIENTS = dg.AssetKey(["tiny", "step_gradients"])
@@ -175,6 +175,28 @@ def test_a_failure_does_not_loop_and_a_change_asks_again(daemon: Daemon, tiny_mo
     assert daemon.scoring() == []
 
 
+def test_a_signal_that_is_added_is_asked_for_with_the_others(daemon: Daemon, tiny_model: Path) -> None:
+    daemon.settle()
+    config = write_config(daemon.workspace.folder, tiny_model, signals=("step_gradients", "likelihoods"))
+    daemon.workspace = Workspace.load(config)
+    daemon.defs = build_definitions(daemon.workspace)
+    assert daemon.settle() == ["tiny/likelihoods+tiny/step_gradients"]
+    assert partitions(daemon, dg.AssetKey(["tiny", "likelihoods"])) == {"a.jsonl", "b.jsonl", "c.jsonl"}
+
+
+def test_limits_on_images_may_go_back_and_forth(tmp_path: Path, tiny_model: Path) -> None:
+    model = write_tiny_qwen3_vl(tmp_path / "model")
+    workspace = make_workspace(tmp_path / "w", model, {"a.jsonl": rows(2)})
+    with dg.DagsterInstance.ephemeral() as instance:
+        daemon = Daemon(workspace, instance)
+        daemon.settle()
+        for limit in (100, 200, 100, 200):
+            corpus = f"images: {{max_pixels: {limit}}}"
+            daemon.workspace = Workspace.load(write_config(workspace.folder, model, corpus=corpus))
+            daemon.defs = build_definitions(daemon.workspace)
+            assert daemon.settle() == ["tiny/step_gradients"]
+
+
 def test_a_missing_event_is_asked_for_again_and_measures_nothing(daemon: Daemon) -> None:
     daemon.settle()
     with dg.DagsterInstance.ephemeral() as fresh:
@@ -185,7 +207,7 @@ def test_a_missing_event_is_asked_for_again_and_measures_nothing(daemon: Daemon)
         daemon.settle()
     folder = daemon.workspace.warehouse.path("signals/tiny/base/step_gradients")
     records = [daemon.workspace.warehouse.read_json(str(p)) for p in folder.rglob("shards/*.json")]
-    assert [record["tokens_measured"] for record in records] == [0, 0, 0]
+    assert [record["tokens_run"] for record in records] == [0, 0, 0]
 
 
 def test_a_deleted_table_is_made_again(daemon: Daemon) -> None:

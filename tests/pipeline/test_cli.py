@@ -13,13 +13,15 @@ from typer.testing import CliRunner, Result
 
 from curation_assets.cli import app
 from curation_assets.stored_tables import read_stored
+from curation_assets.tables import SIGNAL_TABLES
 from curation_assets.workspace import Workspace
 from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, write_shard
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workspace:
-    made = make_workspace(tmp_path_factory.mktemp("cli"), tiny_model, {"a.jsonl": rows(8)})
+    signals = tuple(SIGNAL_TABLES)
+    made = make_workspace(tmp_path_factory.mktemp("cli"), tiny_model, {"a.jsonl": rows(8)}, signals=signals)
     run(made)
     return made
 
@@ -69,7 +71,19 @@ def test_step_scores_as_a_file(workspace: Workspace, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
-@pytest.mark.parametrize("name", ["raw_corpus", "segmented_steps", "step_gradients", "sample_scores", "subset"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "raw_corpus",
+        "segmented_steps",
+        "step_gradients",
+        "likelihoods",
+        "segment_likelihoods",
+        "embeddings_mean",
+        "sample_scores",
+        "subset",
+    ],
+)
 def test_any_table_in_any_form(workspace: Workspace, tmp_path: Path, name: str, suffix: str) -> None:
     out = tmp_path / f"out{suffix}"
     curate("table", name, "--to", str(out), workspace=workspace)
@@ -133,6 +147,25 @@ def test_a_model_that_cannot_be_used_is_said_before_any_work(
     workspace = make_workspace(tmp_path, tmp_path / "model", {"a.jsonl": rows(2)})
     assert message in " ".join(curate("run", workspace=workspace, code=1).output.split())
     assert not list(workspace.warehouse.root.rglob("*.parquet"))
+
+
+def test_long_lists_are_shown_short(workspace: Workspace) -> None:
+    text = curate("table", "embeddings_mean", workspace=workspace).output
+    assert "32 values]" in " ".join(text.split())
+
+
+def test_tables_lists_every_signal() -> None:
+    text = curate("tables").output
+    assert all(f"{name}: " in text for name in SIGNAL_TABLES)
+
+
+def test_a_target_without_scores_can_be_shown(tmp_path: Path, tiny_model: Path) -> None:
+    workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(2)}, signals=("likelihoods",))
+    assert "samples measured: tiny" in curate("run", workspace=workspace).output
+    sample_id = read_stored(workspace, "likelihoods").collect()["sample_id"][0]
+    assert "Count on from" in curate("show", sample_id, workspace=workspace).output
+    assert "computed from step_gradients" in curate("table", "sample_scores", workspace=workspace, code=1).output
+    assert "signals of target tiny: likelihoods" in curate("doctor", workspace=workspace).output
 
 
 def test_doctor_finds_what_is_wrong(tmp_path: Path, tiny_model: Path) -> None:

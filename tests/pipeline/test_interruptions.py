@@ -14,10 +14,12 @@ import pytest
 from curation_assets.dead_runs import UNFINISHED
 from curation_assets.instance import open_instance
 from curation_assets.main_job import MainJob
-from curation_assets.signals.measure import step_gradients_dir
+from curation_assets.settings import SignalName
+from curation_assets.signals.store import signal_dir
 from curation_assets.workspace import Workspace
-from resources.warehouse import Measurements
 from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, subset_ids
+
+SIGNALS: tuple[SignalName, ...] = ("step_gradients", "likelihoods")
 
 SLOW_RUN = """
 import sys, time
@@ -28,11 +30,11 @@ from curation_assets.workspace import Workspace
 from resources.scoring import forward
 
 # A little work after every batch, so that the run can be caught in the middle of a shard.
-real = forward.summarize
-def slow(encoded, gradients):
-    time.sleep(0.05)
-    return real(encoded, gradients)
-forward.summarize = slow
+real = forward.measure_batch
+def slow(*given):
+    time.sleep(0.15)
+    return real(*given)
+forward.measure_batch = slow
 workspace = Workspace.load(Path(sys.argv[1]))
 with open_instance(workspace) as instance:
     print("started", flush=True)
@@ -42,9 +44,16 @@ print("finished", flush=True)
 
 
 def parts(workspace: Workspace) -> int:
-    folder = step_gradients_dir(workspace, workspace.settings.targets[0])
+    folder = signal_dir(workspace, workspace.settings.targets[0], "step_gradients")
     assert folder is not None
     return len(workspace.warehouse.names(folder))
+
+
+def stored_ids(workspace: Workspace, name: SignalName) -> list[str]:
+    """The sample_ids in all parts of a signal, as often as they are stored."""
+    folder = signal_dir(workspace, workspace.settings.targets[0], name)
+    scan = workspace.warehouse.scan(str(folder))
+    return [] if scan is None else scan.select("sample_id").collect()["sample_id"].to_list()
 
 
 def interrupt(workspace: Workspace, how: signal.Signals) -> int:
@@ -63,11 +72,13 @@ def interrupt(workspace: Workspace, how: signal.Signals) -> int:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_stopped_goes_on_where_it_was(tmp_path: Path, tiny_model: Path, how: signal.Signals) -> None:
     shards = {"a.jsonl": rows(30), "b.jsonl": rows(30, start=100)}
-    workspace = make_workspace(tmp_path / "stopped", tiny_model, shards, part_seconds=0, batch_tokens=300)
+    workspace = make_workspace(
+        tmp_path / "stopped", tiny_model, shards, part_seconds=0, batch_tokens=300, signals=SIGNALS
+    )
     assert interrupt(workspace, how) != 0
-    folder = step_gradients_dir(workspace, workspace.settings.targets[0])
-    assert folder is not None
-    kept = len(Measurements(workspace.warehouse, folder).index())
+    before = [stored_ids(workspace, name) for name in SIGNALS]
+    # Killed between the parts of two signals, a sample may have one and not the other.
+    kept = len(set.intersection(*map(set, before)))
     assert 0 < kept < 60
     assert not list(workspace.warehouse.root.rglob("part-*.tmp"))
     # On the instance of the killed run, which still holds the only slot of the pool.
@@ -75,7 +86,10 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(tmp_path: Path, tiny_model: 
         summary = MainJob(workspace, instance).run()
         assert not instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
     assert summary.measured == {"tiny": 60 - kept}
-    undisturbed = make_workspace(tmp_path / "undisturbed", tiny_model, shards)
+    for name in SIGNALS:
+        ids = stored_ids(workspace, name)
+        assert len(ids) == len(set(ids)) == 60  # nothing twice
+    undisturbed = make_workspace(tmp_path / "undisturbed", tiny_model, shards, signals=SIGNALS)
     run(undisturbed)
     assert subset_ids(workspace) == subset_ids(undisturbed)
     stopped, whole = sample_scores(workspace), sample_scores(undisturbed)

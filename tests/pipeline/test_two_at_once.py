@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from curation_assets import tables
-from curation_assets.signals.measure import step_gradients_dir
+from curation_assets.signals.store import signal_dir
 from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, subset_ids
 
 
@@ -33,7 +33,7 @@ def test_two_runs_at_once_come_to_what_one_comes_to(tmp_path: Path, tiny_model: 
     assert sample_scores(workspace)["grace"].to_list() == pytest.approx(
         sample_scores(single)["grace"].to_list(), rel=1e-5
     )
-    folder = step_gradients_dir(workspace, workspace.settings.targets[0])
+    folder = signal_dir(workspace, workspace.settings.targets[0], "step_gradients")
     assert folder is not None
     assert len(workspace.warehouse.names(tables.raw_corpus_dir())) == 2
     records = [workspace.warehouse.read_json(f"{folder}/shards/{name}.json") for name in shards]

@@ -13,19 +13,24 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.main_job import MainJob, RunSummary
+from curation_assets.settings import SignalName
+from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
 
 CONFIG = """\
-corpus: {{landing: ./landing}}
+corpus: {{landing: ./landing{corpus}}}
 warehouse: ./warehouse
 targets:
-  - {{name: tiny, model: {model}, warmup: {warmup}}}
+  - {{name: tiny, model: {model}, warmup: {warmup}, signals: [{signals}]}}
+{scores}engine: {{device: cpu, part_seconds: {part_seconds}, batch_tokens: {batch_tokens}}}
+releases: {{policy: {policy}}}
+"""
+
+SCORES = """\
 scores:
   - {{name: grace, target: tiny, method: grace, alpha: {alpha}}}
 subsets:
   - {{name: best, score: grace, budget: {{fraction: 0.5}}}}
-engine: {{device: cpu, part_seconds: {part_seconds}, batch_tokens: {batch_tokens}}}
-releases: {{policy: {policy}}}
 """
 
 
@@ -56,13 +61,20 @@ def write_config(
     policy: str = "manual",
     part_seconds: float = 5.0,
     batch_tokens: int = 8192,
+    signals: Sequence[str] = ("step_gradients",),
+    corpus: str = "",
 ) -> Path:
-    """Write curation.yaml into a folder."""
+    """Write curation.yaml into a folder; `corpus` is further keys of that section, in flow style.
+
+    Scores and subsets are configured if the signals allow it.
+    """
     path = folder / "curation.yaml"
     text = CONFIG.format(
         model=model,
         warmup=warmup,
-        alpha=alpha,
+        signals=", ".join(signals),
+        scores=SCORES.format(alpha=alpha) if "step_gradients" in signals else "",
+        corpus=corpus and f", {corpus}",
         policy=policy,
         part_seconds=part_seconds,
         batch_tokens=batch_tokens,
@@ -90,6 +102,11 @@ def instance_of(workspace: Workspace) -> dg.DagsterInstance:
 def run(workspace: Workspace, *, accept_removals: bool = False) -> RunSummary:
     """Run the main job once."""
     return MainJob(workspace, instance_of(workspace), accept_removals=accept_removals).run()
+
+
+def signal_rows(workspace: Workspace, signal: SignalName) -> pl.DataFrame:
+    """A signal of every sample, by sample_id."""
+    return read_stored(workspace, signal).collect()
 
 
 def sample_scores(workspace: Workspace) -> pl.DataFrame:

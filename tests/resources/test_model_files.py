@@ -17,6 +17,7 @@ from resources.model_files import (
     ModelError,
     adapter_digest,
     check_model_folder,
+    processor_digest,
     resolve_model,
     tokenizer_digest,
     weights_digest,
@@ -235,6 +236,21 @@ def test_what_is_no_tokenizer_file_does_not_count(model: Path) -> None:
     (model / "README.md").write_text("A model.")
     edit_json(model / "config.json", rope_theta=5.0)
     assert tokenizer_of(model) == before
+
+
+def test_how_images_become_tensors_counts_for_models_that_see_them(model: Path) -> None:
+    cache = DigestCache()
+    assert processor_digest(model, cache) is None
+    # A text model that was saved with some processor looks at no image all the same.
+    (model / "preprocessor_config.json").write_text('{"size": 1}')
+    text = tokenizer_of(model)
+    assert processor_digest(model, cache) is None
+    edit_json(model / "config.json", vision_config={})
+    first = processor_digest(model, cache)
+    assert first is not None
+    (model / "preprocessor_config.json").write_text('{"size": 22}')
+    assert first != processor_digest(model, cache)
+    assert tokenizer_of(model) == text
 
 
 def test_an_adapter_is_its_weights_and_what_scales_them(tmp_path: Path) -> None:

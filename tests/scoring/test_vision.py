@@ -335,5 +335,6 @@ def test_signals_of_puzzles_equal_the_whole_model(family: Family, real_data: Pat
 
 @pytest.mark.data
 @pytest.mark.slow
-def test_signals_of_all_puzzles_equal_the_whole_model(family: Family, real_data: Path) -> None:
-    _agree_with_the_whole_model(family, puzzles(real_data / "puzzlevqa"))
+def test_signals_of_many_puzzles_equal_the_whole_model(family: Family, real_data: Path) -> None:
+    every = 1 if family.name == "qwen3_vl" else 5
+    _agree_with_the_whole_model(family, puzzles(real_data / "puzzlevqa")[::every])

@@ -1,0 +1,164 @@
+"""The signals: how each is asked of a pass, and how what the pass gives becomes rows of its table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.settings import SignalName, Target
+from curation_assets.tables import Table
+from resources.scoring.samples import Pooling, Request, SampleSignals
+
+NON_FINITE = "non_finite"
+
+# How cutting met the segments is a fact about these: a signal that does not rest on them knows one way.
+CUT_FLAGS = frozenset({"truncated", "answer_truncated", "response_truncated"})
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One signal.
+
+    Attributes:
+        table: where it is stored.
+        value: the column that is null where it was not measured.
+        rows: rows of the table from what a pass gave.
+    """
+
+    table: Table
+    value: str
+    rows: Callable[[Sequence[SampleSignals]], Rows]
+
+    def frame(self, results: Sequence[SampleSignals]) -> pl.DataFrame:
+        """The table's rows of these samples."""
+        made = pl.DataFrame(self.rows(results), schema=self.table.schema, strict=False)
+        return self.table.conform(made)
+
+    def reasons(self, stored: pl.DataFrame) -> dict[str, int]:
+        """How many of the stored samples were not measured, by their flags."""
+        without = stored.filter(pl.col(self.value).is_null()).select(pl.col("flags").list.join("+"))
+        return dict(sorted(without.group_by("flags").len().iter_rows()))
+
+
+def request_for(target: Target, signals: Collection[SignalName]) -> Request:
+    """What one pass has to measure for these signals of a target."""
+    return Request(
+        step_gradients=target.proxy if "step_gradients" in signals else None,
+        likelihoods="likelihoods" in signals,
+        segment_likelihoods="segment_likelihoods" in signals,
+        embeddings=frozenset(pooling for pooling, name in POOLINGS.items() if name in signals),
+    )
+
+
+def non_finite(reasons: dict[str, int]) -> int:
+    """How many samples are without a value because of NaN or Inf."""
+    return sum(count for flags, count in reasons.items() if NON_FINITE in flags.split("+"))
+
+
+def _step_gradients(results: Sequence[SampleSignals]) -> Rows:
+    rows = []
+    for result in results:
+        found = result.step_gradients
+        # A reason against step gradients means that NaN or Inf, if there were any, were another signal's.
+        tried = not result.gradient_flags and "truncated" not in result.flags
+        flags = _own_flags(result, missing=found is None and tried)
+        rows.append(
+            {
+                "sample_id": result.sample_id,
+                "n_steps": len(result.step_indices),
+                "step_indices": result.step_indices,
+                "gram": None if found is None else found.gram,
+                "norms": None if found is None else found.norms,
+                "segment_tokens": result.segment_tokens,
+                "response_tokens": result.response_tokens,
+                # A sample without an answer is run for other signals only: what that costs is in their tables.
+                "tokens": 0 if found is None and NON_FINITE not in flags else result.tokens,
+                "flags": [*flags, *result.gradient_flags],
+            }
+        )
+    return rows
+
+
+def _likelihoods(results: Sequence[SampleSignals]) -> Rows:
+    return [
+        {
+            "sample_id": result.sample_id,
+            "tokens": result.tokens,
+            "response_tokens": result.response_tokens,
+            "flags": _flags_without_segments(result, missing=result.likelihoods is None),
+        }
+        | (dict.fromkeys(MEASURES) if result.likelihoods is None else asdict(result.likelihoods))
+        for result in results
+    ]
+
+
+def _segment_likelihoods(results: Sequence[SampleSignals]) -> Rows:
+    return [
+        {
+            "sample_id": result.sample_id,
+            "step_indices": result.step_indices,
+            "segment_tokens": result.segment_tokens,
+            "segment_nll": result.segment_nll,
+            "flags": _own_flags(result, missing=result.segment_nll is None),
+        }
+        for result in results
+    ]
+
+
+def _embeddings(pooling: Pooling, results: Sequence[SampleSignals]) -> Rows:
+    rows = []
+    for result in results:
+        vector = result.embeddings.get(pooling)
+        flags = _flags_without_segments(result, missing=vector is None)
+        if vector is not None:
+            with np.errstate(over="ignore"):
+                vector = vector.astype(np.float16)
+            if not np.isfinite(vector).all():
+                vector = None
+                flags.append(NON_FINITE)
+        rows.append(
+            {
+                "sample_id": result.sample_id,
+                "vector": vector,
+                "tokens": result.tokens,
+                "flags": flags,
+            }
+        )
+    return rows
+
+
+def _own_flags(result: SampleSignals, missing: bool) -> list[str]:
+    """A sample's flags for one signal: that another one was not finite is not said of one that is there."""
+    return [flag for flag in result.flags if missing or flag != NON_FINITE]
+
+
+def _flags_without_segments(result: SampleSignals, missing: bool) -> list[str]:
+    """Flags of a signal that does not rest on segments: the same however the response is segmented."""
+    return ["response_truncated" if flag in CUT_FLAGS else flag for flag in _own_flags(result, missing)]
+
+
+MEASURES = [name for name, column in tables.LIKELIHOODS.columns.items() if column.nullable]
+
+POOLINGS: dict[Pooling, SignalName] = {
+    "mean": "embeddings_mean",
+    "last": "embeddings_last",
+    "position_weighted": "embeddings_position_weighted",
+}
+
+SIGNALS: dict[SignalName, Signal] = {
+    "step_gradients": Signal(tables.STEP_GRADIENTS, "gram", _step_gradients),
+    "likelihoods": Signal(tables.LIKELIHOODS, "mean_nll", _likelihoods),
+    "segment_likelihoods": Signal(tables.SEGMENT_LIKELIHOODS, "segment_nll", _segment_likelihoods),
+    **{
+        name: Signal(tables.SIGNAL_TABLES[name], "vector", partial(_embeddings, pooling))
+        for pooling, name in POOLINGS.items()
+    },
+}

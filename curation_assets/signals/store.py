@@ -1,0 +1,166 @@
+"""Where signals are kept: the rows of each under its fingerprint, and a record a shard that says it is done.
+
+Rows of samples that could not be measured for a reason outside the sample (an image that the limits of
+`corpus.images` keep closed, or that is not there now) lie apart, by these limits: other limits measure
+these samples and no others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.fingerprints import (
+    BASE_ROLE,
+    SEGMENTED_SIGNALS,
+    WARMUP_ROLE,
+    image_limits_key,
+    signal_fingerprint,
+)
+from curation_assets.settings import SignalName, Target
+from curation_assets.workspace import Workspace
+from resources.errors import UserError
+from resources.warehouse import Measurements, Warehouse
+
+OUTSIDE_REASONS = ("image_missing", "image_remote", "image_unreachable", "image_too_large")
+
+
+class MeasuringError(UserError):
+    """A target cannot be measured yet."""
+
+
+@dataclass(frozen=True)
+class ShardMeasurement:
+    """What measuring one signal of one shard did.
+
+    Attributes:
+        shard: the shard.
+        signal: the signal.
+        signal_fingerprint: what it was measured under.
+        input_fingerprint: of the shard's table that the record holds for (`input_fingerprint`), and no other.
+        image_limits: the limits on images that the record holds for, and no others.
+        rows: distinct samples of the shard.
+        measured: samples whose signal was measured now.
+        skipped: samples whose signal had been measured before.
+        without_value: samples of the shard whose signal could not be measured, by reason.
+        samples_visited: samples of which any signal was measured in this visit to the shard.
+        tokens_run: tokens run through the model in this visit, for all signals together.
+        tokens: tokens behind all the shard's samples, whenever they were measured; 0 if the table has none.
+        seconds: time spent in this visit.
+        finished: when the visit ended, so that two visits that did the same are told apart.
+        device: what it ran on; empty if nothing had to run.
+        parts: the parts that hold the shard's samples: without one of them the record holds no longer.
+    """
+
+    shard: str
+    signal: SignalName
+    signal_fingerprint: str
+    input_fingerprint: str
+    image_limits: str
+    rows: int
+    measured: int
+    skipped: int
+    without_value: dict[str, int]
+    samples_visited: int
+    tokens_run: int
+    tokens: int
+    seconds: float
+    finished: str
+    device: str
+    parts: list[str]
+
+
+def role_of(target: Target) -> str:
+    """The part that the measured checkpoint plays."""
+    return BASE_ROLE if target.warmup == "none" else WARMUP_ROLE
+
+
+def signal_dir(workspace: Workspace, target: Target, signal: SignalName) -> str | None:
+    """Folder of a signal's current table; None while the target's warm-up has not been trained."""
+    fingerprint = signal_fingerprint(workspace, target, signal)
+    return None if fingerprint is None else tables.signal_dir(target.name, role_of(target), signal, fingerprint)
+
+
+def shard_record_path(folder: str, shard: str) -> str:
+    """Where a shard's `ShardMeasurement` is kept; it is written after all of the shard's rows."""
+    return f"{folder}/shards/{shard}.json"
+
+
+def input_fingerprints(workspace: Workspace, signal: SignalName) -> dict[str, str]:
+    """By shard, the fingerprint of the table that a signal's record holds for.
+
+    That is `segmented_steps`, or `raw_corpus` for a signal that does not rest on segments.
+    """
+    folder = tables.segmented_steps_dir() if signal in SEGMENTED_SIGNALS else tables.raw_corpus_dir()
+    stored = workspace.warehouse.folder_metadata(folder)
+    return {shard: facts["fingerprint"] for shard, facts in stored.items() if "fingerprint" in facts}
+
+
+class SignalStore:
+    """The rows of one signal under one fingerprint, as the limits on images are now."""
+
+    def __init__(self, warehouse: Warehouse, folder: str, image_limits: str) -> None:
+        self.folder = folder
+        self._warehouse = warehouse
+        self._measured = Measurements(warehouse, folder)
+        self._left_out = Measurements(warehouse, left_out_dir(folder, image_limits))
+
+    @property
+    def fingerprint(self) -> str:
+        """What the rows were measured under: the folder's name."""
+        return self.folder.rsplit("/", 1)[-1]
+
+    @classmethod
+    def of(cls, workspace: Workspace, target: Target, signal: SignalName) -> SignalStore:
+        """The store of a target's signal.
+
+        Raises:
+            MeasuringError: the target's warm-up has not been trained.
+        """
+        folder = signal_dir(workspace, target, signal)
+        if folder is None:
+            raise MeasuringError(
+                f"the warm-up of target {target.name} has not been trained: materialize "
+                f"{target.name}/warmup_checkpoint, or use `curate run`"
+            )
+        return cls(workspace.warehouse, folder, image_limits_key(workspace, target))
+
+    def append(self, frame: pl.DataFrame) -> None:
+        """Commit rows; those that other limits on images might have measured apart from the others."""
+        outside = pl.any_horizontal(pl.col("flags").list.contains(reason) for reason in OUTSIDE_REASONS)
+        for store, rows in ((self._measured, frame.filter(~outside)), (self._left_out, frame.filter(outside))):
+            if len(rows):
+                store.append(rows)
+
+    def missing(self, sample_ids: pl.Series) -> set[str]:
+        """Those of the samples that have no row."""
+        return self._measured.missing(sample_ids) & self._left_out.missing(sample_ids)
+
+    def rows(self, sample_ids: pl.Series) -> pl.DataFrame | None:
+        """The rows of these samples, in order of sample_id; None if there is none of any sample."""
+        found = [rows for store in (self._measured, self._left_out) if (rows := store.rows(sample_ids)) is not None]
+        # If two processes saw different things of a sample, the measurement counts.
+        return (
+            pl.concat(found).unique("sample_id", keep="first", maintain_order=True).sort("sample_id") if found else None
+        )
+
+    def parts(self) -> set[str]:
+        """Names of all parts."""
+        return {name for store in (self._measured, self._left_out) for name in self._warehouse.names(store.folder)}
+
+    def parts_of(self, sample_ids: pl.Series) -> list[str]:
+        """Names of the parts that hold these samples, sorted."""
+        return sorted({*self._measured.parts_of(sample_ids), *self._left_out.parts_of(sample_ids)})
+
+    def scan(self) -> pl.LazyFrame | None:
+        """Lazy frame over all rows; a sample may have several, of which the first counts."""
+        folders = (self._measured.folder, self._left_out.folder)
+        found = [frame for folder in folders if (frame := self._warehouse.scan(folder)) is not None]
+        return pl.concat(found) if found else None
+
+
+def left_out_dir(folder: str, image_limits: str) -> str:
+    """Folder, below a signal's, of samples that could not be measured under these limits on images."""
+    return f"{folder}/left_out/{image_limits}"

@@ -1,0 +1,126 @@
+"""What a pass gives becomes the rows of each signal's table, whatever else it measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from curation_assets import tables
+from curation_assets.settings import SignalName, Target
+from curation_assets.signals.catalog import POOLINGS, SIGNALS, non_finite, request_for
+from curation_assets.signals.store import SignalStore
+from resources.scoring.samples import Likelihoods, Request, SampleSignals, StepGradients
+from resources.warehouse import Warehouse
+
+MEASURED = SampleSignals(
+    sample_id="s",
+    position=0,
+    tokens=9,
+    prompt_tokens=3,
+    response_tokens=5,
+    step_indices=[1, 2],
+    segment_tokens=[2, 1, 1],
+    step_gradients=StepGradients([1.0, 0.5, 0.2, 1.0, 0.1, 1.0], [1.0, 1.0, 1.0]),
+    likelihoods=Likelihoods(1.0, 1.5, 1.5, 2.0, 0.5, 0.1),
+    segment_nll=[1.0, 2.0, 3.0],
+    embeddings={"mean": np.array([1.0, -2.0], np.float32), "last": np.array([1.0, 70_000.0], np.float32)},
+)
+
+
+def row(signal: SignalName, result: SampleSignals) -> dict[str, object]:
+    frame = SIGNALS[signal].frame([result])
+    assert frame.schema == tables.SIGNAL_TABLES[signal].empty().schema
+    return frame.row(0, named=True)
+
+
+def test_every_table_of_a_signal_has_a_signal() -> None:
+    assert set(SIGNALS) == set(tables.SIGNAL_TABLES)
+    for signal in SIGNALS.values():
+        assert signal.table.columns[signal.value].nullable
+
+
+@pytest.mark.parametrize("signal", list(SIGNALS))
+def test_no_rows_are_an_empty_table(signal: SignalName) -> None:
+    assert SIGNALS[signal].frame([]).equals(tables.SIGNAL_TABLES[signal].empty())
+
+
+def test_a_measured_sample() -> None:
+    gradients = row("step_gradients", replace(MEASURED, gradient_flags=["zero_norm"]))
+    assert (gradients["n_steps"], gradients["tokens"], gradients["flags"]) == (2, 9, ["zero_norm"])
+    likelihoods = row("likelihoods", replace(MEASURED, gradient_flags=["zero_norm"]))
+    assert (likelihoods["mean_nll"], likelihoods["mean_margin"], likelihoods["flags"]) == (1.0, 0.1, [])
+    segments = row("segment_likelihoods", MEASURED)
+    assert (segments["segment_nll"], segments["segment_tokens"]) == ([1.0, 2.0, 3.0], [2, 1, 1])
+    assert row("embeddings_mean", MEASURED)["vector"] == [1.0, -2.0]
+
+
+def test_a_vector_beyond_half_precision_is_null_and_flagged() -> None:
+    found = row("embeddings_last", MEASURED)
+    assert (found["vector"], found["flags"]) == (None, ["non_finite"])
+    assert non_finite(SIGNALS["embeddings_last"].reasons(SIGNALS["embeddings_last"].frame([MEASURED]))) == 1
+
+
+def test_nan_in_one_signal_is_said_of_no_other() -> None:
+    broken = replace(MEASURED, step_gradients=None, flags=["non_finite"])
+    assert row("step_gradients", broken)["flags"] == ["non_finite"]
+    assert row("step_gradients", broken)["tokens"] == 9
+    others: tuple[SignalName, ...] = ("likelihoods", "segment_likelihoods", "embeddings_mean")
+    assert [row(signal, broken)["flags"] for signal in others] == [[], [], []]
+
+
+@pytest.mark.parametrize("reason", ["no_answer", "no_steps", "answer_without_tokens"])
+def test_a_sample_without_gradients_has_the_same_row_whatever_else_was_measured(reason: str) -> None:
+    asked = replace(MEASURED, step_gradients=None, gradient_flags=[reason])
+    alone = replace(MEASURED, step_gradients=None, gradient_flags=[reason], tokens=0, likelihoods=None)
+    broken = replace(asked, flags=["non_finite"], likelihoods=None)
+    assert row("step_gradients", asked) == row("step_gradients", alone) == row("step_gradients", broken)
+    assert row("step_gradients", alone)["tokens"] == 0
+
+
+@pytest.mark.parametrize("flag", ["truncated", "answer_truncated", "response_truncated"])
+def test_how_a_cut_met_the_segments_is_not_said_of_what_does_not_rest_on_them(flag: str) -> None:
+    cut = replace(MEASURED, flags=[flag])
+    assert row("likelihoods", cut)["flags"] == row("embeddings_mean", cut)["flags"] == ["response_truncated"]
+    assert row("segment_likelihoods", cut)["flags"] == [flag]
+
+
+def test_reasons_are_counted() -> None:
+    without = replace(MEASURED, likelihoods=None, flags=["image_missing"], tokens=0)
+    signal = SIGNALS["likelihoods"]
+    assert signal.reasons(signal.frame([MEASURED, without, without])) == {"image_missing": 2}
+    assert non_finite({"image_missing": 2, "response_truncated+non_finite": 3}) == 3
+
+
+def test_a_request_asks_for_nothing_but_the_signals() -> None:
+    target = Target(name="t", model="m", proxy="lm_head")
+    assert request_for(target, {"step_gradients"}) == Request(step_gradients="lm_head")
+    assert request_for(target, {"likelihoods", "embeddings_last"}) == Request(
+        likelihoods=True, embeddings=frozenset({"last"})
+    )
+    assert request_for(target, list(SIGNALS)) == Request("lm_head", True, True, frozenset(POOLINGS))
+
+
+def test_other_limits_on_images_ask_again_for_what_they_left_out(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path)
+    signal = SIGNALS["likelihoods"]
+    closed = replace(MEASURED, sample_id="large", likelihoods=None, flags=["image_too_large"], tokens=0)
+    strict = SignalStore(warehouse, "signals/f", "strict")
+    strict.append(signal.frame([MEASURED, closed]))
+    ids = pl.Series(["s", "large"])
+    assert strict.missing(ids) == set()
+    assert len(strict.parts_of(ids)) == len(strict.parts()) == 2
+    generous = SignalStore(warehouse, "signals/f", "generous")
+    assert generous.missing(ids) == {"large"}
+    generous.append(signal.frame([replace(MEASURED, sample_id="large")]))
+    rows = generous.rows(ids)
+    assert rows is not None
+    assert rows["mean_nll"].null_count() == 0
+    # Back to the former limits: what has been measured stays measured.
+    again = SignalStore(warehouse, "signals/f", "strict").rows(ids)
+    assert again is not None
+    assert again.equals(rows)
+    assert SignalStore(warehouse, "signals/none", "strict").rows(ids) is None
