@@ -19,6 +19,9 @@ from resources.scoring.spec import Template
 FIXED_DATE = date(2024, 7, 26)
 """The date that chat templates write, if they write one."""
 
+SPACES = np.array([code for code in range(0x10000) if chr(code).isspace()], dtype=np.uint32)
+"""Every code point that Python takes for space; there is none beyond the basic plane."""
+
 PROBE = "probe"
 """A turn that is rendered to see whether a chat template reads contents as text or as parts."""
 
@@ -214,8 +217,8 @@ class Encoder:
         while ids and ids[-1] == eos and offsets[-1][0] == offsets[-1][1]:
             # Some tokenizers append EOS themselves; it is added once, below.
             ids, offsets = ids[:-1], offsets[:-1]
-        anchors = np.array([anchor(text, start, end) for start, end in offsets], dtype=np.int64)
-        special = np.array([start == end for start, end in offsets], dtype=bool)
+        starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+        anchors, special = anchors_of(text, starts, ends), starts == ends
         in_response = np.flatnonzero((anchors >= prompt_length) & ~special)
         first = int(in_response[0]) if len(in_response) else len(ids)
         segments = segment_of_anchors(anchors - prompt_length, sample.segments)
@@ -226,7 +229,7 @@ class Encoder:
         flags = _truncation_flags(segments, len(ids), len(kept), first)
         if first == len(ids):
             flags += ("empty_response",)
-        if self.vocabulary is not None and any(token >= self.vocabulary for token in kept):
+        if self.vocabulary is not None and max(kept, default=0) >= self.vocabulary:
             flags += ("token_outside_vocabulary",)
         runs = UNRUNNABLE.keys().isdisjoint(flags)
         return Encoded(
@@ -241,12 +244,17 @@ class Encoder:
         )
 
 
-def anchor(text: str, start: int, end: int) -> int:
-    """The character that decides whose a token is: its first non-space one, else its first."""
-    for position in range(start, end):
-        if not text[position].isspace():
-            return position
-    return start
+def anchors_of(text: str, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The characters that decide whose tokens are, for spans [T] of a text: the first non-space one, else the first."""
+    if not text:
+        return starts
+    characters = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    places = np.arange(len(characters))
+    # For every character the next that is no space: running minimum from the end.
+    next_ink = np.where(np.isin(characters, SPACES), len(characters), places)[::-1]
+    next_ink = np.append(np.minimum.accumulate(next_ink)[::-1], len(characters))
+    found = next_ink[starts]
+    return np.where(found < ends, found, starts)
 
 
 def segment_of_anchors(anchors: np.ndarray, segments: Iterable[Segment]) -> np.ndarray:

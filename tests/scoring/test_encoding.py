@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resources.scoring.batching import padding_fraction, plan_batches
-from resources.scoring.encoding import Encoder, EncodingError, anchor, segment_of_anchors
+from resources.scoring.encoding import Encoder, EncodingError, anchors_of, segment_of_anchors
 from resources.scoring.samples import Sample, Segment
 from tests.models import byte_tokenizer
 from tests.scoring.cases import make_sample
@@ -98,9 +99,16 @@ def test_threads_may_share_an_encoder() -> None:
     assert [[encoded.input_ids for encoded in chunk] for chunk in together] == alone
 
 
-def test_a_token_belongs_to_its_first_non_space_character() -> None:
-    assert anchor("ab  cd", 2, 5) == 4
-    assert anchor("ab  cd", 2, 4) == 2  # only spaces: where it begins
+@settings(max_examples=100, deadline=None)
+@given(
+    st.text(st.sampled_from("ab \t\n\u3000×😀"), max_size=20),
+    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 5)), max_size=9),
+)
+def test_a_token_belongs_to_its_first_non_space_character(text: str, spans: list[tuple[int, int]]) -> None:
+    bounded = [(min(start, len(text)), min(start + length, len(text))) for start, length in spans]
+    slow = [next((p for p in range(start, end) if not text[p].isspace()), start) for start, end in bounded]
+    starts, ends = np.array(bounded, dtype=np.int64).reshape(-1, 2).T
+    assert anchors_of(text, starts, ends).tolist() == slow
 
 
 @settings(max_examples=100, deadline=None)
@@ -108,8 +116,6 @@ def test_a_token_belongs_to_its_first_non_space_character() -> None:
     st.lists(st.tuples(st.integers(0, 60), st.integers(0, 8)), max_size=6), st.lists(st.integers(-5, 80), max_size=30)
 )
 def test_segments_of_anchors_equal_the_slow_search(spans: list[tuple[int, int]], anchors: list[int]) -> None:
-    import numpy as np
-
     segments, end = [], 0
     for index, (gap, length) in enumerate(spans, 1):
         if length:
