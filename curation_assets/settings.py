@@ -272,7 +272,9 @@ class Engine(_Section):
     )
     compile: bool = Field(False, description="compile the model first: minutes once, then faster batches")
     batch_tokens: int = Field(8192, ge=1, description="tokens a batch, padding included")
-    head_memory_mib: int = Field(256, ge=1, description="memory that the streamed LM head may use for logits")
+    head_memory_mib: int | None = Field(
+        None, ge=1, description="memory that the streamed LM head may use for logits; default: 256, on CUDA 768"
+    )
     part_seconds: float = Field(5.0, ge=0, description="finished rows are committed this often", examples=[5.0])
     shards_per_run: int = Field(200, ge=1, description="longest range of shards that one run takes")
 

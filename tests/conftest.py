@@ -10,6 +10,8 @@ import pytest
 # Before anything imports tokenizers or transformers: no hub, no forking trouble.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The models are tiny: threads that wait for one another cost more than they do, most of all on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.models import write_tiny_model
 

@@ -73,7 +73,7 @@ def make_scorer(workspace: Workspace, target: Target) -> Scorer:
         max_length=target.max_length,
         trust_remote_code=target.trust_remote_code,
         batch_tokens=engine.batch_tokens,
-        head_memory=engine.head_memory_mib * MIB,
+        head_memory=None if engine.head_memory_mib is None else engine.head_memory_mib * MIB,
         attention=engine.attention,
         compile_model=engine.compile,
         images=ImageLimits(images.max_pixels, images.max_bytes, images.fetch_remote),

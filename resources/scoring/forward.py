@@ -15,7 +15,7 @@ from resources.scoring.batching import plan_batches
 from resources.scoring.collating import batch_key
 from resources.scoring.encoding import Encoder
 from resources.scoring.errors import ScoringError
-from resources.scoring.head import HEAD_MEMORY, StreamedHead
+from resources.scoring.head import StreamedHead
 from resources.scoring.loading import Checkpoint
 from resources.scoring.measuring import describe, measure_batch, narrowed
 from resources.scoring.samples import Encoded, Request, Sample, SampleSignals
@@ -48,11 +48,12 @@ class ForwardPass:
         encoder: how text becomes tokens.
         batch_tokens: token budget of a batch, padding included. It is lowered for good when the device runs
             out of memory.
-        head_memory: bytes that the LM head may take for its logits, whatever the vocabulary and length.
+        head_memory: bytes that the LM head may take for its logits, whatever the vocabulary and length; default:
+            `CPU_MEMORY` or `CUDA_MEMORY` of `resources.scoring.head`.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, encoder: Encoder, batch_tokens: int = 8192, head_memory: int = HEAD_MEMORY
+        self, checkpoint: Checkpoint, encoder: Encoder, batch_tokens: int = 8192, head_memory: int | None = None
     ) -> None:
         self.checkpoint = checkpoint
         self.encoder = encoder

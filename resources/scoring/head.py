@@ -18,8 +18,11 @@ from torch.nn import functional as F
 
 from resources.scoring.loading import Head
 
-HEAD_MEMORY = 256 * 2**20
-"""Default budget in bytes for the logits of a chunk and what is made of them."""
+CPU_MEMORY = 256 * 2**20
+"""Bytes for the logits of a chunk and what is made of them, on the CPU."""
+
+CUDA_MEMORY = 768 * 2**20
+"""The same on a CUDA device, where reading W for few rows costs as much as multiplying it with many."""
 
 CPU_ROWS = 256
 """Rows of a chunk on the CPU, where more gain nothing."""
@@ -80,12 +83,14 @@ class StreamedHead:
 
     Args:
         head: the LM head.
-        memory: bytes for the chunk's buffers and the residual sums; at least one row is done at a time.
+        memory: bytes for the chunk's buffers and the residual sums, `CPU_MEMORY` or `CUDA_MEMORY` by default; at
+            least one row is done at a time.
     """
 
-    def __init__(self, head: Head, memory: int = HEAD_MEMORY) -> None:
+    def __init__(self, head: Head, memory: int | None = None) -> None:
         self.head = head
         weight = head.weight
+        memory = memory or (CUDA_MEMORY if weight.is_cuda else CPU_MEMORY)
         row_bytes = 4 * len(weight)
         # Half-precision heads need their own logits too where the product cannot be taken in fp32 at once.
         per_row = 2 * row_bytes + (0 if weight.dtype == torch.float32 or weight.is_cuda else row_bytes // 2)

@@ -23,7 +23,7 @@ class PassSpec:
         max_length: longest sequence in tokens; None for the model's context.
         trust_remote_code: run Python code that the model folder ships.
         batch_tokens: token budget of a batch, padding included.
-        head_memory: bytes that the streamed LM head may use for logits.
+        head_memory: bytes that the streamed LM head may use for logits; None: see `resources.scoring.head`.
         attention: attention implementation, or `auto`.
         compile_model: compile the model before the first batch.
         images: what an image may be.
@@ -36,7 +36,7 @@ class PassSpec:
     max_length: int | None = None
     trust_remote_code: bool = False
     batch_tokens: int = 8192
-    head_memory: int = 256 * 2**20
+    head_memory: int | None = None
     attention: str = "auto"
     compile_model: bool = False
     images: ImageLimits = field(default_factory=ImageLimits)

@@ -89,7 +89,7 @@ def synchronize(device: torch.device) -> None:
 
 def seconds(checkpoint: Checkpoint, samples: Sequence[Encoded], request: Request, budget: int, rounds: int) -> float:
     """Median time of the pass over all samples; the first round is not counted."""
-    scoring = ForwardPass(checkpoint, None, budget, 2**30)  # type: ignore[arg-type]
+    scoring = ForwardPass(checkpoint, None, budget)  # type: ignore[arg-type]
     times = []
     for _ in range(rounds + 1):
         synchronize(checkpoint.device)

@@ -494,7 +494,7 @@ def test_signals_and_limits_have_defaults() -> None:
     loaded = parse(GOOD)
     assert (loaded.targets[0].signals, loaded.targets[0].proxy) == (["step_gradients"], "bias")
     engine = loaded.engine
-    assert (engine.attention, engine.compile, engine.head_memory_mib) == ("auto", False, 256)
+    assert (engine.attention, engine.compile, engine.head_memory_mib) == ("auto", False, None)
     assert loaded.corpus.images.model_dump() == {
         "max_pixels": 50_000_000,
         "max_bytes": 50_000_000,
