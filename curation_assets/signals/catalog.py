@@ -107,7 +107,8 @@ def _segment_likelihoods(results: Sequence[SampleSignals]) -> Rows:
             "step_indices": result.step_indices,
             "segment_tokens": result.segment_tokens,
             "segment_nll": result.segment_nll,
-            "flags": _own_flags(result, missing=result.segment_nll is None),
+            "flags": _own_flags(result, missing=result.segment_nll is None)
+            + ([] if result.segment_tokens or result.flags else ["no_segments"]),
         }
         for result in results
     ]

@@ -17,15 +17,16 @@ from multiprocessing.context import SpawnProcess
 
 import torch
 
+from resources.scoring.ahead import chunks_of
 from resources.scoring.encoding import Encoder
 from resources.scoring.errors import ScoringError
-from resources.scoring.forward import ForwardPass, windows_of
+from resources.scoring.forward import ForwardPass
 from resources.scoring.loading import load_checkpoint
 from resources.scoring.samples import Request, Sample, SampleSignals
 from resources.scoring.spec import PassSpec
 
 UNIT_SAMPLES = 256
-"""Samples that a worker process takes at a time; images count for more, as in `forward`."""
+"""Samples that a worker process takes at a time; images count for more, as in `ahead`."""
 
 TRIES = 2
 """So many workers may die over the same unit before the run ends with an error."""
@@ -148,34 +149,35 @@ class DeviceGroup:
         Raises:
             WorkerError: workers died over the same samples.
         """
-        if not self._workers:
-            self._workers = [self._start(device) for device in self.devices]
+        if any(worker.unit is not None for worker in self._workers):
+            raise RuntimeError("another stream of this group is not finished: use it up or close it first")
+        for device in self.devices[len(self._workers) :]:
+            self._workers.append(self._start(device))
         units = self._units(samples)
         finished = False
         try:
-            while True:
-                for worker in self._workers:
-                    if worker.unit is None and (unit := next(units, None)) is not None:
-                        self._give(worker, unit, request)
-                busy = {worker.connection: worker for worker in self._workers if worker.unit is not None}
-                if not busy:
-                    finished = True
-                    return
+            for worker in self._workers:
+                self._give_next(worker, units, request)
+            while busy := {worker.connection: worker for worker in self._workers if worker.unit is not None}:
                 for connection in wait(list(busy)):
-                    results = self._take(busy[connection], request)  # type: ignore[index]
+                    worker = busy[connection]  # type: ignore[index]
+                    results = self._take(worker, request)
                     if results:
+                        # At once: the device must not wait for what is done with the results.
+                        self._give_next(worker, units, request)
                         if progress is not None:
                             progress(len(results))
                         yield results
+            finished = True
         finally:
             if not finished:
                 self.close()
 
     def _units(self, samples: Sequence[Sample]) -> Iterator[_Unit]:
         start = 0
-        for window in windows_of(samples, UNIT_SAMPLES):
-            yield _Unit(window, start)
-            start += len(window)
+        for chunk in chunks_of(samples, UNIT_SAMPLES):
+            yield _Unit(chunk, start)
+            start += len(chunk)
 
     def _start(self, device: str) -> _Worker:
         # Spawned, not forked: neither CUDA nor threads survive a fork.
@@ -188,12 +190,18 @@ class DeviceGroup:
         theirs.close()
         return _Worker(device, process, ours)
 
+    def _give_next(self, worker: _Worker, units: Iterator[_Unit], request: Request) -> None:
+        unit = next(units, None)
+        if unit is not None:
+            self._give(worker, unit, request)
+
     def _give(self, worker: _Worker, unit: _Unit, request: Request) -> None:
         worker.unit = unit
         try:
             worker.connection.send((list(unit.samples), request, unit.start))
         except OSError:
-            self._replace(worker, request)
+            # It died before it was given anything: the unit is not to blame.
+            self._replace(worker, request, blame=0)
 
     def _take(self, worker: _Worker, request: Request) -> list[SampleSignals]:
         """What a worker has sent; nothing if it died, and then its unit is with a new one."""
@@ -207,11 +215,11 @@ class DeviceGroup:
             raise answer
         return answer
 
-    def _replace(self, worker: _Worker, request: Request) -> None:
+    def _replace(self, worker: _Worker, request: Request, blame: int = 1) -> None:
         unit = worker.unit
         assert unit is not None
         worker.end()
-        unit.deaths += 1
+        unit.deaths += blame
         if unit.deaths >= TRIES:
             raise WorkerError(
                 f"{unit.deaths} worker processes on {worker.device} died while they loaded the model or measured the "

@@ -227,7 +227,8 @@ class Encoder:
         full = [*ids, eos] if eos is not None else list(ids)
         kept = full[: self.max_length]
         flags = _truncation_flags(segments, len(ids), len(kept), first)
-        if first == len(ids):
+        if min(len(ids), len(kept)) <= max(first, 1) and "prompt_too_long" not in flags:
+            # The first token of a sequence does not count: nothing predicts it.
             flags += ("empty_response",)
         if self.vocabulary is not None and max(kept, default=0) >= self.vocabulary:
             flags += ("token_outside_vocabulary",)

@@ -1,16 +1,17 @@
-"""The forward pass over any number of samples: windows, batches, worker threads, order, running out of memory.
+"""The forward pass over any number of samples: windows, batches, order, running out of memory.
 
-What a batch gives is `resources.scoring.measuring`; which samples share one is `resources.scoring.batching`.
+What a batch gives is `resources.scoring.measuring`; which samples share one is `resources.scoring.batching`;
+encoding runs ahead in `resources.scoring.ahead`.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from resources.scoring.ahead import EncodingAhead
 from resources.scoring.batching import plan_batches
 from resources.scoring.collating import batch_key
 from resources.scoring.encoding import Encoder
@@ -19,17 +20,6 @@ from resources.scoring.head import StreamedHead
 from resources.scoring.loading import Checkpoint
 from resources.scoring.measuring import describe, measure_batch, narrowed
 from resources.scoring.samples import Encoded, Request, Sample, SampleSignals
-
-WINDOW_SAMPLES = 4096
-"""Samples that are sorted by length together; two windows are held in memory as tokens."""
-
-IMAGE_SHARE = 64
-"""So many samples' place in a window does an image take: its pixels are held beside the tokens."""
-
-ENCODING_CHUNKS = 32
-"""Pieces of a window that worker threads encode one by one."""
-
-ENCODING_THREADS = 2
 
 Progress = Callable[[int], None]
 
@@ -82,32 +72,12 @@ class ForwardPass:
             OutOfMemoryError: a single sample does not fit into the device's memory.
         """
         start = 0
-        for window in self._encoded_windows(samples):
+        for window in EncodingAhead(self.encoder, samples):
             for results in self.measure_encoded(window, request, start):
                 if progress is not None:
                     progress(len(results))
                 yield results
             start += len(window)
-
-    def _encoded_windows(self, samples: Sequence[Sample]) -> Iterator[list[Encoded]]:
-        """Windows of encoded samples, in order, the next one being encoded while one is used."""
-        executor = ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="encoding")
-        windows = windows_of(samples, WINDOW_SAMPLES)
-
-        def submit(window: Sequence[Sample]) -> list[Future[list[Encoded]]]:
-            size = -(-len(window) // ENCODING_CHUNKS)
-            chunks = [window[start : start + size] for start in range(0, len(window), size or 1)]
-            return [executor.submit(self.encoder.encode, chunk) for chunk in chunks]
-
-        try:
-            ahead = submit(next(windows, []))
-            while ahead:
-                encoded = [item for future in ahead for item in future.result()]
-                ahead = submit(next(windows, []))
-                yield encoded
-        finally:
-            # Also when the caller stops early: threads that nobody waits for must not hold up its end.
-            executor.shutdown(wait=False, cancel_futures=True)
 
     def measure_encoded(
         self, window: Sequence[Encoded], request: Request, start: int = 0
@@ -163,19 +133,15 @@ class ForwardPass:
         return None
 
 
-def windows_of(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
-    """Consecutive samples of one window each: so many, or fewer where they have images."""
-    start, filled = 0, 0
-    for position, sample in enumerate(samples):
-        share = 1 + IMAGE_SHARE * len(sample.images)
-        if position > start and filled + share > size:
-            yield samples[start:position]
-            start, filled = position, 0
-        filled += share
-    if start < len(samples):
-        yield samples[start:]
+OUT_OF_MEMORY = (
+    "can't allocate memory",  # the CPU's allocator, on Linux
+    "not enough memory",  # on Windows
+    "out of memory",  # CUDA's runtime, where the allocator did not see it coming
+    "ALLOC_FAILED",  # cuBLAS and cuDNN
+)
+"""What errors say that mean it; torch's own class does not cover all of them."""
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
     """Whether a device or the machine ran out of memory."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)

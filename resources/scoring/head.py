@@ -36,6 +36,9 @@ SEGMENTS_PER_PRODUCT = 256
 VOCABULARY_SLICE = 16_384
 """Rows of a half-precision W that are cast to fp32 at once."""
 
+LOWEST_LOGIT = -1e30
+"""Stands for -inf where a head masks tokens out."""
+
 MAXIMUM_GROUPS = 256
 """Groups of the vocabulary whose maxima give the two largest logits."""
 
@@ -98,6 +101,7 @@ class StreamedHead:
         most = CUDA_ROWS if weight.is_cuda else CPU_ROWS
         self.rows = max(1, min(most, (memory - sums * row_bytes) // per_row))
         self._sums = sums
+        self._masks = head.bias is not None and not bool(head.bias.isfinite().all())
         self._buffers: list[Tensor] = []
 
     def _buffer(self, number: int, rows: int) -> Tensor:
@@ -203,15 +207,12 @@ class StreamedHead:
         """scale * (W h + b) of a chunk in fp32 [n, V], in the first buffer."""
         weight, bias = self.head.weight, self.head.bias
         logits = self._buffer(0, len(hidden))
-        if weight.dtype == torch.float32:
-            torch.mm(hidden.to(torch.float32), weight.T, out=logits)
-        elif weight.is_cuda:
-            # Products of half-precision numbers, summed and kept in fp32: the model's own logits are rounded.
-            torch.mm(hidden, weight.T, out_dtype=torch.float32, out=logits)
-        else:
-            logits.copy_(F.linear(hidden, weight))
+        product(hidden, weight, out=logits)
         if bias is not None:
             logits += bias
+        if self._masks:
+            # A token that is masked out by a bias of -inf: 0 x inf is no number, and its probability is 0 as well so.
+            logits.clamp_(min=LOWEST_LOGIT)
         if self.head.scale != 1.0:
             logits *= self.head.scale
         return logits
@@ -253,18 +254,20 @@ class _Chunk:
 
     def collect_uncertainty(self, found: Uncertainty, rows: slice, largest: Tensor) -> None:
         """Entropy, least confidence and margin; for a head without cap the logits are used up."""
-        total = self._normaliser.total
+        others, total = self._normaliser.others, self._normaliser.total
         cap = self.head.soft_cap
         gap = (largest[:, 1] - largest[:, 0]) * (cap or 1.0)
         if cap is None:
             weighted = self.logits.mul_(self.exponentials).sum(dim=1)
         else:
             weighted = torch.linalg.vecdot(self.logits, self.exponentials)
-            weighted = cap * (weighted - largest[:, 0] * self._normaliser.others)
+            weighted = cap * (weighted - largest[:, 0] * others)
         # H = log(total) - sum of e z / total, the target's own term added.
         weighted = weighted + self.target_exponential * self.target_shifted
-        found.entropy[rows] = torch.log(total) - weighted / total
-        found.least_confidence[rows] = (total - 1.0) / total
+        # Where the target is the likeliest, total is 1 + others, and others may be too small to be seen in it.
+        likeliest = self.target_shifted == 0.0
+        found.entropy[rows] = torch.where(likeliest, torch.log1p(others), torch.log(total)) - weighted / total
+        found.least_confidence[rows] = torch.where(likeliest, others, total - 1.0) / total
         found.margin[rows] = -torch.expm1(gap) / total
 
 
@@ -336,6 +339,19 @@ def _two_largest(logits: Tensor) -> Tensor:
     if tail.shape[1]:
         candidates.append(tail.topk(min(2, tail.shape[1]), dim=1).values)
     return torch.cat(candidates, dim=1).topk(2, dim=1).values
+
+
+def product(hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """hidden [N, d] x W^T [d, V] in fp32, as exact as the device can without casting W."""
+    if weight.dtype == torch.float32:
+        return torch.mm(hidden.to(torch.float32), weight.T, out=out)
+    if weight.is_cuda:
+        # Products of half-precision numbers, summed and kept in fp32: the model's own logits are rounded.
+        if out is None:
+            return torch.mm(hidden, weight.T, out_dtype=torch.float32)
+        return torch.mm(hidden, weight.T, out_dtype=torch.float32, out=out)
+    rounded = F.linear(hidden, weight)
+    return rounded.to(torch.float32) if out is None else out.copy_(rounded)
 
 
 def vocabulary_slices(weight: Tensor, size: int = VOCABULARY_SLICE) -> Iterator[slice]:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import http.client
 import ipaddress
 import socket
+import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urljoin, urlsplit
 
 from resources.scoring.samples import ImageFile, ImageSource
 
@@ -26,8 +29,19 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "MPO", "JPEG2000")
 """What is decoded. Not EPS and the like: Pillow starts another program for them."""
 
+URL_SAFE = "/%?:@!$&'()*+,;=~-._[]"
+"""Signs of an address that are sent as they are; others are written in %."""
+
 REDIRECTS = 5
 """Longest chain of redirects that is followed."""
+
+RELAYS = [ipaddress.ip_network(network) for network in ("192.88.99.0/24", "2001::/32", "2002::/16")]
+"""Addresses that lead through a tunnel to another one."""
+
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+
+OUR_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
+"""Errors that say nothing about the file: they end the run, which then goes on where it stopped."""
 
 CHUNK = 65536
 """Bytes read at a time from a web address."""
@@ -96,14 +110,23 @@ def _decode(content: bytes, limits: ImageLimits) -> Image.Image:
         # The header tells the size: nothing is unpacked of an image that is too large.
         if image.width * image.height > limits.pixels:
             raise ImageError("image_too_large", f"{image.width} x {image.height} pixels")
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except ImageError:
+        return _as_rgb(ImageOps.exif_transpose(image))
+    except (ImageError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError("image_too_large", str(error)) from error
     except Exception as error:
         # Decoders raise what they like on broken data: OSError, SyntaxError, ValueError, struct.error, ...
         raise ImageError("image_unreadable", str(error)) from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Eight bits a colour. Pillow would make almost all of an image with more bits white."""
+    if image.mode.startswith("I;16"):
+        image = image.point(lambda value: value / 256, "L") if image.mode == "I;16" else image.convert("I")
+    if image.mode in ("I", "F"):
+        raise ImageError("image_unreadable", f"pixels of type {image.mode}: which value is white is not known")
+    return image.convert("RGB")
 
 
 def _read_file(source: ImageFile, limits: ImageLimits) -> bytes:
@@ -122,7 +145,7 @@ def _read_file(source: ImageFile, limits: ImageLimits) -> bytes:
         with real.open("rb") as file:
             return file.read(limits.bytes + 1)
     except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, ImageError):
+        if isinstance(error, ImageError) or (isinstance(error, OSError) and error.errno in OUR_TROUBLE):
             raise
         # Names that are too long or hold a zero byte, loops of links, files without permission.
         raise ImageError("image_missing", source.path) from error
@@ -176,7 +199,11 @@ def is_public_address(address: str) -> bool:
     embedded = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None)
     if embedded is not None:
         ip = embedded
-    return ip.is_global and not ip.is_multicast
+    if any(ip in network for network in RELAYS if network.version == ip.version):
+        return False
+    # Of IPv6 only what is given out as global unicast; addresses that stand for IPv4 ones (NAT64) lie outside.
+    allocated = ip.version == 4 or ip in GLOBAL_UNICAST
+    return allocated and ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
 def fetch(url: str, limits: ImageLimits) -> bytes:
@@ -213,12 +240,17 @@ def _fetch_once(url: str, limits: ImageLimits, deadline: float) -> tuple[bytes, 
     found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     if not all(is_public_address(str(entry[4][0])) for entry in found):
         raise ImageError("image_unreachable", f"{parts.hostname} is not on the public internet")
+    watchdog: threading.Timer | None = None
     try:
         connection.connect()
         # The name was looked up again for the connection, and may have given another address by now.
         if not is_public_address(str(connection.sock.getpeername()[0])):
             raise ImageError("image_unreachable", f"{parts.hostname} is not on the public internet")
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        # However slowly headers or content trickle in, at the deadline the line is cut.
+        watchdog = threading.Timer(max(0.1, deadline - time.monotonic()), _hang_up, (connection.sock,))
+        watchdog.daemon = True
+        watchdog.start()
+        target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=URL_SAFE)
         connection.request("GET", target, headers={"User-Agent": "curation-assets", "Accept": "image/*"})
         response = connection.getresponse()
         if response.status in (301, 302, 303, 307, 308):
@@ -227,7 +259,14 @@ def _fetch_once(url: str, limits: ImageLimits, deadline: float) -> tuple[bytes, 
             raise ImageError("image_unreachable", f"{url[:200]}: status {response.status}")
         return _read_response(response, limits, deadline), None
     finally:
+        if watchdog is not None:
+            watchdog.cancel()
         connection.close()
+
+
+def _hang_up(line: socket.socket) -> None:
+    with suppress(OSError):  # it may be closed by now
+        line.shutdown(socket.SHUT_RDWR)
 
 
 def _read_response(response: http.client.HTTPResponse, limits: ImageLimits, deadline: float) -> bytes:
@@ -237,6 +276,7 @@ def _read_response(response: http.client.HTTPResponse, limits: ImageLimits, dead
         content += chunk
         if len(content) > limits.bytes:
             raise ImageError("image_too_large", f"more than {limits.bytes} bytes")
-        if time.monotonic() > deadline:
-            raise ImageError("image_unreachable", f"not complete after {limits.timeout} seconds")
+    # A line that was cut looks like the end of the content.
+    if time.monotonic() > deadline:
+        raise ImageError("image_unreachable", f"not complete after {limits.timeout} seconds")
     return bytes(content)

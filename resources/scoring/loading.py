@@ -121,6 +121,9 @@ def load_checkpoint(
             cannot be loaded, or the attention implementation is not there.
     """
     target = pick_device(device)
+    if target.type == "cuda" and dtype == "float32":
+        # Convolutions (the patches of vision towers) would round their inputs to 10 bits by default.
+        torch.backends.cudnn.allow_tf32 = False
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     loader: Any = AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
     try:

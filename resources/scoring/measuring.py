@@ -74,8 +74,8 @@ def narrowed(request: Request, described: SampleSignals) -> Request:
     if set(described.flags) & UNRUNNABLE.keys():
         return Request()
     if request.step_gradients is not None and not has_gradients(described):
-        return replace(request, step_gradients=None)
-    return request
+        request = replace(request, step_gradients=None)
+    return request if described.segment_tokens else replace(request, segment_likelihoods=False)
 
 
 def measure_batch(
@@ -124,8 +124,6 @@ def _apply_head(
     head: StreamedHead, hidden: Tensor, labels: Labels, request: Request
 ) -> tuple[dict[str, Floats], list[Floats]]:
     """Token statistics of all label rows and the Gram matrix of every sample, whichever are asked for."""
-    if not len(labels.targets):
-        return {}, []
     device = hidden.device
     states = hidden[torch.from_numpy(labels.batch_rows).to(device), torch.from_numpy(labels.positions).to(device)]
     targets = torch.from_numpy(labels.targets).to(device)

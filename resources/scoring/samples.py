@@ -90,7 +90,7 @@ class Encoded:
 UNRUNNABLE = {
     "template_refused": "the chat template refuses the prompt's turns",
     "prompt_too_long": "the prompt alone fills the maximum length",
-    "empty_response": "the response has no tokens",
+    "empty_response": "the response has no token that the model predicts",
     "token_outside_vocabulary": "the tokenizer gives a token that the model has no row for",
     "images_not_supported": "the sample has images, and the model reads text only or its folder has no processor",
     "image_missing": "an image file is not there or cannot be read",
@@ -123,7 +123,7 @@ class Request:
 
 @dataclass(frozen=True)
 class StepGradients:
-    """GRACE's signal for one sample: see `resources.scoring.forward`.
+    """GRACE's signal for one sample: see `resources.scoring.proxies`.
 
     Attributes:
         gram: upper triangle by rows of M [K+1, K+1], the answer last.
@@ -176,7 +176,7 @@ class SampleSignals:
             `no_steps` (not measured), `few_steps`, `zero_norm`.
         step_gradients: see there.
         likelihoods: see there.
-        segment_nll: mean NLL of each segment of `segment_tokens`, in nats.
+        segment_nll: mean NLL of each segment of `segment_tokens`, in nats; None too if there is none.
         embeddings: vectors [d] in fp32 by pooling.
     """
 

@@ -61,6 +61,26 @@ def test_workers_that_keep_dying_are_an_error(tiny_model: Path, monkeypatch: pyt
         collect(group)
 
 
+def test_two_streams_at_once_are_refused(tiny_model: Path) -> None:
+    with DeviceGroup(PassSpec(tiny_model), ["cpu"]) as group:
+        first = group.stream(random_samples(23), ALL_SIGNALS)
+        next(first)
+        with pytest.raises(RuntimeError, match="another stream"):
+            next(iter(group.stream(random_samples(3), ALL_SIGNALS)))
+        assert sum(len(batch) for batch in first) == 18
+
+
+def test_a_worker_that_died_while_idle_is_no_death_of_the_unit(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "TRIES", 1)
+    with DeviceGroup(PassSpec(tiny_model), ["cpu"]) as group:
+        assert len(collect(group, 3)) == 3
+        group._workers[0].process.kill()
+        group._workers[0].process.join()
+        assert len(collect(group, 3)) == 3
+
+
 def test_an_error_of_loading_arrives_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
     with DeviceGroup(PassSpec(tmp_path), ["cpu"]) as group, pytest.raises(ScoringError):

@@ -14,13 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resources.scoring import forward, measuring
+from resources.scoring import ahead, measuring
 from resources.scoring.collating import collate
 from resources.scoring.encoding import Encoder
 from resources.scoring.forward import ForwardPass, OutOfMemoryError
 from resources.scoring.head import StreamedHead
 from resources.scoring.loading import Checkpoint, Head, load_checkpoint
-from resources.scoring.samples import Encoded, Request, Sample, SampleSignals
+from resources.scoring.samples import Encoded, Request, Sample, SampleSignals, Segment
 from tests.scoring.cases import (
     ALL_SIGNALS,
     assert_same_signals,
@@ -165,8 +165,8 @@ def _make_shared_case(checkpoint: Checkpoint, encoder: Encoder) -> None:
 def test_results_depend_on_neither_batch_nor_order(order: list[int], budget: int, window: int, memory: int) -> None:
     checkpoint, encoder, samples, alone = _case[0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forward, "WINDOW_SAMPLES", window)
-        patch.setattr(forward, "ENCODING_CHUNKS", 3)
+        patch.setattr(ahead, "WINDOW_SAMPLES", window)
+        patch.setattr(ahead, "CHUNK_SAMPLES", 2)
         given_order = [samples[i] for i in order]
         together = ForwardPass(checkpoint, encoder, budget, memory).measure(given_order, ALL_SIGNALS)
     assert [result.sample_id for result in together] == [sample.sample_id for sample in given_order]
@@ -241,6 +241,24 @@ def test_an_empty_response_is_a_reason(checkpoint: Checkpoint, encoder: Encoder)
     assert empty.embeddings == {}
     assert whole.flags == []
     assert whole.likelihoods is not None
+
+
+def test_samples_without_segments_are_not_run_for_them(checkpoint: Checkpoint, encoder: Encoder) -> None:
+    # Alone in their batch, cut before the first step's first token, they have no label row at all.
+    bare = Sample("s", [{"role": "user", "content": "q"}], "Answer: 42")
+    result = measure_one(checkpoint, encoder, bare, Request("bias", segment_likelihoods=True))
+    assert result.segment_nll is None
+    assert result.tokens == 0
+    both = measure_one(checkpoint, encoder, bare, ALL_SIGNALS)
+    assert both.likelihoods is not None
+    assert both.segment_nll is None
+
+
+def test_a_token_that_nothing_predicts_is_no_response(checkpoint: Checkpoint, encoder: Encoder) -> None:
+    plain = Encoder(checkpoint.tokenizer, "plain", 100)
+    result = measure_one(checkpoint, plain, Sample("s", [], "4", [Segment(1, 0, 1)]), ALL_SIGNALS)
+    assert result.flags == ["empty_response"]
+    assert result.likelihoods is None
 
 
 def test_one_step_is_measured_and_flagged(checkpoint: Checkpoint, encoder: Encoder) -> None:
@@ -333,13 +351,22 @@ class Limited(torch.nn.Module):
         return self.decoder(input_ids=input_ids, **inputs)
 
 
+def cpu_error() -> RuntimeError:
+    """What PyTorch really says here."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    return caught.value
+
+
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory"),
-    RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    cpu_error(),
 ]
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu"])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cuda runtime", "cublas", "cpu"])
 def test_out_of_memory_halves_the_batch_and_goes_on(checkpoint: Checkpoint, encoder: Encoder, error: Exception) -> None:
     decoder = Limited(checkpoint.decoder, 2, error)
     samples = random_samples(12, seed=5)
@@ -369,8 +396,8 @@ def test_other_errors_are_not_taken_for_memory(checkpoint: Checkpoint, encoder: 
 def test_encoding_runs_ahead_of_the_device(
     checkpoint: Checkpoint, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forward, "WINDOW_SAMPLES", 4)
-    monkeypatch.setattr(forward, "ENCODING_CHUNKS", 2)
+    monkeypatch.setattr(ahead, "WINDOW_SAMPLES", 4)
+    monkeypatch.setattr(ahead, "CHUNK_SAMPLES", 2)
     encoded_samples: list[str] = []
     real = encoder.encode
 
@@ -388,12 +415,38 @@ def test_encoding_runs_ahead_of_the_device(
     results.close()  # type: ignore[attr-defined]
 
 
-def test_images_take_more_room_in_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "IMAGE_SHARE", 4)
+def test_images_take_more_room_in_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "IMAGE_SHARE", 4)
     shown = [0, 0, 1, 0, 1, 3, 0, 0]
     samples = [replace(make_sample([], "1"), images=(b"",) * count) for count in shown]
-    windows = [[len(sample.images) for sample in window] for window in forward.windows_of(samples, 10)]
+    windows = [[len(sample.images) for sample in window] for window in ahead.chunks_of(samples, 10)]
     assert windows == [[0, 0, 1, 0], [1], [3], [0, 0]]
+
+
+class Pictures:
+    """An encoder whose samples hold a megabyte of pixels for every image."""
+
+    def __init__(self) -> None:
+        self.encoded = 0
+
+    def encode(self, samples: Sequence[Sample]) -> list[Encoded]:
+        self.encoded += len(samples)
+        pixels = [torch.zeros(len(sample.images), 2**18) for sample in samples]
+        return [Encoded(s, [1, 2], 1, 1, [-1, 1], (), {"pixels": p}) for s, p in zip(samples, pixels, strict=True)]
+
+
+def test_pixels_bound_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "WINDOW_BYTES", 20 * 2**20)
+    encoder = Pictures()
+    samples = [replace(make_sample([], "1", name=f"s{n}"), images=(b"",)) for n in range(200)]
+    seen, largest = 0, 0
+    for window in ahead.EncodingAhead(encoder, samples):  # type: ignore[arg-type]
+        time.sleep(0.02)  # the threads have time to run ahead as far as they may
+        seen += len(window)
+        largest = max(largest, encoder.encoded - seen + len(window))
+    assert seen == 200
+    # A window, one more meanwhile, and a chunk of three for each thread.
+    assert largest <= 20 + 20 + 3 * 2 * ahead.THREADS
 
 
 def test_an_error_while_encoding_arrives(

@@ -99,6 +99,25 @@ def test_confident_targets_do_not_cancel() -> None:
     torch.testing.assert_close(nll, -torch.log_softmax(hidden.double(), -1)[:, 0], rtol=1e-5, atol=0.0)
 
 
+def test_confident_targets_keep_their_uncertainty() -> None:
+    found = StreamedHead(Head(torch.eye(3))).statistics(torch.tensor([[18.0, 0.0, 0.0]]), torch.tensor([0]))
+    p = torch.softmax(torch.tensor([18.0, 0.0, 0.0], dtype=torch.float64), -1)
+    assert found.uncertainty is not None
+    assert float(found.uncertainty.least_confidence) == pytest.approx(float(p[1:].sum()), rel=1e-5)
+    assert float(found.uncertainty.entropy) == pytest.approx(float(-(p * p.log()).sum()), rel=1e-5)
+
+
+def test_tokens_that_a_bias_masks_out_have_no_part() -> None:
+    masked = Head(torch.eye(3), torch.tensor([0.0, 0.0, -torch.inf]))
+    hidden, targets = torch.tensor([[1.0, 0.5, 9.0]]), torch.tensor([1])
+    found, gradients = StreamedHead(masked).run(hidden, targets, [1], statistics=True, uncertainty=True)
+    p = torch.softmax(torch.tensor([1.0, 0.5], dtype=torch.float64), -1)
+    assert found.uncertainty is not None
+    assert float(found.uncertainty.entropy) == pytest.approx(float(-(p * p.log()).sum()), rel=1e-5)
+    assert float(found.nll) == pytest.approx(-float(p[1].log()), rel=1e-5)
+    torch.testing.assert_close(gradients[0], torch.tensor([float(p[0]), float(p[1]) - 1, 0.0]))
+
+
 def test_impossible_targets_have_a_finite_loss() -> None:
     # exp(-200) is 0 in fp32; the loss is 200 all the same.
     streamed = StreamedHead(Head(torch.eye(3)))
