@@ -14,14 +14,14 @@ import dagster as dg
 
 from curation_assets.checkpoints.assets import base_model_key, warmup_key_of
 from curation_assets.corpus.assets import LANDING_KEY, RAW_CORPUS_KEY, REJECTED_ROWS_KEY
-from curation_assets.corpus.ingest import accept_listing
+from curation_assets.corpus.ingest import accept_listing, present_shards
 from curation_assets.dead_runs import UNFINISHED, bury_dead_runs
 from curation_assets.due import (
     contiguous_ranges,
     corpus_due,
     manifest_due,
     scores_due,
-    signals_due,
+    signal_due,
     subset_due,
     subset_rows,
     waits_for_pool,
@@ -33,8 +33,8 @@ from curation_assets.releases.assets import release_asset_key
 from curation_assets.releases.build import latest_release, next_release
 from curation_assets.scores.assets import score_manifest_key
 from curation_assets.scores.manifest import build_manifest, manifest_digest
-from curation_assets.settings import Subset, Target
-from curation_assets.signals.assets import signal_keys
+from curation_assets.settings import SignalName, Subset, Target
+from curation_assets.signals.assets import signal_key, signal_keys
 from curation_assets.signals.store import left_out_dir, shard_record_path, signal_dir
 from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
 from curation_assets.subsets.select import wanted_fingerprint
@@ -64,6 +64,27 @@ def without_event(instance: dg.DagsterInstance, key: dg.AssetKey, shards: Iterab
     """Shards of which Dagster never saw a materialization: a killed run wrote tables but no event."""
     seen = instance.get_materialized_partitions(key)
     return [shard for shard in shards if shard not in seen]
+
+
+def lacking_signals(
+    workspace: Workspace, instance: dg.DagsterInstance, target: Target, listed: Iterable[str]
+) -> dict[SignalName, set[str]]:
+    """By signal, where there are any, the shards that lack it, and those listed of which Dagster never saw it."""
+    present, listed = present_shards(workspace), list(listed)
+    lacking = {
+        signal: {
+            *signal_due(workspace, target, signal, present),
+            *without_event(instance, signal_key(target, signal), listed),
+        }
+        for signal in target.signals
+    }
+    return {signal: shards for signal, shards in lacking.items() if shards}
+
+
+def signals_to_run(lacking: Mapping[SignalName, set[str]], shards: Iterable[str]) -> list[SignalName]:
+    """The signals that a run over these shards has to measure: a failure must not fall back on any other."""
+    wanted = set(shards)
+    return [signal for signal, own in lacking.items() if own & wanted]
 
 
 def sensors(workspace: Workspace) -> list[dg.SensorDefinition]:
@@ -224,15 +245,15 @@ def _target_requests(
     waiting = waits_for_pool(workspace, target)
     if waiting:
         return [], [waiting]
-    # All signals together: of each sample the run measures those that are missing, in one pass.
-    due = signals_due(workspace, target)
-    for key in signal_keys(target):
-        due += [s for s in without_event(instance, key, digests) if s not in due]
+    # All that lack together: of each sample the run measures what is missing, in one pass.
+    lacking = lacking_signals(workspace, instance, target, digests)
+    due = sorted({shard for shards in lacking.values() for shard in shards})
     wanted = [checkpoint_digest(workspace, target), target.signals, image_limits_key(workspace, target)]
     requests = []
     for shards in contiguous_ranges(due, keys, workspace.settings.engine.shards_per_run):
         run_key = digest("signals", target.name, wanted, shards, _recorded(workspace, target, shards))
-        requests.append(_request("signals", signal_keys(target), shards, run_key))
+        selection = [signal_key(target, signal) for signal in signals_to_run(lacking, shards)]
+        requests.append(_request("signals", selection, shards, run_key))
     if not due and not scores_due(workspace, target) and manifest_due(workspace, target):
         manifest = manifest_digest(build_manifest(workspace, target))
         stored = workspace.warehouse.table_metadata(score_manifest_path(target.name)).get("fingerprint")

@@ -137,11 +137,17 @@ def _show_summary(workspace: Workspace, summary: RunSummary) -> None:
     if summary.rejected:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in summary.rejected.items())
         console.print(f"rejected: {reasons}; see: curate table rejected_rows", style="yellow", soft_wrap=True)
+    for target, signals in summary.without_signal.items():
+        for signal, without in signals.items():
+            counts = ", ".join(f"{count} x {reason}" for reason, count in without.items())
+            where = f"curate table {signal}" + (f" --target {target}" if len(workspace.settings.targets) > 1 else "")
+            console.print(f"without {signal}: {counts}; see: {where}", style="yellow", soft_wrap=True)
     for line in summary.waiting:
         console.print(f"waiting: {line}", style="yellow", markup=False)
     ignored = workspace.landing.ignored()
     if ignored:
-        console.print(f"not read (no shard): {', '.join(ignored[:5])}", style="yellow", markup=False)
+        more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
+        console.print(f"not read (no shard): {', '.join(ignored[:5])}{more}", style="yellow", markup=False)
     for subset in workspace.settings.subsets:
         path = workspace.warehouse.path(tables.subset_path(subset.name))
         if path.exists():

@@ -47,6 +47,7 @@ def examine(config: Path | None) -> Iterator[Finding]:
     yield _attempt("landing area", partial(_landing, workspace))
     yield _ignored(workspace)
     yield _warehouse(workspace)
+    yield _engine(workspace)
     for target in workspace.settings.targets:
         model = _attempt(f"model of target {target.name}", partial(workspace.model_folder, target))
         yield model
@@ -79,6 +80,18 @@ def _device() -> Finding:
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
         return Finding("device", ", ".join(names))
     return Finding("device", f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
+
+
+def _engine(workspace: Workspace) -> Finding:
+    """The devices that `engine.device` means, all of which must be there."""
+    from resources.scoring.devices import devices_of
+    from resources.scoring.errors import ScoringError
+
+    asked = workspace.settings.engine.device
+    try:
+        return Finding("engine.device", f"{asked}: {', '.join(devices_of(asked))}")
+    except ScoringError as error:
+        return Finding("engine.device", f"{error}: correct engine.device in curation.yaml", ok=False)
 
 
 def _attempt(what: str, look: Callable[[], object]) -> Finding:

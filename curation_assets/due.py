@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from curation_assets import tables
-from curation_assets.checkpoints.warmup import warmup_checkpoint
-from curation_assets.corpus.ingest import pool_rows, present_shards
+from curation_assets.checkpoints.warmup import too_few, warmup_checkpoint
+from curation_assets.corpus.ingest import present_shards
 from curation_assets.fingerprints import (
     corpus_fingerprint,
     image_limits_key,
@@ -32,9 +32,12 @@ def corpus_due(workspace: Workspace, content_digests: Mapping[str, str]) -> list
     due = []
     for shard, content in content_digests.items():
         corpus_fp = corpus_fingerprint(workspace, content)
-        if corpus.get(shard, {}).get("fingerprint") != corpus_fp or steps.get(shard, {}).get(
-            "fingerprint"
-        ) != steps_fingerprint(workspace, corpus_fp):
+        of_corpus, of_steps = corpus.get(shard, {}), steps.get(shard, {})
+        if (
+            of_corpus.get("fingerprint") != corpus_fp
+            or of_steps.get("fingerprint") != steps_fingerprint(workspace, corpus_fp)
+            or of_steps.get("images") != of_corpus.get("images")
+        ):
             due.append(shard)
     return due
 
@@ -43,27 +46,14 @@ def warmup_due(workspace: Workspace, target: Target) -> bool:
     """Whether the target wants a warm-up that is not there and the pool is large enough to train it."""
     if target.warmup == "none" or warmup_checkpoint(workspace, target) is not None:
         return False
-    return len(pool_rows(workspace)) >= target.warmup.min_pool
+    return too_few(workspace, target) is None
 
 
 def waits_for_pool(workspace: Workspace, target: Target) -> str | None:
     """Why a target cannot be measured yet, if its warm-up waits for more samples."""
     if target.warmup == "none" or warmup_checkpoint(workspace, target) is not None:
         return None
-    size = len(pool_rows(workspace))
-    if size >= target.warmup.min_pool:
-        return None
-    return (
-        f"target {target.name}: the pool holds {size} samples, its warm-up waits for "
-        f"{target.warmup.min_pool}: add traces, lower targets.warmup.min_pool, or set warmup: none"
-    )
-
-
-def signals_due(workspace: Workspace, target: Target) -> list[str]:
-    """Present shards of which any of the target's signals is due (see `signal_due`)."""
-    present = present_shards(workspace)
-    due = {shard for signal in target.signals for shard in signal_due(workspace, target, signal, present)}
-    return [shard for shard in present if shard in due]
+    return too_few(workspace, target)
 
 
 def signal_due(workspace: Workspace, target: Target, signal: SignalName, present: Sequence[str]) -> list[str]:
@@ -90,7 +80,7 @@ def signal_due(workspace: Workspace, target: Target, signal: SignalName, present
 
 
 def scores_due(workspace: Workspace, target: Target) -> list[str]:
-    """Measured shards whose `sample_scores` are missing or of other signals or parameters."""
+    """Measured shards whose `sample_scores` are missing or of other signals, left-out samples or parameters."""
     folder = signal_dir(workspace, target, "step_gradients")
     signal_fp = signal_fingerprint(workspace, target, "step_gradients")
     if not target.scorable or folder is None or signal_fp is None:
@@ -105,7 +95,7 @@ def scores_due(workspace: Workspace, target: Target) -> list[str]:
             continue
         if record["input_fingerprint"] != inputs[shard] or record["image_limits"] != limits:
             continue
-        wanted = shard_scores_fingerprint(workspace, target, signal_fp, inputs[shard])
+        wanted = shard_scores_fingerprint(workspace, target, signal_fp, inputs[shard], record["left_out"])
         if stored.get(shard, {}).get("fingerprint") != wanted:
             due.append(shard)
     return due

@@ -1,9 +1,12 @@
 """What each measurement and table depends on, as one hash: change any of it and it is made again, nothing else.
 
-Device, batch size, attention implementation and library versions are recorded with results, not hashed.
+Device, batch size, attention implementation and library versions are not hashed; of these the device is recorded
+with each shard's results.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from curation_assets import tables
 from curation_assets.settings import Score, SignalName, Target
@@ -40,6 +43,15 @@ def corpus_fingerprint(workspace: Workspace, content_digest: str) -> str:
     return digest("raw_corpus", CORPUS_VERSION, content_digest, reading)
 
 
+def input_fingerprint(facts: Mapping[str, str]) -> str:
+    """Of what one shard's stored `raw_corpus` or `segmented_steps` holds, by its footer's metadata.
+
+    The same file gives other samples when image files that its rows name are others as it is read again.
+    """
+    images = facts.get("images")
+    return digest("input", facts["fingerprint"], images) if images else facts["fingerprint"]
+
+
 def segmentation_key(workspace: Workspace) -> str:
     """Of the way in which responses are cut."""
     settings = workspace.settings.corpus.segmentation.model_dump(mode="json")
@@ -64,8 +76,13 @@ def warmup_key(workspace: Workspace, target: Target) -> str:
         return "none"
     recipe = target.warmup.model_dump(mode="json", exclude={"min_pool"})
     encoding = [target.template, target.max_length, target.dtype]
-    tokenizer = tokenizer_digest(workspace.model_folder(target), workspace.cache)
-    return digest("warmup", TRAINER_VERSION, base_digest(workspace, target), tokenizer, recipe, encoding)
+    folder = workspace.model_folder(target)
+    parts: list[object] = [tokenizer_digest(folder, workspace.cache), recipe, encoding]
+    processor = processor_digest(folder, workspace.cache)
+    if processor is not None:
+        # It may bring a chat template of its own, and says whether the tokenizer adds BOS.
+        parts.append(processor)
+    return digest("warmup", TRAINER_VERSION, base_digest(workspace, target), *parts)
 
 
 def checkpoint_digest(workspace: Workspace, target: Target) -> str | None:
@@ -118,7 +135,16 @@ def scores_key(workspace: Workspace, target: Target) -> str:
     return digest("scores", SCORES_VERSION, parameters)
 
 
-def shard_scores_fingerprint(workspace: Workspace, target: Target, signal_fp: str, steps_fp: str) -> str:
-    """Of one shard's `step_scores` and `sample_scores`, by the fingerprint of its step gradients."""
+def shard_scores_fingerprint(workspace: Workspace, target: Target, signal_fp: str, steps_fp: str, left_out: str) -> str:
+    """Of one shard's `step_scores` and `sample_scores`.
+
+    Args:
+        workspace: the configuration.
+        target: whose scores.
+        signal_fp: of its step gradients.
+        steps_fp: of the shard's `segmented_steps` (`input_fingerprint`).
+        left_out: of the shard's samples that could not be measured (`signals.store.SignalStore.left_out`), which
+            may be tried again under the same fingerprint.
+    """
     limits = image_limits_key(workspace, target)
-    return digest("shard_scores", signal_fp, steps_fp, limits, scores_key(workspace, target))
+    return digest("shard_scores", signal_fp, steps_fp, limits, scores_key(workspace, target), left_out)

@@ -16,8 +16,10 @@ from curation_assets.automation import (
     CORPUS_KEYS,
     DATA_VERSION_TAG,
     STAGE_TAG,
+    lacking_signals,
     observation,
     range_tags,
+    signals_to_run,
     without_event,
 )
 from curation_assets.checkpoints.assets import base_model_key, warmup_key_of
@@ -30,8 +32,8 @@ from curation_assets.partitions import SHARDS, release_key, release_partitions
 from curation_assets.releases.assets import release_asset_key
 from curation_assets.releases.build import Release, latest_release, next_release, read_release
 from curation_assets.scores.assets import sample_scores_key, score_manifest_key, step_scores_key
-from curation_assets.settings import Subset, Target
-from curation_assets.signals.assets import signal_keys
+from curation_assets.settings import SignalName, Subset, Target
+from curation_assets.signals.assets import signal_key
 from curation_assets.signals.store import shard_record_path, signal_dir
 from curation_assets.subsets.assets import subset_key
 from curation_assets.workspace import Workspace
@@ -48,6 +50,8 @@ class RunSummary:
         read: shards that were read and segmented.
         rejected: rows rejected in these shards, by reason.
         measured: samples of which any signal was measured, by target.
+        without_signal: samples of the visited shards that a signal could not be measured of, by target, signal
+            and reason.
         tokens_measured: tokens run through models to measure signals.
         scored: shards scored, by target.
         subsets: subsets that were selected anew.
@@ -59,6 +63,7 @@ class RunSummary:
     read: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     measured: dict[str, int] = field(default_factory=dict)
+    without_signal: dict[str, dict[SignalName, dict[str, int]]] = field(default_factory=dict)
     tokens_measured: int = 0
     scored: dict[str, int] = field(default_factory=dict)
     subsets: list[str] = field(default_factory=list)
@@ -167,18 +172,32 @@ class MainJob:
         if waiting:
             summary.waiting.append(waiting)
             return
-        keys = signal_keys(target)
-        wanted = due.signals_due(self.workspace, target)
         present = present_shards(self.workspace)
-        for key in keys:
-            wanted += [s for s in without_event(self.instance, key, present) if s not in wanted]
+        lacking = lacking_signals(self.workspace, self.instance, target, present)
+        wanted = [shard for shard in present if any(shard in shards for shards in lacking.values())]
+        summary.measured[target.name] = 0
         for part in self._ranges(wanted):
+            signals = signals_to_run(lacking, part)
+            keys = [signal_key(target, signal) for signal in signals]
             self._execute(f"{target.name}: measuring {len(part)} shards", "signals", keys, shards=part)
-        # All signals of a shard were measured in one visit, which each of their records tells of.
-        folder = str(signal_dir(self.workspace, target, target.signals[0]))
-        records = [self.workspace.warehouse.read_json(shard_record_path(folder, shard)) for shard in wanted]
-        summary.measured[target.name] = sum(record["samples_visited"] for record in records)
-        summary.tokens_measured += sum(record["tokens_run"] for record in records)
+            self._sum_up(target, signals, part, summary)
+
+    def _sum_up(
+        self, target: Target, signals: Sequence[SignalName], shards: Sequence[str], summary: RunSummary
+    ) -> None:
+        """Count what a run over shards measured, and what it could not."""
+        without = summary.without_signal.setdefault(target.name, {})
+        for number, signal in enumerate(signals):
+            folder = str(signal_dir(self.workspace, target, signal))
+            records = [self.workspace.warehouse.read_json(shard_record_path(folder, shard)) for shard in shards]
+            if number == 0:
+                # All signals of a shard were measured in one visit, which each of their records tells of.
+                summary.measured[target.name] += sum(record["samples_visited"] for record in records)
+                summary.tokens_measured += sum(record["tokens_run"] for record in records)
+            for record in records:
+                for reason, count in record["without_value"].items():
+                    counts = without.setdefault(signal, {})
+                    counts[reason] = counts.get(reason, 0) + count
 
     def _score(self, target: Target, summary: RunSummary) -> None:
         if not target.scorable:

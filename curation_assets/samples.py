@@ -21,27 +21,31 @@ def samples_of(workspace: Workspace, rows: pl.DataFrame, steps: pl.DataFrame | N
             spans.setdefault(sample_id, []).append(Segment(index, start, end))
     kept = str(workspace.warehouse.path(tables.images_dir()))
     roots: dict[str, Path] = {shard: workspace.image_root(shard) for shard in rows["shard"].unique().to_list()}
-    columns = ("sample_id", "shard", "messages", "response", "images")
+    columns = ("sample_id", "shard", "messages", "response", "images", "image_digests")
     return [
         Sample(
             sample_id,
             json.loads(messages),
             response,
             tuple(spans.get(sample_id, ())),
-            tuple(image_source(reference, str(roots[shard]), kept) for reference in images),
+            tuple(
+                image_source(reference, str(roots[shard]), kept, digest)
+                for reference, digest in zip(images, digests, strict=True)
+            ),
         )
-        for sample_id, shard, messages, response, images in rows.select(columns).iter_rows()
+        for sample_id, shard, messages, response, images, digests in rows.select(columns).iter_rows()
     ]
 
 
-def image_source(reference: str, root: str, kept: str) -> ImageSource:
+def image_source(reference: str, root: str, kept: str, digest: str | None) -> ImageSource:
     """Where the image lies that a reference of `raw_corpus` means.
 
     Args:
         reference: an entry of column `images`.
         root: folder of the shard's file, which relative paths start from.
         kept: the warehouse's folder of images whose bytes were inside rows.
+        digest: of the image's bytes, as column `image_digests` has it.
     """
     if reference.startswith(STORED):
-        return ImageFile(kept, reference.removeprefix(STORED))
-    return reference if is_remote(reference) else ImageFile(root, reference)
+        return ImageFile(kept, reference.removeprefix(STORED), digest)
+    return reference if is_remote(reference) else ImageFile(root, reference, digest)

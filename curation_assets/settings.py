@@ -6,6 +6,7 @@ Only shape, defaults and combinations live here; reading the file and pointing a
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -139,8 +140,8 @@ class Corpus(_Section):
 class Warmup(_Section):
     """GRACE's warm-up: the base model, LoRA-tuned once on a random share of the pool, then frozen."""
 
-    fraction: float = Field(0.05, gt=0, le=1, description="gamma, share of the pool")
-    min_pool: int = Field(100, ge=1, description="samples that the pool must hold before it is trained")
+    fraction: float = Field(0.05, gt=0, le=1, description="gamma, share of the pool's samples without images")
+    min_pool: int = Field(100, ge=1, description="samples without images that the pool must hold before it is trained")
     lora_rank: int = Field(8, ge=1)
     lora_alpha: int = Field(32, ge=1)
     learning_rate: float = Field(1e-4, gt=0)
@@ -258,14 +259,17 @@ class Releases(_Section):
     )
 
 
+DEVICES = r"^(auto|cpu|cuda|cuda:\d+(,cuda:\d+)*)$"
+
+
 class Engine(_Section):
     """Where shards are measured."""
 
     kind: Literal["local"] = "local"
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|cuda|cuda:\d+(,cuda:\d+)*)$",
         description="auto: every CUDA device that is visible, else the CPU; several: cuda:0,cuda:1",
+        json_schema_extra={"pattern": DEVICES},
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto", description="attention implementation; auto: the fastest that the model and the device have"
@@ -277,6 +281,15 @@ class Engine(_Section):
     )
     part_seconds: float = Field(5.0, ge=0, description="finished rows are committed this often", examples=[5.0])
     shards_per_run: int = Field(200, ge=1, description="longest range of shards that one run takes")
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_known(cls, device: str) -> str:
+        if re.fullmatch(DEVICES, device) is None:
+            raise ValueError(
+                f"must be auto, cpu, cuda, or CUDA devices by number, as in cuda:1 or cuda:0,cuda:1 (found {device!r})"
+            )
+        return device
 
 
 class Settings(_Section):

@@ -115,6 +115,9 @@ RAW_CORPUS = Table(
             "the prompt's images in order: a path relative to the file's folder, a URL, or, of an image whose bytes "
             "were in the row, warehouse://images/HASH",
         ),
+        "image_digests": Column(
+            pl.List(pl.String), "BLAKE2b-128 of each image's bytes when the row was read (hex); null of a URL"
+        ),
         "response": Column(pl.String, "the response verbatim", "characters"),
         "answer": Column(pl.String, "explicit answer, if the row has one", nullable=True),
         "steps": Column(pl.List(pl.String), "explicit steps, if the row has them", nullable=True),

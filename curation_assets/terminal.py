@@ -93,9 +93,14 @@ def simple_table(title: str, headers: Iterable[str], rows: Iterable[Iterable[obj
 def _cell_text(cell: object) -> str:
     if isinstance(cell, float):
         return f"{cell:.3f}"
-    if isinstance(cell, list) and len(cell) > LONG_LIST:
-        return f"{harmless(cell[:LONG_LIST])[:-1]}, … {len(cell):,} values]"
+    if isinstance(cell, list):
+        shown = ", ".join(_item_text(item) for item in cell[:LONG_LIST])
+        return f"[{shown}, … {len(cell):,} values]" if len(cell) > LONG_LIST else f"[{shown}]"
     return harmless(cell)
+
+
+def _item_text(item: object) -> str:
+    return f"{item:.4g}" if isinstance(item, float) else harmless(repr(item))
 
 
 def trace(row: dict[str, object], steps: pl.DataFrame, scores: pl.DataFrame, sample: dict[str, object]) -> Group:

@@ -12,6 +12,9 @@ from resources.digests import DigestCache
 from resources.errors import UserError
 
 SHARD_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".jp2")
+"""Files that rows refer to: they lie among the shards by design."""
 SETTLE_SECONDS = 2.0
 UNREADABLE = "unreadable"
 """Stands for the content hash of a file that cannot be opened."""
@@ -70,11 +73,16 @@ class Landing:
     def ignored(self) -> list[str]:
         """What no shard is made of: shown to the user, so that nothing is missed.
 
-        Files of other kinds by their names; links that lead out of the landing folder, links to folders, and
-        files whose names cannot be keys also with the reason. What a terminal would not print is escaped.
+        Files of other kinds (but for images, which rows refer to) by their names; links that lead out of the
+        landing folder, links to folders, and files whose names cannot be keys also with the reason. What a
+        terminal would not print is escaped.
         """
         objections = ((self._name(path), self._objection(path)) for path in self._walk())
-        return [_printable(name) + reason for name, reason in objections if reason is not None]
+        return [
+            _printable(name) + reason
+            for name, reason in objections
+            if reason is not None and (reason or not name.lower().endswith(IMAGE_SUFFIXES))
+        ]
 
     def settled(self, wait: bool = True) -> list[LandingFile]:
         """The files that are not being written: same size and time at two looks.

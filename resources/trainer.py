@@ -13,7 +13,7 @@ from typing import Any
 
 from resources.errors import UserError
 from resources.quiet import quieten_transformers
-from resources.scoring.samples import Encoded, Sample
+from resources.scoring.samples import UNRUNNABLE, Encoded, Sample
 
 TRAINER_VERSION = 1
 IGNORED_LABEL = -100
@@ -41,11 +41,12 @@ class LoraRecipe:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What a run did: optimizer steps, tokens trained on, and the loss at every step."""
+    """What a run did: optimizer steps, tokens trained on, the loss at every step, and the samples trained on."""
 
     steps: int
     tokens: int
     losses: list[float]
+    sample_ids: list[str]
 
 
 def train_lora(
@@ -65,8 +66,7 @@ def train_lora(
 
     Args:
         model_folder: the base model.
-        samples: what to train on; encoded exactly as for scoring, so both see the same tokens. Text only: those
-            with images are left out.
+        samples: what to train on; see `encode_for_training`.
         out: folder for adapter_config.json and adapter_model.safetensors.
         recipe: hyper-parameters.
         template: see `resources.scoring.encoding.Encoder`.
@@ -79,24 +79,15 @@ def train_lora(
     Raises:
         TrainingError: the `train` extra is not installed, no sample is usable, or the loss is not finite.
     """
-    try:
-        import peft
-        import transformers
-    except ImportError as error:
-        raise TrainingError(
-            "training a warm-up checkpoint needs the extra `train` (pip install 'curation-assets[train]'), "
-            "or set warmup: none for the target"
-        ) from error
-    from resources.scoring.encoding import Encoder  # noqa: PLC0415
-    from resources.scoring.loading import context_length  # noqa: PLC0415
-
+    transformers, peft = _training_stack()
     quieten_transformers()
     transformers.set_seed(recipe.seed)
     model = _load_base(model_folder, dtype, trust_remote_code)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
-    context = context_length(model.config)
-    encoded = Encoder(tokenizer, template, min(context, max_length or context)).encode(samples)
-    examples = [_example(item) for item in encoded if item.response_tokens > 0 and not item.sample.images]
+    encoded = encode_for_training(
+        model, tokenizer, model_folder, samples, template=template, max_length=max_length, trust=trust_remote_code
+    )
+    examples = [_example(item) for item in encoded]
     if not examples:
         raise TrainingError("no sample has a response within the maximum length: nothing to train on")
     lora = peft.LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -113,7 +104,58 @@ def train_lora(
     _save_adapter(adapted, out)
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     tokens = sum(len(example["input_ids"]) for example in examples) * recipe.epochs
-    return TrainingRecord(int(trainer.state.global_step), tokens, losses)
+    return TrainingRecord(int(trainer.state.global_step), tokens, losses, [item.sample.sample_id for item in encoded])
+
+
+def _training_stack() -> tuple[Any, Any]:
+    """transformers and peft."""
+    try:
+        import peft
+        import transformers
+    except ImportError as error:
+        raise TrainingError(
+            "training a warm-up checkpoint needs the extra `train` (pip install 'curation-assets[train]'), "
+            "or set warmup: none for the target"
+        ) from error
+    return transformers, peft
+
+
+def encode_for_training(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    samples: Sequence[Sample],
+    *,
+    template: Any = "auto",
+    max_length: int | None = None,
+    trust: bool = False,
+) -> list[Encoded]:
+    """The samples as tokens, exactly as they are measured: by the model's processor too, if it has one.
+
+    Text only: samples with images are left out, and so are those that no signal is measured of (`UNRUNNABLE`).
+
+    Args:
+        model: the loaded base model.
+        tokenizer: its tokenizer.
+        folder: its folder.
+        samples: what to train on.
+        template: see `resources.scoring.encoding.Encoder`.
+        max_length: longest sequence in tokens; default is the model's context.
+        trust: run Python code that the folder ships.
+    """
+    from resources.scoring.encoding import Encoder  # noqa: PLC0415
+    from resources.scoring.loading import context_length, load_processor, reads_images  # noqa: PLC0415
+
+    context = context_length(model.config)
+    encoder = Encoder(
+        tokenizer,
+        template,
+        min(context, max_length or context),
+        processor=load_processor(folder, model.config, trust) if reads_images(model.config) else None,
+        vocabulary=len(model.get_input_embeddings().weight),
+    )
+    encoded = encoder.encode([sample for sample in samples if not sample.images])
+    return [item for item in encoded if item.response_tokens > 0 and UNRUNNABLE.keys().isdisjoint(item.flags)]
 
 
 def _load_base(model_folder: Path, dtype: str, trust_remote_code: bool) -> Any:

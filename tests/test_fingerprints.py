@@ -125,7 +125,12 @@ def test_images_count_for_models_that_see_them(tmp_path: Path) -> None:
     # Other limits are another question to samples that they keep closed, not another measurement.
     limits = prints(changed(workspace, "corpus.images.max_pixels", 100))
     assert {name for name in before if before[name] != limits[name]} == {"limits"}
+    warm = changed(workspace, "targets.0.warmup", {})
+    key = warmup_key(warm, warm.settings.targets[0])
     file = model / "processor_config.json"
     file.write_text(file.read_text().replace("0.5", "0.4") + "\n")
     after = prints(changed(workspace, "engine.batch_tokens", 100))
     assert {name for name in before if before[name] != after[name]} == SIGNALS
+    # A processor may bring the chat template that the warm-up is trained with.
+    again = changed(workspace, "targets.0.warmup", {})
+    assert warmup_key(again, again.settings.targets[0]) != key

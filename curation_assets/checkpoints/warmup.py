@@ -42,38 +42,52 @@ def warmup_checkpoint(workspace: Workspace, target: Target) -> WarmupCheckpoint 
     return None if record is None else WarmupCheckpoint(folder, record)
 
 
+def trainable_rows(workspace: Workspace) -> pl.DataFrame:
+    """The rows of the pool that a warm-up may be trained on: those without images, as the trainer reads text."""
+    return pool_rows(workspace).filter(pl.col("images") == 0)
+
+
+def too_few(workspace: Workspace, target: Target) -> str | None:
+    """Why the target's warm-up cannot be trained yet, and the mend; None if the pool is large enough."""
+    assert isinstance(target.warmup, Warmup)
+    pool = pool_rows(workspace)
+    with_images = int((pool["images"] > 0).sum())
+    size = len(pool) - with_images
+    if size >= target.warmup.min_pool:
+        return None
+    of_text, beside = ("", "")
+    if with_images:
+        of_text, beside = " of text alone", f" beside {with_images} with images, which no warm-up is trained on"
+    return (
+        f"target {target.name}: the pool holds {size} samples{of_text}{beside}, its warm-up waits for "
+        f"{target.warmup.min_pool}: add traces{of_text}, lower targets.warmup.min_pool, or set warmup: none"
+    )
+
+
 def draw_samples(sample_ids: pl.Series, fraction: float, seed: int) -> list[str]:
-    """A random share of the pool, the same whatever the order of rows: lowest seeded hashes first."""
+    """A random share of samples, the same whatever the order of rows: lowest seeded hashes first."""
     count = ceil_share(Fraction(str(fraction)), len(sample_ids))
     ranked = sorted(sample_ids.to_list(), key=lambda sample_id: digest("warmup", seed, sample_id))
     return sorted(ranked[:count])
 
 
 def train_warmup(workspace: Workspace, target: Target) -> WarmupCheckpoint:
-    """Train the target's warm-up on its share of the pool, or give the one that is there.
+    """Train the target's warm-up on its share of the pool's rows of text, or give the one that is there.
 
     Raises:
-        WarmupError: the pool is smaller than the warm-up's `min_pool`.
+        WarmupError: there are fewer such rows than the warm-up's `min_pool`.
     """
     if target.warmup == "none":
         raise WarmupError(f"target {target.name} has warmup: none, so there is nothing to train")
     known = warmup_checkpoint(workspace, target)
     if known is not None:
         return known
-    rows = pool_rows(workspace)
-    if len(rows) < target.warmup.min_pool:
-        raise WarmupError(
-            f"the pool holds {len(rows)} samples, the warm-up of target {target.name} waits for "
-            f"{target.warmup.min_pool}: add traces, or lower targets.warmup.min_pool in curation.yaml"
-        )
+    waiting = too_few(workspace, target)
+    if waiting is not None:
+        raise WarmupError(waiting)
+    rows = trainable_rows(workspace)
     chosen = draw_samples(rows["sample_id"], target.warmup.fraction, target.warmup.seed)
-    # The trainer reads text: what it cannot show to the model is not said to have been trained on.
-    training = corpus_rows(workspace, chosen).filter(pl.col("images").list.len() == 0)
-    if training.is_empty():
-        raise WarmupError(
-            f"all {len(chosen)} samples drawn for the warm-up of target {target.name} have images, and the warm-up "
-            "is trained on text alone: set warmup: none for the target"
-        )
+    training = corpus_rows(workspace, chosen)
     folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target))
 
     def fill(place: Path) -> None:
@@ -113,9 +127,10 @@ def _train(workspace: Workspace, target: Target, training: pl.DataFrame, place: 
             trust_remote_code=target.trust_remote_code,
             progress=advance,
         )
-    training.select("sample_id").write_parquet(place / "trained_on.parquet")
+    pl.DataFrame({"sample_id": record.sample_ids}).write_parquet(place / "trained_on.parquet")
     document = {
-        "samples": len(training),
+        "drawn": len(training),
+        "samples": len(record.sample_ids),
         "steps": record.steps,
         "tokens": record.tokens,
         "losses": record.losses,

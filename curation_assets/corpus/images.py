@@ -61,6 +61,11 @@ def image_bytes(data: bytes) -> bytes:
     return data
 
 
+def digest_of_bytes(identity: str) -> str | None:
+    """The BLAKE2b-128 of an image's bytes, from what stands for the image in the hashes; None of a web address."""
+    return identity.removeprefix("file:") if identity.startswith("file:") else None
+
+
 class ImageFolder:
     """The images of one landing file; each is read once however many rows refer to it.
 

@@ -12,6 +12,7 @@ from curation_assets.corpus.pool import resolve_duplicates
 from curation_assets.corpus.reading import ShardRows, read_shard
 from curation_assets.fingerprints import corpus_fingerprint
 from curation_assets.workspace import Workspace
+from resources.digests import digest
 from resources.landing import UNREADABLE, LandingError, file_name
 
 READ_ATTEMPTS = 3
@@ -53,11 +54,18 @@ def ingest_shard(workspace: Workspace, shard: str) -> IngestedShard:
         "rows": str(len(rows.accepted)),
         "rejected": str(len(rows.rejected)),
         "file_problem": rows.file_problem or "",
+        "images": _images_digest(rows.accepted),
     }
     workspace.warehouse.write_table(f"{tables.rejected_rows_dir()}/{shard}.parquet", rows.rejected, metadata)
     # Written last: its fingerprint says that the rejected rows are there too.
     workspace.warehouse.write_table(f"{tables.raw_corpus_dir()}/{shard}.parquet", rows.accepted, metadata)
     return IngestedShard(rows, fingerprint, before)
+
+
+def _images_digest(accepted: pl.DataFrame) -> str:
+    """Of the image files that the rows show, as they were when they were read; empty if there are none."""
+    digests = accepted["image_digests"].explode().drop_nulls().to_list()
+    return digest("images", digests) if digests else ""
 
 
 def _read(workspace: Workspace, path: Path, shard: str) -> ShardRows:
@@ -68,7 +76,7 @@ def _read(workspace: Workspace, path: Path, shard: str) -> ShardRows:
             file_name(shard),
             workspace.settings.corpus,
             workspace.image_root(shard),
-            lambda digest, data: workspace.warehouse.write_once(f"{tables.images_dir()}/{digest}", data),
+            lambda name, data: workspace.warehouse.write_once(f"{tables.images_dir()}/{name}", data),
         )
     except OSError:
         # It was there a moment ago; the look at it after reading says so, too.
@@ -142,11 +150,11 @@ def present_shards(workspace: Workspace) -> list[str]:
 
 
 def pool_rows(workspace: Workspace) -> pl.DataFrame:
-    """The pool: sample_id and place of every sample that is present, exact duplicates resolved."""
+    """The pool: of every sample that is present its sample_id, place and number of `images`, each sample once."""
     scan = workspace.warehouse.scan(tables.raw_corpus_dir(), present_shards(workspace))
     place = ["sample_id", "shard", "row", "candidate"]
     frame = tables.RAW_CORPUS.empty().lazy() if scan is None else scan
-    return resolve_duplicates(frame.select(place).collect())[0]
+    return resolve_duplicates(frame.select(*place, pl.col("images").list.len()).collect())[0]
 
 
 def corpus_rows(workspace: Workspace, sample_ids: list[str]) -> pl.DataFrame:

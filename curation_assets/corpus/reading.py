@@ -21,7 +21,7 @@ from curation_assets.corpus.drafts import Draft, Refused
 from curation_assets.corpus.fields import Row
 from curation_assets.corpus.formats import Parser, detect
 from curation_assets.corpus.identity import identify
-from curation_assets.corpus.images import ImageFolder
+from curation_assets.corpus.images import ImageFolder, digest_of_bytes
 from curation_assets.settings import Corpus
 from curation_assets.tables import RAW_CORPUS, REJECTED_ROWS
 
@@ -180,7 +180,7 @@ class _Shelf:
         """One row of `raw_corpus`, in the order of its columns."""
         images = [self.images.take(source) for source in draft.images]
         return (
-            *identify(draft.turns, [digest for _, digest in images], draft.response, draft.answer, draft.steps),
+            *identify(draft.turns, [identity for _, identity in images], draft.response, draft.answer, draft.steps),
             self.shard,
             index,
             candidate,
@@ -189,6 +189,7 @@ class _Shelf:
             draft.generator,
             orjson.dumps([{"role": role, "content": content} for role, content in draft.turns]).decode(),
             [reference for reference, _ in images],
+            [digest_of_bytes(identity) for _, identity in images],
             draft.response,
             draft.answer,
             None if draft.steps is None else list(draft.steps),

@@ -21,6 +21,7 @@ from curation_assets.subsets.select import select, wanted_fingerprint
 from curation_assets.workspace import Workspace
 from resources.digests import bytes_digest
 from resources.errors import UserError
+from resources.landing import file_name
 
 MANIFEST = "manifest.json"
 CHECKSUMS = "SHA256SUMS"
@@ -165,12 +166,35 @@ def _create(workspace: Workspace, subset: Subset, number: int, run_id: str) -> N
 
 def _with_images(workspace: Workspace, place: Path, rows: pl.DataFrame) -> pl.DataFrame:
     """The rows, naming copies in the release of the images whose bytes were inside landing files' rows."""
-    references = rows["images"].explode().drop_nulls().unique().sort()
-    for reference in references.filter(references.str.starts_with(STORED)).to_list():
-        digest = reference.removeprefix(STORED)
-        _write_bytes(place / IMAGES / digest, workspace.warehouse.path(f"{tables.images_dir()}/{digest}").read_bytes())
+    shown = rows.select("shard", "images").explode("images").filter(pl.col("images").str.starts_with(STORED))
+    for shard, reference in shown.unique("images", keep="first", maintain_order=True).iter_rows():
+        name = reference.removeprefix(STORED)
+        _write_bytes(place / IMAGES / name, _kept_image(workspace, name, shard))
     named = pl.element().str.replace(f"^{STORED}", f"{IMAGES}/")
     return rows.with_columns(pl.col("images").list.eval(named))
+
+
+def _kept_image(workspace: Workspace, name: str, shard: str) -> bytes:
+    """The bytes of an image that was inside a row of the shard.
+
+    Raises:
+        ReleaseError: the warehouse has lost the image, or has other bytes under its name.
+    """
+    path = workspace.warehouse.path(f"{tables.images_dir()}/{name}")
+    table = workspace.warehouse.path(f"{tables.raw_corpus_dir()}/{shard}.parquet")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ReleaseError(
+            f"image {path} cannot be read ({type(error).__name__}): put it back, or delete {table} and use "
+            f"`curate run`, which reads {file_name(shard)} again and keeps its images anew"
+        ) from error
+    if bytes_digest(data) != name:
+        raise ReleaseError(
+            f"image {path} is damaged, its bytes do not match its name: delete it and {table}, and use `curate run`, "
+            f"which reads {file_name(shard)} again and keeps its images anew"
+        )
+    return data
 
 
 def _write_bytes(path: Path, data: bytes) -> None:

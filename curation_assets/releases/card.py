@@ -17,7 +17,9 @@ def dataset_card(manifest: dict[str, Any]) -> str:
     lines = [
         "---",
         "configs:",
-        "- config_name: default",
+        # `datasets` keys its cache by the folder's name and this: under one name for all, release 1 of any subset
+        # would be taken for that of another.
+        f"- config_name: {manifest['subset']}-{manifest['number']}-{manifest['content_digest'][:12]}",
         "  data_files:",
         "  - split: train",
         "    path: data/train.parquet",

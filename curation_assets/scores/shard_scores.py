@@ -12,7 +12,7 @@ from curation_assets.fingerprints import shard_scores_fingerprint
 from curation_assets.scores.grace import grace_scores
 from curation_assets.settings import Target
 from curation_assets.signals.measure import read_shard_samples
-from curation_assets.signals.store import MeasuringError, SignalStore
+from curation_assets.signals.store import MeasuringError, SignalStore, recorded_left_out
 from curation_assets.workspace import Workspace
 
 
@@ -88,6 +88,8 @@ def _inputs(
     workspace: Workspace, target: Target, shard: str, store: SignalStore
 ) -> tuple[pl.DataFrame, pl.DataFrame, str]:
     """Signals and segments of a shard, and the fingerprint of what is made from them."""
+    # Before the rows: if they are measured meanwhile, the record is another by then, and the scores are due again.
+    left_out = recorded_left_out(workspace, store.folder, shard)
     samples = read_shard_samples(workspace, shard, segmented=True)
     signals = store.rows(samples.rows["sample_id"])
     if signals is None:
@@ -97,7 +99,7 @@ def _inputs(
             f"{len(signals)} of {len(samples.rows)} samples of shard {shard} are measured for target {target.name}: "
             f"materialize {target.name}/step_gradients first"
         )
-    fingerprint = shard_scores_fingerprint(workspace, target, store.fingerprint, samples.steps_fingerprint)
+    fingerprint = shard_scores_fingerprint(workspace, target, store.fingerprint, samples.steps_fingerprint, left_out)
     return signals, samples.steps, fingerprint
 
 

@@ -93,12 +93,14 @@ def _finite(key: dg.AssetKey, broken: int) -> dg.AssetCheckResult:
 
 def _metadata(record: ShardMeasurement) -> dict[str, Any]:
     """What the UI shows of one shard's signal."""
-    speed = record.tokens_run / record.seconds if record.seconds else 0.0
+    # The visit's tokens are this signal's only if any of it was measured.
+    tokens = record.tokens_run if record.measured else 0
+    speed = tokens / record.seconds if record.seconds else 0.0
     return {
         "dagster/partition_row_count": record.rows,
         "measured": record.measured,
         "already_measured": record.skipped,
-        "tokens_run": record.tokens_run,
+        "tokens_run": tokens,
         "seconds": record.seconds,
         "tokens_per_second": round(speed, 1),
         "device": record.device or "(nothing had to be measured)",

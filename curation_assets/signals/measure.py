@@ -14,7 +14,7 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.checkpoints.warmup import warmup_checkpoint
-from curation_assets.fingerprints import SEGMENTED_SIGNALS, image_limits_key
+from curation_assets.fingerprints import SEGMENTED_SIGNALS, image_limits_key, input_fingerprint
 from curation_assets.progress import track
 from curation_assets.samples import samples_of
 from curation_assets.settings import SignalName, Target
@@ -126,9 +126,9 @@ def read_shard_samples(workspace: Workspace, shard: str, segmented: bool) -> Sha
     if segmented:
         path = f"{tables.segmented_steps_dir()}/{shard}.parquet"
         steps = workspace.warehouse.read_table(path)
-        steps_fingerprint = workspace.warehouse.table_metadata(path)["fingerprint"]
+        steps_fingerprint = input_fingerprint(workspace.warehouse.table_metadata(path))
     rows = corpus.unique("sample_id", keep="first", maintain_order=True)
-    return ShardSamples(rows, steps, corpus_facts["fingerprint"], steps_fingerprint)
+    return ShardSamples(rows, steps, input_fingerprint(corpus_facts), steps_fingerprint)
 
 
 def groups_by_missing(
@@ -229,4 +229,5 @@ def _record(
         finished=datetime.now(UTC).isoformat(),
         device=scorer.device_name() if visit.tokens else "",
         parts=store.parts_of(ids),
+        left_out=store.left_out(ids),
     )

@@ -1,8 +1,8 @@
 """Where signals are kept: the rows of each under its fingerprint, and a record a shard that says it is done.
 
 Rows of samples that could not be measured for a reason outside the sample (an image that the limits of
-`corpus.images` keep closed, or that is not there now) lie apart, by these limits: other limits measure
-these samples and no others.
+`corpus.images` keep closed, that is not there now, or is another one now) lie apart, by these limits: other
+limits measure these samples and no others.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from curation_assets.fingerprints import (
     SEGMENTED_SIGNALS,
     WARMUP_ROLE,
     image_limits_key,
+    input_fingerprint,
     signal_fingerprint,
 )
 from curation_assets.settings import SignalName, Target
 from curation_assets.workspace import Workspace
+from resources.digests import digest
 from resources.errors import UserError
 from resources.warehouse import Measurements, Warehouse
 
-OUTSIDE_REASONS = ("image_missing", "image_remote", "image_unreachable", "image_too_large")
+OUTSIDE_REASONS = ("image_missing", "image_changed", "image_remote", "image_unreachable", "image_too_large")
 
 
 class MeasuringError(UserError):
@@ -52,6 +54,7 @@ class ShardMeasurement:
         finished: when the visit ended, so that two visits that did the same are told apart.
         device: what it ran on; empty if nothing had to run.
         parts: the parts that hold the shard's samples: without one of them the record holds no longer.
+        left_out: digest of the shard's samples that are left out, and why (`SignalStore.left_out`).
     """
 
     shard: str
@@ -70,6 +73,7 @@ class ShardMeasurement:
     finished: str
     device: str
     parts: list[str]
+    left_out: str
 
 
 def role_of(target: Target) -> str:
@@ -88,6 +92,12 @@ def shard_record_path(folder: str, shard: str) -> str:
     return f"{folder}/shards/{shard}.json"
 
 
+def recorded_left_out(workspace: Workspace, folder: str | None, shard: str) -> str:
+    """What the record of a shard says of samples that are left out; empty if there is no record of any."""
+    record = workspace.warehouse.read_json(shard_record_path(folder, shard)) if folder else None
+    return "" if record is None else str(record["left_out"])
+
+
 def input_fingerprints(workspace: Workspace, signal: SignalName) -> dict[str, str]:
     """By shard, the fingerprint of the table that a signal's record holds for.
 
@@ -95,7 +105,7 @@ def input_fingerprints(workspace: Workspace, signal: SignalName) -> dict[str, st
     """
     folder = tables.segmented_steps_dir() if signal in SEGMENTED_SIGNALS else tables.raw_corpus_dir()
     stored = workspace.warehouse.folder_metadata(folder)
-    return {shard: facts["fingerprint"] for shard, facts in stored.items() if "fingerprint" in facts}
+    return {shard: input_fingerprint(facts) for shard, facts in stored.items() if "fingerprint" in facts}
 
 
 class SignalStore:
@@ -153,6 +163,13 @@ class SignalStore:
     def parts_of(self, sample_ids: pl.Series) -> list[str]:
         """Names of the parts that hold these samples, sorted."""
         return sorted({*self._measured.parts_of(sample_ids), *self._left_out.parts_of(sample_ids)})
+
+    def left_out(self, sample_ids: pl.Series) -> str:
+        """Digest of those of the samples that are left out, and why; empty if none is."""
+        rows = self._left_out.rows(pl.Series(sorted(self._measured.missing(sample_ids)), dtype=pl.String))
+        if rows is None or rows.is_empty():
+            return ""
+        return digest("left_out", rows.select("sample_id", "flags").rows())
 
     def scan(self) -> pl.LazyFrame | None:
         """Lazy frame over all rows; a sample may have several, of which the first counts."""

@@ -20,6 +20,6 @@ def segment_shard(workspace: Workspace, shard: str) -> pl.DataFrame:
     if not metadata:
         return tables.SEGMENTED_STEPS.empty()
     steps = segment_frame(workspace.warehouse.read_table(source), workspace.settings.corpus.segmentation)
-    fingerprint = {"fingerprint": steps_fingerprint(workspace, metadata["fingerprint"])}
-    workspace.warehouse.write_table(f"{tables.segmented_steps_dir()}/{shard}.parquet", steps, fingerprint)
+    facts = {"fingerprint": steps_fingerprint(workspace, metadata["fingerprint"]), "images": metadata["images"]}
+    workspace.warehouse.write_table(f"{tables.segmented_steps_dir()}/{shard}.parquet", steps, facts)
     return steps

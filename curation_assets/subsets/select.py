@@ -8,8 +8,9 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.corpus.pool import resolve_duplicates
-from curation_assets.fingerprints import shard_scores_fingerprint
+from curation_assets.fingerprints import input_fingerprint, shard_scores_fingerprint
 from curation_assets.settings import Subset, Target
+from curation_assets.signals.store import recorded_left_out, signal_dir
 from curation_assets.subsets.budget import take_within
 from curation_assets.workspace import Workspace
 from resources.digests import digest
@@ -115,12 +116,13 @@ def _check_scores(workspace: Workspace, target: Target, manifest: pl.DataFrame) 
     """Refuse scores that are of other signals or parameters than the configuration names now."""
     stored = workspace.warehouse.folder_metadata(tables.sample_scores_dir(target.name))
     steps = workspace.warehouse.folder_metadata(tables.segmented_steps_dir())
-    behind = [
-        shard
-        for shard, signal_fp in manifest.filter("present").select("shard", "signal_fingerprint").iter_rows()
-        if stored[shard]["fingerprint"]
-        != shard_scores_fingerprint(workspace, target, signal_fp, steps[shard]["fingerprint"])
-    ]
+    folder = signal_dir(workspace, target, "step_gradients")
+    behind = []
+    for shard, signal_fp in manifest.filter("present").select("shard", "signal_fingerprint").iter_rows():
+        left_out = recorded_left_out(workspace, folder, shard)
+        wanted = shard_scores_fingerprint(workspace, target, signal_fp, input_fingerprint(steps[shard]), left_out)
+        if stored[shard]["fingerprint"] != wanted:
+            behind.append(shard)
     if behind:
         raise SelectionError(
             f"the scores of {len(behind)} shards of target {target.name} are not of this configuration "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import errno
+import hashlib
 import http.client
 import ipaddress
 import socket
@@ -82,7 +83,7 @@ def open_image(source: ImageSource, limits: ImageLimits) -> Image.Image:
     Transparency is dropped, as image processors do.
 
     Raises:
-        ImageError: with the flag `image_missing`, `image_outside_folder`, `image_remote`,
+        ImageError: with the flag `image_missing`, `image_changed`, `image_outside_folder`, `image_remote`,
             `image_unreachable`, `image_unreadable` or `image_too_large`.
     """
     return _decode(_read(source, limits), limits)
@@ -143,7 +144,13 @@ def _read_file(source: ImageFile, limits: ImageLimits) -> bytes:
         if not real.is_file():
             raise ImageError("image_missing", source.path)
         with real.open("rb") as file:
-            return file.read(limits.bytes + 1)
+            content = file.read(limits.bytes + 1)
+        # Of a file that is too large, which the caller says, not all has been read.
+        if source.digest is not None and len(content) <= limits.bytes:
+            found = hashlib.blake2b(content, digest_size=16).hexdigest()
+            if found != source.digest:
+                raise ImageError("image_changed", source.path)
+        return content
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, ImageError) or (isinstance(error, OSError) and error.errno in OUR_TROUBLE):
             raise

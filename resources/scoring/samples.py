@@ -30,10 +30,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file at a relative path below a folder that it must not leave."""
+    """An image file at a relative path below a folder that it must not leave.
+
+    Attributes:
+        root: the folder.
+        path: relative to it.
+        digest: BLAKE2b-128 of the file's bytes in hex, if it is known; another file is not measured in its place.
+    """
 
     root: str
     path: str
+    digest: str | None = None
 
 
 ImageSource = ImageFile | bytes | str
@@ -94,6 +101,7 @@ UNRUNNABLE = {
     "token_outside_vocabulary": "the tokenizer gives a token that the model has no row for",
     "images_not_supported": "the sample has images, and the model reads text only or its folder has no processor",
     "image_missing": "an image file is not there or cannot be read",
+    "image_changed": "an image file is not the one that its row was read with",
     "image_outside_folder": "an image path leads out of the row's folder",
     "image_remote": "an image has a web address, and fetching is not allowed",
     "image_unreachable": "an image could not be fetched from its web address",

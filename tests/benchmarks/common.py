@@ -82,11 +82,14 @@ def gsm8k_samples(count: int, vocabulary: int, skip: int = 0) -> list[Encoded]:
     """GSM8K training rows in arrival order, a word or sign a token: real lengths, prompts and steps.
 
     Raises:
-        FileNotFoundError: the data is not there; set CURATION_TEST_DATA.
+        SystemExit: the data is not there; the message says how to name it.
     """
     pieces = re.compile(r"\w+|[^\w\s]")
     samples = []
-    lines = (DATA / "gsm8k" / "train.jsonl").read_text().splitlines()[skip : skip + count]
+    path = DATA / "gsm8k" / "train.jsonl"
+    if not path.is_file():
+        raise SystemExit(f"no GSM8K in {path}: set CURATION_TEST_DATA to a folder that holds gsm8k/train.jsonl")
+    lines = path.read_text().splitlines()[skip : skip + count]
     for number, row in enumerate(map(json.loads, lines)):
         steps, _, answer = row["answer"].partition("####")
         counts = [len(pieces.findall(line)) for line in steps.strip().splitlines()]

@@ -8,7 +8,8 @@ Ours runs GRACE alone and all signals together, on encoded samples. Against it, 
   padded_32  in batches of 32
   naive      all logits at once, u_t = (p_t - y_t) W for every token, then means
 
-The last line is one JSON object; ratios are medians over rounds that run every side in turn.
+GSM8K's train.jsonl is looked for in `CURATION_TEST_DATA` (default `../shared/data`). The last line is one JSON
+object; ratios are medians over rounds that run every side in turn.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     shape = (1000, 64, 2, 128) if options.small else (32_000, 512, 8, 1408)
     model, checkpoint = qwen2(*shape)
+    lengths = gsm8k_samples(32 if options.small else 128, shape[0])
     even = even_samples(4 if options.small else 16, 256, 8, shape[0])
     batch = BATCH_TOKENS // 256
     seconds = alternate(
@@ -99,7 +101,6 @@ def main() -> None:
         },
         options.rounds,
     )
-    lengths = gsm8k_samples(32 if options.small else 128, shape[0])
     real = alternate(
         {
             "padded 8": lambda: bare(model, lengths, 8),

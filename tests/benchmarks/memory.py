@@ -6,7 +6,8 @@ Every figure is taken in a process of its own. `extra` is the peak above that of
 its final hidden states, for all signals of one sequence; `whole logits` is the same for model(ids) and a loss,
 where the machine has room for it.
 
-The last line is one JSON object; `extra_gib_v152k_t4096` is ours at V = 152,000 and T = 4,096.
+There are no rounds: memory does not vary as time does. The last line is one JSON object;
+`extra_gib_v152k_t4096` is ours at V = 152,000 and T = 4,096.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def main() -> None:
     rows = []
     for vocabulary, tokens in [(1000, 128)] if options.small else CASES:
         extra, whole = compare(vocabulary, tokens)
-        rows.append((vocabulary, tokens, f"{extra:.2f}", "-" if whole is None else f"{whole:.2f}"))
+        rows.append((vocabulary, tokens, f"{extra:.3f}", "-" if whole is None else f"{whole:.3f}"))
         result[f"extra_gib_v{vocabulary // 1000}k_t{tokens}"] = round(extra, 3)
     print(table(("vocabulary", "tokens", "extra GiB, all signals", "extra GiB, whole logits"), rows))
     finish("memory", result, options)

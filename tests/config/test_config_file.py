@@ -487,7 +487,10 @@ def test_devices(device: str, good: bool) -> None:
     if good:
         assert parse(text).engine.device == device
     else:
-        assert "engine.device: string should match pattern" in mistakes(text)[0]
+        assert (
+            "engine.device: must be auto, cpu, cuda, or CUDA devices by number, as in cuda:1 or cuda:0,cuda:1"
+            in mistakes(text)[0]
+        )
 
 
 def test_signals_and_limits_have_defaults() -> None:

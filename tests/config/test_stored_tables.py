@@ -85,7 +85,7 @@ def make_workspace(tmp_path: Path, targets: int = 1, scores: int = 1, subsets: i
 def corpus_of(*ids: str, shard: str = "a.jsonl") -> pl.DataFrame:
     rows = [
         {"sample_id": i, "prompt_id": "p", "shard": shard, "row": n, "candidate": 0, "source": "s", "images": []}
-        | {"messages": "[]", "response": f"response of {i}", "extra": "{}"}
+        | {"image_digests": [], "messages": "[]", "response": f"response of {i}", "extra": "{}"}
         for n, i in enumerate(ids)
     ]
     table = tables.RAW_CORPUS

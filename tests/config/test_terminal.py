@@ -33,6 +33,15 @@ def shown(renderable: object, colour: bool = False) -> str:
     return stream.getvalue()
 
 
+def test_numbers_in_lists_have_four_digits() -> None:
+    cells = [[0.123456789, 1234567.0, float("nan"), None, 3], ["a\x1bb"], [], [0.1 + 0.2] * 7]
+    text = shown(simple_table("t", ["a", "b", "c", "d"], [cells]))
+    assert "[0.1235, 1.235e+06, nan, None, 3]" in text
+    assert "['a\\x1bb']" in text
+    assert "[]" in text
+    assert "[0.3, 0.3, 0.3, 0.3, 0.3, 0.3, … 7 values]" in text
+
+
 def show_trace(text: str, score: float | None = 0.5, colour: bool = False) -> str:
     row: dict[str, object] = {"response": text, "messages": json.dumps([{"role": "user", "content": text}])}
     spans = {"sample_id": "s", "strategy": "lines", "merged": False}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -83,6 +84,8 @@ def test_rows_with_images(folder: Path) -> None:
     assert one["sample_id"] == same["sample_id"] != other["sample_id"]
     assert one["prompt_id"] == same["prompt_id"] != none["prompt_id"]
     assert one["images"] == ["images/a.png"]
+    digests = [hashlib.blake2b(data, digest_size=16).hexdigest() for data in (b"one", b"one", b"two")]
+    assert [row["image_digests"] for row in (one, same, other)] == [[digest] for digest in digests]
     assert none["images"] == []
 
 
@@ -115,6 +118,7 @@ def test_the_same_image_however_a_row_holds_it(folder: Path, image: object) -> N
     one, other = shard.accepted.to_dicts()
     assert (one["sample_id"], one["prompt_id"]) == (other["sample_id"], other["prompt_id"])
     (reference,) = other["images"]
+    assert one["image_digests"] == other["image_digests"] == [hashlib.blake2b(PNG, digest_size=16).hexdigest()]
     if reference != "images/a.png":
         assert kept == {reference.removeprefix("warehouse://images/"): PNG}
     assert other["extra"] == "{}"

@@ -43,6 +43,7 @@ def test_a_row_of_the_table_has_every_column() -> None:
         "domain": "sums",
         "generator": "m",
         "images": [],
+        "image_digests": [],
         "response": "First. Then 4",
         "answer": "4",
         "steps": ["First."],

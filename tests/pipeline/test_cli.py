@@ -173,6 +173,11 @@ def test_doctor_finds_what_is_wrong(tmp_path: Path, tiny_model: Path) -> None:
     assert "WRONG" not in curate("doctor", workspace=workspace).output
     write_shard(workspace.landing.root / "b.json", rows(1))
     assert "b.json" in curate("doctor", workspace=workspace, code=1).output
+    config = workspace.config_file
+    config.write_text(config.read_text().replace("device: cpu", "device: cuda:77"))
+    output = " ".join(curate("doctor", workspace=workspace, code=1).output.split())
+    assert "device cuda:77 is not there" in output
+    assert "correct engine.device in curation.yaml" in output
     nowhere = CliRunner().invoke(app, ["doctor", "--config", str(tmp_path / "none.yaml")])
     assert nowhere.exit_code == 1
     assert "WRONG configuration" in nowhere.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import shutil
@@ -13,8 +14,10 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from curation_assets.checkpoints.warmup import WarmupError, train_warmup
 from curation_assets.dry_look import dry_look
 from curation_assets.main_job import MainJob
+from curation_assets.releases.build import ReleaseError
 from curation_assets.samples import samples_of
 from curation_assets.signals.catalog import SIGNALS
 from curation_assets.stored_tables import read_stored
@@ -92,8 +95,10 @@ def test_references_lead_to_where_the_images_lie(tmp_path: Path, vision_model: P
     run(workspace)
     (sample,) = samples_of(workspace, read_stored(workspace, "raw_corpus").collect())
     file, stored, address = sample.images
-    assert file == ImageFile(str(workspace.landing.root / "sub"), "images/red.png")
+    red = hashlib.blake2b(png((200, 0, 0)), digest_size=16).hexdigest()
+    assert file == ImageFile(str(workspace.landing.root / "sub"), "images/red.png", red)
     assert isinstance(stored, ImageFile)
+    assert stored.path == stored.digest
     assert (Path(stored.root) / stored.path).read_bytes() == png((0, 9, 0))
     assert address == "https://x.org/a.png"
 
@@ -120,6 +125,48 @@ def test_limits_leave_samples_out_until_they_are_raised(tmp_path: Path, vision_m
     assert sample_scores(back)["flags"].to_list() == [[], [], ["image_remote"]]
 
 
+def test_scores_follow_what_was_left_out_and_is_tried_again(tmp_path: Path, vision_model: Path) -> None:
+    red = png((200, 0, 0))
+    put_image(tmp_path / "landing", "red.png", red)
+    shards = {"a.jsonl": [trace("red.png"), *rows(2)]}
+    run(make_workspace(tmp_path, vision_model, shards, signals=("likelihoods",)))
+    (tmp_path / "landing" / "red.png").unlink()
+    workspace = Workspace.load(write_config(tmp_path, vision_model))
+    run(workspace)
+    assert sample_scores(workspace)["flags"].to_list() == [["image_missing"], [], []]
+    put_image(tmp_path / "landing", "red.png", red)
+    assert run(workspace).scored == {"tiny": 0}
+    for folder in workspace.warehouse.path("signals").rglob("left_out"):
+        shutil.rmtree(folder)
+    summary = run(workspace)
+    assert (summary.measured, summary.scored, summary.subsets) == ({"tiny": 1}, {"tiny": 1}, ["best"])
+    assert sample_scores(workspace)["flags"].list.len().sum() == 0
+    assert sample_scores(workspace)["grace"].is_finite().all()
+    again = run(workspace)
+    assert (again.tokens_measured, again.scored) == (0, {"tiny": 0})
+
+
+def test_an_image_that_was_replaced_is_not_measured_as_the_former_one(tmp_path: Path, vision_model: Path) -> None:
+    put_image(tmp_path / "landing", "a.png", png((200, 0, 0)))
+    shards = {"a.jsonl": [trace("a.png"), *rows(2)]}
+    run(make_workspace(tmp_path, vision_model, shards, signals=("likelihoods",)))
+    put_image(tmp_path / "landing", "a.png", png((0, 0, 200)))
+    workspace = Workspace.load(write_config(tmp_path, vision_model, signals=SIGNAL_NAMES))
+    run(workspace)
+    before = sample_scores(workspace)
+    assert before["flags"].to_list() == [["image_changed"], [], []]
+    # The mend: what was read of the file is deleted, so that it is read again.
+    for table in workspace.warehouse.path("corpus/raw_corpus").iterdir():
+        table.unlink()
+    summary = run(workspace)
+    assert (summary.read, summary.measured, summary.scored) == (1, {"tiny": 1}, {"tiny": 1})
+    after = sample_scores(workspace)
+    assert after["flags"].to_list() == [[], [], []]
+    assert after["sample_id"][0] != before["sample_id"][0]
+    assert after["sample_id"][1:].equals(before["sample_id"][1:])
+    assert (run(workspace).tokens_measured, run(workspace).read) == (0, 0)
+
+
 def test_a_text_model_counts_traces_with_images_apart(tmp_path: Path, tiny_model: Path) -> None:
     put_image(tmp_path / "landing", "red.png", png((200, 0, 0)))
     workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": [trace("red.png"), *rows(2)]}, signals=SIGNAL_NAMES)
@@ -140,6 +187,33 @@ def test_a_release_holds_the_images_that_were_inside_rows(tmp_path: Path, vision
     assert pl.read_parquet(release.folder / "data" / "train.parquet")["images"].to_list() == [[name]]
 
 
+@pytest.mark.parametrize("damage", ["lost", "changed"])
+def test_a_release_whose_image_is_gone_says_how_to_have_it_again(
+    tmp_path: Path, vision_model: Path, damage: str
+) -> None:
+    red = png((200, 0, 0))
+    inside = f"data:image/png;base64,{base64.b64encode(red).decode()}"
+    workspace = make_workspace(tmp_path, vision_model, {"a.jsonl": [trace(inside)]})
+    run(workspace)
+    (kept,) = workspace.warehouse.path("images").iterdir()
+    if damage == "lost":
+        kept.unlink()
+    else:
+        kept.write_bytes(png((0, 0, 1)))
+    subset = workspace.settings.subset("best")
+    with pytest.raises(ReleaseError, match=kept.name) as caught:
+        MainJob(workspace, instance_of(workspace)).release(subset)
+    (table,) = workspace.warehouse.path("corpus/raw_corpus").iterdir()
+    assert f"{table} and use `curate run`" in str(caught.value).replace(", and use", " and use")
+    assert "a.jsonl" in str(caught.value)
+    # The mend, as it is written.
+    kept.unlink(missing_ok=True)
+    table.unlink()
+    assert run(workspace).tokens_measured == 0
+    release, _ = MainJob(workspace, instance_of(workspace)).release(subset)
+    assert (release.folder / "images" / kept.name).read_bytes() == red
+
+
 def test_a_dry_look_sees_the_images_where_they_are(tmp_path: Path, vision_model: Path) -> None:
     put_image(tmp_path / "landing" / "sub", "images/red.png", png((200, 0, 0)))
     workspace = make_workspace(tmp_path, vision_model, {"sub/a.jsonl": [trace("images/red.png")]})
@@ -157,6 +231,28 @@ def test_a_warm_up_is_trained_on_text_and_measures_images(tmp_path: Path, vision
     (folder,) = workspace.warehouse.path("checkpoints/tiny/warmup").iterdir()
     assert len(pl.read_parquet(folder / "trained_on.parquet")) == 5
     assert sample_scores(workspace)["grace"].is_finite().all()
+
+
+def test_a_warm_up_draws_its_share_from_the_text(tmp_path: Path, vision_model: Path) -> None:
+    pictures = []
+    for shade in range(8):
+        put_image(tmp_path / "landing", f"{shade}.png", png((shade, 0, 0)))
+        pictures.append(trace(f"{shade}.png"))
+    said = rows(1, start=20)[0] | {"prompt": "What is <|image_pad|>?"}
+    shards = {"a.jsonl": [*pictures, *rows(5), said]}
+    waiting = make_workspace(tmp_path, vision_model, shards, warmup="{min_pool: 7, fraction: 0.5}")
+    (line,) = run(waiting).waiting
+    assert "holds 6 samples of text alone beside 8 with images" in line
+    assert "add traces of text alone, lower targets.warmup.min_pool, or set warmup: none" in line
+    target = waiting.settings.target("tiny")
+    with pytest.raises(WarmupError, match="6 samples of text alone"):
+        train_warmup(waiting, target)
+    workspace = Workspace.load(write_config(tmp_path, vision_model, warmup="{min_pool: 6, fraction: 1.0}"))
+    record = train_warmup(workspace, workspace.settings.target("tiny")).record
+    # One of the six says the model's image token, and is trained on as little as it is measured.
+    assert (record["drawn"], record["samples"]) == (6, 5)
+    half = Workspace.load(write_config(tmp_path, vision_model, warmup="{min_pool: 6, fraction: 0.5}"))
+    assert train_warmup(half, half.settings.target("tiny")).record["drawn"] == 3
 
 
 @pytest.mark.data

@@ -136,3 +136,14 @@ def test_parquet_loads_as_a_trainer_loads_it(workspace: Workspace) -> None:
     datasets = pytest.importorskip("datasets", reason="the datasets package is not installed")
     loaded = datasets.load_dataset(str(made.folder), split="train", cache_dir=str(workspace.folder / "cache"))
     assert loaded[0]["messages"][-1]["role"] == "assistant"
+
+
+def test_releases_of_equal_number_are_not_taken_for_one_another(tmp_path: Path, tiny_model: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="the datasets package is not installed")
+    for name, start in (("one", 0), ("two", 100)):
+        workspace = make_workspace(tmp_path / name, tiny_model, {"a.jsonl": rows(6, start=start)})
+        run(workspace)
+        made, _ = release(workspace)
+        assert made.folder.name == "1"
+        loaded = datasets.load_dataset(str(made.folder), split="train", cache_dir=str(tmp_path / "cache"))
+        assert set(loaded["sample_id"]) == set(pl.read_parquet(made.folder / "data/train.parquet")["sample_id"])

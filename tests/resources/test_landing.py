@@ -69,7 +69,7 @@ def test_plain_names_stay_readable() -> None:
 def test_every_kind_of_shard_is_listed_in_order_and_nothing_hidden(tmp_path: Path) -> None:
     put(tmp_path, "b.jsonl", "a.parquet", "deep/er/c.jsonl.gz")
     put(tmp_path, ".d.jsonl", "_SUCCESS", "_tmp/e.jsonl", ".git/f.jsonl", "deep/_g.jsonl", "b.jsonl.crc", "B.JSONL")
-    put(tmp_path, "README.md", "h.json", "deep/i.csv")
+    put(tmp_path, "README.md", "h.json", "deep/i.csv", "deep/k.PNG")
     assert seen(make(tmp_path)) == ["a.parquet", "b.jsonl", "deep/er/c.jsonl.gz"]
     assert make(tmp_path).ignored() == ["B.JSONL", "README.md", "b.jsonl.crc", "deep/i.csv", "h.json"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,24 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import AutoTokenizer
 
 from resources.digests import hash_file
+from resources.scoring.devices import make_pass
 from resources.scoring.encoding import Encoder
 from resources.scoring.loading import load_checkpoint
 from resources.scoring.samples import Encoded, Sample
-from resources.trainer import LoraRecipe, TrainingError, TrainingRecord, _watch, train_lora
+from resources.scoring.spec import PassSpec
+from resources.trainer import (
+    LoraRecipe,
+    TrainingError,
+    TrainingRecord,
+    _load_base,
+    _watch,
+    encode_for_training,
+    train_lora,
+)
+from tests.models import IMAGES_FIRST_TEMPLATE, write_tiny_gemma3, write_tiny_llava, write_tiny_qwen3_vl
 from tests.scoring.cases import random_samples
 
 RECIPE = LoraRecipe(batch_size=4, learning_rate=1e-3)
@@ -123,6 +136,35 @@ def test_samples_without_room_for_a_response_are_left_out(tiny_model: Path, tmp_
     long = Sample("long", [{"role": "user", "content": "long " * 60}], "2 + 2 = 4")
     record = train(tiny_model, tmp_path, samples=[*SAMPLES[:2], long], max_length=300)
     assert record.tokens == sum(len(item) for item in encode(tiny_model, SAMPLES[:2], 300))
+
+
+def old_llava(folder: Path) -> Path:
+    """A LLaVA folder as older ones are: the chat template in a file of the processor's own."""
+    write_tiny_llava(folder)
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": IMAGES_FIRST_TEMPLATE}))
+    return folder
+
+
+@pytest.mark.parametrize("write", [write_tiny_qwen3_vl, write_tiny_llava, old_llava, write_tiny_gemma3])
+def test_a_vision_language_model_is_trained_on_the_tokens_that_it_is_measured_on(
+    tmp_path: Path, write: Callable[[Path], Path]
+) -> None:
+    folder = write(tmp_path / "model")
+    measuring = make_pass(PassSpec(model_folder=folder), "cpu").encoder
+    media = measuring.processor.image_token
+    says_media = Sample("says", [{"role": "user", "content": f"What is {media}?"}], "An image")
+    picture = replace(SAMPLES[0], sample_id="picture", images=["data:image/png;base64,AAAA"])
+    expected = measuring.encode(SAMPLES)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found = encode_for_training(
+        _load_base(folder, "float32", False), tokenizer, folder, [says_media, *SAMPLES, picture]
+    )
+    assert [item.input_ids for item in found] == [item.input_ids for item in expected]
+    assert [item.prompt_tokens for item in found] == [item.prompt_tokens for item in expected]
+    record = train(folder, tmp_path / "adapter", samples=[says_media, *SAMPLES[:2], picture])
+    assert record.sample_ids == [sample.sample_id for sample in SAMPLES[:2]]
+    assert record.tokens == sum(len(item) for item in expected[:2])
 
 
 @pytest.mark.parametrize(("epochs", "message"), [(3, "the loss is .* at step"), (1, "weights are not finite")])

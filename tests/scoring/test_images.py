@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -169,6 +173,12 @@ def test_orientation_animation_and_transparency() -> None:
         ("::ffff:127.0.0.1", False),
         ("2002:7f00:1::", False),
         ("localhost", False),
+        ("64:ff9b::a00:1", False),  # NAT64 to 10.0.0.1
+        ("::127.0.0.1", False),
+        ("::ffff:0:7f00:1", False),
+        ("fec0::1", False),
+        ("192.88.99.1", False),
+        ("2001:0:4136:e378::1", False),
     ],
 )
 def test_which_addresses_are_public(address: str, public: bool) -> None:
@@ -184,7 +194,12 @@ class Pages(BaseHTTPRequestHandler):
             self.send_header("Location", self.path[4:] or "/hop")
             self.end_headers()
             return
-        self.send_response(200 if self.path == "/a.png?x=1" else 404)
+        if self.path == "/slow":
+            self.wfile.write(b"HTTP/1.0 200 OK\r\n")
+            for number in range(100):
+                time.sleep(0.1)
+                self.wfile.write(b"X-%d: still coming\r\n" % number)
+        self.send_response(200 if self.path in ("/a.png?x=1", "/gr%C3%B6%C3%9Fe.png") else 404)
         self.end_headers()
         self.wfile.write(picture())
 
@@ -218,6 +233,54 @@ def test_a_web_address_is_fetched_only_if_that_is_allowed(server: str, monkeypat
     assert flag_of("http://127.0.0.1:1/a.png", allowed) == "image_unreachable"
     assert flag_of("http://[broken/a.png", allowed) == "image_unreachable"
     assert flag_of(f"{server}/a.png?x=1", ImageLimits(bytes=50, allow_remote=True)) == "image_too_large"
+
+
+def test_headers_that_trickle_in_are_cut_off(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "is_public_address", lambda address: True)
+    started = time.monotonic()
+    assert flag_of(f"{server}/slow", ImageLimits(allow_remote=True, timeout=0.5)) == "image_unreachable"
+    assert time.monotonic() - started < 5  # sent in full they take ten seconds
+
+
+def test_addresses_need_not_be_ascii(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "is_public_address", lambda address: True)
+    allowed = ImageLimits(allow_remote=True, timeout=5)
+    assert open_image(f"{server}/größe.png", allowed).size == (40, 30)
+    assert open_image(f"{server}/gr%C3%B6%C3%9Fe.png", allowed).size == (40, 30)
+
+
+def encoded_as(image: Image.Image, form: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    return buffer.getvalue()
+
+
+def test_sixteen_bits_of_grey_keep_their_shades() -> None:
+    ramp = Image.frombytes("I;16", (256, 1), bytes(b for value in range(256) for b in (0, value)))
+    shades = np.asarray(open_image(encoded_as(ramp, "PNG"), ImageLimits()))[0, :, 0]
+    assert shades.tolist() == list(range(256))
+
+
+def test_pixels_of_unknown_range_are_refused() -> None:
+    assert flag_of(encoded_as(Image.new("F", (4, 4), 0.5), "TIFF")) == "image_unreadable"
+
+
+def test_trouble_of_the_machine_is_not_said_of_the_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+
+    def exhausted(*_: object, **__: object) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", exhausted)
+    with pytest.raises(MemoryError):
+        open_image(picture(), ImageLimits())
+    monkeypatch.setattr(Path, "open", lambda *_: too_many_files())
+    with pytest.raises(OSError, match="Too many open files"):
+        open_image(ImageFile(str(tmp_path), "a.png"), ImageLimits())
+
+
+def too_many_files() -> None:
+    raise OSError(errno.EMFILE, "Too many open files")
 
 
 def test_the_address_that_was_connected_to_is_checked_too(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
