@@ -19,6 +19,8 @@ from resources.scoring.samples import Encoded
 from tests.benchmarks.common import alternate, even_samples, finish, gsm8k_samples, median_ratio, parser, qwen2, table
 from tests.benchmarks.forward import ALL, BATCH_TOKENS
 
+GROUPS = ("batch_tokens", "length", "steps", "vocabulary")
+
 Side = tuple[Callable[[], object], int]
 
 
@@ -58,11 +60,15 @@ def groups(small: bool) -> dict[str, dict[int, Side]]:
 
 def main() -> None:
     """Run every group and print its table."""
-    options = parser(__doc__).parse_args()
+    made = parser(__doc__)
+    made.add_argument("--only", choices=GROUPS, help="one group alone")
+    options = made.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     result: dict[str, object] = {}
-    for name, sides in groups(options.small).items():
+    chosen = groups(options.small)
+    for name in [options.only] if options.only else GROUPS:
+        sides = chosen[name]
         seconds = alternate({str(value): run for value, (run, _) in sides.items()}, options.rounds)
         first, (_, first_tokens) = next(iter(sides.items()))
         relative = {
