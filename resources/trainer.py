@@ -9,11 +9,14 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resources.errors import UserError
 from resources.quiet import quieten_transformers
 from resources.scoring.samples import UNRUNNABLE, Encoded, Sample
+
+if TYPE_CHECKING:
+    from resources.scoring.encoding import Encoder
 
 TRAINER_VERSION = 1
 IGNORED_LABEL = -100
@@ -82,11 +85,13 @@ def train_lora(
     transformers, peft = _training_stack()
     quieten_transformers()
     transformers.set_seed(recipe.seed)
-    model = _load_base(model_folder, dtype, trust_remote_code)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
-    encoded = encode_for_training(
-        model, tokenizer, model_folder, samples, template=template, max_length=max_length, trust=trust_remote_code
-    )
+    from resources.scoring.encoding import Encoder  # noqa: PLC0415
+    from resources.scoring.loading import encoding_parts, load_model  # noqa: PLC0415
+
+    config = transformers.AutoConfig.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
+    model = load_model(model_folder, config, dtype, trust_remote_code)
+    encoder = Encoder(template=template, **encoding_parts(model_folder, model, max_length, trust_remote_code))
+    encoded = encode_for_training(encoder, samples)
     examples = [_example(item) for item in encoded]
     if not examples:
         raise TrainingError("no sample has a response within the maximum length: nothing to train on")
@@ -96,7 +101,7 @@ def train_lora(
         model=adapted,
         args=_arguments(recipe, out / "run", device),
         train_dataset=examples,
-        data_collator=lambda batch: _collate(batch, tokenizer.pad_token_id or 0),
+        data_collator=lambda batch: _collate(batch, encoder.tokenizer.pad_token_id or 0),
         callbacks=[_watch(transformers.TrainerCallback, progress)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
@@ -120,55 +125,13 @@ def _training_stack() -> tuple[Any, Any]:
     return transformers, peft
 
 
-def encode_for_training(
-    model: Any,
-    tokenizer: Any,
-    folder: Path,
-    samples: Sequence[Sample],
-    *,
-    template: Any = "auto",
-    max_length: int | None = None,
-    trust: bool = False,
-) -> list[Encoded]:
-    """The samples as tokens, exactly as they are measured: by the model's processor too, if it has one.
+def encode_for_training(encoder: Encoder, samples: Sequence[Sample]) -> list[Encoded]:
+    """The samples as tokens, by the encoder that they are measured with.
 
     Text only: samples with images are left out, and so are those that no signal is measured of (`UNRUNNABLE`).
-
-    Args:
-        model: the loaded base model.
-        tokenizer: its tokenizer.
-        folder: its folder.
-        samples: what to train on.
-        template: see `resources.scoring.encoding.Encoder`.
-        max_length: longest sequence in tokens; default is the model's context.
-        trust: run Python code that the folder ships.
     """
-    from resources.scoring.encoding import Encoder  # noqa: PLC0415
-    from resources.scoring.loading import context_length, load_processor, reads_images  # noqa: PLC0415
-
-    context = context_length(model.config)
-    encoder = Encoder(
-        tokenizer,
-        template,
-        min(context, max_length or context),
-        processor=load_processor(folder, model.config, trust) if reads_images(model.config) else None,
-        vocabulary=len(model.get_input_embeddings().weight),
-    )
     encoded = encoder.encode([sample for sample in samples if not sample.images])
     return [item for item in encoded if item.response_tokens > 0 and UNRUNNABLE.keys().isdisjoint(item.flags)]
-
-
-def _load_base(model_folder: Path, dtype: str, trust_remote_code: bool) -> Any:
-    """The base model in the class that it is measured in, so that the adapter fits."""
-    import transformers
-
-    from resources.scoring.loading import DTYPES, reads_images  # noqa: PLC0415
-
-    config = transformers.AutoConfig.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
-    loader = transformers.AutoModelForImageTextToText if reads_images(config) else transformers.AutoModelForCausalLM
-    return loader.from_pretrained(
-        model_folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code
-    )
 
 
 def _save_adapter(adapted: Any, out: Path) -> None:

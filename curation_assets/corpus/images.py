@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from curation_assets.corpus.drafts import Refused
+from resources.digests import bytes_digest
 
 STORED = "warehouse://images/"
 """What a reference begins with that means an image whose bytes were inside a row; then comes their hash."""
@@ -88,7 +89,7 @@ class ImageFolder:
         """
         if isinstance(source, str):
             return source, self.digest(source)
-        hashed = hashlib.blake2b(source, digest_size=16).hexdigest()
+        hashed = bytes_digest(source)
         if self._keep is not None and hashed not in self._kept:
             self._keep(hashed, source)
             self._kept.add(hashed)
@@ -110,7 +111,7 @@ class ImageFolder:
         if local or PurePosixPath(reference).is_absolute():
             raise _outside(reference)
         if is_remote(reference):
-            return "url:" + hashlib.blake2b(reference.encode(), digest_size=16).hexdigest()
+            return "url:" + bytes_digest(reference.encode())
         if self._root is None:
             raise Refused(
                 "image_missing",

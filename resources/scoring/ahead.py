@@ -6,8 +6,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from torch import Tensor
-
 from resources.scoring.encoding import Encoder
 from resources.scoring.samples import Encoded, Sample
 
@@ -41,8 +39,7 @@ def chunks_of(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]
 
 def pixel_bytes(encoded: Sequence[Encoded]) -> int:
     """Memory of what samples hold beside their tokens."""
-    tensors = (value for item in encoded for value in item.model_inputs.values() if isinstance(value, Tensor))
-    return sum(tensor.nbytes for tensor in tensors)
+    return sum(tensor.nbytes for item in encoded for tensor in item.model_inputs.values())
 
 
 class EncodingAhead:

@@ -40,9 +40,3 @@ def _fits(longest: int, count: int, length: int, budget: int) -> bool:
     padded = longest * (count + 1)
     much = length < (1.0 - MUCH_PADDING) * longest and longest * count >= LEAST_BATCH_SHARE * budget
     return padded <= budget and not much
-
-
-def padding_fraction(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
-    """Share of the tokens run that are padding."""
-    run = sum(max(lengths[i] for i in batch) * len(batch) for batch in batches)
-    return 1.0 - sum(lengths) / run if run else 0.0

@@ -20,7 +20,7 @@ import torch
 from resources.scoring.ahead import chunks_of
 from resources.scoring.encoding import Encoder
 from resources.scoring.errors import ScoringError
-from resources.scoring.forward import ForwardPass
+from resources.scoring.forward import ForwardPass, Progress
 from resources.scoring.loading import load_checkpoint
 from resources.scoring.samples import Request, Sample, SampleSignals
 from resources.scoring.spec import PassSpec
@@ -30,8 +30,6 @@ UNIT_SAMPLES = 256
 
 TRIES = 2
 """So many workers may die over the same unit before the run ends with an error."""
-
-Progress = Callable[[int], None]
 
 
 class WorkerError(ScoringError):

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from resources.scoring.loading import Head
 
 CPU_MEMORY = 256 * 2**20
 """Bytes for the logits of a chunk and what is made of them, on the CPU."""
@@ -36,11 +35,48 @@ SEGMENTS_PER_PRODUCT = 256
 VOCABULARY_SLICE = 16_384
 """Rows of a half-precision W that are cast to fp32 at once."""
 
+ALL = slice(None)
+"""The whole vocabulary."""
+
 LOWEST_LOGIT = -1e30
 """Stands for -inf where a head masks tokens out."""
 
 MAXIMUM_GROUPS = 256
 """Groups of the vocabulary whose maxima give the two largest logits."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The LM head: logits z = soft_cap(scale * (W h + b)).
+
+    Attributes:
+        weight: W [V, d].
+        bias: b [V] or None.
+        scale: factor on the logits (Cohere's logit_scale, the inverse of Granite's logits_scaling).
+        soft_cap: c of Gemma's c * tanh(z / c), or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    @cached_property
+    def masks(self) -> bool:
+        """Whether the bias masks tokens out."""
+        return self.bias is not None and not bool(self.bias.isfinite().all())
+
+    def uncapped(self, hidden: Tensor, part: slice = ALL, out: Tensor | None = None) -> Tensor:
+        """scale * (W h + b) in fp32 [N, part] of hidden states [N, d], for a part of the vocabulary."""
+        logits = product(hidden, self.weight[part], out=out)
+        if self.bias is not None:
+            logits += self.bias[part]
+        if self.masks:
+            # A token that is masked out by a bias of -inf: 0 x inf is no number, and its probability is 0 as well so.
+            logits.clamp_(min=LOWEST_LOGIT)
+        if self.scale != 1.0:
+            logits *= self.scale
+        return logits
 
 
 @dataclass(frozen=True)
@@ -101,7 +137,6 @@ class StreamedHead:
         most = CUDA_ROWS if weight.is_cuda else CPU_ROWS
         self.rows = max(1, min(most, (memory - sums * row_bytes) // per_row))
         self._sums = sums
-        self._masks = head.bias is not None and not bool(head.bias.isfinite().all())
         self._buffers: list[Tensor] = []
 
     def _buffer(self, number: int, rows: int) -> Tensor:
@@ -113,14 +148,6 @@ class StreamedHead:
                 torch.empty(size, len(weight), dtype=torch.float32, device=weight.device) for size in sizes
             ]
         return self._buffers[number][:rows]
-
-    def statistics(self, hidden: Tensor, targets: Tensor, *, uncertainty: bool = True) -> TokenStatistics:
-        """Losses and, if asked for, uncertainty of label rows; see `run`."""
-        return self.run(hidden, targets, (), statistics=True, uncertainty=uncertainty)[0]
-
-    def segment_gradients(self, hidden: Tensor, targets: Tensor, segment_rows: Sequence[int]) -> Tensor:
-        """Mean proxy gradient of every segment [S, d]; see `run`."""
-        return self.run(hidden, targets, segment_rows, statistics=False, uncertainty=False)[1]
 
     def run(
         self, hidden: Tensor, targets: Tensor, segment_rows: Sequence[int], *, statistics: bool, uncertainty: bool
@@ -174,13 +201,13 @@ class StreamedHead:
     def normalisers(self, hidden: Tensor, targets: Tensor) -> Normaliser:
         """What makes probabilities of every row's logits [N]: for passes over slices of the vocabulary."""
         chunks = [
-            self._chunk(hidden[start : start + self.rows], targets[start : start + self.rows], None, start)._normaliser
+            self._chunk(hidden[start : start + self.rows], targets[start : start + self.rows], None, start).normaliser
             for start in range(0, len(hidden), self.rows)
         ]
         return Normaliser(*(torch.cat([getattr(c, name) for c in chunks]) for name in ("maximum", "others", "total")))
 
     def _chunk(self, hidden: Tensor, targets: Tensor, found: Uncertainty | None, start: int) -> _Chunk:
-        logits = self._logits(hidden)
+        logits = self.head.uncapped(hidden, out=self._buffer(0, len(hidden)))
         exponentials = self._buffer(1, len(hidden))
         cap = self.head.soft_cap
         if cap is not None:
@@ -203,20 +230,6 @@ class StreamedHead:
             chunk.collect_uncertainty(found, slice(start, start + len(hidden)), largest)
         return chunk
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """scale * (W h + b) of a chunk in fp32 [n, V], in the first buffer."""
-        weight, bias = self.head.weight, self.head.bias
-        logits = self._buffer(0, len(hidden))
-        product(hidden, weight, out=logits)
-        if bias is not None:
-            logits += bias
-        if self._masks:
-            # A token that is masked out by a bias of -inf: 0 x inf is no number, and its probability is 0 as well so.
-            logits.clamp_(min=LOWEST_LOGIT)
-        if self.head.scale != 1.0:
-            logits *= self.head.scale
-        return logits
-
 
 @dataclass
 class _Chunk:
@@ -232,11 +245,11 @@ class _Chunk:
     column: Tensor
     target_shifted: Tensor
     target_exponential: Tensor
-    _normaliser: Normaliser
+    normaliser: Normaliser
 
     def nll(self) -> Tensor:
         """-log p(y) [n]. Where y is likely, log(1 + others / own) keeps what log(p) would round away."""
-        others, total = self._normaliser.others, self._normaliser.total
+        others, total = self.normaliser.others, self.normaliser.total
         likely = torch.log1p(others / self.target_exponential)
         return torch.where(self.target_exponential > others, likely, torch.log(total) - self.target_shifted)
 
@@ -247,14 +260,14 @@ class _Chunk:
         p_y is near 1, as it is for a fine-tuned model, and so does expm1(log p_y) once log p_y is below the
         logits' own rounding.
         """
-        self.exponentials.scatter_(1, self.column, -self._normaliser.others.unsqueeze(1))
+        self.exponentials.scatter_(1, self.column, -self.normaliser.others.unsqueeze(1))
         if self.head.soft_cap is not None:
             self.exponentials.mul_(self.logits.square_().neg_().add_(1.0))
-        return self.head.scale / self._normaliser.total
+        return self.head.scale / self.normaliser.total
 
     def collect_uncertainty(self, found: Uncertainty, rows: slice, largest: Tensor) -> None:
         """Entropy, least confidence and margin; for a head without cap the logits are used up."""
-        others, total = self._normaliser.others, self._normaliser.total
+        others, total = self.normaliser.others, self.normaliser.total
         cap = self.head.soft_cap
         gap = (largest[:, 1] - largest[:, 0]) * (cap or 1.0)
         if cap is None:
@@ -301,9 +314,9 @@ class _SegmentSums:
         """Multiply what has been summed with W."""
         if not self._segments:
             return
-        product = times_head(self._owner._buffer(2, len(self._segments)), self._owner.head.weight)
+        gradients = times_head(self._owner._buffer(2, len(self._segments)), self._owner.head.weight)
         # A segment may come in two parts, one in each of two flushes.
-        self._gradients.index_add_(0, torch.tensor(self._segments, device=product.device), product)
+        self._gradients.index_add_(0, torch.tensor(self._segments, device=gradients.device), gradients)
         self._segments = []
 
 

@@ -95,8 +95,7 @@ def label_batch(batch: Sequence[Encoded], request: Request) -> Labels:
         )
         for row, (segments, counts, covered, wanted, end) in enumerate(plans)
     ]
-    ids = np.zeros((len(batch), longest), dtype=np.int64)
-    for row, encoded in enumerate(batch):
-        ids[row, : len(encoded)] = encoded.input_ids
+    ids = [np.asarray(encoded.input_ids, dtype=np.int64) for encoded in batch]
+    targets = np.concatenate([ids[row][tokens] for row, tokens in rows]) if rows else empty
     counts = [count for sample in samples for count in sample.segment_rows]
-    return Labels(batch_rows, tokens - 1, ids[batch_rows, tokens], counts, samples)
+    return Labels(batch_rows, tokens - 1, targets, counts, samples)

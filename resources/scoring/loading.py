@@ -27,6 +27,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from resources.scoring.errors import ScoringError
+from resources.scoring.head import Head
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -39,23 +40,6 @@ PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 class LoadingError(ScoringError):
     """A model folder cannot be loaded for measuring."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """The LM head: logits z = soft_cap(scale * (W h + b)).
-
-    Attributes:
-        weight: W [V, d].
-        bias: b [V] or None.
-        scale: factor on the logits (Cohere's logit_scale, the inverse of Granite's logits_scaling).
-        soft_cap: c of Gemma's c * tanh(z / c), or None.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    soft_cap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -121,21 +105,12 @@ def load_checkpoint(
             cannot be loaded, or the attention implementation is not there.
     """
     target = pick_device(device)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if target.type == "cuda" and dtype == "float32":
         # Convolutions (the patches of vision towers) would round their inputs to 10 bits by default.
         torch.backends.cudnn.allow_tf32 = False
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    loader: Any = AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
-    try:
-        model: Any = loader.from_pretrained(
-            folder,
-            dtype=DTYPES[dtype],
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            attn_implementation=pick_attention(attention, config, target, dtype),
-        )
-    except ImportError as error:
-        raise LoadingError(f"the model needs a package that is not installed: {error}") from error
+    attn = pick_attention(attention, config, target, dtype)
+    model = load_model(folder, config, dtype, trust_remote_code, attn)
     if adapter is not None:
         # Only runs with a warm-up checkpoint need peft.
         from peft import PeftModel
@@ -145,17 +120,8 @@ def load_checkpoint(
         model = adapted.merge_and_unload() if dtype == "float32" else adapted.get_base_model()
     model = model.to(target).eval()
     model.requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    context = context_length(model.config)
-    checkpoint = Checkpoint(
-        decoder=_decoder(model),
-        head=_head(model),
-        tokenizer=tokenizer,
-        device=target,
-        max_length=min(context, max_length or context),
-        vocabulary=len(model.get_input_embeddings().weight),
-        processor=load_processor(folder, config, trust_remote_code) if reads_images(config) else None,
-    )
+    parts = encoding_parts(folder, model, max_length, trust_remote_code)
+    checkpoint = Checkpoint(decoder=_decoder(model), head=_head(model), device=target, **parts)
     _check_logits(model, checkpoint)
     _check_causal(model, checkpoint)
     if compile_model:
@@ -163,6 +129,41 @@ def load_checkpoint(
         compiled: Any = torch.compile(checkpoint.decoder, dynamic=True)
         return replace(checkpoint, decoder=compiled)
     return checkpoint
+
+
+def load_model(
+    folder: Path, config: Any, dtype: str, trust_remote_code: bool = False, attention: str | None = None
+) -> Any:
+    """The whole model of a folder, safetensors only, in the class that it is measured and trained in.
+
+    Raises:
+        LoadingError: it needs a package that is not installed.
+    """
+    loader: Any = AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
+    try:
+        return loader.from_pretrained(
+            folder,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            attn_implementation=attention,
+        )
+    except ImportError as error:
+        raise LoadingError(f"the model needs a package that is not installed: {error}") from error
+
+
+def encoding_parts(
+    folder: Path, model: Any, max_length: int | None = None, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """What an `Encoder` is made from, by its arguments' names: of a loaded model and its folder."""
+    context = context_length(model.config)
+    images = reads_images(model.config)
+    return {
+        "tokenizer": AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code),
+        "max_length": min(context, max_length or context),
+        "vocabulary": len(model.get_input_embeddings().weight),
+        "processor": load_processor(folder, model.config, trust_remote_code) if images else None,
+    }
 
 
 def reads_images(config: Any) -> bool:
@@ -286,7 +287,7 @@ def _check_logits(model: Any, checkpoint: Checkpoint) -> None:
     with torch.inference_mode():
         expected = model(input_ids=ids, use_cache=False).logits.float()
         hidden = checkpoint.decoder(input_ids=ids, use_cache=False).last_hidden_state
-        found = head.scale * nn.functional.linear(hidden, head.weight, head.bias).float()
+        found = head.uncapped(hidden[0]).unsqueeze(0)
         if head.soft_cap is not None:
             found = head.soft_cap * torch.tanh(found / head.soft_cap)
     tolerance = 1e-3 if head.weight.dtype == torch.float32 else 5e-2

@@ -64,7 +64,7 @@ def _reasons_without_gradients(encoded: Encoded, order: list[int]) -> list[str]:
     return reasons
 
 
-def has_gradients(described: SampleSignals) -> bool:
+def _has_gradients(described: SampleSignals) -> bool:
     """Whether step gradients can be measured of the sample."""
     return not described.gradient_flags and not set(described.flags) & {"truncated", *UNRUNNABLE}
 
@@ -73,7 +73,7 @@ def narrowed(request: Request, described: SampleSignals) -> Request:
     """What of a request can be measured of a sample."""
     if set(described.flags) & UNRUNNABLE.keys():
         return Request()
-    if request.step_gradients is not None and not has_gradients(described):
+    if request.step_gradients is not None and not _has_gradients(described):
         request = replace(request, step_gradients=None)
     return request if described.segment_tokens else replace(request, segment_likelihoods=False)
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from resources.scoring.head import StreamedHead, product, vocabulary_slices
+from resources.scoring.head import StreamedHead, vocabulary_slices
 
 BLOCK_ROWS = 1024
 """Rows of the token-by-token matrices that exist at once, where they can be made block by block."""
@@ -71,10 +71,7 @@ def residual_products(head: StreamedHead, hidden: Tensor, targets: Tensor) -> Te
     # Two buffers of [N, slice]: as many elements as the head's chunks hold.
     size = max(1, head.rows * len(layer.weight) // max(1, len(hidden)))
     for part in vocabulary_slices(layer.weight, min(size, len(layer.weight))):
-        logits = product(hidden, layer.weight[part])
-        if layer.bias is not None:
-            logits += layer.bias[part]
-        logits *= layer.scale
+        logits = layer.uncapped(hidden, part)
         jacobian: Tensor | float = layer.scale
         if layer.soft_cap is not None:
             saturation = torch.tanh(logits / layer.soft_cap)

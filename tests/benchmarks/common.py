@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from resources.scoring.loading import Checkpoint, Head
+from resources.scoring.head import Head
+from resources.scoring.loading import Checkpoint
 from resources.scoring.samples import ANSWER, Encoded, Sample
 
 RESULTS = Path(__file__).parent / "results"
@@ -115,6 +116,12 @@ def alternate(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
             if number:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
+
+
+def padding_fraction(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
+    """Share of the tokens run that are padding."""
+    run = sum(max(lengths[i] for i in batch) * len(batch) for batch in batches)
+    return 1.0 - sum(lengths) / run if run else 0.0
 
 
 def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:

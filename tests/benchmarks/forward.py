@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from resources.scoring.batching import padding_fraction, plan_batches
+from resources.scoring.batching import plan_batches
 from resources.scoring.forward import ForwardPass
 from resources.scoring.labels import segment_order
 from resources.scoring.loading import Checkpoint
@@ -31,6 +31,7 @@ from tests.benchmarks.common import (
     finish,
     gsm8k_samples,
     median_ratio,
+    padding_fraction,
     parser,
     qwen2,
     table,

@@ -24,7 +24,8 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from resources.scoring.forward import ForwardPass
-from resources.scoring.loading import Checkpoint, Head
+from resources.scoring.head import Head
+from resources.scoring.loading import Checkpoint
 from resources.scoring.samples import Encoded, Request
 from tests.benchmarks.common import even_samples, finish, parser, table
 from tests.benchmarks.forward import ALL, GRACE

@@ -6,6 +6,7 @@ import multiprocessing
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -24,10 +25,8 @@ from curation_assets.signals.store import SignalStore, signal_dir
 from curation_assets.stored_tables import TableRequestError, find_trace, read_stored
 from curation_assets.workspace import Workspace
 from resources.scoring import devices, forward, measuring
-from resources.scoring.head import StreamedHead
 from resources.scoring.images import ImageLimits
-from resources.scoring.loading import Checkpoint
-from resources.scoring.samples import Encoded, Request, Sample, SampleSignals
+from resources.scoring.samples import Request, Sample, SampleSignals
 from tests.pipeline.workspaces import (
     instance_of,
     make_workspace,
@@ -50,14 +49,8 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     real = measuring.measure_batch
 
-    def counted(
-        checkpoint: Checkpoint,
-        head: StreamedHead,
-        batch: Sequence[Encoded],
-        described: Sequence[SampleSignals],
-        request: Request,
-    ) -> list[SampleSignals]:
-        results = real(checkpoint, head, batch, described, request)
+    def counted(*arguments: Any) -> list[SampleSignals]:
+        results = real(*arguments)
         seen.append(sum(result.tokens for result in results))
         return results
 

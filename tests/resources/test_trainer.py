@@ -12,19 +12,18 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoTokenizer
+from transformers import AutoConfig
 
 from resources.digests import hash_file
 from resources.scoring.devices import make_pass
 from resources.scoring.encoding import Encoder
-from resources.scoring.loading import load_checkpoint
+from resources.scoring.loading import encoding_parts, load_checkpoint, load_model
 from resources.scoring.samples import Encoded, Sample
 from resources.scoring.spec import PassSpec
 from resources.trainer import (
     LoraRecipe,
     TrainingError,
     TrainingRecord,
-    _load_base,
     _watch,
     encode_for_training,
     train_lora,
@@ -156,10 +155,9 @@ def test_a_vision_language_model_is_trained_on_the_tokens_that_it_is_measured_on
     says_media = Sample("says", [{"role": "user", "content": f"What is {media}?"}], "An image")
     picture = replace(SAMPLES[0], sample_id="picture", images=["data:image/png;base64,AAAA"])
     expected = measuring.encode(SAMPLES)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    found = encode_for_training(
-        _load_base(folder, "float32", False), tokenizer, folder, [says_media, *SAMPLES, picture]
-    )
+    model = load_model(folder, AutoConfig.from_pretrained(folder), "float32")
+    encoder = Encoder(template="auto", **encoding_parts(folder, model))
+    found = encode_for_training(encoder, [says_media, *SAMPLES, picture])
     assert [item.input_ids for item in found] == [item.input_ids for item in expected]
     assert [item.prompt_tokens for item in found] == [item.prompt_tokens for item in expected]
     record = train(folder, tmp_path / "adapter", samples=[says_media, *SAMPLES[:2], picture])

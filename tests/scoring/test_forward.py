@@ -18,8 +18,8 @@ from resources.scoring import ahead, measuring
 from resources.scoring.collating import collate
 from resources.scoring.encoding import Encoder
 from resources.scoring.forward import ForwardPass, OutOfMemoryError
-from resources.scoring.head import StreamedHead
-from resources.scoring.loading import Checkpoint, Head, load_checkpoint
+from resources.scoring.head import Head, StreamedHead
+from resources.scoring.loading import Checkpoint, load_checkpoint
 from resources.scoring.samples import Encoded, Request, Sample, SampleSignals, Segment
 from tests.scoring.cases import (
     ALL_SIGNALS,

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resources.scoring import head as head_module
-from resources.scoring.head import StreamedHead, _pieces, _two_largest, times_head
-from resources.scoring.loading import Head
+from resources.scoring.head import Head, StreamedHead, TokenStatistics, _pieces, _two_largest, times_head
 
 HEADS = {
     "plain": (1.0, None, False),
@@ -48,12 +47,20 @@ def small_budget(head: Head, rows: int) -> StreamedHead:
     return streamed
 
 
+def statistics_of(streamed: StreamedHead, hidden: Tensor, targets: Tensor) -> TokenStatistics:
+    return streamed.run(hidden, targets, (), statistics=True, uncertainty=True)[0]
+
+
+def gradients_of(streamed: StreamedHead, hidden: Tensor, targets: Tensor, segment_rows: list[int]) -> Tensor:
+    return streamed.run(hidden, targets, segment_rows, statistics=False, uncertainty=False)[1]
+
+
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("chunk_rows", [1, 7, 256])
 def test_statistics_equal_full_softmax(kind: str, chunk_rows: int) -> None:
     head = make_head(kind)
     hidden, targets = rows_of(head, 40)
-    found = small_budget(head, chunk_rows).statistics(hidden, targets)
+    found = statistics_of(small_budget(head, chunk_rows), hidden, targets)
     log_p = torch.log_softmax(exact_logits(head, hidden), dim=-1)
     p = log_p.exp()
     largest = p.topk(2).values
@@ -76,7 +83,7 @@ def test_segment_and_token_gradients_equal_autograd(kind: str, chunk_rows: int) 
     hidden, targets = rows_of(head, 30)
     counts = [11, 1, 0, 9]  # nine rows are of no segment
     streamed = small_budget(head, chunk_rows)
-    found = streamed.segment_gradients(hidden, targets, counts)
+    found = gradients_of(streamed, hidden, targets, counts)
     states = hidden.double().requires_grad_()
     losses = F.cross_entropy(exact_logits(head, states), targets, reduction="none")
     (per_token,) = torch.autograd.grad(losses.sum(), states)
@@ -93,14 +100,14 @@ def test_confident_targets_do_not_cancel() -> None:
     streamed = StreamedHead(Head(torch.eye(3)))
     hidden, targets = torch.tensor([[20.0, 0.0, 0.0]]), torch.tensor([0])
     exact = torch.softmax(hidden.double(), -1)[0] - torch.tensor([1.0, 0.0, 0.0])
-    row = streamed.segment_gradients(hidden, targets, [1])[0].double()
+    row = gradients_of(streamed, hidden, targets, [1])[0].double()
     torch.testing.assert_close(row, exact, rtol=1e-5, atol=0.0)
-    nll = streamed.statistics(hidden, targets).nll.double()
+    nll = statistics_of(streamed, hidden, targets).nll.double()
     torch.testing.assert_close(nll, -torch.log_softmax(hidden.double(), -1)[:, 0], rtol=1e-5, atol=0.0)
 
 
 def test_confident_targets_keep_their_uncertainty() -> None:
-    found = StreamedHead(Head(torch.eye(3))).statistics(torch.tensor([[18.0, 0.0, 0.0]]), torch.tensor([0]))
+    found = statistics_of(StreamedHead(Head(torch.eye(3))), torch.tensor([[18.0, 0.0, 0.0]]), torch.tensor([0]))
     p = torch.softmax(torch.tensor([18.0, 0.0, 0.0], dtype=torch.float64), -1)
     assert found.uncertainty is not None
     assert float(found.uncertainty.least_confidence) == pytest.approx(float(p[1:].sum()), rel=1e-5)
@@ -121,7 +128,7 @@ def test_tokens_that_a_bias_masks_out_have_no_part() -> None:
 def test_impossible_targets_have_a_finite_loss() -> None:
     # exp(-200) is 0 in fp32; the loss is 200 all the same.
     streamed = StreamedHead(Head(torch.eye(3)))
-    found = streamed.statistics(torch.tensor([[200.0, 0.0, 0.0]]), torch.tensor([1]))
+    found = statistics_of(streamed, torch.tensor([[200.0, 0.0, 0.0]]), torch.tensor([1]))
     assert float(found.nll) == pytest.approx(200.0)
 
 
@@ -129,7 +136,7 @@ def test_impossible_targets_have_a_finite_loss() -> None:
 def test_a_row_that_is_not_finite_spoils_only_its_own_segment(spoiled: float) -> None:
     head = make_head("plain")
     hidden, targets = rows_of(head, 12)
-    sound = StreamedHead(head).segment_gradients(hidden, targets, [4, 4, 4])
+    sound = gradients_of(StreamedHead(head), hidden, targets, [4, 4, 4])
     hidden[5, 0] = spoiled
     statistics, found = StreamedHead(head).run(hidden, targets, [4, 4, 4], statistics=True, uncertainty=True)
     assert not found[1].isfinite().any()
@@ -183,6 +190,6 @@ def test_half_precision_statistics_are_those_of_the_rounded_logits() -> None:
     half = Head(head.weight.to(torch.bfloat16))
     hidden, targets = rows_of(head, 20)
     states = hidden.to(torch.bfloat16)
-    found = StreamedHead(half).statistics(states, targets)
+    found = statistics_of(StreamedHead(half), states, targets)
     expected = F.cross_entropy((states @ half.weight.T).float(), targets, reduction="none")
     torch.testing.assert_close(found.nll, expected, rtol=1e-5, atol=1e-5)

@@ -12,6 +12,7 @@ import transformers
 from resources.scoring import loading
 from resources.scoring.encoding import Encoder
 from resources.scoring.forward import ForwardPass
+from resources.scoring.head import Head
 from resources.scoring.labels import segment_order
 from resources.scoring.loading import LoadingError, load_checkpoint, pick_attention
 from resources.scoring.samples import Encoded, Request
@@ -38,6 +39,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("Gemma2", {"head_dim": 8, "final_logit_softcapping": 5.0}),
     "cohere": ("Cohere", {"logit_scale": 0.25}),
     "granite": ("Granite", {"logits_scaling": 4.0}),
+    "gemma3": ("Gemma3Text", {"head_dim": 8, "final_logit_softcapping": 5.0, "sliding_window": 4}),
+    "phi": ("Phi", {}),  # its head has a bias
     "phi3": ("Phi3", {}),
 }
 
@@ -47,7 +50,7 @@ def write_family(folder: Path, name: str) -> transformers.PreTrainedModel:
     prefix, extra = FAMILIES[name]
     torch.manual_seed(0)
     config = getattr(transformers, f"{prefix}Config")(**(SMALL | extra))
-    model: transformers.PreTrainedModel = getattr(transformers, f"{prefix}ForCausalLM")(config).eval()
+    model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config).eval()
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return model
@@ -90,7 +93,7 @@ def test_gradients_of_a_family_equal_autograd_through_the_whole_model(family: st
 def test_a_family_whose_logits_are_made_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_family(tmp_path, "cohere")
     real = loading._head
-    monkeypatch.setattr(loading, "_head", lambda model: loading.Head(real(model).weight))
+    monkeypatch.setattr(loading, "_head", lambda model: Head(real(model).weight))
     with pytest.raises(LoadingError, match="in a way that is not known here"):
         load_checkpoint(tmp_path, device="cpu")
 

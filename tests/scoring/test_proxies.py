@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resources.scoring import proxies
-from resources.scoring.head import StreamedHead
-from resources.scoring.loading import Head
+from resources.scoring.head import Head, StreamedHead
 from resources.scoring.proxies import gram_of_gradients, linear_gram, lm_head_gram, residual_products
-from tests.scoring.test_head import HEADS, make_head, rows_of, small_budget
+from tests.scoring.test_head import HEADS, gradients_of, make_head, rows_of, small_budget
 
 COUNTS = [8, 1, 11]
 
@@ -52,7 +51,7 @@ def test_gram_equals_autograd(kind: str, proxy: str, chunk_rows: int, monkeypatc
     hidden, targets = rows_of(head, sum(COUNTS))
     streamed = small_budget(head, chunk_rows)
     if proxy == "bias":
-        found = gram_of_gradients(streamed.segment_gradients(hidden, targets, COUNTS))
+        found = gram_of_gradients(gradients_of(streamed, hidden, targets, COUNTS))
     else:
         make: Any = linear_gram if proxy == "linear" else lm_head_gram
         found = make(streamed, hidden, targets, COUNTS)

@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from resources.scoring.forward import ForwardPass
-from resources.scoring.loading import Checkpoint, Head
+from resources.scoring.head import Head
+from resources.scoring.loading import Checkpoint
 from resources.scoring.samples import Encoded
 from tests.benchmarks.common import even_samples
 from tests.benchmarks.forward import GRACE
