@@ -33,7 +33,8 @@ from curation_assets.releases.assets import release_asset_key
 from curation_assets.releases.build import latest_release, next_release
 from curation_assets.scores.assets import score_manifest_key
 from curation_assets.scores.manifest import build_manifest, manifest_digest
-from curation_assets.settings import SignalName, Subset, Target
+from curation_assets.sections import SignalName
+from curation_assets.settings import Subset, Target
 from curation_assets.signals.assets import signal_key, signal_keys
 from curation_assets.signals.store import left_out_dir, shard_record_path, signal_dir
 from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
@@ -160,7 +161,7 @@ def _cursor_files(
 def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
     targets = workspace.settings.targets
     keys = [*CORPUS_KEYS, *(key for target in targets for key in signal_keys(target))]
-    keys += [score_manifest_key(target) for target in targets if target.scorable]
+    keys += [score_manifest_key(target) for target in targets]
     keys += [warmup_key_of(target) for target in targets if target.warmup != "none"]
 
     @dg.sensor(

@@ -7,18 +7,21 @@ import os
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.reader import ReaderError
 
-from curation_assets.settings import LocatedError, Settings
+from curation_assets.sections import LocatedError
+from curation_assets.settings import Settings
 from resources.errors import UserError
 
 CONFIG_VARIABLE = "CURATION_CONFIG"
 DEFAULT_CONFIG = "curation.yaml"
+TAG_ERRORS = frozenset({"union_tag_invalid", "union_tag_not_found"})
+DISCRIMINATORS = frozenset({"method", "kind"})
 
 
 class ConfigError(UserError):
@@ -114,11 +117,13 @@ def _message(path: Path, document: Any, error: dict[str, Any]) -> str:
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, LocatedError):
         location += cause.location
+    if error["type"] in TAG_ERRORS:
+        location.append(str(error["ctx"]["discriminator"]).strip("'"))
     keys, line = _locate(document, location)
-    if error["type"] == "missing":
+    if error["type"] in {"missing", "union_tag_not_found"}:
         keys.append(location[-1])
     name = ".".join(str(key) for key in keys) or "curation.yaml"
-    return f"{path}:{line}: {name}: {_reason(error, keys)}"
+    return f"{path}:{line}: {name}: {_reason(document, error, keys)}"
 
 
 def _locate(document: Any, location: Sequence[int | str]) -> tuple[list[int | str], int]:
@@ -145,41 +150,60 @@ def _locate(document: Any, location: Sequence[int | str]) -> tuple[list[int | st
     return keys, line
 
 
-def _reason(error: dict[str, Any], keys: Sequence[int | str]) -> str:
+def _reason(document: Any, error: dict[str, Any], keys: Sequence[int | str]) -> str:
     kind, message = error["type"], str(error["msg"])
     if kind == "extra_forbidden":
-        known = _known_keys(keys[:-1])
+        known = _known_keys(document, keys[:-1])
         close = difflib.get_close_matches(str(keys[-1]), known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys are {', '.join(known)}"
         return f"unknown key; {hint}"
-    if kind == "missing":
+    if kind == "union_tag_invalid":
+        known = [tag.strip("'") for tag in error["ctx"]["expected_tags"].split(", ")]
+        close = difflib.get_close_matches(error["ctx"]["tag"], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known ones are {', '.join(known)}"
+        return f"there is no {keys[-1]} {error['ctx']['tag']!r}; {hint}"
+    if kind in {"missing", "union_tag_not_found"}:
         return "this key is missing; add it"
     if kind == "value_error":
         return message.removeprefix("Value error, ")
     if kind in {"model_type", "model_attributes_type"}:
-        return f"must be a section with the keys {', '.join(_known_keys(keys))}"
+        return f"must be a section with the keys {', '.join(_known_keys(document, keys))}"
     given = error.get("input")
     shown = f" (found {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
     return f"{message[0].lower()}{message[1:]}{shown}"
 
 
-def _known_keys(keys: Sequence[int | str]) -> list[str]:
+def _known_keys(document: Any, keys: Sequence[int | str]) -> list[str]:
     """Keys that the schema allows at a place of the document."""
     annotation: Any = Settings
+    node = document
     for key in keys:
-        model = _model(annotation)
+        model = _model(annotation, node)
         if isinstance(key, int):
             annotation = next(iter(get_args(annotation)), annotation)
         elif model is not None and key in model.model_fields:
             annotation = model.model_fields[key].annotation
-    model = _model(annotation)
+        node = node[key]
+    model = _model(annotation, node)
     return list(model.model_fields) if model is not None else []
 
 
-def _model(annotation: Any) -> type[BaseModel] | None:
-    """The section's class behind an annotation, looking into unions and lists."""
+def _model(annotation: Any, node: Any) -> type[BaseModel] | None:
+    """The section's class behind an annotation, looking into unions and lists: the one that the node says it is."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (Union, types.UnionType, list):
-        return next((model for argument in get_args(annotation) if (model := _model(argument))), None)
-    return None
+    if get_origin(annotation) is Annotated:
+        return _model(get_args(annotation)[0], node)
+    if get_origin(annotation) not in (Union, types.UnionType, list):
+        return None
+    models = [model for argument in get_args(annotation) if (model := _model(argument, node)) is not None]
+    named = [model for model in models if isinstance(node, Mapping) and _says(node, model)]
+    return next(iter(named or models), None)
+
+
+def _says(node: Mapping[Any, Any], model: type[BaseModel]) -> bool:
+    """Whether a section's own words name the model: `method: grace`, `kind: top`."""
+    return any(
+        name in node and node[name] == model.model_fields[name].default
+        for name in DISCRIMINATORS & {*model.model_fields}
+    )

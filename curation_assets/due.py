@@ -14,12 +14,13 @@ from curation_assets.corpus.ingest import present_shards
 from curation_assets.fingerprints import (
     corpus_fingerprint,
     image_limits_key,
+    scored_signals_fingerprint,
     shard_scores_fingerprint,
-    signal_fingerprint,
     steps_fingerprint,
 )
 from curation_assets.scores.manifest import build_manifest, manifest_digest
-from curation_assets.settings import SignalName, Subset, Target
+from curation_assets.sections import SignalName
+from curation_assets.settings import Subset, Target
 from curation_assets.signals.store import SignalStore, input_fingerprints, shard_record_path, signal_dir
 from curation_assets.subsets.select import wanted_fingerprint
 from curation_assets.workspace import Workspace
@@ -81,21 +82,26 @@ def signal_due(workspace: Workspace, target: Target, signal: SignalName, present
 
 def scores_due(workspace: Workspace, target: Target) -> list[str]:
     """Measured shards whose `sample_scores` are missing or of other signals, left-out samples or parameters."""
-    folder = signal_dir(workspace, target, "step_gradients")
-    signal_fp = signal_fingerprint(workspace, target, "step_gradients")
-    if not target.scorable or folder is None or signal_fp is None:
+    signals_fp = scored_signals_fingerprint(workspace, target)
+    if signals_fp is None:
         return []
+    signals = workspace.settings.signals_of_scores(target)
+    folders = {signal: signal_dir(workspace, target, signal) or "" for signal in signals}
+    measured_from = {signal: input_fingerprints(workspace, signal) for signal in signals}
     stored = workspace.warehouse.folder_metadata(tables.sample_scores_dir(target.name))
-    inputs = input_fingerprints(workspace, "step_gradients")
+    segmented = input_fingerprints(workspace, "step_gradients")
     limits = image_limits_key(workspace, target)
     due = []
     for shard in present_shards(workspace):
-        record = workspace.warehouse.read_json(shard_record_path(folder, shard))
-        if record is None or shard not in inputs:
+        left_out = []
+        for signal, folder in folders.items():
+            record = workspace.warehouse.read_json(shard_record_path(folder, shard))
+            current = None if record is None else (record["input_fingerprint"], record["image_limits"])
+            if record is not None and current == (measured_from[signal].get(shard), limits):
+                left_out.append(record["left_out"])
+        if len(left_out) < len(signals) or shard not in segmented:
             continue
-        if record["input_fingerprint"] != inputs[shard] or record["image_limits"] != limits:
-            continue
-        wanted = shard_scores_fingerprint(workspace, target, signal_fp, inputs[shard], record["left_out"])
+        wanted = shard_scores_fingerprint(workspace, target, signals_fp, segmented[shard], left_out)
         if stored.get(shard, {}).get("fingerprint") != wanted:
             due.append(shard)
     return due
@@ -103,7 +109,7 @@ def scores_due(workspace: Workspace, target: Target) -> list[str]:
 
 def manifest_due(workspace: Workspace, target: Target) -> bool:
     """Whether the target's manifest says something else than the stored tables do."""
-    if not target.scorable or not workspace.warehouse.names(tables.sample_scores_dir(target.name)):
+    if not workspace.warehouse.names(tables.sample_scores_dir(target.name)):
         return False
     stored = workspace.warehouse.table_metadata(tables.score_manifest_path(target.name)).get("fingerprint")
     return stored != manifest_digest(build_manifest(workspace, target))

@@ -6,10 +6,12 @@ with each shard's results.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from curation_assets import tables
-from curation_assets.settings import Score, SignalName, Target
+from curation_assets.scores.method import ScoreSection
+from curation_assets.sections import SignalName
+from curation_assets.settings import Target
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.model_files import adapter_digest, processor_digest, tokenizer_digest, weights_digest
@@ -22,12 +24,12 @@ SEGMENTATION_VERSION = 1
 SIGNAL_VERSIONS: dict[SignalName, int] = {
     "step_gradients": 2,
     "likelihoods": 1,
-    "segment_likelihoods": 1,
-    "embeddings_mean": 1,
-    "embeddings_last": 1,
-    "embeddings_position_weighted": 1,
+    "segment_likelihoods": 2,
+    "embeddings_mean": 2,
+    "embeddings_last": 2,
+    "embeddings_position_weighted": 2,
 }
-SCORES_VERSION = 1
+SCORES_VERSION = 2
 
 SEGMENTED_SIGNALS: frozenset[SignalName] = frozenset({"step_gradients", "segment_likelihoods"})
 """Signals that rest on how responses are cut into steps."""
@@ -124,9 +126,9 @@ def image_limits_key(workspace: Workspace, target: Target) -> str:
     return digest("image_limits", workspace.settings.corpus.images.model_dump(mode="json"))
 
 
-def score_parameters(score: Score) -> list[object]:
-    """What a named score's numbers depend on beside the signal (eligibility is the selector's business)."""
-    return [score.name, score.model_dump(mode="json", include={"method", "alpha", "history"})]
+def score_parameters(score: ScoreSection) -> dict[str, object]:
+    """What a named score's numbers depend on beside the signals (eligibility is the selector's business)."""
+    return score.model_dump(mode="json", exclude={"target", "min_steps", "preset"})
 
 
 def scores_key(workspace: Workspace, target: Target) -> str:
@@ -135,16 +137,25 @@ def scores_key(workspace: Workspace, target: Target) -> str:
     return digest("scores", SCORES_VERSION, parameters)
 
 
-def shard_scores_fingerprint(workspace: Workspace, target: Target, signal_fp: str, steps_fp: str, left_out: str) -> str:
+def scored_signals_fingerprint(workspace: Workspace, target: Target) -> str | None:
+    """Of the signals that a target's scores rest on; None while its warm-up has not been trained."""
+    signals = workspace.settings.signals_of_scores(target)
+    found = {signal: signal_fingerprint(workspace, target, signal) for signal in signals}
+    return None if None in found.values() else digest("scored_signals", found)
+
+
+def shard_scores_fingerprint(
+    workspace: Workspace, target: Target, signals_fp: str, steps_fp: str, left_out: Sequence[str]
+) -> str:
     """Of one shard's `step_scores` and `sample_scores`.
 
     Args:
         workspace: the configuration.
         target: whose scores.
-        signal_fp: of its step gradients.
+        signals_fp: of the signals that they rest on (`scored_signals_fingerprint`).
         steps_fp: of the shard's `segmented_steps` (`input_fingerprint`).
-        left_out: of the shard's samples that could not be measured (`signals.store.SignalStore.left_out`), which
-            may be tried again under the same fingerprint.
+        left_out: by signal, of the shard's samples that could not be measured
+            (`signals.store.SignalStore.left_out`), which may be tried again under the same fingerprint.
     """
     limits = image_limits_key(workspace, target)
-    return digest("shard_scores", signal_fp, steps_fp, limits, scores_key(workspace, target), left_out)
+    return digest("shard_scores", signals_fp, steps_fp, limits, scores_key(workspace, target), list(left_out))

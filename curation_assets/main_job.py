@@ -31,8 +31,9 @@ from curation_assets.fingerprints import base_digest
 from curation_assets.partitions import SHARDS, release_key, release_partitions
 from curation_assets.releases.assets import release_asset_key
 from curation_assets.releases.build import Release, latest_release, next_release, read_release
-from curation_assets.scores.assets import sample_scores_key, score_manifest_key, step_scores_key
-from curation_assets.settings import SignalName, Subset, Target
+from curation_assets.scores.assets import sample_scores_key, score_keys, score_manifest_key
+from curation_assets.sections import SignalName
+from curation_assets.settings import Subset, Target
 from curation_assets.signals.assets import signal_key
 from curation_assets.signals.store import shard_record_path, signal_dir
 from curation_assets.subsets.assets import subset_key
@@ -200,15 +201,14 @@ class MainJob:
                     counts[reason] = counts.get(reason, 0) + count
 
     def _score(self, target: Target, summary: RunSummary) -> None:
-        if not target.scorable:
-            return
-        keys = [step_scores_key(target), sample_scores_key(target)]
+        keys = score_keys(self.workspace, target)
         wanted = due.scores_due(self.workspace, target)
         present = present_shards(self.workspace)
-        unmeasured = set(due.signal_due(self.workspace, target, "step_gradients", present))
+        signals = self.workspace.settings.signals_of_scores(target)
+        unmeasured = {s for signal in signals for s in due.signal_due(self.workspace, target, signal, present)}
         measured = [shard for shard in present if shard not in unmeasured]
         if due.waits_for_pool(self.workspace, target) is None:
-            wanted += [s for s in without_event(self.instance, keys[1], measured) if s not in wanted]
+            wanted += [s for s in without_event(self.instance, sample_scores_key(target), measured) if s not in wanted]
         for part in self._ranges(wanted):
             self._execute(f"{target.name}: scoring {len(part)} shards", "scores", keys, shards=part)
         summary.scored[target.name] = len(wanted)

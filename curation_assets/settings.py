@@ -7,16 +7,18 @@ Only shape, defaults and combinations live here; reading the file and pointing a
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from curation_assets.scores.method import ScoreSection
+from curation_assets.scores.registry import METHODS, method_of
+from curation_assets.sections import LocatedError, Name, Section, SignalName
+from curation_assets.subsets.selector import AnySelector, SelectorKind
 from curation_assets.tables import SAMPLE_SCORES
 from resources.scoring.samples import Proxy
+from resources.scoring.spec import Template
 
-Name = Annotated[
-    str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100, description="lower-case letters, digits and _")
-]
 Format = Literal[
     "auto",
     "messages",
@@ -30,14 +32,6 @@ Format = Literal[
     "ultrainteract",
 ]
 Strategy = Literal["auto", "explicit", "markers", "paragraphs", "lines", "sentences", "words"]
-SignalName = Literal[
-    "step_gradients",
-    "likelihoods",
-    "segment_likelihoods",
-    "embeddings_mean",
-    "embeddings_last",
-    "embeddings_position_weighted",
-]
 FieldPath = Annotated[str, Field(min_length=1, description="a field's name, dots for nesting")]
 
 # Asset keys and groups that are not a target's.
@@ -47,21 +41,7 @@ RESERVED_TARGET_NAMES = {"corpus", "subsets", "releases"}
 RESERVED_SCORE_NAMES = {*SAMPLE_SCORES.columns, "score"}
 
 
-class LocatedError(ValueError):
-    """A mistake that lies at a known place below the section that found it."""
-
-    def __init__(self, location: list[int | str], message: str) -> None:
-        super().__init__(message)
-        self.location = location
-
-
-class _Section(BaseModel):
-    """A section of the file: unknown keys are errors, values do not change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Columns(_Section):
+class Columns(Section):
     """The rows' own names for what we read, as paths: `solution.text` is field text of field solution.
 
     `response` may be a list of paths: each becomes one candidate response of the row's prompt group. Then
@@ -92,7 +72,7 @@ class Columns(_Section):
         return self
 
 
-class Segmentation(_Section):
+class Segmentation(Section):
     """How responses are cut into steps (characters and words only, so it is the same for every target)."""
 
     strategy: Strategy = Field("auto", description="auto: the first strategy that yields two steps or more")
@@ -107,7 +87,7 @@ def _or_strategy(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [section, {"type": "string", "enum": list(get_args(Strategy))}]
 
 
-class Images(_Section):
+class Images(Section):
     """Which of the rows' images are opened: limits against what a row of unknown origin may make us do.
 
     They belong to the corpus, since they say how far its rows are trusted, not where or how fast we measure.
@@ -119,7 +99,7 @@ class Images(_Section):
     fetch_remote: bool = Field(False, description="fetch images that have a web address, whenever they are measured")
 
 
-class Corpus(_Section):
+class Corpus(Section):
     """Where traces arrive and how their rows are read."""
 
     landing: str = Field(description="folder; every .jsonl, .jsonl.gz and .parquet file below it is a shard")
@@ -137,7 +117,7 @@ class Corpus(_Section):
         return {"strategy": value} if isinstance(value, str) else value
 
 
-class Warmup(_Section):
+class Warmup(Section):
     """GRACE's warm-up: the base model, LoRA-tuned once on a random share of the pool, then frozen."""
 
     fraction: float = Field(0.05, gt=0, le=1, description="gamma, share of the pool's samples without images")
@@ -156,7 +136,7 @@ def _or_null(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [*schema["anyOf"], {"type": "null"}]
 
 
-class Target(_Section):
+class Target(Section):
     """A model that samples are measured with; its name is the prefix of its assets."""
 
     name: Name
@@ -171,9 +151,10 @@ class Target(_Section):
         description="none: measure at the base model (unfaithful to GRACE, reported so)",
         json_schema_extra=_or_null,
     )
-    template: Literal["auto", "chat", "plain"] = Field(
+    template: Template = Field(
         "auto",
-        description="auto: the tokenizer's chat template if it has one; plain: turns joined by newlines",
+        description="auto: the tokenizer's chat template if it has one; plain: turns joined by newlines; "
+        "question_answer: GRAPE's `Question: {prompt} \\n Answer: {response}`",
     )
     max_length: int | None = Field(None, ge=16, description="tokens; default: the model's context")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -191,45 +172,23 @@ class Target(_Section):
                 raise LocatedError(["signals", position], f"{signal!r} is listed twice; list each signal once")
         return self
 
-    @property
-    def scorable(self) -> bool:
-        """Whether there are scores: they are arithmetic over step gradients."""
-        return "step_gradients" in self.signals
+
+if TYPE_CHECKING:
+    AnyScore = ScoreSection
+else:
+    # Every method brings the section of its parameters.
+    AnyScore = Annotated[
+        Union[tuple(method.section for method in METHODS.values())], Field(discriminator="method")  # noqa: UP007
+    ]
 
 
-class History(_Section):
-    """How earlier steps are weighted: exactly one of the two."""
-
-    window: int | None = Field(None, ge=1, description="equal weights on the last W steps")
-    ema: float | None = Field(None, gt=0, lt=1, description="weights beta^(k-1-j), normalised")
-
-    @model_validator(mode="after")
-    def _one_of(self) -> History:
-        if (self.window is None) == (self.ema is None):
-            raise ValueError("give exactly one of window and ema, or history: uniform")
-        return self
+def _or_kind(schema: dict[str, Any]) -> None:
+    """In the JSON Schema too, a selector's kind may stand for the section."""
+    kinds = list(get_args(SelectorKind))
+    schema["anyOf"] = [*schema["anyOf"], {"type": "string", "enum": kinds}]
 
 
-class Score(_Section):
-    """A named score: a method with its parameters, computed from a target's signals."""
-
-    name: Name
-    target: str
-    method: Literal["grace"]
-    alpha: float = Field(0.7, ge=0, le=1, description="weight of answer alignment against consistency")
-    history: History | Literal["uniform"] = "uniform"
-    preset: Literal["paper"] | None = Field(None, description="paper: min_steps 8")
-    min_steps: int = Field(2, ge=1, description="traces with fewer steps are not eligible for selection")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_preset(cls, data: object) -> object:
-        if isinstance(data, dict) and data.get("preset") == "paper":
-            return {"min_steps": 8} | data
-        return data
-
-
-class Budget(_Section):
+class Budget(Section):
     """How much to select: exactly one of the three."""
 
     fraction: float | None = Field(None, gt=0, le=1, description="share of the eligible pool, rounded up")
@@ -243,15 +202,43 @@ class Budget(_Section):
         return self
 
 
-class Subset(_Section):
-    """A named subset: the best of the pool by one score, within a budget."""
+class Filters(Section):
+    """Which samples of the pool may be chosen; every subset's budget is a share of those that pass."""
+
+    sources: list[str] | None = Field(None, min_length=1, description="only samples of these sources")
+    generators: list[str] | None = Field(None, min_length=1, description="only responses of these generators")
+    correct: bool | None = Field(None, description="true: only responses that the row, or its answer, says are right")
+    min_tokens: int | None = Field(None, ge=1, description="of the response")
+    max_tokens: int | None = Field(None, ge=1, description="of the response")
+    min_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+
+
+Stratum = Literal["source", "domain", "generator", "length", "steps"]
+
+
+class Subset(Section):
+    """A named subset: what a selector chooses of the pool by one score, within a budget."""
 
     name: Name
     score: str
     budget: Budget
+    selector: AnySelector | None = Field(
+        None, description="how it is chosen; default: the method's", json_schema_extra=_or_kind
+    )
+    stratify: list[Stratum] = Field(
+        default=[],
+        description="from each group its share: by source, domain, generator, decile of length or steps",
+    )
+    filters: Filters = Filters()
+
+    @field_validator("selector", mode="before")
+    @classmethod
+    def _kind_alone(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
 
 
-class Releases(_Section):
+class Releases(Section):
     """When releases are made."""
 
     policy: Literal["manual", "on_change"] = Field(
@@ -262,7 +249,7 @@ class Releases(_Section):
 DEVICES = r"^(auto|cpu|cuda|cuda:\d+(,cuda:\d+)*)$"
 
 
-class Engine(_Section):
+class Engine(Section):
     """Where shards are measured."""
 
     kind: Literal["local"] = "local"
@@ -292,14 +279,14 @@ class Engine(_Section):
         return device
 
 
-class Settings(_Section):
+class Settings(Section):
     """The whole of curation.yaml."""
 
     version: Literal[1] = 1
     corpus: Corpus
     warehouse: str = Field("./warehouse", description="folder in which every table is kept")
     targets: list[Target] = Field(min_length=1)
-    scores: list[Score] = Field(default=[])
+    scores: list[AnyScore] = Field(default=[])
     subsets: list[Subset] = Field(default=[])
     engine: Engine = Engine()
     releases: Releases = Releases()
@@ -338,12 +325,13 @@ class Settings(_Section):
                     ["scores", position, "target"],
                     f"there is no target {score.target!r}; targets are {', '.join(targets)}",
                 )
-            if not targets[score.target].scorable:
-                raise LocatedError(
-                    ["scores", position, "target"],
-                    f"method {score.method} is computed from step_gradients, which target {score.target!r} does not "
-                    "measure; add step_gradients to its signals, or name another target",
-                )
+            for signal in method_of(score).signals(score):
+                if signal not in targets[score.target].signals:
+                    raise LocatedError(
+                        ["scores", position, "target"],
+                        f"method {score.method} is computed from {signal}, which target {score.target!r} does not "
+                        f"measure; add {signal} to its signals, or name another target",
+                    )
         for position, subset in enumerate(self.subsets):
             if subset.score not in scores:
                 raise LocatedError(
@@ -356,7 +344,7 @@ class Settings(_Section):
         """The target of that name (KeyError if there is none)."""
         return {target.name: target for target in self.targets}[name]
 
-    def score(self, name: str) -> Score:
+    def score(self, name: str) -> ScoreSection:
         """The score of that name (KeyError if there is none)."""
         return {score.name: score for score in self.scores}[name]
 
@@ -364,6 +352,11 @@ class Settings(_Section):
         """The subset of that name (KeyError if there is none)."""
         return {subset.name: subset for subset in self.subsets}[name]
 
-    def scores_of(self, target: str) -> list[Score]:
+    def scores_of(self, target: str) -> list[ScoreSection]:
         """The scores that are computed from a target's signals."""
         return [score for score in self.scores if score.target == target]
+
+    def signals_of_scores(self, target: Target) -> list[SignalName]:
+        """The signals that a target's `sample_scores` rest on: those of its scores, or one that tells lengths."""
+        wanted = {signal for score in self.scores_of(target.name) for signal in method_of(score).signals(score)}
+        return [signal for signal in target.signals if signal in wanted] or target.signals[:1]

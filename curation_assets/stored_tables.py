@@ -10,13 +10,14 @@ import orjson
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.settings import SignalName, Target
+from curation_assets.scores.registry import method_of
+from curation_assets.sections import SignalName
+from curation_assets.settings import Target
 from curation_assets.signals.catalog import SIGNALS
 from curation_assets.signals.store import SignalStore, signal_dir
 from curation_assets.workspace import Workspace
 from resources.errors import UserError
 
-SCORE_TABLES = ("step_scores", "sample_scores", "score_manifest")
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
@@ -66,16 +67,15 @@ def _scan_target(workspace: Workspace, name: str, target: str | None, score: str
     """A table that exists once a target."""
     warehouse, settings = workspace.warehouse, workspace.settings
     of = settings.target(_pick("target", target, [item.name for item in settings.targets]))
-    if name in SCORE_TABLES and not of.scorable:
-        raise TableRequestError(
-            f"target {of.name} has no {name}: they are computed from step_gradients, which it does not measure"
-        )
     if name == "score_manifest":
         return warehouse.scan_table(tables.score_manifest_path(of.name))
     if name == "sample_scores":
         return warehouse.scan(tables.sample_scores_dir(of.name))
     if name == "step_scores":
-        chosen = _pick("score", score, [item.name for item in settings.scores_of(of.name)])
+        named = scores_with_steps(workspace, of.name)
+        if not named:
+            raise TableRequestError(f"target {of.name} has no score of single steps: add one with method: grace")
+        chosen = _pick("score", score, named)
         return _once(warehouse.scan(tables.step_scores_dir(of.name, chosen)), ["sample_id", "step_index"])
     return _measured(workspace, of, next(signal for signal in SIGNALS if signal == name))
 
@@ -169,8 +169,6 @@ def find_trace(workspace: Workspace, sample_id: str, *, target: str | None = Non
     mine = pl.col("sample_id") == ids[0]
     of, named = settings_names(workspace, target, score)
     absent = {"step_scores"} if named is None else set()
-    if not workspace.settings.target(of).scorable:
-        absent |= set(SCORE_TABLES)
     frames = {}
     for name in ("segmented_steps", "step_scores", "sample_scores"):
         table = tables.ALL_TABLES[name]
@@ -181,8 +179,13 @@ def find_trace(workspace: Workspace, sample_id: str, *, target: str | None = Non
 
 
 def settings_names(workspace: Workspace, target: str | None, score: str | None) -> tuple[str, str | None]:
-    """Target and score by name, or the first of each; None if the target has no score."""
+    """Target and step-scoring score by name, or the first of each; None if the target has no such score."""
     settings = workspace.settings
     first = _pick("target", target, [t.name for t in settings.targets]) if target else settings.targets[0].name
-    scores = [s.name for s in settings.scores_of(first)]
+    scores = scores_with_steps(workspace, first)
     return first, _pick("score", score, scores) if score else next(iter(scores), None)
+
+
+def scores_with_steps(workspace: Workspace, target: str) -> list[str]:
+    """A target's named scores whose method scores steps."""
+    return [score.name for score in workspace.settings.scores_of(target) if method_of(score).scores_steps]

@@ -14,7 +14,7 @@ ARRIVAL = ("shard", "row", "candidate")
 
 
 class Pool(NamedTuple):
-    """The rows that stand for their samples, in order of arrival, and how many others there were."""
+    """The rows that stand for their samples, and how many others there were."""
 
     rows: pl.DataFrame
     duplicates: int
@@ -25,6 +25,9 @@ def resolve_duplicates(frame: pl.LazyFrame | pl.DataFrame) -> Pool:
 
     `frame` holds sample_id, shard, row and candidate, and any other columns, which are carried along.
     """
-    rows = frame.lazy().sort(ARRIVAL).collect()
+    rows = frame.lazy().collect()
+    if rows["sample_id"].n_unique() == len(rows):
+        return Pool(rows, 0)
+    rows = rows.sort(ARRIVAL)
     kept = rows.unique("sample_id", keep="first", maintain_order=True)
     return Pool(kept, rows.height - kept.height)

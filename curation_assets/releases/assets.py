@@ -53,7 +53,7 @@ def _metadata(release: Release) -> dict[str, Any]:
         ("configuration", manifest["config"]["digest"]),
         ("base model", checkpoints["base_model"]["digest"]),
         ("measured at", checkpoints["measured_at"]),
-        ("signal fingerprint", checkpoints["signal_fingerprint"]),
+        *((f"signal {name}", version) for name, version in checkpoints["signal_fingerprints"].items()),
         ("code commit", manifest["code"]["commit"]),
     ]
     inputs = [(i["path"], i["rows"], i["content_digest"]) for i in manifest["inputs"] if i["present"]]

@@ -29,7 +29,7 @@ def dataset_card(manifest: dict[str, Any]) -> str:
         "---",
         f"# {manifest['subset']}, release {manifest['number']}",
         "",
-        "Reasoning traces selected by what they do to the gradients of the model that they are meant to train.",
+        "Reasoning traces selected by what the model that they are meant to train makes of them.",
         "",
         "| what | value |",
         "| --- | --- |",
@@ -51,9 +51,8 @@ def dataset_card(manifest: dict[str, Any]) -> str:
         "",
         "## Limits",
         "",
-        "The score says how well each step's gradient agrees with the answer's and with the steps before. It does "
-        "not check that an answer is right, and it can grow with the number and length of steps (see the "
-        "correlations above). The data keep the licences of their sources.",
+        "A score does not check that an answer is right unless the selector says so, and it can grow with the number "
+        "and length of steps (see the correlations above). The data keep the licences of their sources.",
         "",
     ]
     return "\n".join(lines)
@@ -66,17 +65,18 @@ def _pair(manifest: dict[str, Any], left: str, right: str) -> str:
 
 def _facts(manifest: dict[str, Any]) -> list[tuple[str, object]]:
     score = manifest["parameters"]["score"]
-    target = manifest["parameters"]["target"]
+    target, method = manifest["parameters"]["target"], manifest["parameters"]["method"]
+    unfaithful = manifest["parameters"]["unfaithful"]
     return [
         ("rows", manifest["rows"]),
         ("prompts", manifest["prompts"]),
         ("chosen from a pool of", manifest["selection"]["pool"]),
-        ("method", f"{score['method']} (alpha {score['alpha']}, history {score['history']})"),
+        ("method", f"{method['name']}: {method['summary']} ({method['source']})"),
+        ("parameters", _parameters(score)),
+        ("selector", _parameters(manifest["parameters"]["selector"])),
+        ("not faithful to the method", "; ".join(unfaithful) if unfaithful else "–"),
         ("measured with", target["model"]),
-        (
-            "warm-up",
-            "none: not faithful to the method" if target["warmup"] == "none" else _warmup(manifest),
-        ),
+        ("warm-up", "none" if target["warmup"] == "none" else _warmup(manifest)),
         ("mean score, subset / pool", _pair(manifest, "mean_score_selected", "mean_score_pool")),
         (
             "correlation of the score with steps / tokens",
@@ -84,6 +84,12 @@ def _facts(manifest: dict[str, Any]) -> list[tuple[str, object]]:
         ),
         ("content digest", manifest["content_digest"]),
     ]
+
+
+def _parameters(section: dict[str, Any]) -> str:
+    """A section's parameters as a line, but for what names it and what is not set."""
+    said = {key: value for key, value in section.items() if key not in {"name", "target", "method"}}
+    return ", ".join(f"{key}: {value}" for key, value in said.items() if value is not None)
 
 
 def _warmup(manifest: dict[str, Any]) -> str:

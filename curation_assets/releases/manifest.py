@@ -15,8 +15,9 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.checkpoints.warmup import warmup_checkpoint
 from curation_assets.fingerprints import base_digest, checkpoint_digest, signal_fingerprint
+from curation_assets.scores.registry import method_of
 from curation_assets.settings import Subset, Target
-from curation_assets.subsets.select import Selection
+from curation_assets.subsets.select import Selection, selector_of
 from curation_assets.workspace import Workspace
 
 SCHEMA_VERSION = 1
@@ -45,6 +46,7 @@ def release_manifest(
     """
     score = workspace.settings.score(subset.score)
     target = workspace.settings.target(score.target)
+    method = method_of(score)
     warmup = None if target.warmup == "none" else warmup_checkpoint(workspace, target)
     inputs = workspace.warehouse.read_table(tables.score_manifest_path(target.name))
     return {
@@ -62,8 +64,10 @@ def release_manifest(
         "parameters": {
             "subset": subset.model_dump(mode="json"),
             "score": score.model_dump(mode="json"),
+            "selector": selector_of(workspace, subset).model_dump(mode="json"),
             "target": target.model_dump(mode="json"),
-            "faithful": target.warmup != "none",
+            "method": {"name": method.name, "source": method.source, "summary": method.summary},
+            "unfaithful": list(method.unfaithful(target, score)),
         },
         "checkpoints": {
             "base_model": {
@@ -73,7 +77,7 @@ def release_manifest(
             },
             "measured_at": checkpoint_digest(workspace, target),
             "warmup": None if warmup is None else _warmup_facts(warmup.record),
-            "signal_fingerprint": signal_fingerprint(workspace, target, "step_gradients"),
+            "signal_fingerprints": signal_fingerprints(workspace, target),
         },
         "inputs": inputs.to_dicts(),
         "config": {"digest": workspace.config_digest, "settings": workspace.settings.model_dump(mode="json")},
@@ -90,10 +94,16 @@ def lineage(workspace: Workspace, target: Target) -> list[tuple[str, str | None]
         ("configuration", workspace.config_digest),
         ("base model", base_digest(workspace, target)),
         ("measured at", checkpoint_digest(workspace, target)),
-        ("signal fingerprint", signal_fingerprint(workspace, target, "step_gradients")),
+        *((f"signal {name}", version) for name, version in signal_fingerprints(workspace, target).items()),
         ("code commit", code_version()["commit"]),
         *((f"file {path}", version) for path, version in manifest.select("path", "content_digest").iter_rows()),
     ]
+
+
+def signal_fingerprints(workspace: Workspace, target: Target) -> dict[str, str | None]:
+    """By signal that the target's scores rest on, its fingerprint."""
+    signals = workspace.settings.signals_of_scores(target)
+    return {signal: signal_fingerprint(workspace, target, signal) for signal in signals}
 
 
 def _warmup_facts(record: dict[str, Any]) -> dict[str, Any]:

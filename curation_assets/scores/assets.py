@@ -14,6 +14,7 @@ from curation_assets.partitions import SHARDS
 from curation_assets.progress import track
 from curation_assets.reports.plots import histogram
 from curation_assets.scores.manifest import write_manifest
+from curation_assets.scores.registry import method_of
 from curation_assets.scores.shard_scores import ShardScores, score_shards
 from curation_assets.settings import Target
 from curation_assets.signals.assets import signal_key
@@ -38,19 +39,24 @@ def score_manifest_key(target: Target) -> dg.AssetKey:
     return dg.AssetKey([target.name, "score_manifest"])
 
 
+def score_keys(workspace: Workspace, target: Target) -> list[dg.AssetKey]:
+    """What scoring a shard gives: sample_scores, and step_scores if a method of the target scores steps."""
+    steps = any(method_of(score).scores_steps for score in workspace.settings.scores_of(target.name))
+    return [*([step_scores_key(target)] if steps else []), sample_scores_key(target)]
+
+
 def score_assets(workspace: Workspace, target: Target) -> list[dg.AssetsDefinition]:
-    """step_scores and sample_scores of every shard, and the manifest over them; none without step gradients."""
-    if not target.scorable:
-        return []
+    """step_scores and sample_scores of every shard, and the manifest over them."""
     names = [score.name for score in workspace.settings.scores_of(target.name)]
-    step_key, sample_key = step_scores_key(target), sample_scores_key(target)
+    signals = workspace.settings.signals_of_scores(target)
+    keys, sample_key = score_keys(workspace, target), sample_scores_key(target)
 
     @dg.multi_asset(
         name=f"{target.name}_scores",
         specs=[
             dg.AssetSpec(
                 key,
-                deps=[signal_key(target, "step_gradients"), SEGMENTED_STEPS_KEY],
+                deps=[*(signal_key(target, signal) for signal in signals), SEGMENTED_STEPS_KEY],
                 group_name=target.name,
                 description=table.meaning,
                 metadata=column_schema(table),
@@ -59,7 +65,8 @@ def score_assets(workspace: Workspace, target: Target) -> list[dg.AssetsDefiniti
                 code_version=scores_key(workspace, target),
                 automation_condition=FOLLOW_UPSTREAM,
             )
-            for key, table in ((step_key, tables.STEP_SCORES), (sample_key, tables.SAMPLE_SCORES))
+            for key in keys
+            for table in (tables.ALL_TABLES[key.path[-1]],)
         ],
         partitions_def=SHARDS,
         backfill_policy=dg.BackfillPolicy.single_run(),
@@ -83,7 +90,8 @@ def score_assets(workspace: Workspace, target: Target) -> list[dg.AssetsDefiniti
                 }
                 context.add_asset_metadata(metadata, asset_key=sample_key, partition_key=shard)
                 advance(1)
-        yield dg.MaterializeResult(asset_key=step_key)
+        if step_scores_key(target) in keys:
+            yield dg.MaterializeResult(asset_key=step_scores_key(target))
         yield dg.MaterializeResult(asset_key=sample_key, check_results=_checks(scored))
 
     return [scores, _manifest_asset(target, sample_key, names)]

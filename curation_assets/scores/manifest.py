@@ -6,7 +6,7 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.corpus.ingest import present_shards
-from curation_assets.fingerprints import signal_fingerprint
+from curation_assets.fingerprints import scored_signals_fingerprint
 from curation_assets.settings import Target
 from curation_assets.signals.store import shard_record_path, signal_dir
 from curation_assets.workspace import Workspace
@@ -18,11 +18,12 @@ def build_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
     present = set(present_shards(workspace))
     corpus = workspace.warehouse.folder_metadata(tables.raw_corpus_dir())
     scores = workspace.warehouse.folder_metadata(tables.sample_scores_dir(target.name))
-    signal_fp = signal_fingerprint(workspace, target, "step_gradients")
-    folder = signal_dir(workspace, target, "step_gradients")
+    signals_fp = scored_signals_fingerprint(workspace, target)
+    folders = [signal_dir(workspace, target, signal) for signal in workspace.settings.signals_of_scores(target)]
     rows = []
     for shard, metadata in scores.items():
-        record = workspace.warehouse.read_json(shard_record_path(folder, shard)) if folder else None
+        paths = [shard_record_path(folder, shard) for folder in folders if folder]
+        records = [record for path in paths if (record := workspace.warehouse.read_json(path)) is not None]
         facts = corpus[shard]
         rows.append(
             {
@@ -30,11 +31,12 @@ def build_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
                 "path": facts["path"],
                 "content_digest": facts["content_digest"],
                 "present": shard in present,
-                "signal_fingerprint": record["signal_fingerprint"] if record else signal_fp or "",
+                "signal_fingerprint": signals_fp or "",
                 "score_fingerprint": metadata["fingerprint"],
                 "rows": int(facts["rows"]),
                 "rejected": int(facts["rejected"]),
-                "tokens": int(record["tokens"]) if record else 0,
+                # One pass gives all signals: what it ran of a sample is in each of their tables.
+                "tokens": max((int(record["tokens"]) for record in records), default=0),
             }
         )
     return tables.SCORE_MANIFEST.conform(pl.DataFrame(rows, schema=tables.SCORE_MANIFEST.schema))

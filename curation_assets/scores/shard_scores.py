@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.fingerprints import shard_scores_fingerprint
-from curation_assets.scores.grace import grace_scores
+from curation_assets.fingerprints import scored_signals_fingerprint, shard_scores_fingerprint
+from curation_assets.scores.method import ScoreInputs
+from curation_assets.scores.registry import method_of
+from curation_assets.scores.verify import verified
+from curation_assets.sections import SignalName
 from curation_assets.settings import Target
-from curation_assets.signals.measure import read_shard_samples
+from curation_assets.signals.catalog import SIGNALS
+from curation_assets.signals.measure import ShardSamples, read_shard_samples
 from curation_assets.signals.store import MeasuringError, SignalStore, recorded_left_out
 from curation_assets.workspace import Workspace
+
+FACTS = ("sample_id", "prompt_id", "shard", "row", "candidate", "source", "domain", "generator", "correct", "reward")
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class ShardScores:
 
     Attributes:
         rows: rows of the shard, exact duplicates included.
-        scored: those with a score.
+        scored: those with any score.
         without_score: the others, by reason.
         non_finite: scores that are not finite numbers (there should be none).
         sample_scores: the table.
@@ -37,19 +43,22 @@ class ShardScores:
 
 def score_shards(workspace: Workspace, target: Target, shards: Sequence[str]) -> Iterator[ShardScores]:
     """Score shards one after another; see `score_shard`. What they share is read once."""
-    store = SignalStore.of(workspace, target, "step_gradients")
+    signals = workspace.settings.signals_of_scores(target)
+    stores = {signal: SignalStore.of(workspace, target, signal) for signal in signals}
     for shard in shards:
-        yield score_shard(workspace, target, shard, store)
+        yield score_shard(workspace, target, shard, stores)
 
 
-def score_shard(workspace: Workspace, target: Target, shard: str, store: SignalStore) -> ShardScores:
-    """Write the shard's `step_scores` (one table a named score) and `sample_scores`.
+def score_shard(
+    workspace: Workspace, target: Target, shard: str, stores: Mapping[SignalName, SignalStore]
+) -> ShardScores:
+    """Write the shard's `step_scores` (one table a named score that has them) and `sample_scores`.
 
     Args:
         workspace: the configuration.
         target: whose scores.
         shard: the shard.
-        store: the target's step gradients.
+        stores: the signals that the target's scores rest on.
 
     Raises:
         MeasuringError: samples of the shard have not been measured.
@@ -58,49 +67,67 @@ def score_shard(workspace: Workspace, target: Target, shard: str, store: SignalS
     if not workspace.warehouse.table_metadata(source):
         # The file was gone before it was ever read: there is nothing to score, and no table to write.
         return ShardScores(0, 0, {}, 0, tables.SAMPLE_SCORES.empty())
-    signals, steps, fingerprint = _inputs(workspace, target, shard, store)
-    corpus = workspace.warehouse.read_table(source)
-    counts = steps.filter(pl.col("kind") == "step").group_by("sample_id").agg(n_steps=pl.len().cast(pl.Int32))
-    frame = (
-        corpus.select("sample_id", "prompt_id", "shard", "row", "candidate", "source", "domain")
-        .join(counts, on="sample_id", how="left")
-        .with_columns(pl.col("n_steps").fill_null(0))
-        .join(
-            signals.select("sample_id", "response_tokens", "flags", answer_norm=pl.col("norms").list.last()),
-            on="sample_id",
-            how="left",
-        )
-    )
-    metadata = {"fingerprint": fingerprint}
-    for score in workspace.settings.scores_of(target.name):
-        step_scores, v = grace_scores(signals, score)
-        path = f"{tables.step_scores_dir(target.name, score.name)}/{shard}.parquet"
-        workspace.warehouse.write_table(path, step_scores, metadata)
-        frame = frame.join(v, on="sample_id", how="left")
+    # Before the rows: if they are measured meanwhile, the record is another by then, and the scores are due again.
+    left_out = [recorded_left_out(workspace, store.folder, shard) for store in stores.values()]
+    samples = read_shard_samples(workspace, shard, segmented=True)
+    signals = {signal: _measured(target, shard, samples, signal, store) for signal, store in stores.items()}
+    signals_fp = str(scored_signals_fingerprint(workspace, target))
+    fingerprint = shard_scores_fingerprint(workspace, target, signals_fp, samples.steps_fingerprint, left_out)
+    facts = _facts(samples, signals)
+    frame = workspace.warehouse.read_table(source).select("sample_id", "row", "candidate")
+    frame = frame.join(facts.drop("row", "candidate"), on="sample_id", how="left", maintain_order="left")
+    inputs, metadata = ScoreInputs(facts, signals), {"fingerprint": fingerprint}
+    scores = workspace.settings.scores_of(target.name)
+    for score in scores:
+        scored = method_of(score).score(inputs, score)
+        if scored.steps is not None:
+            path = f"{tables.step_scores_dir(target.name, score.name)}/{shard}.parquet"
+            workspace.warehouse.write_table(path, scored.steps, metadata)
+        frame = frame.join(scored.values.rename({"value": score.name}), on="sample_id", how="left")
     sample_scores = tables.SAMPLE_SCORES.conform(frame)
     # Written last: its fingerprint says that the step scores are there too.
     path = f"{tables.sample_scores_dir(target.name)}/{shard}.parquet"
     workspace.warehouse.write_table(path, sample_scores, metadata)
-    return _summary(sample_scores, [score.name for score in workspace.settings.scores_of(target.name)])
+    return _summary(sample_scores, [score.name for score in scores])
 
 
-def _inputs(
-    workspace: Workspace, target: Target, shard: str, store: SignalStore
-) -> tuple[pl.DataFrame, pl.DataFrame, str]:
-    """Signals and segments of a shard, and the fingerprint of what is made from them."""
-    # Before the rows: if they are measured meanwhile, the record is another by then, and the scores are due again.
-    left_out = recorded_left_out(workspace, store.folder, shard)
-    samples = read_shard_samples(workspace, shard, segmented=True)
-    signals = store.rows(samples.rows["sample_id"])
-    if signals is None:
-        signals = tables.STEP_GRADIENTS.empty()
-    if len(signals) < len(samples.rows):
+def _measured(
+    target: Target, shard: str, samples: ShardSamples, signal: SignalName, store: SignalStore
+) -> pl.DataFrame:
+    """A signal's rows of all samples of a shard."""
+    rows = store.rows(samples.rows["sample_id"])
+    if rows is None:
+        rows = SIGNALS[signal].table.empty()
+    if len(rows) < len(samples.rows):
         raise MeasuringError(
-            f"{len(signals)} of {len(samples.rows)} samples of shard {shard} are measured for target {target.name}: "
-            f"materialize {target.name}/step_gradients first"
+            f"{len(rows)} of {len(samples.rows)} samples of shard {shard} are measured for target {target.name}: "
+            f"materialize {target.name}/{signal} first"
         )
-    fingerprint = shard_scores_fingerprint(workspace, target, store.fingerprint, samples.steps_fingerprint, left_out)
-    return signals, samples.steps, fingerprint
+    return rows
+
+
+def _facts(samples: ShardSamples, signals: Mapping[SignalName, pl.DataFrame]) -> pl.DataFrame:
+    """What is known of each distinct sample of a shard: the columns of `sample_scores` beside the scores."""
+    counts = samples.steps.filter(pl.col("kind") == "step").group_by("sample_id").agg(n_steps=pl.len().cast(pl.Int32))
+    facts = (
+        samples.rows.select(*FACTS, verified=verified(samples.rows))
+        .join(counts, on="sample_id", how="left")
+        .with_columns(pl.col("n_steps").fill_null(0))
+    )
+    lengths = next(iter(signals.values())).select("sample_id", "response_tokens")
+    said = pl.concat([frame.select("sample_id", "flags") for frame in signals.values()])
+    flags = (
+        said.explode("flags")
+        .drop_nulls()
+        .group_by("sample_id", maintain_order=True)
+        .agg(pl.col("flags").unique(maintain_order=True))
+    )
+    facts = facts.join(lengths, on="sample_id", how="left").join(flags, on="sample_id", how="left")
+    norm = pl.lit(None, dtype=pl.Float32).alias("answer_norm")
+    if "step_gradients" in signals:
+        norms = signals["step_gradients"].select("sample_id", answer_norm=pl.col("norms").list.last())
+        facts, norm = facts.join(norms, on="sample_id", how="left"), pl.col("answer_norm")
+    return facts.with_columns(norm, pl.col("flags").fill_null([]))
 
 
 def _summary(sample_scores: pl.DataFrame, names: list[str]) -> ShardScores:

@@ -11,7 +11,8 @@ from curation_assets.checkpoints.assets import measured_checkpoint_key
 from curation_assets.corpus.assets import RAW_CORPUS_KEY
 from curation_assets.fingerprints import SEGMENTED_SIGNALS, SIGNAL_VERSIONS
 from curation_assets.partitions import SHARDS
-from curation_assets.settings import SignalName, Target
+from curation_assets.sections import SignalName
+from curation_assets.settings import Target
 from curation_assets.signals.catalog import non_finite
 from curation_assets.signals.measure import measure_shards
 from curation_assets.signals.store import ShardMeasurement

@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.settings import SignalName, Target
+from curation_assets.sections import SignalName
+from curation_assets.settings import Target
 from curation_assets.tables import Table
 from resources.scoring.samples import Pooling, Request, SampleSignals
 
@@ -107,6 +108,8 @@ def _segment_likelihoods(results: Sequence[SampleSignals]) -> Rows:
             "step_indices": result.step_indices,
             "segment_tokens": result.segment_tokens,
             "segment_nll": result.segment_nll,
+            "response_tokens": result.response_tokens,
+            "tokens": result.tokens,
             "flags": _own_flags(result, missing=result.segment_nll is None)
             + ([] if result.segment_tokens or result.flags else ["no_segments"]),
         }
@@ -129,6 +132,7 @@ def _embeddings(pooling: Pooling, results: Sequence[SampleSignals]) -> Rows:
             {
                 "sample_id": result.sample_id,
                 "vector": vector,
+                "response_tokens": result.response_tokens,
                 "tokens": result.tokens,
                 "flags": flags,
             }

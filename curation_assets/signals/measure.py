@@ -17,7 +17,8 @@ from curation_assets.checkpoints.warmup import warmup_checkpoint
 from curation_assets.fingerprints import SEGMENTED_SIGNALS, image_limits_key, input_fingerprint
 from curation_assets.progress import track
 from curation_assets.samples import samples_of
-from curation_assets.settings import SignalName, Target
+from curation_assets.sections import SignalName
+from curation_assets.settings import Target
 from curation_assets.signals.catalog import SIGNALS, request_for
 from curation_assets.signals.store import MeasuringError, ShardMeasurement, SignalStore, shard_record_path
 from curation_assets.workspace import Workspace

@@ -20,7 +20,8 @@ from curation_assets.fingerprints import (
     input_fingerprint,
     signal_fingerprint,
 )
-from curation_assets.settings import SignalName, Target
+from curation_assets.sections import SignalName
+from curation_assets.settings import Target
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.errors import UserError

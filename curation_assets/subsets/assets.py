@@ -21,7 +21,7 @@ from curation_assets.releases.manifest import lineage
 from curation_assets.reports.plots import histogram, scatter
 from curation_assets.scores.assets import score_manifest_key
 from curation_assets.settings import Subset
-from curation_assets.subsets.select import Selection, parameters_digest, write_subset
+from curation_assets.subsets.select import Selection, parameters_digest, selector_of, write_subset
 from curation_assets.workspace import Workspace
 
 STRONG_CORRELATION = 0.5
@@ -37,13 +37,14 @@ def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
     """The asset of one subset."""
     score = workspace.settings.score(subset.score)
     target = workspace.settings.target(score.target)
+    kind = selector_of(workspace, subset).kind
     budget = ", ".join(f"{name} {value}" for name, value in subset.budget if value is not None)
 
     @dg.asset(
         key=subset_key(subset),
         deps=[score_manifest_key(target)],
         group_name="subsets",
-        description=f"The best of the pool by {score.name} ({score.method}); budget: {budget}.",
+        description=f"Chosen from the pool by {score.name} ({score.method}), selector {kind}; budget: {budget}.",
         metadata=column_schema(tables.SUBSET),
         owners=OWNERS,
         kinds={"polars", "parquet"},
@@ -52,6 +53,7 @@ def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
         check_specs=[
             dg.AssetCheckSpec("length_correlation", asset=subset_key(subset)),
             dg.AssetCheckSpec("score_drift", asset=subset_key(subset)),
+            dg.AssetCheckSpec("budget_filled", asset=subset_key(subset)),
         ],
     )
     def selected(workspace: dg.ResourceParam[Workspace]) -> Iterator[dg.MaterializeResult[Any]]:
@@ -64,7 +66,11 @@ def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
         yield dg.MaterializeResult(
             data_version=dg.DataVersion(selection.content_digest),
             metadata=metadata,
-            check_results=[_length_check(selection), _drift_check(workspace, subset, selection)],
+            check_results=[
+                _length_check(selection),
+                _drift_check(workspace, subset, selection),
+                _budget_check(selection),
+            ],
         )
 
     return selected
@@ -95,6 +101,16 @@ def _length_check(selection: Selection) -> dg.AssetCheckResult:
         severity=dg.AssetCheckSeverity.WARN,
         description="The score should not be a proxy of length: |correlation| at most 0.5.",
         metadata={"with_steps": str(found[0]), "with_tokens": str(found[1])},
+    )
+
+
+def _budget_check(selection: Selection) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name="budget_filled",
+        passed=not selection.whole,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="There is more to choose from than the budget takes: else the subset is all there is.",
+        metadata={"selected": len(selection.rows), "left_out": str(selection.left_out or "(none)")},
     )
 
 

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import polars as pl
 
 from curation_assets import tables
 from curation_assets.corpus.pool import resolve_duplicates
 from curation_assets.fingerprints import input_fingerprint, shard_scores_fingerprint
-from curation_assets.settings import Subset, Target
+from curation_assets.scores.method import ScoreSection
+from curation_assets.scores.registry import method_of
+from curation_assets.settings import Filters, Subset, Target
 from curation_assets.signals.store import recorded_left_out, signal_dir
 from curation_assets.subsets.budget import take_within
+from curation_assets.subsets.selector import AnySelector
+from curation_assets.subsets.selectors import order_by
 from curation_assets.workspace import Workspace
-from resources.digests import digest
+from resources.digests import bytes_digest, digest
 from resources.errors import UserError
 
-SELECTION_VERSION = 1
+SELECTION_VERSION = 2
 LOW_SIGNAL_PERCENT = 1
+
+POOL_COLUMNS = [name for name in tables.SAMPLE_SCORES.columns if name != "flags"]
+"""What choosing looks at, beside the score."""
 
 
 class SelectionError(UserError):
@@ -32,15 +41,20 @@ class Selection:
         rows: table `subset`.
         pool: the pool with the score in column `score`, who was eligible and who was chosen.
         duplicates: rows of the corpus that are exact copies of one in the pool.
-        fingerprint: of the parameters and the manifest that it was selected from.
-        content_digest: of the rows: equal subsets, equal digest.
+        left_out: eligible samples with a score that the selector takes under no budget, by reason.
+        whole: whether the budget is larger than all that could be chosen.
     """
 
     rows: pl.DataFrame
     pool: pl.DataFrame
     duplicates: int
-    fingerprint: str
-    content_digest: str
+    left_out: dict[str, int]
+    whole: bool
+
+    @cached_property
+    def content_digest(self) -> str:
+        """Of the rows: equal subsets, equal digest."""
+        return digest("subset_rows", bytes_digest(self.rows.write_ndjson().encode()))
 
     def score_distribution(self) -> dict[str, float | None]:
         """Mean and standard deviation of the pool's scores."""
@@ -50,14 +64,15 @@ class Selection:
 
     def facts(self) -> dict[str, float | int | None]:
         """Counts and the biases that GRACE is known for: corr(V, K) and corr(V, tokens)."""
-        ranked = self.pool.filter(pl.col("eligible") & pl.col("score").is_not_null())
+        ranked = self.pool.filter(pl.col("eligible") & pl.col("score").is_finite())
         return {
             "pool": len(self.pool),
             "duplicates_left_out": self.duplicates,
             "eligible": int(self.pool["eligible"].sum()),
-            "without_score": int((self.pool["eligible"] & self.pool["score"].is_null()).sum()),
+            "without_score": int(self.pool["eligible"].sum()) - len(ranked),
             "low_signal": int(self.pool["low_signal"].sum()),
             "selected": len(self.rows),
+            **{f"left_out_{reason}": count for reason, count in self.left_out.items()},
             "correlation_with_steps": _correlation(ranked, "n_steps"),
             "correlation_with_tokens": _correlation(ranked, "response_tokens"),
             "mean_score_selected": _mean(self.rows["score"]),
@@ -72,7 +87,13 @@ def parameters_digest(workspace: Workspace, subset: Subset) -> str:
     subset waits for its scores instead of being selected from the former ones.
     """
     eligibility = workspace.settings.score(subset.score).min_steps
-    return digest("subset", SELECTION_VERSION, subset.model_dump(mode="json"), eligibility)
+    selector = selector_of(workspace, subset).model_dump(mode="json")
+    return digest("subset", SELECTION_VERSION, subset.model_dump(mode="json"), selector, eligibility)
+
+
+def selector_of(workspace: Workspace, subset: Subset) -> AnySelector:
+    """The selector that a subset names, else its method's."""
+    return subset.selector or method_of(workspace.settings.score(subset.score)).selector
 
 
 def wanted_fingerprint(workspace: Workspace, subset: Subset) -> str | None:
@@ -89,38 +110,54 @@ def select(workspace: Workspace, subset: Subset) -> Selection:
         SelectionError: the target has no manifest, or its shards' scores are of other parameters.
     """
     score = workspace.settings.score(subset.score)
-    fingerprint = wanted_fingerprint(workspace, subset)
-    if fingerprint is None:
+    path = tables.score_manifest_path(score.target)
+    if not workspace.warehouse.table_metadata(path):
         raise SelectionError(
             f"subset {subset.name}: target {score.target} has no scores yet: materialize "
             f"{score.target}/score_manifest, or use `curate run`"
         )
-    manifest = workspace.warehouse.read_table(tables.score_manifest_path(score.target))
+    manifest = workspace.warehouse.read_table(path)
     shards = manifest.filter("present")["shard"].to_list()
     _check_scores(workspace, workspace.settings.target(score.target), manifest)
     scan = workspace.warehouse.scan(tables.sample_scores_dir(score.target), shards)
-    scores = tables.SAMPLE_SCORES.empty() if scan is None else scan.collect()
     if scan is None:
-        scores = scores.with_columns(pl.lit(None, dtype=pl.Float64).alias(score.name))
+        scores = tables.SAMPLE_SCORES.empty().with_columns(pl.lit(None, dtype=pl.Float64).alias(score.name))
+    else:
+        scores = scan.select(*POOL_COLUMNS, score.name).collect()
+    return choose(scores.rename({score.name: "score"}), score, selector_of(workspace, subset), subset)
+
+
+def choose(scores: pl.DataFrame, score: ScoreSection, selector: AnySelector, subset: Subset) -> Selection:
+    """Choose a subset of scored samples.
+
+    Args:
+        scores: rows of `sample_scores` (POOL_COLUMNS), exact duplicates included, the score in column `score`.
+        score: what the score is.
+        selector: how it is chosen.
+        subset: filters, strata, budget.
+    """
     pool, duplicates = resolve_duplicates(scores)
-    pool = _mark(pool.rename({score.name: "score"}), score.min_steps)
-    ranked = rank(pool)
-    chosen = take_within(ranked, subset.budget, int(pool["eligible"].sum()))
-    rows = _subset_rows(chosen, score.name)
-    pool = pool.with_columns(selected=pl.col("sample_id").is_in(rows["sample_id"].to_list()))
-    content = digest("subset_rows", rows.to_dicts())
-    return Selection(rows, pool, duplicates, fingerprint, content)
+    pool = pool.with_columns(
+        eligible=(pl.col("n_steps") >= score.min_steps) & passes(subset.filters), low_signal=_low_signal(pool)
+    ).with_row_index("_row")
+    eligible = pool.filter("eligible")
+    choice = order_by(selector, eligible.filter(pl.col("score").is_finite()), method_of(score).highest_first)
+    chosen, whole = take_within(choice.rows, subset.budget, eligible, subset.stratify)
+    selected = np.zeros(len(pool), dtype=np.bool_)
+    selected[chosen["_row"].to_numpy()] = True
+    pool = pool.drop("_row").with_columns(selected=pl.Series(selected))
+    return Selection(_subset_rows(chosen, score.name), pool, duplicates, choice.left_out, whole)
 
 
 def _check_scores(workspace: Workspace, target: Target, manifest: pl.DataFrame) -> None:
     """Refuse scores that are of other signals or parameters than the configuration names now."""
     stored = workspace.warehouse.folder_metadata(tables.sample_scores_dir(target.name))
     steps = workspace.warehouse.folder_metadata(tables.segmented_steps_dir())
-    folder = signal_dir(workspace, target, "step_gradients")
+    folders = [signal_dir(workspace, target, signal) for signal in workspace.settings.signals_of_scores(target)]
     behind = []
-    for shard, signal_fp in manifest.filter("present").select("shard", "signal_fingerprint").iter_rows():
-        left_out = recorded_left_out(workspace, folder, shard)
-        wanted = shard_scores_fingerprint(workspace, target, signal_fp, input_fingerprint(steps[shard]), left_out)
+    for shard, signals_fp in manifest.filter("present").select("shard", "signal_fingerprint").iter_rows():
+        left_out = [recorded_left_out(workspace, folder, shard) for folder in folders]
+        wanted = shard_scores_fingerprint(workspace, target, signals_fp, input_fingerprint(steps[shard]), left_out)
         if stored[shard]["fingerprint"] != wanted:
             behind.append(shard)
     if behind:
@@ -132,9 +169,11 @@ def _check_scores(workspace: Workspace, target: Target, manifest: pl.DataFrame) 
 
 def write_subset(workspace: Workspace, subset: Subset) -> Selection:
     """Select the subset and write it as the current one."""
+    # Before the scores are read: if they change meanwhile, the subset is due again.
+    fingerprint = str(wanted_fingerprint(workspace, subset))
     selection = select(workspace, subset)
     metadata = {
-        "fingerprint": selection.fingerprint,
+        "fingerprint": fingerprint,
         "content_digest": selection.content_digest,
         "rows": str(len(selection.rows)),
     }
@@ -142,18 +181,31 @@ def write_subset(workspace: Workspace, subset: Subset) -> Selection:
     return selection
 
 
-def rank(pool: pl.DataFrame) -> pl.DataFrame:
-    """The eligible samples with a finite score, best first; ties are broken by sample_id."""
-    return pool.filter(pl.col("eligible") & pl.col("score").is_finite()).sort(
-        ["score", "sample_id"], descending=[True, False]
-    )
+def passes(filters: Filters) -> pl.Expr:
+    """Which rows of the pool pass a subset's filters."""
+    conditions: list[pl.Expr] = [pl.lit(value=True)]
+    for column, wanted in (("source", filters.sources), ("generator", filters.generators)):
+        if wanted is not None:
+            conditions.append(pl.col(column).is_in(wanted).fill_null(value=False))
+    if filters.correct is not None:
+        said = pl.coalesce("correct", "verified")
+        conditions.append((said == filters.correct).fill_null(value=False))
+    for column, least, most in (
+        ("response_tokens", filters.min_tokens, filters.max_tokens),
+        ("n_steps", filters.min_steps, filters.max_steps),
+    ):
+        if least is not None:
+            conditions.append(pl.col(column) >= least)
+        if most is not None:
+            conditions.append(pl.col(column) <= most)
+    return pl.all_horizontal(conditions)
 
 
-def _mark(pool: pl.DataFrame, min_steps: int) -> pl.DataFrame:
-    """Who is eligible, and whose answer has next to no gradient: the lowest percent, ties by sample_id."""
-    norms = pool.filter(pl.col("answer_norm").is_not_null()).sort("answer_norm", "sample_id")
-    lowest = norms["sample_id"].head(len(norms) * LOW_SIGNAL_PERCENT // 100).to_list()
-    return pool.with_columns(eligible=pl.col("n_steps") >= min_steps, low_signal=pl.col("sample_id").is_in(lowest))
+def _low_signal(pool: pl.DataFrame) -> pl.Expr:
+    """Whose answer has next to no gradient: the lowest percent, ties by sample_id."""
+    norms = pool.filter(pl.col("answer_norm").is_not_null()).select("answer_norm", "sample_id")
+    lowest = norms.bottom_k(len(norms) * LOW_SIGNAL_PERCENT // 100, by=["answer_norm", "sample_id"])
+    return pl.col("sample_id").is_in(lowest["sample_id"].implode())
 
 
 def _subset_rows(chosen: pl.DataFrame, score: str) -> pl.DataFrame:

@@ -40,7 +40,8 @@ class Encoder:
     Args:
         tokenizer: a fast transformers tokenizer (character offsets are needed).
         template: `auto` takes the chat template of processor or tokenizer if there is one, else `plain`,
-            which joins the turns' contents and the response with newlines.
+            which joins the turns' contents and the response with newlines. `question_answer` is the GRAPE
+            paper's (arXiv 2502.04194): `Question: {prompt} \n Answer: {response}`, turns joined by newlines.
         max_length: longest sequence in tokens; longer ones are cut on the right.
         processor: the model's processor; without one, samples with images cannot be run.
         vocabulary: rows of the model's input embedding; token ids that have none are flagged.
@@ -67,6 +68,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.processor = processor
         self.chat = template == "chat" or (template == "auto" and chat_template is not None)
+        self.question_answer = template == "question_answer"
         self.max_length = max_length
         self.vocabulary = vocabulary
         self.limits = limits or ImageLimits()
@@ -90,6 +92,8 @@ class Encoder:
         lines = [{**turn, "content": vision.in_line(turn["content"], mark)} for turn in turns]
         if self.chat:
             return self._render(lines)
+        if self.question_answer:
+            return "Question: " + "\n".join(turn["content"] for turn in lines) + " \n Answer: "
         return "".join(turn["content"] + "\n" for turn in lines)
 
     def encode(self, samples: Sequence[Sample]) -> list[Encoded]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from resources.scoring.images import ImageLimits
 
-Template = Literal["auto", "chat", "plain"]
+Template = Literal["auto", "chat", "plain", "question_answer"]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ from ruamel.yaml import YAML
 
 from curation_assets.config_file import ConfigError, config_path, json_schema, load_settings, parse_settings
 from curation_assets.init_config import FolderLook, render_config
-from curation_assets.settings import History, Settings, Warmup
+from curation_assets.scores.gram import History
+from curation_assets.scores.methods.grace import GraceScore
+from curation_assets.settings import Settings, Warmup
 
 FILE = Path("curation.yaml")
 GOOD = """\
@@ -159,8 +161,17 @@ TABLE = {
         "curation.yaml:7: targets.0.warmup.seed: input should be greater than or equal to 0 (found -1)",
     ),
     "one of several words": (
-        changed("method: grace", "method: grase"),
-        "curation.yaml:10: scores.0.method: input should be 'grace' (found 'grase')",
+        changed("method: grace", "method: grce"),
+        "curation.yaml:10: scores.0.method: there is no method 'grce'; did you mean 'grace'?",
+    ),
+    "a method that is none": (
+        changed("method: grace", "method: magic"),
+        "curation.yaml:10: scores.0.method: there is no method 'magic'; known ones are "
+        "random, longest, stepmax, grace, grape, perplexity, mean_entropy, least_confidence, mean_margin",
+    ),
+    "a parameter of another method": (
+        changed("method: grace", "method: random\n    alpha: 0.5"),
+        "curation.yaml:11: scores.0.alpha: unknown key; known keys are name, target, method, min_steps, seed",
     ),
     "a name that is none": (
         changed("  - name: best", "  - name: Best 1"),
@@ -298,6 +309,7 @@ def test_columns_of_several_responses() -> None:
 def test_the_defaults_are_those_of_the_methods() -> None:
     loaded = parse(GOOD)
     score, warmup = loaded.scores[0], loaded.targets[0].warmup
+    assert isinstance(score, GraceScore)
     assert (score.alpha, score.history, score.min_steps, score.preset) == (0.7, "uniform", 2, None)
     assert isinstance(warmup, Warmup)
     assert (warmup.fraction, warmup.lora_rank, warmup.lora_alpha) == (0.05, 8, 32)
@@ -319,7 +331,9 @@ def test_histories() -> None:
         ("{ema: 0.5}", History(ema=0.5)),
         ("uniform", "uniform"),
     ):
-        assert parse(changed("method: grace", f"method: grace\n    history: {written}")).scores[0].history == expected
+        score = parse(changed("method: grace", f"method: grace\n    history: {written}")).scores[0]
+        assert isinstance(score, GraceScore)
+        assert score.history == expected
 
 
 def test_settings_do_not_change_after_loading() -> None:

@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 
 from curation_assets.config_file import load_settings, parse_settings
 from curation_assets.init_config import FolderLook, InitError, look_at, render_config, write_config
+from curation_assets.scores.methods.grace import GraceScore
 from curation_assets.settings import Settings, Warmup
 from curation_assets.workspace import Workspace
 from resources.landing import LandingError
@@ -50,7 +51,7 @@ def test_a_folder_of_one_format(landing: Path, tmp_path: Path) -> None:
     assert loaded.corpus.format == "auto"
     assert [t.warmup.min_pool for t in loaded.targets if t.warmup != "none"] == [3]
     assert [(target.name, target.model) for target in loaded.targets] == [("base", "org/model")]
-    assert [(score.name, score.alpha, score.history) for score in loaded.scores] == [("grace", 0.7, "uniform")]
+    assert loaded.scores == [GraceScore(name="grace", target="base", alpha=0.7, history="uniform")]
     assert [(subset.name, subset.budget.fraction) for subset in loaded.subsets] == [("grace_20", 0.2)]
     schema = json.loads((tmp_path / "curation.schema.json").read_text())
     Draft202012Validator.check_schema(schema)

@@ -164,7 +164,7 @@ def test_a_target_without_scores_can_be_shown(tmp_path: Path, tiny_model: Path) 
     assert "samples measured: tiny" in curate("run", workspace=workspace).output
     sample_id = read_stored(workspace, "likelihoods").collect()["sample_id"][0]
     assert "Count on from" in curate("show", sample_id, workspace=workspace).output
-    assert "computed from step_gradients" in curate("table", "sample_scores", workspace=workspace, code=1).output
+    assert "has no score of single steps" in curate("table", "step_scores", workspace=workspace, code=1).output
     assert "signals of target tiny: likelihoods" in curate("doctor", workspace=workspace).output
 
 

@@ -14,7 +14,7 @@ import pytest
 from curation_assets.dead_runs import UNFINISHED
 from curation_assets.instance import open_instance
 from curation_assets.main_job import MainJob
-from curation_assets.settings import SignalName
+from curation_assets.sections import SignalName
 from curation_assets.signals.store import signal_dir
 from curation_assets.workspace import Workspace
 from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, subset_ids

@@ -45,7 +45,9 @@ def test_a_release_holds_the_subset_and_its_story(workspace: Workspace) -> None:
     landed = workspace.landing.root / "a.jsonl"
     assert shard["content_digest"] == hashlib.blake2b(landed.read_bytes(), digest_size=16).hexdigest()
     assert manifest["checkpoints"]["measured_at"] == manifest["checkpoints"]["base_model"]["digest"]
-    assert manifest["parameters"]["faithful"] is False  # no warm-up
+    assert "no warm-up" in manifest["parameters"]["unfaithful"][0]
+    assert manifest["parameters"]["method"]["name"] == "grace"
+    assert manifest["parameters"]["selector"] == {"kind": "top", "order": None}
     assert manifest["config"]["digest"] == workspace.config_digest
     assert manifest["packages"]["torch"]
     assert json.loads((made.folder / "provenance.json").read_text())["dagster_run_id"]

@@ -18,7 +18,7 @@ from curation_assets.automation import scoring_requests
 from curation_assets.definitions import build_definitions
 from curation_assets.main_job import MainJob
 from curation_assets.partitions import SHARDS
-from curation_assets.settings import SignalName
+from curation_assets.sections import SignalName
 from curation_assets.signals.catalog import SIGNALS
 from curation_assets.signals.measure import groups_by_missing, make_scorer
 from curation_assets.signals.store import SignalStore, signal_dir

@@ -13,7 +13,7 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.main_job import MainJob, RunSummary
-from curation_assets.settings import SignalName
+from curation_assets.sections import SignalName
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
 

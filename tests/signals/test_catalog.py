@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 
 from curation_assets import tables
-from curation_assets.settings import SignalName, Target
+from curation_assets.sections import SignalName
+from curation_assets.settings import Target
 from curation_assets.signals.catalog import POOLINGS, SIGNALS, non_finite, request_for
 from curation_assets.signals.store import SignalStore
 from resources.scoring.samples import Likelihoods, Request, SampleSignals, StepGradients

@@ -1,0 +1,30 @@
+"""Random draws by key: counter-based, so that order, batch, shard and machine do not matter."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+DIGITS = 13
+"""Hexadecimal digits of a sample_id that a draw looks at: 52 bits."""
+
+
+def draw_bits(sample_ids: pl.Series, seed: int) -> NDArray[np.uint64]:
+    """Sixty-four random bits [N] for each hexadecimal id and a seed (splitmix64's finisher)."""
+    prefix = sample_ids.str.head(DIGITS).str.to_integer(base=16).cast(pl.UInt64).to_numpy()
+    # Twice, so that neighbouring seeds and ids have nothing in common.
+    return _mix(prefix + _mix(np.full(1, seed, dtype=np.uint64)))
+
+
+def uniform(sample_ids: pl.Series, seed: int) -> pl.Series:
+    """A draw from [0, 1) for each id."""
+    return pl.Series((draw_bits(sample_ids, seed) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: NDArray[np.uint64] = state ^ (state >> np.uint64(31))
+    return mixed

@@ -1,0 +1,91 @@
+"""What a method is: the signals that it needs, its score, its default selector, its defaults and its source.
+
+Each method is one file of `curation_assets.scores.methods`, which `curation_assets.scores.registry` finds by
+itself. CONTRIBUTING.md has the checklist, and tests/scores/test_methods.py runs it over all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+from pydantic import Field
+
+from curation_assets.sections import Name, Section, SignalName
+from curation_assets.subsets.selector import AnySelector
+
+if TYPE_CHECKING:
+    from curation_assets.settings import Target
+
+
+class ScoreSection(Section):
+    """A named score: a method with its parameters, computed from a target's signals."""
+
+    name: Name
+    target: str = Field(description="whose signals it is computed from")
+    method: str
+    min_steps: int = Field(0, ge=0, description="traces with fewer steps are not eligible for selection")
+
+
+@dataclass(frozen=True)
+class ScoreInputs:
+    """What a method may look at: samples that are measured, each once.
+
+    Attributes:
+        samples: facts of each sample: the columns of table `sample_scores` beside the scores.
+        signals: by name, rows of the signals that the method asked for, in any order.
+    """
+
+    samples: pl.DataFrame
+    signals: Mapping[SignalName, pl.DataFrame] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a method makes of samples.
+
+    Attributes:
+        values: sample_id and value; a sample without a value, or that is missing, has no score.
+        steps: rows of table `step_scores`, of a method that scores steps.
+    """
+
+    values: pl.DataFrame
+    steps: pl.DataFrame | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of docs/methods.md.
+
+    Attributes:
+        name: as configurations name it.
+        source: paper and equation, or `ours`.
+        summary: what a high value means, in a line.
+        section: its parameters with their defaults.
+        signals: what must be measured for given parameters.
+        score: the score of each sample; only what a sample gives by itself, never what needs the whole pool.
+        selector: how it chooses, unless a subset says otherwise.
+        highest_first: whether the best samples have the highest score.
+        cost: in the units of the GRAPE paper's Table 13: N samples, forward cost F.
+        unfaithful: what parts a target and parameters from the source; empty if nothing does.
+        scores_steps: whether it gives `step_scores`.
+    """
+
+    name: str
+    source: str
+    summary: str
+    section: type[ScoreSection]
+    signals: Callable[[Any], tuple[SignalName, ...]]
+    score: Callable[[ScoreInputs, Any], Scored]
+    selector: AnySelector
+    highest_first: bool = True
+    cost: str = "N F"
+    unfaithful: Callable[[Target, Any], Sequence[str]] = lambda _target, _section: ()
+    scores_steps: bool = False
+
+
+def values(frame: pl.DataFrame, value: pl.Expr) -> Scored:
+    """Scores that are an expression over the rows of one frame with a sample_id."""
+    return Scored(frame.select("sample_id", value=value.cast(pl.Float64)))

@@ -1,0 +1,104 @@
+"""GRACE: agreement of each step's gradient with the answer's and with the steps before (arXiv 2605.13130).
+
+Parameters and frames; the arithmetic over Gram matrices is `curation_assets.scores.gram`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import polars as pl
+from pydantic import Field, model_validator
+
+from curation_assets import tables
+from curation_assets.scores.gram import Aggregate, GramOptions, History, Reduce, Reference, sample_and_step_scores
+from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection
+from curation_assets.subsets.selector import Top
+
+if TYPE_CHECKING:
+    from curation_assets.settings import Target
+
+
+class GraceScore(ScoreSection):
+    """GRACE: V = mean over steps of alpha * answer alignment + (1 - alpha) * trajectory consistency."""
+
+    method: Literal["grace"] = "grace"
+    alpha: float = Field(0.7, ge=0, le=1, description="weight of answer alignment against consistency")
+    history: History | Literal["uniform"] = "uniform"
+    history_normalize_steps: bool = Field(False, description="bring earlier steps to unit norm before they are added")
+    align_with: Reference = Field(
+        "answer", description="what steps are held against: the answer, all of the response, or what follows the step"
+    )
+    aggregate: Aggregate = Field("mean", description="how step scores become the sample's")
+    quantile: float = Field(0.1, ge=0, le=1, description="which one, under aggregate: quantile")
+    segment_reduce: Reduce = Field("mean", description="whether a step's gradient is its tokens' mean or sum")
+    preset: Literal["paper"] | None = Field(None, description="paper: min_steps 8")
+    min_steps: int = Field(2, ge=0, description="traces with fewer steps are not eligible for selection")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("preset") == "paper":
+            return {"min_steps": 8} | data
+        return data
+
+    def options(self) -> GramOptions:
+        """What the arithmetic is told."""
+        names = GramOptions.__dataclass_fields__
+        return GramOptions(**{name: getattr(self, name) for name in names})
+
+
+def grace_scores(step_gradients: pl.DataFrame, section: GraceScore, steps: bool = True) -> Scored:
+    """V of every measured sample and, if asked for, the scores of its steps.
+
+    Args:
+        step_gradients: rows of the table; those without a matrix are left out.
+        section: the parameters.
+        steps: whether to give table `step_scores` too.
+    """
+    measured = step_gradients
+    if measured["gram"].null_count():
+        measured = measured.filter(pl.col("gram").is_not_null())
+    found = sample_and_step_scores(
+        measured["gram"], measured["n_steps"].to_numpy(), measured["segment_tokens"], section.options(), steps
+    )
+    values = measured.select("sample_id", value=pl.Series(found.sample, dtype=pl.Float64))
+    if found.steps is None:
+        return Scored(values)
+    # Steps one after another; the tokens of the answer come last of a sample's.
+    own = measured.select(
+        "sample_id", step_index="step_indices", tokens=pl.col("segment_tokens").list.head(pl.col("n_steps"))
+    ).explode("step_index", "tokens")
+    rows = own.with_columns(
+        answer_alignment=pl.Series(found.steps.answer_alignment),
+        trajectory_consistency=pl.Series(found.steps.trajectory_consistency).fill_nan(None),
+        step_score=pl.Series(found.steps.step_score),
+    )
+    return Scored(values, tables.STEP_SCORES.conform(rows))
+
+
+def _score(inputs: ScoreInputs, section: GraceScore) -> Scored:
+    return grace_scores(inputs.signals["step_gradients"], section)
+
+
+def _unfaithful(target: Target, _section: GraceScore) -> Sequence[str]:
+    if target.warmup == "none":
+        return ["no warm-up: the paper measures after one, and falls from 106.6 to 89.6 without"]
+    return []
+
+
+METHODS = [
+    Method(
+        name="grace",
+        source="arXiv 2605.13130, Eq. 6-9 and 11-13",
+        summary="agreement of the steps' gradients with the answer's and with earlier steps'",
+        section=GraceScore,
+        signals=lambda _section: ("step_gradients",),
+        score=_score,
+        selector=Top(),
+        cost="C(lora, 5 % D, 1) + N F",
+        unfaithful=_unfaithful,
+        scores_steps=True,
+    )
+]

@@ -1,0 +1,83 @@
+"""Whether a response is right: its own answer against its row's, as numbers, choice letters or text.
+
+For rows that do not say so themselves (GRAPE's long_cot keeps only verified responses, arXiv 2502.04194). The
+response's answer is what its markers give (`curation_assets.steps.answers`), never what the row told us.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+import polars as pl
+
+from curation_assets.steps.answers import find_answer
+
+_MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|left|right|,|;|!|\s)|[$`*\s]|\\(?=[%$])")
+_FRACTION = re.compile(r"(-?)\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
+_QUOTIENT = re.compile(r"(-?\d+)/(\d+)")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?:\D|$))")
+_CHOICE = re.compile(r"\(?([A-Za-z])(?:[).:]|$)")
+
+
+def verified(rows: pl.DataFrame) -> pl.Series:
+    """Of rows of `raw_corpus`, whether the response's own answer is the row's; null if either is missing."""
+    verdicts = [
+        None if reference is None else _verdict(response, reference)
+        for response, reference in rows.select("response", "answer").iter_rows()
+    ]
+    return pl.Series("verified", verdicts, dtype=pl.Boolean)
+
+
+def _verdict(response: str, reference: str) -> bool | None:
+    answer = find_answer(response)
+    return None if answer is None else same_answer(response[answer.start : answer.end], reference)
+
+
+def same_answer(given: str, reference: str) -> bool:
+    """Whether two answers say the same.
+
+    Numbers are compared as exact numbers, with thousands' commas, currency and percent signs, units behind them
+    and fractions (`3/4`, `\\\\frac{3}{4}`) understood; a choice by its letter, if the other is one (`(B) 12` is `b`);
+    anything else as text without white space and markup, in any case.
+    """
+    left, right = _plain(given), _plain(reference)
+    if left == right:
+        return bool(left)
+    numbers = _number(left), _number(right)
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    letters = _letter(left), _letter(right)
+    only_letter = len(left.strip("().:")) == 1 or len(right.strip("().:")) == 1
+    return None not in letters and only_letter and letters[0] == letters[1]
+
+
+def _plain(answer: str) -> str:
+    """Without white space, markup and a box or full stop around it, in small letters."""
+    text = _MARKUP.sub("", answer)
+    if text.startswith("\\boxed{") and text.endswith("}"):
+        text = text[len("\\boxed{") : -1]
+    return text.rstrip(".").lower()
+
+
+def _number(plain: str) -> Fraction | None:
+    """The number that an answer begins with, if nothing but a unit follows it."""
+    text = _FRACTION.sub(lambda match: f"{match[1]}{match[2]}/{match[3]}", _THOUSANDS.sub("", plain))
+    text = text.lstrip("€£¥")
+    quotient = _QUOTIENT.match(text)
+    if quotient and int(quotient[2]):
+        rest, value = text[quotient.end() :], Fraction(int(quotient[1]), int(quotient[2]))
+    else:
+        number = _NUMBER.match(text)
+        if number is None:
+            return None
+        rest, value = text[number.end() :], Fraction(number[0])
+    # `12 apples` is 12; `2x+1`, `3:4` and `1,2` are no numbers, and neither is `5 or 6`.
+    return value if re.fullmatch(r"[a-z%°²³]*", rest) and not re.fullmatch(r"[a-z]", rest) else None
+
+
+def _letter(plain: str) -> str | None:
+    """The letter of a choice that an answer names first: `B`, `(b)`, `b) 12`, `b. twelve`."""
+    found = _CHOICE.match(plain)
+    return None if found is None else found[1].lower()

@@ -1,0 +1,34 @@
+"""What sections of `curation.yaml` are made of, wherever they are defined: base class, names, located errors."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[
+    str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100, description="lower-case letters, digits and _")
+]
+
+SignalName = Literal[
+    "step_gradients",
+    "likelihoods",
+    "segment_likelihoods",
+    "embeddings_mean",
+    "embeddings_last",
+    "embeddings_position_weighted",
+]
+
+
+class LocatedError(ValueError):
+    """A mistake that lies at a known place below the section that found it."""
+
+    def __init__(self, location: list[int | str], message: str) -> None:
+        super().__init__(message)
+        self.location = location
+
+
+class Section(BaseModel):
+    """A section of the file: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

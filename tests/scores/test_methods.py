@@ -1,0 +1,215 @@
+"""The checklist of CONTRIBUTING.md, run over every method; and each score against loops from methods.md."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import polars as pl
+import pytest
+
+from curation_assets import tables
+from curation_assets.scores.method import Method, ScoreInputs
+from curation_assets.scores.registry import METHODS
+from curation_assets.sections import SignalName
+from curation_assets.settings import Settings, Target
+from curation_assets.subsets.select import POOL_COLUMNS
+from curation_assets.subsets.selectors import order_by
+
+ROOT = Path(__file__).parent.parent.parent
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
+SIZE = 23
+
+
+def signal_rows(signal: SignalName, rng: random.Random, ids: list[str]) -> pl.DataFrame:
+    """Random rows of a signal; of the last sample nothing could be measured."""
+    table = tables.SIGNAL_TABLES[signal]
+    rows = []
+    for sample_id in ids:
+        last = sample_id == ids[-1]
+        k = rng.randint(1, 5)
+        matrix = [[rng.gauss(0, 1) for _ in range(4)] for _ in range(k + 1)]
+        pairs = [(i, j) for i in range(k + 1) for j in range(i, k + 1)]
+        made: dict[str, Any] = {
+            "sample_id": sample_id,
+            "n_steps": 0 if last else k,
+            "step_indices": [] if last else list(range(1, k + 1)),
+            "gram": [sum(a * b for a, b in zip(matrix[i], matrix[j], strict=True)) for i, j in pairs],
+            "norms": [1.0] * (k + 1),
+            "segment_tokens": [] if last else [rng.randint(1, 9) for _ in range(k + 1)],
+            "segment_nll": [rng.random() for _ in range(k + 1)],
+            "vector": [rng.gauss(0, 1) for _ in range(4)],
+            "response_tokens": rng.randint(1, 50),
+            "tokens": rng.randint(50, 90),
+            "flags": ["no_answer"] if last else [],
+        }
+        row = {name: made.get(name, rng.random()) for name in table.columns}
+        if last:
+            row |= {name: None for name, column in table.columns.items() if column.nullable}
+        rows.append(row)
+    return table.conform(pl.DataFrame(rows, schema=table.schema, strict=False))
+
+
+def facts(rng: random.Random, ids: list[str]) -> pl.DataFrame:
+    rows = [
+        {
+            "sample_id": sample_id,
+            "prompt_id": f"p{n % 6}",
+            "shard": "s",
+            "row": n,
+            "candidate": 0,
+            "source": "a",
+            "n_steps": rng.randint(1, 9),
+            "response_tokens": rng.randint(1, 50),
+            "flags": [],
+        }
+        for n, sample_id in enumerate(ids)
+    ]
+    return tables.SAMPLE_SCORES.conform(
+        pl.DataFrame(
+            [dict.fromkeys(tables.SAMPLE_SCORES.columns) | r for r in rows], schema=tables.SAMPLE_SCORES.schema
+        )
+    )
+
+
+def inputs(method: Method, seed: int = 0) -> ScoreInputs:
+    rng = random.Random(seed)
+    ids = [f"{rng.getrandbits(128):032x}" for _ in range(SIZE)]
+    section = method.section(name="m", target="t", method=method.name)
+    signals = {signal: signal_rows(signal, rng, ids) for signal in method.signals(section)}
+    return ScoreInputs(facts(rng, ids), signals)
+
+
+def scores(method: Method, given: ScoreInputs) -> dict[str, float | None]:
+    section = method.section(name="m", target="t", method=method.name)
+    return dict(method.score(given, section).values.select("sample_id", "value").iter_rows())
+
+
+@every_method
+def test_a_method_says_what_it_is(method: Method) -> None:
+    assert method.source
+    assert method.summary
+    assert method.cost
+    assert method.section.__doc__
+    assert method.section.model_fields["method"].default == method.name
+    for name, parameter in method.section.model_fields.items():
+        assert not parameter.is_required() or name in {"name", "target"}, f"{name} has no default"
+    section = method.section(name="m", target="t", method=method.name)
+    assert set(method.signals(section)) <= set(get_args(SignalName))
+
+
+@every_method
+def test_a_method_is_documented(method: Method) -> None:
+    assert f"`{method.name}`" in (ROOT / "docs" / "methods.md").read_text()
+
+
+@every_method
+def test_a_score_has_one_finite_value_a_sample_and_none_where_nothing_was_measured(method: Method) -> None:
+    given = inputs(method)
+    found = method.score(given, method.section(name="m", target="t", method=method.name)).values
+    assert found.schema == {"sample_id": pl.String, "value": pl.Float64}
+    assert found["sample_id"].is_unique().all()
+    last = given.samples["sample_id"][-1]
+    values = dict(found.iter_rows())
+    if given.signals:
+        assert values.get(last) is None
+    others = [values[sample] for sample in given.samples["sample_id"][:-1]]
+    assert all(value is not None and math.isfinite(value) for value in others)
+
+
+@every_method
+def test_a_score_does_not_depend_on_order_or_on_what_else_is_there(method: Method) -> None:
+    given = inputs(method)
+    expected = scores(method, given)
+    shuffled = ScoreInputs(
+        given.samples.sample(fraction=1, shuffle=True, seed=1),
+        {name: rows.sample(fraction=1, shuffle=True, seed=2) for name, rows in given.signals.items()},
+    )
+    assert scores(method, shuffled) == expected
+    for sample in given.samples["sample_id"][:3]:
+        mine = pl.col("sample_id") == sample
+        alone = ScoreInputs(given.samples.filter(mine), {n: rows.filter(mine) for n, rows in given.signals.items()})
+        assert scores(method, alone)[sample] == expected[sample]
+
+
+@every_method
+def test_nothing_gives_nothing(method: Method) -> None:
+    given = inputs(method)
+    empty = ScoreInputs(given.samples.clear(), {name: rows.clear() for name, rows in given.signals.items()})
+    assert scores(method, empty) == {}
+
+
+@every_method
+def test_a_methods_selector_orders_what_has_a_score(method: Method) -> None:
+    given = inputs(method)
+    values = method.score(given, method.section(name="m", target="t", method=method.name)).values
+    pool = given.samples.select(POOL_COLUMNS).join(values.rename({"value": "score"}), on="sample_id")
+    order = order_by(method.selector, pool.filter(pl.col("score").is_finite()), method.highest_first).rows
+    assert order["sample_id"].is_unique().all()
+    assert order.columns == pool.columns
+
+
+@every_method
+def test_a_method_can_be_configured_and_says_which_signal_it_lacks(method: Method) -> None:
+    needed = list(method.signals(method.section(name="m", target="t", method=method.name)))
+    document = {
+        "corpus": {"landing": "x"},
+        "targets": [{"name": "t", "model": "m", "signals": needed or ["likelihoods"]}],
+        "scores": [{"name": "mine", "target": "t", "method": method.name}],
+        "subsets": [{"name": "s", "score": "mine", "budget": {"samples": 3}}],
+    }
+    loaded = Settings.model_validate(document)
+    assert isinstance(loaded.score("mine"), method.section)
+    assert loaded.signals_of_scores(loaded.target("t")) == (needed or ["likelihoods"])
+    for signal in needed:
+        other = next(name for name in get_args(SignalName) if name not in needed)
+        document["targets"] = [{"name": "t", "model": "m", "signals": [other]}]
+        with pytest.raises(ValueError, match=f"add {signal} to its signals"):
+            Settings.model_validate(document)
+
+
+@every_method
+def test_faithfulness_is_a_list_of_reasons(method: Method) -> None:
+    section = method.section(name="m", target="t", method=method.name)
+    for target in (Target(name="t", model="m"), Target(name="t", model="m", warmup="none")):
+        assert all(isinstance(reason, str) for reason in method.unfaithful(target, section))
+
+
+def test_scores_of_likelihoods_are_those_of_their_formulas() -> None:
+    given = inputs(METHODS["grape"])
+    rows = {row["sample_id"]: row for row in given.signals["likelihoods"].iter_rows(named=True)}
+    formulas: dict[str, Callable[[dict[str, Any]], float]] = {
+        "grape": lambda row: -row["mean_nll"],
+        "perplexity": lambda row: math.exp(row["mean_nll"]),
+        "mean_entropy": lambda row: row["mean_entropy"],
+        "least_confidence": lambda row: row["least_confidence"],
+        "mean_margin": lambda row: row["mean_margin"],
+    }
+    for name, formula in formulas.items():
+        found = scores(METHODS[name], given)
+        for sample, row in rows.items():
+            expected = None if row["mean_nll"] is None else formula(row)
+            assert found[sample] == (expected if expected is None else pytest.approx(expected, rel=1e-12))
+
+
+def test_the_baselines_are_lengths_steps_and_draws() -> None:
+    given = inputs(METHODS["longest"])
+    columns = given.samples.select("sample_id", "response_tokens", "n_steps")
+    assert scores(METHODS["longest"], given) == {s: float(tokens) for s, tokens, _ in columns.iter_rows()}
+    assert scores(METHODS["stepmax"], given) == {s: float(steps) for s, _, steps in columns.iter_rows()}
+    drawn = scores(METHODS["random"], given)
+    assert len(set(drawn.values())) == SIZE
+
+
+def test_what_is_not_faithful_is_said() -> None:
+    grace, grape = METHODS["grace"], METHODS["grape"]
+    warm, base = Target(name="t", model="m"), Target(name="t", model="m", warmup="none", template="question_answer")
+    section = grace.section(name="m", target="t", method="grace")
+    assert grace.unfaithful(warm, section) == []
+    assert len(grace.unfaithful(base, section)) == 1
+    section = grape.section(name="m", target="t", method="grape")
+    assert grape.unfaithful(base, section) == []
+    assert len(grape.unfaithful(warm, section)) == 2

@@ -1,0 +1,1 @@
+"""Selectors, subsets and what-ifs."""
