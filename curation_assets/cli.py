@@ -181,6 +181,46 @@ def _dry_look(workspace: Workspace, sample: int) -> None:
 
 
 @app.command()
+def select(
+    name: Annotated[str | None, typer.Argument(help="The subset; may be left out if there is one.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="parameter=value of the score (alpha=0.5, method=grape), or of the subset (selector.k=2, "
+            "filters.correct=true, stratify=[source]). Repeatable.",
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="10%, 1000 (samples) or '500000 tokens', in place of the subset's.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="A .parquet, .csv or .jsonl file to write the subset to.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """What if: another method, parameter or budget, from stored signals, in seconds and without the model.
+
+    Says how the subset would differ from the current one. Nothing is stored: to keep it, write the change into
+    curation.yaml and use `curate run`.
+    """
+    with clear_errors():
+        from curation_assets.stored_tables import pick, write_frame
+        from curation_assets.subsets.what_if import what_if
+        from curation_assets.terminal import simple_table
+
+        workspace = load_workspace(config)
+        chosen = pick("subset", name, [subset.name for subset in workspace.settings.subsets])
+        found = what_if(workspace, chosen, changes or [], budget)
+        console.print(simple_table(f"{chosen}, what if", ("what", "now", "what if"), found.side_by_side()))
+        console.print(found.difference_line())
+        sources = found.sources()
+        console.print(simple_table("by source", ("source", "pool", "now", "what if"), sources.head(20).iter_rows()))
+        if found.selection.whole:
+            console.print("the budget is larger than what can be chosen: this is all of it", style="yellow")
+        if to is not None:
+            console.print(f"wrote {write_frame(found.selection.rows.lazy(), to):,} rows to {to}", soft_wrap=True)
+
+
+@app.command()
 def release(
     name: Annotated[str, typer.Argument(help="The subset to release.")],
     config: ConfigOption = None,

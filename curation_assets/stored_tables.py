@@ -58,7 +58,7 @@ def _scan(
     if name == "segmented_steps":
         return _once(warehouse.scan(tables.segmented_steps_dir()), ["sample_id", "step_index"])
     if name == "subset":
-        chosen = _pick("subset", subset, [item.name for item in settings.subsets])
+        chosen = pick("subset", subset, [item.name for item in settings.subsets])
         return warehouse.scan_table(tables.subset_path(chosen))
     return _scan_target(workspace, name, target, score)
 
@@ -66,7 +66,7 @@ def _scan(
 def _scan_target(workspace: Workspace, name: str, target: str | None, score: str | None) -> pl.LazyFrame | None:
     """A table that exists once a target."""
     warehouse, settings = workspace.warehouse, workspace.settings
-    of = settings.target(_pick("target", target, [item.name for item in settings.targets]))
+    of = settings.target(pick("target", target, [item.name for item in settings.targets]))
     if name == "score_manifest":
         return warehouse.scan_table(tables.score_manifest_path(of.name))
     if name == "sample_scores":
@@ -75,7 +75,7 @@ def _scan_target(workspace: Workspace, name: str, target: str | None, score: str
         named = scores_with_steps(workspace, of.name)
         if not named:
             raise TableRequestError(f"target {of.name} has no score of single steps: add one with method: grace")
-        chosen = _pick("score", score, named)
+        chosen = pick("score", score, named)
         return _once(warehouse.scan(tables.step_scores_dir(of.name, chosen)), ["sample_id", "step_index"])
     return _measured(workspace, of, next(signal for signal in SIGNALS if signal == name))
 
@@ -97,7 +97,12 @@ def _once(frame: pl.LazyFrame | None, key: list[str]) -> pl.LazyFrame | None:
     return None if frame is None else frame.unique(key, keep="first").sort(key)
 
 
-def _pick(kind: str, given: str | None, names: list[str]) -> str:
+def pick(kind: str, given: str | None, names: list[str]) -> str:
+    """The thing of that name, or the only one there is.
+
+    Raises:
+        TableRequestError: there is none of that name, or there are several and none was named.
+    """
     listed = ", ".join(names) or "(none)"
     if given is None and len(names) == 1:
         return names[0]
@@ -181,9 +186,9 @@ def find_trace(workspace: Workspace, sample_id: str, *, target: str | None = Non
 def settings_names(workspace: Workspace, target: str | None, score: str | None) -> tuple[str, str | None]:
     """Target and step-scoring score by name, or the first of each; None if the target has no such score."""
     settings = workspace.settings
-    first = _pick("target", target, [t.name for t in settings.targets]) if target else settings.targets[0].name
+    first = pick("target", target, [t.name for t in settings.targets]) if target else settings.targets[0].name
     scores = scores_with_steps(workspace, first)
-    return first, _pick("score", score, scores) if score else next(iter(scores), None)
+    return first, pick("score", score, scores) if score else next(iter(scores), None)
 
 
 def scores_with_steps(workspace: Workspace, target: str) -> list[str]:

@@ -35,11 +35,14 @@ class ScoreInputs:
 
     Attributes:
         samples: facts of each sample: the columns of table `sample_scores` beside the scores.
-        signals: by name, rows of the signals that the method asked for, in any order.
+        signals: by name, rows of the signals that the method asked for, in any order, with at least the columns
+            that it reads.
+        steps: whether scores of steps are wanted too; then the signals have all their columns.
     """
 
     samples: pl.DataFrame
     signals: Mapping[SignalName, pl.DataFrame] = field(default_factory=dict)
+    steps: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Method:
         section: its parameters with their defaults.
         signals: what must be measured for given parameters.
         score: the score of each sample; only what a sample gives by itself, never what needs the whole pool.
+        reads: of each of these signals, the columns that the score of a sample is made from.
         selector: how it chooses, unless a subset says otherwise.
         highest_first: whether the best samples have the highest score.
         cost: in the units of the GRAPE paper's Table 13: N samples, forward cost F.
@@ -80,6 +84,7 @@ class Method:
     signals: Callable[[Any], tuple[SignalName, ...]]
     score: Callable[[ScoreInputs, Any], Scored]
     selector: AnySelector
+    reads: Mapping[SignalName, tuple[str, ...]] = field(default_factory=dict)
     highest_first: bool = True
     cost: str = "N F"
     unfaithful: Callable[[Target, Any], Sequence[str]] = lambda _target, _section: ()

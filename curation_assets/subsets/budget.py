@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from curation_assets.settings import Budget, Stratum
 from curation_assets.shares import ceil_share, largest_remainders
@@ -14,84 +16,99 @@ from curation_assets.shares import ceil_share, largest_remainders
 BINS = 10
 """Groups of equal size that lengths and steps are cut into."""
 
+Positions = NDArray[np.int64]
+
 
 class Taken(NamedTuple):
-    """The rows taken, in their order, and whether that is all there were although the budget is larger."""
+    """The positions taken, in their order, and whether that is all there were although the budget is larger."""
 
-    rows: pl.DataFrame
+    positions: Positions
     whole: bool
 
 
-def take_within(order: pl.DataFrame, budget: Budget, eligible: pl.DataFrame, stratify: Sequence[Stratum] = ()) -> Taken:
-    """The first rows of an order of choice that fit the budget, of each stratum its share if there are strata.
+def samples_of(budget: Budget, eligible: int) -> int | None:
+    """Samples that a budget allows; None if it counts tokens.
 
     Args:
-        order: best first, with a column `response_tokens`.
-        budget: a fraction of the eligible (rounded up, exact decimals), a number of samples, or tokens (the
-            longest prefix whose sum stays within them).
-        eligible: the N samples that pass filters and `min_steps`, with a score or not.
-        stratify: what makes the strata.
+        budget: a fraction of the eligible (rounded up, exact decimals), a number of samples, or tokens.
+        eligible: N: samples that pass filters and `min_steps`, before failures.
     """
-    if budget.tokens is not None:
-        limit, weight = budget.tokens, pl.col("response_tokens").cast(pl.Int64)
-    else:
-        limit, weight = len_of(budget, len(eligible)), pl.repeat(1, pl.len(), dtype=pl.Int64)
-    weighted = order.with_columns(_weight=weight)
-    whole = int(weighted["_weight"].sum()) < limit
-    if stratify and not whole:
-        shares = strata(eligible, stratify).with_columns(eligible.select(_weight=weight))
-        weighted = _stratified(weighted, limit, shares)
-    else:
-        weighted = _prefix(weighted, limit)
-    return Taken(weighted.select(order.columns), whole)
-
-
-def len_of(budget: Budget, eligible: int) -> int:
-    """Samples of a budget that counts samples."""
     if budget.fraction is not None:
         return ceil_share(Fraction(str(budget.fraction)), eligible)
-    assert budget.samples is not None
     return budget.samples
 
 
-def _prefix(order: pl.DataFrame, limit: int) -> pl.DataFrame:
-    """The longest prefix whose weights sum to no more than the limit."""
-    return order.filter(pl.col("_weight").cum_sum() <= limit)
+def take_within(
+    order: Positions,
+    budget: Budget,
+    pool: pl.DataFrame,
+    eligible: NDArray[np.bool_],
+    stratify: Sequence[Stratum] = (),
+) -> Taken:
+    """The longest prefix of an order of choice within a budget; with strata, of each stratum its share.
+
+    Args:
+        order: positions in the pool, best first; whole, or at least as long as the budget's samples.
+        budget: see `samples_of`.
+        pool: with columns `response_tokens` and those that make strata.
+        eligible: rows of the pool that pass filters and `min_steps`, with a score or not [N].
+        stratify: what makes the strata.
+    """
+    limit = samples_of(budget, int(eligible.sum()))
+    if limit is not None:
+        weights = np.ones(len(pool), dtype=np.int64)
+    else:
+        assert budget.tokens is not None
+        limit, weights = budget.tokens, pool["response_tokens"].cast(pl.Int64).fill_null(0).to_numpy()
+    if int(weights[order].sum()) < limit:
+        return Taken(order, whole=True)
+    if not stratify:
+        return Taken(_prefix(order, weights, limit), whole=False)
+    return Taken(_stratified(order, weights, limit, strata(pool, eligible, stratify), eligible), whole=False)
 
 
-def _stratified(order: pl.DataFrame, limit: int, shares: pl.DataFrame) -> pl.DataFrame:
+def _prefix(order: Positions, weights: NDArray[np.int64], limit: int) -> Positions:
+    return order[np.cumsum(weights[order]) <= limit]
+
+
+def _stratified(
+    order: Positions,
+    weights: NDArray[np.int64],
+    limit: int,
+    stratum: NDArray[np.int64],
+    eligible: NDArray[np.bool_],
+) -> Positions:
     """Of each stratum as much of the budget as it has of the eligible pool, best first within it.
 
     What a stratum cannot use, because its samples have no score or do not fit, goes to the best of the others.
-
-    Args:
-        order: best first, with a column `_weight`.
-        limit: of the sum of weights.
-        shares: sample_id, stratum and _weight of every eligible sample.
     """
-    sizes = dict(shares.group_by("stratum").agg(pl.col("_weight").sum()).sort("stratum").iter_rows())
-    quotas = dict(zip(sizes, largest_remainders(limit, list(sizes.values())), strict=True))
-    numbered = order.with_row_index("_place").join(
-        shares.select("sample_id", "stratum"), on="sample_id", how="left", maintain_order="left"
-    )
-    quota = pl.col("stratum").replace_strict(quotas, return_dtype=pl.Int64)
-    first = numbered.filter(pl.col("_weight").cum_sum().over("stratum") <= quota)
-    others = numbered.join(first, on="sample_id", how="anti", maintain_order="left")
-    return pl.concat([first, _prefix(others, limit - int(first["_weight"].sum()))]).sort("_place")
+    sizes = np.bincount(stratum[eligible], weights=weights[eligible]).astype(np.int64)
+    quotas = largest_remainders(limit, sizes.tolist())
+    taken = np.zeros(len(order), dtype=np.bool_)
+    own = stratum[order]
+    for number, quota in enumerate(quotas):
+        members = np.flatnonzero(own == number)
+        taken[members[np.cumsum(weights[order[members]]) <= quota]] = True
+    others = np.flatnonzero(~taken)
+    room = limit - int(weights[order[taken]].sum())
+    taken[others[np.cumsum(weights[order[others]]) <= room]] = True
+    return order[taken]
 
 
-def strata(eligible: pl.DataFrame, stratify: Sequence[Stratum]) -> pl.DataFrame:
-    """The stratum of each eligible sample, as text: sample_id and stratum."""
+def strata(pool: pl.DataFrame, eligible: NDArray[np.bool_], stratify: Sequence[Stratum]) -> NDArray[np.int64]:
+    """The number of each row's stratum [N], in the order of their names; deciles are of the eligible."""
     columns = {"length": "response_tokens", "steps": "n_steps"}
+    among = pl.Series("eligible", eligible)
     parts = [
-        _bin(eligible, columns[name]) if name in columns else eligible[name].fill_null("(none)") for name in stratify
+        (_decile(columns[name], among) if name in columns else pl.col(name).fill_null("(none)")).alias(f"part_{place}")
+        for place, name in enumerate(stratify)
     ]
-    labels = [part.rename(f"part_{place}") for place, part in enumerate(parts)]
-    joined = pl.concat_str([label.name for label in labels], separator="\t")
-    return eligible.select("sample_id", *labels).select("sample_id", stratum=joined)
+    numbers = pool.select(parts).select(pl.struct(pl.all()).rank("dense") - 1).to_series()
+    return numbers.cast(pl.Int64).to_numpy()
 
 
-def _bin(eligible: pl.DataFrame, column: str) -> pl.Series:
-    """Decile of a number within the pool; equal numbers are in one bin."""
-    rank = (pl.col(column).rank("min") - 1) * BINS // pl.max_horizontal(pl.len(), 1)
-    return eligible.select(rank.cast(pl.String)).to_series()
+def _decile(column: str, eligible: pl.Series) -> pl.Expr:
+    """Which tenth of the eligible a number lies in; equal numbers are in one."""
+    number = pl.when(eligible).then(pl.col(column))
+    tenth = (number.rank("min") - 1) * BINS // pl.max_horizontal(number.count(), 1)
+    return tenth.fill_null(0).cast(pl.Int64)

@@ -7,17 +7,18 @@ from functools import cached_property
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from curation_assets import tables
-from curation_assets.corpus.pool import resolve_duplicates
+from curation_assets.corpus.pool import Pool, resolve_duplicates
 from curation_assets.fingerprints import input_fingerprint, shard_scores_fingerprint
 from curation_assets.scores.method import ScoreSection
 from curation_assets.scores.registry import method_of
 from curation_assets.settings import Filters, Subset, Target
 from curation_assets.signals.store import recorded_left_out, signal_dir
-from curation_assets.subsets.budget import take_within
+from curation_assets.subsets.budget import samples_of, take_within
 from curation_assets.subsets.selector import AnySelector
-from curation_assets.subsets.selectors import order_by
+from curation_assets.subsets.selectors import Candidates, ascending, order_by
 from curation_assets.workspace import Workspace
 from resources.digests import bytes_digest, digest
 from resources.errors import UserError
@@ -110,47 +111,52 @@ def select(workspace: Workspace, subset: Subset) -> Selection:
         SelectionError: the target has no manifest, or its shards' scores are of other parameters.
     """
     score = workspace.settings.score(subset.score)
-    path = tables.score_manifest_path(score.target)
-    if not workspace.warehouse.table_metadata(path):
-        raise SelectionError(
-            f"subset {subset.name}: target {score.target} has no scores yet: materialize "
-            f"{score.target}/score_manifest, or use `curate run`"
-        )
-    manifest = workspace.warehouse.read_table(path)
+    manifest = current_manifest(workspace, workspace.settings.target(score.target))
     shards = manifest.filter("present")["shard"].to_list()
-    _check_scores(workspace, workspace.settings.target(score.target), manifest)
     scan = workspace.warehouse.scan(tables.sample_scores_dir(score.target), shards)
     if scan is None:
-        scores = tables.SAMPLE_SCORES.empty().with_columns(pl.lit(None, dtype=pl.Float64).alias(score.name))
-    else:
-        scores = scan.select(*POOL_COLUMNS, score.name).collect()
-    return choose(scores.rename({score.name: "score"}), score, selector_of(workspace, subset), subset)
+        scan = tables.SAMPLE_SCORES.empty().lazy().with_columns(pl.lit(None, dtype=pl.Float64).alias(score.name))
+    pool = resolve_duplicates(scan.select(*POOL_COLUMNS, score=score.name))
+    return choose(pool, score, selector_of(workspace, subset), subset)
 
 
-def choose(scores: pl.DataFrame, score: ScoreSection, selector: AnySelector, subset: Subset) -> Selection:
+def choose(scored: Pool, score: ScoreSection, selector: AnySelector, subset: Subset) -> Selection:
     """Choose a subset of scored samples.
 
     Args:
-        scores: rows of `sample_scores` (POOL_COLUMNS), exact duplicates included, the score in column `score`.
+        scored: rows of `sample_scores` (POOL_COLUMNS), each sample once, with the score in column `score`.
         score: what the score is.
         selector: how it is chosen.
         subset: filters, strata, budget.
     """
-    pool, duplicates = resolve_duplicates(scores)
-    pool = pool.with_columns(
-        eligible=(pl.col("n_steps") >= score.min_steps) & passes(subset.filters), low_signal=_low_signal(pool)
-    ).with_row_index("_row")
-    eligible = pool.filter("eligible")
-    choice = order_by(selector, eligible.filter(pl.col("score").is_finite()), method_of(score).highest_first)
-    chosen, whole = take_within(choice.rows, subset.budget, eligible, subset.stratify)
+    pool = scored.rows
+    may = pool.select((pl.col("n_steps") >= score.min_steps) & passes(subset.filters)).to_series()
+    eligible = may.fill_null(value=False).to_numpy()
+    values = pool["score"].fill_null(float("nan")).to_numpy()
+    limit = None if subset.stratify else samples_of(subset.budget, int(eligible.sum()))
+    found = Candidates(pool, values, eligible & np.isfinite(values), method_of(score).highest_first, limit)
+    choice = order_by(selector, found)
+    taken = take_within(choice.order, subset.budget, pool, eligible, subset.stratify)
     selected = np.zeros(len(pool), dtype=np.bool_)
-    selected[chosen["_row"].to_numpy()] = True
-    pool = pool.drop("_row").with_columns(selected=pl.Series(selected))
-    return Selection(_subset_rows(chosen, score.name), pool, duplicates, choice.left_out, whole)
+    selected[taken.positions] = True
+    marks = {"eligible": eligible, "low_signal": _low_signal(pool), "selected": selected}
+    pool = pool.with_columns(pl.Series(name, mark) for name, mark in marks.items())
+    rows = _subset_rows(pool[taken.positions], score.name)
+    return Selection(rows, pool, scored.duplicates, choice.left_out, taken.whole)
 
 
-def _check_scores(workspace: Workspace, target: Target, manifest: pl.DataFrame) -> None:
-    """Refuse scores that are of other signals or parameters than the configuration names now."""
+def current_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
+    """A target's manifest of scores.
+
+    Raises:
+        SelectionError: there is none, or the scores are of other signals or parameters than the configuration's.
+    """
+    path = tables.score_manifest_path(target.name)
+    if not workspace.warehouse.table_metadata(path):
+        raise SelectionError(
+            f"target {target.name} has no scores yet: materialize {target.name}/score_manifest, or use `curate run`"
+        )
+    manifest = workspace.warehouse.read_table(path)
     stored = workspace.warehouse.folder_metadata(tables.sample_scores_dir(target.name))
     steps = workspace.warehouse.folder_metadata(tables.segmented_steps_dir())
     folders = [signal_dir(workspace, target, signal) for signal in workspace.settings.signals_of_scores(target)]
@@ -165,6 +171,7 @@ def _check_scores(workspace: Workspace, target: Target, manifest: pl.DataFrame) 
             f"the scores of {len(behind)} shards of target {target.name} are not of this configuration "
             f"({', '.join(behind[:3])}): materialize {target.name}/sample_scores, or use `curate run`"
         )
+    return manifest
 
 
 def write_subset(workspace: Workspace, subset: Subset) -> Selection:
@@ -201,11 +208,14 @@ def passes(filters: Filters) -> pl.Expr:
     return pl.all_horizontal(conditions)
 
 
-def _low_signal(pool: pl.DataFrame) -> pl.Expr:
-    """Whose answer has next to no gradient: the lowest percent, ties by sample_id."""
-    norms = pool.filter(pl.col("answer_norm").is_not_null()).select("answer_norm", "sample_id")
-    lowest = norms.bottom_k(len(norms) * LOW_SIGNAL_PERCENT // 100, by=["answer_norm", "sample_id"])
-    return pl.col("sample_id").is_in(lowest["sample_id"].implode())
+def _low_signal(pool: pl.DataFrame) -> NDArray[np.bool_]:
+    """Whose answer has next to no gradient [N]: the lowest percent, ties by sample_id."""
+    norms = pool["answer_norm"].fill_null(float("nan")).to_numpy().astype(np.float64)
+    places = np.flatnonzero(~np.isnan(norms))
+    count = len(places) * LOW_SIGNAL_PERCENT // 100
+    low = np.zeros(len(pool), dtype=np.bool_)
+    low[places[ascending(norms[places], pool["sample_id"], places, count)[:count]]] = True
+    return low
 
 
 def _subset_rows(chosen: pl.DataFrame, score: str) -> pl.DataFrame:

@@ -1,7 +1,8 @@
 """How each kind of selector chooses: from the eligible pool to an order of choice, best first.
 
 An order is the whole of what a selector would take, so that any budget is a prefix of it. All of them are
-deterministic, break ties by sample_id, and do not depend on the order of rows.
+deterministic, break ties by sample_id, and do not depend on the order of rows. They work on positions: of a
+million samples only those that are chosen are ever moved.
 """
 
 from __future__ import annotations
@@ -11,13 +12,43 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from curation_assets.draws import uniform
-from curation_assets.subsets.selector import Band, PerPrompt, Random, Top
+from curation_assets.subsets.selector import Band, Original, PerPrompt, Random, Top
 
 MIDDLE_BEGINS = Fraction("0.33")
-"""Share of the descending order that the middle band leaves out (LESS-style perplexity baselines)."""
+"""Share of the descending order that the middle band leaves out."""
+
+Positions = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What may be chosen.
+
+    Attributes:
+        pool: the columns of `sample_scores` beside the scores, a row a sample.
+        score: of each row [N].
+        may: rows that are eligible and have a finite score [N].
+        highest_first: whether the method's best samples have the highest scores.
+        limit: so many are wanted at most, if that is known; an order may end there.
+    """
+
+    pool: pl.DataFrame
+    score: NDArray[np.float64]
+    may: Mask
+    highest_first: bool = True
+    limit: int | None = None
+
+    def ranked(self, highest_first: bool, among: Positions | None = None) -> Positions:
+        """Positions by score; ties are broken by sample_id."""
+        places = np.flatnonzero(self.may) if among is None else among
+        key = -self.score[places] if highest_first else self.score[places]
+        return places[ascending(key, self.pool["sample_id"], places, self.limit)]
 
 
 @dataclass(frozen=True)
@@ -25,113 +56,159 @@ class Choice:
     """An order of choice.
 
     Attributes:
-        rows: samples of the pool, best first.
-        left_out: eligible samples that the selector does not take whatever the budget, by reason.
+        order: positions in the pool, best first.
+        left_out: eligible samples that the selector takes under no budget, by reason.
     """
 
-    rows: pl.DataFrame
+    order: Positions
     left_out: dict[str, int] = field(default_factory=dict)
 
 
-def order_by(selector: Any, pool: pl.DataFrame, highest_first: bool) -> Choice:
-    """The order in which a selector takes samples.
+def order_by(selector: Any, candidates: Candidates) -> Choice:
+    """The order in which a selector (`curation_assets.subsets.selector`) takes samples."""
+    return _SELECTORS[type(selector)](selector, candidates)
+
+
+def ascending(
+    key: NDArray[np.float64],
+    sample_ids: pl.Series,
+    places: Positions,
+    limit: int | None = None,
+    groups: NDArray[np.int64] | None = None,
+) -> Positions:
+    """Indices that sort a key within groups; ties are broken by sample_id.
 
     Args:
-        selector: its parameters (`curation_assets.subsets.selector`).
-        pool: eligible samples with a finite score in column `score`.
-        highest_first: whether the method's best samples have the highest scores.
+        key: [n], no NaN.
+        sample_ids: of the whole pool.
+        places: position in the pool of each of the n.
+        limit: only the first so many are wanted.
+        groups: number of each one's group [n]; groups come in their order.
     """
-    return _SELECTORS[type(selector)](selector, pool, highest_first)
+    if limit is not None and groups is None and 0 < limit < len(key) // 2:
+        few = np.flatnonzero(key <= np.partition(key, limit - 1)[limit - 1])
+        return few[ascending(key[few], sample_ids, places[few])][:limit]
+    order = np.argsort(key) if groups is None else np.lexsort((key, groups))
+    ordered = key[order]
+    same = ordered[1:] == ordered[:-1]
+    if groups is not None:
+        same &= groups[order[1:]] == groups[order[:-1]]
+    if same.any():
+        # Runs of ties keep their places, and within them the ids decide.
+        tied = np.flatnonzero(np.append(same, False) | np.insert(same, 0, False))
+        run = np.cumsum(~np.insert(same, 0, False))[tied]
+        names = pl.DataFrame({"run": run, "sample_id": sample_ids.gather(places[order[tied]])})
+        order[tied] = order[tied][names.select(pl.arg_sort_by("run", "sample_id")).to_series().to_numpy()]
+    return order.astype(np.int64, copy=False)
 
 
-def ranked(pool: pl.DataFrame, highest_first: bool = True) -> pl.DataFrame:
-    """Samples by score; ties are broken by sample_id."""
-    return pool.sort(["score", "sample_id"], descending=[highest_first, False])
+def _top(selector: Top, found: Candidates) -> Choice:
+    return Choice(found.ranked(found.highest_first if selector.order is None else selector.order == "highest"))
 
 
-def _top(selector: Top, pool: pl.DataFrame, highest_first: bool) -> Choice:
-    return Choice(ranked(pool, highest_first if selector.order is None else selector.order == "highest"))
-
-
-def _band(selector: Band, pool: pl.DataFrame, _highest_first: bool) -> Choice:
-    if selector.band == "low":
-        return Choice(ranked(pool, highest_first=False))
-    descending = ranked(pool)
-    if selector.band == "high":
-        return Choice(descending)
+def _band(selector: Band, found: Candidates) -> Choice:
+    if selector.band != "middle":
+        return Choice(found.ranked(selector.band == "high"))
+    places = np.flatnonzero(found.may)
+    descending = places[ascending(-found.score[places], found.pool["sample_id"], places)]
     begin = int(MIDDLE_BEGINS * len(descending))
     # A budget that reaches beyond the end goes on where the band began, upwards.
-    return Choice(pl.concat([descending.slice(begin), descending.head(begin).reverse()]))
+    return Choice(np.concatenate([descending[begin:], descending[:begin][::-1]]))
 
 
-def _random(selector: Random, pool: pl.DataFrame, _highest_first: bool) -> Choice:
-    drawn = pool.with_columns(_draw=uniform(pool["sample_id"], selector.seed))
-    return Choice(drawn.sort("_draw", "sample_id").drop("_draw"))
+def _random(selector: Random, found: Candidates) -> Choice:
+    places = np.flatnonzero(found.may)
+    drawn = uniform(found.pool["sample_id"].gather(places), selector.seed).to_numpy()
+    return Choice(places[ascending(drawn, found.pool["sample_id"], places, found.limit)])
 
 
-def _per_prompt(selector: PerPrompt, pool: pl.DataFrame, _highest_first: bool) -> Choice:
-    alone = pool.group_by("prompt_id").len().filter(pl.col("len") < 2)
-    groups = pool.join(alone, on="prompt_id", how="anti")
-    left_out = {"single_response": len(pool) - len(groups)}
-    if selector.original is not None:
-        groups = groups.with_columns(_original=_is_original(selector))
-    chosen = _within_groups(selector, groups)
+def _per_prompt(selector: PerPrompt, found: Candidates) -> Choice:
+    places = np.flatnonzero(found.may)
+    prompts = group_numbers(found.pool["prompt_id"])[places]
+    sizes = np.bincount(prompts)
+    several = sizes[prompts] > 1
+    left_out = {"single_response": int(len(places) - several.sum())}
+    places, prompts = places[several], prompts[several]
+    chosen = places[_within_groups(selector, found, places, prompts)]
     if selector.variant != "full":
-        left_out["not_of_its_prompt"] = len(groups) - len(chosen)
+        left_out["not_of_its_prompt"] = len(places) - len(chosen)
     # Farthest takes the lowest first, as it does within each prompt.
-    order = ranked(chosen, selector.variant != "farthest")
-    return Choice(order.select(pool.columns), {reason: count for reason, count in left_out.items() if count})
+    order = found.ranked(selector.variant != "farthest", chosen)
+    return Choice(order, {reason: count for reason, count in left_out.items() if count})
 
 
-def _within_groups(selector: PerPrompt, groups: pl.DataFrame) -> pl.DataFrame:
-    """The responses that a variant takes of each prompt group."""
-    variant = selector.variant
+def group_numbers(keys: pl.Series) -> NDArray[np.int64]:
+    """A number for each distinct text, from 0 on: equal texts have equal numbers, by two hashes of 64 bits."""
+    first, second = keys.hash(seed=0).to_numpy(), keys.hash(seed=1).to_numpy()
+    order = np.argsort(first)
+    if (np.diff(first[order]) == 0)[np.diff(second[order]) != 0].any():
+        # Two texts of one hash lie among one another: both hashes have to sort.
+        order = np.lexsort((second, first))
+    begins = np.insert((np.diff(first[order]) != 0) | (np.diff(second[order]) != 0), 0, False)
+    numbers = np.empty(len(keys), dtype=np.int64)
+    numbers[order] = np.cumsum(begins)
+    return numbers
+
+
+def _within_groups(selector: PerPrompt, found: Candidates, places: Positions, prompts: NDArray[np.int64]) -> Positions:
+    """Which of the grouped samples a variant takes: indices into them."""
+    variant, pool = selector.variant, found.pool
+    indices = np.arange(len(places))
+    original = np.zeros(len(places), dtype=np.bool_)
+    if selector.original is not None:
+        original = _is_original(selector.original, pool)[places]
     if variant == "full":
-        return groups
+        return indices
     if variant == "subset":
-        return groups.filter("_original")
-    counts = groups.group_by("prompt_id").agg(_most=_most(selector))
+        return indices[original]
+    key = -found.score[places] if variant != "farthest" else found.score[places]
     if variant == "closest_1":
-        groups = groups.filter("_original")
+        indices = indices[original]
     elif variant == "long_cot":
-        groups = groups.filter(pl.coalesce("correct", "verified").fill_null(value=False))
+        right = pool.select(pl.coalesce("correct", "verified").fill_null(value=False)).to_series()
+        indices = indices[right.to_numpy()[places]]
     elif variant == "reward":
-        groups = groups.filter(pl.col("reward").is_not_null() & pl.col("reward").is_finite())
-    if variant == "random_1":
-        groups = groups.with_columns(_key=-uniform(groups["sample_id"], selector.seed))
-    else:
-        groups = groups.with_columns(_key="reward" if variant == "reward" else "score")
+        key = -pool["reward"].cast(pl.Float64).fill_null(float("nan")).to_numpy()[places]
+        indices = indices[np.isfinite(key)]
+    elif variant == "random_1":
+        key = uniform(pool["sample_id"].gather(places), selector.seed).to_numpy()
     if variant in ("closest_1", "random_1") or selector.k == 1:
-        return _best_of_groups(groups, highest=variant != "farthest")
-    order = groups.sort(["_key", "sample_id"], descending=[variant != "farthest", False])
-    place = pl.int_range(pl.len()).over("prompt_id")
-    return order.with_columns(_place=place).join(counts, on="prompt_id").filter(pl.col("_place") < pl.col("_most"))
+        return _first_of_groups(key, pool["sample_id"], places, prompts, indices)
+    order = indices[ascending(key[indices], pool["sample_id"], places[indices], groups=prompts[indices])]
+    grouped = prompts[order]
+    starts = np.flatnonzero(np.insert(grouped[1:] != grouped[:-1], 0, True)) if len(order) else np.empty(0, np.int64)
+    place_in_group = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    most = np.bincount(prompts, weights=original)[grouped] if selector.k == "original" else selector.k
+    taken: Positions = order[place_in_group < most]
+    return taken
 
 
-def _best_of_groups(groups: pl.DataFrame, highest: bool) -> pl.DataFrame:
-    """The row of each prompt group with the highest (or lowest) key; ties by sample_id."""
-    best = pl.col("_key").max() if highest else pl.col("_key").min()
-    extremes = groups.group_by("prompt_id").agg(_key=best)
-    found = groups.join(extremes, on=["prompt_id", "_key"], how="semi")
-    # Only ties are left to be told apart, and there are few.
-    if found["prompt_id"].n_unique() == len(found):
-        return found
-    return found.sort("sample_id").unique("prompt_id", keep="first")
+def _first_of_groups(
+    key: NDArray[np.float64], sample_ids: pl.Series, places: Positions, prompts: NDArray[np.int64], indices: Positions
+) -> Positions:
+    """The index with the lowest key of each group, ties by sample_id: without sorting."""
+    if not len(indices):
+        return indices
+    own, groups = key[indices], prompts[indices]
+    lowest = np.full(int(groups.max()) + 1, np.inf)
+    np.minimum.at(lowest, groups, own)
+    best = indices[own == lowest[groups]]
+    ties = np.bincount(prompts[best])[prompts[best]] > 1
+    if not ties.any():
+        return best
+    tied = best[ties]
+    names = pl.DataFrame({"index": tied, "group": prompts[tied], "sample_id": sample_ids.gather(places[tied])})
+    firsts = names.sort("sample_id").unique("group", keep="first")["index"].to_numpy()
+    return np.concatenate([best[~ties], firsts])
 
 
-def _is_original(selector: PerPrompt) -> pl.Expr:
-    assert selector.original is not None
-    return pl.col("source").is_in(selector.original.sources) | pl.col("generator").is_in(
-        selector.original.generators
-    ).fill_null(value=False)
+def _is_original(original: Original, pool: pl.DataFrame) -> Mask:
+    named = pl.col("source").is_in(original.sources) | pl.col("generator").is_in(original.generators)
+    mask: Mask = pool.select(named.fill_null(value=False)).to_series().to_numpy()
+    return mask
 
 
-def _most(selector: PerPrompt) -> pl.Expr:
-    """How many responses of a prompt are taken: k, or as many as it had originally."""
-    return pl.col("_original").sum() if selector.k == "original" else pl.lit(selector.k)
-
-
-_SELECTORS: dict[type, Callable[[Any, pl.DataFrame, bool], Choice]] = {
+_SELECTORS: dict[type, Callable[[Any, Candidates], Choice]] = {
     Top: _top,
     Band: _band,
     Random: _random,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -17,7 +18,7 @@ from curation_assets.scores.registry import METHODS
 from curation_assets.sections import SignalName
 from curation_assets.settings import Settings, Target
 from curation_assets.subsets.select import POOL_COLUMNS
-from curation_assets.subsets.selectors import order_by
+from curation_assets.subsets.selectors import Candidates, order_by
 
 ROOT = Path(__file__).parent.parent.parent
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
@@ -136,6 +137,18 @@ def test_a_score_does_not_depend_on_order_or_on_what_else_is_there(method: Metho
 
 
 @every_method
+def test_the_columns_that_a_method_reads_are_all_that_its_scores_need(method: Method) -> None:
+    given = inputs(method)
+    section = method.section(name="m", target="t", method=method.name)
+    assert set(method.reads) == set(method.signals(section))
+    few = {name: rows.select("sample_id", *method.reads[name]) for name, rows in given.signals.items()}
+    samples = given.samples.select(POOL_COLUMNS)
+    found = method.score(ScoreInputs(samples, few, steps=False), section)
+    assert found.steps is None
+    assert dict(found.values.iter_rows()) == scores(method, given)
+
+
+@every_method
 def test_nothing_gives_nothing(method: Method) -> None:
     given = inputs(method)
     empty = ScoreInputs(given.samples.clear(), {name: rows.clear() for name, rows in given.signals.items()})
@@ -146,10 +159,11 @@ def test_nothing_gives_nothing(method: Method) -> None:
 def test_a_methods_selector_orders_what_has_a_score(method: Method) -> None:
     given = inputs(method)
     values = method.score(given, method.section(name="m", target="t", method=method.name)).values
-    pool = given.samples.select(POOL_COLUMNS).join(values.rename({"value": "score"}), on="sample_id")
-    order = order_by(method.selector, pool.filter(pl.col("score").is_finite()), method.highest_first).rows
-    assert order["sample_id"].is_unique().all()
-    assert order.columns == pool.columns
+    pool = given.samples.select(POOL_COLUMNS).join(values, on="sample_id", how="left")
+    score = pool["value"].fill_null(math.nan).to_numpy()
+    order = order_by(method.selector, Candidates(pool, score, np.isfinite(score), method.highest_first)).order
+    assert len(set(order.tolist())) == len(order)
+    assert np.isfinite(score[order]).all()
 
 
 @every_method

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -24,8 +26,22 @@ def ranked(tokens: list[int]) -> pl.DataFrame:
     return pl.DataFrame({"sample_id": [f"{n:05d}" for n in range(len(tokens))], "response_tokens": tokens})
 
 
+def take(
+    frame: pl.DataFrame,
+    order: list[int],
+    budget: Budget,
+    by: Sequence[Stratum] = (),
+    eligible: list[bool] | None = None,
+) -> tuple[list[int], bool]:
+    may = np.array([True] * len(frame) if eligible is None else eligible, dtype=np.bool_)
+    found = take_within(np.array(order, dtype=np.int64), budget, frame, may, by)
+    return found.positions.tolist(), found.whole
+
+
 def taken(tokens: list[int], budget: Budget, eligible: int) -> int:
-    return len(take_within(ranked(tokens), budget, ranked([1] * eligible)).rows)
+    """How many are taken of samples with these tokens, when others without a score are eligible too."""
+    frame = ranked(tokens + [1] * (eligible - len(tokens)))
+    return len(take(frame, list(range(len(tokens))), budget)[0])
 
 
 @given(st.integers(1, 100), st.integers(0, 2000))
@@ -54,9 +70,8 @@ def test_samples_and_tokens() -> None:
 
 def test_a_budget_larger_than_what_there_is_takes_all_and_says_so() -> None:
     for budget in (Budget(samples=4), Budget(tokens=10), Budget(fraction=1.0)):
-        found = take_within(ranked([3, 3, 3]), budget, ranked([3] * 4))
-        assert (len(found.rows), found.whole) == (3, True)
-    assert not take_within(ranked([3, 3, 3]), Budget(samples=3), ranked([3] * 3)).whole
+        assert take(ranked([3] * 4), [0, 1, 2], budget) == ([0, 1, 2], True)
+    assert take(ranked([3, 3, 3]), [2, 1, 0], Budget(samples=3)) == ([2, 1, 0], False)
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=12), st.integers(0, 500))
@@ -91,19 +106,20 @@ def pool(draw: random.Random, size: int) -> pl.DataFrame:
 )
 def test_each_stratum_gets_its_share_of_the_budget(draw: random.Random, size: int, by: list[Stratum]) -> None:
     frame = pool(draw, size)
-    order = frame.sort("score", descending=True)
+    order = np.argsort(-frame["score"].to_numpy()).tolist()
     limit = draw.randint(1, size)
-    chosen = take_within(order, Budget(samples=limit), frame, by).rows
+    chosen, _ = take(frame, order, Budget(samples=limit), by)
     assert len(chosen) == limit
-    assert chosen["score"].is_sorted(descending=True)
-    label = dict(strata(frame, by).iter_rows())
-    for stratum in set(label.values()):
-        members = [sample for sample in order["sample_id"] if label[sample] == stratum]
-        mine = [sample for sample in chosen["sample_id"] if label[sample] == stratum]
+    assert chosen == [place for place in order if place in set(chosen)]
+    label = strata(frame, np.ones(size, dtype=np.bool_), by)
+    for stratum in set(label.tolist()):
+        members = [place for place in order if label[place] == stratum]
+        mine = [place for place in chosen if label[place] == stratum]
         assert abs(len(mine) - limit * len(members) / size) < 1
         assert mine == members[: len(mine)]
-    shuffled = take_within(order, Budget(samples=limit), frame.sample(fraction=1, shuffle=True, seed=1), by).rows
-    assert shuffled["sample_id"].to_list() == chosen["sample_id"].to_list()
+    turned = frame.reverse()
+    again, _ = take(turned, [size - 1 - place for place in order], Budget(samples=limit), by)
+    assert [size - 1 - place for place in again] == chosen
 
 
 @settings(max_examples=40, deadline=None)
@@ -111,14 +127,13 @@ def test_each_stratum_gets_its_share_of_the_budget(draw: random.Random, size: in
 def test_strata_share_tokens_and_stay_within_them(draw: random.Random, size: int) -> None:
     frame = pool(draw, size)
     limit = draw.randint(1, int(frame["response_tokens"].sum()))
-    chosen = take_within(frame.sort("score"), Budget(tokens=limit), frame, ["source"]).rows
-    assert chosen["response_tokens"].sum() <= limit
+    chosen, _ = take(frame, list(range(size)), Budget(tokens=limit), ["source"])
+    assert sum(frame["response_tokens"][place] for place in chosen) <= limit
 
 
 def test_what_a_stratum_without_scores_cannot_use_goes_to_the_others() -> None:
     frame = pool(random.Random(0), 30).with_columns(source=pl.Series(["a"] * 10 + ["b"] * 20))
-    order = frame.filter(pl.col("source") == "b").sort("score", descending=True)
-    assert len(take_within(order, Budget(samples=12), frame, ["source"]).rows) == 12
+    assert len(take(frame, list(range(10, 30)), Budget(samples=12), ["source"])[0]) == 12
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.lists(st.integers(0, 5), min_size=1, max_size=20))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from curation_assets.draws import uniform
 from curation_assets.settings import Subset
 from curation_assets.subsets.selector import Band, Original, PerPrompt, Random, Top
-from curation_assets.subsets.selectors import order_by
+from curation_assets.subsets.selectors import Candidates, group_numbers, order_by
 
 Row = dict[str, Any]
 SCHEMA = {
@@ -49,12 +50,21 @@ def numbered(rows: list[Row]) -> list[Row]:
 
 def chosen(selector: Any, rows: list[Row], highest_first: bool = True) -> list[str]:
     shuffled = random.Random(len(rows)).sample(rows, len(rows))
-    found = [
-        order_by(selector, pl.DataFrame(order, schema=SCHEMA), highest_first).rows["sample_id"].to_list()
-        for order in (rows, shuffled)
-    ]
+    found = [in_order(selector, pl.DataFrame(order, schema=SCHEMA), highest_first)[0] for order in (rows, shuffled)]
     assert found[0] == found[1]
+    for limit in (0, 1, 3):
+        few, _ = in_order(selector, pl.DataFrame(shuffled, schema=SCHEMA), highest_first, limit)
+        assert few[:limit] == found[0][:limit]
     return found[0]
+
+
+def in_order(
+    selector: Any, frame: pl.DataFrame, highest_first: bool = True, limit: int | None = None
+) -> tuple[list[str], dict[str, int]]:
+    """Ids in the order of choice among all rows, and what is left out."""
+    score = frame["score"].to_numpy()
+    choice = order_by(selector, Candidates(frame, score, np.isfinite(score), highest_first, limit))
+    return frame["sample_id"].gather(choice.order).to_list(), choice.left_out
 
 
 def by_score(rows: list[Row], highest: bool = True, key: str = "score") -> list[Row]:
@@ -104,8 +114,7 @@ def test_the_best_of_each_prompt_is_that_of_a_loop(rows: list[Row], variant: Any
 
 def test_a_prompt_with_one_response_is_left_out_with_a_reason() -> None:
     rows: list[Row] = [dict.fromkeys(SCHEMA) | {"prompt_id": prompt, "score": 0.0} for prompt in "aab"]
-    found = order_by(PerPrompt(), _frame(rows), True)
-    assert found.left_out == {"single_response": 1, "not_of_its_prompt": 1}
+    assert in_order(PerPrompt(), _frame(rows))[1] == {"single_response": 1, "not_of_its_prompt": 1}
 
 
 def _frame(rows: list[Row]) -> pl.DataFrame:
@@ -151,3 +160,18 @@ def test_variants_of_the_original_pool_ask_what_it_was(fields: dict[str, Any]) -
 def test_a_kind_alone_stands_for_the_selector() -> None:
     made = Subset.model_validate({"name": "s", "score": "g", "budget": {"samples": 1}, "selector": "band"})
     assert made.selector == Band()
+
+
+@given(st.lists(st.text(max_size=3)))
+def test_equal_texts_have_equal_numbers(texts: list[str]) -> None:
+    numbers = group_numbers(pl.Series(texts, dtype=pl.String)).tolist()
+    assert len(set(zip(texts, numbers, strict=True))) == len(set(texts)) == len(set(numbers))
+    assert not numbers or max(numbers) == len(set(texts)) - 1
+
+
+def test_texts_of_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = pl.Series.hash
+    monkeypatch.setattr(pl.Series, "hash", lambda self, seed: real(self, seed) % 2 if seed == 0 else real(self, seed))
+    texts = [str(n % 20) for n in range(100)]
+    numbers = group_numbers(pl.Series(texts)).tolist()
+    assert len(set(zip(texts, numbers, strict=True))) == len(set(numbers)) == 20

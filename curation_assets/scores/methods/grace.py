@@ -79,7 +79,7 @@ def grace_scores(step_gradients: pl.DataFrame, section: GraceScore, steps: bool 
 
 
 def _score(inputs: ScoreInputs, section: GraceScore) -> Scored:
-    return grace_scores(inputs.signals["step_gradients"], section)
+    return grace_scores(inputs.signals["step_gradients"], section, inputs.steps)
 
 
 def _unfaithful(target: Target, _section: GraceScore) -> Sequence[str]:
@@ -95,6 +95,7 @@ METHODS = [
         summary="agreement of the steps' gradients with the answer's and with earlier steps'",
         section=GraceScore,
         signals=lambda _section: ("step_gradients",),
+        reads={"step_gradients": ("n_steps", "gram", "segment_tokens")},
         score=_score,
         selector=Top(),
         cost="C(lora, 5 % D, 1) + N F",

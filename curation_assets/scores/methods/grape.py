@@ -38,6 +38,7 @@ METHODS = [
         summary="mean log-likelihood of the response: how well it fits the base model",
         section=GrapeScore,
         signals=lambda _section: ("likelihoods",),
+        reads={"likelihoods": ("mean_nll",)},
         score=_score,
         selector=PerPrompt(),
         unfaithful=_unfaithful,

@@ -27,6 +27,7 @@ METHODS = [
         summary="perplexity of the response under the target",
         section=PerplexityScore,
         signals=lambda _section: ("likelihoods",),
+        reads={"likelihoods": ("mean_nll",)},
         score=_score,
         selector=Band(),
         cost="C(ref, D_ref, 1) + N F_ref",

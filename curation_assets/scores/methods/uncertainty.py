@@ -41,6 +41,7 @@ METHODS = [
         summary=summary,
         section=section,
         signals=lambda _section: ("likelihoods",),
+        reads={"likelihoods": (name,)},
         score=_column,
         selector=Top(),
         highest_first=name != "mean_margin",

@@ -1,0 +1,240 @@
+"""What if: another score, selector or budget from stored signals, without the model and without storing anything.
+
+A change names a parameter of the subset's score (`alpha=0.5`, `method=grape`), or, with its section in front,
+one of the subset (`selector.k=2`, `filters.correct=true`, `stratify=[source]`). Values are YAML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import polars as pl
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from curation_assets import tables
+from curation_assets.corpus.pool import Pool, resolve_duplicates
+from curation_assets.scores.method import ScoreInputs, ScoreSection
+from curation_assets.scores.registry import METHODS, method_of
+from curation_assets.sections import SignalName
+from curation_assets.settings import Budget, Settings, Subset
+from curation_assets.signals.store import SignalStore
+from curation_assets.subsets.select import POOL_COLUMNS, Selection, SelectionError, choose, current_manifest
+from curation_assets.workspace import Workspace
+
+Model = TypeVar("Model", bound=BaseModel)
+
+OF_SUBSET = ("selector", "filters", "stratify", "budget")
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """A subset as it would be.
+
+    Attributes:
+        subset: with the changes.
+        score: with the changes.
+        selection: what would be chosen.
+        current: table `subset` as it is stored, None if it has not been made.
+    """
+
+    subset: Subset
+    score: ScoreSection
+    selection: Selection
+    current: pl.DataFrame | None
+
+    def difference(self) -> dict[str, int | float | None]:
+        """How the subset would differ from the current one; None where there is none."""
+        rows, pool = self.selection.rows, self.selection.pool
+        found: dict[str, int | float | None] = {"selected": len(rows), **_lengths(pool.filter("selected"), "")}
+        if self.current is None:
+            return found
+        kept = len(rows.join(self.current, on="sample_id", how="semi"))
+        union = len(rows) + len(self.current) - kept
+        now = pool.join(self.current.select("sample_id"), on="sample_id", how="semi")
+        return found | {
+            "selected_now": len(self.current),
+            **_lengths(now, "_now"),
+            "kept": kept,
+            "added": len(rows) - kept,
+            "removed": len(self.current) - kept,
+            "overlap_jaccard": kept / union if union else None,
+        }
+
+    def side_by_side(self) -> list[tuple[str, int | float | None, int | float | None]]:
+        """What is known of the current subset and of what it would be."""
+        found, facts = self.difference(), self.selection.facts()
+        rows: list[tuple[str, int | float | None, int | float | None]] = [
+            (name.replace("_", " "), found.get(f"{name}_now"), found[name])
+            for name in ("selected", "mean_tokens", "mean_steps")
+        ]
+        return rows + [(name.replace("_", " "), None, value) for name, value in facts.items() if name != "selected"]
+
+    def difference_line(self) -> str:
+        """What would come and go, in a line."""
+        found = self.difference()
+        if self.current is None:
+            return "the subset has not been made yet: nothing to compare with"
+        return (
+            f"{found['kept']} kept, {found['added']} added, {found['removed']} removed "
+            f"(Jaccard overlap {found['overlap_jaccard'] or 0.0:.2f})"
+        )
+
+    def sources(self) -> pl.DataFrame:
+        """Samples by source: in the pool, now, and as it would be."""
+        now = pl.Series([], dtype=pl.String) if self.current is None else self.current["sample_id"]
+        marked = self.selection.pool.with_columns(now=pl.col("sample_id").is_in(now.implode()))
+        counts = marked.group_by("source").agg(pl.len().alias("pool"), pl.col("now", "selected").sum())
+        return counts.sort("pool", "source", descending=[True, False])
+
+
+def what_if(workspace: Workspace, name: str, changes: Sequence[str] = (), budget: str | None = None) -> WhatIf:
+    """A subset with changed parameters, from stored signals.
+
+    Args:
+        workspace: the configuration.
+        name: the subset that is changed.
+        changes: `parameter=value`, see the head of this module.
+        budget: `10%`, `1000` (samples) or `500000 tokens` in place of the subset's.
+
+    Raises:
+        SelectionError: there is no such subset or parameter, a value is not allowed, a signal is not measured.
+    """
+    subset, score = changed(workspace.settings, name, changes, budget)
+    selector = subset.selector or method_of(score).selector
+    selection = choose(_scored(workspace, score), score, selector, subset)
+    path = tables.subset_path(name)
+    stored = workspace.warehouse.read_table(path) if workspace.warehouse.table_metadata(path) else None
+    return WhatIf(subset, score, selection, stored)
+
+
+def changed(settings: Settings, name: str, changes: Sequence[str], budget: str | None) -> tuple[Subset, ScoreSection]:
+    """The subset and its score with changes applied; see `what_if`."""
+    names = [subset.name for subset in settings.subsets]
+    if name not in names:
+        raise SelectionError(f"there is no subset {name!r}; there are {', '.join(names) or '(none)'}")
+    of_subset = settings.subset(name).model_dump(exclude_none=True)
+    score = settings.score(settings.subset(name).score)
+    of_score = score.model_dump(exclude_none=True)
+    parsed = [_parsed(change) for change in changes]
+    methods = [value for path, value in parsed if path == ["method"]]
+    if methods and methods[-1] != score.method:
+        # Another method has parameters of its own.
+        of_score = {key: of_score[key] for key in ("name", "target")}
+        of_subset.pop("selector", None)
+    for path, value in parsed:
+        _put(of_subset if path[0] in OF_SUBSET else of_score, path, value)
+    if budget is not None:
+        of_subset["budget"] = parse_budget(budget).model_dump(exclude_none=True)
+    method = METHODS.get(str(of_score["method"]))
+    if method is None:
+        raise SelectionError(f"there is no method {of_score['method']!r}; methods are {', '.join(METHODS)}")
+    made_score = _validated(method.section, of_score)
+    target = settings.target(made_score.target)
+    for signal in method.signals(made_score):
+        if signal not in target.signals:
+            raise SelectionError(
+                f"method {method.name} is computed from {signal}, which target {target.name!r} does not measure: "
+                f"add {signal} to its signals in curation.yaml, and use `curate run`"
+            )
+    return _validated(Subset, of_subset), made_score
+
+
+def parse_budget(text: str) -> Budget:
+    """A budget as people write it: `10%`, `0.1`, `1000`, `500000 tokens`.
+
+    Raises:
+        SelectionError: it is none of these.
+    """
+    said = text.strip().lower().replace(",", "").replace("_", "")
+    try:
+        if said.endswith("%"):
+            # From the decimal as written: 7 % is 0.07, and not 0.07000000000000001.
+            return Budget(fraction=float(f"{said[:-1].strip()}e-2"))
+        if said.endswith("tokens"):
+            return Budget(tokens=int(said.removesuffix("tokens")))
+        number = said.removesuffix("samples").strip()
+        return Budget(samples=int(number)) if number.isdigit() else Budget(fraction=float(number))
+    except ValueError:
+        raise SelectionError(
+            f"{text!r} is no budget: write a share (10%), a number of samples (1000) or tokens (500000 tokens)"
+        ) from None
+
+
+def _parsed(change: str) -> tuple[list[str], Any]:
+    path, equals, value = change.partition("=")
+    if not equals or not path.strip():
+        raise SelectionError(f"{change!r} is no change: write parameter=value, as in alpha=0.5 or selector.k=2")
+    try:
+        return path.strip().split("."), YAML(typ="safe").load(value)
+    except YAMLError as error:
+        raise SelectionError(f"{change!r}: the value is not YAML: {error}") from error
+
+
+def _put(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for key in path[:-1]:
+        inner = document.get(key)
+        document[key] = inner if isinstance(inner, dict) else {}
+        document = document[key]
+    document[path[-1]] = value
+
+
+def _validated(model: type[Model], document: Mapping[str, Any]) -> Model:
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if part in _keys(document))
+        known = f"; parameters are {', '.join(model.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise SelectionError(f"{place or model.__name__}: {message}{known}") from error
+
+
+def _keys(document: Any) -> set[Any]:
+    if not isinstance(document, Mapping):
+        return set()
+    return {*document, *(key for value in document.values() for key in _keys(value))}
+
+
+def _scored(workspace: Workspace, score: ScoreSection) -> Pool:
+    """The pool with the score in column `score`, derived anew from what is stored."""
+    target = workspace.settings.target(score.target)
+    manifest = current_manifest(workspace, target)
+    facts = workspace.warehouse.scan(tables.sample_scores_dir(target.name), manifest.filter("present")["shard"])
+    if facts is None:
+        facts = tables.SAMPLE_SCORES.empty().lazy()
+    signals: dict[SignalName, pl.LazyFrame] = {}
+    for signal in method_of(score).signals(score):
+        stored = SignalStore.of(workspace, target, signal).scan()
+        if stored is None:
+            raise SelectionError(f"target {target.name} has no {signal} yet: use `curate run`")
+        signals[signal] = stored
+    return derive(facts, signals, score)
+
+
+def derive(facts: pl.LazyFrame, signals: Mapping[SignalName, pl.LazyFrame], score: ScoreSection) -> Pool:
+    """The pool with a score in column `score`.
+
+    Args:
+        facts: rows of `sample_scores`, exact duplicates included.
+        signals: what the score is computed from; a sample may have several rows, of which the first counts.
+        score: the method and its parameters.
+    """
+    pool = resolve_duplicates(facts.select(POOL_COLUMNS))
+    method = method_of(score)
+    found = {name: _once(rows.select("sample_id", *method.reads[name]).collect()) for name, rows in signals.items()}
+    values = method.score(ScoreInputs(pool.rows, found, steps=False), score).values
+    return Pool(pool.rows.join(values.rename({"value": "score"}), on="sample_id", how="left"), pool.duplicates)
+
+
+def _once(rows: pl.DataFrame) -> pl.DataFrame:
+    """Each sample once: two processes may have measured the same one."""
+    return rows if rows["sample_id"].n_unique() == len(rows) else rows.unique("sample_id", keep="first")
+
+
+def _lengths(rows: pl.DataFrame, suffix: str) -> dict[str, float | None]:
+    means = {"mean_tokens": rows["response_tokens"].mean(), "mean_steps": rows["n_steps"].mean()}
+    return {f"{name}{suffix}": float(mean) if isinstance(mean, float) else None for name, mean in means.items()}

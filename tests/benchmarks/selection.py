@@ -1,0 +1,208 @@
+"""Choosing from what is stored, against what the data stack needs at least for the same rows.
+
+    python -m tests.benchmarks.selection
+
+- what-if: a million samples of eight steps with stored Gram matrices: another alpha, new scores and a subset of 20 %,
+  against Polars reading the same Parquet columns. Both from a warm cache; starting up and the comparison with the
+  current subset are left out. Peak memory is that of a process that does nothing else.
+- select: 20 % of a million ready scores, against Polars sorting the same frame.
+- grape: the best response of each prompt, of 1.3 million responses to 575,000 prompts, against DuckDB's `arg_min` by
+  group over the same file.
+
+The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.corpus.pool import Pool
+from curation_assets.scores.methods.grace import GraceScore
+from curation_assets.settings import Budget, Subset
+from curation_assets.subsets.select import POOL_COLUMNS, Selection, choose
+from curation_assets.subsets.selector import PerPrompt, Top
+from curation_assets.subsets.selectors import Candidates, order_by
+from curation_assets.subsets.what_if import derive
+from resources.warehouse import Measurements, Warehouse
+from tests.benchmarks.common import alternate, finish, median_ratio, parser, table
+
+STEPS = 8
+SHARDS = 20
+PART_ROWS = 20_000
+GIB = 2**30
+SIGNAL = "signals/step_gradients"
+READS = ("sample_id", "n_steps", "gram", "segment_tokens")
+
+
+def ids_of(numbers: np.ndarray) -> pl.Series:
+    """Ids as real ones are: 128 bits that have nothing to do with the order of rows."""
+    mixed = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x632BE59BD9B4E019)
+    return pl.Series([f"{high:016x}{low:016x}" for high, low in zip(mixed.tolist(), mixed[::-1].tolist(), strict=True)])
+
+
+def write_workspace(folder: Path, samples: int) -> None:
+    """`sample_scores` a shard and `step_gradients` in parts, as measuring writes them."""
+    warehouse, rng = Warehouse(folder), np.random.default_rng(0)
+    store = Measurements(warehouse, SIGNAL)
+    sample_ids = ids_of(np.arange(samples))
+    pairs = np.triu_indices(STEPS + 1)
+    for start in range(0, samples, PART_ROWS):
+        ids = sample_ids.slice(start, PART_ROWS)
+        g = rng.normal(size=(len(ids), STEPS + 1, 6)).astype(np.float32)
+        gram = np.einsum("nid,njd->nij", g, g)
+        rows = pl.DataFrame(
+            {
+                "sample_id": ids,
+                "n_steps": pl.Series(np.full(len(ids), STEPS, dtype=np.int32)),
+                "step_indices": pl.Series(np.tile(np.arange(1, STEPS + 1, dtype=np.int32), (len(ids), 1))),
+                "gram": pl.Series(gram[:, pairs[0], pairs[1]]),
+                "norms": pl.Series(np.sqrt(np.einsum("nii->ni", gram))),
+                "segment_tokens": pl.Series(rng.integers(5, 40, (len(ids), STEPS + 1), dtype=np.int32)),
+                "response_tokens": pl.Series(rng.integers(50, 400, len(ids), dtype=np.int32)),
+                "tokens": pl.Series(rng.integers(100, 500, len(ids), dtype=np.int32)),
+                "flags": pl.Series([[]] * len(ids), dtype=pl.List(pl.String)),
+            }
+        ).with_columns(pl.col("step_indices", "gram", "norms", "segment_tokens").arr.to_list())
+        store.append(tables.STEP_GRADIENTS.conform(rows))
+    for number, rows in enumerate(_shards(sample_ids, rng)):
+        warehouse.write_table(f"scores/{number:03d}.parquet", tables.SAMPLE_SCORES.conform(rows), {})
+
+
+def _shards(sample_ids: pl.Series, rng: np.random.Generator) -> Iterator[pl.DataFrame]:
+    size = -(-len(sample_ids) // SHARDS)
+    for start in range(0, len(sample_ids), size):
+        ids = sample_ids.slice(start, size)
+        yield pl.DataFrame(
+            {
+                "sample_id": ids,
+                "prompt_id": ids.str.reverse(),
+                "shard": pl.repeat(f"shard-{start:07d}.jsonl", len(ids), eager=True),
+                "row": pl.int_range(len(ids), eager=True),
+                "candidate": pl.zeros(len(ids), dtype=pl.Int32, eager=True),
+                "source": pl.Series(rng.choice(["gsm8k", "math", "aqua"], len(ids))),
+                "n_steps": pl.repeat(STEPS, len(ids), dtype=pl.Int32, eager=True),
+                "response_tokens": pl.Series(rng.integers(50, 400, len(ids), dtype=np.int32)),
+                "answer_norm": pl.Series(rng.random(len(ids), dtype=np.float32)),
+                "flags": pl.Series([[]] * len(ids), dtype=pl.List(pl.String)),
+                "grace": pl.Series(rng.random(len(ids))),
+            }
+        ).with_columns(
+            domain=pl.lit(None, dtype=pl.String),
+            generator=pl.lit(None, dtype=pl.String),
+            correct=pl.lit(None, dtype=pl.Boolean),
+            verified=pl.lit(None, dtype=pl.Boolean),
+            reward=pl.lit(None, dtype=pl.Float64),
+        )
+
+
+def _scan(folder: Path, name: str) -> pl.LazyFrame:
+    found = Warehouse(folder).scan(name)
+    assert found is not None
+    return found
+
+
+def read(folder: Path) -> None:
+    """What Polars needs for the columns that a what-if looks at."""
+    _scan(folder, "scores").select(POOL_COLUMNS).collect()
+    _scan(folder, SIGNAL).select(READS).collect()
+
+
+def what_if(folder: Path) -> Selection:
+    """Another alpha, new scores, a subset of 20 %."""
+    score = GraceScore(name="grace", target="t", alpha=0.5)
+    pool = derive(_scan(folder, "scores"), {"step_gradients": _scan(folder, SIGNAL)}, score)
+    return choose(pool, score, Top(), Subset(name="s", score="grace", budget=Budget(fraction=0.2)))
+
+
+def what_if_figures(folder: Path, samples: int, rounds: int) -> dict[str, object]:
+    """Time against reading, and peak memory."""
+    write_workspace(folder, samples)
+    assert len(what_if(folder).rows) == -(-samples // 5)
+    seconds = alternate({"read": lambda: read(folder), "what if": lambda: what_if(folder)}, rounds)
+    command = [sys.executable, "-m", "tests.benchmarks.selection", "--what-if-in", str(folder)]
+    peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return {
+        "what_if_over_read": median_ratio(seconds["what if"], seconds["read"]),
+        "what_if_peak_gib": round(peak / GIB, 2),
+        "what_if_samples": samples,
+    }
+
+
+def selection_figures(samples: int, rounds: int) -> dict[str, object]:
+    """Selecting from ready scores, against a bare sort."""
+    rng = np.random.default_rng(1)
+    pool = pl.concat(_shards(ids_of(np.arange(samples)), rng)).rename({"grace": "score"}).select(*POOL_COLUMNS, "score")
+    score = GraceScore(name="grace", target="t")
+    subset = Subset(name="s", score="grace", budget=Budget(fraction=0.2))
+    sides: dict[str, Callable[[], object]] = {
+        "sort": lambda: pool.sort("score", descending=True),
+        "select": lambda: choose(Pool(pool, 0), score, Top(), subset),
+    }
+    seconds = alternate(sides, rounds)
+    return {"select_over_sort": median_ratio(seconds["select"], seconds["sort"])}
+
+
+def grape_figures(folder: Path, responses: int, rounds: int) -> dict[str, object]:
+    """The best response of each prompt, against DuckDB's `arg_min` by group."""
+    rng = np.random.default_rng(2)
+    prompts = ids_of(np.arange(max(1, responses * 575 // 1300)))
+    file = folder / "grape.parquet"
+    frame = pl.DataFrame(
+        {
+            "sample_id": ids_of(np.arange(responses)),
+            "prompt_id": prompts.gather(rng.integers(0, len(prompts), responses)),
+            "mean_nll": pl.Series(rng.gamma(2.0, 0.4, responses)),
+        }
+    )
+    frame.write_parquet(file)
+
+    def ours() -> pl.DataFrame:
+        pool = pl.read_parquet(file).with_columns(score=-pl.col("mean_nll"))
+        score = pool["score"].to_numpy()
+        choice = order_by(PerPrompt(), Candidates(pool, score, np.isfinite(score)))
+        return pool.select("prompt_id", "sample_id")[choice.order]
+
+    def theirs() -> pl.DataFrame:
+        query = f"select prompt_id, arg_min(sample_id, mean_nll) as sample_id from '{file}' group by prompt_id"
+        found = duckdb.sql(query)
+        assert found is not None
+        return pl.DataFrame(found.pl())
+
+    singles = frame.group_by("prompt_id").len().filter(pl.col("len") == 1)
+    expected = theirs().join(singles, on="prompt_id", how="anti")
+    assert set(ours()["sample_id"].to_list()) == set(expected["sample_id"].to_list())
+    seconds = alternate({"DuckDB": theirs, "ours": ours}, rounds)
+    return {"grape_over_duckdb": median_ratio(seconds["ours"], seconds["DuckDB"])}
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--what-if-in", type=Path, help=argparse.SUPPRESS)
+    options = arguments.parse_args()
+    if options.what_if_in is not None:
+        what_if(options.what_if_in)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return
+    samples = 20_000 if options.small else 1_000_000
+    with tempfile.TemporaryDirectory() as place:
+        result = what_if_figures(Path(place), samples, options.rounds)
+        result |= selection_figures(samples, options.rounds)
+        result |= grape_figures(Path(place), samples * 13 // 10, options.rounds)
+    print(table(("figure", "value"), list(result.items())))
+    finish("selection", result, options)
+
+
+if __name__ == "__main__":
+    main()

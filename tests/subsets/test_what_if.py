@@ -1,0 +1,147 @@
+"""What-ifs: equal to what a run with the changed configuration selects, refused where they cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from curation_assets.cli import app
+from curation_assets.settings import Budget
+from curation_assets.stored_tables import read_stored
+from curation_assets.subsets.select import SelectionError, select
+from curation_assets.subsets.what_if import parse_budget, what_if
+from curation_assets.workspace import Workspace
+from tests.pipeline.workspaces import make_workspace, rows, run
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workspace:
+    folder = tmp_path_factory.mktemp("what-if")
+    # One sample is in both files: the pool has it once.
+    shards = {"a.jsonl": rows(12), "b.jsonl": rows(9, start=11)}
+    made = make_workspace(folder, tiny_model, shards, signals=("step_gradients", "likelihoods"))
+    run(made)
+    return made
+
+
+def test_an_unchanged_subset_is_the_current_one_to_the_bit(workspace: Workspace) -> None:
+    found = what_if(workspace, "best")
+    assert found.selection.rows.equals(read_stored(workspace, "subset").collect())
+    assert found.selection.content_digest == select(workspace, workspace.settings.subset("best")).content_digest
+    difference = found.difference()
+    assert (difference["added"], difference["removed"], difference["overlap_jaccard"]) == (0, 0, 1.0)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.31, 1.0])
+def test_another_alpha_gives_what_a_run_with_it_selects(
+    workspace: Workspace, tmp_path: Path, tiny_model: Path, alpha: float
+) -> None:
+    shards = {"a.jsonl": rows(12), "b.jsonl": rows(9, start=11)}
+    other = make_workspace(tmp_path, tiny_model, shards, signals=("step_gradients", "likelihoods"), alpha=alpha)
+    run(other)
+    expected = read_stored(other, "subset").collect()
+    assert what_if(workspace, "best", [f"alpha={alpha}"]).selection.rows.equals(expected)
+
+
+def test_another_method_has_its_own_selector_and_parameters(workspace: Workspace) -> None:
+    found = what_if(workspace, "best", ["method=longest"], "5")
+    pool = read_stored(workspace, "sample_scores").unique("sample_id").collect()
+    longest = pool.sort(["response_tokens", "sample_id"], descending=[True, False])["sample_id"].head(5)
+    assert found.selection.rows["sample_id"].to_list() == longest.to_list()
+    assert found.difference()["selected"] == 5
+    likeliest = what_if(workspace, "best", ["method=perplexity", "selector={kind: band, band: low}"], "3")
+    nll = read_stored(workspace, "likelihoods").sort("mean_nll").collect()["sample_id"].head(3)
+    assert likeliest.selection.rows["sample_id"].to_list() == nll.to_list()
+
+
+def test_what_changed_is_said(workspace: Workspace) -> None:
+    found = what_if(workspace, "best", ["alpha=0.1"], "3")
+    before, after = read_stored(workspace, "subset").collect(), found.selection.rows
+    kept = set(before["sample_id"]) & set(after["sample_id"])
+    difference = found.difference()
+    assert (difference["selected"], difference["selected_now"]) == (3, len(before))
+    assert difference["kept"] == len(kept)
+    assert difference["overlap_jaccard"] == len(kept) / len(set(before["sample_id"]) | set(after["sample_id"]))
+    assert found.sources().select(pl.col("now", "selected").sum()).row(0) == (len(before), 3)
+
+
+def test_filters_and_strata_are_changed_too(workspace: Workspace) -> None:
+    few = what_if(workspace, "best", ["filters.max_steps=3", "stratify=[source]"], "100%").selection
+    assert few.pool.filter("selected")["n_steps"].max() == 3
+    assert few.whole is False
+    assert few.facts()["eligible"] == len(few.rows)
+
+
+def test_nothing_is_stored(workspace: Workspace) -> None:
+    def files() -> list[str]:
+        return sorted(str(path) for path in workspace.warehouse.root.rglob("*"))
+
+    before = files()
+    what_if(workspace, "best", ["alpha=0.9"])
+    assert files() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "budget", "message"),
+    [
+        (["alfa=1"], None, "alfa: Extra inputs are not permitted; parameters are name, target, method"),
+        (["alpha=2"], None, "alpha: Input should be less than or equal to 1"),
+        (["alpha"], None, "'alpha' is no change: write parameter=value"),
+        (["alpha=[1"], None, "the value is not YAML"),
+        (["method=magic"], None, "there is no method 'magic'; methods are"),
+        (["selector.kind=per_prompt", "selector.k=0"], None, "selector"),
+        (["filters.colour=red"], None, "colour"),
+        ([], "many", "'many' is no budget: write a share"),
+        ([], "0%", "'0%' is no budget"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_mend(
+    workspace: Workspace, changes: list[str], budget: str | None, message: str
+) -> None:
+    with pytest.raises(SelectionError) as caught:
+        what_if(workspace, "best", changes, budget)
+    assert message in str(caught.value)
+
+
+def test_a_signal_that_is_not_measured_is_named(tmp_path: Path, tiny_model: Path) -> None:
+    made = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(3)})
+    run(made)
+    with pytest.raises(SelectionError, match="add likelihoods to its signals"):
+        what_if(made, "best", ["method=grape"])
+
+
+def test_before_there_are_scores_it_says_what_to_do(tmp_path: Path, tiny_model: Path) -> None:
+    made = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(3)})
+    with pytest.raises(SelectionError, match="use `curate run`"):
+        what_if(made, "best")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("7%", Budget(fraction=0.07)),
+        ("0.5", Budget(fraction=0.5)),
+        ("100 %", Budget(fraction=1.0)),
+        ("1,000", Budget(samples=1000)),
+        ("20 samples", Budget(samples=20)),
+        ("500_000 tokens", Budget(tokens=500_000)),
+    ],
+)
+def test_budgets_as_people_write_them(text: str, expected: Budget) -> None:
+    assert parse_budget(text) == expected
+
+
+def test_the_command(workspace: Workspace, tmp_path: Path) -> None:
+    out = tmp_path / "chosen.jsonl"
+    config = ["--config", str(workspace.config_file)]
+    result = CliRunner().invoke(app, ["select", "--set", "alpha=0.5", "--budget", "4", "--to", str(out), *config])
+    assert result.exit_code == 0, result.output
+    assert len([json.loads(line) for line in out.read_text().splitlines()]) == 4
+    assert "kept" in result.output
+    wrong = CliRunner().invoke(app, ["select", "none", *config])
+    assert wrong.exit_code == 1
+    assert "there is no subset 'none'" in wrong.output
