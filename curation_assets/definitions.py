@@ -6,6 +6,7 @@ from curation_assets.automation import sensors
 from curation_assets.checkpoints.assets import checkpoint_assets
 from curation_assets.corpus.assets import corpus, landing_files
 from curation_assets.releases.assets import release_asset
+from curation_assets.reports.assets import report_assets
 from curation_assets.scores.assets import score_assets
 from curation_assets.signals.assets import signal_assets
 from curation_assets.steps.assets import segmented_steps
@@ -23,6 +24,7 @@ def build_definitions(workspace: Workspace) -> dg.Definitions:
         assets += score_assets(workspace, target)
     for subset in settings.subsets:
         assets += [subset_asset(workspace, subset), release_asset(subset)]
+    assets += report_assets(workspace)
     return dg.Definitions(
         assets=assets,
         sensors=sensors(workspace),

@@ -18,6 +18,7 @@ from curation_assets.fingerprints import (
     shard_scores_fingerprint,
     steps_fingerprint,
 )
+from curation_assets.reports.comparison import wanted_comparison
 from curation_assets.scores.manifest import build_manifest, manifest_digest
 from curation_assets.sections import SignalName
 from curation_assets.settings import Subset, Target
@@ -120,6 +121,13 @@ def subset_due(workspace: Workspace, subset: Subset) -> bool:
     wanted = wanted_fingerprint(workspace, subset)
     stored = workspace.warehouse.table_metadata(tables.subset_path(subset.name)).get("fingerprint")
     return wanted is not None and stored != wanted
+
+
+def comparison_due(workspace: Workspace) -> bool:
+    """Whether the comparison of subsets is of others than are stored now."""
+    stored = workspace.warehouse.table_metadata(tables.subset_comparison_path()).get("fingerprint")
+    made = any(workspace.warehouse.table_metadata(tables.subset_path(s.name)) for s in workspace.settings.subsets)
+    return made and stored != wanted_comparison(workspace)
 
 
 def subset_rows(workspace: Workspace, subset: Subset) -> int:

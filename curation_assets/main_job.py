@@ -31,6 +31,7 @@ from curation_assets.fingerprints import base_digest
 from curation_assets.partitions import SHARDS, release_key, release_partitions
 from curation_assets.releases.assets import release_asset_key
 from curation_assets.releases.build import Release, latest_release, next_release, read_release
+from curation_assets.reports.assets import COMPARISON_KEY
 from curation_assets.scores.assets import sample_scores_key, score_keys, score_manifest_key
 from curation_assets.sections import SignalName
 from curation_assets.settings import Subset, Target
@@ -107,6 +108,8 @@ class MainJob:
             self._score(target, summary)
         for subset in self.workspace.settings.subsets:
             self._select(subset, summary)
+        if due.comparison_due(self.workspace):
+            self._execute("comparing subsets", "comparison", [COMPARISON_KEY])
         return summary
 
     def release(self, subset: Subset) -> tuple[Release, bool]:

@@ -35,7 +35,7 @@ Strategy = Literal["auto", "explicit", "markers", "paragraphs", "lines", "senten
 FieldPath = Annotated[str, Field(min_length=1, description="a field's name, dots for nesting")]
 
 # Asset keys and groups that are not a target's.
-RESERVED_TARGET_NAMES = {"corpus", "subsets", "releases"}
+RESERVED_TARGET_NAMES = {"corpus", "subsets", "releases", "reports"}
 
 # A named score becomes a column of `sample_scores`, and the column `score` of a pool.
 RESERVED_SCORE_NAMES = {*SAMPLE_SCORES.columns, "score"}

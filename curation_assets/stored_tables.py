@@ -60,6 +60,8 @@ def _scan(
     if name == "subset":
         chosen = pick("subset", subset, [item.name for item in settings.subsets])
         return warehouse.scan_table(tables.subset_path(chosen))
+    if name == "subset_comparison":
+        return warehouse.scan_table(tables.subset_comparison_path())
     return _scan_target(workspace, name, target, score)
 
 

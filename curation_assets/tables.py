@@ -314,6 +314,24 @@ SUBSET = Table(
     sort=("rank",),
 )
 
+SUBSET_COMPARISON = Table(
+    "subset_comparison",
+    "how subsets and scores differ, as one long table",
+    {
+        "comparison": Column(
+            pl.String,
+            "overlap: Jaccard index of two subsets; baseline: of a subset and as many samples of Random or Longest; "
+            "rank_correlation: Spearman's, of two scores or of a score and a length, over the pool; composition: "
+            "share of a source in a subset, or in the pool",
+        ),
+        "left": Column(pl.String, "subset or score"),
+        "right": Column(pl.String, "subset, baseline, score, length or source"),
+        "value": Column(pl.Float64, "the index, correlation or share; null where it is not defined", nullable=True),
+        "samples": Column(pl.Int64, "samples behind it: shared, compared, or of the source"),
+    },
+    sort=("comparison", "left", "right"),
+)
+
 SIGNAL_TABLES = {
     table.name: table
     for table in (
@@ -337,6 +355,7 @@ ALL_TABLES = {
         SAMPLE_SCORES,
         SCORE_MANIFEST,
         SUBSET,
+        SUBSET_COMPARISON,
     )
 }
 
@@ -392,6 +411,11 @@ def score_manifest_path(target: str) -> str:
 def subset_path(subset: str) -> str:
     """A subset's current rows, one Parquet file."""
     return f"subsets/{subset}.parquet"
+
+
+def subset_comparison_path() -> str:
+    """`subset_comparison`, one Parquet file."""
+    return "reports/subset_comparison.parquet"
 
 
 def release_dir(subset: str) -> str:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 COLORS = ("#9aa5b1", "#2563eb", "#d97706", "#059669")
 BINS = 40
+DARK = 0.6
+"""Values from here on are written in white."""
 
 
 def histogram(groups: Mapping[str, Sequence[float]], title: str, x_label: str) -> str:
@@ -47,6 +49,46 @@ def scatter(x: Sequence[float], y: Sequence[float], title: str, x_label: str, y_
     return _markdown(figure, title)
 
 
+def heat_map(values: Sequence[Sequence[float | None]], rows: Sequence[str], columns: Sequence[str], title: str) -> str:
+    """A matrix with a number in every cell; colours from blue (-1) over white to red (1), None left empty.
+
+    Args:
+        values: by row, then column, between -1 and 1.
+        rows: names of the rows.
+        columns: names of the columns.
+        title: over the picture.
+    """
+    figure, axes = _figure(title, height=1.4 + 0.32 * max(1, len(rows)))
+    numbers = [[float("nan") if value is None else value for value in row] for row in values]
+    axes.imshow(numbers, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            if value is not None:
+                color = "white" if abs(value) > DARK else "black"
+                axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
+    axes.spines[:].set_visible(False)
+    return _markdown(figure, title)
+
+
+def stacked_bars(shares: Mapping[str, Mapping[str, float]], title: str, x_label: str) -> str:
+    """One bar a name, divided by part: shares that sum to one."""
+    figure, axes = _figure(title, height=1.4 + 0.32 * max(1, len(shares)))
+    names = list(shares)[::-1]
+    begin = [0.0] * len(names)
+    for number, part in enumerate(dict.fromkeys(part for bar in shares.values() for part in bar)):
+        widths = [shares[name].get(part, 0.0) for name in names]
+        axes.barh(names, widths, left=begin, label=part, color=f"C{number % 10}", alpha=0.85)
+        begin = [start + width for start, width in zip(begin, widths, strict=True)]
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(x_label)
+    axes.tick_params(axis="y", labelsize=8)
+    if shares:
+        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return _markdown(figure, title)
+
+
 def _range(values: Sequence[float]) -> tuple[float, float]:
     """Lowest and highest value; around one value, something wide enough to be cut into bins."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
@@ -56,11 +98,11 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return low - max(0.5, narrow), high + max(0.5, narrow)
 
 
-def _figure(title: str) -> tuple[Figure, Axes]:
+def _figure(title: str, height: float = 3.2) -> tuple[Figure, Axes]:
     # Half a second to import, and only runs that draw need it.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 3.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(6.4, height), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)

@@ -53,3 +53,12 @@ def write_manifest(workspace: Workspace, target: Target) -> tuple[pl.DataFrame, 
     version = manifest_digest(manifest)
     workspace.warehouse.write_table(tables.score_manifest_path(target.name), manifest, {"fingerprint": version})
     return manifest, version
+
+
+def present_scores(workspace: Workspace, target: Target) -> pl.LazyFrame | None:
+    """`sample_scores` of the shards that are still there, as the target's manifest has them; None without any."""
+    path = tables.score_manifest_path(target.name)
+    if not workspace.warehouse.table_metadata(path):
+        return None
+    manifest = workspace.warehouse.read_table(path)
+    return workspace.warehouse.scan(tables.sample_scores_dir(target.name), manifest.filter("present")["shard"])

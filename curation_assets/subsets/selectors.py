@@ -192,13 +192,13 @@ def _first_of_groups(
     own, groups = key[indices], prompts[indices]
     lowest = np.full(int(groups.max()) + 1, np.inf)
     np.minimum.at(lowest, groups, own)
-    best = indices[own == lowest[groups]]
+    best: Positions = indices[own == lowest[groups]]
     ties = np.bincount(prompts[best])[prompts[best]] > 1
     if not ties.any():
         return best
     tied = best[ties]
     names = pl.DataFrame({"index": tied, "group": prompts[tied], "sample_id": sample_ids.gather(places[tied])})
-    firsts = names.sort("sample_id").unique("group", keep="first")["index"].to_numpy()
+    firsts: Positions = names.sort("sample_id").unique("group", keep="first")["index"].to_numpy()
     return np.concatenate([best[~ties], firsts])
 
 

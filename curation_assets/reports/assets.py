@@ -1,0 +1,113 @@
+"""Assets of the reports stage: how subsets differ, and what-ifs from the launchpad."""
+
+from typing import Any
+
+import dagster as dg
+import polars as pl
+from pydantic import Field
+
+from curation_assets import tables
+from curation_assets.asset_metadata import OWNERS, column_schema, facts_table, finite, markdown_table, row_count
+from curation_assets.conditions import FOLLOW_UPSTREAM
+from curation_assets.reports.comparison import matrix, write_comparison
+from curation_assets.reports.plots import heat_map, histogram, stacked_bars
+from curation_assets.stored_tables import pick
+from curation_assets.subsets.assets import subset_key
+from curation_assets.subsets.what_if import what_if
+from curation_assets.workspace import Workspace
+
+COMPARISON_KEY = dg.AssetKey(["reports", "subset_comparison"])
+WHAT_IF_KEY = dg.AssetKey(["reports", "what_if"])
+MANY_SOURCES = 12
+
+
+class WhatIfConfig(dg.Config):
+    """A change to try; nothing is stored."""
+
+    subset: str | None = Field(None, description="the subset that is changed; may be left out if there is one")
+    changes: list[str] = Field([], description="parameter=value, as in alpha=0.5, method=grape, selector.k=2")
+    budget: str | None = Field(None, description="10%, 1000 (samples) or 500000 tokens")
+
+
+def report_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
+    """The reports of a configuration; none without subsets."""
+    if not workspace.settings.subsets:
+        return []
+    subsets = [subset_key(subset) for subset in workspace.settings.subsets]
+    return [_comparison_asset(subsets), _what_if_asset(subsets)]
+
+
+def _comparison_asset(subsets: list[dg.AssetKey]) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=COMPARISON_KEY,
+        deps=subsets,
+        group_name="reports",
+        description=tables.SUBSET_COMPARISON.meaning,
+        metadata=column_schema(tables.SUBSET_COMPARISON),
+        owners=OWNERS,
+        kinds={"polars", "parquet"},
+        automation_condition=FOLLOW_UPSTREAM,
+    )
+    def subset_comparison(workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
+        frame = write_comparison(workspace)
+        pictures = {
+            "overlap": "overlap of subsets (Jaccard index)",
+            "baseline": "overlap with as many of Random and of Longest",
+            "rank_correlation": "rank correlation of scores, and with length (Spearman)",
+        }
+        metadata: dict[str, Any] = row_count(len(frame), partitioned=False)
+        for comparison, title in pictures.items():
+            values, rows, columns = matrix(frame, comparison)
+            if values:
+                metadata[comparison] = dg.MetadataValue.md(heat_map(values, rows, columns, title))
+        metadata["composition"] = dg.MetadataValue.md(
+            stacked_bars(_shares(frame), "subsets by source", "share of samples")
+        )
+        shown = frame.filter(pl.col("comparison") != "composition")
+        metadata["table"] = markdown_table(shown.columns, shown.head(100).iter_rows())
+        return dg.MaterializeResult(metadata=metadata)
+
+    return subset_comparison
+
+
+def _shares(frame: pl.DataFrame) -> dict[str, dict[str, float]]:
+    """By subset, the shares of the largest sources; the rest together."""
+    rows = frame.filter(pl.col("comparison") == "composition")
+    largest = rows.group_by("right").agg(pl.col("samples").max()).sort("samples", "right", descending=[True, False])
+    named = set(largest["right"].head(MANY_SOURCES).to_list())
+    shares: dict[str, dict[str, float]] = {}
+    for name, source, value in rows.select("left", "right", "value").iter_rows():
+        bar, part = shares.setdefault(name, {}), source if source in named else "(others)"
+        bar[part] = bar.get(part, 0.0) + value
+    return shares
+
+
+def _what_if_asset(subsets: list[dg.AssetKey]) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=WHAT_IF_KEY,
+        deps=subsets,
+        group_name="reports",
+        description="Try another method, parameter or budget from stored signals: give the change in the launchpad. "
+        "Says how the subset would differ; nothing is stored. The same as `curate select`.",
+        owners=OWNERS,
+        kinds={"polars"},
+    )
+    def try_change(config: WhatIfConfig, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
+        name = pick("subset", config.subset, [subset.name for subset in workspace.settings.subsets])
+        found = what_if(workspace, name, config.changes, config.budget)
+        pool = found.selection.pool
+        groups = {"pool": finite(pool, "score"), "what if": finite(pool.filter("selected"), "score")}
+        sources = found.sources()
+        return dg.MaterializeResult(
+            metadata={
+                "subset": name,
+                "changes": ", ".join(config.changes) or "(none)",
+                "budget": config.budget or "(the subset's)",
+                "difference": facts_table(found.difference()),
+                "choice": facts_table(found.selection.facts()),
+                "sources": markdown_table(sources.columns, sources.head(50).iter_rows()),
+                "histogram": dg.MetadataValue.md(histogram(groups, f"{found.score.name}: pool and what if", "score")),
+            }
+        )
+
+    return try_change

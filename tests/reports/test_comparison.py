@@ -1,0 +1,120 @@
+"""The comparison of subsets against sets and loops over rows, and the launchpad's what-if."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from curation_assets.definitions import build_definitions
+from curation_assets.reports.assets import COMPARISON_KEY, WHAT_IF_KEY
+from curation_assets.reports.comparison import matrix
+from curation_assets.stored_tables import read_stored
+from curation_assets.workspace import Workspace
+from tests.pipeline.workspaces import instance_of, make_workspace, rows, run
+
+SCORES = """\
+scores:
+  - {name: grace, target: tiny, method: grace, min_steps: 0}
+  - {name: likely, target: tiny, method: grape}
+  - {name: long, target: tiny, method: longest}
+subsets:
+  - {name: best, score: grace, budget: {fraction: 0.5}}
+  - {name: longest_half, score: long, budget: {fraction: 0.5}}
+"""
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workspace:
+    folder = tmp_path_factory.mktemp("comparison")
+    made = make_workspace(folder, tiny_model, {"a.jsonl": rows(12), "b.jsonl": rows(5, 12)}, signals=("likelihoods",))
+    text = made.config_file.read_text().replace("[likelihoods]", "[step_gradients, likelihoods]")
+    made.config_file.write_text(text.replace("engine:", SCORES + "engine:"))
+    loaded = Workspace.load(made.config_file)
+    run(loaded)
+    return loaded
+
+
+def cells(workspace: Workspace, comparison: str) -> dict[tuple[str, str], tuple[float | None, int]]:
+    frame = read_stored(workspace, "subset_comparison").collect()
+    rows = frame.rows(named=True)
+    return {(r["left"], r["right"]): (r["value"], r["samples"]) for r in rows if r["comparison"] == comparison}
+
+
+def ids(workspace: Workspace, subset: str) -> set[str]:
+    return set(read_stored(workspace, "subset", subset=subset).collect()["sample_id"])
+
+
+def test_overlaps_are_those_of_sets(workspace: Workspace) -> None:
+    best, long = ids(workspace, "best"), ids(workspace, "longest_half")
+    found = cells(workspace, "overlap")
+    assert found["best", "longest_half"] == (len(best & long) / len(best | long), len(best & long))
+    assert found["best", "best"] == (1.0, len(best))
+    assert cells(workspace, "baseline")["longest_half", "longest"] == (1.0, len(long))
+
+
+def slow_ranks(values: list[float]) -> list[float]:
+    return [sum(v < x for v in values) + (sum(v == x for v in values) + 1) / 2 for x in values]
+
+
+def slow_spearman(left: list[float], right: list[float]) -> float:
+    a, b = slow_ranks(left), slow_ranks(right)
+    mean = (len(a) + 1) / 2
+    products = sum((x - mean) * (y - mean) for x, y in zip(a, b, strict=True))
+    spread = sum((x - mean) ** 2 for x in a) * sum((y - mean) ** 2 for y in b)
+    return float(products / spread**0.5)
+
+
+def test_rank_correlations_are_those_of_loops(workspace: Workspace) -> None:
+    pool = read_stored(workspace, "sample_scores").collect()
+    for (left, right), (value, samples) in cells(workspace, "rank_correlation").items():
+        both = pool.select(left, right) if left != right else pool.select(left, pool[right].alias("again"))
+        kept = both.drop_nulls()
+        assert samples == len(kept)
+        assert value == pytest.approx(slow_spearman(kept.to_series(0).to_list(), kept.to_series(1).to_list()))
+
+
+def test_composition_counts_sources(workspace: Workspace) -> None:
+    pool = read_stored(workspace, "sample_scores").collect()
+    found = cells(workspace, "composition")
+    for name, mine in (("(pool)", set(pool["sample_id"])), ("best", ids(workspace, "best"))):
+        for source in set(pool["source"]):
+            count = sum(s == source and i in mine for s, i in pool.select("source", "sample_id").iter_rows())
+            assert found.get((name, source), (0.0, 0)) == (count / len(mine), count)
+
+
+def test_matrices_have_both_halves(workspace: Workspace) -> None:
+    values, rows_, columns = matrix(read_stored(workspace, "subset_comparison").collect(), "overlap")
+    assert rows_ == columns == ["best", "longest_half"]
+    assert values[0][1] == values[1][0]
+    assert values[0][0] == values[1][1] == 1.0
+
+
+def materialize(workspace: Workspace, key: dg.AssetKey, config: dict[str, Any]) -> dict[str, Any]:
+    job = build_definitions(workspace).resolve_implicit_global_asset_job_def()
+    run_config = {"ops": {key.to_python_identifier(): {"config": config}}} if config else None
+    result = job.execute_in_process(asset_selection=[key], instance=instance_of(workspace), run_config=run_config)
+    event = result.asset_materializations_for_node(key.to_python_identifier())[0]
+    return {name: value.value for name, value in event.metadata.items()}
+
+
+def test_the_report_has_its_pictures(workspace: Workspace) -> None:
+    metadata = materialize(workspace, COMPARISON_KEY, {})
+    for name in ("overlap", "baseline", "rank_correlation", "composition"):
+        assert "data:image/png;base64," in metadata[name]
+
+
+def test_a_what_if_from_the_launchpad(workspace: Workspace) -> None:
+    config = {"subset": "best", "changes": ["alpha=0.1"], "budget": "3"}
+    metadata = materialize(workspace, WHAT_IF_KEY, config)
+    assert "| selected | 3 |" in metadata["difference"]
+    assert "data:image/png;base64," in metadata["histogram"]
+
+
+def test_a_second_run_compares_nothing_again(workspace: Workspace) -> None:
+    path = workspace.warehouse.path("reports/subset_comparison.parquet")
+    before = path.stat().st_mtime_ns
+    run(workspace)
+    assert path.stat().st_mtime_ns == before
