@@ -23,8 +23,10 @@ CORPUS_VERSION = 2
 SEGMENTATION_VERSION = 1
 SIGNAL_VERSIONS: dict[SignalName, int] = {
     "step_gradients": 2,
-    "likelihoods": 1,
+    "likelihoods": 2,
     "segment_likelihoods": 2,
+    "token_likelihoods": 1,
+    "unconditional_likelihoods": 1,
     "embeddings_mean": 2,
     "embeddings_last": 2,
     "embeddings_position_weighted": 2,

@@ -14,6 +14,8 @@ SignalName = Literal[
     "step_gradients",
     "likelihoods",
     "segment_likelihoods",
+    "token_likelihoods",
+    "unconditional_likelihoods",
     "embeddings_mean",
     "embeddings_last",
     "embeddings_position_weighted",

@@ -186,6 +186,7 @@ LIKELIHOODS = Table(
         "tokens": RUN_TOKENS,
         "response_tokens": RESPONSE_TOKENS,
         "mean_nll": _mean("negative log-likelihood of the response", "nats"),
+        "first_nll": Column(pl.Float64, "-log p of the response's first token alone", "nats", nullable=True),
         "first_100_nll": _mean("the same over the first 100 tokens or all if there are fewer, EOS included", "nats"),
         "first_1000_nll": _mean("the same over the first 1,000 tokens", "nats"),
         "mean_entropy": _mean("entropy of the predicted distribution", "nats"),
@@ -213,6 +214,43 @@ SEGMENT_LIKELIHOODS = Table(
         ),
         "response_tokens": RESPONSE_TOKENS,
         "tokens": RUN_TOKENS,
+        "flags": SIGNAL_FLAGS,
+    },
+    sort=("sample_id",),
+)
+
+
+TOKEN_LIKELIHOODS = Table(
+    "token_likelihoods",
+    "log-likelihood of every token of the response, for weights by token",
+    {
+        "sample_id": SAMPLE_ID,
+        "log_likelihoods": Column(
+            pl.List(pl.Float16),
+            "log p of the response's tokens in order, in half precision; null if not measured",
+            "nats",
+            nullable=True,
+        ),
+        "response_tokens": RESPONSE_TOKENS,
+        "tokens": RUN_TOKENS,
+        "flags": SIGNAL_FLAGS,
+    },
+    sort=("sample_id",),
+)
+
+UNCONDITIONAL_LIKELIHOODS = Table(
+    "unconditional_likelihoods",
+    "how likely the model finds each response without its prompt: IFD's second pass",
+    {
+        "sample_id": SAMPLE_ID,
+        "unconditional_nll": Column(
+            pl.Float64,
+            "mean -log p of the response's second to last token, given only the response's own tokens",
+            "nats",
+            nullable=True,
+        ),
+        "response_tokens": RESPONSE_TOKENS,
+        "tokens": Column(pl.Int32, "tokens run for it: the response", "tokens"),
         "flags": SIGNAL_FLAGS,
     },
     sort=("sample_id",),
@@ -338,6 +376,8 @@ SIGNAL_TABLES = {
         STEP_GRADIENTS,
         LIKELIHOODS,
         SEGMENT_LIKELIHOODS,
+        TOKEN_LIKELIHOODS,
+        UNCONDITIONAL_LIKELIHOODS,
         EMBEDDINGS_MEAN,
         EMBEDDINGS_LAST,
         EMBEDDINGS_POSITION_WEIGHTED,

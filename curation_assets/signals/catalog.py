@@ -14,9 +14,10 @@ from curation_assets import tables
 from curation_assets.sections import SignalName
 from curation_assets.settings import Target
 from curation_assets.tables import Table
-from resources.scoring.samples import Pooling, Request, SampleSignals
+from resources.scoring.samples import UNRUNNABLE, Pooling, Request, SampleSignals
 
 NON_FINITE = "non_finite"
+HALF_MAXIMUM = float(np.finfo(np.float16).max)
 
 # How cutting met the segments is a fact about these: a signal that does not rest on them knows one way.
 CUT_FLAGS = frozenset({"truncated", "answer_truncated", "response_truncated"})
@@ -55,6 +56,8 @@ def request_for(target: Target, signals: Collection[SignalName]) -> Request:
         step_gradients=target.proxy if "step_gradients" in signals else None,
         likelihoods="likelihoods" in signals,
         segment_likelihoods="segment_likelihoods" in signals,
+        token_likelihoods="token_likelihoods" in signals,
+        unconditional="unconditional_likelihoods" in signals,
         embeddings=frozenset(pooling for pooling, name in POOLINGS.items() if name in signals),
     )
 
@@ -117,6 +120,39 @@ def _segment_likelihoods(results: Sequence[SampleSignals]) -> Rows:
     ]
 
 
+def _token_likelihoods(results: Sequence[SampleSignals]) -> Rows:
+    return [
+        {
+            "sample_id": result.sample_id,
+            # What half precision cannot hold is less likely than anything that it can.
+            "log_likelihoods": None if result.token_nll is None else -np.minimum(result.token_nll, HALF_MAXIMUM),
+            "response_tokens": result.response_tokens,
+            "tokens": result.tokens,
+            "flags": _flags_without_segments(result, missing=result.token_nll is None),
+        }
+        for result in results
+    ]
+
+
+def _unconditional_likelihoods(results: Sequence[SampleSignals]) -> Rows:
+    rows = []
+    for result in results:
+        missing = result.unconditional_nll is None
+        flags = _flags_without_segments(result, missing)
+        if missing and not set(flags) & {*UNRUNNABLE, NON_FINITE}:
+            flags.append("single_token_response")
+        rows.append(
+            {
+                "sample_id": result.sample_id,
+                "unconditional_nll": result.unconditional_nll,
+                "response_tokens": result.response_tokens,
+                "tokens": result.unconditional_tokens,
+                "flags": flags,
+            }
+        )
+    return rows
+
+
 def _embeddings(pooling: Pooling, results: Sequence[SampleSignals]) -> Rows:
     rows = []
     for result in results:
@@ -162,6 +198,10 @@ SIGNALS: dict[SignalName, Signal] = {
     "step_gradients": Signal(tables.STEP_GRADIENTS, "gram", _step_gradients),
     "likelihoods": Signal(tables.LIKELIHOODS, "mean_nll", _likelihoods),
     "segment_likelihoods": Signal(tables.SEGMENT_LIKELIHOODS, "segment_nll", _segment_likelihoods),
+    "token_likelihoods": Signal(tables.TOKEN_LIKELIHOODS, "log_likelihoods", _token_likelihoods),
+    "unconditional_likelihoods": Signal(
+        tables.UNCONDITIONAL_LIKELIHOODS, "unconditional_nll", _unconditional_likelihoods
+    ),
     **{
         name: Signal(tables.SIGNAL_TABLES[name], "vector", partial(_embeddings, pooling))
         for pooling, name in POOLINGS.items()

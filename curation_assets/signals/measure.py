@@ -167,7 +167,7 @@ def _measure_missing(
                 inputs = samples_of(workspace, wanted, steps)
                 for results in scorer.measure(inputs, request_for(target, lacking), advance):
                     visit.samples += len(results)
-                    visit.tokens += sum(result.tokens for result in results)
+                    visit.tokens += sum(result.tokens + result.unconditional_tokens for result in results)
                     parts.add(results, workspace.settings.engine.part_seconds)
             finally:
                 # Also when interrupted: what has been measured is kept.

@@ -78,7 +78,9 @@ def label_batch(batch: Sequence[Encoded], request: Request) -> Labels:
         covered = np.concatenate(groups) if groups else np.empty(0, dtype=np.int64)
         begin = max(1, encoded.prompt_tokens)
         end = encoded.prompt_tokens + encoded.response_tokens
-        wanted = np.arange(begin, len(encoded)) if request.likelihoods else np.empty(0, dtype=np.int64)
+        # EOS counts in the windows of likelihoods only.
+        until = len(encoded) if request.likelihoods else end if request.token_likelihoods else begin
+        wanted = np.arange(begin, until, dtype=np.int64)
         last.append((row, np.setdiff1d(wanted, covered, assume_unique=True)))
         plans.append((segments, [len(group) for group in groups], covered, wanted, end))
     rows = [group for group in first + last if len(group[1])]

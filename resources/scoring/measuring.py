@@ -30,6 +30,7 @@ from resources.scoring.samples import (
     SampleSignals,
     StepGradients,
 )
+from resources.scoring.unconditional import LEAST_TOKENS, add_unconditional, without_prompt
 
 ZERO_NORM_SQUARED = 1e-24
 
@@ -75,10 +76,29 @@ def narrowed(request: Request, described: SampleSignals) -> Request:
         return Request()
     if request.step_gradients is not None and not _has_gradients(described):
         request = replace(request, step_gradients=None)
+    if request.unconditional and described.response_tokens < LEAST_TOKENS:
+        request = replace(request, unconditional=False)
     return request if described.segment_tokens else replace(request, segment_likelihoods=False)
 
 
 def measure_batch(
+    checkpoint: Checkpoint,
+    head: StreamedHead,
+    batch: Sequence[Encoded],
+    described: Sequence[SampleSignals],
+    request: Request,
+) -> list[SampleSignals]:
+    """Run a batch, a second time without prompts if that is asked for; see `_measure`."""
+    if not request.unconditional:
+        return _measure(checkpoint, head, batch, described, request)
+    given = replace(request, unconditional=False)
+    results = list(described) if given == Request() else _measure(checkpoint, head, batch, described, given)
+    alone = [without_prompt(encoded) for encoded in batch]
+    own = [describe(encoded, known.position) for encoded, known in zip(alone, described, strict=True)]
+    return add_unconditional(results, _measure(checkpoint, head, alone, own, Request(token_likelihoods=True)))
+
+
+def _measure(
     checkpoint: Checkpoint,
     head: StreamedHead,
     batch: Sequence[Encoded],
@@ -109,6 +129,8 @@ def measure_batch(
             _add_gradients(result, gram[row])
         if request.likelihoods:
             _add_likelihoods(result, own, statistics)
+        if request.token_likelihoods:
+            _add_token_likelihoods(result, own, statistics["nll"])
         if request.segment_likelihoods:
             _add_segment_likelihoods(result, own, statistics["nll"])
         for pooling, vector in pooled[row].items():
@@ -127,7 +149,7 @@ def _apply_head(
     device = hidden.device
     states = hidden[torch.from_numpy(labels.batch_rows).to(device), torch.from_numpy(labels.positions).to(device)]
     targets = torch.from_numpy(labels.targets).to(device)
-    wants_statistics = request.likelihoods or request.segment_likelihoods
+    wants_statistics = request.likelihoods or request.segment_likelihoods or request.token_likelihoods
     bias = request.step_gradients == "bias"
     statistics = TokenStatistics(torch.empty(0))
     gram: list[Floats] = []
@@ -182,6 +204,7 @@ def _add_likelihoods(result: SampleSignals, labels: SampleLabels, statistics: di
     windows = nll[np.concatenate([labels.response, labels.eos])]
     likelihoods = Likelihoods(
         mean_nll=float(response.mean()),
+        first_nll=float(response[0]),
         first_100_nll=float(windows[:100].mean()),
         first_1000_nll=float(windows[:1000].mean()),
         mean_entropy=float(statistics["entropy"][labels.response].mean()),
@@ -190,6 +213,14 @@ def _add_likelihoods(result: SampleSignals, labels: SampleLabels, statistics: di
     )
     if all(math.isfinite(value) for value in vars(likelihoods).values()):
         result.likelihoods = likelihoods
+    else:
+        _flag_non_finite(result)
+
+
+def _add_token_likelihoods(result: SampleSignals, labels: SampleLabels, nll: Floats) -> None:
+    losses = nll[labels.response].astype(np.float32)
+    if np.isfinite(losses).all():
+        result.token_nll = losses
     else:
         _flag_non_finite(result)
 

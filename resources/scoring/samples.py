@@ -121,12 +121,17 @@ class Request:
         likelihoods: NLL windows, entropy, least confidence and margin of the response.
         segment_likelihoods: mean NLL of every step and of the answer.
         embeddings: poolings of the last layer's hidden states.
+        token_likelihoods: -log p of every token of the response.
+        unconditional: mean NLL of the response alone, without its prompt: a second, shorter pass
+            (`resources.scoring.unconditional`).
     """
 
     step_gradients: Proxy | None = None
     likelihoods: bool = False
     segment_likelihoods: bool = False
     embeddings: frozenset[Pooling] = frozenset()
+    token_likelihoods: bool = False
+    unconditional: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,7 @@ class Likelihoods:
 
     Attributes:
         mean_nll: mean of -log p(y_t) over the response.
+        first_nll: -log p of its first token alone, which a pass without the prompt cannot predict (IFD).
         first_100_nll: over its first 100 tokens, or all if there are fewer.
         first_1000_nll: over its first 1,000 tokens, or all if there are fewer.
         mean_entropy: mean of H(p_t).
@@ -158,6 +164,7 @@ class Likelihoods:
     """
 
     mean_nll: float
+    first_nll: float
     first_100_nll: float
     first_1000_nll: float
     mean_entropy: float
@@ -186,6 +193,10 @@ class SampleSignals:
         likelihoods: see there.
         segment_nll: mean NLL of each segment of `segment_tokens`, in nats; None too if there is none.
         embeddings: vectors [d] in fp32 by pooling.
+        token_nll: -log p of every token of the response [response_tokens] in fp32, EOS not among them. The first
+            one is missing if nothing stands before it.
+        unconditional_nll: mean -log p of the response's second to last token, given the response's own tokens only.
+        unconditional_tokens: tokens run for it.
     """
 
     sample_id: str
@@ -201,3 +212,6 @@ class SampleSignals:
     likelihoods: Likelihoods | None = None
     segment_nll: list[float] | None = None
     embeddings: dict[Pooling, npt.NDArray[np.float32]] = field(default_factory=dict)
+    token_nll: npt.NDArray[np.float32] | None = None
+    unconditional_nll: float | None = None
+    unconditional_tokens: int = 0

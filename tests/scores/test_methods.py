@@ -43,7 +43,10 @@ def signal_rows(signal: SignalName, rng: random.Random, ids: list[str]) -> pl.Da
             "segment_tokens": [] if last else [rng.randint(1, 9) for _ in range(k + 1)],
             "segment_nll": [rng.random() for _ in range(k + 1)],
             "vector": [rng.gauss(0, 1) for _ in range(4)],
-            "response_tokens": rng.randint(1, 50),
+            "mean_nll": 2.0 + rng.random(),
+            "first_nll": rng.random(),
+            "unconditional_nll": 4.0 + rng.random(),
+            "response_tokens": rng.randint(2, 50),
             "tokens": rng.randint(50, 90),
             "flags": ["no_answer"] if last else [],
         }
@@ -207,6 +210,30 @@ def test_scores_of_likelihoods_are_those_of_their_formulas() -> None:
         for sample, row in rows.items():
             expected = None if row["mean_nll"] is None else formula(row)
             assert found[sample] == (expected if expected is None else pytest.approx(expected, rel=1e-12))
+
+
+@pytest.mark.parametrize("formula", ["ppl_ratio", "loss_ratio"])
+@pytest.mark.parametrize("parity", ["paper", "as_coded"])
+def test_ifd_is_a_ratio_over_the_same_tokens_and_null_outside_its_range(formula: str, parity: str) -> None:
+    with_prompt = [3.0, 2.0, 1.0]  # NLL of each token
+    alone = {"harder": [2.5, 2.5], "as hard": [2.0, 1.0], "easier": [0.5, 0.5], "nothing": None}
+    ids = list(alone)
+    likelihoods = pl.DataFrame({"sample_id": ids, "mean_nll": [2.0] * 4, "first_nll": [3.0] * 4, "response_tokens": 3})
+    unconditional = [None if nll is None else sum(nll) / 2 for nll in alone.values()]
+    second = pl.DataFrame({"sample_id": ids, "unconditional_nll": unconditional})
+    section = METHODS["ifd"].section.model_validate(
+        {"name": "m", "target": "t", "method": "ifd", "formula": formula, "parity": parity}
+    )
+    given = ScoreInputs(facts(random.Random(0), ids), {"likelihoods": likelihoods, "unconditional_likelihoods": second})
+    found = dict(METHODS["ifd"].score(given, section).values.iter_rows())
+    for name, nll in alone.items():
+        if nll is None:
+            assert found[name] is None
+            continue
+        counted = with_prompt[1:] if parity == "paper" else with_prompt
+        a, b = sum(counted) / len(counted), sum(nll) / 2
+        ratio = math.exp(a) / math.exp(b) if formula == "ppl_ratio" else a / b
+        assert found[name] == (pytest.approx(ratio) if 0 < ratio <= 1 else None)
 
 
 def test_the_baselines_are_lengths_steps_and_draws() -> None:

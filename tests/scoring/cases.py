@@ -17,7 +17,7 @@ from resources.scoring.labels import segment_order
 from resources.scoring.loading import Checkpoint
 from resources.scoring.samples import ANSWER, Encoded, Request, Sample, SampleSignals, Segment
 
-ALL_SIGNALS = Request("bias", True, True, frozenset(("mean", "last", "position_weighted")))
+ALL_SIGNALS = Request("bias", True, True, frozenset(("mean", "last", "position_weighted")), True, True)
 
 
 def make_sample(steps: Sequence[str], answer: str | None, prompt: str = "How many?", name: str = "s") -> Sample:
@@ -115,6 +115,8 @@ class NaiveStatistics:
     likelihoods: dict[str, float]
     segment_nll: list[float]
     embeddings: dict[str, np.ndarray]
+    token_nll: list[float]
+    unconditional_nll: float | None
 
 
 def naive_statistics(checkpoint: Checkpoint, encoded: Encoded) -> NaiveStatistics:
@@ -139,6 +141,7 @@ def naive_statistics(checkpoint: Checkpoint, encoded: Encoded) -> NaiveStatistic
     return NaiveStatistics(
         likelihoods={
             "mean_nll": float(np.mean(response["nll"])),
+            "first_nll": response["nll"][0],
             "first_100_nll": float(np.mean(windows[: min(100, len(windows))])),
             "first_1000_nll": float(np.mean(windows[: min(1000, len(windows))])),
             "mean_entropy": float(np.mean(response["entropy"])),
@@ -154,7 +157,20 @@ def naive_statistics(checkpoint: Checkpoint, encoded: Encoded) -> NaiveStatistic
             "last": states[-1],
             "position_weighted": sum(weights[t] * states[t] for t in range(len(states))),
         },
+        token_nll=response["nll"],
+        unconditional_nll=_naive_unconditional(checkpoint, encoded.input_ids[encoded.prompt_tokens : end]),
     )
+
+
+def _naive_unconditional(checkpoint: Checkpoint, ids: list[int]) -> float | None:
+    """Mean NLL of a response's tokens but the first, each predicted by a run over those before it alone."""
+    losses = []
+    for position in range(1, len(ids)):
+        with torch.no_grad():
+            hidden = checkpoint.decoder(input_ids=torch.tensor([ids[:position]])).last_hidden_state[0, -1].double()
+        p = F.softmax(checkpoint.head.weight.double() @ hidden, dim=0)
+        losses.append(-float(p[ids[position]].log()))
+    return float(np.mean(losses)) if losses else None
 
 
 def assert_same_signals(found: SampleSignals, expected: SampleSignals) -> None:
@@ -162,11 +178,11 @@ def assert_same_signals(found: SampleSignals, expected: SampleSignals) -> None:
     plain = ("sample_id", "position", "prompt_tokens", "response_tokens", "step_indices", "segment_tokens")
     for name in (*plain, "flags", "gradient_flags"):
         assert getattr(found, name) == getattr(expected, name), name
-    for name in ("step_gradients", "likelihoods", "segment_nll"):
+    for name in ("step_gradients", "likelihoods", "segment_nll", "token_nll", "unconditional_nll"):
         one, other = getattr(found, name), getattr(expected, name)
         assert (one is None) == (other is None), name
         if one is not None:
-            numbers = [one, other] if name == "segment_nll" else [vars(one), vars(other)]
+            numbers = [vars(one), vars(other)] if hasattr(one, "__dict__") else [one, other]
             for first, second in zip(*map(_columns, numbers), strict=True):
                 scale = float(np.abs(second).max(initial=0.0))
                 np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-5 * scale, err_msg=name)

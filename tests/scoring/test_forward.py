@@ -81,6 +81,9 @@ def test_every_statistic_equals_the_naive_loop(checkpoint: Checkpoint, encoder: 
         assert result.segment_nll == pytest.approx(twin.segment_nll, rel=1e-4)
         for pooling, vector in result.embeddings.items():
             np.testing.assert_allclose(vector, twin.embeddings[pooling], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(result.token_nll), twin.token_nll, rtol=1e-4, atol=1e-6)
+        assert result.unconditional_nll == pytest.approx(twin.unconditional_nll, rel=1e-4)
+        assert result.unconditional_tokens == item.response_tokens
         assert result.tokens == len(item)
         assert result.response_tokens == item.response_tokens
 
@@ -100,6 +103,8 @@ SINGLE = [
     Request(segment_likelihoods=True),
     Request(embeddings=frozenset({"mean"})),
     Request(embeddings=frozenset({"last", "position_weighted"})),
+    Request(token_likelihoods=True),
+    Request(unconditional=True),
 ]
 
 
@@ -113,6 +118,8 @@ def test_a_signal_alone_is_what_it_is_among_all(checkpoint: Checkpoint, encoder:
         assert (alone.likelihoods is None) == (not request_.likelihoods)
         assert (alone.segment_nll is None) == (not request_.segment_likelihoods)
         assert alone.embeddings.keys() == request_.embeddings
+        assert (alone.token_nll is None) == (not request_.token_likelihoods)
+        assert (alone.unconditional_nll is None) == (not request_.unconditional)
         expected = replace(
             among,
             gradient_flags=among.gradient_flags if request_.step_gradients else [],
@@ -120,6 +127,8 @@ def test_a_signal_alone_is_what_it_is_among_all(checkpoint: Checkpoint, encoder:
             likelihoods=among.likelihoods if request_.likelihoods else None,
             segment_nll=among.segment_nll if request_.segment_likelihoods else None,
             embeddings={pooling: among.embeddings[pooling] for pooling in request_.embeddings},
+            token_nll=among.token_nll if request_.token_likelihoods else None,
+            unconditional_nll=among.unconditional_nll if request_.unconditional else None,
         )
         assert_same_signals(alone, expected)
 

@@ -26,8 +26,11 @@ MEASURED = SampleSignals(
     step_indices=[1, 2],
     segment_tokens=[2, 1, 1],
     step_gradients=StepGradients([1.0, 0.5, 0.2, 1.0, 0.1, 1.0], [1.0, 1.0, 1.0]),
-    likelihoods=Likelihoods(1.0, 1.5, 1.5, 2.0, 0.5, 0.1),
+    likelihoods=Likelihoods(1.0, 0.4, 1.5, 1.5, 2.0, 0.5, 0.1),
     segment_nll=[1.0, 2.0, 3.0],
+    token_nll=np.array([0.5, 1.5, 1.0, 1.0, 70_000.0], np.float32),
+    unconditional_nll=2.5,
+    unconditional_tokens=5,
     embeddings={"mean": np.array([1.0, -2.0], np.float32), "last": np.array([1.0, 70_000.0], np.float32)},
 )
 
@@ -56,6 +59,9 @@ def test_a_measured_sample() -> None:
     assert (likelihoods["mean_nll"], likelihoods["mean_margin"], likelihoods["flags"]) == (1.0, 0.1, [])
     segments = row("segment_likelihoods", MEASURED)
     assert (segments["segment_nll"], segments["segment_tokens"]) == ([1.0, 2.0, 3.0], [2, 1, 1])
+    assert row("token_likelihoods", MEASURED)["log_likelihoods"] == [-0.5, -1.5, -1.0, -1.0, -65504.0]
+    alone = row("unconditional_likelihoods", MEASURED)
+    assert (alone["unconditional_nll"], alone["tokens"], alone["flags"]) == (2.5, 5, [])
     assert row("embeddings_mean", MEASURED)["vector"] == [1.0, -2.0]
 
 
@@ -89,6 +95,13 @@ def test_how_a_cut_met_the_segments_is_not_said_of_what_does_not_rest_on_them(fl
     assert row("segment_likelihoods", cut)["flags"] == [flag]
 
 
+def test_a_response_of_one_token_is_predicted_by_nothing_without_its_prompt() -> None:
+    short = replace(MEASURED, unconditional_nll=None, unconditional_tokens=0, response_tokens=1)
+    assert row("unconditional_likelihoods", short)["flags"] == ["single_token_response"]
+    unrunnable = replace(short, flags=["empty_response"])
+    assert row("unconditional_likelihoods", unrunnable)["flags"] == ["empty_response"]
+
+
 def test_reasons_are_counted() -> None:
     without = replace(MEASURED, likelihoods=None, flags=["image_missing"], tokens=0)
     signal = SIGNALS["likelihoods"]
@@ -102,7 +115,7 @@ def test_a_request_asks_for_nothing_but_the_signals() -> None:
     assert request_for(target, {"likelihoods", "embeddings_last"}) == Request(
         likelihoods=True, embeddings=frozenset({"last"})
     )
-    assert request_for(target, list(SIGNALS)) == Request("lm_head", True, True, frozenset(POOLINGS))
+    assert request_for(target, list(SIGNALS)) == Request("lm_head", True, True, frozenset(POOLINGS), True, True)
 
 
 def test_other_limits_on_images_ask_again_for_what_they_left_out(tmp_path: Path) -> None:
