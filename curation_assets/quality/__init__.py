@@ -1,0 +1,1 @@
+"""Checks of the pool that need no model: near-duplicates, benchmark overlap, repetition, language."""
