@@ -24,6 +24,7 @@ from curation_assets.due import (
     signal_due,
     subset_due,
     subset_rows,
+    validation_due,
     waits_for_pool,
     warmup_due,
 )
@@ -40,6 +41,9 @@ from curation_assets.signals.store import left_out_dir, shard_record_path, signa
 from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
 from curation_assets.subsets.select import wanted_fingerprint
 from curation_assets.tables import score_manifest_path
+from curation_assets.validation.assets import validation_keys
+from curation_assets.validation.measure import sets_due
+from curation_assets.validation.sets import stored_validation
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.landing import LandingFile
@@ -162,6 +166,7 @@ def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
     targets = workspace.settings.targets
     keys = [*CORPUS_KEYS, *(key for target in targets for key in signal_keys(target))]
     keys += [score_manifest_key(target) for target in targets]
+    keys += [key for target in targets for key in validation_keys(workspace, target)]
     keys += [warmup_key_of(target) for target in targets if target.warmup != "none"]
 
     @dg.sensor(
@@ -246,6 +251,11 @@ def _target_requests(
     waiting = waits_for_pool(workspace, target)
     if waiting:
         return [], [waiting]
+    if validation_due(workspace, target):
+        sets = [(name, stored_validation(workspace, name)) for name in sets_due(workspace, target)]
+        run_key = digest("validation", target.name, checkpoint_digest(workspace, target), sets, sorted(digests))
+        tags = {STAGE_TAG: "validation"}
+        return [dg.RunRequest(run_key=run_key, asset_selection=validation_keys(workspace, target), tags=tags)], []
     # All that lack together: of each sample the run measures what is missing, in one pass.
     lacking = lacking_signals(workspace, instance, target, digests)
     due = sorted({shard for shards in lacking.values() for shard in shards})

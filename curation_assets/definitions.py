@@ -11,6 +11,7 @@ from curation_assets.scores.assets import score_assets
 from curation_assets.signals.assets import signal_assets
 from curation_assets.steps.assets import segmented_steps
 from curation_assets.subsets.assets import subset_asset
+from curation_assets.validation.assets import validation_set_asset, validation_signals_asset
 from curation_assets.workspace import Workspace
 
 
@@ -18,9 +19,11 @@ def build_definitions(workspace: Workspace) -> dg.Definitions:
     """The definitions of one configuration."""
     settings = workspace.settings
     assets: list[dg.AssetsDefinition | dg.SourceAsset] = [landing_files, corpus, segmented_steps]
+    assets += [validation_set_asset(validation) for validation in settings.validation]
     for target in settings.targets:
         assets += checkpoint_assets(target)
         assets += signal_assets(target)
+        assets += validation_signals_asset(workspace, target)
         assets += score_assets(workspace, target)
     for subset in settings.subsets:
         assets += [subset_asset(workspace, subset), release_asset(subset)]

@@ -24,6 +24,7 @@ from curation_assets.sections import SignalName
 from curation_assets.settings import Subset, Target
 from curation_assets.signals.store import SignalStore, input_fingerprints, shard_record_path, signal_dir
 from curation_assets.subsets.select import wanted_fingerprint
+from curation_assets.validation.measure import sets_due, validation_key
 from curation_assets.workspace import Workspace
 
 
@@ -58,6 +59,11 @@ def waits_for_pool(workspace: Workspace, target: Target) -> str | None:
     return too_few(workspace, target)
 
 
+def validation_due(workspace: Workspace, target: Target) -> bool:
+    """Whether validation sets that a target's scores look at are to be read or measured, and can be."""
+    return signal_dir(workspace, target, target.signals[0]) is not None and bool(sets_due(workspace, target))
+
+
 def signal_due(workspace: Workspace, target: Target, signal: SignalName, present: Sequence[str]) -> list[str]:
     """Those of the present shards that have no record of this signal being measured under the wanted fingerprint."""
     if signal_dir(workspace, target, signal) is None:
@@ -84,8 +90,9 @@ def signal_due(workspace: Workspace, target: Target, signal: SignalName, present
 def scores_due(workspace: Workspace, target: Target) -> list[str]:
     """Measured shards whose `sample_scores` are missing or of other signals, left-out samples or parameters."""
     signals_fp = scored_signals_fingerprint(workspace, target)
-    if signals_fp is None:
+    if signals_fp is None or sets_due(workspace, target):
         return []
+    validation = validation_key(workspace, target)
     signals = workspace.settings.signals_of_scores(target)
     folders = {signal: signal_dir(workspace, target, signal) or "" for signal in signals}
     measured_from = {signal: input_fingerprints(workspace, signal) for signal in signals}
@@ -102,7 +109,7 @@ def scores_due(workspace: Workspace, target: Target) -> list[str]:
                 left_out.append(record["left_out"])
         if len(left_out) < len(signals) or shard not in segmented:
             continue
-        wanted = shard_scores_fingerprint(workspace, target, signals_fp, segmented[shard], left_out)
+        wanted = shard_scores_fingerprint(workspace, target, signals_fp, segmented[shard], left_out, validation)
         if stored.get(shard, {}).get("fingerprint") != wanted:
             due.append(shard)
     return due

@@ -147,7 +147,12 @@ def scored_signals_fingerprint(workspace: Workspace, target: Target) -> str | No
 
 
 def shard_scores_fingerprint(
-    workspace: Workspace, target: Target, signals_fp: str, steps_fp: str, left_out: Sequence[str]
+    workspace: Workspace,
+    target: Target,
+    signals_fp: str,
+    steps_fp: str,
+    left_out: Sequence[str],
+    validation: Mapping[str, str | None],
 ) -> str:
     """Of one shard's `step_scores` and `sample_scores`.
 
@@ -158,6 +163,8 @@ def shard_scores_fingerprint(
         steps_fp: of the shard's `segmented_steps` (`input_fingerprint`).
         left_out: by signal, of the shard's samples that could not be measured
             (`signals.store.SignalStore.left_out`), which may be tried again under the same fingerprint.
+        validation: fingerprints of the validation sets that scores look at (`validation.measure.validation_key`).
     """
     limits = image_limits_key(workspace, target)
-    return digest("shard_scores", signals_fp, steps_fp, limits, scores_key(workspace, target), list(left_out))
+    parts: list[object] = [signals_fp, steps_fp, limits, scores_key(workspace, target), list(left_out)]
+    return digest("shard_scores", *parts, dict(validation))

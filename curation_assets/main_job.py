@@ -38,6 +38,7 @@ from curation_assets.settings import Subset, Target
 from curation_assets.signals.assets import signal_key
 from curation_assets.signals.store import shard_record_path, signal_dir
 from curation_assets.subsets.assets import subset_key
+from curation_assets.validation.assets import validation_keys
 from curation_assets.workspace import Workspace
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -204,6 +205,9 @@ class MainJob:
                     counts[reason] = counts.get(reason, 0) + count
 
     def _score(self, target: Target, summary: RunSummary) -> None:
+        if due.validation_due(self.workspace, target):
+            keys = validation_keys(self.workspace, target)
+            self._execute(f"{target.name}: measuring validation sets", "validation", keys)
         keys = score_keys(self.workspace, target)
         wanted = due.scores_due(self.workspace, target)
         present = present_shards(self.workspace)

@@ -35,7 +35,7 @@ Strategy = Literal["auto", "explicit", "markers", "paragraphs", "lines", "senten
 FieldPath = Annotated[str, Field(min_length=1, description="a field's name, dots for nesting")]
 
 # Asset keys and groups that are not a target's.
-RESERVED_TARGET_NAMES = {"corpus", "subsets", "releases", "reports"}
+RESERVED_TARGET_NAMES = {"corpus", "validation", "subsets", "releases", "reports"}
 
 # A named score becomes a column of `sample_scores`, and the column `score` of a pool.
 RESERVED_SCORE_NAMES = {*SAMPLE_SCORES.columns, "score"}
@@ -115,6 +115,15 @@ class Corpus(Section):
     @classmethod
     def _strategy_alone(cls, value: object) -> object:
         return {"strategy": value} if isinstance(value, str) else value
+
+
+class ValidationSet(Section):
+    """A held-out set that methods compare the pool with."""
+
+    name: Name
+    path: str = Field(description="a .jsonl, .jsonl.gz or .parquet file")
+    format: Format = "auto"
+    columns: Columns = Columns()
 
 
 class Warmup(Section):
@@ -286,6 +295,7 @@ class Settings(Section):
     corpus: Corpus
     warehouse: str = Field("./warehouse", description="folder in which every table is kept")
     targets: list[Target] = Field(min_length=1)
+    validation: list[ValidationSet] = Field(default=[])
     scores: list[AnyScore] = Field(default=[])
     subsets: list[Subset] = Field(default=[])
     engine: Engine = Engine()
@@ -293,7 +303,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Settings:
-        for section in ("targets", "scores", "subsets"):
+        for section in ("targets", "validation", "scores", "subsets"):
             seen: set[str] = set()
             for position, item in enumerate(getattr(self, section)):
                 if item.name in seen:
@@ -319,6 +329,7 @@ class Settings(Section):
     def _references_exist(self) -> Settings:
         targets = {target.name: target for target in self.targets}
         scores = sorted(score.name for score in self.scores)
+        known = [validation.name for validation in self.validation]
         for position, score in enumerate(self.scores):
             if score.target not in targets:
                 raise LocatedError(
@@ -331,6 +342,12 @@ class Settings(Section):
                         ["scores", position, "target"],
                         f"method {score.method} is computed from {signal}, which target {score.target!r} does not "
                         f"measure; add {signal} to its signals, or name another target",
+                    )
+            for name in method_of(score).validation(score):
+                if name not in known:
+                    raise LocatedError(
+                        ["scores", position, "validation"],
+                        f"there is no validation set {name!r}; sets are {', '.join(known) or '(none)'}",
                     )
         for position, subset in enumerate(self.subsets):
             if subset.score not in scores:
@@ -351,6 +368,10 @@ class Settings(Section):
     def subset(self, name: str) -> Subset:
         """The subset of that name (KeyError if there is none)."""
         return {subset.name: subset for subset in self.subsets}[name]
+
+    def validation_set(self, name: str) -> ValidationSet:
+        """The validation set of that name (KeyError if there is none)."""
+        return {validation.name: validation for validation in self.validation}[name]
 
     def scores_of(self, target: str) -> list[ScoreSection]:
         """The scores that are computed from a target's signals."""

@@ -418,6 +418,11 @@ def images_dir() -> str:
     return "images"
 
 
+def validation_path(name: str) -> str:
+    """The rows of a validation set, one Parquet file with the columns of `raw_corpus`."""
+    return f"validation/{name}.parquet"
+
+
 def segmented_steps_dir() -> str:
     """Folder of `segmented_steps`, one Parquet file a shard."""
     return "steps/segmented_steps"

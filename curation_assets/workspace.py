@@ -8,11 +8,14 @@ from functools import cached_property
 from pathlib import Path
 
 from curation_assets.config_file import config_path, parse_settings
-from curation_assets.settings import Settings, Target
+from curation_assets.settings import Settings, Target, ValidationSet
+from curation_assets.tables import images_dir
 from resources.digests import DigestCache, bytes_digest
 from resources.landing import Landing
 from resources.model_files import check_model_folder, resolve_model
 from resources.warehouse import Warehouse, WarehouseError
+
+VALIDATION = "validation/"
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,23 @@ class Workspace:
         """Where tables are kept."""
         return Warehouse(self._local(self.settings.warehouse, "warehouse"))
 
+    def validation_file(self, validation: ValidationSet) -> Path:
+        """The file of a validation set."""
+        return self._local(validation.path, "validation")
+
+    @staticmethod
+    def validation_shard(name: str) -> str:
+        """What stands for the shard in a validation set's rows: no partition key has a slash."""
+        return f"{VALIDATION}{name}"
+
+    def keep_image(self, name: str, data: bytes) -> None:
+        """Keep the bytes of an image that was inside a row, under their digest."""
+        self.warehouse.write_once(f"{images_dir()}/{name}", data)
+
     def image_root(self, shard: str) -> Path:
         """The folder that a shard's relative image paths start from: its file's own."""
+        if shard.startswith(VALIDATION):
+            return self.validation_file(self.settings.validation_set(shard.removeprefix(VALIDATION))).parent
         folder = self.landing.path(shard).parent
         if self.images_from is None:
             return folder

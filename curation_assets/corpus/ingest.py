@@ -76,7 +76,7 @@ def _read(workspace: Workspace, path: Path, shard: str) -> ShardRows:
             file_name(shard),
             workspace.settings.corpus,
             workspace.image_root(shard),
-            lambda name, data: workspace.warehouse.write_once(f"{tables.images_dir()}/{name}", data),
+            workspace.keep_image,
         )
     except OSError:
         # It was there a moment ago; the look at it after reading says so, too.

@@ -19,6 +19,7 @@ from curation_assets.scores.shard_scores import ShardScores, score_shards
 from curation_assets.settings import Target
 from curation_assets.signals.assets import signal_key
 from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
+from curation_assets.validation.assets import validation_keys
 from curation_assets.workspace import Workspace
 
 MANY_WITHOUT_ANSWER = 0.2
@@ -56,7 +57,11 @@ def score_assets(workspace: Workspace, target: Target) -> list[dg.AssetsDefiniti
         specs=[
             dg.AssetSpec(
                 key,
-                deps=[*(signal_key(target, signal) for signal in signals), SEGMENTED_STEPS_KEY],
+                deps=[
+                    *(signal_key(target, signal) for signal in signals),
+                    *validation_keys(workspace, target)[-1:],
+                    SEGMENTED_STEPS_KEY,
+                ],
                 group_name=target.name,
                 description=table.meaning,
                 metadata=column_schema(table),

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from pydantic import Field
 
 from curation_assets.sections import Name, Section, SignalName
@@ -37,12 +39,14 @@ class ScoreInputs:
         samples: facts of each sample: the columns of table `sample_scores` beside the scores.
         signals: by name, rows of the signals that the method asked for, in any order, with at least the columns
             that it reads.
+        validation: embeddings [M, d] of the validation sets that the method asked for, by name.
         steps: whether scores of steps are wanted too; then the signals have all their columns.
     """
 
     samples: pl.DataFrame
     signals: Mapping[SignalName, pl.DataFrame] = field(default_factory=dict)
     steps: bool = True
+    validation: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class Method:
         score: the score of each sample; only what a sample gives by itself, never what needs the whole pool.
         reads: of each of these signals, the columns that the score of a sample is made from.
         selector: how it chooses, unless a subset says otherwise.
+        validation: names of the validation sets that its score compares with.
+        vectors: the signal with the embeddings that its selector looks at, if it looks at any.
         highest_first: whether the best samples have the highest score.
         cost: in the units of the GRAPE paper's Table 13: N samples, forward cost F.
         unfaithful: what parts a target and parameters from the source; empty if nothing does.
@@ -85,6 +91,8 @@ class Method:
     score: Callable[[ScoreInputs, Any], Scored]
     selector: AnySelector
     reads: Mapping[SignalName, tuple[str, ...]] = field(default_factory=dict)
+    validation: Callable[[Any], tuple[str, ...]] = lambda _section: ()
+    vectors: SignalName | None = None
     highest_first: bool = True
     cost: str = "N F"
     unfaithful: Callable[[Target, Any], Sequence[str]] = lambda _target, _section: ()

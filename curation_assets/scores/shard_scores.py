@@ -17,6 +17,7 @@ from curation_assets.settings import Target
 from curation_assets.signals.catalog import SIGNALS
 from curation_assets.signals.measure import ShardSamples, read_shard_samples
 from curation_assets.signals.store import MeasuringError, SignalStore, recorded_left_out
+from curation_assets.validation.measure import validation_key, validation_vectors
 from curation_assets.workspace import Workspace
 
 FACTS = ("sample_id", "prompt_id", "shard", "row", "candidate", "source", "domain", "generator", "correct", "reward")
@@ -72,13 +73,17 @@ def score_shard(
     samples = read_shard_samples(workspace, shard, segmented=True)
     signals = {signal: _measured(target, shard, samples, signal, store) for signal, store in stores.items()}
     signals_fp = str(scored_signals_fingerprint(workspace, target))
-    fingerprint = shard_scores_fingerprint(workspace, target, signals_fp, samples.steps_fingerprint, left_out)
+    validation = validation_key(workspace, target)
+    fingerprint = shard_scores_fingerprint(
+        workspace, target, signals_fp, samples.steps_fingerprint, left_out, validation
+    )
     facts = _facts(samples, signals)
     frame = workspace.warehouse.read_table(source).select("sample_id", "row", "candidate")
     frame = frame.join(facts.drop("row", "candidate"), on="sample_id", how="left", maintain_order="left")
-    inputs, metadata = ScoreInputs(facts, signals), {"fingerprint": fingerprint}
+    metadata = {"fingerprint": fingerprint}
     scores = workspace.settings.scores_of(target.name)
     for score in scores:
+        inputs = ScoreInputs(facts, signals, validation=validation_vectors(workspace, target, score))
         scored = method_of(score).score(inputs, score)
         if scored.steps is not None:
             path = f"{tables.step_scores_dir(target.name, score.name)}/{shard}.parquet"

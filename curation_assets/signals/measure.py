@@ -93,24 +93,29 @@ def measure_shards(
     stores = {signal: SignalStore.of(workspace, target, signal) for signal in signals}
     with make_scorer(workspace, target) as scorer:
         for shard in shards:
-            yield _measure_shard(workspace, target, shard, stores, scorer)
+            samples = read_shard_samples(workspace, shard, segmented=not SEGMENTED_SIGNALS.isdisjoint(stores))
+            records = measure_samples(workspace, target, shard, samples, stores, scorer)
+            for signal, record in records.items():
+                workspace.warehouse.write_json(shard_record_path(stores[signal].folder, shard), asdict(record))
+            yield records
 
 
-def _measure_shard(
-    workspace: Workspace, target: Target, shard: str, stores: Mapping[SignalName, SignalStore], scorer: Scorer
+def measure_samples(
+    workspace: Workspace,
+    target: Target,
+    name: str,
+    samples: ShardSamples,
+    stores: Mapping[SignalName, SignalStore],
+    scorer: Scorer,
 ) -> dict[SignalName, ShardMeasurement]:
-    """Measure one shard and write its records."""
+    """Measure what is not stored yet of the samples of a shard, or of a validation set, of that name."""
     visit = Visit()
-    samples = read_shard_samples(workspace, shard, segmented=not SEGMENTED_SIGNALS.isdisjoint(stores))
     missing = {signal: store.missing(samples.rows["sample_id"]) for signal, store in stores.items()}
-    _measure_missing(workspace, target, shard, samples, stores, missing, scorer, visit)
-    records = {
-        signal: _record(workspace, target, shard, signal, samples, store, len(missing[signal]), scorer, visit)
+    _measure_missing(workspace, target, name, samples, stores, missing, scorer, visit)
+    return {
+        signal: _record(workspace, target, name, signal, samples, store, len(missing[signal]), scorer, visit)
         for signal, store in stores.items()
     }
-    for signal, record in records.items():
-        workspace.warehouse.write_json(shard_record_path(stores[signal].folder, shard), asdict(record))
-    return records
 
 
 def read_shard_samples(workspace: Workspace, shard: str, segmented: bool) -> ShardSamples:

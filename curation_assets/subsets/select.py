@@ -15,10 +15,12 @@ from curation_assets.fingerprints import input_fingerprint, shard_scores_fingerp
 from curation_assets.scores.method import ScoreSection
 from curation_assets.scores.registry import method_of
 from curation_assets.settings import Filters, Subset, Target
-from curation_assets.signals.store import recorded_left_out, signal_dir
+from curation_assets.signals.store import SignalStore, recorded_left_out, signal_dir
 from curation_assets.subsets.budget import samples_of, take_within
+from curation_assets.subsets.features import Features
 from curation_assets.subsets.selector import AnySelector
 from curation_assets.subsets.selectors import Candidates, ascending, order_by
+from curation_assets.validation.measure import matrix, validation_key, validation_vectors
 from curation_assets.workspace import Workspace
 from resources.digests import bytes_digest, digest
 from resources.errors import UserError
@@ -117,10 +119,28 @@ def select(workspace: Workspace, subset: Subset) -> Selection:
     if scan is None:
         scan = tables.SAMPLE_SCORES.empty().lazy().with_columns(pl.lit(None, dtype=pl.Float64).alias(score.name))
     pool = resolve_duplicates(scan.select(*POOL_COLUMNS, score=score.name))
-    return choose(pool, score, selector_of(workspace, subset), subset)
+    return choose(pool, score, selector_of(workspace, subset), subset, features_of(workspace, score))
 
 
-def choose(scored: Pool, score: ScoreSection, selector: AnySelector, subset: Subset) -> Selection:
+def features_of(workspace: Workspace, score: ScoreSection) -> Features | None:
+    """The embeddings that a score's method brings, None if it brings none."""
+    signal = method_of(score).vectors
+    if signal is None:
+        return None
+    target = workspace.settings.target(score.target)
+
+    def vectors(sample_ids: pl.Series) -> NDArray[np.float32]:
+        stored = SignalStore.of(workspace, target, signal).rows(sample_ids)
+        assert stored is not None
+        wanted = sample_ids.to_frame("sample_id").join(stored, on="sample_id", how="left", maintain_order="left")
+        return matrix(wanted["vector"])
+
+    return Features(vectors, lambda: np.concatenate(list(validation_vectors(workspace, target, score).values())))
+
+
+def choose(
+    scored: Pool, score: ScoreSection, selector: AnySelector, subset: Subset, features: Features | None = None
+) -> Selection:
     """Choose a subset of scored samples.
 
     Args:
@@ -128,13 +148,14 @@ def choose(scored: Pool, score: ScoreSection, selector: AnySelector, subset: Sub
         score: what the score is.
         selector: how it is chosen.
         subset: filters, strata, budget.
+        features: embeddings, for selectors that look at them.
     """
     pool = scored.rows
     may = pool.select((pl.col("n_steps") >= score.min_steps) & passes(subset.filters)).to_series()
     eligible = may.fill_null(value=False).to_numpy()
     values = pool["score"].fill_null(float("nan")).to_numpy()
     limit = None if subset.stratify else samples_of(subset.budget, int(eligible.sum()))
-    found = Candidates(pool, values, eligible & np.isfinite(values), method_of(score).highest_first, limit)
+    found = Candidates(pool, values, eligible & np.isfinite(values), method_of(score).highest_first, limit, features)
     choice = order_by(selector, found)
     taken = take_within(choice.order, subset.budget, pool, eligible, subset.stratify)
     selected = np.zeros(len(pool), dtype=np.bool_)
@@ -160,10 +181,12 @@ def current_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
     stored = workspace.warehouse.folder_metadata(tables.sample_scores_dir(target.name))
     steps = workspace.warehouse.folder_metadata(tables.segmented_steps_dir())
     folders = [signal_dir(workspace, target, signal) for signal in workspace.settings.signals_of_scores(target)]
+    validation = validation_key(workspace, target)
     behind = []
     for shard, signals_fp in manifest.filter("present").select("shard", "signal_fingerprint").iter_rows():
         left_out = [recorded_left_out(workspace, folder, shard) for folder in folders]
-        wanted = shard_scores_fingerprint(workspace, target, signals_fp, input_fingerprint(steps[shard]), left_out)
+        steps_fp = input_fingerprint(steps[shard])
+        wanted = shard_scores_fingerprint(workspace, target, signals_fp, steps_fp, left_out, validation)
         if stored[shard]["fingerprint"] != wanted:
             behind.append(shard)
     if behind:

@@ -75,5 +75,21 @@ class Random(Section):
     seed: int = Field(0, ge=0, lt=2**63)
 
 
-SelectorKind = Literal["top", "per_prompt", "band", "random"]
-AnySelector = Annotated[Top | PerPrompt | Band | Random, Field(discriminator="kind")]
+class RoundRobin(Section):
+    """Each validation sample in turn takes its best remaining sample, by embeddings."""
+
+    kind: Literal["round_robin"] = "round_robin"
+    parity: Literal["paper", "as_coded"] = Field(
+        "paper", description="as_coded: a turn whose best sample is taken already is lost"
+    )
+
+
+class KCenter(Section):
+    """Farthest first: each time the sample farthest from all that are chosen, by embeddings."""
+
+    kind: Literal["k_center"] = "k_center"
+    seed: int = Field(0, ge=0, lt=2**63, description="of the first sample")
+
+
+SelectorKind = Literal["top", "per_prompt", "band", "random", "round_robin", "k_center"]
+AnySelector = Annotated[Top | PerPrompt | Band | Random | RoundRobin | KCenter, Field(discriminator="kind")]

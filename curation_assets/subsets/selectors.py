@@ -17,13 +17,21 @@ import polars as pl
 from numpy.typing import NDArray
 
 from curation_assets.draws import uniform
-from curation_assets.subsets.selector import Band, Original, PerPrompt, Random, Top
+from curation_assets.subsets.features import Features
+from curation_assets.subsets.k_center import k_center
+from curation_assets.subsets.round_robin import round_robin
+from curation_assets.subsets.selector import Band, KCenter, Original, PerPrompt, Random, RoundRobin, Top
+from resources.errors import UserError
 
 MIDDLE_BEGINS = Fraction("0.33")
 """Share of the descending order that the middle band leaves out."""
 
 Positions = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+
+
+class SelectorError(UserError):
+    """A selector cannot choose by what it is given."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ class Candidates:
         may: rows that are eligible and have a finite score [N].
         highest_first: whether the method's best samples have the highest scores.
         limit: so many are wanted at most, if that is known; an order may end there.
+        features: embeddings, if the method has any.
     """
 
     pool: pl.DataFrame
@@ -43,6 +52,7 @@ class Candidates:
     may: Mask
     highest_first: bool = True
     limit: int | None = None
+    features: Features | None = None
 
     def ranked(self, highest_first: bool, among: Positions | None = None) -> Positions:
         """Positions by score; ties are broken by sample_id."""
@@ -208,9 +218,46 @@ def _is_original(original: Original, pool: pl.DataFrame) -> Mask:
     return mask
 
 
+def _features(kind: str, found: Candidates) -> Features:
+    if found.features is None:
+        raise SelectorError(
+            f"selector {kind} looks at embeddings, which the score's method does not have: choose a score with "
+            "method rds, rds_plus, embedding_similarity or k_center, or another selector"
+        )
+    return found.features
+
+
+def _round_robin(selector: RoundRobin, found: Candidates) -> Choice:
+    features, places = _features(selector.kind, found), np.flatnonzero(found.may)
+    ids = found.pool["sample_id"].gather(places)
+    limit = len(places) if found.limit is None else found.limit
+    order = round_robin(
+        features.vectors(ids), features.validation(), limit, _tie_rank(ids), selector.parity == "as_coded"
+    )
+    return Choice(places[order])
+
+
+def _k_center(selector: KCenter, found: Candidates) -> Choice:
+    features, places = _features(selector.kind, found), np.flatnonzero(found.may)
+    if not len(places):
+        return Choice(places)
+    ids = found.pool["sample_id"].gather(places)
+    first = int(ascending(uniform(ids, selector.seed).to_numpy(), ids, np.arange(len(ids)), 1)[0])
+    limit = len(places) if found.limit is None else found.limit
+    return Choice(places[k_center(features.vectors(ids), limit, first, _tie_rank(ids))])
+
+
+def _tie_rank(ids: pl.Series) -> Positions:
+    """The place of each id among all in order."""
+    rank: Positions = ids.rank("ordinal").cast(pl.Int64).to_numpy()
+    return rank
+
+
 _SELECTORS: dict[type, Callable[[Any, Candidates], Choice]] = {
     Top: _top,
     Band: _band,
     Random: _random,
     PerPrompt: _per_prompt,
+    RoundRobin: _round_robin,
+    KCenter: _k_center,
 }

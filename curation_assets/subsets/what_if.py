@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -22,7 +24,15 @@ from curation_assets.scores.registry import METHODS, method_of
 from curation_assets.sections import SignalName
 from curation_assets.settings import Budget, Settings, Subset
 from curation_assets.signals.store import SignalStore
-from curation_assets.subsets.select import POOL_COLUMNS, Selection, SelectionError, choose, current_manifest
+from curation_assets.subsets.select import (
+    POOL_COLUMNS,
+    Selection,
+    SelectionError,
+    choose,
+    current_manifest,
+    features_of,
+)
+from curation_assets.validation.measure import validation_vectors
 from curation_assets.workspace import Workspace
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -105,7 +115,7 @@ def what_if(workspace: Workspace, name: str, changes: Sequence[str] = (), budget
     """
     subset, score = changed(workspace.settings, name, changes, budget)
     selector = subset.selector or method_of(score).selector
-    selection = choose(_scored(workspace, score), score, selector, subset)
+    selection = choose(_scored(workspace, score), score, selector, subset, features_of(workspace, score))
     path = tables.subset_path(name)
     stored = workspace.warehouse.read_table(path) if workspace.warehouse.table_metadata(path) else None
     return WhatIf(subset, score, selection, stored)
@@ -212,21 +222,27 @@ def _scored(workspace: Workspace, score: ScoreSection) -> Pool:
         if stored is None:
             raise SelectionError(f"target {target.name} has no {signal} yet: use `curate run`")
         signals[signal] = stored
-    return derive(facts, signals, score)
+    return derive(facts, signals, score, validation_vectors(workspace, target, score))
 
 
-def derive(facts: pl.LazyFrame, signals: Mapping[SignalName, pl.LazyFrame], score: ScoreSection) -> Pool:
+def derive(
+    facts: pl.LazyFrame,
+    signals: Mapping[SignalName, pl.LazyFrame],
+    score: ScoreSection,
+    validation: Mapping[str, NDArray[np.float32]] | None = None,
+) -> Pool:
     """The pool with a score in column `score`.
 
     Args:
         facts: rows of `sample_scores`, exact duplicates included.
         signals: what the score is computed from; a sample may have several rows, of which the first counts.
         score: the method and its parameters.
+        validation: embeddings of the validation sets that the score compares with.
     """
     pool = resolve_duplicates(facts.select(POOL_COLUMNS))
     method = method_of(score)
     found = {name: _once(rows.select("sample_id", *method.reads[name]).collect()) for name, rows in signals.items()}
-    values = method.score(ScoreInputs(pool.rows, found, steps=False), score).values
+    values = method.score(ScoreInputs(pool.rows, found, steps=False, validation=validation or {}), score).values
     return Pool(pool.rows.join(values.rename({"value": "score"}), on="sample_id", how="left"), pool.duplicates)
 
 

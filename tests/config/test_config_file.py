@@ -16,6 +16,7 @@ from curation_assets.config_file import ConfigError, config_path, json_schema, l
 from curation_assets.init_config import FolderLook, render_config
 from curation_assets.scores.gram import History
 from curation_assets.scores.methods.grace import GraceScore
+from curation_assets.scores.registry import METHODS
 from curation_assets.settings import Settings, Warmup
 
 FILE = Path("curation.yaml")
@@ -36,7 +37,7 @@ subsets:
     budget:
       fraction: 0.2
 """
-SECTIONS = "version, corpus, warehouse, targets, scores, subsets, engine, releases"
+SECTIONS = "version, corpus, warehouse, targets, validation, scores, subsets, engine, releases"
 
 
 def parse(text: str | bytes) -> Settings:
@@ -166,8 +167,7 @@ TABLE = {
     ),
     "a method that is none": (
         changed("method: grace", "method: magic"),
-        "curation.yaml:10: scores.0.method: there is no method 'magic'; known ones are "
-        "random, longest, stepmax, grace, grape, perplexity, mean_entropy, least_confidence, mean_margin",
+        "curation.yaml:10: scores.0.method: there is no method 'magic'; known ones are " + ", ".join(METHODS),
     ),
     "a parameter of another method": (
         changed("method: grace", "method: random\n    alpha: 0.5"),

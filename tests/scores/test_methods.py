@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,16 +14,24 @@ import polars as pl
 import pytest
 
 from curation_assets import tables
-from curation_assets.scores.method import Method, ScoreInputs
+from curation_assets.scores.method import Method, ScoreInputs, ScoreSection
 from curation_assets.scores.registry import METHODS
 from curation_assets.sections import SignalName
 from curation_assets.settings import Settings, Target
+from curation_assets.subsets.features import Features
 from curation_assets.subsets.select import POOL_COLUMNS
 from curation_assets.subsets.selectors import Candidates, order_by
 
 ROOT = Path(__file__).parent.parent.parent
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
 SIZE = 23
+HELD_OUT = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+
+
+def section_of(method: Method) -> ScoreSection:
+    """A method's parameters with their defaults."""
+    validation = {"validation": "held_out"} if "validation" in method.section.model_fields else {}
+    return method.section.model_validate({"name": "m", "target": "t", "method": method.name, **validation})
 
 
 def signal_rows(signal: SignalName, rng: random.Random, ids: list[str]) -> pl.DataFrame:
@@ -82,13 +91,13 @@ def facts(rng: random.Random, ids: list[str]) -> pl.DataFrame:
 def inputs(method: Method, seed: int = 0) -> ScoreInputs:
     rng = random.Random(seed)
     ids = [f"{rng.getrandbits(128):032x}" for _ in range(SIZE)]
-    section = method.section(name="m", target="t", method=method.name)
+    section = section_of(method)
     signals = {signal: signal_rows(signal, rng, ids) for signal in method.signals(section)}
-    return ScoreInputs(facts(rng, ids), signals)
+    return ScoreInputs(facts(rng, ids), signals, validation={"held_out": HELD_OUT})
 
 
 def scores(method: Method, given: ScoreInputs) -> dict[str, float | None]:
-    section = method.section(name="m", target="t", method=method.name)
+    section = section_of(method)
     return dict(method.score(given, section).values.select("sample_id", "value").iter_rows())
 
 
@@ -100,8 +109,8 @@ def test_a_method_says_what_it_is(method: Method) -> None:
     assert method.section.__doc__
     assert method.section.model_fields["method"].default == method.name
     for name, parameter in method.section.model_fields.items():
-        assert not parameter.is_required() or name in {"name", "target"}, f"{name} has no default"
-    section = method.section(name="m", target="t", method=method.name)
+        assert not parameter.is_required() or name in {"name", "target", "validation"}, f"{name} has no default"
+    section = section_of(method)
     assert set(method.signals(section)) <= set(get_args(SignalName))
 
 
@@ -113,7 +122,7 @@ def test_a_method_is_documented(method: Method) -> None:
 @every_method
 def test_a_score_has_one_finite_value_a_sample_and_none_where_nothing_was_measured(method: Method) -> None:
     given = inputs(method)
-    found = method.score(given, method.section(name="m", target="t", method=method.name)).values
+    found = method.score(given, section_of(method)).values
     assert found.schema == {"sample_id": pl.String, "value": pl.Float64}
     assert found["sample_id"].is_unique().all()
     last = given.samples["sample_id"][-1]
@@ -128,25 +137,27 @@ def test_a_score_has_one_finite_value_a_sample_and_none_where_nothing_was_measur
 def test_a_score_does_not_depend_on_order_or_on_what_else_is_there(method: Method) -> None:
     given = inputs(method)
     expected = scores(method, given)
-    shuffled = ScoreInputs(
-        given.samples.sample(fraction=1, shuffle=True, seed=1),
-        {name: rows.sample(fraction=1, shuffle=True, seed=2) for name, rows in given.signals.items()},
+    shuffled = replace(
+        given,
+        samples=given.samples.sample(fraction=1, shuffle=True, seed=1),
+        signals={name: rows.sample(fraction=1, shuffle=True, seed=2) for name, rows in given.signals.items()},
     )
     assert scores(method, shuffled) == expected
     for sample in given.samples["sample_id"][:3]:
         mine = pl.col("sample_id") == sample
-        alone = ScoreInputs(given.samples.filter(mine), {n: rows.filter(mine) for n, rows in given.signals.items()})
+        signals = {name: rows.filter(mine) for name, rows in given.signals.items()}
+        alone = replace(given, samples=given.samples.filter(mine), signals=signals)
         assert scores(method, alone)[sample] == expected[sample]
 
 
 @every_method
 def test_the_columns_that_a_method_reads_are_all_that_its_scores_need(method: Method) -> None:
     given = inputs(method)
-    section = method.section(name="m", target="t", method=method.name)
+    section = section_of(method)
     assert set(method.reads) == set(method.signals(section))
     few = {name: rows.select("sample_id", *method.reads[name]) for name, rows in given.signals.items()}
     samples = given.samples.select(POOL_COLUMNS)
-    found = method.score(ScoreInputs(samples, few, steps=False), section)
+    found = method.score(replace(given, samples=samples, signals=few, steps=False), section)
     assert found.steps is None
     assert dict(found.values.iter_rows()) == scores(method, given)
 
@@ -154,43 +165,48 @@ def test_the_columns_that_a_method_reads_are_all_that_its_scores_need(method: Me
 @every_method
 def test_nothing_gives_nothing(method: Method) -> None:
     given = inputs(method)
-    empty = ScoreInputs(given.samples.clear(), {name: rows.clear() for name, rows in given.signals.items()})
+    signals = {name: rows.clear() for name, rows in given.signals.items()}
+    empty = replace(given, samples=given.samples.clear(), signals=signals)
     assert scores(method, empty) == {}
 
 
 @every_method
 def test_a_methods_selector_orders_what_has_a_score(method: Method) -> None:
     given = inputs(method)
-    values = method.score(given, method.section(name="m", target="t", method=method.name)).values
+    values = method.score(given, section_of(method)).values
     pool = given.samples.select(POOL_COLUMNS).join(values, on="sample_id", how="left")
     score = pool["value"].fill_null(math.nan).to_numpy()
-    order = order_by(method.selector, Candidates(pool, score, np.isfinite(score), method.highest_first)).order
+    vectors = dict(zip(pool["sample_id"], np.random.default_rng(1).normal(size=(len(pool), 4)), strict=True))
+    features = Features(lambda ids: np.stack([vectors[sample] for sample in ids]), lambda: HELD_OUT)
+    candidates = Candidates(pool, score, np.isfinite(score), method.highest_first, features=features)
+    order = order_by(method.selector, candidates).order
     assert len(set(order.tolist())) == len(order)
     assert np.isfinite(score[order]).all()
 
 
 @every_method
 def test_a_method_can_be_configured_and_says_which_signal_it_lacks(method: Method) -> None:
-    needed = list(method.signals(method.section(name="m", target="t", method=method.name)))
+    needed = list(method.signals(section_of(method)))
     document = {
         "corpus": {"landing": "x"},
         "targets": [{"name": "t", "model": "m", "signals": needed or ["likelihoods"]}],
-        "scores": [{"name": "mine", "target": "t", "method": method.name}],
+        "validation": [{"name": "held_out", "path": "held_out.jsonl"}],
+        "scores": [{**section_of(method).model_dump(exclude_defaults=True), "name": "mine", "method": method.name}],
         "subsets": [{"name": "s", "score": "mine", "budget": {"samples": 3}}],
     }
     loaded = Settings.model_validate(document)
     assert isinstance(loaded.score("mine"), method.section)
     assert loaded.signals_of_scores(loaded.target("t")) == (needed or ["likelihoods"])
     for signal in needed:
-        other = next(name for name in get_args(SignalName) if name not in needed)
-        document["targets"] = [{"name": "t", "model": "m", "signals": [other]}]
+        others = [name for name in get_args(SignalName) if name != signal]
+        document["targets"] = [{"name": "t", "model": "m", "signals": others}]
         with pytest.raises(ValueError, match=f"add {signal} to its signals"):
             Settings.model_validate(document)
 
 
 @every_method
 def test_faithfulness_is_a_list_of_reasons(method: Method) -> None:
-    section = method.section(name="m", target="t", method=method.name)
+    section = section_of(method)
     for target in (Target(name="t", model="m"), Target(name="t", model="m", warmup="none")):
         assert all(isinstance(reason, str) for reason in method.unfaithful(target, section))
 
@@ -234,6 +250,21 @@ def test_ifd_is_a_ratio_over_the_same_tokens_and_null_outside_its_range(formula:
         a, b = sum(counted) / len(counted), sum(nll) / 2
         ratio = math.exp(a) / math.exp(b) if formula == "ppl_ratio" else a / b
         assert found[name] == (pytest.approx(ratio) if 0 < ratio <= 1 else None)
+
+
+@pytest.mark.parametrize("name", ["rds", "rds_plus"])
+@pytest.mark.parametrize("reduce", ["max", "mean"])
+def test_similarity_is_the_cosine_with_validation_samples(name: str, reduce: str) -> None:
+    method = METHODS[name]
+    given = inputs(method)
+    section = section_of(method).model_copy(update={"reduce": reduce})
+    found = dict(method.score(given, section).values.iter_rows())
+    (rows,) = given.signals.values()
+    for sample, vector in rows.filter(pl.col("vector").is_not_null()).select("sample_id", "vector").iter_rows():
+        mine = np.array(vector, dtype=np.float64)
+        cosines = [mine @ v / np.linalg.norm(mine) / np.linalg.norm(v) for v in HELD_OUT.astype(np.float64)]
+        expected = max(cosines) if reduce == "max" else sum(cosines) / len(cosines)
+        assert found[sample] == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_baselines_are_lengths_steps_and_draws() -> None:

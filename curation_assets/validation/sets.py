@@ -1,0 +1,79 @@
+"""Reading validation sets, and what makes one be read again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.corpus.reading import ShardRows, read_shard
+from curation_assets.fingerprints import CORPUS_VERSION
+from curation_assets.settings import ValidationSet
+from curation_assets.workspace import Workspace
+from resources.digests import digest
+from resources.errors import UserError
+
+
+class ValidationSetError(UserError):
+    """A validation set cannot be read."""
+
+
+def wanted_validation(workspace: Workspace, validation: ValidationSet) -> str:
+    """Fingerprint of a set as its file and the configuration want it.
+
+    Raises:
+        ValidationSetError: the file is not there.
+    """
+    path = _file(workspace, validation)
+    reading = [validation.format, validation.columns.model_dump(mode="json"), workspace.settings.corpus.max_row_bytes]
+    return digest("validation", CORPUS_VERSION, workspace.cache.file_digest(path), reading)
+
+
+def stored_validation(workspace: Workspace, name: str) -> str | None:
+    """Fingerprint of a set as it is stored; None if it has not been read."""
+    return workspace.warehouse.table_metadata(tables.validation_path(name)).get("fingerprint")
+
+
+def write_validation(workspace: Workspace, validation: ValidationSet) -> ShardRows:
+    """Read a set and write its table.
+
+    Raises:
+        ValidationSetError: the file is not there, or holds no row that can be used.
+    """
+    fingerprint = wanted_validation(workspace, validation)
+    path = _file(workspace, validation)
+    corpus = workspace.settings.corpus.model_copy(update={"format": validation.format, "columns": validation.columns})
+    shard = workspace.validation_shard(validation.name)
+    rows = read_shard(path, shard, path.name, corpus, keep_image=workspace.keep_image)
+    if rows.accepted.is_empty():
+        reasons = ", ".join(sorted(set(rows.rejected["reason"].to_list()))) or rows.file_problem or "it is empty"
+        raise ValidationSetError(
+            f"validation set {validation.name}: {path} holds no sample that can be used: {reasons}"
+        )
+    workspace.warehouse.write_table(
+        tables.validation_path(validation.name), rows.accepted, {"fingerprint": fingerprint}
+    )
+    return rows
+
+
+def overlap_with_pool(workspace: Workspace, name: str) -> dict[str, int]:
+    """How many of a set's samples, and how many of its prompts, the corpus holds too."""
+    mine = workspace.warehouse.read_table(tables.validation_path(name))
+    corpus = workspace.warehouse.scan(tables.raw_corpus_dir())
+    if corpus is None:
+        return {"samples_in_pool": 0, "prompts_in_pool": 0}
+    found = {}
+    for key, column in (("samples_in_pool", "sample_id"), ("prompts_in_pool", "prompt_id")):
+        held = corpus.select(column).unique().join(mine.lazy().select(column), on=column, how="semi")
+        found[key] = int(held.select(pl.len()).collect().item())
+    return found
+
+
+def _file(workspace: Workspace, validation: ValidationSet) -> Path:
+    path = workspace.validation_file(validation)
+    if not path.is_file():
+        raise ValidationSetError(
+            f"validation set {validation.name}: there is no file {path}: correct validation in curation.yaml"
+        )
+    return path

@@ -1,0 +1,1 @@
+"""Validation sets and what compares the pool with them."""
