@@ -23,12 +23,12 @@ _SENTENCE_END = re.compile(
     r"(?<![.!?])[.!?]++[\"')\]*\u201d\u2019]*+\s++|[\u3002\uff01\uff1f]++[\u300d\u300f\u201d]*+\s*+"
 )
 _WORD = re.compile(r"\S+")
-_ABBREVIATIONS = frozenset(
+ABBREVIATIONS = frozenset(
     {"e.g", "i.e", "mr", "mrs", "ms", "dr", "prof", "st", "vs", "cf", "fig", "figs", "eq", "eqs", "resp"}
     | {"approx", "viz", "al", "sec", "thm", "vol", "ch", "pp"}
 )
-_LONGEST_ABBREVIATION = 8
-_WIDEST_INDENT = 8
+LONGEST_ABBREVIATION = 8
+WIDEST_INDENT = 8
 
 
 def cut_markers(text: str, start: int, end: int) -> list[int]:
@@ -94,11 +94,11 @@ def _ends_sentence(text: str, match: re.Match[str], start: int) -> bool:
         return sign != "." or not after.islower()
     if after.islower():
         return False
-    window = text[max(start, match.start() - _LONGEST_ABBREVIATION) : match.start()]
+    window = text[max(start, match.start() - LONGEST_ABBREVIATION) : match.start()]
     word = re.split(r"[\s(\[\"']", window)[-1]
     if word.lower() in ("no", "nos"):
         return not after.isdigit()
-    if word.lower() in _ABBREVIATIONS or _is_initial(word):
+    if word.lower() in ABBREVIATIONS or _is_initial(word):
         return False
     return not (word.isdigit() and _opens_line(text, match.start() - len(word), start))
 
@@ -110,6 +110,6 @@ def _is_initial(word: str) -> bool:
 
 def _opens_line(text: str, position: int, start: int) -> bool:
     """Whether only a few blanks stand between the line's start and the position."""
-    first = max(start, position - _WIDEST_INDENT)
+    first = max(start, position - WIDEST_INDENT)
     before = text[first:position].rstrip(" \t")
     return before.endswith("\n") or (not before and first == start)

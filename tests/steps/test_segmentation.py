@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from curation_assets.settings import Segmentation, Strategy
 from curation_assets.steps.answers import TAGS
-from curation_assets.steps.segmentation import AUTO_ORDER, Segments, merge_evenly, segment, segment_frame
+from curation_assets.steps.one_response import AUTO_ORDER, Segments, merge_evenly, segment
+from curation_assets.steps.segmentation import segment_frame
 from curation_assets.tables import SEGMENTED_STEPS
 from tests.corpus.helpers import data_file, jsonl, read
 

@@ -1,0 +1,180 @@
+"""One response cut into steps and answer, by the rules of `curation_assets.steps.segmentation`, said in plain code.
+
+This is the definition of what `curation_assets.steps.slice_segments` does for many rows at once, and cuts the few rows
+that it leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from curation_assets.corpus.explicit_steps import locate_steps
+from curation_assets.settings import Segmentation
+from curation_assets.steps.answers import TAGS, Answer, find_answer
+from curation_assets.steps.cutting import (
+    Cutter,
+    cut_lines,
+    cut_markers,
+    cut_paragraphs,
+    cut_sentences,
+    window_cutter,
+)
+
+Span = tuple[int, int]
+Regions = list[list[Span]]
+
+AUTO_ORDER = ("explicit", "markers", "paragraphs", "lines", "sentences", "words")
+WHOLE = "whole"
+WRONG_ORDER = "the explicit steps do not stand in the response in their order"
+
+
+class Segments(NamedTuple):
+    """The spans [start, end) of a response's steps in characters, in order, and of its answer.
+
+    The steps are disjoint, not empty, without white space at their ends, and end before the answer's marker.
+    `strategy` is the one that cut them; `merged`: there were more than `max_steps`.
+    """
+
+    steps: tuple[Span, ...]
+    strategy: str
+    answer: Answer | None
+    merged: bool
+
+
+def segment(
+    response: str,
+    settings: Segmentation,
+    explicit_steps: Sequence[str] | None = None,
+    answer_field: str | None = None,
+) -> Segments:
+    """Cut a response into steps and answer.
+
+    Raises:
+        ValueError: the explicit steps do not stand in the response in their order.
+    """
+    answer = find_answer(response, answer_field)
+    regions = _regions(response, len(response) if answer is None else answer.marker_start)
+    strategy, segments = _cut(response, regions, settings, explicit_steps or ())
+    steps = _without_short(response, segments, settings.min_step_words)
+    merged = len(steps) > settings.max_steps
+    if merged:
+        steps = merge_evenly(steps, settings.max_steps)
+    return Segments(tuple(steps), strategy, answer, merged)
+
+
+def merge_evenly(spans: Sequence[Span], count: int) -> list[Span]:
+    """Neighbours merged into `count` spans, whose numbers of parts differ by at most one."""
+    bounds = [index * len(spans) // count for index in range(count + 1)]
+    return [(spans[low][0], spans[high - 1][1]) for low, high in pairwise(bounds) if high > low]
+
+
+def _regions(response: str, end: int) -> list[Span]:
+    """The stretches between marks that hold anything, before the end."""
+    regions: list[Span] = []
+    start = 0
+    for tag in TAGS.finditer(response, 0, end):
+        regions.append((start, tag.start()))
+        start = tag.end()
+    regions.append((start, end))
+    return [span for span in (_trim(response, *region) for region in regions) if span[0] < span[1]]
+
+
+def _cut(
+    response: str, regions: list[Span], settings: Segmentation, explicit_steps: Sequence[str]
+) -> tuple[str, Regions]:
+    """The strategy and its segments, region by region, short ones joined."""
+
+    def apply(name: str) -> Regions:
+        cut = _apply(name, response, regions, settings, explicit_steps)
+        return [_joined(response, spans, settings.min_step_words) for spans in cut]
+
+    whole: Regions = [[region] for region in regions]
+    if settings.strategy != "auto":
+        known = settings.strategy != "explicit" or explicit_steps
+        return (settings.strategy, apply(settings.strategy)) if known else (WHOLE, whole)
+    if explicit_steps:
+        segments = apply("explicit")
+        if sum(map(len, segments)) > 1:
+            return "explicit", segments
+    longest = max(range(len(regions)), key=lambda index: _words(response, regions[index]), default=0)
+    second_best: tuple[str, Regions] | None = None
+    for name in AUTO_ORDER[1:]:
+        segments = apply(name)
+        if segments and len(segments[longest]) > 1:
+            return name, segments
+        if second_best is None and any(len(spans) > 1 for spans in segments):
+            second_best = name, segments
+    return second_best or (WHOLE, whole)
+
+
+def _apply(
+    name: str, response: str, regions: list[Span], settings: Segmentation, explicit_steps: Sequence[str]
+) -> Regions:
+    """One strategy's segments of every region, trimmed and without empty ones."""
+    if name == "explicit":
+        spans = locate_steps(response, explicit_steps)
+        if spans is None:
+            raise ValueError(WRONG_ORDER)
+        return [list(_inside(response, spans, region)) for region in regions]
+    cutters: dict[str, Cutter] = {
+        "markers": cut_markers,
+        "paragraphs": cut_paragraphs,
+        "lines": cut_lines,
+        "sentences": cut_sentences,
+        "words": window_cutter(settings.window_words),
+    }
+    return [list(_between(response, region, cutters[name](response, *region))) for region in regions]
+
+
+def _between(response: str, region: Span, cuts: list[int]) -> Iterator[Span]:
+    bounds = [region[0], *cuts, region[1]]
+    for low, high in pairwise(bounds):
+        start, end = _trim(response, low, high)
+        if start < end:
+            yield start, end
+
+
+def _inside(response: str, spans: list[Span], region: Span) -> Iterator[Span]:
+    for low, high in spans:
+        start, end = _trim(response, max(low, region[0]), min(high, region[1]))
+        if start < end:
+            yield start, end
+
+
+def _joined(response: str, spans: list[Span], min_words: int) -> list[Span]:
+    """Short segments joined to the one before, a short first one to the next."""
+    joined: list[Span] = []
+    last_is_short = False
+    for span in spans:
+        short = _words(response, span) < min_words
+        if joined and (short or last_is_short):
+            joined[-1] = (joined[-1][0], span[1])
+            # Only the first segment can still be short, and only while all that joined it was.
+            last_is_short = last_is_short and _words(response, joined[-1]) < min_words
+        else:
+            joined.append(span)
+            last_is_short = short
+    return joined
+
+
+def _without_short(response: str, segments: Regions, min_words: int) -> list[Span]:
+    """All regions' segments; short ones, each all that its region holds, only if there is no other."""
+    spans = [span for region in segments for span in region]
+    long = [span for span in spans if _words(response, span) >= min_words]
+    return long or spans
+
+
+def _trim(response: str, start: int, end: int) -> Span:
+    """The span without white space at its ends; (start, start) if it holds nothing else."""
+    if end <= start:
+        return start, start
+    piece = response[start:end]
+    stripped = piece.lstrip()
+    start += len(piece) - len(stripped)
+    return start, start + len(stripped.rstrip())
+
+
+def _words(response: str, span: Span) -> int:
+    return len(response[span[0] : span[1]].split())
