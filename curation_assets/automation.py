@@ -30,6 +30,9 @@ from curation_assets.due import (
 )
 from curation_assets.fingerprints import base_digest, checkpoint_digest, image_limits_key, signal_fingerprint
 from curation_assets.partitions import SHARDS, release_key, release_partitions
+from curation_assets.quality.assets import POOL_KEY, SAMPLE_QUALITY_KEY, quality_keys
+from curation_assets.quality.checks import checks_key
+from curation_assets.quality.filtered_pool import pool_due, quality_due, stored_pool, wanted_pool
 from curation_assets.releases.assets import release_asset_key
 from curation_assets.releases.build import latest_release, next_release
 from curation_assets.scores.assets import score_manifest_key
@@ -40,7 +43,7 @@ from curation_assets.signals.assets import signal_key, signal_keys
 from curation_assets.signals.store import left_out_dir, shard_record_path, signal_dir
 from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
 from curation_assets.subsets.select import wanted_fingerprint
-from curation_assets.tables import score_manifest_path
+from curation_assets.tables import sample_quality_dir, score_manifest_path
 from curation_assets.validation.assets import validation_keys
 from curation_assets.validation.measure import sets_due
 from curation_assets.validation.sets import stored_validation
@@ -165,6 +168,7 @@ def _cursor_files(
 def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
     targets = workspace.settings.targets
     keys = [*CORPUS_KEYS, *(key for target in targets for key in signal_keys(target))]
+    keys += quality_keys(workspace.settings.corpus.filters)
     keys += [score_manifest_key(target) for target in targets]
     keys += [key for target in targets for key in validation_keys(workspace, target)]
     keys += [warmup_key_of(target) for target in targets if target.warmup != "none"]
@@ -215,12 +219,36 @@ def scoring_requests(workspace: Workspace, instance: dg.DagsterInstance) -> tupl
         requests.append(_request("corpus", selection, shards, digest("corpus", state, _stored(workspace, shards))))
     if to_read:
         return requests, []
+    quality = _quality_requests(workspace, instance, digests, keys)
+    if quality:
+        return quality, []
     for target in workspace.settings.targets:
         if target.name in ready:
             found, waiting = _target_requests(workspace, instance, target, digests, keys)
             requests += found
             reasons += waiting
     return requests, reasons
+
+
+def _quality_requests(
+    workspace: Workspace, instance: dg.DagsterInstance, digests: Mapping[str, str], keys: Sequence[str]
+) -> list[dg.RunRequest]:
+    """What the corpus' filters need now that every shard is read: checks of shards, then the pool."""
+    if not workspace.settings.corpus.filters.any:
+        return []
+    present = present_shards(workspace)
+    due = quality_due(workspace, present)
+    due += [s for s in without_event(instance, SAMPLE_QUALITY_KEY, digests) if s not in due]
+    checks = checks_key(workspace)
+    stored = workspace.warehouse.folder_metadata(sample_quality_dir())
+    requests = []
+    for shards in contiguous_ranges(due, keys, workspace.settings.engine.shards_per_run):
+        state = [(shard, digests.get(shard), stored.get(shard, {}).get("fingerprint")) for shard in shards]
+        requests.append(_request("quality", [SAMPLE_QUALITY_KEY], shards, digest("quality", checks, state)))
+    if not due and pool_due(workspace, present):
+        run_key = digest("pool", wanted_pool(workspace, present), stored_pool(workspace))
+        requests.append(dg.RunRequest(run_key=run_key, asset_selection=[POOL_KEY], tags={STAGE_TAG: "pool"}))
+    return requests
 
 
 def _ready_targets(workspace: Workspace) -> tuple[dict[str, list[str]], list[str]]:

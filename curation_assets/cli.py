@@ -181,6 +181,23 @@ def _dry_look(workspace: Workspace, sample: int) -> None:
 
 
 @app.command()
+def plan(
+    config: ConfigOption = None,
+    no_probe: Annotated[
+        bool, typer.Option("--no-probe", help="Load no model: tokens and F, but neither seconds nor bytes.")
+    ] = False,
+) -> None:
+    """What a run would cost now: samples, tokens, forward passes (F), time and bytes; beside it what runs did cost.
+
+    Tokens are counted with the model's own tokenizer, time by measuring a few batches. Nothing is stored.
+    """
+    with clear_errors():
+        from curation_assets.cost.show import show_plan
+
+        show_plan(load_workspace(config), console, probe=not no_probe)
+
+
+@app.command()
 def select(
     name: Annotated[str | None, typer.Argument(help="The subset; may be left out if there is one.")] = None,
     changes: Annotated[
@@ -218,6 +235,20 @@ def select(
             console.print("the budget is larger than what can be chosen: this is all of it", style="yellow")
         if to is not None:
             console.print(f"wrote {write_frame(found.selection.rows.lazy(), to):,} rows to {to}", soft_wrap=True)
+
+
+@app.command()
+def token_weights(
+    subset: Annotated[str, typer.Argument(help="The subset.")],
+    to: Annotated[Path, typer.Option(help="A .parquet or .jsonl file: a row a sample, a weight a token.")],
+    normalise: Annotated[str, typer.Option(help="none, or mean1: the mean of each sample's weights is 1.")] = "none",
+    config: ConfigOption = None,
+) -> None:
+    """Weights by token, for GRAPE's token-level loss: the probability of each token of a subset's responses."""
+    with clear_errors():
+        from curation_assets.subsets.token_weights import write_token_weights
+
+        typer.echo(write_token_weights(load_workspace(config), subset, normalise, to))
 
 
 @app.command()

@@ -5,6 +5,7 @@ import dagster as dg
 from curation_assets.automation import sensors
 from curation_assets.checkpoints.assets import checkpoint_assets
 from curation_assets.corpus.assets import corpus, landing_files
+from curation_assets.quality.assets import quality_assets
 from curation_assets.releases.assets import release_asset
 from curation_assets.reports.assets import report_assets
 from curation_assets.scores.assets import score_assets
@@ -19,6 +20,7 @@ def build_definitions(workspace: Workspace) -> dg.Definitions:
     """The definitions of one configuration."""
     settings = workspace.settings
     assets: list[dg.AssetsDefinition | dg.SourceAsset] = [landing_files, corpus, segmented_steps]
+    assets += quality_assets(workspace)
     assets += [validation_set_asset(validation) for validation in settings.validation]
     for target in settings.targets:
         assets += checkpoint_assets(target)

@@ -19,6 +19,7 @@ from curation_assets.fingerprints import (
     steps_fingerprint,
 )
 from curation_assets.reports.comparison import wanted_comparison
+from curation_assets.reports.preference import wanted_preference
 from curation_assets.scores.manifest import build_manifest, manifest_digest
 from curation_assets.sections import SignalName
 from curation_assets.settings import Subset, Target
@@ -135,6 +136,13 @@ def comparison_due(workspace: Workspace) -> bool:
     stored = workspace.warehouse.table_metadata(tables.subset_comparison_path()).get("fingerprint")
     made = any(workspace.warehouse.table_metadata(tables.subset_path(s.name)) for s in workspace.settings.subsets)
     return made and stored != wanted_comparison(workspace)
+
+
+def preference_due(workspace: Workspace) -> bool:
+    """Whether the heat map of preferences is of other measurements than are stored now."""
+    wanted = wanted_preference(workspace)
+    stored = workspace.warehouse.table_metadata(tables.preference_path()).get("fingerprint")
+    return wanted is not None and stored != wanted
 
 
 def subset_rows(workspace: Workspace, subset: Subset) -> int:

@@ -14,7 +14,7 @@ from curation_assets.sections import SignalName
 from curation_assets.settings import Target
 from curation_assets.workspace import Workspace
 from resources.digests import digest
-from resources.model_files import adapter_digest, processor_digest, tokenizer_digest, weights_digest
+from resources.model_files import adapter_digest, modules_digest, processor_digest, tokenizer_digest, weights_digest
 from resources.trainer import TRAINER_VERSION
 
 # Raise a version when its stage's output changes for the same input: that stage, and all that rests on
@@ -30,8 +30,10 @@ SIGNAL_VERSIONS: dict[SignalName, int] = {
     "embeddings_mean": 2,
     "embeddings_last": 2,
     "embeddings_position_weighted": 2,
+    "text_embeddings": 1,
 }
 SCORES_VERSION = 2
+QUALITY_VERSION = 1
 
 SEGMENTED_SIGNALS: frozenset[SignalName] = frozenset({"step_gradients", "segment_likelihoods"})
 """Signals that rest on how responses are cut into steps."""
@@ -115,6 +117,8 @@ def signal_fingerprint(workspace: Workspace, target: Target, signal: SignalName)
         parts.append(segmentation_key(workspace))
     if signal == "step_gradients":
         parts.append(target.proxy)
+    if signal == "text_embeddings":
+        parts.append(modules_digest(folder, workspace.cache))
     return digest(signal, SIGNAL_VERSIONS[signal], *parts)
 
 

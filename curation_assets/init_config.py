@@ -10,7 +10,7 @@ from string import Template
 
 from curation_assets.config_file import json_schema, parse_settings
 from curation_assets.corpus.reading import ShardRows, read_shard
-from curation_assets.settings import Corpus
+from curation_assets.corpus_settings import Corpus
 from resources.digests import DigestCache
 from resources.errors import UserError
 from resources.landing import Landing, LandingFile

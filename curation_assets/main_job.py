@@ -29,9 +29,11 @@ from curation_assets.dead_runs import bury_dead_runs, process_tags
 from curation_assets.definitions import build_definitions
 from curation_assets.fingerprints import base_digest
 from curation_assets.partitions import SHARDS, release_key, release_partitions
+from curation_assets.quality.assets import POOL_KEY, SAMPLE_QUALITY_KEY
+from curation_assets.quality.filtered_pool import pool_due, quality_due
 from curation_assets.releases.assets import release_asset_key
 from curation_assets.releases.build import Release, latest_release, next_release, read_release
-from curation_assets.reports.assets import COMPARISON_KEY
+from curation_assets.reports.assets import COMPARISON_KEY, PREFERENCE_KEY
 from curation_assets.scores.assets import sample_scores_key, score_keys, score_manifest_key
 from curation_assets.sections import SignalName
 from curation_assets.settings import Subset, Target
@@ -104,6 +106,7 @@ class MainJob:
         self._check_models()
         shards = self._register(summary)
         self._read(shards, summary)
+        self._filter(shards)
         for target in self.workspace.settings.targets:
             self._measure(target, summary)
             self._score(target, summary)
@@ -111,6 +114,8 @@ class MainJob:
             self._select(subset, summary)
         if due.comparison_due(self.workspace):
             self._execute("comparing subsets", "comparison", [COMPARISON_KEY])
+        if due.preference_due(self.workspace):
+            self._execute("counting preferences", "preference", [PREFERENCE_KEY])
         return summary
 
     def release(self, subset: Subset) -> tuple[Release, bool]:
@@ -169,6 +174,17 @@ class MainJob:
         if scan is not None:
             counts = scan.group_by("reason").len().sort("len", "reason", descending=[True, False]).collect()
             summary.rejected = dict(counts.iter_rows())
+
+    def _filter(self, shards: Sequence[str]) -> None:
+        """Hold the corpus against its filters, if it has any."""
+        present = present_shards(self.workspace)
+        wanted = quality_due(self.workspace, present)
+        if self.workspace.settings.corpus.filters.any:
+            wanted += [s for s in without_event(self.instance, SAMPLE_QUALITY_KEY, shards) if s not in wanted]
+        for part in self._ranges(wanted):
+            self._execute(f"checking {len(part)} shards", "quality", [SAMPLE_QUALITY_KEY], shards=part)
+        if pool_due(self.workspace, present):
+            self._execute("filtering the pool", "pool", [POOL_KEY])
 
     def _measure(self, target: Target, summary: RunSummary) -> None:
         if due.warmup_due(self.workspace, target):

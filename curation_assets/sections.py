@@ -19,6 +19,7 @@ SignalName = Literal[
     "embeddings_mean",
     "embeddings_last",
     "embeddings_position_weighted",
+    "text_embeddings",
 ]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from curation_assets.corpus_settings import Corpus, ValidationSet
 from curation_assets.scores.method import ScoreSection
 from curation_assets.scores.registry import METHODS, method_of
 from curation_assets.sections import LocatedError, Name, Section, SignalName
@@ -19,111 +20,11 @@ from curation_assets.tables import SAMPLE_SCORES
 from resources.scoring.samples import Proxy
 from resources.scoring.spec import Template
 
-Format = Literal[
-    "auto",
-    "messages",
-    "sharegpt",
-    "alpaca",
-    "prompt_response",
-    "preference",
-    "mmathcot",
-    "openthoughts",
-    "m23k",
-    "ultrainteract",
-]
-Strategy = Literal["auto", "explicit", "markers", "paragraphs", "lines", "sentences", "words"]
-FieldPath = Annotated[str, Field(min_length=1, description="a field's name, dots for nesting")]
-
 # Asset keys and groups that are not a target's.
 RESERVED_TARGET_NAMES = {"corpus", "validation", "subsets", "releases", "reports"}
 
 # A named score becomes a column of `sample_scores`, and the column `score` of a pool.
 RESERVED_SCORE_NAMES = {*SAMPLE_SCORES.columns, "score"}
-
-
-class Columns(Section):
-    """The rows' own names for what we read, as paths: `solution.text` is field text of field solution.
-
-    `response` may be a list of paths: each becomes one candidate response of the row's prompt group. Then
-    `generator`, `correct`, `reward`, `answer` and `steps` may be lists of the same length (null: none).
-    """
-
-    prompt: FieldPath | None = None
-    response: FieldPath | list[FieldPath] | None = None
-    answer: FieldPath | list[FieldPath | None] | None = None
-    steps: FieldPath | list[FieldPath | None] | None = None
-    source: FieldPath | None = None
-    domain: FieldPath | None = None
-    generator: FieldPath | list[FieldPath | None] | None = None
-    correct: FieldPath | list[FieldPath | bool | None] | None = None
-    reward: FieldPath | list[FieldPath | None] | None = None
-    images: FieldPath | None = None
-
-    @model_validator(mode="after")
-    def _lists_match(self) -> Columns:
-        count = len(self.response) if isinstance(self.response, list) else None
-        for name in ("answer", "steps", "generator", "correct", "reward"):
-            value = getattr(self, name)
-            if isinstance(value, list) and len(value) != count:
-                raise ValueError(
-                    f"{name} lists {len(value)} paths, but response lists {count or 'no'} paths: "
-                    "give one entry for each response (null where there is none)"
-                )
-        return self
-
-
-class Segmentation(Section):
-    """How responses are cut into steps (characters and words only, so it is the same for every target)."""
-
-    strategy: Strategy = Field("auto", description="auto: the first strategy that yields two steps or more")
-    min_step_words: int = Field(3, ge=1, description="shorter segments join their neighbour")
-    max_steps: int = Field(64, ge=2, description="more segments than this are merged")
-    window_words: int = Field(40, ge=1, description="length of the fixed windows of the last strategy")
-
-
-def _or_strategy(schema: dict[str, Any]) -> None:
-    """In the JSON Schema too, a strategy may stand for the section."""
-    section = {"$ref": schema.pop("$ref")}
-    schema["anyOf"] = [section, {"type": "string", "enum": list(get_args(Strategy))}]
-
-
-class Images(Section):
-    """Which of the rows' images are opened: limits against what a row of unknown origin may make us do.
-
-    They belong to the corpus, since they say how far its rows are trusted, not where or how fast we measure.
-    Samples with an image beyond them are counted apart, and measured once the limits allow it.
-    """
-
-    max_pixels: int = Field(50_000_000, ge=1, description="width times height; larger images are not decoded")
-    max_bytes: int = Field(50_000_000, ge=1, description="of an image file; larger ones are not opened")
-    fetch_remote: bool = Field(False, description="fetch images that have a web address, whenever they are measured")
-
-
-class Corpus(Section):
-    """Where traces arrive and how their rows are read."""
-
-    landing: str = Field(description="folder; every .jsonl, .jsonl.gz and .parquet file below it is a shard")
-    format: Format = "auto"
-    columns: Columns = Columns()
-    segmentation: Segmentation = Field(default=Segmentation(), json_schema_extra=_or_strategy)
-    max_row_bytes: int = Field(
-        8_000_000, ge=1000, description="longer rows are rejected; images inside a row count as base64"
-    )
-    images: Images = Images()
-
-    @field_validator("segmentation", mode="before")
-    @classmethod
-    def _strategy_alone(cls, value: object) -> object:
-        return {"strategy": value} if isinstance(value, str) else value
-
-
-class ValidationSet(Section):
-    """A held-out set that methods compare the pool with."""
-
-    name: Name
-    path: str = Field(description="a .jsonl, .jsonl.gz or .parquet file")
-    format: Format = "auto"
-    columns: Columns = Columns()
 
 
 class Warmup(Section):
@@ -179,7 +80,18 @@ class Target(Section):
         for position, signal in enumerate(self.signals):
             if signal in self.signals[:position]:
                 raise LocatedError(["signals", position], f"{signal!r} is listed twice; list each signal once")
+        if self.embedding_model and len(self.signals) > 1:
+            raise LocatedError(
+                ["signals"], "text_embeddings are an embedding model's: measure other signals with another target"
+            )
+        if self.embedding_model and self.warmup != "none":
+            raise LocatedError(["signals"], "an embedding model is measured as it is: add warmup: none")
         return self
+
+    @property
+    def embedding_model(self) -> bool:
+        """Whether the model is a sentence-transformers model, which has one signal."""
+        return "text_embeddings" in self.signals
 
 
 if TYPE_CHECKING:

@@ -53,15 +53,22 @@ def _scan(
 ) -> pl.LazyFrame | None:
     warehouse, settings = workspace.warehouse, workspace.settings
     folders = {"raw_corpus": tables.raw_corpus_dir(), "rejected_rows": tables.rejected_rows_dir()}
+    files = {
+        "pool": tables.pool_path(),
+        "subset_comparison": tables.subset_comparison_path(),
+        "preference": tables.preference_path(),
+    }
     if name in folders:
         return warehouse.scan(folders[name])
+    if name in files:
+        return warehouse.scan_table(files[name])
+    if name == "sample_quality":
+        return _once(warehouse.scan(tables.sample_quality_dir()), ["sample_id"])
     if name == "segmented_steps":
         return _once(warehouse.scan(tables.segmented_steps_dir()), ["sample_id", "step_index"])
     if name == "subset":
         chosen = pick("subset", subset, [item.name for item in settings.subsets])
         return warehouse.scan_table(tables.subset_path(chosen))
-    if name == "subset_comparison":
-        return warehouse.scan_table(tables.subset_comparison_path())
     return _scan_target(workspace, name, target, score)
 
 

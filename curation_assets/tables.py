@@ -6,96 +6,44 @@ Dagster column schemas and `curate table` are generated from it. Storage itself 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import polars as pl
-from polars.datatypes import DataType, DataTypeClass
 
-PolarsType = DataType | DataTypeClass
+from curation_assets.signal_tables import (
+    EMBEDDINGS_LAST,
+    EMBEDDINGS_MEAN,
+    EMBEDDINGS_POSITION_WEIGHTED,
+    LIKELIHOODS,
+    SEGMENT_LIKELIHOODS,
+    SIGNAL_TABLES,
+    STEP_GRADIENTS,
+    TEXT_EMBEDDINGS,
+    TOKEN_LIKELIHOODS,
+    UNCONDITIONAL_LIKELIHOODS,
+)
+from curation_assets.table import PROMPT_ID, ROW, SAMPLE_ID, SHARD, Column, Table, TableError
 
+__all__ = [
+    "EMBEDDINGS_LAST",
+    "EMBEDDINGS_MEAN",
+    "EMBEDDINGS_POSITION_WEIGHTED",
+    "LIKELIHOODS",
+    "SEGMENT_LIKELIHOODS",
+    "SIGNAL_TABLES",
+    "STEP_GRADIENTS",
+    "TEXT_EMBEDDINGS",
+    "TOKEN_LIKELIHOODS",
+    "UNCONDITIONAL_LIKELIHOODS",
+    "Column",
+    "Table",
+    "TableError",
+]
 
-class TableError(ValueError):
-    """A frame does not have the columns or types that its table defines."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column: `unit` is empty where the value has none."""
-
-    dtype: PolarsType
-    meaning: str
-    unit: str = ""
-    nullable: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table's contract. `open_columns` is the type of further columns that the config names, if any."""
-
-    name: str
-    meaning: str
-    columns: dict[str, Column]
-    open_columns: PolarsType | None = None
-    sort: tuple[str, ...] = field(default=())
-
-    @property
-    def schema(self) -> dict[str, PolarsType]:
-        """Column names and Polars types, in order."""
-        return {name: column.dtype for name, column in self.columns.items()}
-
-    def empty(self) -> pl.DataFrame:
-        """A frame of this table with no rows."""
-        return pl.DataFrame(schema=self.schema)
-
-    def conform(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The frame with this table's columns in order, cast and sorted.
-
-        Raises:
-            TableError: a column is missing, unknown, of another type, or null where it must not be.
-        """
-        missing = [name for name in self.columns if name not in frame.columns]
-        unknown = [name for name in frame.columns if name not in self.columns]
-        if missing or (unknown and self.open_columns is None):
-            raise TableError(f"table {self.name}: missing columns {missing}, unknown columns {unknown}")
-        types = self.schema | {name: self.open_columns for name in unknown if self.open_columns is not None}
-        wrong = [
-            f"{name} is {frame.schema[name]}" for name, dtype in types.items() if not _fits(frame.schema[name], dtype)
-        ]
-        if wrong:
-            raise TableError(f"table {self.name}: columns of another type: {', '.join(wrong)}")
-        try:
-            frame = frame.select(pl.col(name).cast(dtype) for name, dtype in types.items())
-        except pl.exceptions.PolarsError as error:
-            raise TableError(f"table {self.name}: {error}") from error
-        for name, column in self.columns.items():
-            if not column.nullable and frame[name].null_count():
-                raise TableError(f"table {self.name}: column {name} holds {frame[name].null_count()} nulls")
-        return frame.sort(self.sort, maintain_order=True) if self.sort else frame
-
-
-def _fits(given: PolarsType, wanted: PolarsType) -> bool:
-    """Whether a cast between the types only changes width: text is not parsed, fractions are not cut off."""
-    if given in (wanted, pl.Null):
-        return True
-    if isinstance(given, pl.List) and isinstance(wanted, pl.List):
-        return _fits(given.inner, wanted.inner)
-    if wanted.is_float():
-        return given.is_numeric()
-    return given.is_integer() and wanted.is_integer()
-
-
-SAMPLE_ID = Column(pl.String, "hash of prompt, response, answer, explicit steps and image bytes (128 bits, hex)")
-PROMPT_ID = Column(pl.String, "hash of the prompt turns and images: the prompt group (128 bits, hex)")
-SHARD = Column(pl.String, "partition key of the landing file")
-ROW = Column(pl.Int64, "row of the file that the sample came from, from 0 (blank lines count)")
-RESPONSE_TOKENS = Column(pl.Int32, "tokens of the response after truncation, without EOS", "tokens")
-RUN_TOKENS = Column(pl.Int32, "tokens run through the model: prompt, images, response and EOS", "tokens")
-SIGNAL_FLAGS = Column(pl.List(pl.String), "why a sample was not measured, or what to know about it")
-
-
-def _mean(meaning: str, unit: str = "") -> Column:
-    return Column(pl.Float64, f"mean over tokens: {meaning}", unit, nullable=True)
-
+REPETITION_SHARES = (
+    *(f"duplicate_{part}_{of}" for of in ("share", "characters") for part in ("line", "paragraph")),
+    *(f"top_{n}_gram_characters" for n in (2, 3, 4)),
+    *(f"duplicate_{n}_gram_characters" for n in range(5, 11)),
+)
+"""Shares of a text that repeat: `curation_assets.quality.repetition` says what each is."""
 
 RAW_CORPUS = Table(
     "raw_corpus",
@@ -157,128 +105,41 @@ SEGMENTED_STEPS = Table(
     sort=("sample_id", "step_index"),
 )
 
-STEP_GRADIENTS = Table(
-    "step_gradients",
-    "GRACE's signal: Gram matrix of the segments' proxy gradients at a checkpoint (arXiv 2605.13130, Eq. 9 and 11)",
+SAMPLE_QUALITY = Table(
+    "sample_quality",
+    "what the pool's filters look at, from the text alone; null where no filter looks",
     {
         "sample_id": SAMPLE_ID,
-        "n_steps": Column(pl.Int32, "steps K that have tokens"),
-        "step_indices": Column(pl.List(pl.Int32), "step_index of each measured step, in order"),
-        "gram": Column(
-            pl.List(pl.Float32),
-            "upper triangle by rows of M = G G^T over steps 1..K, then the answer; null if not measured",
+        "language": Column(
+            pl.String, "ISO 639-1 code of the response's language; null if it says too little", nullable=True
+        ),
+        "confidence": Column(pl.Float64, "how sure that is", nullable=True),
+        "repetition": Column(
+            pl.Struct(dict.fromkeys(REPETITION_SHARES, pl.Float64)),
+            "shares of the response that repeat (arXiv 2112.11446, Table A1)",
             nullable=True,
         ),
-        "norms": Column(pl.List(pl.Float32), "gradient norms of steps 1..K, then the answer", nullable=True),
-        "segment_tokens": Column(pl.List(pl.Int32), "tokens of steps 1..K, then the answer", "tokens"),
-        "response_tokens": RESPONSE_TOKENS,
-        "tokens": RUN_TOKENS,
-        "flags": Column(pl.List(pl.String), "why a sample has no matrix, or what to know about it"),
+        "benchmarks": Column(pl.List(pl.String), "benchmarks that prompt and response overlap with", nullable=True),
+        "benchmark_share": Column(
+            pl.List(pl.Float64), "of each of them, the share of the best item's n-grams", nullable=True
+        ),
+        "signature": Column(pl.List(pl.UInt32), "MinHash signature of prompt and response", nullable=True),
     },
     sort=("sample_id",),
 )
 
-LIKELIHOODS = Table(
-    "likelihoods",
-    "what the model thinks of each response; means over its tokens, null if not measured",
+POOL = Table(
+    "pool",
+    "every present sample, and why it is left out of the pool if it is",
     {
         "sample_id": SAMPLE_ID,
-        "tokens": RUN_TOKENS,
-        "response_tokens": RESPONSE_TOKENS,
-        "mean_nll": _mean("negative log-likelihood of the response", "nats"),
-        "first_nll": Column(pl.Float64, "-log p of the response's first token alone", "nats", nullable=True),
-        "first_100_nll": _mean("the same over the first 100 tokens or all if there are fewer, EOS included", "nats"),
-        "first_1000_nll": _mean("the same over the first 1,000 tokens", "nats"),
-        "mean_entropy": _mean("entropy of the predicted distribution", "nats"),
-        "least_confidence": _mean("1 - the largest predicted probability"),
-        "mean_margin": _mean("the largest minus the second largest predicted probability"),
-        "flags": SIGNAL_FLAGS,
+        "reason": Column(
+            pl.String, "contaminated, language, repetitive, near_duplicate; null: it is in the pool", nullable=True
+        ),
+        "detail": Column(pl.String, "which benchmarks, language, limits, or whose duplicate", nullable=True),
     },
     sort=("sample_id",),
 )
-
-SEGMENT_LIKELIHOODS = Table(
-    "segment_likelihoods",
-    "mean negative log-likelihood of each step, and of the answer",
-    {
-        "sample_id": SAMPLE_ID,
-        "step_indices": Column(pl.List(pl.Int32), "step_index of each step that has tokens, in order"),
-        "segment_tokens": Column(
-            pl.List(pl.Int32), "tokens of these steps, then of the answer if it has any", "tokens"
-        ),
-        "segment_nll": Column(
-            pl.List(pl.Float64),
-            "mean -log p of these steps' tokens, then of the answer's if it has any; null if not measured",
-            "nats",
-            nullable=True,
-        ),
-        "response_tokens": RESPONSE_TOKENS,
-        "tokens": RUN_TOKENS,
-        "flags": SIGNAL_FLAGS,
-    },
-    sort=("sample_id",),
-)
-
-
-TOKEN_LIKELIHOODS = Table(
-    "token_likelihoods",
-    "log-likelihood of every token of the response, for weights by token",
-    {
-        "sample_id": SAMPLE_ID,
-        "log_likelihoods": Column(
-            pl.List(pl.Float16),
-            "log p of the response's tokens in order, in half precision; null if not measured",
-            "nats",
-            nullable=True,
-        ),
-        "response_tokens": RESPONSE_TOKENS,
-        "tokens": RUN_TOKENS,
-        "flags": SIGNAL_FLAGS,
-    },
-    sort=("sample_id",),
-)
-
-UNCONDITIONAL_LIKELIHOODS = Table(
-    "unconditional_likelihoods",
-    "how likely the model finds each response without its prompt: IFD's second pass",
-    {
-        "sample_id": SAMPLE_ID,
-        "unconditional_nll": Column(
-            pl.Float64,
-            "mean -log p of the response's second to last token, given only the response's own tokens",
-            "nats",
-            nullable=True,
-        ),
-        "response_tokens": RESPONSE_TOKENS,
-        "tokens": Column(pl.Int32, "tokens run for it: the response", "tokens"),
-        "flags": SIGNAL_FLAGS,
-    },
-    sort=("sample_id",),
-)
-
-
-def _embeddings(pooling: str, how: str) -> Table:
-    return Table(
-        f"embeddings_{pooling}",
-        f"each sample as one vector: the last layer's hidden states, {how}",
-        {
-            "sample_id": SAMPLE_ID,
-            "vector": Column(
-                pl.List(pl.Float16),
-                "the vector [d] in half precision; null if not measured, or if a component is beyond its range",
-                nullable=True,
-            ),
-            "response_tokens": RESPONSE_TOKENS,
-            "tokens": RUN_TOKENS,
-            "flags": SIGNAL_FLAGS,
-        },
-        sort=("sample_id",),
-    )
-
-
-EMBEDDINGS_MEAN = _embeddings("mean", "averaged over tokens")
-EMBEDDINGS_LAST = _embeddings("last", "of the last token")
-EMBEDDINGS_POSITION_WEIGHTED = _embeddings("position_weighted", "averaged with weights that grow with the position")
 
 STEP_SCORES = Table(
     "step_scores",
@@ -370,19 +231,21 @@ SUBSET_COMPARISON = Table(
     sort=("comparison", "left", "right"),
 )
 
-SIGNAL_TABLES = {
-    table.name: table
-    for table in (
-        STEP_GRADIENTS,
-        LIKELIHOODS,
-        SEGMENT_LIKELIHOODS,
-        TOKEN_LIKELIHOODS,
-        UNCONDITIONAL_LIKELIHOODS,
-        EMBEDDINGS_MEAN,
-        EMBEDDINGS_LAST,
-        EMBEDDINGS_POSITION_WEIGHTED,
-    )
-}
+PREFERENCE = Table(
+    "preference",
+    "whose responses each target finds likeliest: wins by lowest perplexity (GRAPE, arXiv 2502.04194, figure 4)",
+    {
+        "generator": Column(pl.String, "who wrote the responses; (unknown) where the rows do not say"),
+        "target": Column(pl.String, "the target that measured them"),
+        "wins": Column(pl.Int64, "prompts of which the target finds a response of this generator likeliest"),
+        "share_of_generator": Column(
+            pl.Float64, "of the generator's wins with all targets; null if it has none", nullable=True
+        ),
+        "share_of_target": Column(pl.Float64, "of the target's prompts; null if it has none", nullable=True),
+        "prompts": Column(pl.Int64, "prompts of which the target measured two responses or more"),
+    },
+    sort=("generator", "target"),
+)
 
 ALL_TABLES = {
     table.name: table
@@ -390,12 +253,15 @@ ALL_TABLES = {
         RAW_CORPUS,
         REJECTED_ROWS,
         SEGMENTED_STEPS,
+        SAMPLE_QUALITY,
+        POOL,
         *SIGNAL_TABLES.values(),
         STEP_SCORES,
         SAMPLE_SCORES,
         SCORE_MANIFEST,
         SUBSET,
         SUBSET_COMPARISON,
+        PREFERENCE,
     )
 }
 
@@ -416,6 +282,16 @@ def rejected_rows_dir() -> str:
 def images_dir() -> str:
     """Folder of the images whose bytes were inside rows, each under the hash of its bytes."""
     return "images"
+
+
+def sample_quality_dir() -> str:
+    """Folder of `sample_quality`, one Parquet file a shard."""
+    return "corpus/sample_quality"
+
+
+def pool_path() -> str:
+    """`pool`, one Parquet file."""
+    return "corpus/pool.parquet"
 
 
 def validation_path(name: str) -> str:
@@ -461,6 +337,11 @@ def subset_path(subset: str) -> str:
 def subset_comparison_path() -> str:
     """`subset_comparison`, one Parquet file."""
     return "reports/subset_comparison.parquet"
+
+
+def preference_path() -> str:
+    """`preference`, one Parquet file."""
+    return "reports/preference.parquet"
 
 
 def release_dir(subset: str) -> str:

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 from curation_assets.config_file import config_path, parse_settings
-from curation_assets.settings import Settings, Target, ValidationSet
+from curation_assets.corpus_settings import ValidationSet
+from curation_assets.settings import Settings, Target
 from curation_assets.tables import images_dir
 from resources.digests import DigestCache, bytes_digest
 from resources.landing import Landing

@@ -168,6 +168,15 @@ def weights_digest(folder: Path, cache: DigestCache) -> str:
     return digest("weights", config, weights, shipped)
 
 
+def modules_digest(folder: Path, cache: DigestCache) -> str:
+    """Hash of what a sentence-transformers model does with the transformer's output: its modules, their weights."""
+    own = {folder / "config.json", *(folder / name for name in TOKENIZER_FILES), *weight_files(folder)}
+    files = sorted({*folder.rglob("*.json"), *folder.rglob("*.safetensors")} - own)
+    found = {path.relative_to(folder).as_posix(): cache.file_digest(path) for path in files}
+    cache.save()
+    return digest("modules", found)
+
+
 def adapter_digest(folder: Path, cache: DigestCache) -> str:
     """Hash of a LoRA adapter: the settings that scale it, and its weights' bytes."""
     config = json.loads((folder / "adapter_config.json").read_text())

@@ -15,6 +15,7 @@ from resources.scoring.samples import Request, Sample, SampleSignals
 from resources.scoring.spec import PassSpec
 
 if TYPE_CHECKING:
+    from resources.embedder import EmbeddingPass
     from resources.scoring.devices import DeviceGroup
     from resources.scoring.forward import ForwardPass
 
@@ -45,11 +46,15 @@ class Scorer:
         return devices_of(self.device)
 
     @cached_property
-    def _pass(self) -> ForwardPass | DeviceGroup:
+    def _pass(self) -> ForwardPass | DeviceGroup | EmbeddingPass:
         # Torch and transformers take seconds to import: only runs that measure pay for them.
         quieten_transformers()
         from resources.scoring.devices import DeviceGroup, make_pass  # noqa: PLC0415
 
+        if self.spec.embedding_model:
+            from resources.embedder import EmbeddingPass  # noqa: PLC0415
+
+            return EmbeddingPass(self.spec, self._devices[0])
         if len(self._devices) > 1:
             return self._workers.enter_context(DeviceGroup(self.spec, self._devices, quieten_transformers))
         return make_pass(self.spec, self._devices[0])

@@ -11,9 +11,10 @@ from typing import Any
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.corpus.ingest import corpus_rows, pool_rows
+from curation_assets.corpus.ingest import corpus_rows, pool_rows, present_shards
 from curation_assets.fingerprints import WARMUP_ROLE, warmup_key
 from curation_assets.progress import track
+from curation_assets.quality.filtered_pool import pool_due, without_filtered
 from curation_assets.samples import samples_of
 from curation_assets.settings import Target, Warmup
 from curation_assets.shares import ceil_share
@@ -44,13 +45,21 @@ def warmup_checkpoint(workspace: Workspace, target: Target) -> WarmupCheckpoint 
 
 def trainable_rows(workspace: Workspace) -> pl.DataFrame:
     """The rows of the pool that a warm-up may be trained on: those without images, as the trainer reads text."""
-    return pool_rows(workspace).filter(pl.col("images") == 0)
+    return _pool(workspace).filter(pl.col("images") == 0)
+
+
+def _pool(workspace: Workspace) -> pl.DataFrame:
+    """The pool after filters; empty while these have not been applied to all of it."""
+    rows = pool_rows(workspace)
+    if pool_due(workspace, present_shards(workspace)):
+        return rows.clear()
+    return without_filtered(workspace, rows)[0]
 
 
 def too_few(workspace: Workspace, target: Target) -> str | None:
     """Why the target's warm-up cannot be trained yet, and the mend; None if the pool is large enough."""
     assert isinstance(target.warmup, Warmup)
-    pool = pool_rows(workspace)
+    pool = _pool(workspace)
     with_images = int((pool["images"] > 0).sum())
     size = len(pool) - with_images
     if size >= target.warmup.min_pool:

@@ -28,7 +28,7 @@ from curation_assets.corpus.fields import (
 )
 from curation_assets.corpus.image_fields import image_sources
 from curation_assets.corpus.readings import SYSTEM_NAMES, Candidate, Reading, candidates_in, prompt_turns
-from curation_assets.settings import Columns
+from curation_assets.corpus_settings import Columns
 
 SHARED_NAMES: dict[str, tuple[str, ...]] = {
     "source": ("source", "data_source", "dataset"),

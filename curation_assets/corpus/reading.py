@@ -22,7 +22,7 @@ from curation_assets.corpus.fields import Row
 from curation_assets.corpus.formats import Parser, detect
 from curation_assets.corpus.identity import identify
 from curation_assets.corpus.images import ImageFolder, digest_of_bytes
-from curation_assets.settings import Corpus
+from curation_assets.corpus_settings import Corpus
 from curation_assets.tables import RAW_CORPUS, REJECTED_ROWS
 
 DETECTION_ROWS = 50

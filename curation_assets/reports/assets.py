@@ -1,4 +1,4 @@
-"""Assets of the reports stage: how subsets differ, and what-ifs from the launchpad."""
+"""Assets of the reports stage: how subsets differ, what-ifs from the launchpad, whom base models prefer."""
 
 from typing import Any
 
@@ -9,8 +9,13 @@ from pydantic import Field
 from curation_assets import tables
 from curation_assets.asset_metadata import OWNERS, column_schema, facts_table, finite, markdown_table, row_count
 from curation_assets.conditions import FOLLOW_UPSTREAM
+from curation_assets.quality.assets import POOL_KEY
+from curation_assets.reports import preference
 from curation_assets.reports.comparison import matrix, write_comparison
 from curation_assets.reports.plots import heat_map, histogram, stacked_bars
+from curation_assets.scores.assets import score_manifest_key
+from curation_assets.settings import Target
+from curation_assets.signals.assets import signal_key
 from curation_assets.stored_tables import pick
 from curation_assets.subsets.assets import subset_key
 from curation_assets.subsets.what_if import what_if
@@ -18,6 +23,7 @@ from curation_assets.workspace import Workspace
 
 COMPARISON_KEY = dg.AssetKey(["reports", "subset_comparison"])
 WHAT_IF_KEY = dg.AssetKey(["reports", "what_if"])
+PREFERENCE_KEY = dg.AssetKey(["reports", "preference_heat_map"])
 MANY_SOURCES = 12
 
 
@@ -30,11 +36,12 @@ class WhatIfConfig(dg.Config):
 
 
 def report_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
-    """The reports of a configuration; none without subsets."""
-    if not workspace.settings.subsets:
-        return []
+    """The reports of a configuration: on subsets if there are any, on preferences if likelihoods are measured."""
+    targets = preference.measuring_targets(workspace.settings)
+    pool = [POOL_KEY] if workspace.settings.corpus.filters.any else []
+    made = [_preference_asset(targets, pool)] if targets else []
     subsets = [subset_key(subset) for subset in workspace.settings.subsets]
-    return [_comparison_asset(subsets), _what_if_asset(subsets)]
+    return [*made, _comparison_asset(subsets), _what_if_asset(subsets)] if subsets else made
 
 
 def _comparison_asset(subsets: list[dg.AssetKey]) -> dg.AssetsDefinition:
@@ -111,3 +118,35 @@ def _what_if_asset(subsets: list[dg.AssetKey]) -> dg.AssetsDefinition:
         )
 
     return try_change
+
+
+def _preference_asset(targets: list[Target], pool: list[dg.AssetKey]) -> dg.AssetsDefinition:
+    signals = [signal_key(target, preference.SIGNAL) for target in targets]
+    # New likelihoods make it anew; those of files that went away before they were measured are not waited for.
+    missing = dg.AutomationCondition.any_deps_missing()
+    condition = FOLLOW_UPSTREAM.replace(missing, missing.ignore(dg.AssetSelection.assets(*signals)))
+
+    @dg.asset(
+        key=PREFERENCE_KEY,
+        deps=[*(score_manifest_key(target) for target in targets), *signals, *pool],
+        group_name="reports",
+        description=tables.PREFERENCE.meaning,
+        metadata=column_schema(tables.PREFERENCE),
+        owners=OWNERS,
+        kinds={"polars", "parquet"},
+        automation_condition=condition.with_label("follow upstream"),
+    )
+    def preference_heat_map(workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
+        frame = preference.write_preference(workspace)
+        metadata: dict[str, Any] = row_count(len(frame), partitioned=False)
+        pictures = {
+            "share_of_generator": "of each generator's wins, the share by target",
+            "share_of_target": "of each target's prompts, the share by generator",
+        }
+        for column, title in pictures.items():
+            values, rows, columns = preference.matrix(frame, column)
+            metadata[column] = dg.MetadataValue.md(heat_map(values, rows, columns, title, "share"))
+        metadata["table"] = markdown_table(frame.columns, frame.head(100).iter_rows())
+        return dg.MaterializeResult(metadata=metadata)
+
+    return preference_heat_map

@@ -10,6 +10,7 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.corpus.pool import resolve_duplicates
 from curation_assets.draws import uniform
+from curation_assets.quality.filtered_pool import without_filtered
 from curation_assets.scores.manifest import present_scores
 from curation_assets.subsets.select import wanted_fingerprint
 from curation_assets.workspace import Workspace
@@ -54,7 +55,8 @@ def scored_pool(workspace: Workspace) -> pl.DataFrame:
         if stored is None:
             continue
         names = [score.name for score in workspace.settings.scores_of(target.name)]
-        rows = resolve_duplicates(stored).rows.select("sample_id", "source", *LENGTHS, *names)
+        rows, _ = without_filtered(workspace, resolve_duplicates(stored).rows)
+        rows = rows.select("sample_id", "source", *LENGTHS, *names)
         if pool is None:
             pool = rows
         else:

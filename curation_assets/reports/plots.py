@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 COLORS = ("#9aa5b1", "#2563eb", "#d97706", "#059669")
 BINS = 40
 DARK = 0.6
-"""Values from here on are written in white."""
+"""Values from this share of the largest on are written in white."""
 
 
 def histogram(groups: Mapping[str, Sequence[float]], title: str, x_label: str) -> str:
@@ -49,25 +49,39 @@ def scatter(x: Sequence[float], y: Sequence[float], title: str, x_label: str, y_
     return _markdown(figure, title)
 
 
-def heat_map(values: Sequence[Sequence[float | None]], rows: Sequence[str], columns: Sequence[str], title: str) -> str:
-    """A matrix with a number in every cell; colours from blue (-1) over white to red (1), None left empty.
+def heat_map(
+    values: Sequence[Sequence[float | None]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    scale: Literal["signed", "share"] = "signed",
+) -> str:
+    """A matrix with a number in every cell, None left empty.
 
     Args:
-        values: by row, then column, between -1 and 1.
+        values: by row, then column.
         rows: names of the rows.
         columns: names of the columns.
         title: over the picture.
+        scale: signed: values between -1 and 1, blue over white to red; share: between 0 and 1, as percent, white to
+            the largest one's blue.
     """
     figure, axes = _figure(title, height=1.4 + 0.32 * max(1, len(rows)))
     numbers = [[float("nan") if value is None else value for value in row] for row in values]
-    axes.imshow(numbers, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    shares = scale == "share"
+    most = max((value for row in values for value in row if value is not None), default=1.0) if shares else 1.0
+    most = most or 1.0
+    if rows and columns:
+        colors, least = ("Blues", 0.0) if shares else ("RdBu_r", -1.0)
+        axes.imshow(numbers, cmap=colors, vmin=least, vmax=most, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     for y, row in enumerate(values):
         for x, value in enumerate(row):
             if value is not None:
-                color = "white" if abs(value) > DARK else "black"
-                axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
+                text = f"{value:.1%}" if shares else f"{value:.2f}"
+                color = "white" if abs(value) > DARK * most else "black"
+                axes.text(x, y, text, ha="center", va="center", fontsize=7, color=color)
     axes.spines[:].set_visible(False)
     return _markdown(figure, title)
 

@@ -192,6 +192,7 @@ POOLINGS: dict[Pooling, SignalName] = {
     "mean": "embeddings_mean",
     "last": "embeddings_last",
     "position_weighted": "embeddings_position_weighted",
+    "text": "text_embeddings",
 }
 
 SIGNALS: dict[SignalName, Signal] = {

@@ -78,6 +78,7 @@ def make_scorer(workspace: Workspace, target: Target) -> Scorer:
         attention=engine.attention,
         compile_model=engine.compile,
         images=ImageLimits(images.max_pixels, images.max_bytes, images.fetch_remote),
+        embedding_model=target.embedding_model,
     )
     return Scorer(spec, engine.device)
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from curation_assets.corpus.explicit_steps import locate_steps
-from curation_assets.settings import Segmentation
+from curation_assets.corpus_settings import Segmentation
 from curation_assets.steps.answers import TAGS, Answer, find_answer
 from curation_assets.steps.cutting import (
     Cutter,

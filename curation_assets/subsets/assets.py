@@ -16,6 +16,7 @@ from curation_assets.asset_metadata import (
     row_count,
 )
 from curation_assets.conditions import FOLLOW_UPSTREAM
+from curation_assets.quality.assets import POOL_KEY
 from curation_assets.releases.build import latest_release
 from curation_assets.releases.manifest import lineage
 from curation_assets.reports.plots import histogram, scatter
@@ -42,7 +43,7 @@ def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
 
     @dg.asset(
         key=subset_key(subset),
-        deps=[score_manifest_key(target)],
+        deps=[score_manifest_key(target), *([POOL_KEY] if workspace.settings.corpus.filters.any else [])],
         group_name="subsets",
         description=f"Chosen from the pool by {score.name} ({score.method}), selector {kind}; budget: {budget}.",
         metadata=column_schema(tables.SUBSET),

@@ -1,4 +1,8 @@
-"""Round robin: each validation sample in turn takes its best remaining one (RDS+, arXiv 2503.01807; NV-Embed style)."""
+"""Round robin: each validation sample in turn takes its best remaining one (RDS+, arXiv 2503.01807; NV-Embed style).
+
+Every validation sample has a list of its most similar samples, just long enough. Where one has been used up, new
+lists are made of what is left, which is ever less, and the turns go on where they stopped.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from curation_assets.subsets.vectors import cosines
+from curation_assets.subsets.vectors import cosine_rows
 
-MERGE_AT = 4_000_000
-"""Candidates that are collected before the lists are cut again."""
+SHARE_OF_LIST = 4
+SPARE = 64
+"""Lists are so many times a validation sample's share of what is to be taken, and a few more: lists overlap."""
+GUESS = 4096
+"""Similarities that a list's least one is guessed from."""
 
 Positions = NDArray[np.int64]
 
 
 class Lists(NamedTuple):
-    """Of every validation sample its most similar samples, best first: positions [M, L]."""
+    """Of every validation sample its most similar samples, best first, and whether these are all there are."""
 
-    positions: Positions
+    positions: list[list[int]]
     complete: bool
 
 
@@ -42,82 +49,77 @@ def round_robin(
     limit = min(limit, len(vectors))
     if limit == 0 or not len(validation):
         return np.empty(0, dtype=np.int64)
-    length = min(len(vectors), 4 * -(-limit // len(validation)) + 64)
-    while True:
-        lists = best_lists(vectors, validation, length, tie_rank)
-        taken = _take_turns(lists, len(vectors), limit, lose_turns)
-        if taken is not None:
-            return taken
-        length = min(len(vectors), 4 * length)
-
-
-def _take_turns(lists: Lists, samples: int, limit: int, lose_turns: bool) -> Positions | None:
-    """The order of choice, or None if a list ended too early."""
-    free = bytearray(b"\x01") * samples
-    queues = [iter(row) for row in lists.positions.tolist()]
+    if lose_turns:
+        return _losing_turns(vectors, validation, limit, tie_rank)
     order: list[int] = []
-    while len(order) < limit and queues:
-        going = []
-        for queue in queues:
-            found = next(queue, -1)
-            while found >= 0 and not free[found] and not lose_turns:
-                found = next(queue, -1)
-            if found < 0:
-                if not lists.complete:
-                    return None
-                continue
-            going.append(queue)
+    left = np.arange(len(vectors))
+    turn = 0
+    while len(order) < limit:
+        wanted = limit - len(order)
+        length = SHARE_OF_LIST * -(-wanted // len(validation)) + SPARE
+        lists = best_lists(vectors[left], validation, length, tie_rank[left])
+        taken, turn = _take_turns(lists, len(left), wanted, turn)
+        order += left[taken].tolist()
+        free = np.ones(len(left), dtype=np.bool_)
+        free[taken] = False
+        left = left[free]
+    return np.array(order, dtype=np.int64)
+
+
+def _take_turns(lists: Lists, samples: int, wanted: int, turn: int) -> tuple[list[int], int]:
+    """Positions taken, in order, until there are enough or a list has come to its end; and whose turn it is then."""
+    free = bytearray(b"\x01") * samples
+    queues = [iter(row) for row in lists.positions]
+    taken: list[int] = []
+    while len(taken) < wanted:
+        for found in queues[turn]:
             if free[found]:
                 free[found] = 0
-                order.append(found)
-                if len(order) == limit:
-                    break
-        queues = going
-    return np.array(order, dtype=np.int64)
+                taken.append(found)
+                break
+        else:
+            return taken, turn
+        turn = (turn + 1) % len(queues)
+    return taken, turn
+
+
+def _losing_turns(
+    vectors: NDArray[np.floating], validation: NDArray[np.floating], limit: int, tie_rank: Positions
+) -> Positions:
+    """The released code's order: every list is gone through one by one, taken or not."""
+    length = min(len(vectors), SHARE_OF_LIST * -(-limit // len(validation)) + SPARE)
+    while True:
+        lists = best_lists(vectors, validation, length, tie_rank)
+        rounds = np.array(lists.positions).T.reshape(-1)
+        _, firsts = np.unique(rounds, return_index=True)
+        order: Positions = rounds[np.sort(firsts)][:limit]
+        if len(order) == limit or lists.complete:
+            return order
+        length = min(len(vectors), 4 * length)
 
 
 def best_lists(
     vectors: NDArray[np.floating], validation: NDArray[np.floating], length: int, tie_rank: Positions
 ) -> Lists:
-    """The `length` most similar samples of every validation sample, without all similarities at once."""
-    count = len(validation)
-    least = np.full(count, -np.inf, dtype=np.float32)
-    found: list[tuple[Positions, Positions, NDArray[np.float32]]] = []
-    waiting = 0
-    for rows, block in cosines(vectors, validation):
-        if np.isneginf(least).any() and len(block) > length:
-            # Nothing is known yet: only the block's own best can be among the best.
-            kth = np.partition(block, len(block) - length, axis=0)[len(block) - length]
-            near, owner = np.nonzero(block >= np.maximum(least, kth))
-        else:
-            near, owner = np.nonzero(block >= least)
-        found.append((owner, near + rows.start, block[near, owner]))
-        waiting += len(owner)
-        if waiting > MERGE_AT:
-            found = [_cut(found, count, length, tie_rank, least)]
-            waiting = len(found[0][0])
-    owner, position, _ = _cut(found, count, length, tie_rank, least)
-    return (
-        Lists(position.reshape(count, -1), complete=length >= len(vectors))
-        if len(owner)
-        else Lists(np.empty((count, 0), dtype=np.int64), complete=True)
-    )
+    """The `length` most similar samples of every validation sample, or all."""
+    lists = [_best(row, length, tie_rank).tolist() for row in cosine_rows(validation, vectors)]
+    return Lists(lists, complete=length >= len(vectors))
 
 
-def _cut(
-    found: list[tuple[Positions, Positions, NDArray[np.float32]]],
-    count: int,
-    length: int,
-    tie_rank: Positions,
-    least: NDArray[np.float32],
-) -> tuple[Positions, Positions, NDArray[np.float32]]:
-    """The best of what was found, sorted by validation sample and similarity; raises `least` to the last of each."""
-    owner, position, value = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    order = np.lexsort((tie_rank[position], -value, owner))
-    owner, position, value = owner[order], position[order], value[order]
-    starts = np.searchsorted(owner, np.arange(count))
-    place = np.arange(len(owner)) - starts[owner]
-    kept = place < length
-    last = place == length - 1
-    least[owner[last]] = value[last]
-    return owner[kept], position[kept], value[kept]
+def _best(similarity: NDArray[np.float32], length: int, tie_rank: Positions) -> Positions:
+    """Positions of the largest similarities [N], largest first."""
+    samples = len(similarity)
+    near = np.arange(samples)
+    if 2 * length < samples:
+        # A look at some of them says about how large the least of the best is; too few found, and it is looked up.
+        some = similarity[:: max(1, samples // GUESS)]
+        place = len(some) - 1 - min(len(some) - 1, 2 * length * len(some) // samples + 8)
+        near = np.flatnonzero(similarity >= np.partition(some, place)[place])
+        if len(near) < length:
+            near = np.flatnonzero(similarity >= np.partition(similarity, samples - length)[samples - length])
+    order = np.argsort(-similarity[near])
+    ordered = similarity[near[order]]
+    if (ordered[1:] == ordered[:-1]).any():
+        order = np.lexsort((tie_rank[near], -similarity[near]))
+    best: Positions = near[order[:length]]
+    return best

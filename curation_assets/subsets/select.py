@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from curation_assets import tables
 from curation_assets.corpus.pool import Pool, resolve_duplicates
 from curation_assets.fingerprints import input_fingerprint, shard_scores_fingerprint
+from curation_assets.quality.filtered_pool import stored_pool, without_filtered
 from curation_assets.scores.method import ScoreSection
 from curation_assets.scores.registry import method_of
 from curation_assets.settings import Filters, Subset, Target
@@ -44,6 +46,7 @@ class Selection:
         rows: table `subset`.
         pool: the pool with the score in column `score`, who was eligible and who was chosen.
         duplicates: rows of the corpus that are exact copies of one in the pool.
+        filtered: samples that the corpus' filters leave out of the pool, by reason.
         left_out: eligible samples with a score that the selector takes under no budget, by reason.
         whole: whether the budget is larger than all that could be chosen.
     """
@@ -51,6 +54,7 @@ class Selection:
     rows: pl.DataFrame
     pool: pl.DataFrame
     duplicates: int
+    filtered: dict[str, int]
     left_out: dict[str, int]
     whole: bool
 
@@ -71,6 +75,7 @@ class Selection:
         return {
             "pool": len(self.pool),
             "duplicates_left_out": self.duplicates,
+            **{f"filtered_{reason}": count for reason, count in self.filtered.items()},
             "eligible": int(self.pool["eligible"].sum()),
             "without_score": int(self.pool["eligible"].sum()) - len(ranked),
             "low_signal": int(self.pool["low_signal"].sum()),
@@ -100,10 +105,12 @@ def selector_of(workspace: Workspace, subset: Subset) -> AnySelector:
 
 
 def wanted_fingerprint(workspace: Workspace, subset: Subset) -> str | None:
-    """Of the subset as parameters and manifest want it now; None while there is no manifest."""
+    """Of the subset as parameters, manifest and filters want it now; None while one of these is not there."""
     target = workspace.settings.score(subset.score).target
     manifest = workspace.warehouse.table_metadata(tables.score_manifest_path(target)).get("fingerprint")
-    return None if manifest is None else digest(parameters_digest(workspace, subset), manifest)
+    if manifest is None or (workspace.settings.corpus.filters.any and stored_pool(workspace) is None):
+        return None
+    return digest(parameters_digest(workspace, subset), manifest, stored_pool(workspace))
 
 
 def select(workspace: Workspace, subset: Subset) -> Selection:
@@ -118,8 +125,14 @@ def select(workspace: Workspace, subset: Subset) -> Selection:
     scan = workspace.warehouse.scan(tables.sample_scores_dir(score.target), shards)
     if scan is None:
         scan = tables.SAMPLE_SCORES.empty().lazy().with_columns(pl.lit(None, dtype=pl.Float64).alias(score.name))
-    pool = resolve_duplicates(scan.select(*POOL_COLUMNS, score=score.name))
-    return choose(pool, score, selector_of(workspace, subset), subset, features_of(workspace, score))
+    pool, filtered = filtered_pool(workspace, resolve_duplicates(scan.select(*POOL_COLUMNS, score=score.name)))
+    return choose(pool, score, selector_of(workspace, subset), subset, features_of(workspace, score), filtered)
+
+
+def filtered_pool(workspace: Workspace, pool: Pool) -> tuple[Pool, dict[str, int]]:
+    """The pool without what the corpus' filters leave out, and how many that are, by reason."""
+    rows, filtered = without_filtered(workspace, pool.rows)
+    return Pool(rows, pool.duplicates), filtered
 
 
 def features_of(workspace: Workspace, score: ScoreSection) -> Features | None:
@@ -139,7 +152,12 @@ def features_of(workspace: Workspace, score: ScoreSection) -> Features | None:
 
 
 def choose(
-    scored: Pool, score: ScoreSection, selector: AnySelector, subset: Subset, features: Features | None = None
+    scored: Pool,
+    score: ScoreSection,
+    selector: AnySelector,
+    subset: Subset,
+    features: Features | None = None,
+    filtered: Mapping[str, int] | None = None,
 ) -> Selection:
     """Choose a subset of scored samples.
 
@@ -149,6 +167,7 @@ def choose(
         selector: how it is chosen.
         subset: filters, strata, budget.
         features: embeddings, for selectors that look at them.
+        filtered: samples that are not in the pool because of the corpus' filters, by reason.
     """
     pool = scored.rows
     may = pool.select((pl.col("n_steps") >= score.min_steps) & passes(subset.filters)).to_series()
@@ -163,7 +182,7 @@ def choose(
     marks = {"eligible": eligible, "low_signal": _low_signal(pool), "selected": selected}
     pool = pool.with_columns(pl.Series(name, mark) for name, mark in marks.items())
     rows = _subset_rows(pool[taken.positions], score.name)
-    return Selection(rows, pool, scored.duplicates, choice.left_out, taken.whole)
+    return Selection(rows, pool, scored.duplicates, dict(filtered or {}), choice.left_out, taken.whole)
 
 
 def current_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 BLOCK = 1024
 """Rows of a product, always: matrix products of one shape treat every row alike."""
 LEAST_COLUMNS = 16
+ROWS_BYTES = 512 * 2**20
+"""Memory of the cosines that `cosine_rows` holds at once."""
 
 Vectors = NDArray[np.float32]
 
@@ -17,25 +19,37 @@ Vectors = NDArray[np.float32]
 def unit(vectors: NDArray[np.floating]) -> Vectors:
     """Vectors [N, d] of length one; a zero vector stays zero."""
     single = vectors.astype(np.float32)
-    norms = np.sqrt(np.einsum("nd,nd->n", single, single, dtype=np.float64))
-    scale = np.where(norms > 0.0, 1.0 / np.where(norms > 0.0, norms, 1.0), 0.0)
-    scaled: Vectors = single * scale.astype(np.float32)[:, None]
+    norms = np.sqrt(np.einsum("nd,nd->n", single, single))
+    length: Vectors = np.where(norms > 0.0, norms, 1.0).astype(np.float32)
+    scaled: Vectors = single / length[:, None]
     return scaled
 
 
 def cosines(vectors: NDArray[np.floating], others: NDArray[np.floating]) -> Iterator[tuple[slice, Vectors]]:
-    """Cosines [rows, M] of blocks of vectors [N, d] with all of the others [M, d], and which rows they are of.
-
-    Rows that are not finite give NaN.
-    """
-    known = unit(others)
-    columns = max(LEAST_COLUMNS, -(-len(known) // LEAST_COLUMNS) * LEAST_COLUMNS)
-    right = np.zeros((columns, vectors.shape[1]), dtype=np.float32)
-    right[: len(known)] = known
-    padded = np.zeros((BLOCK, vectors.shape[1]), dtype=np.float32)
+    """Cosines [rows, M] of blocks of vectors [N, d] with all of the others [M, d], and which rows they are of."""
+    right = _padded(unit(others))
+    block = np.zeros((BLOCK, vectors.shape[1]), dtype=np.float32)
     for start in range(0, len(vectors), BLOCK):
         rows = slice(start, min(start + BLOCK, len(vectors)))
         count = rows.stop - start
-        padded[:count] = unit(vectors[rows])
-        padded[count:] = 0.0
-        yield rows, (padded @ right.T)[:count, : len(known)]
+        block[:count] = unit(vectors[rows])
+        block[count:] = 0.0
+        yield rows, (right @ block.T)[: len(others), :count].T
+
+
+def cosine_rows(others: NDArray[np.floating], vectors: NDArray[np.floating]) -> Iterator[Vectors]:
+    """Of each of the others [M, d] its cosines [N] with all vectors [N, d]; the same numbers as `cosines`."""
+    group = max(1, ROWS_BYTES // (4 * max(1, len(vectors))))
+    for start in range(0, len(others), group):
+        members = others[start : start + group]
+        rows = np.empty((len(members), len(vectors)), dtype=np.float32)
+        for places, block in cosines(vectors, members):
+            rows[:, places] = block.T
+        yield from rows
+
+
+def _padded(vectors: Vectors) -> Vectors:
+    """Vectors with zeros below, to a multiple of LEAST_COLUMNS rows."""
+    padded = np.zeros((max(1, -(-len(vectors) // LEAST_COLUMNS)) * LEAST_COLUMNS, vectors.shape[1]), dtype=np.float32)
+    padded[: len(vectors)] = vectors
+    return padded

@@ -31,6 +31,7 @@ from curation_assets.subsets.select import (
     choose,
     current_manifest,
     features_of,
+    filtered_pool,
 )
 from curation_assets.validation.measure import validation_vectors
 from curation_assets.workspace import Workspace
@@ -115,7 +116,8 @@ def what_if(workspace: Workspace, name: str, changes: Sequence[str] = (), budget
     """
     subset, score = changed(workspace.settings, name, changes, budget)
     selector = subset.selector or method_of(score).selector
-    selection = choose(_scored(workspace, score), score, selector, subset, features_of(workspace, score))
+    pool, filtered = filtered_pool(workspace, _scored(workspace, score))
+    selection = choose(pool, score, selector, subset, features_of(workspace, score), filtered)
     path = tables.subset_path(name)
     stored = workspace.warehouse.read_table(path) if workspace.warehouse.table_metadata(path) else None
     return WhatIf(subset, score, selection, stored)

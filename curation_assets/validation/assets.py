@@ -8,7 +8,8 @@ import dagster as dg
 from curation_assets import tables
 from curation_assets.asset_metadata import OWNERS, column_schema, markdown_table, row_count
 from curation_assets.checkpoints.assets import measured_checkpoint_key
-from curation_assets.settings import Target, ValidationSet
+from curation_assets.corpus_settings import ValidationSet
+from curation_assets.settings import Target
 from curation_assets.validation.measure import measure_validation, validation_of
 from curation_assets.validation.sets import overlap_with_pool, write_validation
 from curation_assets.workspace import Workspace

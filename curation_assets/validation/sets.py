@@ -8,8 +8,8 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.corpus.reading import ShardRows, read_shard
+from curation_assets.corpus_settings import ValidationSet
 from curation_assets.fingerprints import CORPUS_VERSION
-from curation_assets.settings import ValidationSet
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.errors import UserError

@@ -15,8 +15,9 @@ ANSWER = 0
 Proxy = Literal["bias", "linear", "lm_head"]
 """Which gradient stands for a segment's: see `resources.scoring.proxies`."""
 
-Pooling = Literal["mean", "last", "position_weighted"]
-"""How a sample's hidden states become one vector: see `resources.scoring.embeddings`."""
+Pooling = Literal["mean", "last", "position_weighted", "text"]
+"""How a sample becomes one vector: see `resources.scoring.embeddings`; `text` is an embedding model's own
+(`resources.embedder`)."""
 
 
 @dataclass(frozen=True)

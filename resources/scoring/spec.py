@@ -27,6 +27,7 @@ class PassSpec:
         attention: attention implementation, or `auto`.
         compile_model: compile the model before the first batch.
         images: what an image may be.
+        embedding_model: it is a sentence-transformers model (`resources.embedder`).
     """
 
     model_folder: Path
@@ -40,3 +41,4 @@ class PassSpec:
     attention: str = "auto"
     compile_model: bool = False
     images: ImageLimits = field(default_factory=ImageLimits)
+    embedding_model: bool = False

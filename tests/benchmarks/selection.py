@@ -6,6 +6,11 @@
   against Polars reading the same Parquet columns. Both from a warm cache; starting up and the comparison with the
   current subset are left out. Peak memory is that of a process that does nothing else.
 - select: 20 % of a million ready scores, against Polars sorting the same frame.
+- K-center greedy: 100,000 vectors of 384 to 5 %, against the plain numpy loop, whose time is that of its first picks
+  times their number.
+- round robin: 100,000 samples over 1,000 validation samples until all are taken (and until a fifth is), against the
+  plain loop (all similarities, then in every turn the best of what remains), timed over its first turns likewise.
+- segmentation: the least speed-up over all strategies, of 20,000 traces (`tests.benchmarks.segmentation`).
 - grape: the best response of each prompt, of 1.3 million responses to 575,000 prompts, against DuckDB's `arg_min` by
   group over the same file.
 
@@ -19,8 +24,10 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import duckdb
 import numpy as np
@@ -30,12 +37,18 @@ from curation_assets import tables
 from curation_assets.corpus.pool import Pool
 from curation_assets.scores.methods.grace import GraceScore
 from curation_assets.settings import Budget, Subset
+from curation_assets.subsets.k_center import k_center
+from curation_assets.subsets.round_robin import round_robin
 from curation_assets.subsets.select import POOL_COLUMNS, Selection, choose
 from curation_assets.subsets.selector import PerPrompt, Top
 from curation_assets.subsets.selectors import Candidates, order_by
+from curation_assets.subsets.vectors import unit
 from curation_assets.subsets.what_if import derive
 from resources.warehouse import Measurements, Warehouse
 from tests.benchmarks.common import alternate, finish, median_ratio, parser, table
+from tests.benchmarks.segmentation import measure as segmentation_measure
+
+Result = TypeVar("Result")
 
 STEPS = 8
 SHARDS = 20
@@ -186,6 +199,63 @@ def grape_figures(folder: Path, responses: int, rounds: int) -> dict[str, object
     return {"grape_over_duckdb": median_ratio(seconds["ours"], seconds["DuckDB"])}
 
 
+def k_center_figures(samples: int, dimension: int) -> dict[str, object]:
+    """Farthest first, against distances to every new centre from all samples, one after another."""
+    vectors = np.random.default_rng(3).normal(size=(samples, dimension)).astype(np.float32)
+    # Clusters, as embeddings have them.
+    vectors += 2.0 * np.random.default_rng(4).normal(size=(50, dimension))[np.arange(samples) % 50].astype(np.float32)
+    count, few = samples // 20, min(40, samples // 20)
+    rank = np.arange(samples)
+    order, seconds = _timed(lambda: k_center(vectors, count, 0, rank))
+
+    def plain() -> list[int]:
+        chosen, nearest = [0], np.linalg.norm(vectors - vectors[0], axis=1)
+        while len(chosen) < few:
+            chosen.append(int(nearest.argmax()))
+            nearest = np.minimum(nearest, np.linalg.norm(vectors - vectors[chosen[-1]], axis=1))
+        return chosen
+
+    chosen, plain_seconds = _timed(plain)
+    assert chosen == order[:few].tolist()
+    return {"k_center_speedup": round(plain_seconds / few * count / seconds, 1)}
+
+
+def round_robin_figures(samples: int, validation: int, dimension: int) -> dict[str, object]:
+    """Turns over sorted lists, against a look at all that remains in every turn."""
+    rng = np.random.default_rng(5)
+    vectors, held = rng.normal(size=(samples, dimension)), rng.normal(size=(validation, dimension))
+    vectors, held = vectors.astype(np.float32), held.astype(np.float32)
+    few = min(2000, samples // 5)
+    rank = np.arange(samples)
+    order, seconds = _timed(lambda: round_robin(vectors, held, samples, rank))
+    _, fifth_seconds = _timed(lambda: round_robin(vectors, held, samples // 5, rank))
+    similarities, product = _timed(lambda: np.ascontiguousarray((unit(vectors) @ unit(held).T).T))
+
+    def plain() -> list[int]:
+        chosen: list[int] = []
+        while len(chosen) < few:
+            row = similarities[len(chosen) % validation]
+            best = int(np.where(taken, -np.inf, row).argmax())
+            taken[best] = True
+            chosen.append(best)
+        return chosen
+
+    taken = np.zeros(samples, dtype=np.bool_)
+    chosen, plain_seconds = _timed(plain)
+    assert np.mean(np.array(chosen) == order[:few]) > 0.99  # products of other shapes round otherwise
+    turn = plain_seconds / few
+    return {
+        "round_robin_speedup": round((product + turn * samples) / seconds, 1),
+        "round_robin_speedup_fifth": round((product + turn * samples / 5) / fifth_seconds, 1),
+    }
+
+
+def _timed(work: Callable[[], Result]) -> tuple[Result, float]:
+    started = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - started
+
+
 def main() -> None:
     """Measure and print."""
     arguments = parser(__doc__)
@@ -200,6 +270,9 @@ def main() -> None:
         result = what_if_figures(Path(place), samples, options.rounds)
         result |= selection_figures(samples, options.rounds)
         result |= grape_figures(Path(place), samples * 13 // 10, options.rounds)
+    result |= k_center_figures(samples // 10, 32 if options.small else 384)
+    result |= round_robin_figures(samples // 10, samples // 1000, 32 if options.small else 384)
+    result |= segmentation_measure(samples // 50, options.rounds)
     print(table(("figure", "value"), list(result.items())))
     finish("selection", result, options)
 

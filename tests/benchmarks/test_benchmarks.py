@@ -23,6 +23,15 @@ KEYS = {
     },
     "memory": {"extra_gib_v1k_t128"},
     "scaling": {"steps_200_over_8", "tokens_per_second_by_length"},
+    "selection": {
+        "what_if_over_read",
+        "what_if_peak_gib",
+        "select_over_sort",
+        "grape_over_duckdb",
+        "segmentation_speedup",
+        "k_center_speedup",
+        "round_robin_speedup",
+    },
     "gpu": {"mfu", "tokens_per_second", "max_relative_error_bf16"},
 }
 NEED_DATA = {"forward", "scaling"}

@@ -15,7 +15,7 @@ import pytest
 from curation_assets.corpus.drafts import Draft, Refused
 from curation_assets.corpus.formats import parse
 from curation_assets.corpus.reading import ShardRows, account, read_shard
-from curation_assets.settings import Columns, Corpus
+from curation_assets.corpus_settings import Columns, Corpus
 
 Json = dict[str, Any]
 

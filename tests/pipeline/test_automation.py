@@ -12,6 +12,7 @@ from curation_assets.automation import scoring_requests
 from curation_assets.corpus.assets import RAW_CORPUS_KEY
 from curation_assets.definitions import build_definitions
 from curation_assets.partitions import SHARDS
+from curation_assets.reports.assets import COMPARISON_KEY
 from curation_assets.workspace import Workspace
 from resources.landing import LandingError
 from tests.models import write_tiny_model, write_tiny_qwen3_vl
@@ -240,8 +241,8 @@ def test_conditions_carry_signals_on_to_the_subset(daemon: Daemon) -> None:
     (manifest,) = daemon.scoring()
     assert list(manifest.asset_selection or []) == [MANIFEST]
     assert daemon.run(manifest).success
-    assert daemon.conditions() == {("subsets/best", None)}
-    daemon.materialize(SUBSET)
+    assert daemon.conditions() == {("subsets/best", None), ("reports/subset_comparison", None)}
+    daemon.materialize(SUBSET, COMPARISON_KEY)
     daemon.conditions()
     assert daemon.conditions() == set()
 
@@ -251,14 +252,14 @@ def test_another_budget_asks_for_the_subset_alone(daemon: Daemon, tiny_model: Pa
     for shard in ("a.jsonl", "b.jsonl", "c.jsonl"):
         daemon.materialize(dg.AssetKey(["tiny", "step_scores"]), SAMPLE_SCORES, partition=shard)
     daemon.materialize(MANIFEST)
-    daemon.materialize(SUBSET)
+    daemon.materialize(SUBSET, COMPARISON_KEY)
     daemon.conditions()
     daemon.conditions()
     config = daemon.workspace.config_file
     config.write_text(config.read_text().replace("fraction: 0.5", "fraction: 0.25"))
     daemon.workspace = Workspace.load(config)
     daemon.defs = build_definitions(daemon.workspace)
-    assert daemon.conditions() == {("subsets/best", None)}
+    assert daemon.conditions() == {("subsets/best", None), ("reports/subset_comparison", None)}
 
 
 def test_a_removed_file_asks_for_the_manifest(daemon: Daemon) -> None:

@@ -189,7 +189,7 @@ def test_a_method_can_be_configured_and_says_which_signal_it_lacks(method: Metho
     needed = list(method.signals(section_of(method)))
     document = {
         "corpus": {"landing": "x"},
-        "targets": [{"name": "t", "model": "m", "signals": needed or ["likelihoods"]}],
+        "targets": [{"name": "t", "model": "m", "signals": needed or ["likelihoods"], "warmup": "none"}],
         "validation": [{"name": "held_out", "path": "held_out.jsonl"}],
         "scores": [{**section_of(method).model_dump(exclude_defaults=True), "name": "mine", "method": method.name}],
         "subsets": [{"name": "s", "score": "mine", "budget": {"samples": 3}}],
@@ -198,7 +198,7 @@ def test_a_method_can_be_configured_and_says_which_signal_it_lacks(method: Metho
     assert isinstance(loaded.score("mine"), method.section)
     assert loaded.signals_of_scores(loaded.target("t")) == (needed or ["likelihoods"])
     for signal in needed:
-        others = [name for name in get_args(SignalName) if name != signal]
+        others = [name for name in get_args(SignalName) if name not in (signal, "text_embeddings")]
         document["targets"] = [{"name": "t", "model": "m", "signals": others}]
         with pytest.raises(ValueError, match=f"add {signal} to its signals"):
             Settings.model_validate(document)
@@ -252,7 +252,7 @@ def test_ifd_is_a_ratio_over_the_same_tokens_and_null_outside_its_range(formula:
         assert found[name] == (pytest.approx(ratio) if 0 < ratio <= 1 else None)
 
 
-@pytest.mark.parametrize("name", ["rds", "rds_plus"])
+@pytest.mark.parametrize("name", ["rds", "rds_plus", "embedding_similarity"])
 @pytest.mark.parametrize("reduce", ["max", "mean"])
 def test_similarity_is_the_cosine_with_validation_samples(name: str, reduce: str) -> None:
     method = METHODS[name]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from curation_assets.subsets import k_center as k_center_module
 from curation_assets.subsets import round_robin as round_robin_module
+from curation_assets.subsets import vectors as vectors_module
 from curation_assets.subsets.k_center import k_center
 from curation_assets.subsets.round_robin import round_robin
 from curation_assets.subsets.vectors import cosines, unit
@@ -92,12 +93,16 @@ def test_round_robin_is_the_loop(n: int, m: int, limit: int, seed: int, lose_tur
     validation = rng.normal(size=(m, 3))
     rank = rng.permutation(n)
     similarity = np.concatenate([block for _, block in cosines(vectors, validation)]).astype(np.float64)
-    found = round_robin(vectors, validation, limit, rank, lose_turns).tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(round_robin_module, "SPARE", 1)
+        patch.setattr(round_robin_module, "GUESS", 5)
+        found = round_robin(vectors, validation, limit, rank, lose_turns).tolist()
     assert found == slow_round_robin(similarity, limit, rank.tolist(), lose_turns)
 
 
 def test_lists_that_end_too_early_are_made_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(round_robin_module, "MERGE_AT", 50)
+    monkeypatch.setattr(round_robin_module, "SPARE", 1)
+    monkeypatch.setattr(vectors_module, "ROWS_BYTES", 40_000)
     rng = np.random.default_rng(0)
     vectors, rank = rng.normal(size=(3000, 4)), rng.permutation(3000)
     # All validation samples want the same ones, so every list is needed far down.

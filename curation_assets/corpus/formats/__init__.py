@@ -15,7 +15,7 @@ from curation_assets.corpus.formats.conversations import MESSAGES, OPENTHOUGHTS,
 from curation_assets.corpus.formats.instructions import ALPACA, M23K, MMATHCOT, PROMPT_RESPONSE
 from curation_assets.corpus.formats.pairs import PREFERENCE, ULTRAINTERACT
 from curation_assets.corpus.readings import Format
-from curation_assets.settings import Columns
+from curation_assets.corpus_settings import Columns
 
 # The order of recognition: a shape that asks for more fields stands before one that it would also fit.
 FORMATS: dict[str, Format] = {

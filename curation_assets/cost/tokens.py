@@ -1,0 +1,223 @@
+"""How many tokens a run would pass through a model: encoded with its own tokenizer, all of them or a sample.
+
+The weights are not loaded: the tokenizer, the processor and the configuration say how text becomes tokens. What of a
+sample is run is decided by the code that decides it in a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from curation_assets.cost.pool import Pool
+from curation_assets.draws import draw_bits
+from curation_assets.fingerprints import SEGMENTED_SIGNALS
+from curation_assets.progress import track
+from curation_assets.sections import SignalName
+from curation_assets.settings import Target
+from curation_assets.signals.catalog import request_for
+from curation_assets.workspace import Workspace
+from resources.quiet import quieten_transformers
+from resources.scoring.images import ImageLimits
+from resources.scoring.samples import Encoded, Request
+
+if TYPE_CHECKING:
+    from resources.scoring.encoding import Encoder
+
+EXACT_BYTES = 8 * 2**20
+"""Text that is encoded whole: some twenty seconds on a slow processor."""
+
+EXACT_IMAGES = 200
+"""Images that are processed, at most: each takes as long as a hundred rows of text."""
+
+SAMPLED_ROWS = 2000
+"""Rows that are encoded where there is more than that."""
+
+LEAST_OF_KIND = 100
+"""Rows that are encoded at least of those with, and of those without, images, and of each set of signals."""
+
+CHUNK = 128
+SEED = 0
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """Tokens of the samples that lack some signal.
+
+    Attributes:
+        rows: of each sample that was encoded sample_id, shard, the signals that it lacks (`lacking`, joined by +),
+            number of images, `length` in tokens as a run would pass it, `forward` and `alone` (tokens that are run
+            with the prompt, and of the response alone), and how many samples it stands for (`weight`).
+        of: samples that lack some signal and were seen.
+        exact: whether every sample was seen and encoded.
+        margin: twice the standard error of `tokens` that encoding a sample only brings; 0 if all were encoded.
+    """
+
+    rows: pl.DataFrame
+    of: int
+    exact: bool
+    margin: float
+
+    @property
+    def tokens(self) -> int:
+        """All tokens that are run."""
+        return self.forward_tokens + self.alone_tokens
+
+    @property
+    def forward_rows(self) -> int:
+        """Samples that are run with their prompt."""
+        return self._sum(pl.col("forward") > 0)
+
+    @property
+    def forward_tokens(self) -> int:
+        """Tokens of these."""
+        return self._sum(pl.col("forward"))
+
+    @property
+    def alone_rows(self) -> int:
+        """Samples whose response is run alone."""
+        return self._sum(pl.col("alone") > 0)
+
+    @property
+    def alone_tokens(self) -> int:
+        """Tokens of these responses."""
+        return self._sum(pl.col("alone"))
+
+    @property
+    def alone_length(self) -> int:
+        """Tokens that the samples whose response is run alone have with their prompts."""
+        return self._sum(pl.when(pl.col("alone") > 0).then("length").otherwise(0))
+
+    def _sum(self, column: pl.Expr) -> int:
+        return round(float(self.rows.select((column * pl.col("weight")).sum()).item()))
+
+
+def count_tokens(workspace: Workspace, target: Target, pool: Pool, lacking: pl.DataFrame) -> TokenCount:
+    """Count the tokens that a run would pass through a target's model.
+
+    Args:
+        workspace: the configuration.
+        target: whose tokenizer, template and maximum length count.
+        pool: where the samples are.
+        lacking: those rows of `pool.known` that lack signals, with these in a column `lacking`, joined by +.
+
+    Raises:
+        EncodingError: the tokenizer cannot do what encoding needs.
+    """
+    chosen = _chosen(lacking, pool.estimated)
+    schema = {"sample_id": pl.String, "length": pl.Int64, "forward": pl.Int64, "alone": pl.Int64}
+    counts = pl.DataFrame(list(_encode(workspace, target, pool, chosen)), schema=schema, orient="row")
+    rows = chosen.join(counts, on="sample_id", how="inner", maintain_order="left")
+    margin = _margin(lacking, rows) if len(chosen) < len(lacking) else 0.0
+    whole = len(chosen) == len(lacking) and not pool.estimated
+    return TokenCount(rows, len(lacking), whole, margin)
+
+
+def make_encoder(workspace: Workspace, target: Target) -> Encoder:
+    """The encoder that a run would measure a target with, made without the weights."""
+    quieten_transformers()
+    from transformers import AutoConfig, AutoTokenizer
+
+    from resources.scoring.encoding import Encoder  # noqa: PLC0415
+    from resources.scoring.loading import context_length, load_processor, reads_images  # noqa: PLC0415
+
+    folder, trust = workspace.model_folder(target), target.trust_remote_code
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    context = context_length(config)
+    images = workspace.settings.corpus.images
+    return Encoder(
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=trust),
+        target.template,
+        min(context, target.max_length or context),
+        processor=load_processor(folder, config, trust) if reads_images(config) else None,
+        vocabulary=int(config.get_text_config().vocab_size),
+        limits=ImageLimits(images.max_pixels, images.max_bytes, images.fetch_remote),
+    )
+
+
+def signals_in(lacking: str) -> list[SignalName]:
+    """The signals of an entry of column `lacking`."""
+    names: list[SignalName] = lacking.split("+")  # type: ignore[assignment]
+    return names
+
+
+def segmented(signals: Sequence[SignalName]) -> bool:
+    """Whether some of the signals rest on segments."""
+    return not SEGMENTED_SIGNALS.isdisjoint(signals)
+
+
+def _kind() -> list[pl.Expr]:
+    """Samples of a kind stand for one another: those that lack the same, with images or without."""
+    return [pl.col("lacking"), (pl.col("images") > 0).alias("with_images")]
+
+
+def _size() -> pl.Expr:
+    """What tokens are taken to grow with: the text's bytes; of samples with images nothing that is known."""
+    return pl.when(pl.col("images") > 0).then(1).otherwise(pl.col("text_bytes")) * pl.col("weight")
+
+
+def _chosen(lacking: pl.DataFrame, estimated: bool) -> pl.DataFrame:
+    """The rows to encode, all or a seeded sample, with the number of samples that each stands for.
+
+    Where not even the number of samples is exact (`estimated`), encoding all of them would make nothing exact.
+    """
+    little = int(lacking["images"].sum()) <= EXACT_IMAGES and int(lacking["text_bytes"].sum()) <= EXACT_BYTES
+    if lacking.is_empty() or (little and not estimated):
+        return lacking
+    parts = []
+    for _, rows in lacking.group_by(_kind(), maintain_order=True):
+        count = max(LEAST_OF_KIND, SAMPLED_ROWS * len(rows) // len(lacking))
+        if int(rows["images"][0]) > 0:
+            count = min(count, EXACT_IMAGES)
+        drawn = rows.with_columns(draw=pl.Series(draw_bits(rows["sample_id"], SEED))).sort("draw").head(count)
+        share = rows.select(_size().sum()).item() / drawn.select(_size().sum()).item()
+        parts.append(drawn.drop("draw").with_columns(pl.col("weight") * share))
+    return pl.concat(parts).sort("shard", maintain_order=True)
+
+
+def _margin(lacking: pl.DataFrame, rows: pl.DataFrame) -> float:
+    """Twice the standard error of the total: of a ratio estimate in each kind of samples."""
+    variance = 0.0
+    sizes = {kind: len(part) for kind, part in lacking.group_by(_kind())}
+    for kind, part in rows.group_by(_kind()):
+        count, total = len(part), sizes[kind]
+        tokens = (part["forward"] + part["alone"]).to_numpy().astype(float)
+        size = (part.select(_size()).to_series() / part["weight"]).to_numpy()
+        if count > 1:
+            spread = (tokens - size * (tokens.sum() / size.sum())).var(ddof=1)
+            variance += total**2 * (1 - count / total) * spread / count
+    return float(2 * variance**0.5)
+
+
+def _encode(
+    workspace: Workspace, target: Target, pool: Pool, chosen: pl.DataFrame
+) -> Iterator[tuple[str, int, int, int]]:
+    """Of each row sample_id, length, tokens with the prompt, tokens of the response alone."""
+    if chosen.is_empty():
+        return
+    encoder = make_encoder(workspace, target)
+    with track(f"{target.name}: counting tokens", len(chosen)) as advance:
+        for (shard, lacking), rows in chosen.group_by("shard", "lacking", maintain_order=True):
+            signals = signals_in(str(lacking))
+            request = request_for(target, signals)
+            samples = pool.samples(str(shard), rows["sample_id"].to_list(), segmented(signals))
+            for start in range(0, len(samples), CHUNK):
+                chunk = samples[start : start + CHUNK]
+                for encoded in encoder.encode(chunk):
+                    yield (encoded.sample.sample_id, len(encoded), *_tokens_run(encoded, request))
+                advance(len(chunk))
+
+
+def _tokens_run(encoded: Encoded, request: Request) -> tuple[int, int]:
+    """Tokens that are run of a sample for a request: with the prompt, and of the response alone."""
+    from resources.scoring.measuring import describe, narrowed  # noqa: PLC0415
+
+    wanted = narrowed(request, describe(encoded, 0))
+    with_prompt = replace(wanted, unconditional=False) != Request()
+    return (
+        len(encoded) if with_prompt else 0,
+        encoded.response_tokens if wanted.unconditional else 0,
+    )

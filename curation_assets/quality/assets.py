@@ -1,0 +1,82 @@
+"""Assets of the quality stage, made where the corpus has filters: checks by shard, and the pool after them."""
+
+from typing import Any
+
+import dagster as dg
+
+from curation_assets import tables
+from curation_assets.asset_metadata import OWNERS, column_schema, markdown_table, row_count
+from curation_assets.corpus.assets import RAW_CORPUS_KEY
+from curation_assets.corpus.ingest import present_shards
+from curation_assets.corpus_settings import CorpusFilters
+from curation_assets.partitions import SHARDS
+from curation_assets.progress import track
+from curation_assets.quality.checks import benchmark_index, check_shard
+from curation_assets.quality.filtered_pool import by_benchmark, reason_counts, write_pool
+from curation_assets.workspace import Workspace
+
+SAMPLE_QUALITY_KEY = dg.AssetKey("sample_quality")
+POOL_KEY = dg.AssetKey("pool")
+
+
+def quality_keys(filters: CorpusFilters) -> list[dg.AssetKey]:
+    """The assets of the stage; none without filters."""
+    return [SAMPLE_QUALITY_KEY, POOL_KEY] if filters.any else []
+
+
+def quality_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
+    """Checks and pool, if the corpus has filters."""
+    filters = workspace.settings.corpus.filters
+    return [_quality_asset(), _pool_asset(filters)] if filters.any else []
+
+
+def _quality_asset() -> dg.AssetsDefinition:
+    @dg.asset(
+        key=SAMPLE_QUALITY_KEY,
+        deps=[RAW_CORPUS_KEY],
+        group_name="corpus",
+        description=tables.SAMPLE_QUALITY.meaning,
+        metadata=column_schema(tables.SAMPLE_QUALITY),
+        owners=OWNERS,
+        kinds={"polars", "parquet"},
+        partitions_def=SHARDS,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+    def sample_quality(
+        context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
+    ) -> dg.MaterializeResult[Any]:
+        index = benchmark_index(workspace)
+        with track("checking shards", len(context.partition_keys)) as advance:
+            for shard in context.partition_keys:
+                checked = check_shard(workspace, shard, index)
+                context.add_asset_metadata(row_count(len(checked), partitioned=True), partition_key=shard)
+                advance(1)
+        return dg.MaterializeResult()
+
+    return sample_quality
+
+
+def _pool_asset(filters: CorpusFilters) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=POOL_KEY,
+        deps=[SAMPLE_QUALITY_KEY],
+        group_name="corpus",
+        description=tables.POOL.meaning,
+        metadata=column_schema(tables.POOL),
+        owners=OWNERS,
+        kinds={"polars", "parquet"},
+    )
+    def pool(workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
+        present = present_shards(workspace)
+        made = write_pool(workspace, present)
+        metadata: dict[str, Any] = row_count(len(made), partitioned=False) | {
+            "kept": int(made["reason"].null_count()),
+            "left_out": markdown_table(("reason", "samples"), reason_counts(made).items()),
+        }
+        scan = workspace.warehouse.scan(tables.sample_quality_dir(), present)
+        if filters.contamination is not None and scan is not None:
+            report = by_benchmark(scan, filters.contamination.share)
+            metadata["contamination"] = markdown_table(report.columns, report.iter_rows())
+        return dg.MaterializeResult(metadata=metadata)
+
+    return pool

@@ -1,0 +1,143 @@
+"""The pool after filters: which samples stay, and why the others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.corpus_settings import CorpusFilters
+from curation_assets.fingerprints import input_fingerprint
+from curation_assets.quality.checks import QualityError, exceeded, quality_fingerprint
+from curation_assets.quality.near_duplicates import near_duplicate_groups
+from curation_assets.workspace import Workspace
+from resources.digests import digest
+
+POOL_VERSION = 1
+
+
+def quality_due(workspace: Workspace, present: Sequence[str]) -> list[str]:
+    """Present shards whose `sample_quality` is missing or of other text, checks or benchmarks."""
+    if not workspace.settings.corpus.filters.any:
+        return []
+    corpus = workspace.warehouse.folder_metadata(tables.raw_corpus_dir())
+    stored = workspace.warehouse.folder_metadata(tables.sample_quality_dir())
+    due = []
+    for shard in present:
+        if shard not in corpus:
+            continue
+        wanted = quality_fingerprint(workspace, input_fingerprint(corpus[shard]))
+        if stored.get(shard, {}).get("fingerprint") != wanted:
+            due.append(shard)
+    return due
+
+
+def wanted_pool(workspace: Workspace, present: Sequence[str]) -> str:
+    """Fingerprint of the pool as the present shards' quality and the thresholds want it."""
+    stored = workspace.warehouse.folder_metadata(tables.sample_quality_dir())
+    parts = [(shard, stored[shard].get("fingerprint")) for shard in sorted(present) if shard in stored]
+    return digest("pool", POOL_VERSION, parts, workspace.settings.corpus.filters.model_dump(mode="json"))
+
+
+def stored_pool(workspace: Workspace) -> str | None:
+    """Fingerprint of the pool as it is stored; None without filters, or before it has been made."""
+    if not workspace.settings.corpus.filters.any:
+        return None
+    return workspace.warehouse.table_metadata(tables.pool_path()).get("fingerprint")
+
+
+def pool_due(workspace: Workspace, present: Sequence[str]) -> bool:
+    """Whether filters are configured and the stored pool is of other shards, checks or thresholds."""
+    return workspace.settings.corpus.filters.any and stored_pool(workspace) != wanted_pool(workspace, present)
+
+
+def write_pool(workspace: Workspace, present: Sequence[str]) -> pl.DataFrame:
+    """Apply the filters to all present shards, and write table `pool`."""
+    fingerprint = wanted_pool(workspace, present)
+    scan = workspace.warehouse.scan(tables.sample_quality_dir(), present)
+    quality = tables.SAMPLE_QUALITY.empty() if scan is None else scan.collect()
+    pool = tables.POOL.conform(apply(quality.unique("sample_id", keep="any"), workspace.settings.corpus.filters))
+    workspace.warehouse.write_table(tables.pool_path(), pool, {"fingerprint": fingerprint})
+    return pool
+
+
+def without_filtered(workspace: Workspace, rows: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Rows with a sample_id that pass the pool's filters, and how many do not, by reason.
+
+    Raises:
+        QualityError: filters are configured, and the pool has not been made or lacks some of the samples.
+    """
+    if not workspace.settings.corpus.filters.any:
+        return rows, {}
+    if stored_pool(workspace) is None:
+        raise QualityError("the pool's filters have not been applied: materialize pool, or use `curate run`")
+    pool = workspace.warehouse.read_table(tables.pool_path()).select("sample_id", "reason")
+    marked = rows.join(pool.with_columns(_known=pl.lit(value=True)), on="sample_id", how="left", maintain_order="left")
+    if marked["_known"].null_count():
+        raise QualityError(
+            f"{marked['_known'].null_count()} samples have not been held against the pool's filters: materialize "
+            "sample_quality and pool, or use `curate run`"
+        )
+    out = marked.filter(pl.col("reason").is_not_null())
+    return marked.filter(pl.col("reason").is_null()).select(rows.columns), reason_counts(out)
+
+
+def reason_counts(pool: pl.DataFrame) -> dict[str, int]:
+    """Samples filtered out, by reason."""
+    counts = pool.drop_nulls("reason").group_by("reason").len().sort("reason")
+    return dict(counts.iter_rows())
+
+
+def apply(quality: pl.DataFrame, filters: CorpusFilters) -> pl.DataFrame:
+    """Table `pool` of rows of `sample_quality`, each sample once.
+
+    A sample is left out for the first of: contamination, language, repetition, near-duplicate. Near-duplicates are
+    looked for among those that pass the others, and the one with the smallest sample_id of each group stays.
+    """
+    reason, detail = pl.lit(None, dtype=pl.String), pl.lit(None, dtype=pl.String)
+    if filters.repetition is not None:
+        quality = quality.with_columns(_exceeded=exceeded(quality, filters.repetition))
+        over = pl.col("_exceeded").list.len() > 0
+        reason, detail = _first(over, "repetitive", pl.col("_exceeded").list.join(", "), reason, detail)
+    if filters.languages is not None:
+        other = ~pl.col("language").is_in(filters.languages) & (pl.col("confidence") >= filters.language_confidence)
+        reason, detail = _first(other.fill_null(value=False), "language", pl.col("language"), reason, detail)
+    if filters.contamination is not None:
+        share = pl.col("benchmark_share").list.max()
+        named = pl.col("benchmarks").list.join(", ")
+        found = (share >= filters.contamination.share).fill_null(value=False)
+        reason, detail = _first(found, "contaminated", named, reason, detail)
+    marked = quality.select("sample_id", "signature", reason=reason, detail=detail)
+    if filters.near_duplicates is not None:
+        left = marked.filter(pl.col("reason").is_null() & pl.col("signature").is_not_null())
+        groups = near_duplicate_groups(left["sample_id"], left["signature"], filters.near_duplicates)
+        copies = groups.filter(pl.col("sample_id") != pl.col("representative"))
+        marked = marked.join(copies, on="sample_id", how="left").with_columns(
+            reason=pl.when(pl.col("representative").is_not_null())
+            .then(pl.lit("near_duplicate"))
+            .otherwise(pl.col("reason")),
+            detail=pl.coalesce("representative", "detail"),
+        )
+    return marked.select("sample_id", "reason", "detail")
+
+
+def _first(found: pl.Expr, name: str, what: pl.Expr, reason: pl.Expr, detail: pl.Expr) -> tuple[pl.Expr, pl.Expr]:
+    """Reason and detail with one more filter, that goes before those so far."""
+    return pl.when(found).then(pl.lit(name)).otherwise(reason), pl.when(found).then(what).otherwise(detail)
+
+
+def by_benchmark(quality: pl.LazyFrame, share: float) -> pl.DataFrame:
+    """Report of contamination: by benchmark, samples that overlap at all, and those that reach the share."""
+    pairs = (
+        quality.select("sample_id", "benchmarks", "benchmark_share")
+        .unique("sample_id")
+        .explode("benchmarks", "benchmark_share")
+        .drop_nulls("benchmarks")
+    )
+    counts = pairs.group_by(benchmark="benchmarks").agg(
+        overlapping=pl.len(),
+        contaminated=(pl.col("benchmark_share") >= share).sum(),
+        largest=pl.col("benchmark_share").max(),
+    )
+    return counts.sort("benchmark").collect()

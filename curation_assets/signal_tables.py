@@ -1,0 +1,154 @@
+"""The tables of signals: one row a sample, each under the fingerprint of what it was measured with."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from curation_assets.table import RESPONSE_TOKENS, RUN_TOKENS, SAMPLE_ID, SIGNAL_FLAGS, Column, Table
+
+
+def _mean(meaning: str, unit: str = "") -> Column:
+    return Column(pl.Float64, f"mean over tokens: {meaning}", unit, nullable=True)
+
+
+STEP_GRADIENTS = Table(
+    "step_gradients",
+    "GRACE's signal: Gram matrix of the segments' proxy gradients at a checkpoint (arXiv 2605.13130, Eq. 9 and 11)",
+    {
+        "sample_id": SAMPLE_ID,
+        "n_steps": Column(pl.Int32, "steps K that have tokens"),
+        "step_indices": Column(pl.List(pl.Int32), "step_index of each measured step, in order"),
+        "gram": Column(
+            pl.List(pl.Float32),
+            "upper triangle by rows of M = G G^T over steps 1..K, then the answer; null if not measured",
+            nullable=True,
+        ),
+        "norms": Column(pl.List(pl.Float32), "gradient norms of steps 1..K, then the answer", nullable=True),
+        "segment_tokens": Column(pl.List(pl.Int32), "tokens of steps 1..K, then the answer", "tokens"),
+        "response_tokens": RESPONSE_TOKENS,
+        "tokens": RUN_TOKENS,
+        "flags": Column(pl.List(pl.String), "why a sample has no matrix, or what to know about it"),
+    },
+    sort=("sample_id",),
+)
+
+LIKELIHOODS = Table(
+    "likelihoods",
+    "what the model thinks of each response; means over its tokens, null if not measured",
+    {
+        "sample_id": SAMPLE_ID,
+        "tokens": RUN_TOKENS,
+        "response_tokens": RESPONSE_TOKENS,
+        "mean_nll": _mean("negative log-likelihood of the response", "nats"),
+        "first_nll": Column(pl.Float64, "-log p of the response's first token alone", "nats", nullable=True),
+        "first_100_nll": _mean("the same over the first 100 tokens or all if there are fewer, EOS included", "nats"),
+        "first_1000_nll": _mean("the same over the first 1,000 tokens", "nats"),
+        "mean_entropy": _mean("entropy of the predicted distribution", "nats"),
+        "least_confidence": _mean("1 - the largest predicted probability"),
+        "mean_margin": _mean("the largest minus the second largest predicted probability"),
+        "flags": SIGNAL_FLAGS,
+    },
+    sort=("sample_id",),
+)
+
+SEGMENT_LIKELIHOODS = Table(
+    "segment_likelihoods",
+    "mean negative log-likelihood of each step, and of the answer",
+    {
+        "sample_id": SAMPLE_ID,
+        "step_indices": Column(pl.List(pl.Int32), "step_index of each step that has tokens, in order"),
+        "segment_tokens": Column(
+            pl.List(pl.Int32), "tokens of these steps, then of the answer if it has any", "tokens"
+        ),
+        "segment_nll": Column(
+            pl.List(pl.Float64),
+            "mean -log p of these steps' tokens, then of the answer's if it has any; null if not measured",
+            "nats",
+            nullable=True,
+        ),
+        "response_tokens": RESPONSE_TOKENS,
+        "tokens": RUN_TOKENS,
+        "flags": SIGNAL_FLAGS,
+    },
+    sort=("sample_id",),
+)
+
+
+TOKEN_LIKELIHOODS = Table(
+    "token_likelihoods",
+    "log-likelihood of every token of the response, for weights by token",
+    {
+        "sample_id": SAMPLE_ID,
+        "log_likelihoods": Column(
+            pl.List(pl.Float16),
+            "log p of the response's tokens in order, in half precision; null if not measured",
+            "nats",
+            nullable=True,
+        ),
+        "response_tokens": RESPONSE_TOKENS,
+        "tokens": RUN_TOKENS,
+        "flags": SIGNAL_FLAGS,
+    },
+    sort=("sample_id",),
+)
+
+UNCONDITIONAL_LIKELIHOODS = Table(
+    "unconditional_likelihoods",
+    "how likely the model finds each response without its prompt: IFD's second pass",
+    {
+        "sample_id": SAMPLE_ID,
+        "unconditional_nll": Column(
+            pl.Float64,
+            "mean -log p of the response's second to last token, given only the response's own tokens",
+            "nats",
+            nullable=True,
+        ),
+        "response_tokens": RESPONSE_TOKENS,
+        "tokens": Column(pl.Int32, "tokens run for it: the response", "tokens"),
+        "flags": SIGNAL_FLAGS,
+    },
+    sort=("sample_id",),
+)
+
+
+def _embeddings(name: str, how: str) -> Table:
+    return Table(
+        name,
+        f"each sample as one vector: {how}",
+        {
+            "sample_id": SAMPLE_ID,
+            "vector": Column(
+                pl.List(pl.Float16),
+                "the vector [d] in half precision; null if not measured, or if a component is beyond its range",
+                nullable=True,
+            ),
+            "response_tokens": RESPONSE_TOKENS,
+            "tokens": RUN_TOKENS,
+            "flags": SIGNAL_FLAGS,
+        },
+        sort=("sample_id",),
+    )
+
+
+EMBEDDINGS_MEAN = _embeddings("embeddings_mean", "the last layer's hidden states, averaged over tokens")
+EMBEDDINGS_LAST = _embeddings("embeddings_last", "the last layer's hidden state of the last token")
+EMBEDDINGS_POSITION_WEIGHTED = _embeddings(
+    "embeddings_position_weighted",
+    "the last layer's hidden states, averaged with weights that grow with the position",
+)
+TEXT_EMBEDDINGS = _embeddings("text_embeddings", "by an embedding model, of prompt and response")
+
+SIGNAL_TABLES = {
+    table.name: table
+    for table in (
+        STEP_GRADIENTS,
+        LIKELIHOODS,
+        SEGMENT_LIKELIHOODS,
+        TOKEN_LIKELIHOODS,
+        UNCONDITIONAL_LIKELIHOODS,
+        EMBEDDINGS_MEAN,
+        EMBEDDINGS_LAST,
+        EMBEDDINGS_POSITION_WEIGHTED,
+        TEXT_EMBEDDINGS,
+    )
+}

@@ -1,0 +1,93 @@
+"""What a table is: its columns with types, units and meaning, and how a frame is made to fit it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import polars as pl
+from polars.datatypes import DataType, DataTypeClass
+
+PolarsType = DataType | DataTypeClass
+
+
+class TableError(ValueError):
+    """A frame does not have the columns or types that its table defines."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: `unit` is empty where the value has none."""
+
+    dtype: PolarsType
+    meaning: str
+    unit: str = ""
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table's contract. `open_columns` is the type of further columns that the config names, if any."""
+
+    name: str
+    meaning: str
+    columns: dict[str, Column]
+    open_columns: PolarsType | None = None
+    sort: tuple[str, ...] = field(default=())
+
+    @property
+    def schema(self) -> dict[str, PolarsType]:
+        """Column names and Polars types, in order."""
+        return {name: column.dtype for name, column in self.columns.items()}
+
+    def empty(self) -> pl.DataFrame:
+        """A frame of this table with no rows."""
+        return pl.DataFrame(schema=self.schema)
+
+    def conform(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame with this table's columns in order, cast and sorted.
+
+        Raises:
+            TableError: a column is missing, unknown, of another type, or null where it must not be.
+        """
+        missing = [name for name in self.columns if name not in frame.columns]
+        unknown = [name for name in frame.columns if name not in self.columns]
+        if missing or (unknown and self.open_columns is None):
+            raise TableError(f"table {self.name}: missing columns {missing}, unknown columns {unknown}")
+        types = self.schema | {name: self.open_columns for name in unknown if self.open_columns is not None}
+        wrong = [
+            f"{name} is {frame.schema[name]}" for name, dtype in types.items() if not _fits(frame.schema[name], dtype)
+        ]
+        if wrong:
+            raise TableError(f"table {self.name}: columns of another type: {', '.join(wrong)}")
+        try:
+            frame = frame.select(pl.col(name).cast(dtype) for name, dtype in types.items())
+        except pl.exceptions.PolarsError as error:
+            raise TableError(f"table {self.name}: {error}") from error
+        for name, column in self.columns.items():
+            if not column.nullable and frame[name].null_count():
+                raise TableError(f"table {self.name}: column {name} holds {frame[name].null_count()} nulls")
+        return frame.sort(self.sort, maintain_order=True) if self.sort else frame
+
+
+def _fits(given: PolarsType, wanted: PolarsType) -> bool:
+    """Whether a cast between the types only changes width: text is not parsed, fractions are not cut off."""
+    if given in (wanted, pl.Null):
+        return True
+    if isinstance(given, pl.Struct) and isinstance(wanted, pl.Struct):
+        pairs = zip(given.fields, wanted.fields, strict=False)
+        same = len(given.fields) == len(wanted.fields)
+        return same and all(one.name == other.name and _fits(one.dtype, other.dtype) for one, other in pairs)
+    if isinstance(given, pl.List) and isinstance(wanted, pl.List):
+        return _fits(given.inner, wanted.inner)
+    if wanted.is_float():
+        return given.is_numeric()
+    return given.is_integer() and wanted.is_integer()
+
+
+SAMPLE_ID = Column(pl.String, "hash of prompt, response, answer, explicit steps and image bytes (128 bits, hex)")
+PROMPT_ID = Column(pl.String, "hash of the prompt turns and images: the prompt group (128 bits, hex)")
+SHARD = Column(pl.String, "partition key of the landing file")
+ROW = Column(pl.Int64, "row of the file that the sample came from, from 0 (blank lines count)")
+RESPONSE_TOKENS = Column(pl.Int32, "tokens of the response after truncation, without EOS", "tokens")
+RUN_TOKENS = Column(pl.Int32, "tokens run through the model: prompt, images, response and EOS", "tokens")
+SIGNAL_FLAGS = Column(pl.List(pl.String), "why a sample was not measured, or what to know about it")

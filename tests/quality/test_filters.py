@@ -1,0 +1,179 @@
+"""The pool's filters from end to end: what is left out, why, who follows, and what is never measured twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from curation_assets import tables
+from curation_assets.checkpoints.warmup import trainable_rows
+from curation_assets.corpus_settings import CorpusFilters
+from curation_assets.quality.checks import QualityError, checks_key
+from curation_assets.quality.filtered_pool import by_benchmark, pool_due, without_filtered
+from curation_assets.stored_tables import read_stored
+from curation_assets.subsets.select import select
+from curation_assets.subsets.what_if import what_if
+from curation_assets.workspace import Workspace
+from tests.pipeline.workspaces import make_workspace, rows, run, write_shard
+
+KNOWN = "If Anna buys seven red apples and gives three of them to her brother, how many are left for her?"
+GERMAN = (
+    "Step 1: Zuerst zählen wir alle Äpfel, die auf dem Tisch liegen, und schreiben die Zahl auf.\n"
+    "Step 2: Danach nehmen wir die Äpfel weg, die der Bruder gegessen hat, und rechnen weiter.\nAnswer: vier"
+)
+COPIED = "Step 1: take the long way over the hill, past the mill and down to the river.\nStep 2: count the boats"
+REPEATED = "Step 1: again and again.\n" + "Step 2: again and again and again.\n" * 20 + "Answer: 1"
+
+
+def records() -> list[dict[str, Any]]:
+    return [
+        *rows(6),
+        {"prompt": KNOWN, "response": "Step 1: 7 - 3 = 4 apples are left.\nStep 2: so four.\nAnswer: 4"},
+        {"prompt": "Wie viele?", "response": GERMAN},
+        {"prompt": "How many boats?", "response": f"{COPIED} that you can see there.\nAnswer: 4"},
+        {"prompt": "How many boats?", "response": f"{COPIED} that you can see there. \nAnswer: 4 "},
+        {"prompt": "Once more?", "response": REPEATED},
+    ]
+
+
+FILTERS = (
+    "filters: {near_duplicates: 0.7, contamination: [./held/*.jsonl], languages: [en], "
+    "repetition: {limits: {duplicate_line_share: 0.5}}}"
+)
+
+
+def configured(folder: Path, tiny_model: Path, corpus: str = FILTERS, **config: Any) -> Workspace:
+    (folder / "held").mkdir(parents=True, exist_ok=True)
+    (folder / "held" / "apples.jsonl").write_text(json.dumps({"question": KNOWN}) + "\n")
+    return make_workspace(folder, tiny_model, {"a.jsonl": records()}, corpus=corpus, **config)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workspace:
+    made = configured(tmp_path_factory.mktemp("filters"), tiny_model)
+    run(made)
+    return made
+
+
+def reasons(workspace: Workspace) -> dict[str, list[str]]:
+    pool = read_stored(workspace, "pool").collect()
+    corpus = read_stored(workspace, "raw_corpus").select("sample_id", "response").collect()
+    joined = pool.join(corpus, on="sample_id").drop_nulls("reason")
+    return {reason: group["response"].to_list() for (reason,), group in joined.group_by("reason")}
+
+
+def test_each_filter_leaves_out_what_it_is_for(workspace: Workspace) -> None:
+    found = reasons(workspace)
+    assert found.keys() == {"contaminated", "language", "repetitive", "near_duplicate"}
+    assert [len(found[reason]) for reason in sorted(found)] == [1, 1, 1, 1]
+    assert found["contaminated"][0].startswith("Step 1: 7 - 3")
+    assert found["language"] == [GERMAN]
+    assert found["repetitive"] == [REPEATED]
+    assert found["near_duplicate"][0].startswith(COPIED)
+
+
+def test_why_is_said_in_detail(workspace: Workspace) -> None:
+    pool = read_stored(workspace, "pool").collect()
+    details = dict(pool.drop_nulls("reason").select("reason", "detail").iter_rows())
+    assert (details["contaminated"], details["language"]) == ("apples", "de")
+    assert details["repetitive"] == "duplicate_line_share"
+    assert details["near_duplicate"] in pool.filter(pl.col("reason").is_null())["sample_id"].to_list()
+    scan = workspace.warehouse.scan(tables.sample_quality_dir())
+    assert scan is not None
+    assert by_benchmark(scan, 0.5).rows() == [("apples", 1, 1, 1.0)]
+
+
+def test_the_budget_is_a_share_of_what_is_left(workspace: Workspace) -> None:
+    selection = select(workspace, workspace.settings.subset("best"))
+    facts = selection.facts()
+    assert (facts["pool"], facts["selected"]) == (7, 4)  # half of those that are left
+    assert {
+        name: facts[f"filtered_{name}"] for name in ("contaminated", "language", "repetitive", "near_duplicate")
+    } == {"contaminated": 1, "language": 1, "repetitive": 1, "near_duplicate": 1}
+    out = read_stored(workspace, "pool").drop_nulls("reason").collect()["sample_id"].to_list()
+    assert not set(out) & set(selection.rows["sample_id"])
+    assert what_if(workspace, "best").selection.rows.equals(selection.rows)
+    assert set(trainable_rows(workspace)["sample_id"]) == set(selection.pool["sample_id"])
+
+
+def test_a_second_run_does_nothing(workspace: Workspace) -> None:
+    before = {path: path.stat().st_mtime_ns for path in workspace.warehouse.path("corpus").rglob("*.parquet")}
+    summary = run(workspace)
+    assert summary.subsets == []
+    assert before == {path: path.stat().st_mtime_ns for path in workspace.warehouse.path("corpus").rglob("*.parquet")}
+
+
+def test_a_threshold_makes_the_pool_anew_and_checks_nothing_again(tmp_path: Path, tiny_model: Path) -> None:
+    made = configured(tmp_path, tiny_model)
+    run(made)
+    quality = tmp_path / "warehouse" / "corpus" / "sample_quality" / "a.jsonl.parquet"
+    before = quality.stat().st_mtime_ns
+    loose = configured(
+        tmp_path, tiny_model, FILTERS.replace("0.5", "0.99").replace("languages: [en]", "languages: [en, de]")
+    )
+    summary = run(loose)
+    assert summary.subsets == ["best"]
+    assert reasons(loose).keys() == {"contaminated", "near_duplicate"}
+    assert quality.stat().st_mtime_ns == before
+
+
+def test_another_benchmark_checks_again(tmp_path: Path, tiny_model: Path) -> None:
+    made = configured(tmp_path, tiny_model)
+    run(made)
+    key = checks_key(made)
+    question = rows(1)[0]["response"].replace("\n", " ")
+    (tmp_path / "held" / "counting.jsonl").write_text(json.dumps({"question": question}) + "\n")
+    assert checks_key(made) != key
+    run(made)
+    assert len(reasons(made)["contaminated"]) == 2
+
+
+def test_a_removed_file_gives_its_copies_back(tmp_path: Path, tiny_model: Path) -> None:
+    made = configured(tmp_path, tiny_model, "filters: {near_duplicates: 0.7}")
+    copies = [record for record in records() if record["prompt"] == "How many boats?"]
+    write_shard(tmp_path / "landing" / "a.jsonl", [*rows(6), copies[0]])
+    for number in range(6):
+        write_shard(tmp_path / "landing" / f"b{number}.jsonl", rows(1, 20 + number))
+    write_shard(tmp_path / "landing" / "c.jsonl", copies[1:])
+    run(made)
+    pool = read_stored(made, "pool").collect()
+    copied = pool.drop_nulls("reason")
+    assert len(copied) == 1
+    corpus = read_stored(made, "raw_corpus").collect()
+    kept = corpus.filter(pl.col("sample_id") == copied["detail"][0])["shard"][0]
+    (tmp_path / "landing" / kept).unlink()
+    if kept == "a.jsonl":
+        write_shard(tmp_path / "landing" / "a2.jsonl", rows(6))
+    run(made)
+    assert read_stored(made, "pool").drop_nulls("reason").collect().is_empty()
+
+
+def test_without_filters_nothing_is_looked_at(tmp_path: Path, tiny_model: Path) -> None:
+    made = configured(tmp_path, tiny_model, "")
+    run(made)
+    assert not made.warehouse.path("corpus/sample_quality").exists()
+    assert not pool_due(made, ["a.jsonl"])
+    assert CorpusFilters().any is False
+
+
+def test_samples_that_were_not_checked_are_an_error_and_not_a_pass(workspace: Workspace) -> None:
+    unknown = pl.DataFrame({"sample_id": ["0" * 32]})
+    with pytest.raises(QualityError, match="1 samples have not been held against the pool's filters"):
+        without_filtered(workspace, unknown)
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ("filters: {contamination: [./none/*.jsonl]}", "'./none/\\*.jsonl' matches no file"),
+        ("filters: {contamination: {files: [./held/apples.jsonl], field: colour}}", "apples.jsonl"),
+    ],
+)
+def test_benchmarks_that_cannot_be_read_are_named(tmp_path: Path, tiny_model: Path, filters: str, message: str) -> None:
+    made = configured(tmp_path, tiny_model, filters)
+    with pytest.raises(Exception, match=message):
+        run(made)
