@@ -26,8 +26,14 @@ def resolve_duplicates(frame: pl.LazyFrame | pl.DataFrame) -> Pool:
     `frame` holds sample_id, shard, row and candidate, and any other columns, which are carried along.
     """
     rows = frame.lazy().collect()
-    if rows["sample_id"].n_unique() == len(rows):
+    if all_distinct(rows["sample_id"]):
         return Pool(rows, 0)
     rows = rows.sort(ARRIVAL)
     kept = rows.unique("sample_id", keep="first", maintain_order=True)
     return Pool(kept, rows.height - kept.height)
+
+
+def all_distinct(sample_ids: pl.Series) -> bool:
+    """Whether no sample_id comes twice, at a fraction of what grouping texts costs."""
+    # Distinct hashes are of distinct texts; equal ones are looked at.
+    return sample_ids.hash().n_unique() == len(sample_ids) or sample_ids.n_unique() == len(sample_ids)

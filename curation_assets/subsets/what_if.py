@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from curation_assets import tables
-from curation_assets.corpus.pool import Pool, resolve_duplicates
+from curation_assets.corpus.pool import Pool, all_distinct, resolve_duplicates
 from curation_assets.scores.method import ScoreInputs, ScoreSection
 from curation_assets.scores.registry import METHODS, method_of
 from curation_assets.sections import SignalName
@@ -250,7 +250,7 @@ def derive(
 
 def _once(rows: pl.DataFrame) -> pl.DataFrame:
     """Each sample once: two processes may have measured the same one."""
-    return rows if rows["sample_id"].n_unique() == len(rows) else rows.unique("sample_id", keep="first")
+    return rows if all_distinct(rows["sample_id"]) else rows.unique("sample_id", keep="first")
 
 
 def _lengths(rows: pl.DataFrame, suffix: str) -> dict[str, float | None]:
