@@ -46,9 +46,10 @@ from curation_assets.subsets.select import wanted_fingerprint
 from curation_assets.tables import sample_quality_dir, score_manifest_path
 from curation_assets.validation.assets import validation_keys
 from curation_assets.validation.measure import sets_due
-from curation_assets.validation.sets import stored_validation
+from curation_assets.validation.sets import ValidationSetError, stored_validation
 from curation_assets.workspace import Workspace
 from resources.digests import digest
+from resources.errors import UserError
 from resources.landing import LandingFile
 from resources.model_files import ModelError
 
@@ -219,12 +220,20 @@ def scoring_requests(workspace: Workspace, instance: dg.DagsterInstance) -> tupl
         requests.append(_request("corpus", selection, shards, digest("corpus", state, _stored(workspace, shards))))
     if to_read:
         return requests, []
-    quality = _quality_requests(workspace, instance, digests, keys)
+    try:
+        quality = _quality_requests(workspace, instance, digests, keys)
+    except UserError as error:
+        # A benchmark file that is gone must not stop measuring; the subsets wait for it.
+        quality, reasons = [], [*reasons, str(error)]
     if quality:
         return quality, []
     for target in workspace.settings.targets:
         if target.name in ready:
-            found, waiting = _target_requests(workspace, instance, target, digests, keys)
+            try:
+                found, waiting = _target_requests(workspace, instance, target, digests, keys)
+            except ValidationSetError as error:
+                # One target's validation set that is gone must not stop the other targets.
+                found, waiting = [], [str(error)]
             requests += found
             reasons += waiting
     return requests, reasons

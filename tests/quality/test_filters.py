@@ -10,15 +10,17 @@ import polars as pl
 import pytest
 
 from curation_assets import tables
+from curation_assets.automation import scoring_requests
 from curation_assets.checkpoints.warmup import trainable_rows
 from curation_assets.corpus_settings import CorpusFilters
+from curation_assets.definitions import build_definitions
 from curation_assets.quality.checks import QualityError, checks_key
 from curation_assets.quality.filtered_pool import by_benchmark, pool_due, without_filtered
 from curation_assets.stored_tables import read_stored
 from curation_assets.subsets.select import select
 from curation_assets.subsets.what_if import what_if
 from curation_assets.workspace import Workspace
-from tests.pipeline.workspaces import make_workspace, rows, run, write_shard
+from tests.pipeline.workspaces import instance_of, make_workspace, rows, run, write_shard
 
 KNOWN = "If Anna buys seven red apples and gives three of them to her brother, how many are left for her?"
 GERMAN = (
@@ -150,6 +152,22 @@ def test_a_removed_file_gives_its_copies_back(tmp_path: Path, tiny_model: Path) 
         write_shard(tmp_path / "landing" / "a2.jsonl", rows(6))
     run(made)
     assert read_stored(made, "pool").drop_nulls("reason").collect().is_empty()
+
+
+def test_a_benchmark_that_is_gone_stops_no_measuring(tmp_path: Path, tiny_model: Path) -> None:
+    made = configured(tmp_path, tiny_model)
+    run(made)
+    (tmp_path / "held" / "apples.jsonl").unlink()
+    write_shard(tmp_path / "landing" / "b.jsonl", rows(2, 40))
+    instance = instance_of(made)
+    instance.add_dynamic_partitions("shards", ["b.jsonl"])
+    (reading,), _ = scoring_requests(made, instance)
+    assert reading.tags["curation/stage"] == "corpus"
+    job = build_definitions(made).resolve_implicit_global_asset_job_def()
+    tags = dict(reading.tags)
+    job.execute_in_process(instance=instance, asset_selection=list(reading.asset_selection or []), tags=tags)
+    _, reasons = scoring_requests(made, instance)
+    assert "matches no file" in reasons[0]
 
 
 def test_without_filters_nothing_is_looked_at(tmp_path: Path, tiny_model: Path) -> None:

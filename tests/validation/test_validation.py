@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from curation_assets.automation import scoring_requests
 from curation_assets.config_file import ConfigError
 from curation_assets.settings import Target
 from curation_assets.stored_tables import read_stored
@@ -148,6 +149,15 @@ def test_a_set_that_cannot_be_used_is_an_error_that_names_it(
     path.unlink() if records is None else write_rows(path, records)
     with pytest.raises(ValidationSetError, match=message):
         run(made)
+
+
+def test_a_set_that_is_gone_stops_no_sensor(tmp_path: Path, tiny_model: Path) -> None:
+    made = configured(tmp_path, tiny_model)
+    run(made)
+    (tmp_path / "held_out.jsonl").unlink()
+    requests, reasons = scoring_requests(made, instance_of(made))
+    assert requests == []
+    assert "there is no file" in reasons[0]
 
 
 def test_an_unknown_set_is_refused_with_those_there_are(tmp_path: Path, tiny_model: Path) -> None:
