@@ -60,16 +60,26 @@ def dry_look(workspace: Workspace, rows: int, announce: Callable[[str], None] | 
 
 
 def _settings_for(settings: Settings, folder: Path) -> Settings:
-    """The same settings for a small pool in another place: a warm-up that does not wait, absolute models."""
+    """The same settings for a small pool in another place: a warm-up that does not wait, absolute paths."""
     targets = []
     for target in settings.targets:
         local = (folder / Path(target.model).expanduser()).resolve()
         model = str(local) if local.is_dir() else target.model
         warmup = target.warmup if target.warmup == "none" else target.warmup.model_copy(update={"min_pool": 1})
         targets.append(target.model_copy(update={"model": model, "warmup": warmup}))
-    corpus = settings.corpus.model_copy(update={"landing": "./landing"})
-    update = {"corpus": corpus, "targets": targets, "warehouse": "./warehouse"}
+    filters = settings.corpus.filters
+    if filters.contamination is not None:
+        files = [_absolute(folder, file) for file in filters.contamination.files]
+        contamination = filters.contamination.model_copy(update={"files": files})
+        filters = filters.model_copy(update={"contamination": contamination})
+    validation = [held.model_copy(update={"path": _absolute(folder, held.path)}) for held in settings.validation]
+    corpus = settings.corpus.model_copy(update={"landing": "./landing", "filters": filters})
+    update = {"corpus": corpus, "targets": targets, "validation": validation, "warehouse": "./warehouse"}
     return settings.model_copy(update=update)
+
+
+def _absolute(folder: Path, path: str) -> str:
+    return str(folder / Path(path).expanduser())
 
 
 def _copy_first_rows(workspace: Workspace, out: Path, rows: int) -> float:

@@ -11,6 +11,7 @@ import pytest
 
 from curation_assets.automation import scoring_requests
 from curation_assets.config_file import ConfigError
+from curation_assets.dry_look import dry_look
 from curation_assets.settings import Target
 from curation_assets.stored_tables import read_stored
 from curation_assets.subsets.what_if import what_if
@@ -149,6 +150,16 @@ def test_a_set_that_cannot_be_used_is_an_error_that_names_it(
     path.unlink() if records is None else write_rows(path, records)
     with pytest.raises(ValidationSetError, match=message):
         run(made)
+
+
+def test_a_dry_look_finds_the_sets_and_benchmarks(tmp_path: Path, tiny_model: Path) -> None:
+    made = configured(tmp_path, tiny_model)
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"question": "What has never been asked of anyone before?"}))
+    filters = "landing: ./landing, filters: {contamination: [./bench.jsonl]}"
+    text = made.config_file.read_text().replace("landing: ./landing", filters)
+    made.config_file.write_text(text)
+    with dry_look(Workspace.load(made.config_file), 6) as look:
+        assert len(read_stored(look.workspace, "subset", subset="nearest").collect()) == 4
 
 
 def test_a_set_that_is_gone_stops_no_sensor(tmp_path: Path, tiny_model: Path) -> None:
