@@ -32,7 +32,7 @@ from curation_assets.fingerprints import base_digest, checkpoint_digest, image_l
 from curation_assets.partitions import SHARDS, release_key, release_partitions
 from curation_assets.quality.assets import POOL_KEY, SAMPLE_QUALITY_KEY, quality_keys
 from curation_assets.quality.checks import checks_key
-from curation_assets.quality.filtered_pool import pool_due, quality_due, stored_pool, wanted_pool
+from curation_assets.quality.filtered_pool import pool_due, quality_due, wanted_pool
 from curation_assets.releases.assets import release_asset_key
 from curation_assets.releases.build import latest_release, next_release
 from curation_assets.scores.assets import score_manifest_key
@@ -43,10 +43,10 @@ from curation_assets.signals.assets import signal_key, signal_keys
 from curation_assets.signals.store import left_out_dir, shard_record_path, signal_dir
 from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
 from curation_assets.subsets.select import wanted_fingerprint
-from curation_assets.tables import sample_quality_dir, score_manifest_path
+from curation_assets.tables import pool_path, sample_quality_dir, score_manifest_path
 from curation_assets.validation.assets import validation_keys
-from curation_assets.validation.measure import sets_due
-from curation_assets.validation.sets import ValidationSetError, stored_validation
+from curation_assets.validation.measure import validation_state
+from curation_assets.validation.sets import ValidationSetError
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.errors import UserError
@@ -225,8 +225,8 @@ def scoring_requests(workspace: Workspace, instance: dg.DagsterInstance) -> tupl
     except UserError as error:
         # A benchmark file that is gone must not stop measuring; the subsets wait for it.
         quality, reasons = [], [*reasons, str(error)]
-    if quality:
-        return quality, []
+    # Measuring goes on beside a check that fails; warm-ups and subsets wait for the pool by themselves.
+    requests += quality
     for target in workspace.settings.targets:
         if target.name in ready:
             try:
@@ -252,10 +252,14 @@ def _quality_requests(
     stored = workspace.warehouse.folder_metadata(sample_quality_dir())
     requests = []
     for shards in contiguous_ranges(due, keys, workspace.settings.engine.shards_per_run):
-        state = [(shard, digests.get(shard), stored.get(shard, {}).get("fingerprint")) for shard in shards]
+        # The footers say when they were written, so that going back and forth is asked for each time.
+        state = [(shard, digests.get(shard), stored.get(shard)) for shard in shards]
         requests.append(_request("quality", [SAMPLE_QUALITY_KEY], shards, digest("quality", checks, state)))
-    if not due and pool_due(workspace, present):
-        run_key = digest("pool", wanted_pool(workspace, present), stored_pool(workspace))
+    unseen = instance.get_latest_materialization_event(POOL_KEY) is None
+    if not due and (unseen or pool_due(workspace, present)):
+        run_key = digest(
+            "pool", unseen, wanted_pool(workspace, present), workspace.warehouse.table_metadata(pool_path())
+        )
         requests.append(dg.RunRequest(run_key=run_key, asset_selection=[POOL_KEY], tags={STAGE_TAG: "pool"}))
     return requests
 
@@ -288,11 +292,12 @@ def _target_requests(
     waiting = waits_for_pool(workspace, target)
     if waiting:
         return [], [waiting]
-    if validation_due(workspace, target):
-        sets = [(name, stored_validation(workspace, name)) for name in sets_due(workspace, target)]
-        run_key = digest("validation", target.name, checkpoint_digest(workspace, target), sets, sorted(digests))
-        tags = {STAGE_TAG: "validation"}
-        return [dg.RunRequest(run_key=run_key, asset_selection=validation_keys(workspace, target), tags=tags)], []
+    validation = validation_keys(workspace, target)
+    unseen = any(instance.get_latest_materialization_event(key) is None for key in validation)
+    if unseen or validation_due(workspace, target):
+        state = validation_state(workspace, target)
+        run_key = digest("validation", target.name, unseen, checkpoint_digest(workspace, target), state)
+        return [dg.RunRequest(run_key=run_key, asset_selection=validation, tags={STAGE_TAG: "validation"})], []
     # All that lack together: of each sample the run measures what is missing, in one pass.
     lacking = lacking_signals(workspace, instance, target, digests)
     due = sorted({shard for shards in lacking.values() for shard in shards})
@@ -304,7 +309,7 @@ def _target_requests(
         requests.append(_request("signals", selection, shards, run_key))
     if not due and not scores_due(workspace, target) and manifest_due(workspace, target):
         manifest = manifest_digest(build_manifest(workspace, target))
-        stored = workspace.warehouse.table_metadata(score_manifest_path(target.name)).get("fingerprint")
+        stored = workspace.warehouse.table_metadata(score_manifest_path(target.name))
         run_key = digest("manifest", target.name, manifest, stored)
         tags = {STAGE_TAG: "manifest"}
         requests.append(dg.RunRequest(run_key=run_key, asset_selection=[score_manifest_key(target)], tags=tags))

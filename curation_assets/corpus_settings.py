@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from curation_assets.sections import Name, Section
+from curation_assets.tables import REPETITION_SHARES
 
 Format = Literal[
     "auto",
@@ -103,6 +104,9 @@ class Repetition(Section):
     def _some(self) -> Repetition:
         if not self.paper and not self.limits:
             raise ValueError("give limits, or paper: true")
+        unknown = [name for name in self.limits if name not in REPETITION_SHARES]
+        if unknown:
+            raise ValueError(f"there is no limit {unknown[0]!r}; there are {', '.join(REPETITION_SHARES)}")
         return self
 
 
@@ -118,7 +122,9 @@ class CorpusFilters(Section):
         None, gt=0, le=1, description="estimated Jaccard similarity (MinHash) from which on samples are one"
     )
     contamination: Contamination | None = Field(None, json_schema_extra=_or_files)
-    languages: list[str] | None = Field(None, min_length=1, description="ISO 639-1 codes of languages that stay")
+    languages: list[Annotated[str, Field(pattern="^[a-z]{2}$")]] | None = Field(
+        None, min_length=1, description="ISO 639-1 codes of languages that stay"
+    )
     language_confidence: float = Field(0.8, ge=0, le=1, description="how sure another language must be")
     repetition: Repetition | None = None
 

@@ -183,8 +183,13 @@ class MainJob:
             wanted += [s for s in without_event(self.instance, SAMPLE_QUALITY_KEY, shards) if s not in wanted]
         for part in self._ranges(wanted):
             self._execute(f"checking {len(part)} shards", "quality", [SAMPLE_QUALITY_KEY], shards=part)
-        if pool_due(self.workspace, present):
+        unseen = self.workspace.settings.corpus.filters.any and self._unseen([POOL_KEY])
+        if unseen or pool_due(self.workspace, present):
             self._execute("filtering the pool", "pool", [POOL_KEY])
+
+    def _unseen(self, keys: Sequence[dg.AssetKey]) -> bool:
+        """Whether Dagster never saw one of these materialized: a killed run wrote tables but no event."""
+        return any(self.instance.get_latest_materialization_event(key) is None for key in keys)
 
     def _measure(self, target: Target, summary: RunSummary) -> None:
         if due.warmup_due(self.workspace, target):
@@ -221,8 +226,8 @@ class MainJob:
                     counts[reason] = counts.get(reason, 0) + count
 
     def _score(self, target: Target, summary: RunSummary) -> None:
-        if due.validation_due(self.workspace, target):
-            keys = validation_keys(self.workspace, target)
+        keys = validation_keys(self.workspace, target)
+        if due.validation_due(self.workspace, target) or self._unseen(keys):
             self._execute(f"{target.name}: measuring validation sets", "validation", keys)
         keys = score_keys(self.workspace, target)
         wanted = due.scores_due(self.workspace, target)

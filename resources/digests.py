@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ def digest(*parts: Any) -> str:
     """Hash of JSON-like values; equal values give equal hashes whatever the order of mapping keys."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.blake2b(text.encode("ascii"), digest_size=16).hexdigest()
+
+
+def now() -> str:
+    """The time, for the footer of a table: of two that were written the later one is another."""
+    return datetime.now(UTC).isoformat()
 
 
 def bytes_digest(data: bytes | memoryview) -> str:

@@ -14,6 +14,7 @@ from curation_assets import tables
 from curation_assets.corpus.ingest import corpus_rows, pool_rows, present_shards
 from curation_assets.fingerprints import WARMUP_ROLE, warmup_key
 from curation_assets.progress import track
+from curation_assets.quality.checks import QualityError
 from curation_assets.quality.filtered_pool import pool_due, without_filtered
 from curation_assets.samples import samples_of
 from curation_assets.settings import Target, Warmup
@@ -53,7 +54,11 @@ def _pool(workspace: Workspace) -> pl.DataFrame:
     rows = pool_rows(workspace)
     if pool_due(workspace, present_shards(workspace)):
         return rows.clear()
-    return without_filtered(workspace, rows)[0]
+    try:
+        return without_filtered(workspace, rows)[0]
+    except QualityError:
+        # Shards that have not been checked yet: who waits for the pool waits for them.
+        return rows.clear()
 
 
 def too_few(workspace: Workspace, target: Target) -> str | None:

@@ -68,14 +68,17 @@ def _pool_asset(filters: CorpusFilters) -> dg.AssetsDefinition:
     )
     def pool(workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
         present = present_shards(workspace)
+        scan = workspace.warehouse.scan(tables.sample_quality_dir(), present)
+        report = None
+        if filters.contamination is not None and scan is not None:
+            report = by_benchmark(scan, filters.contamination.share)
+        # Last: once it is written, it is not asked for again.
         made = write_pool(workspace, present)
         metadata: dict[str, Any] = row_count(len(made), partitioned=False) | {
             "kept": int(made["reason"].null_count()),
             "left_out": markdown_table(("reason", "samples"), reason_counts(made).items()),
         }
-        scan = workspace.warehouse.scan(tables.sample_quality_dir(), present)
-        if filters.contamination is not None and scan is not None:
-            report = by_benchmark(scan, filters.contamination.share)
+        if report is not None:
             metadata["contamination"] = markdown_table(report.columns, report.iter_rows())
         return dg.MaterializeResult(metadata=metadata)
 

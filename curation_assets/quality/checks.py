@@ -16,7 +16,7 @@ from curation_assets.quality.language import languages
 from curation_assets.quality.near_duplicates import signature_algorithm, signatures
 from curation_assets.quality.repetition import REPETITION_LIMITS, repetition, repetitive
 from curation_assets.workspace import Workspace
-from resources.digests import digest
+from resources.digests import digest, now
 from resources.errors import UserError
 
 
@@ -85,7 +85,7 @@ def check_shard(workspace: Workspace, shard: str, index: BenchmarkIndex | None) 
         return tables.SAMPLE_QUALITY.empty()
     rows = workspace.warehouse.read_table(source).unique("sample_id", keep="first", maintain_order=True)
     checked = tables.SAMPLE_QUALITY.conform(check(rows, workspace.settings.corpus.filters, index))
-    metadata = {"fingerprint": quality_fingerprint(workspace, input_fingerprint(facts))}
+    metadata = {"fingerprint": quality_fingerprint(workspace, input_fingerprint(facts)), "made": now()}
     workspace.warehouse.write_table(f"{tables.sample_quality_dir()}/{shard}.parquet", checked, metadata)
     return checked
 

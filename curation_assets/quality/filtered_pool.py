@@ -12,7 +12,7 @@ from curation_assets.fingerprints import input_fingerprint
 from curation_assets.quality.checks import QualityError, exceeded, quality_fingerprint
 from curation_assets.quality.near_duplicates import near_duplicate_groups
 from curation_assets.workspace import Workspace
-from resources.digests import digest
+from resources.digests import digest, now
 
 POOL_VERSION = 1
 
@@ -58,7 +58,7 @@ def write_pool(workspace: Workspace, present: Sequence[str]) -> pl.DataFrame:
     scan = workspace.warehouse.scan(tables.sample_quality_dir(), present)
     quality = tables.SAMPLE_QUALITY.empty() if scan is None else scan.collect()
     pool = tables.POOL.conform(apply(quality.unique("sample_id", keep="any"), workspace.settings.corpus.filters))
-    workspace.warehouse.write_table(tables.pool_path(), pool, {"fingerprint": fingerprint})
+    workspace.warehouse.write_table(tables.pool_path(), pool, {"fingerprint": fingerprint, "made": now()})
     return pool
 
 

@@ -27,7 +27,11 @@ def wanted_comparison(workspace: Workspace) -> str:
     """Fingerprint of the comparison as the stored subsets and scores want it."""
     subsets = [(subset.name, wanted_fingerprint(workspace, subset)) for subset in workspace.settings.subsets]
     scores = [score.name for score in workspace.settings.scores]
-    return digest("subset_comparison", COMPARISON_VERSION, subsets, scores)
+    manifests = [
+        workspace.warehouse.table_metadata(tables.score_manifest_path(target.name)).get("fingerprint")
+        for target in workspace.settings.targets
+    ]
+    return digest("subset_comparison", COMPARISON_VERSION, subsets, scores, manifests)
 
 
 def write_comparison(workspace: Workspace) -> pl.DataFrame:
@@ -60,7 +64,11 @@ def scored_pool(workspace: Workspace) -> pl.DataFrame:
         if pool is None:
             pool = rows
         else:
-            pool = pool.join(rows.select("sample_id", *names), on="sample_id", how="full", coalesce=True)
+            # A target may be ahead of another: what is known of a sample comes from whichever knows it.
+            facts = ("source", *LENGTHS)
+            pool = pool.join(rows, on="sample_id", how="full", coalesce=True, suffix="_other")
+            pool = pool.with_columns(pl.coalesce(name, f"{name}_other") for name in facts)
+            pool = pool.drop(f"{name}_other" for name in facts)
     return tables.SAMPLE_SCORES.empty().select("sample_id", "source", *LENGTHS) if pool is None else pool
 
 

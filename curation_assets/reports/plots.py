@@ -23,7 +23,7 @@ def histogram(groups: Mapping[str, Sequence[float]], title: str, x_label: str) -
     low, high = _range([value for group in groups.values() for value in group])
     for color, (name, group) in zip(COLORS, groups.items(), strict=False):
         label = f"{name} ({len(group):,})"
-        axes.hist(list(group), bins=BINS, range=(low, high), color=color, alpha=0.75, label=label)
+        axes.hist(list(group), bins=BINS, range=(low, high), color=color, alpha=0.75, label=_plain(label))
     axes.set_xlabel(x_label)
     axes.set_ylabel("samples")
     if groups:
@@ -74,8 +74,8 @@ def heat_map(
     if rows and columns:
         colors, least = ("Blues", 0.0) if shares else ("RdBu_r", -1.0)
         axes.imshow(numbers, cmap=colors, vmin=least, vmax=most, aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
-    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.set_xticks(range(len(columns)), [_plain(name) for name in columns], rotation=30, ha="right", fontsize=8)
+    axes.set_yticks(range(len(rows)), [_plain(name) for name in rows], fontsize=8)
     for y, row in enumerate(values):
         for x, value in enumerate(row):
             if value is not None:
@@ -93,7 +93,15 @@ def stacked_bars(shares: Mapping[str, Mapping[str, float]], title: str, x_label:
     begin = [0.0] * len(names)
     for number, part in enumerate(dict.fromkeys(part for bar in shares.values() for part in bar)):
         widths = [shares[name].get(part, 0.0) for name in names]
-        axes.barh(names, widths, left=begin, label=part, color=f"C{number % 10}", alpha=0.85)
+        bars = [_plain(name) for name in names]
+        axes.barh(bars, widths, left=begin, label=_plain(part), color=f"C{number % 10}", alpha=0.85)
+            [_plain(name) for name in names],
+            widths,
+            left=begin,
+            label=_plain(part),
+            color=f"C{number % 10}",
+            alpha=0.85,
+        )
         begin = [start + width for start, width in zip(begin, widths, strict=True)]
     axes.set_xlim(0, 1)
     axes.set_xlabel(x_label)
@@ -101,6 +109,12 @@ def stacked_bars(shares: Mapping[str, Mapping[str, float]], title: str, x_label:
     if shares:
         axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _markdown(figure, title)
+
+
+def _plain(text: str) -> str:
+    """Text from outside as a label shows it: no formulas, and nothing that a legend leaves out."""
+    shown = text.replace("$", "\\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from curation_assets.fingerprints import scored_signals_fingerprint
 from curation_assets.settings import Target
 from curation_assets.signals.store import shard_record_path, signal_dir
 from curation_assets.workspace import Workspace
-from resources.digests import digest
+from resources.digests import digest, now
 
 
 def build_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
@@ -51,7 +51,8 @@ def write_manifest(workspace: Workspace, target: Target) -> tuple[pl.DataFrame, 
     """Write the target's manifest; gives it with its digest."""
     manifest = build_manifest(workspace, target)
     version = manifest_digest(manifest)
-    workspace.warehouse.write_table(tables.score_manifest_path(target.name), manifest, {"fingerprint": version})
+    metadata = {"fingerprint": version, "made": now()}
+    workspace.warehouse.write_table(tables.score_manifest_path(target.name), manifest, metadata)
     return manifest, version
 
 

@@ -13,6 +13,9 @@ import polars as pl
 
 from curation_assets.steps.answers import find_answer
 
+LONGEST_NUMBER = 200
+"""Characters of an answer that is taken for a number: longer ones are text, and Python refuses to read them."""
+
 _MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|left|right|,|;|!|\s)|[$`*\s]|\\(?=[%$])")
 _FRACTION = re.compile(r"(-?)\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
@@ -63,6 +66,8 @@ def _plain(answer: str) -> str:
 
 def _number(plain: str) -> Fraction | None:
     """The number that an answer begins with, if nothing but a unit follows it."""
+    if len(plain) > LONGEST_NUMBER:
+        return None
     text = _FRACTION.sub(lambda match: f"{match[1]}{match[2]}/{match[3]}", _THOUSANDS.sub("", plain))
     text = text.lstrip("€£¥")
     quotient = _QUOTIENT.match(text)

@@ -18,8 +18,9 @@ class Features:
 
     Attributes:
         vectors: embeddings [n, d] of samples by their ids, in their order; each has one.
-        validation: embeddings [M, d] of the validation samples, in the order of their turns.
+        validation: embeddings [M, d] of the validation samples, in the order of their turns; None if the method
+            compares with none.
     """
 
     vectors: Callable[[pl.Series], Vectors]
-    validation: Callable[[], Vectors]
+    validation: Callable[[], Vectors] | None

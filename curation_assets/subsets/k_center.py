@@ -36,7 +36,8 @@ def k_center(vectors: NDArray[np.floating], count: int, first: int, tie_rank: Po
     if count == 0:
         return np.empty(0, dtype=np.int64)
     # About the origin, the squares that distances are the differences of are smallest.
-    points = (vectors - vectors.mean(axis=0, dtype=np.float64)).astype(np.float32)
+    points = vectors.astype(np.float32)
+    points -= points.mean(axis=0, dtype=np.float64).astype(np.float32)
     squared = np.einsum("nd,nd->n", points, points)
     noise = np.float32(NOISE * float(squared.max(initial=0.0)))
     bound = np.full(samples, np.inf, dtype=np.float32)

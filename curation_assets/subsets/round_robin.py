@@ -57,7 +57,8 @@ def round_robin(
     while len(order) < limit:
         wanted = limit - len(order)
         length = SHARE_OF_LIST * -(-wanted // len(validation)) + SPARE
-        lists = best_lists(vectors[left], validation, length, tie_rank[left])
+        remaining = vectors if not order else vectors[left]
+        lists = best_lists(remaining, validation, length, tie_rank[left])
         taken, turn = _take_turns(lists, len(left), wanted, turn)
         order += left[taken].tolist()
         free = np.ones(len(left), dtype=np.bool_)

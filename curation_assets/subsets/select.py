@@ -148,7 +148,10 @@ def features_of(workspace: Workspace, score: ScoreSection) -> Features | None:
         wanted = sample_ids.to_frame("sample_id").join(stored, on="sample_id", how="left", maintain_order="left")
         return matrix(wanted["vector"])
 
-    return Features(vectors, lambda: np.concatenate(list(validation_vectors(workspace, target, score).values())))
+    def validation() -> NDArray[np.float32]:
+        return np.concatenate(list(validation_vectors(workspace, target, score).values()))
+
+    return Features(vectors, validation if method_of(score).validation(score) else None)
 
 
 def choose(

@@ -229,6 +229,13 @@ def _features(kind: str, found: Candidates) -> Features:
 
 def _round_robin(selector: RoundRobin, found: Candidates) -> Choice:
     features, places = _features(selector.kind, found), np.flatnonzero(found.may)
+    if features.validation is None:
+        raise SelectorError(
+            "selector round_robin goes round validation samples, which the score's method does not have: choose a "
+            "score with method rds, rds_plus or embedding_similarity, or another selector"
+        )
+    if not len(places):
+        return Choice(places)
     ids = found.pool["sample_id"].gather(places)
     limit = len(places) if found.limit is None else found.limit
     order = round_robin(

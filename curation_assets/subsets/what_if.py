@@ -128,22 +128,29 @@ def changed(settings: Settings, name: str, changes: Sequence[str], budget: str |
     names = [subset.name for subset in settings.subsets]
     if name not in names:
         raise SelectionError(f"there is no subset {name!r}; there are {', '.join(names) or '(none)'}")
-    of_subset = settings.subset(name).model_dump(exclude_none=True)
+    of_subset = settings.subset(name).model_dump(exclude_unset=True)
     score = settings.score(settings.subset(name).score)
-    of_score = score.model_dump(exclude_none=True)
+    # Only what was written: a preset must not lose against a default.
+    of_score = score.model_dump(exclude_unset=True) | {"method": score.method}
     parsed = [_parsed(change) for change in changes]
     methods = [value for path, value in parsed if path == ["method"]]
     if methods and methods[-1] != score.method:
         # Another method has parameters of its own.
         of_score = {key: of_score[key] for key in ("name", "target")}
         of_subset.pop("selector", None)
+    of_score.update({"method": methods[-1]} if methods else {})
+    method = METHODS.get(str(of_score["method"]))
+    if method is None:
+        raise SelectionError(f"there is no method {of_score['method']!r}; methods are {', '.join(METHODS)}")
+    if any(path == ["selector", "kind"] for path, _ in parsed):
+        # Another kind has parameters of its own.
+        of_subset.pop("selector", None)
+    elif not of_subset.get("selector"):
+        of_subset["selector"] = method.selector.model_dump()
     for path, value in parsed:
         _put(of_subset if path[0] in OF_SUBSET else of_score, path, value)
     if budget is not None:
         of_subset["budget"] = parse_budget(budget).model_dump(exclude_none=True)
-    method = METHODS.get(str(of_score["method"]))
-    if method is None:
-        raise SelectionError(f"there is no method {of_score['method']!r}; methods are {', '.join(METHODS)}")
     made_score = _validated(method.section, of_score)
     target = settings.target(made_score.target)
     for signal in method.signals(made_score):
@@ -151,6 +158,13 @@ def changed(settings: Settings, name: str, changes: Sequence[str], budget: str |
             raise SelectionError(
                 f"method {method.name} is computed from {signal}, which target {target.name!r} does not measure: "
                 f"add {signal} to its signals in curation.yaml, and use `curate run`"
+            )
+    measured = {name for other in settings.scores_of(target.name) for name in method_of(other).validation(other)}
+    for validation in method.validation(made_score):
+        if validation not in measured:
+            raise SelectionError(
+                f"validation set {validation!r} is not measured for target {target.name!r}: add a score with "
+                f"method: {method.name} and validation: {validation} to curation.yaml, and use `curate run`"
             )
     return _validated(Subset, of_subset), made_score
 

@@ -56,6 +56,21 @@ def sets_due(workspace: Workspace, target: Target) -> list[str]:
     return due
 
 
+def validation_state(workspace: Workspace, target: Target) -> list[object]:
+    """All that says whether a run over validation sets is another one than the last: what is wanted and what is there.
+
+    Raises:
+        ValidationSetError: the file of a set is not there.
+    """
+    state: list[object] = [image_limits_key(workspace, target)]
+    for name, signals in validation_of(workspace, target).items():
+        wanted = wanted_validation(workspace, workspace.settings.validation_set(name))
+        state += [name, wanted, stored_validation(workspace, name)]
+        # A record says when it was made.
+        state += [(SignalStore.of(workspace, target, s).folder, _record(workspace, target, s, name)) for s in signals]
+    return state
+
+
 def measure_validation(workspace: Workspace, target: Target) -> dict[str, dict[SignalName, ShardMeasurement]]:
     """Measure what is not stored yet of the sets that a target's scores look at; by set and signal, what was done."""
     done: dict[str, dict[SignalName, ShardMeasurement]] = {}

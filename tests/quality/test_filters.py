@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import polars as pl
 import pytest
 
 from curation_assets import tables
 from curation_assets.automation import scoring_requests
 from curation_assets.checkpoints.warmup import trainable_rows
+from curation_assets.config_file import ConfigError
 from curation_assets.corpus_settings import CorpusFilters
 from curation_assets.definitions import build_definitions
 from curation_assets.quality.checks import QualityError, checks_key
@@ -168,6 +170,43 @@ def test_a_benchmark_that_is_gone_stops_no_measuring(tmp_path: Path, tiny_model:
     job.execute_in_process(instance=instance, asset_selection=list(reading.asset_selection or []), tags=tags)
     _, reasons = scoring_requests(made, instance)
     assert "matches no file" in reasons[0]
+
+
+def test_a_pool_that_goes_back_and_forth_is_asked_for_each_time(tmp_path: Path, tiny_model: Path) -> None:
+    loose = FILTERS.replace("near_duplicates: 0.7", "near_duplicates: 0.9")
+    made = configured(tmp_path, tiny_model)
+    run(made)
+    keys = []
+    for filters in (loose, FILTERS, loose):
+        changed = configured(tmp_path, tiny_model, filters)
+        requests, _ = scoring_requests(changed, instance_of(made))
+        keys += [request.run_key for request in requests if request.tags["curation/stage"] == "pool"]
+        run(changed)
+    assert len(set(keys)) == 3
+
+
+def test_a_pool_that_dagster_never_saw_is_asked_for(workspace: Workspace) -> None:
+    with dg.DagsterInstance.ephemeral() as fresh:
+        fresh.add_dynamic_partitions("shards", ["a.jsonl"])
+        fresh.report_runless_asset_event(dg.AssetMaterialization("sample_quality", partition="a.jsonl"))
+        for key in ("raw_corpus", "rejected_rows", "segmented_steps"):
+            fresh.report_runless_asset_event(dg.AssetMaterialization(key, partition="a.jsonl"))
+        requests, _ = scoring_requests(workspace, fresh)
+    assert "pool" in [request.tags["curation/stage"] for request in requests]
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ("filters: {languages: [english]}", "languages"),
+        ("filters: {repetition: {limits: {duplicate_lines: 0.3}}}", "there is no limit 'duplicate_lines'; there are"),
+    ],
+)
+def test_filters_that_mean_nothing_are_refused_at_load(
+    tmp_path: Path, tiny_model: Path, filters: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configured(tmp_path, tiny_model, filters)
 
 
 def test_without_filters_nothing_is_looked_at(tmp_path: Path, tiny_model: Path) -> None:

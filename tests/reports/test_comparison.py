@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import polars as pl
 import pytest
 
 from curation_assets.definitions import build_definitions
+from curation_assets.reports import comparison
 from curation_assets.reports.assets import COMPARISON_KEY, WHAT_IF_KEY
 from curation_assets.reports.comparison import matrix
+from curation_assets.reports.plots import heat_map, stacked_bars
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
 from tests.pipeline.workspaces import instance_of, make_workspace, rows, run
@@ -83,6 +87,26 @@ def test_composition_counts_sources(workspace: Workspace) -> None:
         for source in set(pool["source"]):
             count = sum(s == source and i in mine for s, i in pool.select("source", "sample_id").iter_rows())
             assert found.get((name, source), (0.0, 0)) == (count / len(mine), count)
+
+
+def test_a_target_that_is_ahead_of_another_brings_what_it_knows(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = read_stored(workspace, "sample_scores")
+    settings = workspace.settings
+    other = settings.targets[0].model_copy(update={"name": "other"})
+    both = replace(workspace, settings=settings.model_copy(update={"targets": [settings.targets[0], other]}))
+    ahead = {"tiny": scores.head(5), "other": scores}
+    monkeypatch.setattr(comparison, "present_scores", lambda _, target: ahead[target.name])
+    pool = comparison.scored_pool(both)
+    assert len(pool) == 17
+    assert pool.select(pl.col("source", "response_tokens", "n_steps").null_count()).row(0) == (0, 0, 0)
+
+
+def test_labels_from_outside_are_shown_as_they_are() -> None:
+    shares = {"a": {"$\\foo$": 0.5, "_hidden": 0.5}, "_b": {"$": 1.0}}
+    assert "image/png" in stacked_bars(shares, "sources", "share")
+    assert "image/png" in heat_map([[0.5]], ["$\\frac$"], ["_x"], "preference")
 
 
 def test_matrices_have_both_halves(workspace: Workspace) -> None:

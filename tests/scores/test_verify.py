@@ -60,6 +60,11 @@ def test_other_answers(given: str, reference: str) -> None:
     assert not same_answer(reference, given)
 
 
+def test_endless_digits_are_text() -> None:
+    assert same_answer("0." + "3" * 5000, "0." + "3" * 5000)
+    assert not same_answer("0." + "3" * 5000, "1/3")
+
+
 def test_a_response_is_held_against_its_rows_answer() -> None:
     rows = pl.DataFrame(
         {

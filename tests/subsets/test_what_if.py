@@ -13,6 +13,7 @@ from curation_assets.cli import app
 from curation_assets.settings import Budget
 from curation_assets.stored_tables import read_stored
 from curation_assets.subsets.select import SelectionError, select
+from curation_assets.subsets.selector import Band, PerPrompt, Top
 from curation_assets.subsets.what_if import parse_budget, what_if
 from curation_assets.workspace import Workspace
 from tests.pipeline.workspaces import make_workspace, rows, run
@@ -74,6 +75,17 @@ def test_filters_and_strata_are_changed_too(workspace: Workspace) -> None:
     assert few.pool.filter("selected")["n_steps"].max() == 3
     assert few.whole is False
     assert few.facts()["eligible"] == len(few.rows)
+
+
+def test_a_preset_is_not_lost_against_a_default(workspace: Workspace) -> None:
+    assert what_if(workspace, "best", ["preset=paper"]).score.min_steps == 8
+
+
+def test_one_parameter_of_the_methods_selector_is_changed_alone(workspace: Workspace) -> None:
+    found = what_if(workspace, "best", ["method=grape", "selector.k=2"])
+    assert found.subset.selector == PerPrompt(k=2)
+    assert what_if(workspace, "best", ["selector.order=lowest"]).subset.selector == Top(order="lowest")
+    assert what_if(workspace, "best", ["method=grape", "selector.kind=band"]).subset.selector == Band()
 
 
 def test_nothing_is_stored(workspace: Workspace) -> None:

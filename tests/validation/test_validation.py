@@ -14,6 +14,8 @@ from curation_assets.config_file import ConfigError
 from curation_assets.dry_look import dry_look
 from curation_assets.settings import Target
 from curation_assets.stored_tables import read_stored
+from curation_assets.subsets.select import SelectionError
+from curation_assets.subsets.selectors import SelectorError
 from curation_assets.subsets.what_if import what_if
 from curation_assets.validation.assets import validation_set_key, validation_signals_key
 from curation_assets.validation.measure import matrix, sets_due
@@ -104,6 +106,29 @@ def test_a_what_if_compares_with_the_same_set(workspace: Workspace) -> None:
     assert what_if(workspace, "robin").difference()["overlap_jaccard"] == 1.0
     assert what_if(workspace, "nearest", ["reduce=mean"]).selection.rows["score"].is_sorted(descending=True)
     assert len(what_if(workspace, "cover", [], "100%").selection.rows) == 14
+
+
+def test_a_set_that_is_not_measured_is_refused_with_the_mend(workspace: Workspace) -> None:
+    with pytest.raises(SelectionError, match="validation set 'dev' is not measured for target 'tiny': add a score"):
+        what_if(workspace, "nearest", ["validation=dev"])
+    with pytest.raises(SelectorError, match="does not have: choose a score with method rds"):
+        what_if(workspace, "cover", ["selector.kind=round_robin"])
+
+
+def test_a_mended_set_and_one_that_went_back_and_forth_are_asked_for(tmp_path: Path, tiny_model: Path) -> None:
+    made = configured(tmp_path, tiny_model)
+    run(made)
+    instance, path = instance_of(made), tmp_path / "held_out.jsonl"
+    first, other = path.read_text(), json.dumps(rows(1, start=300)[0]) + "\n"
+    keys = []
+    for text in ("{}\n", other, first, other):
+        path.write_text(text)
+        ((request,), _) = scoring_requests(made, instance)
+        assert request.tags["curation/stage"] == "validation"
+        keys.append(request.run_key)
+        if text != "{}\n":
+            run(made)
+    assert len(set(keys)) == 4
 
 
 def test_a_second_run_does_nothing(workspace: Workspace) -> None:
