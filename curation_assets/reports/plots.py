@@ -95,13 +95,6 @@ def stacked_bars(shares: Mapping[str, Mapping[str, float]], title: str, x_label:
         widths = [shares[name].get(part, 0.0) for name in names]
         bars = [_plain(name) for name in names]
         axes.barh(bars, widths, left=begin, label=_plain(part), color=f"C{number % 10}", alpha=0.85)
-            [_plain(name) for name in names],
-            widths,
-            left=begin,
-            label=_plain(part),
-            color=f"C{number % 10}",
-            alpha=0.85,
-        )
         begin = [start + width for start, width in zip(begin, widths, strict=True)]
     axes.set_xlim(0, 1)
     axes.set_xlabel(x_label)
