@@ -19,12 +19,12 @@ from curation_assets.dry_look import dry_look
 from curation_assets.main_job import MainJob
 from curation_assets.releases.build import ReleaseError
 from curation_assets.samples import samples_of
-from curation_assets.signals.catalog import SIGNALS
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
 from resources.scoring.samples import ImageFile
 from tests.models import write_tiny_qwen3_vl
 from tests.pipeline.workspaces import (
+    PASS_SIGNALS,
     instance_of,
     make_workspace,
     rows,
@@ -269,7 +269,7 @@ def test_every_puzzle_is_measured(tmp_path: Path, vision_model: Path, real_data:
         records.append({name: puzzle[name] for name in ("question", "answer", "image")} | {"steps": steps})
     write_shard(tmp_path / "landing" / "puzzles.jsonl", records)
     columns = "columns: {prompt: question, steps: steps, answer: answer, images: image}"
-    workspace = make_workspace(tmp_path, vision_model, {}, signals=tuple(SIGNALS), corpus=columns)
+    workspace = make_workspace(tmp_path, vision_model, {}, signals=PASS_SIGNALS, corpus=columns)
     summary = run(workspace)
     assert summary.rejected == {}
     gradients = signal_rows(workspace, "step_gradients")

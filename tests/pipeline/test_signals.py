@@ -28,6 +28,7 @@ from resources.scoring import devices, forward, measuring
 from resources.scoring.images import ImageLimits
 from resources.scoring.samples import Request, Sample, SampleSignals
 from tests.pipeline.workspaces import (
+    PASS_SIGNALS,
     instance_of,
     make_workspace,
     rows,
@@ -39,7 +40,7 @@ from tests.pipeline.workspaces import (
     write_shard,
 )
 
-ALL = tuple(SIGNALS)
+ALL = PASS_SIGNALS
 SHARD_ROWS = {"a.jsonl": rows(8), "b.jsonl": rows(6, start=100)}
 
 
@@ -214,7 +215,7 @@ def test_a_target_without_step_gradients_ends_with_its_signals(tmp_path: Path, t
     signals = ("likelihoods", "embeddings_last")
     workspace = make_workspace(tmp_path / "w", tiny_model, SHARD_ROWS, signals=signals)
     summary = run(workspace)
-    assert (summary.measured, summary.scored, summary.subsets) == ({"tiny": 14}, {}, [])
+    assert (summary.measured, summary.scored, summary.subsets) == ({"tiny": 14}, {"tiny": 2}, [])
     assert run(workspace).tokens_measured == 0
     keys = {node.key.to_user_string() for node in build_definitions(workspace).resolve_asset_graph().asset_nodes}
     assert {key for key in keys if key.startswith("tiny/")} == {

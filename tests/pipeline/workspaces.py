@@ -14,8 +14,13 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.main_job import MainJob, RunSummary
 from curation_assets.sections import SignalName
+from curation_assets.signals.catalog import SIGNALS
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
+
+OTHER_PASSES = ("text_embeddings", "unconditional_likelihoods")
+PASS_SIGNALS = tuple(signal for signal in SIGNALS if signal not in OTHER_PASSES)
+"""All signals of one pass over a language model."""
 
 CONFIG = """\
 corpus: {{landing: ./landing{corpus}}}
