@@ -222,10 +222,10 @@ def test_a_target_without_step_gradients_ends_with_its_signals(tmp_path: Path, t
         "tiny/base_model",
         "tiny/likelihoods",
         "tiny/embeddings_last",
+        "tiny/sample_scores",
+        "tiny/score_manifest",
     }
-    assert not list(workspace.warehouse.root.rglob("scores"))
-    with pytest.raises(TableRequestError, match="no sample_scores: they are computed from step_gradients"):
-        read_stored(workspace, "sample_scores")
+    assert len(read_stored(workspace, "sample_scores").collect()) == 14
     with pytest.raises(TableRequestError, match=r"does not measure segment_likelihoods: add it to targets.signals"):
         read_stored(workspace, "segment_likelihoods")
     sample_id = signal_rows(workspace, "likelihoods")["sample_id"][0]
