@@ -25,6 +25,7 @@ SIGNAL_VERSIONS: dict[SignalName, int] = {
     "step_gradients": 2,
     "likelihoods": 2,
     "segment_likelihoods": 2,
+    "sequence_likelihoods": 1,
     "token_likelihoods": 1,
     "unconditional_likelihoods": 1,
     "embeddings_mean": 2,

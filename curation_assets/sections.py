@@ -14,6 +14,7 @@ SignalName = Literal[
     "step_gradients",
     "likelihoods",
     "segment_likelihoods",
+    "sequence_likelihoods",
     "token_likelihoods",
     "unconditional_likelihoods",
     "embeddings_mean",

@@ -51,6 +51,23 @@ LIKELIHOODS = Table(
     sort=("sample_id",),
 )
 
+SEQUENCE_LIKELIHOODS = Table(
+    "sequence_likelihoods",
+    "what the model thinks of each whole sequence: means over all its tokens but the first, those of the prompt, "
+    "of images and EOS included; null if not measured",
+    {
+        "sample_id": SAMPLE_ID,
+        "tokens": RUN_TOKENS,
+        "response_tokens": RESPONSE_TOKENS,
+        "sequence_nll": _mean("negative log-likelihood", "nats"),
+        "sequence_entropy": _mean("entropy of the predicted distribution", "nats"),
+        "largest_logit": _mean("the largest logit"),
+        "logit_margin": _mean("the largest minus the second largest logit"),
+        "flags": SIGNAL_FLAGS,
+    },
+    sort=("sample_id",),
+)
+
 SEGMENT_LIKELIHOODS = Table(
     "segment_likelihoods",
     "mean negative log-likelihood of each step, and of the answer",
@@ -144,6 +161,7 @@ SIGNAL_TABLES = {
         STEP_GRADIENTS,
         LIKELIHOODS,
         SEGMENT_LIKELIHOODS,
+        SEQUENCE_LIKELIHOODS,
         TOKEN_LIKELIHOODS,
         UNCONDITIONAL_LIKELIHOODS,
         EMBEDDINGS_MEAN,

@@ -14,7 +14,14 @@ from curation_assets import tables
 from curation_assets.sections import SignalName
 from curation_assets.settings import Target
 from curation_assets.tables import Table
-from resources.scoring.samples import UNRUNNABLE, Pooling, Request, SampleSignals
+from resources.scoring.samples import (
+    UNRUNNABLE,
+    Likelihoods,
+    Pooling,
+    Request,
+    SampleSignals,
+    SequenceLikelihoods,
+)
 
 NON_FINITE = "non_finite"
 HALF_MAXIMUM = float(np.finfo(np.float16).max)
@@ -56,6 +63,7 @@ def request_for(target: Target, signals: Collection[SignalName]) -> Request:
         step_gradients=target.proxy if "step_gradients" in signals else None,
         likelihoods="likelihoods" in signals,
         segment_likelihoods="segment_likelihoods" in signals,
+        sequence_likelihoods="sequence_likelihoods" in signals,
         token_likelihoods="token_likelihoods" in signals,
         unconditional="unconditional_likelihoods" in signals,
         embeddings=frozenset(pooling for pooling, name in POOLINGS.items() if name in signals),
@@ -91,17 +99,22 @@ def _step_gradients(results: Sequence[SampleSignals]) -> Rows:
     return rows
 
 
-def _likelihoods(results: Sequence[SampleSignals]) -> Rows:
-    return [
-        {
-            "sample_id": result.sample_id,
-            "tokens": result.tokens,
-            "response_tokens": result.response_tokens,
-            "flags": _flags_without_segments(result, missing=result.likelihoods is None),
-        }
-        | (dict.fromkeys(MEASURES) if result.likelihoods is None else asdict(result.likelihoods))
-        for result in results
-    ]
+def _means(of: Callable[[SampleSignals], Likelihoods | SequenceLikelihoods | None]) -> Callable[..., Rows]:
+    """Rows of a signal whose means are the columns of its table, null where a sample has none."""
+
+    def rows(results: Sequence[SampleSignals]) -> Rows:
+        return [
+            {
+                "sample_id": result.sample_id,
+                "tokens": result.tokens,
+                "response_tokens": result.response_tokens,
+                "flags": _flags_without_segments(result, missing=found is None),
+            }
+            | ({} if found is None else asdict(found))
+            for result, found in ((result, of(result)) for result in results)
+        ]
+
+    return rows
 
 
 def _segment_likelihoods(results: Sequence[SampleSignals]) -> Rows:
@@ -186,8 +199,6 @@ def _flags_without_segments(result: SampleSignals, missing: bool) -> list[str]:
     return ["response_truncated" if flag in CUT_FLAGS else flag for flag in _own_flags(result, missing)]
 
 
-MEASURES = [name for name, column in tables.LIKELIHOODS.columns.items() if column.nullable]
-
 POOLINGS: dict[Pooling, SignalName] = {
     "mean": "embeddings_mean",
     "last": "embeddings_last",
@@ -197,7 +208,10 @@ POOLINGS: dict[Pooling, SignalName] = {
 
 SIGNALS: dict[SignalName, Signal] = {
     "step_gradients": Signal(tables.STEP_GRADIENTS, "gram", _step_gradients),
-    "likelihoods": Signal(tables.LIKELIHOODS, "mean_nll", _likelihoods),
+    "likelihoods": Signal(tables.LIKELIHOODS, "mean_nll", _means(lambda result: result.likelihoods)),
+    "sequence_likelihoods": Signal(
+        tables.SEQUENCE_LIKELIHOODS, "sequence_nll", _means(lambda result: result.sequence_likelihoods)
+    ),
     "segment_likelihoods": Signal(tables.SEGMENT_LIKELIHOODS, "segment_nll", _segment_likelihoods),
     "token_likelihoods": Signal(tables.TOKEN_LIKELIHOODS, "log_likelihoods", _token_likelihoods),
     "unconditional_likelihoods": Signal(

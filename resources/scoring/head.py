@@ -10,7 +10,7 @@ is done in fp32 whatever the weights' precision.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -87,11 +87,15 @@ class Uncertainty:
         entropy: H(p) = -sum p log p, in nats.
         least_confidence: 1 - max p.
         margin: largest minus second largest probability.
+        largest_logit: max z.
+        logit_margin: largest minus second largest logit.
     """
 
     entropy: Tensor
     least_confidence: Tensor
     margin: Tensor
+    largest_logit: Tensor
+    logit_margin: Tensor
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ class StreamedHead:
             segment_rows: rows of each segment: the first so many rows are the first segment's, and so on;
                 rows behind the last segment are of none and must come last.
             statistics: whether losses are wanted.
-            uncertainty: whether entropy, least confidence and margin are wanted with them.
+            uncertainty: whether entropy, least confidence, margins and the largest logit are wanted with them.
 
         Returns:
             Statistics [N] (of no rows if not wanted), and G [S, d] in fp32, g = mean over the segment's rows
@@ -169,7 +173,9 @@ class StreamedHead:
         count = len(hidden) if statistics else 0
         found = TokenStatistics(
             hidden.new_empty(count, dtype=torch.float32),
-            Uncertainty(*hidden.new_empty(3, count, dtype=torch.float32)) if statistics and uncertainty else None,
+            Uncertainty(*hidden.new_empty(len(fields(Uncertainty)), count, dtype=torch.float32))
+            if statistics and uncertainty
+            else None,
         )
         gradients = torch.zeros(len(segment_rows), hidden.shape[1], dtype=torch.float32, device=hidden.device)
         sums = _SegmentSums(self, gradients)
@@ -266,7 +272,7 @@ class _Chunk:
         return self.head.scale / self.normaliser.total
 
     def collect_uncertainty(self, found: Uncertainty, rows: slice, largest: Tensor) -> None:
-        """Entropy, least confidence and margin; for a head without cap the logits are used up."""
+        """All of `Uncertainty`; for a head without cap the logits are used up."""
         others, total = self.normaliser.others, self.normaliser.total
         cap = self.head.soft_cap
         gap = (largest[:, 1] - largest[:, 0]) * (cap or 1.0)
@@ -282,6 +288,8 @@ class _Chunk:
         found.entropy[rows] = torch.where(likeliest, torch.log1p(others), torch.log(total)) - weighted / total
         found.least_confidence[rows] = torch.where(likeliest, others, total - 1.0) / total
         found.margin[rows] = -torch.expm1(gap) / total
+        found.largest_logit[rows] = self.normaliser.maximum
+        found.logit_margin[rows] = -gap
 
 
 class _SegmentSums:

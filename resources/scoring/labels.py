@@ -1,6 +1,7 @@
 """Which hidden states of a batch predict which tokens, and whose they are.
 
-Position t's loss predicts token t from hidden state h_{t-1}; prompt and image tokens carry no loss.
+Position t's loss predicts token t from hidden state h_{t-1}; prompt and image tokens carry no loss but where the
+whole sequence is asked for.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class SampleLabels:
         in_segments: label rows of all segments, one segment after another.
         response: label rows of the response's tokens in order, EOS not among them; empty if not asked for.
         eos: label row of EOS, if there is one and it was asked for.
+        sequence: label rows of all tokens but the first, in order; empty if not asked for.
     """
 
     segments: list[int]
@@ -33,6 +35,7 @@ class SampleLabels:
     in_segments: Indices
     response: Indices
     eos: Indices
+    sequence: Indices
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,9 @@ def label_batch(batch: Sequence[Encoded], request: Request) -> Labels:
         # EOS counts in the windows of likelihoods only.
         until = len(encoded) if request.likelihoods else end if request.token_likelihoods else begin
         wanted = np.arange(begin, until, dtype=np.int64)
-        last.append((row, np.setdiff1d(wanted, covered, assume_unique=True)))
-        plans.append((segments, [len(group) for group in groups], covered, wanted, end))
+        sequence = np.arange(1, len(encoded) if request.sequence_likelihoods else 1, dtype=np.int64)
+        last.append((row, np.setdiff1d(sequence if len(sequence) else wanted, covered, assume_unique=True)))
+        plans.append((segments, [len(group) for group in groups], covered, wanted, end, sequence))
     rows = [group for group in first + last if len(group[1])]
     empty = np.empty(0, dtype=np.int64)
     batch_rows = np.concatenate([np.full(len(tokens), row) for row, tokens in rows]) if rows else empty
@@ -93,9 +97,14 @@ def label_batch(batch: Sequence[Encoded], request: Request) -> Labels:
     place[batch_rows, tokens] = np.arange(len(tokens))
     samples = [
         SampleLabels(
-            segments, counts, place[row, covered], place[row, wanted[wanted < end]], place[row, wanted[wanted >= end]]
+            segments,
+            counts,
+            in_segments=place[row, covered],
+            response=place[row, wanted[wanted < end]],
+            eos=place[row, wanted[wanted >= end]],
+            sequence=place[row, sequence],
         )
-        for row, (segments, counts, covered, wanted, end) in enumerate(plans)
+        for row, (segments, counts, covered, wanted, end, sequence) in enumerate(plans)
     ]
     ids = [np.asarray(encoded.input_ids, dtype=np.int64) for encoded in batch]
     targets = np.concatenate([ids[row][tokens] for row, tokens in rows]) if rows else empty

@@ -28,6 +28,7 @@ from resources.scoring.samples import (
     Likelihoods,
     Request,
     SampleSignals,
+    SequenceLikelihoods,
     StepGradients,
 )
 from resources.scoring.unconditional import LEAST_TOKENS, add_unconditional, without_prompt
@@ -131,6 +132,8 @@ def _measure(
             _add_likelihoods(result, own, statistics)
         if request.token_likelihoods:
             _add_token_likelihoods(result, own, statistics["nll"])
+        if request.sequence_likelihoods:
+            _add_sequence_likelihoods(result, own, statistics)
         if request.segment_likelihoods:
             _add_segment_likelihoods(result, own, statistics["nll"])
         for pooling, vector in pooled[row].items():
@@ -149,7 +152,8 @@ def _apply_head(
     device = hidden.device
     states = hidden[torch.from_numpy(labels.batch_rows).to(device), torch.from_numpy(labels.positions).to(device)]
     targets = torch.from_numpy(labels.targets).to(device)
-    wants_statistics = request.likelihoods or request.segment_likelihoods or request.token_likelihoods
+    uncertainty = request.likelihoods or request.sequence_likelihoods
+    wants_statistics = uncertainty or request.segment_likelihoods or request.token_likelihoods
     bias = request.step_gradients == "bias"
     statistics = TokenStatistics(torch.empty(0))
     gram: list[Floats] = []
@@ -159,7 +163,7 @@ def _apply_head(
             targets,
             labels.segment_rows if bias else (),
             statistics=wants_statistics,
-            uncertainty=request.likelihoods,
+            uncertainty=uncertainty,
         )
         if bias:
             counts = [len(sample.segments) for sample in labels.samples]
@@ -221,6 +225,19 @@ def _add_token_likelihoods(result: SampleSignals, labels: SampleLabels, nll: Flo
     losses = nll[labels.response].astype(np.float32)
     if np.isfinite(losses).all():
         result.token_nll = losses
+    else:
+        _flag_non_finite(result)
+
+
+def _add_sequence_likelihoods(result: SampleSignals, labels: SampleLabels, statistics: dict[str, Floats]) -> None:
+    means = {name: float(column[labels.sequence].mean()) for name, column in statistics.items()}
+    if all(math.isfinite(value) for value in means.values()):
+        result.sequence_likelihoods = SequenceLikelihoods(
+            sequence_nll=means["nll"],
+            sequence_entropy=means["entropy"],
+            largest_logit=means["largest_logit"],
+            logit_margin=means["logit_margin"],
+        )
     else:
         _flag_non_finite(result)
 

@@ -113,7 +113,7 @@ UNRUNNABLE = {
 """Flags of samples that no signal can be measured of, with their meaning."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """Which signals one pass measures. What is not asked for costs nothing.
 
@@ -121,6 +121,7 @@ class Request:
         step_gradients: GRACE's Gram matrix under this proxy, or None.
         likelihoods: NLL windows, entropy, least confidence and margin of the response.
         segment_likelihoods: mean NLL of every step and of the answer.
+        sequence_likelihoods: NLL, entropy and largest logits over the whole sequence, prompt included.
         embeddings: poolings of the last layer's hidden states.
         token_likelihoods: -log p of every token of the response.
         unconditional: mean NLL of the response alone, without its prompt: a second, shorter pass
@@ -130,6 +131,7 @@ class Request:
     step_gradients: Proxy | None = None
     likelihoods: bool = False
     segment_likelihoods: bool = False
+    sequence_likelihoods: bool = False
     embeddings: frozenset[Pooling] = frozenset()
     token_likelihoods: bool = False
     unconditional: bool = False
@@ -173,6 +175,25 @@ class Likelihoods:
     mean_margin: float
 
 
+@dataclass(frozen=True)
+class SequenceLikelihoods:
+    """What the model thinks of a whole sequence; means over all its tokens but the first, which nothing predicts.
+
+    The prompt's tokens count as the response's do, special tokens, EOS and image tokens included.
+
+    Attributes:
+        sequence_nll: mean of -log p, in nats.
+        sequence_entropy: mean of H(p_t), in nats.
+        largest_logit: mean of the largest logit.
+        logit_margin: mean of the largest minus the second largest logit.
+    """
+
+    sequence_nll: float
+    sequence_entropy: float
+    largest_logit: float
+    logit_margin: float
+
+
 @dataclass
 class SampleSignals:
     """All that one pass measured of one sample.
@@ -193,6 +214,7 @@ class SampleSignals:
         step_gradients: see there.
         likelihoods: see there.
         segment_nll: mean NLL of each segment of `segment_tokens`, in nats; None too if there is none.
+        sequence_likelihoods: see there.
         embeddings: vectors [d] in fp32 by pooling.
         token_nll: -log p of every token of the response [response_tokens] in fp32, EOS not among them. The first
             one is missing if nothing stands before it.
@@ -212,6 +234,7 @@ class SampleSignals:
     step_gradients: StepGradients | None = None
     likelihoods: Likelihoods | None = None
     segment_nll: list[float] | None = None
+    sequence_likelihoods: SequenceLikelihoods | None = None
     embeddings: dict[Pooling, npt.NDArray[np.float32]] = field(default_factory=dict)
     token_nll: npt.NDArray[np.float32] | None = None
     unconditional_nll: float | None = None

@@ -38,7 +38,12 @@ from tests.benchmarks.common import (
 )
 
 GRACE = Request(step_gradients="bias")
-ALL = Request("bias", True, True, frozenset(("mean", "last", "position_weighted")))
+ALL = Request(
+    step_gradients="bias",
+    likelihoods=True,
+    segment_likelihoods=True,
+    embeddings=frozenset(("mean", "last", "position_weighted")),
+)
 BATCH_TOKENS = 2048
 
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import polars as pl
@@ -28,10 +28,26 @@ SIZE = 23
 HELD_OUT = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
 
 
-def section_of(method: Method) -> ScoreSection:
-    """A method's parameters with their defaults."""
+def section_of(method: Method, **options: Any) -> ScoreSection:
+    """A method's parameters with their defaults, but for these."""
     validation = {"validation": "held_out"} if "validation" in method.section.model_fields else {}
-    return method.section.model_validate({"name": "m", "target": "t", "method": method.name, **validation})
+    return method.section.model_validate({"name": "m", "target": "t", "method": method.name, **validation, **options})
+
+
+def choices_of(method: Method) -> list[dict[str, Any]]:
+    """The defaults, and every other value of each parameter that is a choice."""
+    found: list[dict[str, Any]] = [{}]
+    for name, parameter in method.section.model_fields.items():
+        choices = get_args(parameter.annotation) if get_origin(parameter.annotation) is Literal else ()
+        found += [{name: choice} for choice in choices if choice not in (parameter.default, method.name)]
+    return found
+
+
+every_choice = pytest.mark.parametrize(
+    ("method", "options"),
+    [(method, options) for method in METHODS.values() for options in choices_of(method)],
+    ids=lambda value: value.name if isinstance(value, Method) else "-".join(map(str, value.values())) or "default",
+)
 
 
 def signal_rows(signal: SignalName, rng: random.Random, ids: list[str]) -> pl.DataFrame:
@@ -88,16 +104,16 @@ def facts(rng: random.Random, ids: list[str]) -> pl.DataFrame:
     )
 
 
-def inputs(method: Method, seed: int = 0) -> ScoreInputs:
-    rng = random.Random(seed)
+def inputs(method: Method, **options: Any) -> ScoreInputs:
+    rng = random.Random(0)
     ids = [f"{rng.getrandbits(128):032x}" for _ in range(SIZE)]
-    section = section_of(method)
+    section = section_of(method, **options)
     signals = {signal: signal_rows(signal, rng, ids) for signal in method.signals(section)}
     return ScoreInputs(facts(rng, ids), signals, validation={"held_out": HELD_OUT})
 
 
-def scores(method: Method, given: ScoreInputs) -> dict[str, float | None]:
-    section = section_of(method)
+def scores(method: Method, given: ScoreInputs, **options: Any) -> dict[str, float | None]:
+    section = section_of(method, **options)
     return dict(method.score(given, section).values.select("sample_id", "value").iter_rows())
 
 
@@ -119,10 +135,12 @@ def test_a_method_is_documented(method: Method) -> None:
     assert f"`{method.name}`" in (ROOT / "docs" / "methods.md").read_text()
 
 
-@every_method
-def test_a_score_has_one_finite_value_a_sample_and_none_where_nothing_was_measured(method: Method) -> None:
-    given = inputs(method)
-    found = method.score(given, section_of(method)).values
+@every_choice
+def test_a_score_has_one_finite_value_a_sample_and_none_where_nothing_was_measured(
+    method: Method, options: dict[str, Any]
+) -> None:
+    given = inputs(method, **options)
+    found = method.score(given, section_of(method, **options)).values
     assert found.schema == {"sample_id": pl.String, "value": pl.Float64}
     assert found["sample_id"].is_unique().all()
     last = given.samples["sample_id"][-1]
@@ -133,41 +151,46 @@ def test_a_score_has_one_finite_value_a_sample_and_none_where_nothing_was_measur
     assert all(value is not None and math.isfinite(value) for value in others)
 
 
-@every_method
-def test_a_score_does_not_depend_on_order_or_on_what_else_is_there(method: Method) -> None:
-    given = inputs(method)
-    expected = scores(method, given)
+@every_choice
+def test_a_score_does_not_depend_on_order_or_on_what_else_is_there(method: Method, options: dict[str, Any]) -> None:
+    given = inputs(method, **options)
+    expected = scores(method, given, **options)
     shuffled = replace(
         given,
         samples=given.samples.sample(fraction=1, shuffle=True, seed=1),
         signals={name: rows.sample(fraction=1, shuffle=True, seed=2) for name, rows in given.signals.items()},
     )
-    assert scores(method, shuffled) == expected
+    assert scores(method, shuffled, **options) == expected
     for sample in given.samples["sample_id"][:3]:
         mine = pl.col("sample_id") == sample
         signals = {name: rows.filter(mine) for name, rows in given.signals.items()}
         alone = replace(given, samples=given.samples.filter(mine), signals=signals)
-        assert scores(method, alone)[sample] == expected[sample]
+        assert scores(method, alone, **options)[sample] == expected[sample]
 
 
 @every_method
-def test_the_columns_that_a_method_reads_are_all_that_its_scores_need(method: Method) -> None:
-    given = inputs(method)
-    section = section_of(method)
-    assert set(method.reads) == set(method.signals(section))
+def test_a_method_reads_the_signals_that_it_asks_for(method: Method) -> None:
+    asked = {signal for options in choices_of(method) for signal in method.signals(section_of(method, **options))}
+    assert asked == set(method.reads)
+
+
+@every_choice
+def test_the_columns_that_a_method_reads_are_all_that_its_scores_need(method: Method, options: dict[str, Any]) -> None:
+    given = inputs(method, **options)
+    section = section_of(method, **options)
     few = {name: rows.select("sample_id", *method.reads[name]) for name, rows in given.signals.items()}
     samples = given.samples.select(POOL_COLUMNS)
     found = method.score(replace(given, samples=samples, signals=few, steps=False), section)
     assert found.steps is None
-    assert dict(found.values.iter_rows()) == scores(method, given)
+    assert dict(found.values.iter_rows()) == scores(method, given, **options)
 
 
-@every_method
-def test_nothing_gives_nothing(method: Method) -> None:
-    given = inputs(method)
+@every_choice
+def test_nothing_gives_nothing(method: Method, options: dict[str, Any]) -> None:
+    given = inputs(method, **options)
     signals = {name: rows.clear() for name, rows in given.signals.items()}
     empty = replace(given, samples=given.samples.clear(), signals=signals)
-    assert scores(method, empty) == {}
+    assert scores(method, empty, **options) == {}
 
 
 @every_method
@@ -226,6 +249,22 @@ def test_scores_of_likelihoods_are_those_of_their_formulas() -> None:
         for sample, row in rows.items():
             expected = None if row["mean_nll"] is None else formula(row)
             assert found[sample] == (expected if expected is None else pytest.approx(expected, rel=1e-12))
+
+
+def test_scores_over_the_whole_sequence_are_those_of_their_formulas() -> None:
+    """Perplexity's `span: all`, and uncertainty as the released code has it."""
+    formulas: dict[str, tuple[dict[str, str], Callable[[dict[str, Any]], float]]] = {
+        "perplexity": ({"span": "all"}, lambda row: math.exp(row["sequence_nll"])),
+        "mean_entropy": ({"parity": "as_coded"}, lambda row: row["sequence_entropy"]),
+        "least_confidence": ({"parity": "as_coded"}, lambda row: 1 - row["largest_logit"]),
+        "mean_margin": ({"parity": "as_coded"}, lambda row: row["logit_margin"]),
+    }
+    for name, (options, formula) in formulas.items():
+        given = inputs(METHODS[name], **options)
+        found = scores(METHODS[name], given, **options)
+        for row in given.signals["sequence_likelihoods"].iter_rows(named=True):
+            expected = None if row["sequence_nll"] is None else pytest.approx(formula(row), rel=1e-12)
+            assert found[row["sample_id"]] == expected
 
 
 @pytest.mark.parametrize("formula", ["ppl_ratio", "loss_ratio"])

@@ -17,7 +17,15 @@ from resources.scoring.labels import segment_order
 from resources.scoring.loading import Checkpoint
 from resources.scoring.samples import ANSWER, Encoded, Request, Sample, SampleSignals, Segment
 
-ALL_SIGNALS = Request("bias", True, True, frozenset(("mean", "last", "position_weighted")), True, True)
+ALL_SIGNALS = Request(
+    step_gradients="bias",
+    likelihoods=True,
+    segment_likelihoods=True,
+    sequence_likelihoods=True,
+    embeddings=frozenset(("mean", "last", "position_weighted")),
+    token_likelihoods=True,
+    unconditional=True,
+)
 
 
 def make_sample(steps: Sequence[str], answer: str | None, prompt: str = "How many?", name: str = "s") -> Sample:
@@ -114,6 +122,7 @@ class NaiveStatistics:
 
     likelihoods: dict[str, float]
     segment_nll: list[float]
+    sequence_likelihoods: dict[str, float]
     embeddings: dict[str, np.ndarray]
     token_nll: list[float]
     unconditional_nll: float | None
@@ -152,6 +161,7 @@ def naive_statistics(checkpoint: Checkpoint, encoded: Encoded) -> NaiveStatistic
             float(np.mean([losses[p] for p, owner in enumerate(encoded.segment_of_token) if owner == segment]))
             for segment in segment_order(encoded)
         ],
+        sequence_likelihoods=_naive_sequence(checkpoint, encoded, hidden),
         embeddings={
             "mean": states.mean(axis=0),
             "last": states[-1],
@@ -160,6 +170,25 @@ def naive_statistics(checkpoint: Checkpoint, encoded: Encoded) -> NaiveStatistic
         token_nll=response["nll"],
         unconditional_nll=_naive_unconditional(checkpoint, encoded.input_ids[encoded.prompt_tokens : end]),
     )
+
+
+def _naive_sequence(checkpoint: Checkpoint, encoded: Encoded, hidden: Tensor) -> dict[str, float]:
+    """Means over every token but the first, one after another."""
+    found: dict[str, list[float]] = {
+        "sequence_nll": [],
+        "sequence_entropy": [],
+        "largest_logit": [],
+        "logit_margin": [],
+    }
+    for position in range(1, len(encoded)):
+        logits = checkpoint.head.weight.double() @ hidden[position - 1]
+        p = F.softmax(logits, dim=0)
+        ordered = sorted(logits.tolist(), reverse=True)
+        found["sequence_nll"].append(-float(p[encoded.input_ids[position]].log()))
+        found["sequence_entropy"].append(-sum(x * float(np.log(x)) for x in p.tolist() if x > 0))
+        found["largest_logit"].append(ordered[0])
+        found["logit_margin"].append(ordered[0] - ordered[1])
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def _naive_unconditional(checkpoint: Checkpoint, ids: list[int]) -> float | None:
@@ -178,7 +207,15 @@ def assert_same_signals(found: SampleSignals, expected: SampleSignals) -> None:
     plain = ("sample_id", "position", "prompt_tokens", "response_tokens", "step_indices", "segment_tokens")
     for name in (*plain, "flags", "gradient_flags"):
         assert getattr(found, name) == getattr(expected, name), name
-    for name in ("step_gradients", "likelihoods", "segment_nll", "token_nll", "unconditional_nll"):
+    measured = (
+        "step_gradients",
+        "likelihoods",
+        "segment_nll",
+        "sequence_likelihoods",
+        "token_nll",
+        "unconditional_nll",
+    )
+    for name in measured:
         one, other = getattr(found, name), getattr(expected, name)
         assert (one is None) == (other is None), name
         if one is not None:

@@ -28,7 +28,7 @@ checkpoint = load_checkpoint(Path(sys.argv[1]), device="cpu")
 encoder = Encoder(checkpoint.tokenizer, "auto", checkpoint.max_length)
 turns = [{"role": "user", "content": "1 + 1"}]
 sample = Sample("s", turns, "one and one\\nAnswer: 2", [Segment(1, 0, 11), Segment(0, 20, 21)])
-request = Request("bias", likelihoods=True, segment_likelihoods=True, embeddings=frozenset({"mean"}))
+request = Request(step_gradients="bias", likelihoods=True, segment_likelihoods=True, embeddings=frozenset({"mean"}))
 (result,) = ForwardPass(checkpoint, encoder).measure([sample], request)
 assert result.step_gradients is not None and len(result.step_gradients.gram) == 3
 assert result.likelihoods is not None and len(result.segment_nll) == 2 and len(result.embeddings) == 1

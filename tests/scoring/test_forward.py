@@ -79,6 +79,8 @@ def test_every_statistic_equals_the_naive_loop(checkpoint: Checkpoint, encoder: 
         for name, value in vars(result.likelihoods).items():
             assert value == pytest.approx(twin.likelihoods[name], rel=1e-4, abs=1e-6), name
         assert result.segment_nll == pytest.approx(twin.segment_nll, rel=1e-4)
+        assert result.sequence_likelihoods is not None
+        assert vars(result.sequence_likelihoods) == pytest.approx(twin.sequence_likelihoods, rel=1e-4, abs=1e-6)
         for pooling, vector in result.embeddings.items():
             np.testing.assert_allclose(vector, twin.embeddings[pooling], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(np.asarray(result.token_nll), twin.token_nll, rtol=1e-4, atol=1e-6)
@@ -101,6 +103,7 @@ SINGLE = [
     Request(step_gradients="lm_head"),
     Request(likelihoods=True),
     Request(segment_likelihoods=True),
+    Request(sequence_likelihoods=True),
     Request(embeddings=frozenset({"mean"})),
     Request(embeddings=frozenset({"last", "position_weighted"})),
     Request(token_likelihoods=True),
@@ -117,6 +120,7 @@ def test_a_signal_alone_is_what_it_is_among_all(checkpoint: Checkpoint, encoder:
         assert (alone.step_gradients is None) == (request_.step_gradients is None)
         assert (alone.likelihoods is None) == (not request_.likelihoods)
         assert (alone.segment_nll is None) == (not request_.segment_likelihoods)
+        assert (alone.sequence_likelihoods is None) == (not request_.sequence_likelihoods)
         assert alone.embeddings.keys() == request_.embeddings
         assert (alone.token_nll is None) == (not request_.token_likelihoods)
         assert (alone.unconditional_nll is None) == (not request_.unconditional)
@@ -126,6 +130,7 @@ def test_a_signal_alone_is_what_it_is_among_all(checkpoint: Checkpoint, encoder:
             step_gradients=among.step_gradients if request_.step_gradients else None,
             likelihoods=among.likelihoods if request_.likelihoods else None,
             segment_nll=among.segment_nll if request_.segment_likelihoods else None,
+            sequence_likelihoods=among.sequence_likelihoods if request_.sequence_likelihoods else None,
             embeddings={pooling: among.embeddings[pooling] for pooling in request_.embeddings},
             token_nll=among.token_nll if request_.token_likelihoods else None,
             unconditional_nll=among.unconditional_nll if request_.unconditional else None,
@@ -255,7 +260,7 @@ def test_an_empty_response_is_a_reason(checkpoint: Checkpoint, encoder: Encoder)
 def test_samples_without_segments_are_not_run_for_them(checkpoint: Checkpoint, encoder: Encoder) -> None:
     # Alone in their batch, cut before the first step's first token, they have no label row at all.
     bare = Sample("s", [{"role": "user", "content": "q"}], "Answer: 42")
-    result = measure_one(checkpoint, encoder, bare, Request("bias", segment_likelihoods=True))
+    result = measure_one(checkpoint, encoder, bare, Request(step_gradients="bias", segment_likelihoods=True))
     assert result.segment_nll is None
     assert result.tokens == 0
     both = measure_one(checkpoint, encoder, bare, ALL_SIGNALS)

@@ -85,7 +85,7 @@ def test_gradients_of_a_family_equal_autograd_through_the_whole_model(family: st
     encoder = Encoder(checkpoint.tokenizer, "plain", checkpoint.max_length)
     sample = make_sample(["one and one", "two and two"], "42")
     (encoded,) = encoder.encode([sample])
-    (found,) = ForwardPass(checkpoint, encoder).measure([sample], Request("bias"))
+    (found,) = ForwardPass(checkpoint, encoder).measure([sample], Request(step_gradients="bias"))
     assert found.step_gradients is not None
     assert found.step_gradients.gram == pytest.approx(gram_by_autograd(model, encoded), rel=1e-4, abs=1e-6)
 
@@ -157,7 +157,9 @@ def test_a_vision_model_without_processor_files_measures_text(family: str, tmp_p
     (encoded,) = encoder.encode([make_sample(["two"], "2")])
     # LLaVA's template reads contents in parts only: given text it would leave the prompt out.
     assert "How many?" in checkpoint.tokenizer.decode(encoded.input_ids)
-    (found,) = ForwardPass(checkpoint, encoder).measure([encoded.sample], Request("bias", likelihoods=True))
+    (found,) = ForwardPass(checkpoint, encoder).measure(
+        [encoded.sample], Request(step_gradients="bias", likelihoods=True)
+    )
     assert found.step_gradients is not None
     assert found.likelihoods is not None
 
@@ -214,7 +216,7 @@ def test_a_compiled_model_measures_the_same(tiny_model: Path) -> None:
         checkpoint = load_checkpoint(tiny_model, device="cpu", compile_model=compiled)
         encoder = Encoder(checkpoint.tokenizer, "auto", checkpoint.max_length)
         # One sample a batch: the shape changes from batch to batch.
-        results = ForwardPass(checkpoint, encoder, batch_tokens=1).measure(samples, Request("bias"))
+        results = ForwardPass(checkpoint, encoder, batch_tokens=1).measure(samples, Request(step_gradients="bias"))
         found.append([value for r in results if r.step_gradients for value in r.step_gradients.gram])
     assert hasattr(checkpoint.decoder, "_orig_mod")
     assert len(found[0]) == 3 + 6 + 15

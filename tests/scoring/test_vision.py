@@ -270,7 +270,9 @@ def test_threads_may_share_an_encoder(family: Family) -> None:
 
 def test_half_precision_runs(family: Family) -> None:
     checkpoint = load_checkpoint(family.folder, device="cpu", dtype="bfloat16")
-    results = ForwardPass(checkpoint, family.encoder()).measure(mixed_samples(), Request("bias", likelihoods=True))
+    results = ForwardPass(checkpoint, family.encoder()).measure(
+        mixed_samples(), Request(step_gradients="bias", likelihoods=True)
+    )
     assert all(result.step_gradients and result.likelihoods for result in results)
 
 
@@ -307,7 +309,7 @@ def test_all_puzzles_encode_with_their_rationale(family: Family, real_data: Path
 def _agree_with_the_whole_model(family: Family, samples: list[Sample]) -> None:
     """Gradients and likelihoods in batches equal the definition, a sample at a time through the whole model."""
     model: Any = transformers.AutoModelForImageTextToText.from_pretrained(family.folder).eval()
-    encoder, request = family.encoder(), Request("bias", likelihoods=True)
+    encoder, request = family.encoder(), Request(step_gradients="bias", likelihoods=True)
     alone = ForwardPass(family.checkpoint, encoder, batch_tokens=1).measure(samples, request)
     batched = ForwardPass(family.checkpoint, encoder, batch_tokens=8192).measure(samples, request)
     for encoded, one, other in zip(encoder.encode(samples), alone, batched, strict=True):

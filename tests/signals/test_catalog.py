@@ -115,7 +115,15 @@ def test_a_request_asks_for_nothing_but_the_signals() -> None:
     assert request_for(target, {"likelihoods", "embeddings_last"}) == Request(
         likelihoods=True, embeddings=frozenset({"last"})
     )
-    assert request_for(target, list(SIGNALS)) == Request("lm_head", True, True, frozenset(POOLINGS), True, True)
+    assert request_for(target, list(SIGNALS)) == Request(
+        step_gradients="lm_head",
+        likelihoods=True,
+        segment_likelihoods=True,
+        sequence_likelihoods=True,
+        embeddings=frozenset(POOLINGS),
+        token_likelihoods=True,
+        unconditional=True,
+    )
 
 
 def test_other_limits_on_images_ask_again_for_what_they_left_out(tmp_path: Path) -> None:

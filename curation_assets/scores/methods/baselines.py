@@ -11,8 +11,6 @@ from curation_assets.draws import uniform
 from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, values
 from curation_assets.subsets.selector import Top
 
-SOURCE = "baseline of GRACE, arXiv 2605.13130"
-
 
 class RandomScore(ScoreSection):
     """Random: a draw of each sample by its id and the seed, so that it does not depend on what else is there."""
@@ -47,33 +45,18 @@ def _stepmax(inputs: ScoreInputs, _section: StepmaxScore) -> Scored:
 
 METHODS = [
     Method(
-        name="random",
-        source=SOURCE,
-        summary="a seeded draw between 0 and 1",
-        section=RandomScore,
+        name=name,
+        source="baseline of GRACE, arXiv 2605.13130",
+        summary=summary,
+        section=section,
         signals=lambda _section: (),
-        score=_random,
+        score=score,
         selector=Top(),
         cost="0",
-    ),
-    Method(
-        name="longest",
-        source=SOURCE,
-        summary="tokens of the response",
-        section=LongestScore,
-        signals=lambda _section: (),
-        score=_longest,
-        selector=Top(),
-        cost="0",
-    ),
-    Method(
-        name="stepmax",
-        source=SOURCE,
-        summary="steps of the response",
-        section=StepmaxScore,
-        signals=lambda _section: (),
-        score=_stepmax,
-        selector=Top(),
-        cost="0",
-    ),
+    )
+    for name, summary, section, score in (
+        ("random", "a seeded draw between 0 and 1", RandomScore, _random),
+        ("longest", "tokens of the response", LongestScore, _longest),
+        ("stepmax", "steps of the response", StepmaxScore, _stepmax),
+    )
 ]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from curation_assets.scores.method import Method
-from curation_assets.scores.methods.rds import SOURCE, SimilarityScore, similarity
+from curation_assets.scores.methods.rds import SOURCE, SimilarityScore, similarity_method
 from curation_assets.subsets.selector import RoundRobin
 
 
@@ -16,17 +15,12 @@ class EmbeddingSimilarityScore(SimilarityScore):
 
 
 METHODS = [
-    Method(
-        name="embedding_similarity",
-        source=f"{SOURCE}: the NV-Embed baseline, with any sentence-transformers model",
-        summary="cosine with validation samples, by an embedding model",
-        section=EmbeddingSimilarityScore,
-        signals=lambda _section: ("text_embeddings",),
-        reads={"text_embeddings": ("vector",)},
-        score=lambda inputs, section: similarity(inputs, section, "text_embeddings"),
-        selector=RoundRobin(),
-        validation=lambda section: (section.validation,),
-        vectors="text_embeddings",
-        cost="N F_embedding",
+    similarity_method(
+        "embedding_similarity",
+        f"{SOURCE}: the NV-Embed baseline, with any sentence-transformers model",
+        "cosine with validation samples, by an embedding model",
+        EmbeddingSimilarityScore,
+        "text_embeddings",
+        RoundRobin(),
     )
 ]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import polars as pl
+from pydantic import Field
 
 from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, values
+from curation_assets.sections import SignalName
 from curation_assets.subsets.selector import Band
 
 
@@ -14,10 +16,21 @@ class PerplexityScore(ScoreSection):
     """Perplexity: exp(mean NLL of the response)."""
 
     method: Literal["perplexity"] = "perplexity"
+    span: Literal["completion", "all"] = Field(
+        "completion", description="all: over the whole sequence, prompt included, as the released code has it"
+    )
 
 
-def _score(inputs: ScoreInputs, _section: PerplexityScore) -> Scored:
-    return values(inputs.signals["likelihoods"], pl.col("mean_nll").exp())
+NLL: dict[SignalName, str] = {"likelihoods": "mean_nll", "sequence_likelihoods": "sequence_nll"}
+
+
+def _signals(section: PerplexityScore) -> tuple[SignalName, ...]:
+    return ("likelihoods",) if section.span == "completion" else ("sequence_likelihoods",)
+
+
+def _score(inputs: ScoreInputs, section: PerplexityScore) -> Scored:
+    (signal,) = _signals(section)
+    return values(inputs.signals[signal], pl.col(NLL[signal]).exp())
 
 
 METHODS = [
@@ -26,8 +39,8 @@ METHODS = [
         source="perplexity-based pruning: low, middle or high band at a reference checkpoint",
         summary="perplexity of the response under the target",
         section=PerplexityScore,
-        signals=lambda _section: ("likelihoods",),
-        reads={"likelihoods": ("mean_nll",)},
+        signals=_signals,
+        reads={signal: (column,) for signal, column in NLL.items()},
         score=_score,
         selector=Band(),
         cost="C(ref, D_ref, 1) + N F_ref",

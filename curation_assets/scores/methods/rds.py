@@ -10,7 +10,7 @@ from pydantic import Field
 
 from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection
 from curation_assets.sections import Name, SignalName
-from curation_assets.subsets.selector import RoundRobin, Top
+from curation_assets.subsets.selector import AnySelector, RoundRobin, Top
 from curation_assets.subsets.vectors import cosines
 
 SOURCE = "arXiv 2503.01807"
@@ -53,29 +53,40 @@ def similarity(inputs: ScoreInputs, section: SimilarityScore, signal: SignalName
     return Scored(rows.select("sample_id", value=pl.Series(found, dtype=pl.Float64)))
 
 
+def similarity_method(
+    name: str, source: str, summary: str, section: type[SimilarityScore], signal: SignalName, selector: AnySelector
+) -> Method:
+    """A method whose score is the similarity of one signal's embeddings to validation samples."""
+    return Method(
+        name=name,
+        source=source,
+        summary=summary,
+        section=section,
+        signals=lambda _section: (signal,),
+        reads={signal: ("vector",)},
+        score=lambda inputs, section: similarity(inputs, section, signal),
+        selector=selector,
+        validation=lambda section: (section.validation,),
+        vectors=signal,
+        cost="N F_embedding" if signal == "text_embeddings" else "N F",
+    )
+
+
 METHODS = [
-    Method(
-        name="rds",
-        source=SOURCE,
-        summary="cosine with validation samples, by the last token's hidden state",
-        section=RdsScore,
-        signals=lambda _section: ("embeddings_last",),
-        reads={"embeddings_last": ("vector",)},
-        score=lambda inputs, section: similarity(inputs, section, "embeddings_last"),
-        selector=Top(),
-        validation=lambda section: (section.validation,),
-        vectors="embeddings_last",
+    similarity_method(
+        "rds",
+        SOURCE,
+        "cosine with validation samples, by the last token's hidden state",
+        RdsScore,
+        "embeddings_last",
+        Top(),
     ),
-    Method(
-        name="rds_plus",
-        source=SOURCE,
-        summary="cosine with validation samples, by the position-weighted mean of hidden states",
-        section=RdsPlusScore,
-        signals=lambda _section: ("embeddings_position_weighted",),
-        reads={"embeddings_position_weighted": ("vector",)},
-        score=lambda inputs, section: similarity(inputs, section, "embeddings_position_weighted"),
-        selector=RoundRobin(),
-        validation=lambda section: (section.validation,),
-        vectors="embeddings_position_weighted",
+    similarity_method(
+        "rds_plus",
+        SOURCE,
+        "cosine with validation samples, by the position-weighted mean of hidden states",
+        RdsPlusScore,
+        "embeddings_position_weighted",
+        RoundRobin(),
     ),
 ]

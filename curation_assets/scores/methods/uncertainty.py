@@ -5,33 +5,57 @@ from __future__ import annotations
 from typing import Literal
 
 import polars as pl
+from pydantic import Field
 
 from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, values
+from curation_assets.sections import SignalName
 from curation_assets.subsets.selector import Top
 
 SOURCE = "uncertainty sampling; probabilities on the response's tokens"
 
 
-class MeanEntropyScore(ScoreSection):
+class UncertaintyScore(ScoreSection):
+    """What the three have in common."""
+
+    parity: Literal["paper", "as_coded"] = Field(
+        "paper",
+        description="as_coded: over the whole sequence, prompt included; margin and least confidence of raw logits",
+    )
+
+
+class MeanEntropyScore(UncertaintyScore):
     """Mean entropy: mean_t H(p_t), in nats."""
 
     method: Literal["mean_entropy"] = "mean_entropy"
 
 
-class LeastConfidenceScore(ScoreSection):
+class LeastConfidenceScore(UncertaintyScore):
     """Least confidence: mean_t (1 - max p_t)."""
 
     method: Literal["least_confidence"] = "least_confidence"
 
 
-class MeanMarginScore(ScoreSection):
+class MeanMarginScore(UncertaintyScore):
     """Mean margin: mean_t (p1 - p2); the lowest are the most uncertain."""
 
     method: Literal["mean_margin"] = "mean_margin"
 
 
-def _column(inputs: ScoreInputs, section: ScoreSection) -> Scored:
-    return values(inputs.signals["likelihoods"], pl.col(section.method))
+AS_CODED = {
+    "mean_entropy": pl.col("sequence_entropy"),
+    "least_confidence": 1.0 - pl.col("largest_logit"),
+    "mean_margin": pl.col("logit_margin"),
+}
+
+
+def _signals(section: UncertaintyScore) -> tuple[SignalName, ...]:
+    return ("likelihoods",) if section.parity == "paper" else ("sequence_likelihoods",)
+
+
+def _score(inputs: ScoreInputs, section: UncertaintyScore) -> Scored:
+    value = pl.col(section.method) if section.parity == "paper" else AS_CODED[section.method]
+    (signal,) = _signals(section)
+    return values(inputs.signals[signal], value)
 
 
 METHODS = [
@@ -40,9 +64,9 @@ METHODS = [
         source=SOURCE,
         summary=summary,
         section=section,
-        signals=lambda _section: ("likelihoods",),
-        reads={"likelihoods": (name,)},
-        score=_column,
+        signals=_signals,
+        reads={"likelihoods": (name,), "sequence_likelihoods": tuple(AS_CODED[name].meta.root_names())},
+        score=_score,
         selector=Top(),
         highest_first=name != "mean_margin",
     )
