@@ -107,12 +107,13 @@ def run(
     A second call with nothing due takes seconds and measures nothing. Ctrl-C loses nothing.
     """
     with clear_errors():
+        from curation_assets.show_run import show_dry_look, show_summary
+
         workspace = load_workspace(config)
         if sample is not None:
-            _dry_look(workspace, sample)
+            show_dry_look(workspace, sample, console)
             return
-        summary = run_main_job(workspace, accept_removals)
-        _show_summary(workspace, summary)
+        show_summary(workspace, run_main_job(workspace, accept_removals), console)
 
 
 def run_main_job(workspace: Workspace, accept_removals: bool = False) -> RunSummary:
@@ -124,60 +125,6 @@ def run_main_job(workspace: Workspace, accept_removals: bool = False) -> RunSumm
     with open_instance(workspace) as instance, progress_bars(console) as progress:
         job = MainJob(workspace, instance, lambda line: progress.console.print(line, style="dim"), accept_removals)
         return job.run()
-
-
-def _show_summary(workspace: Workspace, summary: RunSummary) -> None:
-    from curation_assets import tables
-    from curation_assets.terminal import simple_table
-
-    rows: list[tuple[str, object]] = [("new shards", summary.new_shards), ("shards read", summary.read)]
-    rows += [(f"samples measured: {target}", count) for target, count in summary.measured.items()]
-    rows.append(("tokens measured", summary.tokens_measured))
-    console.print(simple_table("this run", ("what", "count"), rows))
-    if summary.rejected:
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in summary.rejected.items())
-        console.print(f"rejected: {reasons}; see: curate table rejected_rows", style="yellow", soft_wrap=True)
-    for target, signals in summary.without_signal.items():
-        for signal, without in signals.items():
-            counts = ", ".join(f"{count} x {reason}" for reason, count in without.items())
-            where = f"curate table {signal}" + (f" --target {target}" if len(workspace.settings.targets) > 1 else "")
-            console.print(f"without {signal}: {counts}; see: {where}", style="yellow", soft_wrap=True)
-    for line in summary.waiting:
-        console.print(f"waiting: {line}", style="yellow", markup=False)
-    ignored = workspace.landing.ignored()
-    if ignored:
-        more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
-        console.print(f"not read (no shard): {', '.join(ignored[:5])}{more}", style="yellow", markup=False)
-    for subset in workspace.settings.subsets:
-        path = workspace.warehouse.path(tables.subset_path(subset.name))
-        if path.exists():
-            size = len(workspace.warehouse.read_table(tables.subset_path(subset.name)))
-            state = "selected anew" if subset.name in summary.subsets else "unchanged"
-            console.print(
-                f"subset {subset.name}: {size} samples, {state}; release it with: curate release {subset.name}",
-                soft_wrap=True,
-            )
-    for release in summary.releases:
-        console.print(f"released {release}")
-
-
-def _dry_look(workspace: Workspace, sample: int) -> None:
-    from curation_assets.dry_look import dry_look
-    from curation_assets.subsets.select import select
-    from curation_assets.terminal import progress_bars, simple_table
-
-    with (
-        progress_bars(console) as progress,
-        dry_look(workspace, sample, lambda line: progress.console.print(line, style="dim")) as look,
-    ):
-        progress.stop()
-        for subset in look.workspace.settings.subsets:
-            facts = select(look.workspace, subset).facts()
-            console.print(simple_table(f"{subset.name}, of the rows looked at", ("what", "value"), facts.items()))
-    tokens = look.summary.tokens_measured
-    console.print(f"{tokens:,} tokens measured in {look.seconds:.0f} s, from {look.share:.1%} of the landing area")
-    if look.share > 0:
-        console.print(f"all of it is about {tokens / look.share:,.0f} tokens; nothing of this look was kept")
 
 
 @app.command()
@@ -221,18 +168,13 @@ def select(
     """
     with clear_errors():
         from curation_assets.stored_tables import pick, write_frame
+        from curation_assets.subsets.show import show_what_if
         from curation_assets.subsets.what_if import what_if
-        from curation_assets.terminal import simple_table
 
         workspace = load_workspace(config)
         chosen = pick("subset", name, [subset.name for subset in workspace.settings.subsets])
         found = what_if(workspace, chosen, changes or [], budget)
-        console.print(simple_table(f"{chosen}, what if", ("what", "now", "what if"), found.side_by_side()))
-        console.print(found.difference_line())
-        sources = found.sources()
-        console.print(simple_table("by source", ("source", "pool", "now", "what if"), sources.head(20).iter_rows()))
-        if found.selection.whole:
-            console.print("the budget is larger than what can be chosen: this is all of it", style="yellow")
+        show_what_if(found, console)
         if to is not None:
             console.print(f"wrote {write_frame(found.selection.rows.lazy(), to):,} rows to {to}", soft_wrap=True)
 

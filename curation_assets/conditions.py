@@ -1,5 +1,6 @@
 """The automation condition of the cheap assets: everything after the signals."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import dagster as dg
@@ -19,3 +20,10 @@ FOLLOW_UPSTREAM = (
     & ~dg.AutomationCondition.in_progress()
 ).with_label("follow upstream")
 """Made anew when an input, the code or the parameters changed and every input is there and at rest."""
+
+
+def follow_upstream_without_waiting_for(keys: Sequence[dg.AssetKey]) -> dg.AutomationCondition[Any]:
+    """The same, but made also while some of these inputs have never been there."""
+    missing = dg.AutomationCondition.any_deps_missing()
+    condition = FOLLOW_UPSTREAM.replace(missing, missing.ignore(dg.AssetSelection.assets(*keys)))
+    return condition.with_label("follow upstream")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import polars as pl
 
 from curation_assets.table import RESPONSE_TOKENS, RUN_TOKENS, SAMPLE_ID, SIGNAL_FLAGS, Column, Table
@@ -9,6 +11,12 @@ from curation_assets.table import RESPONSE_TOKENS, RUN_TOKENS, SAMPLE_ID, SIGNAL
 
 def _mean(meaning: str, unit: str = "") -> Column:
     return Column(pl.Float64, f"mean over tokens: {meaning}", unit, nullable=True)
+
+
+def _signal(name: str, meaning: str, columns: Mapping[str, Column], tokens: Column = RUN_TOKENS) -> Table:
+    """A table with a row a sample: what every signal's has, around columns of its own."""
+    common = {"response_tokens": RESPONSE_TOKENS, "tokens": tokens, "flags": SIGNAL_FLAGS}
+    return Table(name, meaning, {"sample_id": SAMPLE_ID, **columns, **common}, sort=("sample_id",))
 
 
 STEP_GRADIENTS = Table(
@@ -51,28 +59,22 @@ LIKELIHOODS = Table(
     sort=("sample_id",),
 )
 
-SEQUENCE_LIKELIHOODS = Table(
+SEQUENCE_LIKELIHOODS = _signal(
     "sequence_likelihoods",
     "what the model thinks of each whole sequence: means over all its tokens but the first, those of the prompt, "
     "of images and EOS included; null if not measured",
     {
-        "sample_id": SAMPLE_ID,
-        "tokens": RUN_TOKENS,
-        "response_tokens": RESPONSE_TOKENS,
         "sequence_nll": _mean("negative log-likelihood", "nats"),
         "sequence_entropy": _mean("entropy of the predicted distribution", "nats"),
         "largest_logit": _mean("the largest logit"),
         "logit_margin": _mean("the largest minus the second largest logit"),
-        "flags": SIGNAL_FLAGS,
     },
-    sort=("sample_id",),
 )
 
-SEGMENT_LIKELIHOODS = Table(
+SEGMENT_LIKELIHOODS = _signal(
     "segment_likelihoods",
     "mean negative log-likelihood of each step, and of the answer",
     {
-        "sample_id": SAMPLE_ID,
         "step_indices": Column(pl.List(pl.Int32), "step_index of each step that has tokens, in order"),
         "segment_tokens": Column(
             pl.List(pl.Int32), "tokens of these steps, then of the answer if it has any", "tokens"
@@ -83,68 +85,45 @@ SEGMENT_LIKELIHOODS = Table(
             "nats",
             nullable=True,
         ),
-        "response_tokens": RESPONSE_TOKENS,
-        "tokens": RUN_TOKENS,
-        "flags": SIGNAL_FLAGS,
     },
-    sort=("sample_id",),
 )
 
 
-TOKEN_LIKELIHOODS = Table(
+TOKEN_LIKELIHOODS = _signal(
     "token_likelihoods",
     "log-likelihood of every token of the response, for weights by token",
     {
-        "sample_id": SAMPLE_ID,
         "log_likelihoods": Column(
             pl.List(pl.Float16),
             "log p of the response's tokens in order, in half precision; null if not measured",
             "nats",
             nullable=True,
         ),
-        "response_tokens": RESPONSE_TOKENS,
-        "tokens": RUN_TOKENS,
-        "flags": SIGNAL_FLAGS,
     },
-    sort=("sample_id",),
 )
 
-UNCONDITIONAL_LIKELIHOODS = Table(
+UNCONDITIONAL_LIKELIHOODS = _signal(
     "unconditional_likelihoods",
     "how likely the model finds each response without its prompt: IFD's second pass",
     {
-        "sample_id": SAMPLE_ID,
         "unconditional_nll": Column(
             pl.Float64,
             "mean -log p of the response's second to last token, given only the response's own tokens",
             "nats",
             nullable=True,
         ),
-        "response_tokens": RESPONSE_TOKENS,
-        "tokens": Column(pl.Int32, "tokens run for it: the response", "tokens"),
-        "flags": SIGNAL_FLAGS,
     },
-    sort=("sample_id",),
+    tokens=Column(pl.Int32, "tokens run for it: the response", "tokens"),
 )
 
 
 def _embeddings(name: str, how: str) -> Table:
-    return Table(
-        name,
-        f"each sample as one vector: {how}",
-        {
-            "sample_id": SAMPLE_ID,
-            "vector": Column(
-                pl.List(pl.Float16),
-                "the vector [d] in half precision; null if not measured, or if a component is beyond its range",
-                nullable=True,
-            ),
-            "response_tokens": RESPONSE_TOKENS,
-            "tokens": RUN_TOKENS,
-            "flags": SIGNAL_FLAGS,
-        },
-        sort=("sample_id",),
+    vector = Column(
+        pl.List(pl.Float16),
+        "the vector [d] in half precision; null if not measured, or if a component is beyond its range",
+        nullable=True,
     )
+    return _signal(name, f"each sample as one vector: {how}", {"vector": vector})
 
 
 EMBEDDINGS_MEAN = _embeddings("embeddings_mean", "the last layer's hidden states, averaged over tokens")

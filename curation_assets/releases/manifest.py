@@ -44,10 +44,7 @@ def release_manifest(
         content_digest: hash of the rows: equal content makes no new version.
         files: size and SHA-256 of the data files.
     """
-    score = workspace.settings.score(subset.score)
-    target = workspace.settings.target(score.target)
-    method = method_of(score)
-    warmup = None if target.warmup == "none" else warmup_checkpoint(workspace, target)
+    target = workspace.settings.target(workspace.settings.score(subset.score).target)
     inputs = workspace.warehouse.read_table(tables.score_manifest_path(target.name))
     return {
         "schema_version": SCHEMA_VERSION,
@@ -61,29 +58,39 @@ def release_manifest(
         "sources": dict(rows.group_by("source").len().sort("source").iter_rows()),
         "selection": selection.facts(),
         "score_distribution": selection.score_distribution(),
-        "parameters": {
-            "subset": subset.model_dump(mode="json"),
-            "score": score.model_dump(mode="json"),
-            "selector": selector_of(workspace, subset).model_dump(mode="json"),
-            "target": target.model_dump(mode="json"),
-            "method": {"name": method.name, "source": method.source, "summary": method.summary},
-            "unfaithful": list(method.unfaithful(target, score)),
-        },
-        "checkpoints": {
-            "base_model": {
-                "model": target.model,
-                "revision": target.revision,
-                "digest": base_digest(workspace, target),
-            },
-            "measured_at": checkpoint_digest(workspace, target),
-            "warmup": None if warmup is None else _warmup_facts(warmup.record),
-            "signal_fingerprints": signal_fingerprints(workspace, target),
-        },
+        "parameters": _parameters(workspace, subset),
+        "checkpoints": _checkpoints(workspace, target),
         "inputs": inputs.to_dicts(),
         "config": {"digest": workspace.config_digest, "settings": workspace.settings.model_dump(mode="json")},
         "packages": package_versions(),
         "code": code_version(),
         "files": files,
+    }
+
+
+def _parameters(workspace: Workspace, subset: Subset) -> dict[str, Any]:
+    """All that was chosen by, with its defaults."""
+    score = workspace.settings.score(subset.score)
+    target = workspace.settings.target(score.target)
+    method = method_of(score)
+    return {
+        "subset": subset.model_dump(mode="json"),
+        "score": score.model_dump(mode="json"),
+        "selector": selector_of(workspace, subset).model_dump(mode="json"),
+        "target": target.model_dump(mode="json"),
+        "method": {"name": method.name, "source": method.source, "summary": method.summary},
+        "unfaithful": list(method.unfaithful(target, score)),
+    }
+
+
+def _checkpoints(workspace: Workspace, target: Target) -> dict[str, Any]:
+    """What was measured at."""
+    warmup = None if target.warmup == "none" else warmup_checkpoint(workspace, target)
+    return {
+        "base_model": {"model": target.model, "revision": target.revision, "digest": base_digest(workspace, target)},
+        "measured_at": checkpoint_digest(workspace, target),
+        "warmup": None if warmup is None else _warmup_facts(warmup.record),
+        "signal_fingerprints": signal_fingerprints(workspace, target),
     }
 
 

@@ -1,5 +1,6 @@
 """Assets of the reports stage: how subsets differ, what-ifs from the launchpad, whom base models prefer."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
@@ -8,7 +9,7 @@ from pydantic import Field
 
 from curation_assets import tables
 from curation_assets.asset_metadata import OWNERS, column_schema, facts_table, finite, markdown_table, row_count
-from curation_assets.conditions import FOLLOW_UPSTREAM
+from curation_assets.conditions import follow_upstream_without_waiting_for
 from curation_assets.quality.assets import POOL_KEY
 from curation_assets.reports import preference
 from curation_assets.reports.comparison import matrix, write_comparison
@@ -41,19 +42,22 @@ def report_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
     pool = [POOL_KEY] if workspace.settings.corpus.filters.any else []
     made = [_preference_asset(targets, pool)] if targets else []
     subsets = [subset_key(subset) for subset in workspace.settings.subsets]
-    return [*made, _comparison_asset(subsets), _what_if_asset(subsets)] if subsets else made
+    return [*made, _comparison_asset(workspace.settings.targets, subsets), _what_if_asset(subsets)] if subsets else made
 
 
-def _comparison_asset(subsets: list[dg.AssetKey]) -> dg.AssetsDefinition:
+def _comparison_asset(targets: Sequence[Target], subsets: list[dg.AssetKey]) -> dg.AssetsDefinition:
+    manifests = [score_manifest_key(target) for target in targets]
+
     @dg.asset(
         key=COMPARISON_KEY,
-        deps=subsets,
+        deps=[*manifests, *subsets],
         group_name="reports",
         description=tables.SUBSET_COMPARISON.meaning,
         metadata=column_schema(tables.SUBSET_COMPARISON),
         owners=OWNERS,
         kinds={"polars", "parquet"},
-        automation_condition=FOLLOW_UPSTREAM,
+        # Scores that no subset is chosen by are compared too, but a target that waits for its warm-up holds up nothing.
+        automation_condition=follow_upstream_without_waiting_for(manifests),
     )
     def subset_comparison(workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
         frame = write_comparison(workspace)
@@ -122,9 +126,6 @@ def _what_if_asset(subsets: list[dg.AssetKey]) -> dg.AssetsDefinition:
 
 def _preference_asset(targets: list[Target], pool: list[dg.AssetKey]) -> dg.AssetsDefinition:
     signals = [signal_key(target, preference.SIGNAL) for target in targets]
-    # New likelihoods make it anew; those of files that went away before they were measured are not waited for.
-    missing = dg.AutomationCondition.any_deps_missing()
-    condition = FOLLOW_UPSTREAM.replace(missing, missing.ignore(dg.AssetSelection.assets(*signals)))
 
     @dg.asset(
         key=PREFERENCE_KEY,
@@ -134,7 +135,8 @@ def _preference_asset(targets: list[Target], pool: list[dg.AssetKey]) -> dg.Asse
         metadata=column_schema(tables.PREFERENCE),
         owners=OWNERS,
         kinds={"polars", "parquet"},
-        automation_condition=condition.with_label("follow upstream"),
+        # New likelihoods make it anew; those of files that went away before they were measured are not waited for.
+        automation_condition=follow_upstream_without_waiting_for(signals),
     )
     def preference_heat_map(workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
         frame = preference.write_preference(workspace)
