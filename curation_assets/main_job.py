@@ -41,6 +41,7 @@ from curation_assets.signals.assets import signal_key
 from curation_assets.signals.store import shard_record_path, signal_dir
 from curation_assets.subsets.assets import subset_key
 from curation_assets.validation.assets import validation_keys
+from curation_assets.validation.measure import tokens_of_last_visit
 from curation_assets.workspace import Workspace
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -57,7 +58,7 @@ class RunSummary:
         measured: samples of which any signal was measured, by target.
         without_signal: samples of the visited shards that a signal could not be measured of, by target, signal
             and reason.
-        tokens_measured: tokens run through models to measure signals.
+        tokens_measured: tokens run through models to measure signals, of validation sets too.
         scored: shards scored, by target.
         subsets: subsets that were selected anew.
         releases: releases that were made.
@@ -229,6 +230,7 @@ class MainJob:
         keys = validation_keys(self.workspace, target)
         if due.validation_due(self.workspace, target) or self._unseen(keys):
             self._execute(f"{target.name}: measuring validation sets", "validation", keys)
+            summary.tokens_measured += tokens_of_last_visit(self.workspace, target)
         keys = score_keys(self.workspace, target)
         wanted = due.scores_due(self.workspace, target)
         present = present_shards(self.workspace)

@@ -33,7 +33,7 @@ class MeasuredPass:
 
     Attributes:
         signals: the signals of the pass.
-        shards: shards that it visited.
+        shards: shards, and validation sets, that it visited.
         samples: samples of which it measured any signal.
         tokens: tokens that it ran.
         seconds: time that it took, the model loaded.
@@ -85,10 +85,11 @@ def measured_passes(workspace: Workspace, target: Target) -> list[MeasuredPass]:
         folder = signal_dir(workspace, target, signal)
         if folder is None:
             continue
-        for shard in workspace.warehouse.documents(f"{folder}/shards"):
-            record = workspace.warehouse.read_json(f"{folder}/shards/{shard}.json")
-            records.setdefault(shard, []).append((signal, record))
-    found = [visit for shard, own in records.items() for visit in visits(shard, own)]
+        for place in ("shards", "validation"):
+            for name in workspace.warehouse.documents(f"{folder}/{place}"):
+                record = workspace.warehouse.read_json(f"{folder}/{place}/{name}.json")
+                records.setdefault(f"{place}/{name}", []).append((signal, record))
+    found = [visit for name, own in records.items() for visit in visits(name, own)]
     by_signals: dict[tuple[SignalName, ...], list[Visit]] = {}
     for visit in found:
         by_signals.setdefault(visit.signals, []).append(visit)

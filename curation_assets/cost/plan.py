@@ -13,6 +13,7 @@ from pathlib import Path
 
 import polars as pl
 
+from curation_assets import tables
 from curation_assets.checkpoints.warmup import warmup_checkpoint
 from curation_assets.cost.formulas import Formula, Sizes, formula_of, training
 from curation_assets.cost.measured import (
@@ -23,14 +24,16 @@ from curation_assets.cost.measured import (
     measured_warmup,
     stored_bytes,
 )
-from curation_assets.cost.pool import Pool, look_at_pool
+from curation_assets.cost.pool import Pool, known_samples, look_at_pool
 from curation_assets.cost.probe import Probe, run_probe
 from curation_assets.cost.tokens import TokenCount, count_tokens
+from curation_assets.quality.filtered_pool import stored_pool
 from curation_assets.scores.registry import method_of
 from curation_assets.sections import SignalName
 from curation_assets.settings import Target
 from curation_assets.shares import ceil_share
 from curation_assets.signals.store import SignalStore, signal_dir
+from curation_assets.validation.measure import validation_of
 from curation_assets.workspace import Workspace
 
 
@@ -107,8 +110,9 @@ class TargetPlan:
 
     Attributes:
         target: its name.
-        samples: of the pool that lack some signal.
-        signals: one by one.
+        samples: that lack some signal.
+        held_out: of these, samples of validation sets.
+        signals: one by one, of the pool.
         passes: over the model, as few as these signals need; empty if there is nothing to run.
         tokens: of all passes.
         tokens_margin: twice the standard error of `tokens`, where only a sample was encoded; else 0.
@@ -126,6 +130,7 @@ class TargetPlan:
 
     target: str
     samples: int
+    held_out: int
     signals: tuple[SignalPlan, ...]
     passes: tuple[PassPlan, ...]
     tokens: int
@@ -201,9 +206,11 @@ def make_plan(workspace: Workspace, probe: bool = True) -> Plan:
 
 
 def _plan_target(workspace: Workspace, target: Target, pool: Pool, probe: bool) -> TargetPlan:
-    lacking = _lacking(workspace, target, pool)
+    of_pool = _lacking(workspace, target, pool.known.with_columns(wanted=pl.lit("+".join(target.signals))))
+    held_out = _lacking(workspace, target, _held_out(workspace, target, pool))
+    lacking = pl.concat([of_pool, held_out])
     count = count_tokens(workspace, target, pool, lacking)
-    drawn = _drawn(target, pool)
+    drawn = _drawn(workspace, target, pool)
     untrained = target.warmup != "none" and warmup_checkpoint(workspace, target) is None
     probed = run_probe(workspace, target, pool, count, base=untrained) if probe else None
     if probed is not None:
@@ -215,7 +222,10 @@ def _plan_target(workspace: Workspace, target: Target, pool: Pool, probe: bool) 
     return TargetPlan(
         target=target.name,
         samples=round(float(lacking["weight"].sum())),
-        signals=tuple(_signal(workspace, target, signal, pool, lacking, parts, probed) for signal in target.signals),
+        held_out=len(held_out),
+        signals=tuple(
+            _signal(workspace, target, signal, pool, of_pool, held_out, parts, probed) for signal in target.signals
+        ),
         passes=tuple(_passes(target, lacking, count)),
         tokens=count.tokens,
         tokens_margin=count.margin,
@@ -223,7 +233,7 @@ def _plan_target(workspace: Workspace, target: Target, pool: Pool, probe: bool) 
         of=count.of,
         exact=count.exact,
         warmup=_warmup(target, drawn, count, probed) if untrained else None,
-        waiting=_waiting(target, pool) if untrained else None,
+        waiting=_waiting(workspace, target, pool) if untrained else None,
         probe=probed,
         seconds=seconds,
         scores=tuple(_scores(workspace, target, pool, drawn)),
@@ -232,21 +242,41 @@ def _plan_target(workspace: Workspace, target: Target, pool: Pool, probe: bool) 
     )
 
 
-def _lacking(workspace: Workspace, target: Target, pool: Pool) -> pl.DataFrame:
-    """The samples that lack some signal, with the names of these in a column `lacking`, joined by +."""
+def _held_out(workspace: Workspace, target: Target, pool: Pool) -> pl.DataFrame:
+    """Samples of validation sets, with the signals that scores look at in a column `wanted`, joined by +.
+
+    Those that the pool holds too are measured with it.
+    """
+    parts = [pool.known.clear().with_columns(wanted=pl.lit(""))]
+    for name, signals in validation_of(workspace, target).items():
+        head = pool.held_out.get(workspace.validation_shard(name))
+        if head is not None:
+            wanted = pl.lit("+".join(signal for signal in target.signals if signal in signals))
+            parts.append(known_samples(head.rows.lazy(), head.weight).with_columns(wanted=wanted))
+    own = pl.all().exclude("sample_id", "wanted").first()
+    rows = pl.concat(parts).group_by("sample_id", maintain_order=True).agg(own, pl.col("wanted").str.join("+"))
+    return rows.join(pool.known.select("sample_id"), on="sample_id", how="anti", maintain_order="left")
+
+
+def _lacking(workspace: Workspace, target: Target, known: pl.DataFrame) -> pl.DataFrame:
+    """The samples that lack some signal of those in `wanted`, with these in a column `lacking`, joined by +."""
     names = []
     for signal in target.signals:
-        name = pl.lit(signal)
+        lacks = _names(pl.col("wanted"), signal)
         if signal_dir(workspace, target, signal) is not None:
-            missing = SignalStore.of(workspace, target, signal).missing(pool.known["sample_id"])
-            name = pl.when(pl.col("sample_id").is_in(sorted(missing))).then(name)
-        names.append(name)
+            missing = SignalStore.of(workspace, target, signal).missing(known["sample_id"])
+            lacks &= pl.col("sample_id").is_in(sorted(missing))
+        names.append(pl.when(lacks).then(pl.lit(signal)))
     lacking = pl.concat_str(names, separator="+", ignore_nulls=True)
-    return pool.known.with_columns(lacking=lacking).filter(pl.col("lacking") != "")
+    return known.with_columns(lacking=lacking).filter(pl.col("lacking") != "").drop("wanted")
+
+
+def _names(joined: pl.Expr, signal: SignalName) -> pl.Expr:
+    return joined.str.split("+").list.contains(signal)
 
 
 def _lacks(signal: SignalName) -> pl.Expr:
-    return pl.col("lacking").str.split("+").list.contains(signal)
+    return _names(pl.col("lacking"), signal)
 
 
 def _signal(
@@ -255,16 +285,18 @@ def _signal(
     signal: SignalName,
     pool: Pool,
     lacking: pl.DataFrame,
+    held_out: pl.DataFrame,
     parts: int,
     probe: Probe | None,
 ) -> SignalPlan:
     to_measure = round(float(lacking.filter(_lacks(signal))["weight"].sum()))
+    rows = to_measure + len(held_out.filter(_lacks(signal)))
     stored = stored_bytes(workspace, target, signal)
     written: int | None = None
-    if not to_measure:
+    if not rows:
         written = 0
     elif probe is not None and signal in probe.row_bytes:
-        written = round(to_measure * probe.row_bytes[signal] + parts * probe.part_bytes[signal])
+        written = round(rows * probe.row_bytes[signal] + parts * probe.part_bytes[signal])
     return SignalPlan(signal, pool.size - to_measure, to_measure, stored, written)
 
 
@@ -296,16 +328,23 @@ def _passes(target: Target, lacking: pl.DataFrame, count: TokenCount) -> list[Pa
     return passes
 
 
-def _trainable(pool: Pool) -> int:
-    """Samples that a warm-up may be drawn from: the trainer reads text."""
-    return round(float(pool.known.filter(pl.col("images") == 0)["weight"].sum()))
+def _trainable(workspace: Workspace, pool: Pool) -> int:
+    """Samples that a warm-up may be drawn from: the trainer reads text.
+
+    What filters are known to leave out is not among them; what has not been held against them is.
+    """
+    known = pool.known.filter(pl.col("images") == 0)
+    if stored_pool(workspace) is not None:
+        out = workspace.warehouse.read_table(tables.pool_path()).filter(pl.col("reason").is_not_null())
+        known = known.join(out, on="sample_id", how="anti")
+    return round(float(known["weight"].sum()))
 
 
-def _drawn(target: Target, pool: Pool) -> int:
+def _drawn(workspace: Workspace, target: Target, pool: Pool) -> int:
     """Samples that the target's warm-up is trained on, or would be."""
     if target.warmup == "none":
         return 0
-    return ceil_share(Fraction(str(target.warmup.fraction)), _trainable(pool))
+    return ceil_share(Fraction(str(target.warmup.fraction)), _trainable(workspace, pool))
 
 
 def _warmup(target: Target, drawn: int, count: TokenCount, probe: Probe | None) -> WarmupPlan:
@@ -319,9 +358,9 @@ def _warmup(target: Target, drawn: int, count: TokenCount, probe: Probe | None) 
     return WarmupPlan(drawn, target.warmup.epochs, cost, seconds)
 
 
-def _waiting(target: Target, pool: Pool) -> str | None:
+def _waiting(workspace: Workspace, target: Target, pool: Pool) -> str | None:
     assert target.warmup != "none"
-    found = _trainable(pool)
+    found = _trainable(workspace, pool)
     if found >= target.warmup.min_pool:
         return None
     return (

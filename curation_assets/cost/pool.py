@@ -1,4 +1,4 @@
-"""Which samples a run would look at: those of `raw_corpus`, and those of files that have not been read yet.
+"""Which samples a run would look at: of `raw_corpus`, of files that have not been read yet, and of validation sets.
 
 Small files that have not been read are read whole, in memory; of large ones the first rows are, and each of them
 stands for as many rows as the file is longer than what was looked at. Nothing of this is kept.
@@ -24,6 +24,8 @@ from curation_assets.fingerprints import corpus_fingerprint, steps_fingerprint
 from curation_assets.progress import track
 from curation_assets.samples import samples_of
 from curation_assets.steps.segmentation import segment_frame
+from curation_assets.validation.measure import validation_of
+from curation_assets.validation.sets import ValidationSetError, read_validation
 from curation_assets.workspace import Workspace
 from resources.landing import LandingFile
 from resources.scoring.samples import Sample
@@ -64,6 +66,7 @@ class Pool:
         known: a row for each sample that was seen: sample_id, shard, bytes of prompt and response, number of
             images, and how many samples it stands for (1, or more if its file was not read to the end).
         heads: by shard, what was looked at of files that have not been read.
+        held_out: the validation sets that scores look at, by what stands for their shard.
         shards: shards that are present.
         problems: files of which nothing, or not all, can be read, each with the reason.
     """
@@ -72,6 +75,7 @@ class Pool:
     scratch: Workspace
     known: pl.DataFrame
     heads: Mapping[str, Head]
+    held_out: Mapping[str, Head]
     shards: int
     problems: Sequence[str]
 
@@ -86,8 +90,8 @@ class Pool:
         return any(head.weight != 1.0 for head in self.heads.values())
 
     def samples(self, shard: str, sample_ids: Collection[str], segmented: bool) -> list[Sample]:
-        """Samples of a shard as a pass takes them, in the order of its rows; with their segments if asked for."""
-        head = self.heads.get(shard)
+        """Samples of a shard or validation set as a pass takes them, in order; with their segments if asked for."""
+        head = self.heads.get(shard) or self.held_out.get(shard)
         stored = None if head is not None else self.workspace.warehouse.scan(tables.raw_corpus_dir(), [shard])
         rows = tables.RAW_CORPUS.empty().lazy() if stored is None else stored
         rows = rows if head is None else head.rows.lazy()
@@ -124,16 +128,33 @@ def look_at_pool(workspace: Workspace, scratch_folder: Path) -> Pool:
     read = [shard for shard in present_shards(workspace) if _is_current(workspace, shard)]
     unread = [file for file in files if file.shard not in set(read)]
     heads, problems = _look_at_files(scratch, unread)
+    held_out, unusable = _validation_sets(scratch)
     workspace.cache.save()
     stored = workspace.warehouse.scan(tables.raw_corpus_dir(), read)
-    parts = [_known(head.rows.lazy(), head.weight) for head in heads.values()]
-    parts += [] if stored is None else [_known(stored, 1.0)]
+    parts = [known_samples(head.rows.lazy(), head.weight) for head in heads.values()]
+    parts += [] if stored is None else [known_samples(stored, 1.0)]
     known = pl.concat([pl.DataFrame(schema=KNOWN), *parts]).sort("weight", "shard", maintain_order=True)
     known = known.unique("sample_id", keep="first", maintain_order=True)
-    return Pool(workspace, scratch, known, heads, len(files), problems)
+    return Pool(workspace, scratch, known, heads, held_out, len(files), [*problems, *unusable])
 
 
-def _known(rows: pl.LazyFrame, weight: float) -> pl.DataFrame:
+def _validation_sets(scratch: Workspace) -> tuple[dict[str, Head], list[str]]:
+    """The validation sets that scores look at, and what is wrong with those that cannot be used."""
+    heads: dict[str, Head] = {}
+    problems: list[str] = []
+    wanted = {name for target in scratch.settings.targets for name in validation_of(scratch, target)}
+    for name in sorted(wanted):
+        try:
+            rows = read_validation(scratch, scratch.settings.validation_set(name))
+        except ValidationSetError as error:
+            problems.append(str(error))
+            continue
+        heads[scratch.validation_shard(name)] = Head(rows.accepted, 1.0)
+    return heads, problems
+
+
+def known_samples(rows: pl.LazyFrame, weight: float) -> pl.DataFrame:
+    """Rows of `Pool.known`, of rows of `raw_corpus` each of which stands for so many."""
     size = pl.col("messages").str.len_bytes() + pl.col("response").str.len_bytes()
     return rows.select(
         "sample_id",

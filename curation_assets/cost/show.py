@@ -125,6 +125,7 @@ def _cost_rows(target: TargetPlan) -> list[Row]:
         planned = f"about {planned}" + (f" ± {target.tokens_margin:,.0f}" if target.tokens_margin >= 1 else "")
     rows: list[Row] = [
         ("samples", f"{target.samples:,}", _sum_text([one.samples for one in done])),
+        *([("of validation sets", f"{target.held_out:,}", None)] if target.held_out else []),
         ("tokens", planned, _sum_text([one.tokens for one in done])),
     ]
     if len(target.passes) > 1:

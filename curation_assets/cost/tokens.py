@@ -102,7 +102,8 @@ def count_tokens(workspace: Workspace, target: Target, pool: Pool, lacking: pl.D
         workspace: the configuration.
         target: whose tokenizer, template and maximum length count.
         pool: where the samples are.
-        lacking: those rows of `pool.known` that lack signals, with these in a column `lacking`, joined by +.
+        lacking: those rows of `pool.known`, and of validation sets, that lack signals, with these in a column
+            `lacking`, joined by +.
 
     Raises:
         EncodingError: the tokenizer cannot do what encoding needs.

@@ -10,7 +10,7 @@ from curation_assets.asset_metadata import OWNERS, column_schema, markdown_table
 from curation_assets.checkpoints.assets import measured_checkpoint_key
 from curation_assets.corpus_settings import ValidationSet
 from curation_assets.settings import Target
-from curation_assets.validation.measure import measure_validation, validation_of
+from curation_assets.validation.measure import measure_validation, tokens_of_last_visit, validation_of
 from curation_assets.validation.sets import overlap_with_pool, write_validation
 from curation_assets.workspace import Workspace
 
@@ -88,6 +88,11 @@ def validation_signals_asset(workspace: Workspace, target: Target) -> list[dg.As
             for signal, record in records.items()
         ]
         headers = ("validation set", "signal", "samples", "measured", "already measured")
-        return dg.MaterializeResult(metadata={"signals": markdown_table(headers, rows)})
+        return dg.MaterializeResult(
+            metadata={
+                "signals": markdown_table(headers, rows),
+                "tokens_run": tokens_of_last_visit(workspace, target),
+            }
+        )
 
     return [validation_signals]

@@ -89,6 +89,16 @@ def measure_validation(workspace: Workspace, target: Target) -> dict[str, dict[S
     return done
 
 
+def tokens_of_last_visit(workspace: Workspace, target: Target) -> int:
+    """Tokens that the last run over the sets that a target's scores look at passed through its model."""
+    tokens = 0
+    for name, signals in validation_of(workspace, target).items():
+        # All signals of a set were measured in one visit, which each of their records tells of.
+        record = _record(workspace, target, signals[0], name)
+        tokens += 0 if record is None else int(record["tokens_run"])
+    return tokens
+
+
 def validation_vectors(workspace: Workspace, target: Target, score: ScoreSection) -> dict[str, NDArray[np.float32]]:
     """The embeddings [M, d] of the sets that a score compares with, in the order of their rows.
 

@@ -35,13 +35,12 @@ def stored_validation(workspace: Workspace, name: str) -> str | None:
     return workspace.warehouse.table_metadata(tables.validation_path(name)).get("fingerprint")
 
 
-def write_validation(workspace: Workspace, validation: ValidationSet) -> ShardRows:
-    """Read a set and write its table.
+def read_validation(workspace: Workspace, validation: ValidationSet) -> ShardRows:
+    """Read a set's file.
 
     Raises:
         ValidationSetError: the file is not there, or holds no row that can be used.
     """
-    fingerprint = wanted_validation(workspace, validation)
     path = _file(workspace, validation)
     corpus = workspace.settings.corpus.model_copy(update={"format": validation.format, "columns": validation.columns})
     shard = workspace.validation_shard(validation.name)
@@ -51,6 +50,17 @@ def write_validation(workspace: Workspace, validation: ValidationSet) -> ShardRo
         raise ValidationSetError(
             f"validation set {validation.name}: {path} holds no sample that can be used: {reasons}"
         )
+    return rows
+
+
+def write_validation(workspace: Workspace, validation: ValidationSet) -> ShardRows:
+    """Read a set and write its table.
+
+    Raises:
+        ValidationSetError: as `read_validation`.
+    """
+    fingerprint = wanted_validation(workspace, validation)
+    rows = read_validation(workspace, validation)
     workspace.warehouse.write_table(
         tables.validation_path(validation.name), rows.accepted, {"fingerprint": fingerprint}
     )

@@ -213,6 +213,70 @@ def test_a_warm_up_that_waits_says_for_what(tmp_path: Path, tiny_model: Path) ->
     assert "waits for 50" in said
 
 
+HELD_OUT = """
+validation:
+  - {name: held_out, path: ./held_out.jsonl}
+  - {name: other, path: ./other.jsonl}
+scores:
+  - {name: near, target: tiny, method: rds, validation: held_out}
+  - {name: near_plus, target: tiny, method: rds_plus, validation: other}
+  - {name: also, target: tiny, method: rds, validation: other}
+"""
+
+
+@pytest.fixture
+def with_sets(tmp_path: Path, tiny_model: Path) -> Workspace:
+    """Of six held-out samples in two sets one is in both, and one is in the pool."""
+    made = make_workspace(tmp_path, tiny_model, SHARDS, signals=["embeddings_last", "embeddings_position_weighted"])
+    made.config_file.write_text(made.config_file.read_text() + HELD_OUT)
+    write_shard(tmp_path / "held_out.jsonl", [*rows(3, start=100), *rows(1)])
+    write_shard(tmp_path / "other.jsonl", rows(3, start=102))
+    return again(made)
+
+
+def test_validation_sets_are_planned_as_they_are_run(with_sets: Workspace) -> None:
+    target = only(make_plan(with_sets))
+    assert (target.samples, target.held_out) == (DISTINCT + 5, 5)
+    assert [signal.to_measure for signal in target.signals] == [DISTINCT, DISTINCT]
+    # The sample in both sets is run for one signal with the first and for the other with the second.
+    twice = only(make_plan(with_sets, probe=False)).tokens
+    summary = run(with_sets)
+    assert target.tokens == twice <= summary.tokens_measured
+    found = only(make_plan(again(with_sets)))
+    assert (found.samples, found.held_out, found.tokens) == (0, 0, 0)
+    assert sum(one.tokens for one in found.measured) == summary.tokens_measured
+
+
+def test_samples_of_a_validation_set_are_counted_to_the_token(with_sets: Workspace, tmp_path: Path) -> None:
+    write_shard(tmp_path / "other.jsonl", rows(3, start=200))
+    target = only(make_plan(with_sets, probe=False))
+    assert target.held_out == 6
+    assert target.tokens == run(with_sets).tokens_measured
+
+
+def test_a_validation_set_that_is_gone_is_named_and_the_rest_is_planned(with_sets: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "other.jsonl").unlink()
+    plan = make_plan(with_sets, probe=False)
+    (problem,) = plan.problems
+    assert "validation set other" in problem
+    assert only(plan).held_out == 3
+
+
+def test_what_filters_leave_out_trains_no_warm_up(tmp_path: Path, tiny_model: Path) -> None:
+    warmup = "{min_pool: 100, fraction: 0.5}"
+    copies = [{**row, "response": row["response"] + " "} for row in rows(6)]
+    shards = {"a.jsonl": rows(12), "b.jsonl": copies}
+    made = make_workspace(tmp_path, tiny_model, shards, warmup=warmup, corpus="filters: {near_duplicates: 0.9}")
+    before = only(make_plan(made, probe=False))
+    assert before.waiting is not None
+    assert "holds 18 samples" in before.waiting
+    run(made)
+    after = only(make_plan(made, probe=False))
+    assert after.waiting is not None
+    assert "holds 12 samples" in after.waiting
+    assert "holds 12 samples" in run(made).waiting[0]
+
+
 def test_a_plan_changes_no_file(workspace: Workspace) -> None:
     before = files(workspace)
     make_plan(workspace)
