@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from curation_assets import tables
 from curation_assets.fingerprints import scored_signals_fingerprint, shard_scores_fingerprint
@@ -42,24 +44,40 @@ class ShardScores:
     sample_scores: pl.DataFrame
 
 
+@dataclass(frozen=True)
+class SharedInputs:
+    """What all shards of a run are scored from.
+
+    Attributes:
+        stores: the signals that the target's scores rest on.
+        sets: fingerprints of the validation sets that they look at.
+        vectors: by score, the embeddings [M, d] of the sets that it compares with.
+    """
+
+    stores: Mapping[SignalName, SignalStore]
+    sets: Mapping[str, str | None]
+    vectors: Mapping[str, Mapping[str, NDArray[np.float32]]]
+
+    @classmethod
+    def read(cls, workspace: Workspace, target: Target) -> SharedInputs:
+        """Read them; fingerprints first: if a set changes meanwhile, the scores are due again."""
+        scores = workspace.settings.scores_of(target.name)
+        return cls(
+            stores={s: SignalStore.of(workspace, target, s) for s in workspace.settings.signals_of_scores(target)},
+            sets=validation_key(workspace, target),
+            vectors={score.name: validation_vectors(workspace, target, score) for score in scores},
+        )
+
+
 def score_shards(workspace: Workspace, target: Target, shards: Sequence[str]) -> Iterator[ShardScores]:
     """Score shards one after another; see `score_shard`. What they share is read once."""
-    signals = workspace.settings.signals_of_scores(target)
-    stores = {signal: SignalStore.of(workspace, target, signal) for signal in signals}
+    shared = SharedInputs.read(workspace, target)
     for shard in shards:
-        yield score_shard(workspace, target, shard, stores)
+        yield score_shard(workspace, target, shard, shared)
 
 
-def score_shard(
-    workspace: Workspace, target: Target, shard: str, stores: Mapping[SignalName, SignalStore]
-) -> ShardScores:
+def score_shard(workspace: Workspace, target: Target, shard: str, shared: SharedInputs) -> ShardScores:
     """Write the shard's `step_scores` (one table a named score that has them) and `sample_scores`.
-
-    Args:
-        workspace: the configuration.
-        target: whose scores.
-        shard: the shard.
-        stores: the signals that the target's scores rest on.
 
     Raises:
         MeasuringError: samples of the shard have not been measured.
@@ -69,13 +87,12 @@ def score_shard(
         # The file was gone before it was ever read: there is nothing to score, and no table to write.
         return ShardScores(0, 0, {}, 0, tables.SAMPLE_SCORES.empty())
     # Before the rows: if they are measured meanwhile, the record is another by then, and the scores are due again.
-    left_out = [recorded_left_out(workspace, store.folder, shard) for store in stores.values()]
+    left_out = [recorded_left_out(workspace, store.folder, shard) for store in shared.stores.values()]
     samples = read_shard_samples(workspace, shard, segmented=True)
-    signals = {signal: _measured(target, shard, samples, signal, store) for signal, store in stores.items()}
+    signals = {signal: _measured(target, shard, samples, signal, store) for signal, store in shared.stores.items()}
     signals_fp = str(scored_signals_fingerprint(workspace, target))
-    validation = validation_key(workspace, target)
     fingerprint = shard_scores_fingerprint(
-        workspace, target, signals_fp, samples.steps_fingerprint, left_out, validation
+        workspace, target, signals_fp, samples.steps_fingerprint, left_out, shared.sets
     )
     facts = _facts(samples, signals)
     frame = workspace.warehouse.read_table(source).select("sample_id", "row", "candidate")
@@ -83,7 +100,7 @@ def score_shard(
     metadata = {"fingerprint": fingerprint}
     scores = workspace.settings.scores_of(target.name)
     for score in scores:
-        inputs = ScoreInputs(facts, signals, validation=validation_vectors(workspace, target, score))
+        inputs = ScoreInputs(facts, signals, validation=shared.vectors[score.name])
         scored = method_of(score).score(inputs, score)
         if scored.steps is not None:
             path = f"{tables.step_scores_dir(target.name, score.name)}/{shard}.parquet"

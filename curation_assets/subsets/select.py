@@ -22,7 +22,8 @@ from curation_assets.subsets.budget import samples_of, take_within
 from curation_assets.subsets.features import Features
 from curation_assets.subsets.selector import AnySelector
 from curation_assets.subsets.selectors import Candidates, ascending, order_by
-from curation_assets.validation.measure import matrix, validation_key, validation_vectors
+from curation_assets.subsets.vectors import matrix
+from curation_assets.validation.measure import validation_key, validation_vectors
 from curation_assets.workspace import Workspace
 from resources.digests import bytes_digest, digest
 from resources.errors import UserError

@@ -1,10 +1,11 @@
-"""Similarities of embeddings: cosines with validation samples, the same to the bit whatever is compared beside them."""
+"""Embeddings as arrays, and their cosines with validation samples: the same to the bit whatever stands beside a row."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 BLOCK = 1024
@@ -14,6 +15,13 @@ ROWS_BYTES = 512 * 2**20
 """Memory of the cosines that `cosine_rows` holds at once."""
 
 Vectors = NDArray[np.float32]
+
+
+def matrix(vectors: pl.Series) -> Vectors:
+    """Lists of equal length, none null, as one array [N, d]."""
+    if vectors.is_empty():
+        return np.empty((0, 0), dtype=np.float32)
+    return vectors.explode().to_numpy().astype(np.float32).reshape(len(vectors), -1)
 
 
 def unit(vectors: NDArray[np.floating]) -> Vectors:

@@ -19,6 +19,7 @@ from curation_assets.settings import Target
 from curation_assets.signals.catalog import SIGNALS
 from curation_assets.signals.measure import ShardSamples, make_scorer, measure_samples
 from curation_assets.signals.store import MeasuringError, ShardMeasurement, SignalStore
+from curation_assets.subsets.vectors import matrix
 from curation_assets.validation.sets import stored_validation, wanted_validation
 from curation_assets.workspace import Workspace
 
@@ -120,13 +121,6 @@ def validation_vectors(workspace: Workspace, target: Target, score: ScoreSection
             raise MeasuringError(f"validation set {name} has no {signal} of target {target.name}: use `curate run`")
         found[name] = vectors
     return found
-
-
-def matrix(vectors: pl.Series) -> NDArray[np.float32]:
-    """Lists of equal length, none null, as one array [n, d]."""
-    if vectors.is_empty():
-        return np.empty((0, 0), dtype=np.float32)
-    return vectors.explode().to_numpy().astype(np.float32).reshape(len(vectors), -1)
 
 
 def _record_path(folder: str, name: str) -> str:

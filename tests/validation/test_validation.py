@@ -16,9 +16,10 @@ from curation_assets.settings import Target
 from curation_assets.stored_tables import read_stored
 from curation_assets.subsets.select import SelectionError
 from curation_assets.subsets.selectors import SelectorError
+from curation_assets.subsets.vectors import matrix
 from curation_assets.subsets.what_if import what_if
 from curation_assets.validation.assets import validation_set_key, validation_signals_key
-from curation_assets.validation.measure import matrix, sets_due
+from curation_assets.validation.measure import sets_due
 from curation_assets.validation.sets import ValidationSetError, overlap_with_pool
 from curation_assets.workspace import Workspace
 from tests.pipeline.workspaces import instance_of, make_workspace, rows, run

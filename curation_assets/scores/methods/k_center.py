@@ -9,6 +9,7 @@ import polars as pl
 
 from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection
 from curation_assets.subsets.selector import KCenter
+from curation_assets.subsets.vectors import matrix
 
 
 class KCenterScore(ScoreSection):
@@ -19,8 +20,8 @@ class KCenterScore(ScoreSection):
 
 def _score(inputs: ScoreInputs, _section: KCenterScore) -> Scored:
     rows = inputs.signals["embeddings_mean"].filter(pl.col("vector").is_not_null())
-    norms = [float(np.linalg.norm(vector.to_numpy().astype(np.float64))) for vector in rows["vector"]]
-    return Scored(rows.select("sample_id", value=pl.Series(norms, dtype=pl.Float64)))
+    vectors = matrix(rows["vector"]).astype(np.float64)
+    return Scored(rows.select("sample_id", value=pl.Series(np.sqrt(np.einsum("nd,nd->n", vectors, vectors)))))
 
 
 METHODS = [

@@ -11,7 +11,7 @@ from pydantic import Field
 from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection
 from curation_assets.sections import Name, SignalName
 from curation_assets.subsets.selector import AnySelector, RoundRobin, Top
-from curation_assets.subsets.vectors import cosines
+from curation_assets.subsets.vectors import cosines, matrix
 
 SOURCE = "arXiv 2503.01807"
 
@@ -39,17 +39,15 @@ def similarity(inputs: ScoreInputs, section: SimilarityScore, signal: SignalName
     """The score of every sample with an embedding."""
     rows = inputs.signals[signal].filter(pl.col("vector").is_not_null())
     found = np.empty(len(rows))
-    if len(rows):
-        vectors = rows["vector"].explode().to_numpy().reshape(len(rows), -1)
-        for places, block in cosines(vectors, inputs.validation[section.validation]):
-            if section.reduce == "max":
-                found[places] = block.max(axis=1)
-            else:
-                # One column after another: the same sum whatever rows stand beside a row.
-                total = np.zeros(len(block))
-                for column in block.T:
-                    total += column
-                found[places] = total / block.shape[1]
+    for places, block in cosines(matrix(rows["vector"]), inputs.validation[section.validation]):
+        if section.reduce == "max":
+            found[places] = block.max(axis=1)
+        else:
+            # One column after another: the same sum whatever rows stand beside a row.
+            total = np.zeros(len(block))
+            for column in block.T:
+                total += column
+            found[places] = total / block.shape[1]
     return Scored(rows.select("sample_id", value=pl.Series(found, dtype=pl.Float64)))
 
 
