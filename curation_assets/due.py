@@ -23,7 +23,13 @@ from curation_assets.reports.preference import wanted_preference
 from curation_assets.scores.manifest import build_manifest, manifest_digest
 from curation_assets.sections import SignalName
 from curation_assets.settings import Subset, Target
-from curation_assets.signals.store import SignalStore, input_fingerprints, shard_record_path, signal_dir
+from curation_assets.signals.store import (
+    SignalStore,
+    input_fingerprints,
+    record_holds,
+    shard_record_path,
+    signal_dir,
+)
 from curation_assets.subsets.select import wanted_fingerprint
 from curation_assets.validation.measure import sets_due, validation_key
 from curation_assets.workspace import Workspace
@@ -78,12 +84,7 @@ def signal_due(workspace: Workspace, target: Target, signal: SignalName, present
         if shard not in inputs:
             continue
         record = workspace.warehouse.read_json(shard_record_path(store.folder, shard))
-        if (
-            record is None
-            or record["input_fingerprint"] != inputs[shard]
-            or record["image_limits"] != limits
-            or not parts.issuperset(record["parts"])
-        ):
+        if not record_holds(record, inputs[shard], limits, parts):
             due.append(shard)
     return due
 

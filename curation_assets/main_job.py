@@ -40,8 +40,7 @@ from curation_assets.settings import Subset, Target
 from curation_assets.signals.assets import signal_key
 from curation_assets.signals.store import shard_record_path, signal_dir
 from curation_assets.subsets.assets import subset_key
-from curation_assets.validation.assets import validation_keys
-from curation_assets.validation.measure import tokens_of_last_visit
+from curation_assets.validation.assets import TOKENS_RUN, validation_keys, validation_signals_key
 from curation_assets.workspace import Workspace
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -230,7 +229,7 @@ class MainJob:
         keys = validation_keys(self.workspace, target)
         if due.validation_due(self.workspace, target) or self._unseen(keys):
             self._execute(f"{target.name}: measuring validation sets", "validation", keys)
-            summary.tokens_measured += tokens_of_last_visit(self.workspace, target)
+            summary.tokens_measured += self._tokens_of_validation(target)
         keys = score_keys(self.workspace, target)
         wanted = due.scores_due(self.workspace, target)
         present = present_shards(self.workspace)
@@ -245,6 +244,12 @@ class MainJob:
         key = score_manifest_key(target)
         if due.manifest_due(self.workspace, target):
             self._execute(f"{target.name}: manifest of scores", "manifest", [key])
+
+    def _tokens_of_validation(self, target: Target) -> int:
+        """Tokens that the last run over validation sets ran."""
+        event = self.instance.get_latest_materialization_event(validation_signals_key(target))
+        made = None if event is None else event.asset_materialization
+        return 0 if made is None else int(str(made.metadata[TOKENS_RUN].value))
 
     def _select(self, subset: Subset, summary: RunSummary) -> None:
         if due.subset_due(self.workspace, subset):

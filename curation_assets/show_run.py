@@ -6,6 +6,7 @@ from rich.console import Console
 
 from curation_assets import tables
 from curation_assets.dry_look import dry_look
+from curation_assets.due import subset_rows
 from curation_assets.main_job import RunSummary
 from curation_assets.subsets.select import select
 from curation_assets.terminal import progress_bars, simple_table
@@ -33,9 +34,8 @@ def show_summary(workspace: Workspace, summary: RunSummary, console: Console) ->
         more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
         console.print(f"not read (no shard): {', '.join(ignored[:5])}{more}", style="yellow", markup=False)
     for subset in workspace.settings.subsets:
-        path = workspace.warehouse.path(tables.subset_path(subset.name))
-        if path.exists():
-            size = len(workspace.warehouse.read_table(tables.subset_path(subset.name)))
+        if workspace.warehouse.table_metadata(tables.subset_path(subset.name)):
+            size = subset_rows(workspace, subset)
             state = "selected anew" if subset.name in summary.subsets else "unchanged"
             console.print(
                 f"subset {subset.name}: {size} samples, {state}; release it with: curate release {subset.name}",

@@ -5,6 +5,7 @@ What comes out has the form of the scoring passes, so that the same stores and s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class EmbeddingPass:
             model_kwargs={"dtype": spec.dtype, "use_safetensors": True},
         )
         longest: int = self._model.max_seq_length or self._model.tokenizer.model_max_length
-        self._max_length = longest if spec.max_length is None else min(spec.max_length, longest)
+        self._max_length = _least(longest, spec.max_length)
         self._model.max_seq_length = self._max_length
 
     def stream(
@@ -62,7 +63,10 @@ class EmbeddingPass:
         """Embed samples; see `resources.scoring.forward.ForwardPass.stream`."""
         for start in range(0, len(samples), WINDOW):
             window = samples[start : start + WINDOW]
-            results = [self._describe(sample, start + place) for place, sample in enumerate(window)]
+            results = [
+                describe_text(self._model.tokenizer, self._max_length, sample, start + place)
+                for place, sample in enumerate(window)
+            ]
             wanted = [place for place, result in enumerate(results) if result.tokens and request.embeddings]
             texts = [prompt_of(window[place]) + window[place].response for place in wanted]
             longest = max((results[place].tokens for place in wanted), default=1)
@@ -81,31 +85,58 @@ class EmbeddingPass:
                 progress(len(results))
             yield results
 
-    def _describe(self, sample: Sample, position: int) -> SampleSignals:
-        """A sample's tokens and flags; no tokens if it cannot be embedded."""
-        result = SampleSignals(sample.sample_id, position)
-        if sample.images:
-            result.flags.append("images_not_supported")
-        elif not sample.response.strip():
-            result.flags.append("empty_response")
-        if result.flags:
-            return result
-        prompt = prompt_of(sample)
-        tokenizer = self._model.tokenizer
-        offsets = tokenizer(prompt + sample.response, return_offsets_mapping=True, truncation=False, verbose=False)[
-            "offset_mapping"
-        ]
-        specials = tokenizer.num_special_tokens_to_add()
-        words = [start for start, end in offsets if end > start]
-        kept = min(len(words), self._max_length - specials)
-        result.tokens = kept + specials
-        result.prompt_tokens = sum(start < len(prompt) for start in words[:kept])
-        result.response_tokens = kept - result.prompt_tokens
-        if kept < len(words):
-            result.flags.append("response_truncated" if result.response_tokens else "prompt_too_long")
-        if not result.response_tokens:
-            result.tokens = 0
+
+def describe_text(tokenizer: Any, max_length: int, sample: Sample, position: int = 0) -> SampleSignals:
+    """A sample's tokens and flags as an embedding model takes it; no tokens if it cannot be embedded."""
+    result = SampleSignals(sample.sample_id, position)
+    if sample.images:
+        result.flags.append("images_not_supported")
+    elif not sample.response.strip():
+        result.flags.append("empty_response")
+    if result.flags:
         return result
+    prompt = prompt_of(sample)
+    offsets = tokenizer(prompt + sample.response, return_offsets_mapping=True, truncation=False, verbose=False)[
+        "offset_mapping"
+    ]
+    specials = tokenizer.num_special_tokens_to_add()
+    words = [start for start, end in offsets if end > start]
+    kept = min(len(words), max_length - specials)
+    result.tokens = kept + specials
+    result.prompt_tokens = sum(start < len(prompt) for start in words[:kept])
+    result.response_tokens = kept - result.prompt_tokens
+    if kept < len(words):
+        result.flags.append("response_truncated" if result.response_tokens else "prompt_too_long")
+    if not result.response_tokens:
+        result.tokens = 0
+    return result
+
+
+def text_limits(folder: Path, max_length: int | None, trust_remote_code: bool) -> tuple[Any, int]:
+    """The tokenizer of an embedding model and the longest text in tokens, as the pass has them, without the weights.
+
+    Args:
+        folder: the sentence-transformers model.
+        max_length: the target's own limit, if it has one.
+        trust_remote_code: run Python code that the folder ships.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    modules = folder / "modules.json"
+    first = folder / str(json.loads(modules.read_text())[0]["path"]) if modules.is_file() else folder
+    tokenizer = AutoTokenizer.from_pretrained(first, trust_remote_code=trust_remote_code)
+    settings = first / "sentence_bert_config.json"
+    longest = json.loads(settings.read_text()).get("max_seq_length") if settings.is_file() else None
+    if longest is None:
+        config = AutoConfig.from_pretrained(first, trust_remote_code=trust_remote_code)
+        longest = min(
+            getattr(config, "max_position_embeddings", tokenizer.model_max_length), tokenizer.model_max_length
+        )
+    return tokenizer, _least(int(longest), max_length)
+
+
+def _least(longest: int, asked: int | None) -> int:
+    return longest if asked is None else min(asked, longest)
 
 
 def prompt_of(sample: Sample) -> str:

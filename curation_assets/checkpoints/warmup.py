@@ -63,10 +63,14 @@ def _pool(workspace: Workspace) -> pl.DataFrame:
 
 def too_few(workspace: Workspace, target: Target) -> str | None:
     """Why the target's warm-up cannot be trained yet, and the mend; None if the pool is large enough."""
-    assert isinstance(target.warmup, Warmup)
     pool = _pool(workspace)
     with_images = int((pool["images"] > 0).sum())
-    size = len(pool) - with_images
+    return too_few_of(target, len(pool) - with_images, with_images)
+
+
+def too_few_of(target: Target, size: int, with_images: int) -> str | None:
+    """The same of a pool of so many samples of text and so many with images."""
+    assert isinstance(target.warmup, Warmup)
     if size >= target.warmup.min_pool:
         return None
     of_text, beside = ("", "")

@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.checkpoints.warmup import warmup_checkpoint
+from curation_assets.checkpoints.warmup import too_few_of, warmup_checkpoint
 from curation_assets.cost.formulas import Formula, Sizes, formula_of, training
 from curation_assets.cost.measured import (
     ALONE,
@@ -233,7 +233,7 @@ def _plan_target(workspace: Workspace, target: Target, pool: Pool, probe: bool) 
         of=count.of,
         exact=count.exact,
         warmup=_warmup(target, drawn, count, probed) if untrained else None,
-        waiting=_waiting(workspace, target, pool) if untrained else None,
+        waiting=too_few_of(target, *_drawable(workspace, pool)) if untrained else None,
         probe=probed,
         seconds=seconds,
         scores=tuple(_scores(workspace, target, pool, drawn)),
@@ -328,23 +328,27 @@ def _passes(target: Target, lacking: pl.DataFrame, count: TokenCount) -> list[Pa
     return passes
 
 
-def _trainable(workspace: Workspace, pool: Pool) -> int:
-    """Samples that a warm-up may be drawn from: the trainer reads text.
+def _drawable(workspace: Workspace, pool: Pool) -> tuple[int, int]:
+    """Samples of text, which a warm-up may be drawn from, and samples with images, which it may not.
 
     What filters are known to leave out is not among them; what has not been held against them is.
     """
-    known = pool.known.filter(pl.col("images") == 0)
+    known = pool.known
     if stored_pool(workspace) is not None:
         out = workspace.warehouse.read_table(tables.pool_path()).filter(pl.col("reason").is_not_null())
         known = known.join(out, on="sample_id", how="anti")
-    return round(float(known["weight"].sum()))
+    of_text = pl.col("images") == 0
+    return (
+        round(float(known.filter(of_text)["weight"].sum())),
+        round(float(known.filter(~of_text)["weight"].sum())),
+    )
 
 
 def _drawn(workspace: Workspace, target: Target, pool: Pool) -> int:
     """Samples that the target's warm-up is trained on, or would be."""
     if target.warmup == "none":
         return 0
-    return ceil_share(Fraction(str(target.warmup.fraction)), _trainable(workspace, pool))
+    return ceil_share(Fraction(str(target.warmup.fraction)), _drawable(workspace, pool)[0])
 
 
 def _warmup(target: Target, drawn: int, count: TokenCount, probe: Probe | None) -> WarmupPlan:
@@ -356,17 +360,6 @@ def _warmup(target: Target, drawn: int, count: TokenCount, probe: Probe | None) 
         one = probe.seconds / probe.tokens * count.forward_tokens / count.forward_rows
         seconds = cost * one
     return WarmupPlan(drawn, target.warmup.epochs, cost, seconds)
-
-
-def _waiting(workspace: Workspace, target: Target, pool: Pool) -> str | None:
-    assert target.warmup != "none"
-    found = _trainable(workspace, pool)
-    if found >= target.warmup.min_pool:
-        return None
-    return (
-        f"target {target.name}: the pool holds {found} samples of text alone, its warm-up waits for "
-        f"{target.warmup.min_pool}: add traces, lower targets.warmup.min_pool, or set warmup: none"
-    )
 
 
 def _scores(workspace: Workspace, target: Target, pool: Pool, drawn: int) -> Sequence[ScorePlan]:

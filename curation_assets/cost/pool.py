@@ -102,7 +102,7 @@ class Pool:
 
     def _steps(self, shard: str, rows: pl.DataFrame) -> pl.DataFrame:
         """The segments of these rows: the stored ones, unless they are to be made anew."""
-        if shard not in self.heads:
+        if shard not in self.heads and shard not in self.held_out:
             warehouse = self.workspace.warehouse
             path = f"{tables.segmented_steps_dir()}/{shard}.parquet"
             corpus = warehouse.table_metadata(f"{tables.raw_corpus_dir()}/{shard}.parquet")

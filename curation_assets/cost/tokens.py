@@ -6,7 +6,7 @@ sample is run is decided by the code that decides it in a run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,10 @@ from curation_assets.sections import SignalName
 from curation_assets.settings import Target
 from curation_assets.signals.catalog import request_for
 from curation_assets.workspace import Workspace
+from resources.embedder import describe_text, text_limits
 from resources.quiet import quieten_transformers
 from resources.scoring.images import ImageLimits
-from resources.scoring.samples import Encoded, Request
+from resources.scoring.samples import Encoded, Request, Sample
 
 if TYPE_CHECKING:
     from resources.scoring.encoding import Encoder
@@ -41,6 +42,9 @@ LEAST_OF_KIND = 100
 
 CHUNK = 128
 SEED = 0
+
+Counter = Callable[[Sequence[Sample], Request], Iterator[tuple[str, int, int, int]]]
+"""Gives of each sample sample_id, length, tokens run with the prompt, tokens run of the response alone."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +203,7 @@ def _encode(
     """Of each row sample_id, length, tokens with the prompt, tokens of the response alone."""
     if chosen.is_empty():
         return
-    encoder = make_encoder(workspace, target)
+    count = _text_counter(workspace, target) if target.embedding_model else _pass_counter(workspace, target)
     with track(f"{target.name}: counting tokens", len(chosen)) as advance:
         for (shard, lacking), rows in chosen.group_by("shard", "lacking", maintain_order=True):
             signals = signals_in(str(lacking))
@@ -207,9 +211,33 @@ def _encode(
             samples = pool.samples(str(shard), rows["sample_id"].to_list(), segmented(signals))
             for start in range(0, len(samples), CHUNK):
                 chunk = samples[start : start + CHUNK]
-                for encoded in encoder.encode(chunk):
-                    yield (encoded.sample.sample_id, len(encoded), *_tokens_run(encoded, request))
+                yield from count(chunk, request)
                 advance(len(chunk))
+
+
+def _pass_counter(workspace: Workspace, target: Target) -> Counter:
+    """Counts what a pass over a language model runs."""
+    encoder = make_encoder(workspace, target)
+
+    def count(samples: Sequence[Sample], request: Request) -> Iterator[tuple[str, int, int, int]]:
+        for encoded in encoder.encode(samples):
+            yield (encoded.sample.sample_id, len(encoded), *_tokens_run(encoded, request))
+
+    return count
+
+
+def _text_counter(workspace: Workspace, target: Target) -> Counter:
+    """Counts what an embedding model runs."""
+    quieten_transformers()
+    folder = workspace.model_folder(target)
+    tokenizer, longest = text_limits(folder, target.max_length, target.trust_remote_code)
+
+    def count(samples: Sequence[Sample], _request: Request) -> Iterator[tuple[str, int, int, int]]:
+        for sample in samples:
+            tokens = describe_text(tokenizer, longest, sample).tokens
+            yield sample.sample_id, tokens, tokens, 0
+
+    return count
 
 
 def _tokens_run(encoded: Encoded, request: Request) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from curation_assets.corpus.ingest import present_shards
 from curation_assets.corpus_settings import CorpusFilters
 from curation_assets.partitions import SHARDS
 from curation_assets.progress import track
-from curation_assets.quality.checks import benchmark_index, check_shard
+from curation_assets.quality.checks import check_shards
 from curation_assets.quality.filtered_pool import by_benchmark, reason_counts, write_pool
 from curation_assets.workspace import Workspace
 
@@ -45,10 +45,9 @@ def _quality_asset() -> dg.AssetsDefinition:
     def sample_quality(
         context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
     ) -> dg.MaterializeResult[Any]:
-        index = benchmark_index(workspace)
-        with track("checking shards", len(context.partition_keys)) as advance:
-            for shard in context.partition_keys:
-                checked = check_shard(workspace, shard, index)
+        shards = context.partition_keys
+        with track("checking shards", len(shards)) as advance:
+            for shard, checked in zip(shards, check_shards(workspace, shards), strict=True):
                 context.add_asset_metadata(row_count(len(checked), partitioned=True), partition_key=shard)
                 advance(1)
         return dg.MaterializeResult()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
 
@@ -62,9 +63,9 @@ def checks_key(workspace: Workspace) -> str:
     return digest("sample_quality", *parts)
 
 
-def quality_fingerprint(workspace: Workspace, corpus_fp: str) -> str:
-    """Of one shard's `sample_quality`."""
-    return digest(checks_key(workspace), corpus_fp)
+def quality_fingerprint(checks: str, corpus_fp: str) -> str:
+    """Of one shard's `sample_quality`: of `checks_key` and of its text."""
+    return digest(checks, corpus_fp)
 
 
 def benchmark_index(workspace: Workspace) -> BenchmarkIndex | None:
@@ -77,15 +78,31 @@ def benchmark_index(workspace: Workspace) -> BenchmarkIndex | None:
     return BenchmarkIndex.of(items, contamination.ngram)
 
 
-def check_shard(workspace: Workspace, shard: str, index: BenchmarkIndex | None) -> pl.DataFrame:
-    """Measure and write a shard's `sample_quality`; empty for a shard that was never read."""
+def check_shards(workspace: Workspace, shards: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """Measure and write the shards' `sample_quality`; see `check_shard`."""
+    # Before the benchmarks are read: if one is replaced meanwhile, the checks are due again.
+    checks = checks_key(workspace)
+    index = benchmark_index(workspace)
+    for shard in shards:
+        yield check_shard(workspace, shard, checks, index)
+
+
+def check_shard(workspace: Workspace, shard: str, checks: str, index: BenchmarkIndex | None) -> pl.DataFrame:
+    """Measure and write a shard's `sample_quality`; empty for a shard that was never read.
+
+    Args:
+        workspace: the configuration.
+        shard: the shard.
+        checks: `checks_key`, from before the benchmarks were read.
+        index: their n-grams, if contamination is looked for.
+    """
     source = f"{tables.raw_corpus_dir()}/{shard}.parquet"
     facts = workspace.warehouse.table_metadata(source)
     if not facts:
         return tables.SAMPLE_QUALITY.empty()
     rows = workspace.warehouse.read_table(source).unique("sample_id", keep="first", maintain_order=True)
     checked = tables.SAMPLE_QUALITY.conform(check(rows, workspace.settings.corpus.filters, index))
-    metadata = {"fingerprint": quality_fingerprint(workspace, input_fingerprint(facts)), "made": now()}
+    metadata = {"fingerprint": quality_fingerprint(checks, input_fingerprint(facts)), "made": now()}
     workspace.warehouse.write_table(f"{tables.sample_quality_dir()}/{shard}.parquet", checked, metadata)
     return checked
 

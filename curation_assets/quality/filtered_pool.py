@@ -9,7 +9,7 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.corpus_settings import CorpusFilters
 from curation_assets.fingerprints import input_fingerprint
-from curation_assets.quality.checks import QualityError, exceeded, quality_fingerprint
+from curation_assets.quality.checks import QualityError, checks_key, exceeded, quality_fingerprint
 from curation_assets.quality.near_duplicates import near_duplicate_groups
 from curation_assets.workspace import Workspace
 from resources.digests import digest, now
@@ -23,11 +23,12 @@ def quality_due(workspace: Workspace, present: Sequence[str]) -> list[str]:
         return []
     corpus = workspace.warehouse.folder_metadata(tables.raw_corpus_dir())
     stored = workspace.warehouse.folder_metadata(tables.sample_quality_dir())
+    checks = checks_key(workspace)
     due = []
     for shard in present:
         if shard not in corpus:
             continue
-        wanted = quality_fingerprint(workspace, input_fingerprint(corpus[shard]))
+        wanted = quality_fingerprint(checks, input_fingerprint(corpus[shard]))
         if stored.get(shard, {}).get("fingerprint") != wanted:
             due.append(shard)
     return due
@@ -104,9 +105,10 @@ def apply(quality: pl.DataFrame, filters: CorpusFilters) -> pl.DataFrame:
         other = ~pl.col("language").is_in(filters.languages) & (pl.col("confidence") >= filters.language_confidence)
         reason, detail = _first(other.fill_null(value=False), "language", pl.col("language"), reason, detail)
     if filters.contamination is not None:
-        share = pl.col("benchmark_share").list.max()
-        named = pl.col("benchmarks").list.join(", ")
-        found = (share >= filters.contamination.share).fill_null(value=False)
+        reached = pl.col("benchmark_share").list.eval(pl.element() >= filters.contamination.share)
+        places = reached.list.eval(pl.element().arg_true())
+        named = pl.col("benchmarks").list.gather(places).list.join(", ")
+        found = reached.list.any().fill_null(value=False)
         reason, detail = _first(found, "contaminated", named, reason, detail)
     marked = quality.select("sample_id", "signature", reason=reason, detail=detail)
     if filters.near_duplicates is not None:

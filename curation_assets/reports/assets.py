@@ -57,7 +57,7 @@ def _comparison_asset(targets: Sequence[Target], subsets: list[dg.AssetKey]) -> 
         owners=OWNERS,
         kinds={"polars", "parquet"},
         # Scores that no subset is chosen by are compared too, but a target that waits for its warm-up holds up nothing.
-        automation_condition=follow_upstream_without_waiting_for(manifests),
+        automation_condition=follow_upstream_without_waiting_for([*manifests, *subsets]),
     )
     def subset_comparison(workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
         frame = write_comparison(workspace)

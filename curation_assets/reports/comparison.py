@@ -16,7 +16,7 @@ from curation_assets.subsets.select import wanted_fingerprint
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 
-COMPARISON_VERSION = 1
+COMPARISON_VERSION = 2
 LENGTHS = ("response_tokens", "n_steps")
 POOL = "(pool)"
 
@@ -58,7 +58,9 @@ def scored_pool(workspace: Workspace) -> pl.DataFrame:
         stored = present_scores(workspace, target)
         if stored is None:
             continue
-        names = [score.name for score in workspace.settings.scores_of(target.name)]
+        # A score that was configured while the target waits is not in its tables yet.
+        there = stored.collect_schema().names()
+        names = [score.name for score in workspace.settings.scores_of(target.name) if score.name in there]
         rows, _ = without_filtered(workspace, resolve_duplicates(stored).rows)
         rows = rows.select("sample_id", "source", *LENGTHS, *names)
         if pool is None:
@@ -128,14 +130,13 @@ def _spearman(frame: pl.DataFrame, left: str, right: str) -> float | None:
 def matrix(frame: pl.DataFrame, comparison: str) -> tuple[list[list[float | None]], list[str], list[str]]:
     """One comparison of the table as a matrix: values by row and column, and their names.
 
-    Overlaps and correlations are symmetric, and both halves are given.
+    Overlaps and correlations are symmetric, and both halves are given; baselines are not.
     """
     rows = frame.filter(pl.col("comparison") == comparison)
     cells = {(left, right): value for left, right, value in rows.select("left", "right", "value").iter_rows()}
-    lefts = rows["left"].unique(maintain_order=True).to_list()
-    rights = [*lefts, *(name for name in rows["right"].unique(maintain_order=True) if name not in lefts)]
-    rights = [name for name in rights if any(name in pair for pair in cells)]
+    lefts, rights = (rows[name].unique(maintain_order=True).to_list() for name in ("left", "right"))
     if comparison == "baseline":
-        rights = [name for name in rights if name not in lefts]
+        return [[cells.get((left, right)) for right in rights] for left in lefts], lefts, rights
+    rights = [*lefts, *(name for name in rights if name not in lefts)]
     values = [[cells.get((left, right), cells.get((right, left))) for right in rights] for left in lefts]
     return values, lefts, rights

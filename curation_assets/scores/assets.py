@@ -13,7 +13,7 @@ from curation_assets.fingerprints import scores_key
 from curation_assets.partitions import SHARDS
 from curation_assets.progress import track
 from curation_assets.reports.plots import histogram
-from curation_assets.scores.manifest import write_manifest
+from curation_assets.scores.manifest import present_scores, write_manifest
 from curation_assets.scores.registry import method_of
 from curation_assets.scores.shard_scores import ShardScores, score_shards
 from curation_assets.settings import Target
@@ -120,10 +120,12 @@ def _manifest_asset(target: Target, sample_key: dg.AssetKey, names: list[str]) -
             "tokens": int(manifest["tokens"].sum()),
             "shards": markdown_table(shown.columns, shown.head(50).iter_rows()),
         }
-        scan = workspace.warehouse.scan(tables.sample_scores_dir(target.name), manifest["shard"].to_list())
+        scan = present_scores(workspace, target)
         if scan is not None:
-            scored = scan.select(names).collect()
-            for name in names:
+            # A score that was configured while the target waits is not in its tables yet.
+            there = [name for name in names if name in scan.collect_schema().names()]
+            scored = scan.select("sample_id", *there).unique("sample_id").collect()
+            for name in there:
                 title = f"{name} of every sample"
                 plot = histogram({"samples": finite(scored, name)}, title, name)
                 metadata[f"histogram_{name}"] = dg.MetadataValue.md(plot)

@@ -7,7 +7,9 @@ limits measure these samples and no others.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
@@ -91,6 +93,17 @@ def signal_dir(workspace: Workspace, target: Target, signal: SignalName) -> str 
 def shard_record_path(folder: str, shard: str) -> str:
     """Where a shard's `ShardMeasurement` is kept; it is written after all of the shard's rows."""
     return f"{folder}/shards/{shard}.json"
+
+
+def record_holds(
+    record: Mapping[str, Any] | None, input_fingerprint: str | None, image_limits: str, parts: Set[str]
+) -> bool:
+    """Whether a record says that all is measured of what is there now, and the parts that hold it are there."""
+    return (
+        record is not None
+        and (record["input_fingerprint"], record["image_limits"]) == (input_fingerprint, image_limits)
+        and parts >= set(record["parts"])
+    )
 
 
 def recorded_left_out(workspace: Workspace, folder: str | None, shard: str) -> str:

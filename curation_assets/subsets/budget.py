@@ -38,6 +38,21 @@ def samples_of(budget: Budget, eligible: int) -> int | None:
     return budget.samples
 
 
+def most_samples(budget: Budget, pool: pl.DataFrame, eligible: NDArray[np.bool_]) -> int:
+    """So many samples of an order are enough to fill a budget: one more than fit, if it counts tokens."""
+    limit = samples_of(budget, int(eligible.sum()))
+    if limit is not None:
+        return limit
+    assert budget.tokens is not None
+    shortest = np.sort(_tokens(pool)[eligible])
+    return int(np.searchsorted(np.cumsum(shortest), budget.tokens, side="right")) + 1
+
+
+def _tokens(pool: pl.DataFrame) -> NDArray[np.int64]:
+    tokens: NDArray[np.int64] = pool["response_tokens"].cast(pl.Int64).fill_null(0).to_numpy()
+    return tokens
+
+
 def take_within(
     order: Positions,
     budget: Budget,
@@ -48,7 +63,7 @@ def take_within(
     """The longest prefix of an order of choice within a budget; with strata, of each stratum its share.
 
     Args:
-        order: positions in the pool, best first; whole, or at least as long as the budget's samples.
+        order: positions in the pool, best first; whole, or (of each stratum) at least `most_samples` long.
         budget: see `samples_of`.
         pool: with columns `response_tokens` and those that make strata.
         eligible: rows of the pool that pass filters and `min_steps`, with a score or not [N].
@@ -59,7 +74,7 @@ def take_within(
         weights = np.ones(len(pool), dtype=np.int64)
     else:
         assert budget.tokens is not None
-        limit, weights = budget.tokens, pool["response_tokens"].cast(pl.Int64).fill_null(0).to_numpy()
+        limit, weights = budget.tokens, _tokens(pool)
     if int(weights[order].sum()) < limit:
         return Taken(order, whole=True)
     if not stratify:

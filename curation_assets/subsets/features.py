@@ -20,7 +20,9 @@ class Features:
         vectors: embeddings [n, d] of samples by their ids, in their order; each has one.
         validation: embeddings [M, d] of the validation samples, in the order of their turns; None if the method
             compares with none.
+        prompts: prompt_ids of the validation samples; None likewise.
     """
 
     vectors: Callable[[pl.Series], Vectors]
-    validation: Callable[[], Vectors] | None
+    validation: Callable[[], Vectors] | None = None
+    prompts: Callable[[], list[str]] | None = None

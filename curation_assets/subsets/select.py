@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import polars as pl
@@ -18,17 +18,17 @@ from curation_assets.scores.method import ScoreSection
 from curation_assets.scores.registry import method_of
 from curation_assets.settings import Filters, Subset, Target
 from curation_assets.signals.store import SignalStore, recorded_left_out, signal_dir
-from curation_assets.subsets.budget import samples_of, take_within
+from curation_assets.subsets.budget import most_samples, strata, take_within
 from curation_assets.subsets.features import Features
 from curation_assets.subsets.selector import AnySelector
-from curation_assets.subsets.selectors import Candidates, ascending, order_by
+from curation_assets.subsets.selectors import BY_VECTORS, Candidates, ascending, order_by, order_by_stratum
 from curation_assets.subsets.vectors import matrix
 from curation_assets.validation.measure import validation_key, validation_vectors
 from curation_assets.workspace import Workspace
 from resources.digests import bytes_digest, digest
 from resources.errors import UserError
 
-SELECTION_VERSION = 2
+SELECTION_VERSION = 3
 LOW_SIGNAL_PERCENT = 1
 
 POOL_COLUMNS = [name for name in tables.SAMPLE_SCORES.columns if name != "flags"]
@@ -50,6 +50,7 @@ class Selection:
         filtered: samples that the corpus' filters leave out of the pool, by reason.
         left_out: eligible samples with a score that the selector takes under no budget, by reason.
         whole: whether the budget is larger than all that could be chosen.
+        held_out: samples of the pool whose prompt a validation set of the score holds; None without a set.
     """
 
     rows: pl.DataFrame
@@ -58,6 +59,7 @@ class Selection:
     filtered: dict[str, int]
     left_out: dict[str, int]
     whole: bool
+    held_out: int | None = None
 
     @cached_property
     def content_digest(self) -> str:
@@ -79,6 +81,7 @@ class Selection:
             **{f"filtered_{reason}": count for reason, count in self.filtered.items()},
             "eligible": int(self.pool["eligible"].sum()),
             "without_score": int(self.pool["eligible"].sum()) - len(ranked),
+            **({} if self.held_out is None else {"prompts_in_validation_sets": self.held_out}),
             "low_signal": int(self.pool["low_signal"].sum()),
             "selected": len(self.rows),
             **{f"left_out_{reason}": count for reason, count in self.left_out.items()},
@@ -152,7 +155,17 @@ def features_of(workspace: Workspace, score: ScoreSection) -> Features | None:
     def validation() -> NDArray[np.float32]:
         return np.concatenate(list(validation_vectors(workspace, target, score).values()))
 
-    return Features(vectors, validation if method_of(score).validation(score) else None)
+    def prompts() -> list[str]:
+        sets = [
+            workspace.warehouse.scan_table(tables.validation_path(name)) for name in method_of(score).validation(score)
+        ]
+        found = [scan.select("prompt_id").unique().collect()["prompt_id"] for scan in sets if scan is not None]
+        return pl.concat(found).unique().to_list()
+
+    if not method_of(score).validation(score):
+        return Features(vectors)
+    # Several strata go round the same samples.
+    return Features(vectors, cache(validation), prompts)
 
 
 def choose(
@@ -174,19 +187,27 @@ def choose(
         filtered: samples that are not in the pool because of the corpus' filters, by reason.
     """
     pool = scored.rows
-    may = pool.select((pl.col("n_steps") >= score.min_steps) & passes(subset.filters)).to_series()
-    eligible = may.fill_null(value=False).to_numpy()
+    passing = pool.select((pl.col("n_steps") >= score.min_steps) & passes(subset.filters)).to_series()
+    eligible = passing.fill_null(value=False).to_numpy()
     values = pool["score"].fill_null(float("nan")).to_numpy()
-    limit = None if subset.stratify else samples_of(subset.budget, int(eligible.sum()))
-    found = Candidates(pool, values, eligible & np.isfinite(values), method_of(score).highest_first, limit, features)
-    choice = order_by(selector, found)
+    by_vectors = isinstance(selector, BY_VECTORS)
+    limit = most_samples(subset.budget, pool, eligible) if by_vectors or not subset.stratify else None
+    may, highest_first = eligible & np.isfinite(values), method_of(score).highest_first
+    found = Candidates(pool, values, may, highest_first, limit, features, int(eligible.sum()))
+    if by_vectors and subset.stratify:
+        choice = order_by_stratum(selector, found, strata(pool, eligible, subset.stratify))
+    else:
+        choice = order_by(selector, found)
     taken = take_within(choice.order, subset.budget, pool, eligible, subset.stratify)
     selected = np.zeros(len(pool), dtype=np.bool_)
     selected[taken.positions] = True
     marks = {"eligible": eligible, "low_signal": _low_signal(pool), "selected": selected}
     pool = pool.with_columns(pl.Series(name, mark) for name, mark in marks.items())
     rows = _subset_rows(pool[taken.positions], score.name)
-    return Selection(rows, pool, scored.duplicates, dict(filtered or {}), choice.left_out, taken.whole)
+    held_out = (
+        None if features is None or features.prompts is None else int(pool["prompt_id"].is_in(features.prompts()).sum())
+    )
+    return Selection(rows, pool, scored.duplicates, dict(filtered or {}), choice.left_out, taken.whole, held_out)
 
 
 def current_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:

@@ -8,7 +8,7 @@ million samples only those that are chosen are ever moved.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -30,6 +30,10 @@ Positions = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
+BY_VECTORS = (KCenter, RoundRobin)
+"""Selectors that compare samples with one another or with many: what they do not have to order costs nothing."""
+
+
 class SelectorError(UserError):
     """A selector cannot choose by what it is given."""
 
@@ -42,6 +46,7 @@ class Candidates:
         pool: the columns of `sample_scores` beside the scores, a row a sample.
         score: of each row [N].
         may: rows that are eligible and have a finite score [N].
+        eligible: rows that are eligible, with a score or not; None: all that may be chosen.
         highest_first: whether the method's best samples have the highest scores.
         limit: so many are wanted at most, if that is known; an order may end there.
         features: embeddings, if the method has any.
@@ -53,6 +58,7 @@ class Candidates:
     highest_first: bool = True
     limit: int | None = None
     features: Features | None = None
+    eligible: int | None = None
 
     def ranked(self, highest_first: bool, among: Positions | None = None) -> Positions:
         """Positions by score; ties are broken by sample_id."""
@@ -77,6 +83,23 @@ class Choice:
 def order_by(selector: Any, candidates: Candidates) -> Choice:
     """The order in which a selector (`curation_assets.subsets.selector`) takes samples."""
     return _SELECTORS[type(selector)](selector, candidates)
+
+
+def order_by_stratum(selector: Any, candidates: Candidates, stratum: NDArray[np.int64]) -> Choice:
+    """The order in which a selector takes samples when it chooses within each stratum [N] by itself.
+
+    The first of every stratum come first, then the second: what is left over goes round the strata.
+    """
+    ranks, orders, left_out = [], [], dict[str, int]()
+    for number in np.unique(stratum[candidates.may]):
+        own = order_by(selector, replace(candidates, may=candidates.may & (stratum == number)))
+        orders.append(own.order)
+        ranks.append(np.arange(len(own.order)))
+        for reason, count in own.left_out.items():
+            left_out[reason] = left_out.get(reason, 0) + count
+    if not orders:
+        return Choice(np.empty(0, dtype=np.int64))
+    return Choice(np.concatenate(orders)[np.argsort(np.concatenate(ranks), kind="stable")], left_out)
 
 
 def ascending(
@@ -121,7 +144,9 @@ def _band(selector: Band, found: Candidates) -> Choice:
         return Choice(found.ranked(selector.band == "high"))
     places = np.flatnonzero(found.may)
     descending = places[ascending(-found.score[places], found.pool["sample_id"], places)]
-    begin = int(MIDDLE_BEGINS * len(descending))
+    # Shares are of the eligible, as budgets are: samples without a score do not move the band.
+    count = len(descending) if found.eligible is None else found.eligible
+    begin = min(int(MIDDLE_BEGINS * count), len(descending))
     # A budget that reaches beyond the end goes on where the band began, upwards.
     return Choice(np.concatenate([descending[begin:], descending[:begin][::-1]]))
 
@@ -139,11 +164,13 @@ def _per_prompt(selector: PerPrompt, found: Candidates) -> Choice:
     several = sizes[prompts] > 1
     left_out = {"single_response": int(len(places) - several.sum())}
     places, prompts = places[several], prompts[several]
-    chosen = places[_within_groups(selector, found, places, prompts)]
+    key = _group_key(selector, found, places)
+    chosen = _within_groups(selector, found, places, prompts, key)
     if selector.variant != "full":
         left_out["not_of_its_prompt"] = len(places) - len(chosen)
-    # Farthest takes the lowest first, as it does within each prompt.
-    order = found.ranked(selector.variant != "farthest", chosen)
+    # A budget takes the best prompts by what chose within them.
+    own = places[chosen]
+    order = own[ascending(key[chosen], found.pool["sample_id"], own, found.limit)]
     return Choice(order, {reason: count for reason, count in left_out.items() if count})
 
 
@@ -160,7 +187,19 @@ def group_numbers(keys: pl.Series) -> NDArray[np.int64]:
     return numbers
 
 
-def _within_groups(selector: PerPrompt, found: Candidates, places: Positions, prompts: NDArray[np.int64]) -> Positions:
+def _group_key(selector: PerPrompt, found: Candidates, places: Positions) -> NDArray[np.float64]:
+    """By what a variant chooses within a prompt and among prompts, lowest first; NaN: never [n]."""
+    if selector.variant == "random_1":
+        return uniform(found.pool["sample_id"].gather(places), selector.seed).to_numpy()
+    if selector.variant == "reward":
+        reward: NDArray[np.float64] = found.pool["reward"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        return -reward[places]
+    return found.score[places] if selector.variant == "farthest" else -found.score[places]
+
+
+def _within_groups(
+    selector: PerPrompt, found: Candidates, places: Positions, prompts: NDArray[np.int64], key: NDArray[np.float64]
+) -> Positions:
     """Which of the grouped samples a variant takes: indices into them."""
     variant, pool = selector.variant, found.pool
     indices = np.arange(len(places))
@@ -171,17 +210,13 @@ def _within_groups(selector: PerPrompt, found: Candidates, places: Positions, pr
         return indices
     if variant == "subset":
         return indices[original]
-    key = -found.score[places] if variant != "farthest" else found.score[places]
     if variant == "closest_1":
         indices = indices[original]
     elif variant == "long_cot":
         right = pool.select(pl.coalesce("correct", "verified").fill_null(value=False)).to_series()
         indices = indices[right.to_numpy()[places]]
     elif variant == "reward":
-        key = -pool["reward"].cast(pl.Float64).fill_null(float("nan")).to_numpy()[places]
         indices = indices[np.isfinite(key)]
-    elif variant == "random_1":
-        key = uniform(pool["sample_id"].gather(places), selector.seed).to_numpy()
     if variant in ("closest_1", "random_1") or selector.k == 1:
         return _first_of_groups(key, pool["sample_id"], places, prompts, indices)
     order = indices[ascending(key[indices], pool["sample_id"], places[indices], groups=prompts[indices])]

@@ -159,9 +159,13 @@ def changed(settings: Settings, name: str, changes: Sequence[str], budget: str |
                 f"method {method.name} is computed from {signal}, which target {target.name!r} does not measure: "
                 f"add {signal} to its signals in curation.yaml, and use `curate run`"
             )
-    measured = {name for other in settings.scores_of(target.name) for name in method_of(other).validation(other)}
+    measured = {
+        (name, method_of(other).signals(other)[0])
+        for other in settings.scores_of(target.name)
+        for name in method_of(other).validation(other)
+    }
     for validation in method.validation(made_score):
-        if validation not in measured:
+        if (validation, method.signals(made_score)[0]) not in measured:
             raise SelectionError(
                 f"validation set {validation!r} is not measured for target {target.name!r}: add a score with "
                 f"method: {method.name} and validation: {validation} to curation.yaml, and use `curate run`"

@@ -10,9 +10,12 @@ from curation_assets.asset_metadata import OWNERS, column_schema, markdown_table
 from curation_assets.checkpoints.assets import measured_checkpoint_key
 from curation_assets.corpus_settings import ValidationSet
 from curation_assets.settings import Target
-from curation_assets.validation.measure import measure_validation, tokens_of_last_visit, validation_of
+from curation_assets.validation.measure import measure_validation, validation_of
 from curation_assets.validation.sets import overlap_with_pool, write_validation
 from curation_assets.workspace import Workspace
+
+TOKENS_RUN = "tokens_run"
+"""Metadata of `validation_signals`: tokens that were run through the model."""
 
 
 def validation_set_key(name: str) -> dg.AssetKey:
@@ -91,7 +94,8 @@ def validation_signals_asset(workspace: Workspace, target: Target) -> list[dg.As
         return dg.MaterializeResult(
             metadata={
                 "signals": markdown_table(headers, rows),
-                "tokens_run": tokens_of_last_visit(workspace, target),
+                # All signals of a set are measured in one visit, which each of their records tells of.
+                TOKENS_RUN: sum(next(iter(records.values())).tokens_run for records in done.values()),
             }
         )
 

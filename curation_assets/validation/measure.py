@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from curation_assets import tables
@@ -18,7 +15,7 @@ from curation_assets.sections import SignalName
 from curation_assets.settings import Target
 from curation_assets.signals.catalog import SIGNALS
 from curation_assets.signals.measure import ShardSamples, make_scorer, measure_samples
-from curation_assets.signals.store import MeasuringError, ShardMeasurement, SignalStore
+from curation_assets.signals.store import MeasuringError, ShardMeasurement, SignalStore, record_holds
 from curation_assets.subsets.vectors import matrix
 from curation_assets.validation.sets import stored_validation, wanted_validation
 from curation_assets.workspace import Workspace
@@ -43,18 +40,24 @@ def validation_key(workspace: Workspace, target: Target) -> dict[str, str | None
 
 def sets_due(workspace: Workspace, target: Target) -> list[str]:
     """Sets that a target's scores look at and that are not read as they are now, or not measured."""
-    due = []
+    wanted = {name: workspace.settings.validation_set(name) for name in validation_of(workspace, target)}
+    unread = [n for n, held in wanted.items() if stored_validation(workspace, n) != wanted_validation(workspace, held)]
+    unmeasured = _unmeasured(workspace, target)
+    return [name for name in wanted if name in unread or name in unmeasured]
+
+
+def _unmeasured(workspace: Workspace, target: Target) -> list[str]:
+    """Sets of which some signal that scores look at is not measured as they are stored."""
+    found = []
     for name, signals in validation_of(workspace, target).items():
+        limits = image_limits_key(workspace, target)
         stored = stored_validation(workspace, name)
-        if stored != wanted_validation(workspace, workspace.settings.validation_set(name)):
-            due.append(name)
-            continue
-        for signal in signals:
-            record = _record(workspace, target, signal, name)
-            if record is None or not _holds(workspace, target, record, stored):
-                due.append(name)
-                break
-    return due
+        stores = [SignalStore.of(workspace, target, signal) for signal in signals]
+        records = [workspace.warehouse.read_json(_record_path(store.folder, name)) for store in stores]
+        pairs = zip(records, stores, strict=True)
+        if not all(record_holds(record, stored, limits, store.parts()) for record, store in pairs):
+            found.append(name)
+    return found
 
 
 def validation_state(workspace: Workspace, target: Target) -> list[object]:
@@ -68,15 +71,21 @@ def validation_state(workspace: Workspace, target: Target) -> list[object]:
         wanted = wanted_validation(workspace, workspace.settings.validation_set(name))
         state += [name, wanted, stored_validation(workspace, name)]
         # A record says when it was made.
-        state += [(SignalStore.of(workspace, target, s).folder, _record(workspace, target, s, name)) for s in signals]
+        folders = [SignalStore.of(workspace, target, signal).folder for signal in signals]
+        state += [(folder, workspace.warehouse.read_json(_record_path(folder, name))) for folder in folders]
     return state
 
 
 def measure_validation(workspace: Workspace, target: Target) -> dict[str, dict[SignalName, ShardMeasurement]]:
-    """Measure what is not stored yet of the sets that a target's scores look at; by set and signal, what was done."""
+    """Measure what is not stored yet of the sets that a target's scores look at; by set and signal, what was done.
+
+    Sets that are measured are not visited: their records go on telling what that did cost.
+    """
     done: dict[str, dict[SignalName, ShardMeasurement]] = {}
+    wanted = validation_of(workspace, target)
     with make_scorer(workspace, target) as scorer:
-        for name, signals in validation_of(workspace, target).items():
+        for name in _unmeasured(workspace, target):
+            signals = wanted[name]
             stores = {signal: SignalStore.of(workspace, target, signal) for signal in signals}
             fingerprint = str(stored_validation(workspace, name))
             rows = workspace.warehouse.read_table(tables.validation_path(name)).unique(
@@ -90,16 +99,6 @@ def measure_validation(workspace: Workspace, target: Target) -> dict[str, dict[S
     return done
 
 
-def tokens_of_last_visit(workspace: Workspace, target: Target) -> int:
-    """Tokens that the last run over the sets that a target's scores look at passed through its model."""
-    tokens = 0
-    for name, signals in validation_of(workspace, target).items():
-        # All signals of a set were measured in one visit, which each of their records tells of.
-        record = _record(workspace, target, signals[0], name)
-        tokens += 0 if record is None else int(record["tokens_run"])
-    return tokens
-
-
 def validation_vectors(workspace: Workspace, target: Target, score: ScoreSection) -> dict[str, NDArray[np.float32]]:
     """The embeddings [M, d] of the sets that a score compares with, in the order of their rows.
 
@@ -107,32 +106,29 @@ def validation_vectors(workspace: Workspace, target: Target, score: ScoreSection
         MeasuringError: they have not been measured.
     """
     method = method_of(score)
-    found = {}
-    for name in method.validation(score):
-        signal = method.signals(score)[0]
-        rows = (
-            workspace.warehouse.read_table(tables.validation_path(name)).select("sample_id").unique(maintain_order=True)
+    return {name: set_vectors(workspace, target, name, method.signals(score)[0]) for name in method.validation(score)}
+
+
+def set_vectors(workspace: Workspace, target: Target, name: str, signal: SignalName) -> NDArray[np.float32]:
+    """The embeddings [M, d] of one set, in the order of its rows.
+
+    Raises:
+        MeasuringError: some have not been measured, or none could be.
+    """
+    scan = workspace.warehouse.scan_table(tables.validation_path(name))
+    table = tables.RAW_CORPUS.empty().lazy() if scan is None else scan
+    ids = table.select("sample_id").unique(maintain_order=True).collect()
+    stored = SignalStore.of(workspace, target, signal).rows(ids["sample_id"])
+    frame = SIGNALS[signal].table.empty() if stored is None else stored
+    joined = ids.join(frame, on="sample_id", how="inner", maintain_order="left")
+    vectors = matrix(joined["vector"].drop_nulls())
+    if len(joined) < len(ids) or not len(vectors):
+        raise MeasuringError(
+            f"{len(vectors)} of {len(ids)} samples of validation set {name} have {signal} of target {target.name}: "
+            "use `curate run`"
         )
-        stored = SignalStore.of(workspace, target, signal).rows(rows["sample_id"])
-        frame = SIGNALS[signal].table.empty() if stored is None else stored
-        joined = rows.join(frame, on="sample_id", how="inner", maintain_order="left")
-        vectors = matrix(joined.filter(pl.col("vector").is_not_null())["vector"])
-        if not len(vectors):
-            raise MeasuringError(f"validation set {name} has no {signal} of target {target.name}: use `curate run`")
-        found[name] = vectors
-    return found
+    return vectors
 
 
 def _record_path(folder: str, name: str) -> str:
     return f"{folder}/validation/{name}.json"
-
-
-def _record(workspace: Workspace, target: Target, signal: SignalName, name: str) -> Mapping[str, Any] | None:
-    store = SignalStore.of(workspace, target, signal)
-    record: Mapping[str, Any] | None = workspace.warehouse.read_json(_record_path(store.folder, name))
-    return record
-
-
-def _holds(workspace: Workspace, target: Target, record: Mapping[str, Any], stored: str | None) -> bool:
-    current = (stored, image_limits_key(workspace, target))
-    return (record["input_fingerprint"], record["image_limits"]) == current

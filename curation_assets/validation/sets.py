@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from curation_assets import tables
+from curation_assets.corpus.ingest import present_shards
 from curation_assets.corpus.reading import ShardRows, read_shard
 from curation_assets.corpus_settings import ValidationSet
 from curation_assets.fingerprints import CORPUS_VERSION
@@ -68,9 +69,9 @@ def write_validation(workspace: Workspace, validation: ValidationSet) -> ShardRo
 
 
 def overlap_with_pool(workspace: Workspace, name: str) -> dict[str, int]:
-    """How many of a set's samples, and how many of its prompts, the corpus holds too."""
+    """How many of a set's samples, and how many of its prompts, the present shards hold too."""
     mine = workspace.warehouse.read_table(tables.validation_path(name))
-    corpus = workspace.warehouse.scan(tables.raw_corpus_dir())
+    corpus = workspace.warehouse.scan(tables.raw_corpus_dir(), present_shards(workspace))
     if corpus is None:
         return {"samples_in_pool": 0, "prompts_in_pool": 0}
     found = {}

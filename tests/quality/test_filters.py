@@ -16,8 +16,9 @@ from curation_assets.checkpoints.warmup import trainable_rows
 from curation_assets.config_file import ConfigError
 from curation_assets.corpus_settings import CorpusFilters
 from curation_assets.definitions import build_definitions
+from curation_assets.quality import checks
 from curation_assets.quality.checks import QualityError, checks_key
-from curation_assets.quality.filtered_pool import by_benchmark, pool_due, without_filtered
+from curation_assets.quality.filtered_pool import apply, by_benchmark, pool_due, quality_due, without_filtered
 from curation_assets.stored_tables import read_stored
 from curation_assets.subsets.select import select
 from curation_assets.subsets.what_if import what_if
@@ -78,6 +79,35 @@ def test_each_filter_leaves_out_what_it_is_for(workspace: Workspace) -> None:
     assert found["language"] == [GERMAN]
     assert found["repetitive"] == [REPEATED]
     assert found["near_duplicate"][0].startswith(COPIED)
+
+
+def test_only_benchmarks_that_reach_the_share_are_blamed() -> None:
+    rows_ = [("a", ["one", "two"], [0.9, 0.03]), ("b", ["two"], [0.03]), ("c", None, None), ("d", [], [])]
+    columns = ["sample_id", "benchmarks", "benchmark_share"]
+    types = {"benchmarks": pl.List(pl.String), "benchmark_share": pl.List(pl.Float64)}
+    frame = pl.DataFrame(rows_, schema=columns, orient="row", schema_overrides=types)
+    quality = frame.with_columns(signature=pl.lit(None))
+    filters = CorpusFilters.model_validate({"contamination": ["x.jsonl"]})
+    pool = apply(quality, filters)
+    assert pool.rows() == [("a", "contaminated", "one"), *((name, None, None) for name in "bcd")]
+
+
+def test_a_benchmark_that_changes_while_shards_are_checked_is_checked_again(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = configured(tmp_path, tiny_model)
+    run(made)
+    made.warehouse.path(f"{tables.sample_quality_dir()}/a.jsonl.parquet").unlink()
+    real = checks.benchmark_index
+
+    def replaced_after_it_was_read(workspace: Workspace) -> Any:
+        index = real(workspace)
+        (tmp_path / "held" / "apples.jsonl").write_text(json.dumps({"question": "Another one."}) + "\n")
+        return index
+
+    monkeypatch.setattr(checks, "benchmark_index", replaced_after_it_was_read)
+    assert len(list(checks.check_shards(made, ["a.jsonl"]))) == 1
+    assert quality_due(made, ["a.jsonl"]) == ["a.jsonl"]
 
 
 def test_why_is_said_in_detail(workspace: Workspace) -> None:

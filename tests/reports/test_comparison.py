@@ -109,6 +109,27 @@ def test_labels_from_outside_are_shown_as_they_are() -> None:
     assert "image/png" in heat_map([[0.5]], ["$\\frac$"], ["_x"], "preference")
 
 
+def test_a_score_that_a_target_does_not_have_yet_is_left_out(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = read_stored(workspace, "sample_scores").drop("grace")
+    monkeypatch.setattr(comparison, "present_scores", lambda *_: scores)
+    frame = comparison.compare(workspace)
+    assert "grace" not in frame.filter(pl.col("comparison") == "rank_correlation")["left"].to_list()
+    assert len(frame.filter(pl.col("comparison") == "overlap"))
+
+
+def test_subsets_may_be_called_as_baselines_are() -> None:
+    rows = [("baseline", left, right, value, 1) for left, right, value in BASELINES]
+    frame = pl.DataFrame(rows, schema=["comparison", "left", "right", "value", "samples"], orient="row")
+    values, lefts, rights = matrix(frame, "baseline")
+    assert (lefts, rights) == (["random", "grace"], ["random", "longest"])
+    assert values == [[1.0, 0.2], [0.3, 0.4]]
+
+
+BASELINES = [("random", "random", 1.0), ("random", "longest", 0.2), ("grace", "random", 0.3), ("grace", "longest", 0.4)]
+
+
 def test_matrices_have_both_halves(workspace: Workspace) -> None:
     values, rows_, columns = matrix(read_stored(workspace, "subset_comparison").collect(), "overlap")
     assert rows_ == columns == ["best", "longest_half"]

@@ -15,7 +15,7 @@ from curation_assets.fingerprints import signal_fingerprint
 from curation_assets.settings import Settings
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
-from resources.embedder import EmbeddingPass, prompt_of
+from resources.embedder import EmbeddingPass, describe_text, prompt_of, text_limits
 from resources.model_files import ModelError
 from resources.scoring.samples import Request, Sample, SampleSignals
 from resources.scoring.spec import PassSpec
@@ -55,6 +55,24 @@ def slow_vector(folder: Path, item: Sample) -> np.ndarray:
 def test_vectors_are_those_of_a_plain_loop(minilm: Path) -> None:
     for result, item in zip(embed(minilm, SAMPLES), SAMPLES, strict=True):
         np.testing.assert_allclose(result.embeddings["text"], slow_vector(minilm, item), atol=1e-5)
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_length": 20}])
+def test_a_plan_counts_the_tokens_that_are_run(minilm: Path, limits: dict[str, int]) -> None:
+    long = sample("long", "one two three " * 300)
+    tokenizer, longest = text_limits(minilm, limits.get("max_length"), trust_remote_code=False)
+    for result, item in zip(embed(minilm, [*SAMPLES, long], **limits), [*SAMPLES, long], strict=True):
+        found = describe_text(tokenizer, longest, item)
+        assert (found.tokens, found.flags) == (result.tokens, result.flags)
+
+
+def test_limits_of_a_model_in_a_subfolder_or_without_settings(minilm: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(minilm, whole / "inner")
+    (whole / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "inner", "type": "Transformer"}]))
+    assert text_limits(whole, None, trust_remote_code=False)[1] == text_limits(minilm, None, trust_remote_code=False)[1]
+    (whole / "inner" / "sentence_bert_config.json").unlink()
+    assert text_limits(whole, None, trust_remote_code=False)[1] == 512
 
 
 def test_batches_and_order_do_not_matter(minilm: Path) -> None:

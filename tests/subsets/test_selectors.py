@@ -97,7 +97,10 @@ def slow_per_prompt(selector: PerPrompt, rows: list[Row]) -> list[str]:
             "long_cot": by_score(right)[:k],
         }
         kept += of_variant[selector.variant]
-    return ids(by_score(kept, highest=selector.variant != "farthest"))
+    if selector.variant == "random_1":
+        return ids(sorted(kept, key=lambda row: uniform(pl.Series([row["sample_id"]]), selector.seed)[0]))
+    key = "reward" if selector.variant == "reward" else "score"
+    return ids(by_score(kept, highest=selector.variant != "farthest", key=key))
 
 
 @settings(max_examples=150, deadline=None)
@@ -132,6 +135,15 @@ def test_bands_and_top_are_slices_of_the_ranking(rows: list[Row], highest_first:
     assert chosen(Band(band="low"), made, highest_first) == ids(by_score(made, highest=False))
     begin = 33 * len(made) // 100
     assert chosen(Band(), made, highest_first) == descending[begin:] + descending[:begin][::-1]
+
+
+def test_samples_without_a_score_do_not_move_the_band() -> None:
+    rows = numbered([{"score": float(n), "prompt_id": "p"} for n in range(10)])
+    frame = pl.DataFrame(rows, schema=SCHEMA)
+    score = frame["score"].to_numpy()
+    for eligible, begin in ((10, 3), (20, 6), (40, 10)):
+        choice = order_by(Band(), Candidates(frame, score, np.isfinite(score), eligible=eligible))
+        assert choice.order.tolist()[: 10 - begin] == list(range(9 - begin, -1, -1))
 
 
 def test_random_is_a_shuffle_that_only_the_seed_and_the_ids_decide() -> None:

@@ -13,13 +13,14 @@ from curation_assets.automation import scoring_requests
 from curation_assets.config_file import ConfigError
 from curation_assets.dry_look import dry_look
 from curation_assets.settings import Target
+from curation_assets.signals.store import MeasuringError, signal_dir
 from curation_assets.stored_tables import read_stored
 from curation_assets.subsets.select import SelectionError
 from curation_assets.subsets.selectors import SelectorError
 from curation_assets.subsets.vectors import matrix
-from curation_assets.subsets.what_if import what_if
+from curation_assets.subsets.what_if import changed, what_if
 from curation_assets.validation.assets import validation_set_key, validation_signals_key
-from curation_assets.validation.measure import sets_due
+from curation_assets.validation.measure import sets_due, validation_vectors
 from curation_assets.validation.sets import ValidationSetError, overlap_with_pool
 from curation_assets.workspace import Workspace
 from tests.pipeline.workspaces import instance_of, make_workspace, rows, run
@@ -112,6 +113,11 @@ def test_a_what_if_compares_with_the_same_set(workspace: Workspace) -> None:
 def test_a_set_that_is_not_measured_is_refused_with_the_mend(workspace: Workspace) -> None:
     with pytest.raises(SelectionError, match="validation set 'dev' is not measured for target 'tiny': add a score"):
         what_if(workspace, "nearest", ["validation=dev"])
+    only = workspace.settings.model_copy(
+        update={"scores": workspace.settings.scores[:1], "subsets": workspace.settings.subsets[:1]}
+    )
+    with pytest.raises(SelectionError, match="is not measured for target 'tiny': add a score with method: rds_plus"):
+        changed(only, "nearest", ["method=rds_plus", "validation=held_out"], None)
     with pytest.raises(SelectorError, match="does not have: choose a score with method rds"):
         what_if(workspace, "cover", ["selector.kind=round_robin"])
 
@@ -130,6 +136,67 @@ def test_a_mended_set_and_one_that_went_back_and_forth_are_asked_for(tmp_path: P
         if text != "{}\n":
             run(made)
     assert len(set(keys)) == 4
+
+
+def test_a_part_that_is_lost_is_measured_again(tmp_path: Path, tiny_model: Path) -> None:
+    made = configured(tmp_path, tiny_model)
+    run(made)
+    target = made.settings.target("tiny")
+    before = validation_vectors(made, target, made.settings.score("near"))["held_out"]
+    record = made.warehouse.read_json(f"{signal_dir(made, target, 'embeddings_last')}/validation/held_out.json")
+    (part,) = record["parts"]
+    made.warehouse.path(f"{signal_dir(made, target, 'embeddings_last')}/{part}.parquet").unlink()
+    with pytest.raises(MeasuringError, match="0 of 3 samples of validation set held_out have embeddings_last"):
+        validation_vectors(made, target, made.settings.score("near"))
+    assert sets_due(made, target) == ["held_out"]
+    assert run(made).tokens_measured > 0
+    np.testing.assert_allclose(validation_vectors(made, target, made.settings.score("near"))["held_out"], before)
+
+
+def test_another_set_leaves_the_first_ones_record(tmp_path: Path, tiny_model: Path) -> None:
+    made = configured(tmp_path, tiny_model)
+    run(made)
+    path = made.warehouse.path(
+        f"{signal_dir(made, made.settings.target('tiny'), 'embeddings_last')}/validation/held_out.json"
+    )
+    record = path.read_bytes()
+    write_rows(tmp_path / "more.jsonl", rows(2, start=400))
+    text = made.config_file.read_text().replace(
+        "./held_out.jsonl}", "./held_out.jsonl}\n  - {name: more, path: ./more.jsonl}"
+    )
+    made.config_file.write_text(text.replace("method: rds, validation: held_out", "method: rds, validation: more"))
+    run(Workspace.load(made.config_file))
+    made.config_file.write_text(text)
+    run(Workspace.load(made.config_file))
+    assert path.read_bytes() == record
+
+
+def test_prompts_of_the_set_in_the_pool_are_counted_with_every_subset(tmp_path: Path, tiny_model: Path) -> None:
+    made = configured(tmp_path, tiny_model)
+    assert run(made)
+    assert what_if(made, "nearest").selection.facts()["prompts_in_validation_sets"] == 0
+    write_rows(tmp_path / "landing" / "c.jsonl", rows(2, start=101))
+    run(made)
+    assert what_if(made, "nearest").selection.facts()["prompts_in_validation_sets"] == 2
+    assert "prompts_in_validation_sets" not in what_if(made, "cover").selection.facts()
+
+
+def test_strata_are_covered_each_by_itself(workspace: Workspace) -> None:
+    ids, pool, _ = vectors_of(workspace, "embeddings_mean")
+    facts = read_stored(workspace, "sample_scores").select("sample_id", "source").collect()
+    source = dict(facts.iter_rows())
+    rows_ = what_if(workspace, "cover", ["stratify=[source]"], "50%").selection.rows
+    chosen_ = rows_["sample_id"].to_list()
+    assert sorted(source[i] for i in chosen_) == sorted(source[i] for i in ids)[::2]
+    for name in set(source.values()):
+        own = [i for i in ids if source[i] == name]
+        picked = [i for i in chosen_ if source[i] == name]
+        order = [own.index(picked[0])]
+        vectors = {i: pool[ids.index(i)] for i in own}
+        while len(order) < len(picked):
+            distances = [min(np.linalg.norm(vectors[i] - vectors[own[j]]) for j in order) for i in own]
+            order.append(int(np.argmax(distances)))
+        assert picked == [own[i] for i in order]
 
 
 def test_a_second_run_does_nothing(workspace: Workspace) -> None:

@@ -37,7 +37,7 @@ METHODS = [
     Method(
         name="perplexity",
         source="perplexity-based pruning: low, middle or high band at a reference checkpoint",
-        summary="perplexity of the response under the target",
+        summary="perplexity under the target",
         section=PerplexityScore,
         signals=_signals,
         reads={signal: (column,) for signal, column in NLL.items()},

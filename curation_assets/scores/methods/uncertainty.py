@@ -11,7 +11,7 @@ from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSect
 from curation_assets.sections import SignalName
 from curation_assets.subsets.selector import Top
 
-SOURCE = "uncertainty sampling; probabilities on the response's tokens"
+SOURCE = "uncertainty sampling; over the response's tokens, or as released code has it (parity)"
 
 
 class UncertaintyScore(ScoreSection):
