@@ -25,8 +25,9 @@ ui: install ## The Dagster UI on the demo's instance
 	@test -f $(DEMO)/curation.yaml || { echo "no demo yet: run make demo first"; exit 1; }
 	$(BIN)/curate ui --config $(DEMO)/curation.yaml --port $(PORT)
 
+# A file at a time in each of two processes, with one thread each.
 test: install  ## The test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: install  ## Formatting, lint, import rules, types
 	$(BIN)/ruff format --check .

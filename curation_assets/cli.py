@@ -172,7 +172,8 @@ def select(
         from curation_assets.subsets.what_if import what_if
 
         workspace = load_workspace(config)
-        chosen = pick("subset", name, [subset.name for subset in workspace.settings.subsets])
+        names = [subset.name for subset in workspace.settings.subsets]
+        chosen = pick("subset", name, names, "its name: curate select NAME")
         found = what_if(workspace, chosen, changes or [], budget)
         show_what_if(found, console)
         if to is not None:
@@ -222,21 +223,27 @@ def table(
     target: Annotated[str | None, typer.Option(help="The target, if there are several.")] = None,
     score: Annotated[str | None, typer.Option(help="The named score, for step_scores.")] = None,
     subset: Annotated[str | None, typer.Option(help="The subset, for table subset.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Which columns, and their order: sample_id,grace")] = None,
     config: ConfigOption = None,
 ) -> None:
     """Write any table as one file, or show its first rows."""
     with clear_errors():
         import polars.selectors as cs
 
-        from curation_assets.stored_tables import read_stored, write_frame
-        from curation_assets.terminal import simple_table
+        from curation_assets.stored_tables import pick_columns, read_stored, write_frame
+        from curation_assets.terminal import frame_table
 
         frame = read_stored(load_workspace(config), name, target=target, score=score, subset=subset)
+        if columns is not None:
+            frame = pick_columns(frame, columns)
         if to is None:
             # Whole ids would leave no room for the rest; the first characters are enough for `curate show`.
             ids = cs.by_name("sample_id", "prompt_id", require_all=False)
             head = frame.head(20).collect().with_columns(ids.str.head(10))
-            console.print(simple_table(name, head.columns, head.iter_rows()))
+            shown, hidden = frame_table(name, head, console.width)
+            console.print(shown)
+            if hidden:
+                console.print(f"no room for {', '.join(hidden)}: name columns with --columns, or use --to", style="dim")
             return
         console.print(f"wrote {write_frame(frame, to):,} rows to {to}", soft_wrap=True)
 
@@ -249,7 +256,11 @@ def tables() -> None:
 
     for entry in ALL_TABLES.values():
         rows = [
-            (name, str(column.dtype), f"{column.meaning} [{column.unit}]" if column.unit else column.meaning)
+            (
+                name,
+                str(column.dtype).split("({")[0],
+                f"{column.meaning} [{column.unit}]" if column.unit else column.meaning,
+            )
             for name, column in entry.columns.items()
         ]
         console.print(simple_table(f"{entry.name}: {entry.meaning}", ("column", "type", "meaning"), rows))

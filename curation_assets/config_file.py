@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,10 @@ CONFIG_VARIABLE = "CURATION_CONFIG"
 DEFAULT_CONFIG = "curation.yaml"
 TAG_ERRORS = frozenset({"union_tag_invalid", "union_tag_not_found"})
 DISCRIMINATORS = frozenset({"method", "kind"})
+PATTERNS = {
+    "^[a-z][a-z0-9_]*$": "a name of small letters, digits and _, beginning with a letter, such as grace_20",
+    "^[a-z]{2}$": "a language's two letters (ISO 639-1), such as en",
+}
 
 
 class ConfigError(UserError):
@@ -61,10 +66,10 @@ def parse_settings(data: bytes, path: Path) -> Settings:
     try:
         return Settings.model_validate(plain)
     except ValidationError as error:
-        mistakes = [dict(item) for item in error.errors()]
-        # Of a union of a word and a section, a mapping was meant as the section.
-        relevant = [m for m in mistakes if not (m["type"] == "literal_error" and isinstance(m["input"], dict))]
-        messages = [_message(path, document, item) for item in relevant or mistakes]
+        messages = [
+            f"{path}:{line}: {'.'.join(str(key) for key in keys) or 'curation.yaml'}: {reason}"
+            for keys, line, reason in mistakes(error, document)
+        ]
         raise ConfigError("\n".join(dict.fromkeys(messages))) from error
 
 
@@ -111,8 +116,15 @@ def _plain(node: Any) -> Any:
     return node
 
 
-def _message(path: Path, document: Any, error: dict[str, Any]) -> str:
-    """One mistake as `file:line: key: what is wrong; the mend`."""
+def mistakes(error: ValidationError, document: Any) -> list[tuple[list[int | str], int, str]]:
+    """The mistakes of a document of settings: the keys that lead to each, its line, what is wrong and the mend."""
+    found = [dict(item) for item in error.errors()]
+    # Of a union of a word and a section, a mapping was meant as the section.
+    relevant = [m for m in found if not (m["type"] == "literal_error" and isinstance(m["input"], dict))]
+    return [_mistake(document, item) for item in relevant or found]
+
+
+def _mistake(document: Any, error: dict[str, Any]) -> tuple[list[int | str], int, str]:
     location = list(error["loc"])
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, LocatedError):
@@ -122,8 +134,7 @@ def _message(path: Path, document: Any, error: dict[str, Any]) -> str:
     keys, line = _locate(document, location)
     if error["type"] in {"missing", "union_tag_not_found"}:
         keys.append(location[-1])
-    name = ".".join(str(key) for key in keys) or "curation.yaml"
-    return f"{path}:{line}: {name}: {_reason(document, error, keys)}"
+    return keys, line, _reason(document, error, keys)
 
 
 def _locate(document: Any, location: Sequence[int | str]) -> tuple[list[int | str], int]:
@@ -168,7 +179,17 @@ def _reason(document: Any, error: dict[str, Any], keys: Sequence[int | str]) -> 
         return message.removeprefix("Value error, ")
     if kind in {"model_type", "model_attributes_type"}:
         return f"must be a section with the keys {', '.join(_known_keys(document, keys))}"
-    given = error.get("input")
+    return _reason_against_a_value(error)
+
+
+def _reason_against_a_value(error: dict[str, Any]) -> str:
+    kind, message, given = error["type"], str(error["msg"]), error.get("input")
+    if kind == "string_pattern_mismatch" and error["ctx"]["pattern"] in PATTERNS:
+        return f"must be {PATTERNS[error['ctx']['pattern']]} (found {given!r})"
+    if kind == "literal_error" and isinstance(given, str):
+        close = difflib.get_close_matches(given, re.findall(r"'([^']*)'", error["ctx"]["expected"]), n=1)
+        if close:
+            return f"there is no {given!r} here; did you mean {close[0]!r}?"
     shown = f" (found {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
     return f"{message[0].lower()}{message[1:]}{shown}"
 

@@ -12,14 +12,24 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+from curation_assets.corpus_settings import ValidationSet
 from curation_assets.instance import dagster_home
+from curation_assets.quality.checks import benchmark_files
 from curation_assets.settings import Target
+from curation_assets.validation.sets import read_validation
 from curation_assets.workspace import Workspace
 from resources.errors import UserError
 from resources.model_files import processor_digest
 
 NEEDED = ("dagster", "torch", "transformers", "polars", "pyarrow")
-OPTIONAL = {"dagster-webserver": "ui", "peft": "train", "accelerate": "train"}
+OPTIONAL = {
+    "dagster-webserver": "ui",
+    "peft": "train",
+    "accelerate": "train",
+    "rensa": "filters",
+    "py3langid": "filters",
+    "sentence-transformers": "embedding",
+}
 LITTLE_DISK_GIB = 2.0
 
 
@@ -47,6 +57,9 @@ def examine(config: Path | None) -> Iterator[Finding]:
     yield _attempt("landing area", partial(_landing, workspace))
     yield _ignored(workspace)
     yield _warehouse(workspace)
+    yield from _filters(workspace)
+    for held_out in workspace.settings.validation:
+        yield _attempt(f"validation set {held_out.name}", partial(_validation, workspace, held_out))
     yield _engine(workspace)
     for target in workspace.settings.targets:
         model = _attempt(f"model of target {target.name}", partial(workspace.model_folder, target))
@@ -105,6 +118,21 @@ def _landing(workspace: Workspace) -> str:
     files = workspace.landing.files()
     size = sum(file.size for file in files) / 2**20
     return f"{workspace.landing.root}: {len(files)} shards, {size:.1f} MiB"
+
+
+def _filters(workspace: Workspace) -> Iterator[Finding]:
+    """What the pool's filters need."""
+    filters = workspace.settings.corpus.filters
+    if filters.contamination is not None:
+        yield _attempt("benchmarks", lambda: ", ".join(benchmark_files(workspace)))
+    for package, wanted in (("rensa", filters.near_duplicates), ("py3langid", filters.languages)):
+        if wanted is not None and not _installed(package):
+            yield Finding("corpus.filters", f"needs {package}: install the extra `filters`", ok=False)
+
+
+def _validation(workspace: Workspace, held_out: ValidationSet) -> str:
+    rows = read_validation(workspace, held_out)
+    return f"{workspace.validation_file(held_out)}: {len(rows.accepted)} samples, {len(rows.rejected)} rejected"
 
 
 def _images(workspace: Workspace, target: Target) -> str:

@@ -30,6 +30,7 @@ from curation_assets.definitions import build_definitions
 from curation_assets.fingerprints import base_digest
 from curation_assets.partitions import SHARDS, release_key, release_partitions
 from curation_assets.quality.assets import POOL_KEY, SAMPLE_QUALITY_KEY
+from curation_assets.quality.checks import benchmark_files
 from curation_assets.quality.filtered_pool import pool_due, quality_due
 from curation_assets.releases.assets import release_asset_key
 from curation_assets.releases.build import Release, latest_release, next_release, read_release
@@ -41,6 +42,8 @@ from curation_assets.signals.assets import signal_key
 from curation_assets.signals.store import shard_record_path, signal_dir
 from curation_assets.subsets.assets import subset_key
 from curation_assets.validation.assets import TOKENS_RUN, validation_keys, validation_signals_key
+from curation_assets.validation.measure import validation_of
+from curation_assets.validation.sets import wanted_validation
 from curation_assets.workspace import Workspace
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -104,6 +107,7 @@ class MainJob:
         summary = RunSummary()
         bury_dead_runs(self.instance)
         self._check_models()
+        self._check_held_out()
         shards = self._register(summary)
         self._read(shards, summary)
         self._filter(shards)
@@ -135,6 +139,13 @@ class MainJob:
         for target in self.workspace.settings.targets:
             version = base_digest(self.workspace, target, download=True)
             self._observe(observation(base_model_key(target), version))
+
+    def _check_held_out(self) -> None:
+        """Refuse held-out files that are not there before any work, and not after hours of measuring."""
+        benchmark_files(self.workspace)
+        for target in self.workspace.settings.targets:
+            for name in validation_of(self.workspace, target):
+                wanted_validation(self.workspace, self.workspace.settings.validation_set(name))
 
     def _register(self, summary: RunSummary) -> list[str]:
         """Make partitions of new files and report the versions of all; gives the settled shards in order."""

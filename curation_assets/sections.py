@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +24,14 @@ SignalName = Literal[
     "embeddings_position_weighted",
     "text_embeddings",
 ]
+
+
+def unknown(kind: str, name: str, known: Iterable[str], plural: str | None = None) -> str:
+    """What to say of a name that is none: the one that was probably meant, else all that there are."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"{plural or kind + 's'} are {', '.join(names) or '(none)'}"
+    return f"there is no {kind} {name!r}; {hint}"
 
 
 class LocatedError(ValueError):

@@ -14,8 +14,8 @@ from pydantic import Field, field_validator, model_validator
 from curation_assets.corpus_settings import Corpus, ValidationSet
 from curation_assets.scores.method import ScoreSection
 from curation_assets.scores.registry import METHODS, method_of
-from curation_assets.sections import LocatedError, Name, Section, SignalName
-from curation_assets.subsets.selector import AnySelector, SelectorKind
+from curation_assets.sections import LocatedError, Name, Section, SignalName, unknown
+from curation_assets.subsets.selector import AnySelector, KCenter, RoundRobin, SelectorKind
 from curation_assets.tables import SAMPLE_SCORES
 from resources.scoring.samples import Proxy
 from resources.scoring.spec import Template
@@ -153,6 +153,11 @@ class Subset(Section):
     )
     filters: Filters = Filters()
 
+    @field_validator("stratify", mode="before")
+    @classmethod
+    def _nothing_is_no_stratum(cls, value: object) -> object:
+        return [] if value is None else value
+
     @field_validator("selector", mode="before")
     @classmethod
     def _kind_alone(cls, value: object) -> object:
@@ -200,6 +205,22 @@ class Engine(Section):
         return device
 
 
+def _what_a_selector_lacks(selector: AnySelector | None, score: ScoreSection) -> str | None:
+    """Why a selector cannot choose by a score's method, and the mend; None if it can."""
+    method = method_of(score)
+    if isinstance(selector, RoundRobin) and not method.validation(score):
+        return (
+            f"round_robin goes round validation samples, which method {method.name} does not have; choose a score "
+            "with method rds, rds_plus or embedding_similarity, or another selector"
+        )
+    if isinstance(selector, KCenter) and method.vectors is None:
+        return (
+            f"k_center looks at embeddings, which method {method.name} does not have; choose a score with method "
+            "k_center, rds, rds_plus or embedding_similarity, or another selector"
+        )
+    return None
+
+
 class Settings(Section):
     """The whole of curation.yaml."""
 
@@ -244,29 +265,26 @@ class Settings(Section):
         known = [validation.name for validation in self.validation]
         for position, score in enumerate(self.scores):
             if score.target not in targets:
+                raise LocatedError(["scores", position, "target"], unknown("target", score.target, targets))
+            measured = targets[score.target].signals
+            lacking = ", ".join(signal for signal in method_of(score).signals(score) if signal not in measured)
+            if lacking:
                 raise LocatedError(
                     ["scores", position, "target"],
-                    f"there is no target {score.target!r}; targets are {', '.join(targets)}",
+                    f"method {score.method} is computed from {lacking}, which target {score.target!r} does not "
+                    f"measure; add {lacking} to its signals, or name another target",
                 )
-            for signal in method_of(score).signals(score):
-                if signal not in targets[score.target].signals:
-                    raise LocatedError(
-                        ["scores", position, "target"],
-                        f"method {score.method} is computed from {signal}, which target {score.target!r} does not "
-                        f"measure; add {signal} to its signals, or name another target",
-                    )
             for name in method_of(score).validation(score):
                 if name not in known:
                     raise LocatedError(
-                        ["scores", position, "validation"],
-                        f"there is no validation set {name!r}; sets are {', '.join(known) or '(none)'}",
+                        ["scores", position, "validation"], unknown("validation set", name, known, "sets")
                     )
         for position, subset in enumerate(self.subsets):
             if subset.score not in scores:
-                raise LocatedError(
-                    ["subsets", position, "score"],
-                    f"there is no score {subset.score!r}; scores are {', '.join(scores) or '(none)'}",
-                )
+                raise LocatedError(["subsets", position, "score"], unknown("score", subset.score, scores))
+            lacks = _what_a_selector_lacks(subset.selector, self.score(subset.score))
+            if lacks is not None:
+                raise LocatedError(["subsets", position, "selector"], lacks)
         return self
 
     def target(self, name: str) -> Target:

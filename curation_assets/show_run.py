@@ -5,11 +5,17 @@ from __future__ import annotations
 from rich.console import Console
 
 from curation_assets import tables
+from curation_assets.config_file import ConfigError, config_path
 from curation_assets.dry_look import dry_look
 from curation_assets.due import subset_rows
 from curation_assets.main_job import RunSummary
+from curation_assets.quality.filtered_pool import reason_counts, stored_pool
+from curation_assets.scores.registry import method_of
+from curation_assets.settings import Subset
 from curation_assets.subsets.select import select
 from curation_assets.terminal import progress_bars, simple_table
+from curation_assets.validation.measure import validation_of
+from curation_assets.validation.sets import overlap_with_pool, stored_validation
 from curation_assets.workspace import Workspace
 
 
@@ -17,7 +23,7 @@ def show_summary(workspace: Workspace, summary: RunSummary, console: Console) ->
     """Print what a run did, what it left out and why, and what waits."""
     rows: list[tuple[str, object]] = [("new shards", summary.new_shards), ("shards read", summary.read)]
     rows += [(f"samples measured: {target}", count) for target, count in summary.measured.items()]
-    rows.append(("tokens measured", summary.tokens_measured))
+    rows.append(("tokens run (validation sets, too)", summary.tokens_measured))
     console.print(simple_table("this run", ("what", "count"), rows))
     if summary.rejected:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in summary.rejected.items())
@@ -33,16 +39,52 @@ def show_summary(workspace: Workspace, summary: RunSummary, console: Console) ->
     if ignored:
         more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
         console.print(f"not read (no shard): {', '.join(ignored[:5])}{more}", style="yellow", markup=False)
+    _show_pool(workspace, console)
     for subset in workspace.settings.subsets:
-        if workspace.warehouse.table_metadata(tables.subset_path(subset.name)):
-            size = subset_rows(workspace, subset)
-            state = "selected anew" if subset.name in summary.subsets else "unchanged"
-            console.print(
-                f"subset {subset.name}: {size} samples, {state}; release it with: curate release {subset.name}",
-                soft_wrap=True,
-            )
+        _show_subset(workspace, subset, subset.name in summary.subsets, console)
     for release in summary.releases:
         console.print(f"released {release}")
+
+
+def _show_pool(workspace: Workspace, console: Console) -> None:
+    """What filters left out of the pool, and whether it holds what should be held out."""
+    if stored_pool(workspace) is not None:
+        counts = reason_counts(workspace.warehouse.read_table(tables.pool_path()))
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in counts.items())
+        if reasons:
+            console.print(f"left out of the pool: {reasons}; see: curate table pool", style="yellow", soft_wrap=True)
+    for name in sorted({name for target in workspace.settings.targets for name in validation_of(workspace, target)}):
+        if stored_validation(workspace, name) is None:
+            continue
+        found = overlap_with_pool(workspace, name)
+        if any(found.values()):
+            line = f"validation set {name}: {found['prompts_in_pool']} of its prompts are in the pool too"
+            console.print(f"{line}: what is chosen would know them", style="yellow", soft_wrap=True)
+
+
+def _show_subset(workspace: Workspace, subset: Subset, anew: bool, console: Console) -> None:
+    facts = workspace.warehouse.table_metadata(tables.subset_path(subset.name))
+    if not facts:
+        return
+    size, state = subset_rows(workspace, subset), "selected anew" if anew else "unchanged"
+    line = f"subset {subset.name}: {size} samples, {state}"
+    if not size:
+        console.print(f"{line}: no sample passes its filters and has a score", style="yellow", soft_wrap=True)
+        return
+    console.print(f"{line}; release it with: curate release {subset.name}{_config(workspace)}", soft_wrap=True)
+    if facts.get("whole") == "True":
+        console.print("  its budget is larger than what can be chosen: this is all of it", style="yellow")
+    score = workspace.settings.score(subset.score)
+    for reason in method_of(score).unfaithful(workspace.settings.target(score.target), score):
+        console.print(f"  not as in the source: {reason}", style="dim", soft_wrap=True)
+
+
+def _config(workspace: Workspace) -> str:
+    """The option that names the configuration, where a command would not find it by itself."""
+    try:
+        return "" if config_path() == workspace.config_file else f" --config {workspace.config_file}"
+    except ConfigError:
+        return f" --config {workspace.config_file}"
 
 
 def show_dry_look(workspace: Workspace, sample: int, console: Console) -> None:
@@ -54,7 +96,13 @@ def show_dry_look(workspace: Workspace, sample: int, console: Console) -> None:
         progress.stop()
         for subset in look.workspace.settings.subsets:
             facts = select(look.workspace, subset).facts()
-            console.print(simple_table(f"{subset.name}, of the rows looked at", ("what", "value"), facts.items()))
+            console.print(
+                simple_table(
+                    f"{subset.name}, of the rows looked at",
+                    ("what", "value"),
+                    ((name.replace("_", " "), value) for name, value in facts.items()),
+                )
+            )
     tokens = look.summary.tokens_measured
     console.print(f"{tokens:,} tokens measured in {look.seconds:.0f} s, from {look.share:.1%} of the landing area")
     if look.share > 0:

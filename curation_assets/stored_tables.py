@@ -11,7 +11,7 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.scores.registry import method_of
-from curation_assets.sections import SignalName
+from curation_assets.sections import SignalName, unknown
 from curation_assets.settings import Target
 from curation_assets.signals.catalog import SIGNALS
 from curation_assets.signals.store import SignalStore, signal_dir
@@ -84,6 +84,10 @@ def _scan_target(workspace: Workspace, name: str, target: str | None, score: str
         named = scores_with_steps(workspace, of.name)
         if not named:
             raise TableRequestError(f"target {of.name} has no score of single steps: add one with method: grace")
+        if score not in (None, *named) and score in [item.name for item in settings.scores]:
+            raise TableRequestError(
+                f"score {score} has no scores of single steps: of target {of.name} {', '.join(named)} has"
+            )
         chosen = pick("score", score, named)
         return _once(warehouse.scan(tables.step_scores_dir(of.name, chosen)), ["sample_id", "step_index"])
     return _measured(workspace, of, next(signal for signal in SIGNALS if signal == name))
@@ -106,26 +110,39 @@ def _once(frame: pl.LazyFrame | None, key: list[str]) -> pl.LazyFrame | None:
     return None if frame is None else frame.unique(key, keep="first").sort(key)
 
 
-def pick(kind: str, given: str | None, names: list[str]) -> str:
-    """The thing of that name, or the only one there is.
+def pick(kind: str, given: str | None, names: list[str], how: str | None = None) -> str:
+    """The thing of that name, or the only one there is; `how` it is named, if not by an option of that kind.
 
     Raises:
         TableRequestError: there is none of that name, or there are several and none was named.
     """
-    listed = ", ".join(names) or "(none)"
     if given is None and len(names) == 1:
         return names[0]
     if given is None:
-        raise TableRequestError(f"say which {kind} with --{kind}: {listed}")
+        raise TableRequestError(f"say which {kind} with {how or f'--{kind}'}: {', '.join(names) or '(none)'}")
     if given not in names:
-        raise TableRequestError(f"there is no {kind} {given!r}; there are {listed}")
+        raise TableRequestError(unknown(kind, given, names))
     return given
+
+
+def pick_columns(frame: pl.LazyFrame, columns: str) -> pl.LazyFrame:
+    """The named columns, as in `sample_id,grace`.
+
+    Raises:
+        TableRequestError: there is no such column.
+    """
+    known = frame.collect_schema().names()
+    names = [name.strip() for name in columns.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise TableRequestError(unknown("column", name, known))
+    return frame.select(names)
 
 
 def write_frame(frame: pl.LazyFrame, path: Path) -> int:
     """Write a frame as Parquet, CSV or JSON lines, by the file's ending; gives its rows.
 
-    CSV has no lists, so they are written as JSON.
+    CSV has no lists and structs, so they are written as JSON.
 
     Raises:
         TableRequestError: the ending is none of the three.
@@ -139,14 +156,14 @@ def write_frame(frame: pl.LazyFrame, path: Path) -> int:
     elif path.suffix == ".jsonl":
         collected.write_ndjson(path)
     else:
-        lists = [name for name, dtype in collected.schema.items() if isinstance(dtype, pl.List)]
-        as_text = [pl.col(name).map_elements(_list_text, return_dtype=pl.String) for name in lists]
-        collected.with_columns(as_text).write_csv(path)
+        nested = [name for name, dtype in collected.schema.items() if dtype.is_nested()]
+        collected.with_columns(_as_json(collected[name]) for name in nested).write_csv(path)
     return len(collected)
 
 
-def _list_text(values: pl.Series) -> str:
-    return orjson.dumps(values.to_list()).decode()
+def _as_json(nested: pl.Series) -> pl.Series:
+    texts = [None if value is None else orjson.dumps(value).decode() for value in nested.to_list()]
+    return pl.Series(nested.name, texts, dtype=pl.String)
 
 
 @dataclass(frozen=True)
@@ -189,6 +206,11 @@ def find_trace(workspace: Workspace, sample_id: str, *, target: str | None = Non
         stored = None if name in absent else _scan(workspace, name, of, named, subset=None)
         frames[name] = table.empty() if stored is None else stored.filter(mine).collect()
     facts = next(frames["sample_scores"].iter_rows(named=True), {"sample_id": ids[0], "flags": "not scored"})
+    pool = workspace.warehouse.scan_table(tables.pool_path()) if workspace.settings.corpus.filters.any else None
+    if pool is not None:
+        filtered = pool.filter(mine & pl.col("reason").is_not_null()).collect()
+        if len(filtered):
+            facts["left out of the pool"] = filtered["reason"][0]
     return Trace(next(rows.iter_rows(named=True)), frames["segmented_steps"], frames["step_scores"], facts)
 
 

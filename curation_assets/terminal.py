@@ -25,6 +25,13 @@ from rich.text import Text
 from curation_assets.progress import shown_on
 
 LONG_LIST = 6
+SHORT_LIST = 3
+LONG_CELL = 24
+MAKE_ROOM = (
+    *("candidate", "row", "shard", "prompt_id", "flags", "tokens", "domain", "generator", "reward"),
+    *("images", "image_digests", "extra", "correct", "verified", "answer_norm", "response_tokens", "n_steps", "source"),
+)
+"""Columns that leave a table first where there is no room for all: those that are the same in many tables."""
 LOW, HIGH = (190, 60, 60), (40, 150, 90)
 
 # Marks that make a terminal show text in another order than it was written in.
@@ -90,9 +97,50 @@ def simple_table(title: str, headers: Iterable[str], rows: Iterable[Iterable[obj
     return table
 
 
+def frame_table(title: str, frame: pl.DataFrame, width: int) -> tuple[Table, list[str]]:
+    """A frame as a table that fits a terminal, and the columns that found no room.
+
+    Columns without any value go first, then those of `MAKE_ROOM`, then the last ones.
+    """
+    cells = {name: [_cell_in_line(cell) for cell in frame[name]] for name in frame.columns}
+    headers = {name: _folded(name, max(map(len, cells[name]), default=0)) for name in frame.columns}
+    widths = {name: max(map(len, [*headers[name].split("\n"), *cells[name]])) + 3 for name in frame.columns}
+    shown = frame.columns
+    empty = [name for name in shown if frame[name].null_count() == len(frame)]
+    for name in [*empty, *MAKE_ROOM, *reversed(frame.columns)]:
+        if sum(widths[kept] for kept in shown) + 1 <= width or len(shown) <= 1:
+            break
+        shown = [kept for kept in shown if kept != name]
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in shown:
+        table.add_column(headers[name], justify="right" if frame[name].dtype.is_numeric() else "left", no_wrap=True)
+    for row in zip(*(cells[name] for name in shown), strict=True):
+        table.add_row(*map(Text, row))
+    return table, [name for name in frame.columns if name not in shown]
+
+
+def _folded(name: str, width: int) -> str:
+    """A column's name, in several lines if it is wider than what stands below it."""
+    return name if len(name) <= width else name.replace("_", "_\n")
+
+
+def _cell_in_line(cell: object) -> str:
+    """A cell as one short line."""
+    if cell is None:
+        return "–"
+    if isinstance(cell, pl.Series):
+        cell = cell.to_list()
+    if isinstance(cell, list) and len(cell) > SHORT_LIST:
+        return f"[{', '.join(_item_text(item) for item in cell[:SHORT_LIST])}, … {len(cell):,} values]"
+    line = " ".join(_cell_text(cell).split())
+    return line if isinstance(cell, list) or len(line) <= LONG_CELL else f"{line[: LONG_CELL - 1]}…"
+
+
 def _cell_text(cell: object) -> str:
     if isinstance(cell, float):
         return f"{cell:.3f}"
+    if isinstance(cell, dict):
+        return ", ".join(f"{name} {_item_text(item)}" for name, item in cell.items())
     if isinstance(cell, list):
         shown = ", ".join(_item_text(item) for item in cell[:LONG_LIST])
         return f"[{shown}, … {len(cell):,} values]" if len(cell) > LONG_LIST else f"[{shown}]"
@@ -132,9 +180,13 @@ def trace(row: dict[str, object], steps: pl.DataFrame, scores: pl.DataFrame, sam
         parts.append(Panel(Text(harmless(response)), title="response, without steps", title_align="left"))
     facts = Table.grid(padding=(0, 2))
     for name, value in sample.items():
-        facts.add_row(Text(name, style="dim"), Text("–" if value is None else harmless(value)))
+        facts.add_row(Text(name, style="dim"), Text("–" if value is None else _fact(value)))
     parts.append(Panel(facts, title="facts", title_align="left"))
     return Group(*parts)
+
+
+def _fact(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else harmless(value)
 
 
 def _prompt(row: dict[str, object]) -> Panel:

@@ -37,7 +37,10 @@ def benchmark_files(workspace: Workspace) -> dict[str, Path]:
         # Path.glob takes no absolute patterns.
         paths = sorted(glob(str(workspace.folder / Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
         if not paths:
-            raise QualityError(f"corpus.filters.contamination: {pattern!r} matches no file in {workspace.folder}")
+            raise QualityError(
+                f"{workspace.config_file}: corpus.filters.contamination: {pattern!r} matches no file in "
+                f"{workspace.folder}: correct the pattern, or take it out"
+            )
         for path in map(Path, paths):
             name = path.name.split(".")[0]
             if found.setdefault(name, path) != path:

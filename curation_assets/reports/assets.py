@@ -116,6 +116,7 @@ def _what_if_asset(subsets: list[dg.AssetKey]) -> dg.AssetsDefinition:
                 "budget": config.budget or "(the subset's)",
                 "difference": facts_table(found.difference()),
                 "choice": facts_table(found.selection.facts()),
+                "remarks": "; ".join(found.remarks()) or "(none)",
                 "sources": markdown_table(sources.columns, sources.head(50).iter_rows()),
                 "histogram": dg.MetadataValue.md(histogram(groups, f"{found.score.name}: pool and what if", "score")),
             }

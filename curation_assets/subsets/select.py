@@ -82,8 +82,8 @@ class Selection:
             "eligible": int(self.pool["eligible"].sum()),
             "without_score": int(self.pool["eligible"].sum()) - len(ranked),
             **({} if self.held_out is None else {"prompts_in_validation_sets": self.held_out}),
-            "low_signal": int(self.pool["low_signal"].sum()),
             "selected": len(self.rows),
+            "low_signal_selected": int((self.pool["low_signal"] & self.pool["selected"]).sum()),
             **{f"left_out_{reason}": count for reason, count in self.left_out.items()},
             "correlation_with_steps": _correlation(ranked, "n_steps"),
             "correlation_with_tokens": _correlation(ranked, "response_tokens"),
@@ -250,6 +250,7 @@ def write_subset(workspace: Workspace, subset: Subset) -> Selection:
         "fingerprint": fingerprint,
         "content_digest": selection.content_digest,
         "rows": str(len(selection.rows)),
+        "whole": str(selection.whole),
     }
     workspace.warehouse.write_table(tables.subset_path(subset.name), selection.rows, metadata)
     return selection

@@ -21,7 +21,6 @@ from curation_assets.subsets.features import Features
 from curation_assets.subsets.k_center import k_center
 from curation_assets.subsets.round_robin import round_robin
 from curation_assets.subsets.selector import Band, KCenter, Original, PerPrompt, Random, RoundRobin, Top
-from resources.errors import UserError
 
 MIDDLE_BEGINS = Fraction("0.33")
 """Share of the descending order that the middle band leaves out."""
@@ -32,10 +31,6 @@ Mask = NDArray[np.bool_]
 
 BY_VECTORS = (KCenter, RoundRobin)
 """Selectors that compare samples with one another or with many: what they do not have to order costs nothing."""
-
-
-class SelectorError(UserError):
-    """A selector cannot choose by what it is given."""
 
 
 @dataclass(frozen=True)
@@ -254,21 +249,14 @@ def _is_original(original: Original, pool: pl.DataFrame) -> Mask:
 
 
 def _features(kind: str, found: Candidates) -> Features:
-    if found.features is None:
-        raise SelectorError(
-            f"selector {kind} looks at embeddings, which the score's method does not have: choose a score with "
-            "method rds, rds_plus, embedding_similarity or k_center, or another selector"
-        )
+    # Settings refuse a selector whose score's method does not have what it looks at.
+    assert found.features is not None, f"selector {kind} without embeddings"
     return found.features
 
 
 def _round_robin(selector: RoundRobin, found: Candidates) -> Choice:
     features, places = _features(selector.kind, found), np.flatnonzero(found.may)
-    if features.validation is None:
-        raise SelectorError(
-            "selector round_robin goes round validation samples, which the score's method does not have: choose a "
-            "score with method rds, rds_plus or embedding_similarity, or another selector"
-        )
+    assert features.validation is not None, "round_robin without validation samples"
     if not len(places):
         return Choice(places)
     ids = found.pool["sample_id"].gather(places)

@@ -14,5 +14,5 @@ def show_what_if(found: WhatIf, console: Console) -> None:
     console.print(found.difference_line())
     sources = found.sources()
     console.print(simple_table("by source", ("source", "pool", "now", "what if"), sources.head(20).iter_rows()))
-    if found.selection.whole:
-        console.print("the budget is larger than what can be chosen: this is all of it", style="yellow")
+    for remark in found.remarks():
+        console.print(remark, style="yellow", markup=False, highlight=False, soft_wrap=True)

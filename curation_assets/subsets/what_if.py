@@ -6,22 +6,23 @@ one of the subset (`selector.k=2`, `filters.correct=true`, `stratify=[source]`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from curation_assets import tables
+from curation_assets.config_file import mistakes
 from curation_assets.corpus.pool import Pool, all_distinct, resolve_duplicates
 from curation_assets.scores.method import ScoreInputs, ScoreSection
 from curation_assets.scores.registry import METHODS, method_of
-from curation_assets.sections import SignalName
+from curation_assets.sections import SignalName, unknown
 from curation_assets.settings import Budget, Settings, Subset
 from curation_assets.signals.store import SignalStore
 from curation_assets.subsets.select import (
@@ -36,8 +37,6 @@ from curation_assets.subsets.select import (
 from curation_assets.validation.measure import validation_vectors
 from curation_assets.workspace import Workspace
 
-Model = TypeVar("Model", bound=BaseModel)
-
 OF_SUBSET = ("selector", "filters", "stratify", "budget")
 
 
@@ -50,12 +49,14 @@ class WhatIf:
         score: with the changes.
         selection: what would be chosen.
         current: table `subset` as it is stored, None if it has not been made.
+        unfaithful: what parts target and parameters from the method's source.
     """
 
     subset: Subset
     score: ScoreSection
     selection: Selection
     current: pl.DataFrame | None
+    unfaithful: Sequence[str] = ()
 
     def difference(self) -> dict[str, int | float | None]:
         """How the subset would differ from the current one; None where there is none."""
@@ -82,7 +83,23 @@ class WhatIf:
             (name.replace("_", " "), found.get(f"{name}_now"), found[name])
             for name in ("selected", "mean_tokens", "mean_steps")
         ]
+        now = None if self.current is None else self.current["score"].mean()
+        rows.append(("mean score", now if isinstance(now, float) else None, facts.pop("mean_score_selected")))
         return rows + [(name.replace("_", " "), None, value) for name, value in facts.items() if name != "selected"]
+
+    def remarks(self) -> list[str]:
+        """What to know about the choice."""
+        pool, filters = self.selection.pool, self.subset.filters
+        found = []
+        for column, wanted in (("source", filters.sources), ("generator", filters.generators)):
+            absent = sorted(set(wanted or []) - set(pool[column].drop_nulls().to_list()))
+            if absent:
+                found.append(f"no sample of the pool has {column} {', '.join(map(repr, absent))}")
+        if not self.selection.pool["eligible"].any():
+            found.append("no sample passes the filters and min_steps")
+        elif self.selection.whole:
+            found.append("the budget is larger than what can be chosen: this is all of it")
+        return found + [f"not as in the source: {reason}" for reason in self.unfaithful]
 
     def difference_line(self) -> str:
         """What would come and go, in a line."""
@@ -120,57 +137,87 @@ def what_if(workspace: Workspace, name: str, changes: Sequence[str] = (), budget
     selection = choose(pool, score, selector, subset, features_of(workspace, score), filtered)
     path = tables.subset_path(name)
     stored = workspace.warehouse.read_table(path) if workspace.warehouse.table_metadata(path) else None
-    return WhatIf(subset, score, selection, stored)
+    unfaithful = method_of(score).unfaithful(workspace.settings.target(score.target), score)
+    return WhatIf(subset, score, selection, stored, unfaithful)
 
 
 def changed(settings: Settings, name: str, changes: Sequence[str], budget: str | None) -> tuple[Subset, ScoreSection]:
     """The subset and its score with changes applied; see `what_if`."""
     names = [subset.name for subset in settings.subsets]
     if name not in names:
-        raise SelectionError(f"there is no subset {name!r}; there are {', '.join(names) or '(none)'}")
-    of_subset = settings.subset(name).model_dump(exclude_unset=True)
-    score = settings.score(settings.subset(name).score)
+        raise SelectionError(unknown("subset", name, names))
     # Only what was written: a preset must not lose against a default.
-    of_score = score.model_dump(exclude_unset=True) | {"method": score.method}
-    parsed = [_parsed(change) for change in changes]
+    document = settings.model_dump(exclude_unset=True)
+    place_of_subset = names.index(name)
+    place_of_score = [score.name for score in settings.scores].index(settings.subset(name).score)
+    of_subset, of_score = document["subsets"][place_of_subset], document["scores"][place_of_score]
+    for written, score in zip(document["scores"], settings.scores, strict=True):
+        written["method"] = score.method
+    _apply(of_subset, of_score, [_parsed(change) for change in changes])
+    if budget is not None:
+        of_subset["budget"] = parse_budget(budget).model_dump(exclude_none=True)
+    places = {("subsets", place_of_subset), ("scores", place_of_score)}
+    made = _validated(document, places)
+    subset = made.subsets[place_of_subset]
+    score = made.scores[place_of_score]
+    _check_validation(settings, score)
+    return subset, score
+
+
+def _apply(of_subset: dict[str, Any], of_score: dict[str, Any], parsed: Sequence[tuple[list[str], Any]]) -> None:
+    """Put changes into the written sections of a subset and of its score."""
     methods = [value for path, value in parsed if path == ["method"]]
-    if methods and methods[-1] != score.method:
-        # Another method has parameters of its own.
-        of_score = {key: of_score[key] for key in ("name", "target")}
-        of_subset.pop("selector", None)
-    of_score.update({"method": methods[-1]} if methods else {})
-    method = METHODS.get(str(of_score["method"]))
+    method = METHODS.get(str(methods[-1] if methods else of_score["method"]))
     if method is None:
-        raise SelectionError(f"there is no method {of_score['method']!r}; methods are {', '.join(METHODS)}")
+        raise SelectionError(unknown("method", str(methods[-1]), METHODS))
+    if method.name != of_score["method"]:
+        # Another method has parameters of its own, but for those that both have.
+        for key in set(of_score) - set(method.section.model_fields):
+            del of_score[key]
+        of_score["method"] = method.name
+        of_subset.pop("selector", None)
     if any(path == ["selector", "kind"] for path, _ in parsed):
         # Another kind has parameters of its own.
         of_subset.pop("selector", None)
-    elif not of_subset.get("selector"):
+    elif any(path[0] == "selector" for path, _ in parsed) and not of_subset.get("selector"):
         of_subset["selector"] = method.selector.model_dump()
     for path, value in parsed:
-        _put(of_subset if path[0] in OF_SUBSET else of_score, path, value)
-    if budget is not None:
-        of_subset["budget"] = parse_budget(budget).model_dump(exclude_none=True)
-    made_score = _validated(method.section, of_score)
-    target = settings.target(made_score.target)
-    for signal in method.signals(made_score):
-        if signal not in target.signals:
+        known = OF_SUBSET if path[0] in OF_SUBSET else tuple(method.section.model_fields)
+        if path[0] not in known:
+            parameters = [name for name in known if name not in ("name", "target")]
             raise SelectionError(
-                f"method {method.name} is computed from {signal}, which target {target.name!r} does not measure: "
-                f"add {signal} to its signals in curation.yaml, and use `curate run`"
+                f"{unknown('parameter', path[0], [*parameters, *OF_SUBSET])} (of method {method.name}, or of the "
+                f"subset: {', '.join(OF_SUBSET)})"
             )
+        _put(of_subset if path[0] in OF_SUBSET else of_score, path, value)
+
+
+def _validated(document: dict[str, Any], places: Container[tuple[object, object]]) -> Settings:
+    """Settings of a document; what is wrong is said by the keys below the changed sections."""
+    try:
+        return Settings.model_validate(document)
+    except ValidationError as error:
+        reasons = [
+            f"{'.'.join(map(str, keys[2:] if tuple(keys[:2]) in places else keys))}: {reason}"
+            for keys, _, reason in mistakes(error, document)
+        ]
+        raise SelectionError("\n".join(dict.fromkeys(reasons))) from error
+
+
+def _check_validation(settings: Settings, score: ScoreSection) -> None:
+    """A set that no configured score looks at by the same signal is not measured, and a run would not measure it."""
+    method = method_of(score)
     measured = {
         (name, method_of(other).signals(other)[0])
-        for other in settings.scores_of(target.name)
+        for other in settings.scores_of(score.target)
         for name in method_of(other).validation(other)
     }
-    for validation in method.validation(made_score):
-        if (validation, method.signals(made_score)[0]) not in measured:
+    for validation in method.validation(score):
+        if (validation, method.signals(score)[0]) not in measured:
             raise SelectionError(
-                f"validation set {validation!r} is not measured for target {target.name!r}: add a score with "
+                f"validation set {validation!r} is not measured for target {score.target!r}: add a score with "
                 f"method: {method.name} and validation: {validation} to curation.yaml, and use `curate run`"
             )
-    return _validated(Subset, of_subset), made_score
 
 
 def parse_budget(text: str) -> Budget:
@@ -210,23 +257,6 @@ def _put(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
         document[key] = inner if isinstance(inner, dict) else {}
         document = document[key]
     document[path[-1]] = value
-
-
-def _validated(model: type[Model], document: Mapping[str, Any]) -> Model:
-    try:
-        return model.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part in _keys(document))
-        known = f"; parameters are {', '.join(model.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        message = str(first["msg"]).removeprefix("Value error, ")
-        raise SelectionError(f"{place or model.__name__}: {message}{known}") from error
-
-
-def _keys(document: Any) -> set[Any]:
-    if not isinstance(document, Mapping):
-        return set()
-    return {*document, *(key for value in document.values() for key in _keys(value))}
 
 
 def _scored(workspace: Workspace, score: ScoreSection) -> Pool:

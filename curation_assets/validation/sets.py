@@ -85,6 +85,6 @@ def _file(workspace: Workspace, validation: ValidationSet) -> Path:
     path = workspace.validation_file(validation)
     if not path.is_file():
         raise ValidationSetError(
-            f"validation set {validation.name}: there is no file {path}: correct validation in curation.yaml"
+            f"validation set {validation.name}: there is no file {path}: correct its path in {workspace.config_file}"
         )
     return path

@@ -175,15 +175,45 @@ TABLE = {
     ),
     "a name that is none": (
         changed("  - name: best", "  - name: Best 1"),
-        "curation.yaml:12: subsets.0.name: string should match pattern '^[a-z][a-z0-9_]*$' (found 'Best 1')",
+        "curation.yaml:12: subsets.0.name: must be a name of small letters, digits and _, beginning with a "
+        "letter, such as grace_20 (found 'Best 1')",
     ),
     "dangling target": (
         changed("target: base", "target: bass"),
-        "curation.yaml:9: scores.0.target: there is no target 'bass'; targets are base",
+        "curation.yaml:9: scores.0.target: there is no target 'bass'; did you mean 'base'?",
     ),
     "dangling score": (
         changed("score: grace", "score: grase"),
-        "curation.yaml:13: subsets.0.score: there is no score 'grase'; scores are grace",
+        "curation.yaml:13: subsets.0.score: there is no score 'grase'; did you mean 'grace'?",
+    ),
+    "another target": (
+        changed("target: base", "target: other"),
+        "curation.yaml:9: scores.0.target: there is no target 'other'; targets are base",
+    ),
+    "almost a signal": (
+        changed("    model: org/model", "    model: m\n    signals: [step_gradients, embedding_last]"),
+        "curation.yaml:7: targets.0.signals.1: there is no 'embedding_last' here; did you mean 'embeddings_last'?",
+    ),
+    "a language by its name": (
+        changed("  landing: ./landing", "  landing: ./landing\n  filters: {languages: [english]}"),
+        "curation.yaml:4: corpus.filters.languages.0: must be a language's two letters (ISO 639-1), such as en "
+        "(found 'english')",
+    ),
+    "a selector without embeddings": (
+        changed("    score: grace", "    score: grace\n    selector: k_center"),
+        "curation.yaml:14: subsets.0.selector: k_center looks at embeddings, which method grace does not have; choose "
+        "a score with method k_center, rds, rds_plus or embedding_similarity, or another selector",
+    ),
+    "a selector without a validation set": (
+        changed("    score: grace", "    score: grace\n    selector: {kind: round_robin}"),
+        "curation.yaml:14: subsets.0.selector: round_robin goes round validation samples, which method grace does not "
+        "have; choose a score with method rds, rds_plus or embedding_similarity, or another selector",
+    ),
+    "a score without its signals": (
+        changed("method: grace", "method: ifd"),
+        "curation.yaml:9: scores.0.target: method ifd is computed from likelihoods, unconditional_likelihoods, which "
+        "target 'base' does not measure; add likelihoods, unconditional_likelihoods to its signals, or name another "
+        "target",
     ),
     "duplicate name": (
         GOOD + "  - {name: best, score: grace, budget: {samples: 1}}\n",

@@ -12,7 +12,7 @@ from polars.testing import assert_frame_equal
 
 from curation_assets import tables
 from curation_assets.settings import Settings
-from curation_assets.stored_tables import TableRequestError, find_trace, read_stored, write_frame
+from curation_assets.stored_tables import TableRequestError, find_trace, pick_columns, read_stored, write_frame
 from curation_assets.workspace import Workspace
 
 FRAME = pl.DataFrame(
@@ -22,9 +22,10 @@ FRAME = pl.DataFrame(
         "gram": pl.Series([[1.5, None], None, [0.25]], dtype=pl.List(pl.Float32)),
         "score": [0.5, None, -1e-9],
         "correct": [True, None, False],
+        "shares": [{"line": 0.5, "names": ["a"]}, None, {"line": None, "names": []}],
     }
 )
-LISTS = ("steps", "gram")
+NESTED = ("steps", "gram", "shares")
 
 
 @pytest.mark.parametrize("folder", ["plain", "new/deep [v2]"])
@@ -43,12 +44,12 @@ def test_json_lines_are_one_row_each(tmp_path: Path) -> None:
     assert [row["score"] for row in rows] == [0.5, None, None]
 
 
-def test_lists_are_json_in_csv(tmp_path: Path) -> None:
+def test_lists_and_structs_are_json_in_csv(tmp_path: Path) -> None:
     write_frame(FRAME.lazy(), tmp_path / "out.csv")
     with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["sample_id"] for row in rows] == FRAME["sample_id"].to_list()
-    for name in LISTS:
+    for name in NESTED:
         assert [json.loads(row[name]) if row[name] else None for row in rows] == FRAME[name].to_list()
     assert [row["correct"] for row in rows] == ["true", "", "false"]
 
@@ -111,6 +112,10 @@ def test_a_table_that_holds_nothing_yet(tmp_path: Path, name: str) -> None:
         read_stored(make_workspace(tmp_path), name)
 
 
+def test_columns_are_picked_by_name() -> None:
+    assert pick_columns(FRAME.lazy(), "score, sample_id").collect_schema().names() == ["score", "sample_id"]
+
+
 def test_several_targets_scores_or_subsets_must_be_named(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path, targets=2, scores=2, subsets=2)
     for name, kind, listed in (
@@ -119,7 +124,7 @@ def test_several_targets_scores_or_subsets_must_be_named(tmp_path: Path) -> None
     ):
         with pytest.raises(TableRequestError, match=rf"say which {kind} with --{kind}: {listed}$"):
             read_stored(workspace, name)
-        with pytest.raises(TableRequestError, match=rf"there is no {kind} 'none'; there are {listed}$"):
+        with pytest.raises(TableRequestError, match=rf"there is no {kind} 'none'; {kind}s are {listed}$"):
             read_stored(workspace, name, target="none", subset="none")
     with pytest.raises(TableRequestError, match=r"say which score with --score: score0, score1$"):
         read_stored(workspace, "step_scores", target="target0")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from curation_assets.cli import app
@@ -161,6 +162,24 @@ def test_a_model_that_cannot_be_used_is_said_before_any_work(
     workspace = make_workspace(tmp_path, tmp_path / "model", {"a.jsonl": rows(2)})
     assert message in " ".join(curate("run", workspace=workspace, code=1).output.split())
     assert not list(workspace.warehouse.root.rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("table", ["sample_scores", "step_scores", "embeddings_mean", "raw_corpus", "segmented_steps"])
+def test_tables_fit_80_columns(workspace: Workspace, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("curation_assets.cli.console", Console(width=80))
+    lines = curate("table", table, workspace=workspace).output.splitlines()
+    assert max(map(len, lines[:-1])) <= 80
+    header = "\n".join(lines[2:6])
+    assert "sample_" in header
+    assert {"sample_scores": "grace", "step_scores": "consist", "raw_corpus": "response"}.get(table, "") in header
+
+
+def test_columns_can_be_named(workspace: Workspace) -> None:
+    text = curate("table", "sample_scores", "--columns", "grace,sample_id", workspace=workspace).output
+    header = text.splitlines()[2]
+    assert header.index("grace") < header.index("sample_id")
+    message = curate("table", "sample_scores", "--columns", "grade", workspace=workspace, code=1).output
+    assert "there is no column 'grade'; did you mean 'grace'?" in message
 
 
 def test_long_lists_are_shown_short(workspace: Workspace) -> None:

@@ -16,7 +16,6 @@ from curation_assets.settings import Target
 from curation_assets.signals.store import MeasuringError, signal_dir
 from curation_assets.stored_tables import read_stored
 from curation_assets.subsets.select import SelectionError
-from curation_assets.subsets.selectors import SelectorError
 from curation_assets.subsets.vectors import matrix
 from curation_assets.subsets.what_if import changed, what_if
 from curation_assets.validation.assets import validation_set_key, validation_signals_key
@@ -111,14 +110,14 @@ def test_a_what_if_compares_with_the_same_set(workspace: Workspace) -> None:
 
 
 def test_a_set_that_is_not_measured_is_refused_with_the_mend(workspace: Workspace) -> None:
-    with pytest.raises(SelectionError, match="validation set 'dev' is not measured for target 'tiny': add a score"):
+    with pytest.raises(SelectionError, match="validation: there is no validation set 'dev'; sets are held_out"):
         what_if(workspace, "nearest", ["validation=dev"])
     only = workspace.settings.model_copy(
         update={"scores": workspace.settings.scores[:1], "subsets": workspace.settings.subsets[:1]}
     )
     with pytest.raises(SelectionError, match="is not measured for target 'tiny': add a score with method: rds_plus"):
         changed(only, "nearest", ["method=rds_plus", "validation=held_out"], None)
-    with pytest.raises(SelectorError, match="does not have: choose a score with method rds"):
+    with pytest.raises(SelectionError, match="selector: round_robin goes round validation samples, which method k_cen"):
         what_if(workspace, "cover", ["selector.kind=round_robin"])
 
 
