@@ -111,7 +111,18 @@ SINGLE = [
 ]
 
 
-@pytest.mark.parametrize("request_", SINGLE, ids=str)
+def named(request: Request) -> str:
+    """What is asked for; the same in every process, which the order of a set is not."""
+    asked = {name: value for name, value in vars(request).items() if value}
+    return "-".join(
+        [
+            *(f"{name}_{value}" if isinstance(value, str) else name for name, value in asked.items()),
+            *sorted(request.embeddings),
+        ]
+    )
+
+
+@pytest.mark.parametrize("request_", SINGLE, ids=named)
 def test_a_signal_alone_is_what_it_is_among_all(checkpoint: Checkpoint, encoder: Encoder, request_: Request) -> None:
     samples = random_samples(5, seed=3)
     every = replace(ALL_SIGNALS, step_gradients=request_.step_gradients or "bias")
