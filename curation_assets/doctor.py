@@ -20,6 +20,7 @@ from curation_assets.validation.sets import read_validation
 from curation_assets.workspace import Workspace
 from resources.errors import UserError
 from resources.model_files import processor_digest
+from resources.storage import FolderStorage
 
 NEEDED = ("dagster", "torch", "transformers", "polars", "pyarrow")
 OPTIONAL = {
@@ -157,7 +158,11 @@ def _ignored(workspace: Workspace) -> Finding:
 
 
 def _warehouse(workspace: Workspace) -> Finding:
-    root = workspace.warehouse.root
+    storage = workspace.warehouse.storage
+    if not isinstance(storage, FolderStorage):
+        # It was reached when the configuration was loaded.
+        return Finding("warehouse", storage.place)
+    root = storage.root
     free = shutil.disk_usage(root).free / 2**30
     writable = os.access(root, os.W_OK)
     state = f"{root}: {free:.1f} GiB free" + ("" if writable else ", not writable")

@@ -100,7 +100,7 @@ def checkpoint_digest(workspace: Workspace, target: Target) -> str | None:
     folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target))
     if workspace.warehouse.read_json(f"{folder}/checkpoint.json") is None:
         return None
-    return digest("merged", base, adapter_digest(workspace.warehouse.path(folder), workspace.cache))
+    return digest("merged", base, adapter_digest(workspace.warehouse.local(folder), workspace.cache))
 
 
 def signal_fingerprint(workspace: Workspace, target: Target, signal: SignalName) -> str | None:

@@ -19,7 +19,6 @@ def samples_of(workspace: Workspace, rows: pl.DataFrame, steps: pl.DataFrame | N
     if steps is not None:
         for sample_id, index, start, end in steps.select("sample_id", "step_index", "start", "end").iter_rows():
             spans.setdefault(sample_id, []).append(Segment(index, start, end))
-    kept = str(workspace.warehouse.path(tables.images_dir()))
     roots: dict[str, Path] = {shard: workspace.image_root(shard) for shard in rows["shard"].unique().to_list()}
     columns = ("sample_id", "shard", "messages", "response", "images", "image_digests")
     return [
@@ -29,7 +28,7 @@ def samples_of(workspace: Workspace, rows: pl.DataFrame, steps: pl.DataFrame | N
             response,
             tuple(spans.get(sample_id, ())),
             tuple(
-                image_source(reference, str(roots[shard]), kept, digest)
+                image_source(workspace, reference, str(roots[shard]), digest)
                 for reference, digest in zip(images, digests, strict=True)
             ),
         )
@@ -37,15 +36,21 @@ def samples_of(workspace: Workspace, rows: pl.DataFrame, steps: pl.DataFrame | N
     ]
 
 
-def image_source(reference: str, root: str, kept: str, digest: str | None) -> ImageSource:
+def image_source(workspace: Workspace, reference: str, root: str, digest: str | None) -> ImageSource:
     """Where the image lies that a reference of `raw_corpus` means.
 
     Args:
+        workspace: whose warehouse keeps the images whose bytes were inside rows.
         reference: an entry of column `images`.
         root: folder of the shard's file, which relative paths start from.
-        kept: the warehouse's folder of images whose bytes were inside rows.
         digest: of the image's bytes, as column `image_digests` has it.
     """
     if reference.startswith(STORED):
-        return ImageFile(kept, reference.removeprefix(STORED), digest)
+        name = reference.removeprefix(STORED)
+        try:
+            kept = workspace.warehouse.local(f"{tables.images_dir()}/{name}")
+        except FileNotFoundError:
+            # Whoever opens it says that it is missing.
+            kept = Path(tables.images_dir()) / name
+        return ImageFile(str(kept.parent), name, digest)
     return reference if is_remote(reference) else ImageFile(root, reference, digest)

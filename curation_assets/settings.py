@@ -221,12 +221,23 @@ def _what_a_selector_lacks(selector: AnySelector | None, score: ScoreSection) ->
     return None
 
 
+class S3(Section):
+    """How S3 is reached; what is not said comes from the environment. Credentials never stand in this file, which
+    every release holds: they come from environment, profile or role."""
+
+    endpoint_url: str | None = Field(None, description="another service than AWS")
+    region: str | None = None
+    profile: str | None = Field(None, description="a named profile of the AWS configuration")
+    max_attempts: int = Field(6, ge=1, description="tries of a request that S3 throttles or fails")
+
+
 class Settings(Section):
     """The whole of curation.yaml."""
 
     version: Literal[1] = 1
     corpus: Corpus
-    warehouse: str = Field("./warehouse", description="folder in which every table is kept")
+    warehouse: str = Field("./warehouse", description="folder, or s3://bucket/prefix, in which every table is kept")
+    s3: S3 = S3()
     targets: list[Target] = Field(min_length=1)
     validation: list[ValidationSet] = Field(default=[])
     scores: list[AnyScore] = Field(default=[])

@@ -14,6 +14,7 @@ from curation_assets.tables import images_dir
 from resources.digests import DigestCache, bytes_digest
 from resources.landing import Landing
 from resources.model_files import check_model_folder, resolve_model
+from resources.s3 import SCHEME, S3Options, S3Storage
 from resources.warehouse import Warehouse, WarehouseError
 
 VALIDATION = "validation/"
@@ -57,8 +58,7 @@ class Workspace:
     @cached_property
     def cache(self) -> DigestCache:
         """Hashes of landing files and weights, remembered between processes."""
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        return DigestCache(Path(base) / "curation" / "digests.json")
+        return DigestCache(_cache_folder() / "digests.json")
 
     @cached_property
     def landing(self) -> Landing:
@@ -68,7 +68,11 @@ class Workspace:
     @cached_property
     def warehouse(self) -> Warehouse:
         """Where tables are kept."""
-        return Warehouse(self._local(self.settings.warehouse, "warehouse"))
+        place = self.settings.warehouse
+        if not place.startswith(SCHEME):
+            return Warehouse(self._local(place, "warehouse"))
+        options = S3Options(**self.settings.s3.model_dump())
+        return Warehouse(S3Storage(place, options, _cache_folder() / "s3"))
 
     def validation_file(self, validation: ValidationSet) -> Path:
         """The file of a validation set."""
@@ -104,5 +108,11 @@ class Workspace:
 
     def _local(self, place: str, key: str) -> Path:
         if "://" in place:
-            raise WarehouseError(f"{self.config_file}: {key}: {place}: only folders can be used in this version")
+            raise WarehouseError(f"{self.config_file}: {key}: {place}: only folders can be used here in this version")
         return (self.folder / Path(place).expanduser()).resolve()
+
+
+def _cache_folder() -> Path:
+    """Where this machine keeps what can be had again."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "curation"

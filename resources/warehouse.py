@@ -1,28 +1,28 @@
-"""How tables are kept: Parquet and JSON on disk, written whole or not at all.
+"""How tables are kept: Parquet and JSON in a folder or in S3, written whole or not at all.
 
-The warehouse knows paths, frames and footers; what the tables mean is `curation_assets.tables`. All paths
-are relative to its root, with `/`.
+The warehouse knows paths, frames and footers; what the tables mean is `curation_assets.tables`, and what holds the
+files is `resources.storage`. All paths are relative to its root, with `/`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import polars as pl
 
-from resources.digests import atomic_write, bytes_digest
+from resources.digests import bytes_digest
 from resources.errors import UserError
+from resources.storage import FolderStorage, Storage, StorageError, StoredFile
 
 SCHEMA_VERSION = 1
+VERSION_FILE = "warehouse.json"
+TABLE = ".parquet"
+DOCUMENT = ".json"
 
 
 class WarehouseError(UserError):
@@ -30,35 +30,46 @@ class WarehouseError(UserError):
 
 
 class Warehouse:
-    """A folder of tables. Readers never see a half-written file, and writers never share one."""
+    """Tables below one root. Readers never see a half-written file, and writers never share one.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    Args:
+        storage: what holds the files; a path is a folder of this machine.
+    """
+
+    def __init__(self, storage: Storage | Path) -> None:
+        self.storage = FolderStorage(storage) if isinstance(storage, Path) else storage
+
+    @property
+    def root(self) -> Path:
+        """The folder of a warehouse that is one."""
+        assert isinstance(self.storage, FolderStorage)
+        return self.storage.root
 
     def prepare(self) -> None:
-        """Create the folder and its version file.
+        """Make the root and its version file.
 
         Raises:
-            WarehouseError: the folder cannot be used, or was made by another version of the schema.
+            WarehouseError: the place cannot be used, or was made by another version of the schema.
         """
-        version_file = self.root / "warehouse.json"
+        place = self.storage.place
         try:
-            if not version_file.exists():
-                atomic_write(version_file, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
-                return
-            document = json.loads(version_file.read_bytes())
-        except OSError as error:
+            self.storage.prepare()
+            if not self.storage.exists(VERSION_FILE):
+                self.storage.create(VERSION_FILE, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
+            document = json.loads(self.storage.read(VERSION_FILE))
+        except (OSError, StorageError) as error:
             raise WarehouseError(
-                f"{self.root} cannot be used as a warehouse ({error}): correct warehouse in curation.yaml"
+                f"{place} cannot be used as a warehouse ({error}): correct warehouse in curation.yaml"
             ) from error
         except ValueError as error:
             raise WarehouseError(
-                f"{version_file} is not JSON ({error}): restore it, or name another warehouse in curation.yaml"
+                f"{self.storage.shown(VERSION_FILE)} is not JSON ({error}): restore it, or name another warehouse in "
+                "curation.yaml"
             ) from error
         found = document.get("schema_version") if isinstance(document, dict) else None
         if found != SCHEMA_VERSION:
             raise WarehouseError(
-                f"{self.root} has warehouse schema {found}, this version reads {SCHEMA_VERSION}: "
+                f"{place} has warehouse schema {found}, this version reads {SCHEMA_VERSION}: "
                 "name another warehouse in curation.yaml, or use the version that made this one"
             )
 
@@ -66,7 +77,7 @@ class Warehouse:
 
     def write_table(self, path: str, frame: pl.DataFrame, metadata: Mapping[str, str]) -> None:
         """Write a table with its footer metadata, replacing what was there."""
-        atomic_write(self.root / path, _parquet_bytes(frame, metadata))
+        self.storage.write(path, parquet_bytes(frame, metadata))
 
     def read_table(self, path: str) -> pl.DataFrame:
         """Read a whole table.
@@ -75,9 +86,14 @@ class Warehouse:
             FileNotFoundError: there is none.
             WarehouseError: it is damaged.
         """
-        # Polars opens a path twice, and a writer may replace the file in between; a handle stays with one file.
-        with _opened(self.root / path) as stream:
+        # Polars opens a path twice, and a writer may replace the file in between; a stream stays with one state.
+        with self._opened(path) as stream:
             return pl.read_parquet(stream)
+
+    def read_column(self, path: str, column: str) -> pl.Series:
+        """Read one column of a table; see `read_table`."""
+        with self._opened(path) as stream:
+            return pl.read_parquet(stream, columns=[column])[column]
 
     def table_metadata(self, path: str) -> dict[str, str]:
         """The metadata in a table's footer; empty if there is no such table.
@@ -85,7 +101,7 @@ class Warehouse:
         Of a damaged table only `damaged` is told: whatever fingerprint is wanted, it is due to be made again.
         """
         try:
-            with _opened(self.root / path) as stream:
+            with self._footer(path) as stream:
                 metadata = pl.read_parquet_metadata(stream)
         except FileNotFoundError:
             return {}
@@ -95,11 +111,11 @@ class Warehouse:
 
     def folder_metadata(self, folder: str) -> dict[str, dict[str, str]]:
         """Footer metadata of every table in a folder, by file name without suffix."""
-        return {name: self.table_metadata(f"{folder}/{name}.parquet") for name in self.names(folder)}
+        return {name: self.table_metadata(f"{folder}/{name}{TABLE}") for name in self.names(folder)}
 
     def names(self, folder: str) -> list[str]:
         """Names, without suffix, of the tables in a folder, sorted."""
-        return sorted(path.name.removesuffix(".parquet") for path in (self.root / folder).glob("[!.]*.parquet"))
+        return self._names(folder, TABLE)
 
     def scan(self, folder: str, names: Iterable[str] | None = None) -> pl.LazyFrame | None:
         """Lazy frame over the tables of a folder (of the given names only), or None if there are none."""
@@ -107,85 +123,90 @@ class Warehouse:
         wanted = present if names is None else sorted(set(present) & set(names))
         if not wanted:
             return None
-        return _scan([self.root / folder / f"{name}.parquet" for name in wanted])
+        return self._scan([f"{folder}/{name}{TABLE}" for name in wanted])
 
     def scan_table(self, path: str) -> pl.LazyFrame | None:
         """Lazy frame over one table, or None if there is no such table."""
-        file = self.root / path
-        return _scan([file]) if file.exists() else None
+        return self._scan([path]) if self.storage.exists(path) else None
+
+    def _scan(self, paths: list[str]) -> pl.LazyFrame:
+        # Without a schema, Polars opens the first file twice, and a writer may replace it in between. Tables
+        # with open columns differ in these while they are made anew: a scan has the columns of all of them.
+        schema: dict[str, pl.DataType] = {}
+        for path in paths:
+            with self._footer(path) as stream:
+                schema |= pl.read_parquet_schema(stream)
+        return self.storage.scan_parquet(paths, schema)
+
+    def _opened(self, path: str) -> AbstractContextManager[BinaryIO]:
+        return _named(self.storage.open(path), self.storage.shown(path))
+
+    def _footer(self, path: str) -> AbstractContextManager[BinaryIO]:
+        return _named(self.storage.open_end(path), self.storage.shown(path))
 
     # Small documents
 
     def write_json(self, path: str, document: Any) -> None:
         """Write a JSON document, replacing what was there."""
-        atomic_write(self.root / path, json.dumps(document, indent=1, sort_keys=True).encode())
+        self.storage.write(path, json.dumps(document, indent=1, sort_keys=True).encode())
 
     def read_json(self, path: str) -> Any:
         """A JSON document, or None if there is none."""
-        file = self.root / path
-        return json.loads(file.read_text()) if file.exists() else None
+        text = self.read_text(path)
+        return None if text is None else json.loads(text)
 
     def documents(self, folder: str) -> list[str]:
         """Names, without suffix, of the JSON documents in a folder, sorted."""
-        return sorted(path.name.removesuffix(".json") for path in (self.root / folder).glob("[!.]*.json"))
+        return self._names(folder, DOCUMENT)
+
+    def _names(self, folder: str, suffix: str) -> list[str]:
+        return sorted(
+            file.name.removesuffix(suffix) for file in self.storage.files(folder) if file.name.endswith(suffix)
+        )
+
+    def files(self, folder: str) -> list[StoredFile]:
+        """All files below a folder."""
+        return self.storage.walk(folder)
 
     # Things made once
 
     def write_once(self, path: str, data: bytes) -> None:
         """Write a file that is named by its content: if it is there, it is the same."""
-        if not (self.root / path).exists():
-            atomic_write(self.root / path, data)
+        if not self.storage.exists(path):
+            self.storage.write(path, data)
 
-    def create_folder(self, path: str, fill: Callable[[Path], None]) -> bool:
+    def create_folder(self, path: str, fill: Callable[[Path], None], last: str) -> bool:
         """Create a folder whole, or not at all; False if it exists already (and nothing is changed).
 
         Args:
             path: the folder.
             fill: writes the contents into the temporary folder that it is given.
+            last: the file in it that makes it whole.
         """
-        final = self.root / path
-        final.parent.mkdir(parents=True, exist_ok=True)
-        if final.exists():
-            return False
-        temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix=".making-"))
-        try:
-            temporary.chmod(0o755)
-            fill(temporary)
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    _sync(file)
-            try:
-                # A rename onto a folder that has content fails, so of two makers one wins.
-                temporary.rename(final)
-            except OSError:
-                if final.exists():
-                    return False
-                raise
-            _sync(final.parent)
-            return True
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        return self.storage.make_folder(path, fill, last)
+
+    def made_folders(self, folder: str, last: str) -> list[str]:
+        """Names of the folders in a folder that are whole, sorted."""
+        return [name for name in self.storage.folders(folder) if self.storage.exists(f"{folder}/{name}/{last}")]
 
     def compare_and_swap(self, path: str, expected: str | None, new: str) -> bool:
         """Replace a small text if it still reads `expected` (None: does not exist); False if it does not."""
-        file = self.root / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with (file.parent / f".{file.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            current = self.read_text(path)
-            if current != expected:
-                return False
-            atomic_write(file, new.encode())
-            return True
+        return self.storage.swap(path, None if expected is None else expected.encode(), new.encode())
 
     def read_text(self, path: str) -> str | None:
         """A small text, or None if there is none."""
-        file = self.root / path
-        return file.read_bytes().decode() if file.exists() else None
+        try:
+            return self.storage.read(path).decode()
+        except FileNotFoundError:
+            return None
 
-    def path(self, relative: str) -> Path:
-        """The place of a file or folder on this machine's disk."""
-        return self.root / relative
+    def local(self, path: str) -> Path:
+        """A file or folder that never changes as one on this machine's disk.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        return self.storage.local(path)
 
 
 class Measurements:
@@ -204,9 +225,9 @@ class Measurements:
 
     def append(self, frame: pl.DataFrame) -> str:
         """Commit rows as one part; gives the part's name."""
-        data = _parquet_bytes(frame, {})
+        data = parquet_bytes(frame, {})
         name = f"part-{bytes_digest(data)}"
-        atomic_write(self._warehouse.path(f"{self.folder}/{name}.parquet"), data)
+        self._warehouse.storage.write(f"{self.folder}/{name}{TABLE}", data)
         return name
 
     def index(self) -> pl.DataFrame:
@@ -219,9 +240,8 @@ class Measurements:
         return self._index
 
     def _ids_of(self, name: str) -> pl.DataFrame:
-        with _opened(self._warehouse.path(f"{self.folder}/{name}.parquet")) as stream:
-            ids = pl.read_parquet(stream, columns=["sample_id"])
-        return ids.select("sample_id", part=pl.lit(name))
+        ids = self._warehouse.read_column(f"{self.folder}/{name}{TABLE}", "sample_id")
+        return ids.to_frame().select("sample_id", part=pl.lit(name))
 
     def parts_of(self, sample_ids: pl.Series) -> list[str]:
         """Names of the parts that hold these samples, sorted."""
@@ -250,35 +270,18 @@ class Measurements:
         )
 
 
-def _scan(files: list[Path]) -> pl.LazyFrame:
-    # Without a schema, Polars opens the first file twice, and a writer may replace it in between. Tables
-    # with open columns differ in these while they are made anew: a scan has the columns of all of them.
-    schema: dict[str, pl.DataType] = {}
-    for file in files:
-        with _opened(file) as stream:
-            schema |= pl.read_parquet_schema(stream)
-    return pl.scan_parquet(files, schema=schema, missing_columns="insert", hive_partitioning=False, glob=False)
-
-
 @contextmanager
-def _opened(file: Path) -> Iterator[BinaryIO]:
+def _named(opened: AbstractContextManager[BinaryIO], shown: str) -> Iterator[BinaryIO]:
     """A Parquet file to be read; what Polars says of a damaged one becomes an error that names it."""
-    with file.open("rb") as stream:
+    with opened as stream:
         try:
             yield stream
         except pl.exceptions.ComputeError as error:
-            raise WarehouseError(f"{file} is damaged ({error}): delete it, and it is made again when due") from error
+            raise WarehouseError(f"{shown} is damaged ({error}): delete it, and it is made again when due") from error
 
 
-def _parquet_bytes(frame: pl.DataFrame, metadata: Mapping[str, str]) -> bytes:
+def parquet_bytes(frame: pl.DataFrame, metadata: Mapping[str, str]) -> bytes:
+    """A table as the warehouse writes it."""
     buffer = io.BytesIO()
     frame.write_parquet(buffer, compression="zstd", metadata=dict(metadata))
     return buffer.getvalue()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -14,6 +14,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.models import write_tiny_model
+from tests.s3 import bucket, s3_server
+
+__all__ = ["bucket", "s3_server"]
 
 ROOT = Path(__file__).parent.parent
 

@@ -108,7 +108,7 @@ def test_the_ui_serves_the_demo_and_carries_a_dropped_file_through(demo_folder: 
             os.killpg(process.pid, 15)
             process.wait(timeout=60)
     # Only the new file was measured: each sample was measured once, in its own shard's run.
-    (folder,) = workspace.warehouse.path("signals/tiny/warmup/step_gradients").iterdir()
+    (folder,) = workspace.warehouse.local("signals/tiny/warmup/step_gradients").iterdir()
     records = [json.loads(path.read_text()) for path in (folder / "shards").glob("*.json")]
     manifest = workspace.warehouse.read_table("scores/tiny/score_manifest.parquet")
     assert {record["shard"] for record in records} == set(manifest["shard"])

@@ -58,7 +58,7 @@ def checkpoint_assets(target: Target) -> list[dg.AssetsDefinition | dg.SourceAss
         return dg.MaterializeResult(
             data_version=dg.DataVersion(checkpoint_digest(workspace, target) or ""),
             metadata={
-                "folder": dg.MetadataValue.path(str(workspace.warehouse.path(checkpoint.folder))),
+                "folder": dg.MetadataValue.path(workspace.warehouse.storage.shown(checkpoint.folder)),
                 "key": warmup_key(workspace, target),
                 "samples": record["samples"],
                 "steps": record["steps"],

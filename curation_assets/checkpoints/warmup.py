@@ -24,6 +24,9 @@ from resources.digests import digest
 from resources.errors import UserError
 from resources.trainer import LoraRecipe, train_lora
 
+RECORD = "checkpoint.json"
+"""What a checkpoint's folder holds beside the adapter: with it, it is whole."""
+
 
 class WarmupError(UserError):
     """A warm-up checkpoint cannot be trained."""
@@ -40,7 +43,7 @@ class WarmupCheckpoint:
 def warmup_checkpoint(workspace: Workspace, target: Target) -> WarmupCheckpoint | None:
     """The warm-up that the target's configuration names, if it has been trained."""
     folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target))
-    record = workspace.warehouse.read_json(f"{folder}/checkpoint.json")
+    record = workspace.warehouse.read_json(f"{folder}/{RECORD}")
     return None if record is None else WarmupCheckpoint(folder, record)
 
 
@@ -111,10 +114,10 @@ def train_warmup(workspace: Workspace, target: Target) -> WarmupCheckpoint:
     def fill(place: Path) -> None:
         _train(workspace, target, training, place)
 
-    workspace.warehouse.create_folder(folder, fill)
+    workspace.warehouse.create_folder(folder, fill, last=RECORD)
     trained = warmup_checkpoint(workspace, target)
     if trained is None:
-        raise WarmupError(f"{folder} has no checkpoint.json: remove the folder and train again")
+        raise WarmupError(f"{folder} has no {RECORD}: remove the folder and train again")
     return trained
 
 

@@ -6,10 +6,9 @@ tokens and seconds are counted once, for all of them together. A record tells of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -143,11 +142,8 @@ def mean_length(workspace: Workspace, target: Target) -> float | None:
 def stored_bytes(workspace: Workspace, target: Target, signal: SignalName) -> int:
     """Bytes of the parts of a signal under its current fingerprint."""
     folder = signal_dir(workspace, target, signal)
-    return 0 if folder is None else _total_size(workspace.warehouse.path(folder).rglob("[!.]*.parquet"))
-
-
-def _total_size(files: Iterable[Path]) -> int:
-    return sum(file.stat().st_size for file in files)
+    files = [] if folder is None else workspace.warehouse.files(folder)
+    return sum(file.size for file in files if file.name.endswith(".parquet"))
 
 
 def _same_visit(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 import time
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from curation_assets.workspace import Workspace
 from resources.scorer import Scorer
 from resources.scoring.batching import plan_batches
 from resources.scoring.samples import Sample, SampleSignals
+from resources.warehouse import parquet_bytes
 
 BATCHES = 8
 """Batches that are measured, evenly spread over all of them, from long samples to short ones."""
@@ -161,13 +161,6 @@ def _weigh(probe: Probe, results: list[tuple[str, list[SampleSignals]]]) -> None
         for signal in signals_in(lacking):
             by_signal.setdefault(signal, []).extend(found)
     for signal, found in by_signal.items():
-        empty = parquet_bytes(SIGNALS[signal].frame([]))
+        empty = len(parquet_bytes(SIGNALS[signal].frame([]), {}))
         probe.part_bytes[signal] = empty
-        probe.row_bytes[signal] = (parquet_bytes(SIGNALS[signal].frame(found)) - empty) / len(found)
-
-
-def parquet_bytes(frame: pl.DataFrame) -> int:
-    """Size of a table as the warehouse writes it, in bytes."""
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer, compression="zstd")
-    return len(buffer.getvalue())
+        probe.row_bytes[signal] = (len(parquet_bytes(SIGNALS[signal].frame(found), {})) - empty) / len(found)

@@ -36,7 +36,7 @@ def release_asset(subset: Subset) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult[Any]]:
         number = int(context.partition_key.rsplit("@", 1)[1])
         made = make_release(workspace, subset, number, context.run.run_id)
-        broken = broken_files(made)
+        broken = broken_files(workspace, made)
         yield dg.MaterializeResult(
             data_version=dg.DataVersion(made.manifest["content_digest"]),
             metadata=_metadata(made),

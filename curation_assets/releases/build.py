@@ -37,24 +37,25 @@ class ReleaseError(UserError):
 
 @dataclass(frozen=True)
 class Release:
-    """A release that exists: its subset, number, folder and manifest."""
+    """A release that exists: its subset, number, folder (as people know it) and manifest."""
 
     subset: str
     number: int
-    folder: Path
+    folder: str
     manifest: Mapping[str, Any]
 
 
 def release_numbers(workspace: Workspace, subset: Subset) -> list[int]:
     """Numbers of the subset's releases, ascending."""
-    folder = workspace.warehouse.path(tables.release_dir(subset.name))
-    return sorted(int(path.name) for path in folder.glob("*") if path.is_dir() and path.name.isdigit())
+    names = workspace.warehouse.made_folders(tables.release_dir(subset.name), MANIFEST)
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def read_release(workspace: Workspace, subset: Subset, number: int) -> Release:
     """An existing release."""
-    folder = workspace.warehouse.path(f"{tables.release_dir(subset.name)}/{number}")
-    return Release(subset.name, number, folder, json.loads((folder / MANIFEST).read_text()))
+    folder = f"{tables.release_dir(subset.name)}/{number}"
+    manifest = workspace.warehouse.read_json(f"{folder}/{MANIFEST}")
+    return Release(subset.name, number, workspace.warehouse.storage.shown(folder), manifest)
 
 
 def latest_release(workspace: Workspace, subset: Subset) -> Release | None:
@@ -97,19 +98,24 @@ def make_release(workspace: Workspace, subset: Subset, number: int, run_id: str)
         _create(workspace, subset, number, run_id)
     _move_latest(workspace, subset)
     release = read_release(workspace, subset, number)
-    broken = broken_files(release)
+    broken = broken_files(workspace, release)
     if broken:
         raise ReleaseError(f"release {release.folder}: checksums do not match for {', '.join(broken)}")
     return release
 
 
-def broken_files(release: Release) -> list[str]:
+def broken_files(workspace: Workspace, release: Release) -> list[str]:
     """Files of a release whose bytes are not those of its checksums, or that are missing."""
+    storage = workspace.warehouse.storage
+    folder = f"{tables.release_dir(release.subset)}/{release.number}"
     broken = []
-    for line in (release.folder / CHECKSUMS).read_text().splitlines():
+    for line in storage.read(f"{folder}/{CHECKSUMS}").decode().splitlines():
         expected, name = line.split("  ", 1)
-        path = release.folder / name
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+        try:
+            found = hashlib.sha256(storage.read(f"{folder}/{name}")).hexdigest()
+        except FileNotFoundError:
+            found = None
+        if found != expected:
             broken.append(name)
     return broken
 
@@ -158,7 +164,7 @@ def _create(workspace: Workspace, subset: Subset, number: int, run_id: str) -> N
         _write(place / CHECKSUMS, "".join(lines))
         _write(place / PROVENANCE, json.dumps(provenance(run_id), indent=1, sort_keys=True) + "\n")
 
-    if not workspace.warehouse.create_folder(folder, fill):
+    if not workspace.warehouse.create_folder(folder, fill, last=MANIFEST):
         found = read_release(workspace, subset, number)
         if found.manifest["content_digest"] != _content_digest(rows):
             raise ReleaseError(f"release {subset.name}@{number} was made by someone else in the meantime: try again")
@@ -180,10 +186,11 @@ def _kept_image(workspace: Workspace, name: str, shard: str) -> bytes:
     Raises:
         ReleaseError: the warehouse has lost the image, or has other bytes under its name.
     """
-    path = workspace.warehouse.path(f"{tables.images_dir()}/{name}")
-    table = workspace.warehouse.path(f"{tables.raw_corpus_dir()}/{shard}.parquet")
+    storage = workspace.warehouse.storage
+    path = storage.shown(f"{tables.images_dir()}/{name}")
+    table = storage.shown(f"{tables.raw_corpus_dir()}/{shard}.parquet")
     try:
-        data = path.read_bytes()
+        data = storage.read(f"{tables.images_dir()}/{name}")
     except OSError as error:
         raise ReleaseError(
             f"image {path} cannot be read ({type(error).__name__}): put it back, or delete {table} and use "

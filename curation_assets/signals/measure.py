@@ -64,7 +64,7 @@ def make_scorer(workspace: Workspace, target: Target) -> Scorer:
         checkpoint = warmup_checkpoint(workspace, target)
         if checkpoint is None:
             raise MeasuringError(f"the warm-up of target {target.name} has not been trained: use `curate run`")
-        adapter = workspace.warehouse.path(checkpoint.folder)
+        adapter = workspace.warehouse.local(checkpoint.folder)
     engine, images = workspace.settings.engine, workspace.settings.corpus.images
     spec = PassSpec(
         model_folder=workspace.model_folder(target),

@@ -62,7 +62,7 @@ def files(workspace: Workspace) -> dict[str, tuple[bytes, int]]:
 def written(workspace: Workspace, signal: SignalName) -> int:
     folder = signal_dir(workspace, workspace.settings.targets[0], signal)
     assert folder is not None
-    return sum(path.stat().st_size for path in workspace.warehouse.path(folder).glob("*.parquet"))
+    return sum(path.stat().st_size for path in workspace.warehouse.local(folder).glob("*.parquet"))
 
 
 def again(workspace: Workspace) -> Workspace:

@@ -207,14 +207,14 @@ def test_a_missing_event_is_asked_for_again_and_measures_nothing(daemon: Daemon)
         assert RAW_CORPUS_KEY in (requests[0].asset_selection or [])
         daemon.instance = fresh
         daemon.settle()
-    folder = daemon.workspace.warehouse.path("signals/tiny/base/step_gradients")
+    folder = daemon.workspace.warehouse.local("signals/tiny/base/step_gradients")
     records = [daemon.workspace.warehouse.read_json(str(p)) for p in folder.rglob("shards/*.json")]
     assert [record["tokens_run"] for record in records] == [0, 0, 0]
 
 
 def test_a_deleted_table_is_made_again(daemon: Daemon) -> None:
     daemon.settle()
-    daemon.workspace.warehouse.path("corpus/raw_corpus/b.jsonl.parquet").unlink()
+    daemon.workspace.warehouse.local("corpus/raw_corpus/b.jsonl.parquet").unlink()
     (request,) = daemon.scoring()
     assert request.tags["dagster/asset_partition_range_start"] == "b.jsonl"
 

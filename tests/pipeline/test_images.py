@@ -78,7 +78,7 @@ def test_images_are_measured_from_files_and_from_rows(tmp_path: Path, vision_mod
     assert scores["grace"].is_finite().all()
     likelihoods = signal_rows(workspace, "likelihoods")
     assert likelihoods["mean_nll"].n_unique() == len(likelihoods)  # colours make a difference
-    kept = sorted(path.read_bytes() for path in workspace.warehouse.path("images").iterdir())
+    kept = sorted(path.read_bytes() for path in workspace.warehouse.local("images").iterdir())
     assert kept == sorted([red, blue])
     assert run(workspace).tokens_measured == 0
 
@@ -136,7 +136,7 @@ def test_scores_follow_what_was_left_out_and_is_tried_again(tmp_path: Path, visi
     assert sample_scores(workspace)["flags"].to_list() == [["image_missing"], [], []]
     put_image(tmp_path / "landing", "red.png", red)
     assert run(workspace).scored == {"tiny": 0}
-    for folder in workspace.warehouse.path("signals").rglob("left_out"):
+    for folder in workspace.warehouse.local("signals").rglob("left_out"):
         shutil.rmtree(folder)
     summary = run(workspace)
     assert (summary.measured, summary.scored, summary.subsets) == ({"tiny": 1}, {"tiny": 1}, ["best"])
@@ -156,7 +156,7 @@ def test_an_image_that_was_replaced_is_not_measured_as_the_former_one(tmp_path: 
     before = sample_scores(workspace)
     assert before["flags"].to_list() == [["image_changed"], [], []]
     # The mend: what was read of the file is deleted, so that it is read again.
-    for table in workspace.warehouse.path("corpus/raw_corpus").iterdir():
+    for table in workspace.warehouse.local("corpus/raw_corpus").iterdir():
         table.unlink()
     summary = run(workspace)
     assert (summary.read, summary.measured, summary.scored) == (1, {"tiny": 1}, {"tiny": 1})
@@ -180,11 +180,11 @@ def test_a_release_holds_the_images_that_were_inside_rows(tmp_path: Path, vision
     workspace = make_workspace(tmp_path, vision_model, {"a.jsonl": [trace(inside)]})
     run(workspace)
     release, _ = MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
-    (record,) = [json.loads(line) for line in (release.folder / "data" / "train.jsonl").read_text().splitlines()]
+    (record,) = [json.loads(line) for line in (Path(release.folder) / "data" / "train.jsonl").read_text().splitlines()]
     (name,) = record["images"]
-    assert (release.folder / name).read_bytes() == red
-    assert name in (release.folder / "SHA256SUMS").read_text()
-    assert pl.read_parquet(release.folder / "data" / "train.parquet")["images"].to_list() == [[name]]
+    assert (Path(release.folder) / name).read_bytes() == red
+    assert name in (Path(release.folder) / "SHA256SUMS").read_text()
+    assert pl.read_parquet(Path(release.folder) / "data" / "train.parquet")["images"].to_list() == [[name]]
 
 
 @pytest.mark.parametrize("damage", ["lost", "changed"])
@@ -195,7 +195,7 @@ def test_a_release_whose_image_is_gone_says_how_to_have_it_again(
     inside = f"data:image/png;base64,{base64.b64encode(red).decode()}"
     workspace = make_workspace(tmp_path, vision_model, {"a.jsonl": [trace(inside)]})
     run(workspace)
-    (kept,) = workspace.warehouse.path("images").iterdir()
+    (kept,) = workspace.warehouse.local("images").iterdir()
     if damage == "lost":
         kept.unlink()
     else:
@@ -203,7 +203,7 @@ def test_a_release_whose_image_is_gone_says_how_to_have_it_again(
     subset = workspace.settings.subset("best")
     with pytest.raises(ReleaseError, match=kept.name) as caught:
         MainJob(workspace, instance_of(workspace)).release(subset)
-    (table,) = workspace.warehouse.path("corpus/raw_corpus").iterdir()
+    (table,) = workspace.warehouse.local("corpus/raw_corpus").iterdir()
     assert f"{table} and use `curate run`" in str(caught.value).replace(", and use", " and use")
     assert "a.jsonl" in str(caught.value)
     # The mend, as it is written.
@@ -211,7 +211,7 @@ def test_a_release_whose_image_is_gone_says_how_to_have_it_again(
     table.unlink()
     assert run(workspace).tokens_measured == 0
     release, _ = MainJob(workspace, instance_of(workspace)).release(subset)
-    assert (release.folder / "images" / kept.name).read_bytes() == red
+    assert (Path(release.folder) / "images" / kept.name).read_bytes() == red
 
 
 def test_a_dry_look_sees_the_images_where_they_are(tmp_path: Path, vision_model: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_warm_up_is_trained_on_text_and_measures_images(tmp_path: Path, vision
         tmp_path, vision_model, {"a.jsonl": [trace("red.png"), *rows(5)]}, warmup="{min_pool: 1, fraction: 1.0}"
     )
     assert run(workspace).measured == {"tiny": 6}
-    (folder,) = workspace.warehouse.path("checkpoints/tiny/warmup").iterdir()
+    (folder,) = workspace.warehouse.local("checkpoints/tiny/warmup").iterdir()
     assert len(pl.read_parquet(folder / "trained_on.parquet")) == 5
     assert sample_scores(workspace)["grace"].is_finite().all()
 

@@ -187,7 +187,7 @@ def test_the_warm_up_waits_for_the_pool_then_is_trained_once(tmp_path: Path, tin
     assert "waits for 10" in waiting.waiting[0]
     write_shard(workspace.landing.root / "b.jsonl", rows(8, start=50))
     assert run(workspace).measured == {"tiny": 16}
-    (folder,) = workspace.warehouse.path("checkpoints/tiny/warmup").iterdir()
+    (folder,) = workspace.warehouse.local("checkpoints/tiny/warmup").iterdir()
     trained_on = pl.read_parquet(folder / "trained_on.parquet")
     assert len(trained_on) == 4
     assert not list(folder.rglob("*.bin"))
@@ -288,13 +288,13 @@ def test_a_release_names_the_file_that_is_there(workspace: Workspace) -> None:
     (workspace.landing.root / "a.jsonl").unlink()
     run(workspace, accept_removals=True)
     made, _ = MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
-    shards = set(pl.read_parquet(made.folder / "data" / "train.parquet")["shard"])
+    shards = set(pl.read_parquet(Path(made.folder) / "data" / "train.parquet")["shard"])
     assert shards <= {"b.jsonl", "c.jsonl"}
 
 
 def test_a_lost_part_is_measured_again(workspace: Workspace, tiny_model: Path) -> None:
     run(workspace)
-    for part in workspace.warehouse.path("signals/tiny/base/step_gradients").rglob("part-*.parquet"):
+    for part in workspace.warehouse.local("signals/tiny/base/step_gradients").rglob("part-*.parquet"):
         part.unlink()
     changed = Workspace.load(write_config(workspace.folder, tiny_model, alpha=0.0))
     assert run(changed).measured == {"tiny": 14}
@@ -313,7 +313,7 @@ def test_a_lost_part_is_measured_again(workspace: Workspace, tiny_model: Path) -
 def test_a_damaged_table_is_made_again(workspace: Workspace, table: str) -> None:
     run(workspace)
     chosen = subset_ids(workspace)
-    path = workspace.warehouse.path(table)
+    path = workspace.warehouse.local(table)
     path.write_bytes(path.read_bytes()[:-20])
     assert run(workspace).tokens_measured == 0
     assert workspace.warehouse.table_metadata(table).get("damaged") is None
@@ -322,7 +322,7 @@ def test_a_damaged_table_is_made_again(workspace: Workspace, table: str) -> None
 
 def test_a_damaged_part_is_named(workspace: Workspace, tiny_model: Path) -> None:
     run(workspace)
-    part = next(workspace.warehouse.path("signals/tiny/base/step_gradients").rglob("part-*.parquet"))
+    part = next(workspace.warehouse.local("signals/tiny/base/step_gradients").rglob("part-*.parquet"))
     part.write_bytes(b"torn")
     changed = Workspace.load(write_config(workspace.folder, tiny_model, alpha=0.0))
     with pytest.raises(WarehouseError, match=f"{part.name} is damaged"):

@@ -32,9 +32,9 @@ def release(workspace: Workspace) -> tuple[build.Release, bool]:
 def test_a_release_holds_the_subset_and_its_story(workspace: Workspace) -> None:
     made, new = release(workspace)
     assert new
-    data = pl.read_parquet(made.folder / "data" / "train.parquet")
+    data = pl.read_parquet(Path(made.folder) / "data" / "train.parquet")
     assert data["sample_id"].to_list() == subset_ids(workspace)
-    lines = [json.loads(line) for line in (made.folder / "data" / "train.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (Path(made.folder) / "data" / "train.jsonl").read_text().splitlines()]
     assert [line["sample_id"] for line in lines] == subset_ids(workspace)
     originals = {row["response"] for row in rows(10)}
     for line, response in zip(lines, data["response"], strict=True):
@@ -50,19 +50,19 @@ def test_a_release_holds_the_subset_and_its_story(workspace: Workspace) -> None:
     assert manifest["parameters"]["selector"] == {"kind": "top", "order": None}
     assert manifest["config"]["digest"] == workspace.config_digest
     assert manifest["packages"]["torch"]
-    assert json.loads((made.folder / "provenance.json").read_text())["dagster_run_id"]
-    assert "best, release 1" in (made.folder / "README.md").read_text()
-    assert (made.folder.parent / "LATEST").read_text() == "1"
+    assert json.loads((Path(made.folder) / "provenance.json").read_text())["dagster_run_id"]
+    assert "best, release 1" in (Path(made.folder) / "README.md").read_text()
+    assert (Path(made.folder).parent / "LATEST").read_text() == "1"
 
 
 def test_checksums_cover_everything_but_provenance(workspace: Workspace) -> None:
     made, _ = release(workspace)
-    listed = {line.split("  ")[1] for line in (made.folder / "SHA256SUMS").read_text().splitlines()}
-    present = {p.relative_to(made.folder).as_posix() for p in made.folder.rglob("*") if p.is_file()}
+    listed = {line.split("  ")[1] for line in (Path(made.folder) / "SHA256SUMS").read_text().splitlines()}
+    present = {p.relative_to(Path(made.folder)).as_posix() for p in Path(made.folder).rglob("*") if p.is_file()}
     assert present - listed == {"SHA256SUMS", "provenance.json"}
-    assert broken_files(made) == []
-    (made.folder / "data" / "train.jsonl").write_text("{}\n")
-    assert broken_files(made) == ["data/train.jsonl"]
+    assert broken_files(workspace, made) == []
+    (Path(made.folder) / "data" / "train.jsonl").write_text("{}\n")
+    assert broken_files(workspace, made) == ["data/train.jsonl"]
 
 
 def test_equal_content_makes_no_new_version_and_other_content_does(workspace: Workspace) -> None:
@@ -74,12 +74,12 @@ def test_equal_content_makes_no_new_version_and_other_content_does(workspace: Wo
     second, new = release(workspace)
     assert (second.number, new) == (2, True)
     assert second.manifest["parent"] == 1
-    assert (second.folder.parent / "LATEST").read_text() == "2"
+    assert (Path(second.folder).parent / "LATEST").read_text() == "2"
     assert read_release(workspace, workspace.settings.subset("best"), 1).manifest["rows"] == 5
 
 
 def test_a_subset_that_is_behind_its_scores_is_not_released(workspace: Workspace) -> None:
-    workspace.warehouse.path(tables.subset_path("best")).unlink()
+    workspace.warehouse.local(tables.subset_path("best")).unlink()
     with pytest.raises(ReleaseError, match="not up to date"):
         next_release(workspace, workspace.settings.subset("best"))
 
@@ -96,7 +96,7 @@ def test_a_failure_in_the_middle_leaves_nothing(workspace: Workspace, monkeypatc
     monkeypatch.setattr(build, "dataset_card", fail)
     with pytest.raises(OSError, match="no space"):
         make_release(workspace, workspace.settings.subset("best"), 1, "run")
-    folder = workspace.warehouse.path(tables.release_dir("best"))
+    folder = workspace.warehouse.local(tables.release_dir("best"))
     assert [p.name for p in folder.iterdir()] == []
 
 
@@ -119,9 +119,9 @@ def test_of_two_makers_one_wins_and_both_see_the_same(workspace: Workspace) -> N
 
 def test_latest_is_mended_after_a_kill_between_folder_and_pointer(workspace: Workspace) -> None:
     made, _ = release(workspace)
-    (made.folder.parent / "LATEST").unlink()
+    (Path(made.folder).parent / "LATEST").unlink()
     make_release(workspace, workspace.settings.subset("best"), 1, "run")
-    assert (made.folder.parent / "LATEST").read_text() == "1"
+    assert (Path(made.folder).parent / "LATEST").read_text() == "1"
 
 
 def test_policy_on_change_releases_with_the_run(tmp_path: Path, tiny_model: Path) -> None:
@@ -136,7 +136,7 @@ def test_policy_on_change_releases_with_the_run(tmp_path: Path, tiny_model: Path
 def test_parquet_loads_as_a_trainer_loads_it(workspace: Workspace) -> None:
     made, _ = release(workspace)
     datasets = pytest.importorskip("datasets", reason="the datasets package is not installed")
-    loaded = datasets.load_dataset(str(made.folder), split="train", cache_dir=str(workspace.folder / "cache"))
+    loaded = datasets.load_dataset(str(Path(made.folder)), split="train", cache_dir=str(workspace.folder / "cache"))
     assert loaded[0]["messages"][-1]["role"] == "assistant"
 
 
@@ -146,6 +146,6 @@ def test_releases_of_equal_number_are_not_taken_for_one_another(tmp_path: Path, 
         workspace = make_workspace(tmp_path / name, tiny_model, {"a.jsonl": rows(6, start=start)})
         run(workspace)
         made, _ = release(workspace)
-        assert made.folder.name == "1"
-        loaded = datasets.load_dataset(str(made.folder), split="train", cache_dir=str(tmp_path / "cache"))
-        assert set(loaded["sample_id"]) == set(pl.read_parquet(made.folder / "data/train.parquet")["sample_id"])
+        assert Path(made.folder).name == "1"
+        loaded = datasets.load_dataset(str(Path(made.folder)), split="train", cache_dir=str(tmp_path / "cache"))
+        assert set(loaded["sample_id"]) == set(pl.read_parquet(Path(made.folder) / "data/train.parquet")["sample_id"])

@@ -61,7 +61,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def of_signal(workspace: Workspace, signal: SignalName) -> dict[str, bytes]:
     """The parts of a signal, by name."""
-    folder = workspace.warehouse.path(f"signals/tiny/base/{signal}")
+    folder = workspace.warehouse.local(f"signals/tiny/base/{signal}")
     return {path.name: path.read_bytes() for path in folder.rglob("part-*.parquet")}
 
 
@@ -204,7 +204,7 @@ def test_a_lost_part_of_one_signal_costs_that_signal_alone(tmp_path: Path, tiny_
     workspace = make_workspace(tmp_path / "w", tiny_model, SHARD_ROWS, signals=ALL[:2])
     run(workspace)
     gradients = of_signal(workspace, "step_gradients")
-    for part in workspace.warehouse.path("signals/tiny/base/likelihoods").rglob("part-*.parquet"):
+    for part in workspace.warehouse.local("signals/tiny/base/likelihoods").rglob("part-*.parquet"):
         part.unlink()
     assert run(workspace).measured == {"tiny": 14}
     assert of_signal(workspace, "step_gradients") == gradients
@@ -243,7 +243,7 @@ def test_selecting_one_asset_measures_that_signal_alone(tmp_path: Path, tiny_mod
     corpus = [dg.AssetKey(name) for name in ("raw_corpus", "rejected_rows", "segmented_steps")]
     job._execute("reading", "corpus", corpus, shards=list(SHARD_ROWS))
     job._execute("measuring", "signals", [dg.AssetKey(["tiny", "likelihoods"])], shards=list(SHARD_ROWS))
-    assert {path.name for path in workspace.warehouse.path("signals/tiny/base").iterdir()} == {"likelihoods"}
+    assert {path.name for path in workspace.warehouse.local("signals/tiny/base").iterdir()} == {"likelihoods"}
     assert instance_of(workspace).get_materialized_partitions(dg.AssetKey(["tiny", "likelihoods"])) == set(SHARD_ROWS)
     assert not instance_of(workspace).get_materialized_partitions(dg.AssetKey(["tiny", "step_gradients"]))
     # The sensor asks for all of the target's other signals together.
@@ -316,5 +316,5 @@ def test_proxies_are_other_step_gradients(tmp_path: Path, tiny_model: Path) -> N
     linear = Workspace.load(workspace.config_file)
     run(linear)
     assert not signal_rows(linear, "step_gradients")["gram"].equals(bias["gram"])
-    assert len(list(workspace.warehouse.path("signals/tiny/base/step_gradients").iterdir())) == 2
-    assert len(list(workspace.warehouse.path("signals/tiny/base/likelihoods").iterdir())) == 1
+    assert len(list(workspace.warehouse.local("signals/tiny/base/step_gradients").iterdir())) == 2
+    assert len(list(workspace.warehouse.local("signals/tiny/base/likelihoods").iterdir())) == 1

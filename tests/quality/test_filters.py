@@ -97,7 +97,7 @@ def test_a_benchmark_that_changes_while_shards_are_checked_is_checked_again(
 ) -> None:
     made = configured(tmp_path, tiny_model)
     run(made)
-    made.warehouse.path(f"{tables.sample_quality_dir()}/a.jsonl.parquet").unlink()
+    made.warehouse.local(f"{tables.sample_quality_dir()}/a.jsonl.parquet").unlink()
     real = checks.benchmark_index
 
     def replaced_after_it_was_read(workspace: Workspace) -> Any:
@@ -135,10 +135,10 @@ def test_the_budget_is_a_share_of_what_is_left(workspace: Workspace) -> None:
 
 
 def test_a_second_run_does_nothing(workspace: Workspace) -> None:
-    before = {path: path.stat().st_mtime_ns for path in workspace.warehouse.path("corpus").rglob("*.parquet")}
+    before = {path: path.stat().st_mtime_ns for path in workspace.warehouse.local("corpus").rglob("*.parquet")}
     summary = run(workspace)
     assert summary.subsets == []
-    assert before == {path: path.stat().st_mtime_ns for path in workspace.warehouse.path("corpus").rglob("*.parquet")}
+    assert before == {path: path.stat().st_mtime_ns for path in workspace.warehouse.local("corpus").rglob("*.parquet")}
 
 
 def test_a_threshold_makes_the_pool_anew_and_checks_nothing_again(tmp_path: Path, tiny_model: Path) -> None:
@@ -242,7 +242,7 @@ def test_filters_that_mean_nothing_are_refused_at_load(
 def test_without_filters_nothing_is_looked_at(tmp_path: Path, tiny_model: Path) -> None:
     made = configured(tmp_path, tiny_model, "")
     run(made)
-    assert not made.warehouse.path("corpus/sample_quality").exists()
+    assert not made.warehouse.local("corpus/sample_quality").exists()
     assert not pool_due(made, ["a.jsonl"])
     assert CorpusFilters().any is False
 

@@ -159,7 +159,7 @@ def test_a_what_if_from_the_launchpad(workspace: Workspace) -> None:
 
 
 def test_a_second_run_compares_nothing_again(workspace: Workspace) -> None:
-    path = workspace.warehouse.path("reports/subset_comparison.parquet")
+    path = workspace.warehouse.local("reports/subset_comparison.parquet")
     before = path.stat().st_mtime_ns
     run(workspace)
     assert path.stat().st_mtime_ns == before

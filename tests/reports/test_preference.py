@@ -147,7 +147,7 @@ def test_matrices_are_by_generator_and_target(workspace: Workspace) -> None:
 
 
 def test_a_second_run_counts_nothing_again(workspace: Workspace) -> None:
-    path = workspace.warehouse.path("reports/preference.parquet")
+    path = workspace.warehouse.local("reports/preference.parquet")
     before = path.stat().st_mtime_ns
     run(workspace)
     assert path.stat().st_mtime_ns == before

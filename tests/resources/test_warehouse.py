@@ -189,11 +189,11 @@ def fill_with(text: str) -> Callable[[Path], None]:
 
 
 def test_a_folder_is_made_whole_and_only_once(warehouse: Warehouse) -> None:
-    assert warehouse.create_folder("releases/s/1", fill_with("first"))
-    assert not warehouse.create_folder("releases/s/1", fill_with("second"))
-    assert everything(warehouse.path("releases")) == ["s", "s/1", "s/1/deep", "s/1/deep/file", "s/1/top"]
+    assert warehouse.create_folder("releases/s/1", fill_with("first"), last="top")
+    assert not warehouse.create_folder("releases/s/1", fill_with("second"), last="top")
+    assert everything(warehouse.local("releases")) == ["s", "s/1", "s/1/deep", "s/1/deep/file", "s/1/top"]
     assert warehouse.read_text("releases/s/1/deep/file") == "first"
-    assert warehouse.path("releases/s/1").stat().st_mode & 0o777 == 0o755
+    assert warehouse.local("releases/s/1").stat().st_mode & 0o777 == 0o755
 
 
 def test_a_folder_whose_filling_fails_is_not_made(warehouse: Warehouse) -> None:
@@ -202,18 +202,18 @@ def test_a_folder_whose_filling_fails_is_not_made(warehouse: Warehouse) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        warehouse.create_folder("releases/1", fill)
-    assert everything(warehouse.path("releases")) == []
-    assert warehouse.create_folder("releases/1", fill_with("whole"))
+        warehouse.create_folder("releases/1", fill, last="top")
+    assert everything(warehouse.local("releases")) == []
+    assert warehouse.create_folder("releases/1", fill_with("whole"), last="top")
 
 
 def test_while_a_folder_is_made_nobody_sees_it(warehouse: Warehouse) -> None:
     def fill(folder: Path) -> None:
         fill_with("half")(folder)
-        assert not warehouse.path("releases/1").exists()
+        assert not warehouse.local("releases/1").exists()
         assert warehouse.names("releases") == []
 
-    assert warehouse.create_folder("releases/1", fill)
+    assert warehouse.create_folder("releases/1", fill, last="top")
 
 
 def test_of_makers_of_one_folder_exactly_one_wins(warehouse: Warehouse) -> None:
@@ -226,14 +226,14 @@ def test_of_makers_of_one_folder_exactly_one_wins(warehouse: Warehouse) -> None:
                 meet.wait()  # all have seen that there is no such folder
                 fill_with(str(number))(folder)
 
-            if warehouse.create_folder(f"releases/{turn}", fill):
+            if warehouse.create_folder(f"releases/{turn}", fill, last="top"):
                 made.append(number)
 
         at_once(work, 4)
         assert len(made) == 1
         assert {warehouse.read_text(f"releases/{turn}/{name}") for name in ("top", "deep/file")} == {str(made[0])}
-    assert everything(warehouse.path("releases"))[:2] == ["0", "0/deep"]
-    assert not list(warehouse.path("releases").glob(".*"))
+    assert everything(warehouse.local("releases"))[:2] == ["0", "0/deep"]
+    assert not list(warehouse.local("releases").glob(".*"))
 
 
 def test_compare_and_swap_replaces_only_what_was_expected(warehouse: Warehouse) -> None:

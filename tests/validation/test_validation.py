@@ -144,7 +144,7 @@ def test_a_part_that_is_lost_is_measured_again(tmp_path: Path, tiny_model: Path)
     before = validation_vectors(made, target, made.settings.score("near"))["held_out"]
     record = made.warehouse.read_json(f"{signal_dir(made, target, 'embeddings_last')}/validation/held_out.json")
     (part,) = record["parts"]
-    made.warehouse.path(f"{signal_dir(made, target, 'embeddings_last')}/{part}.parquet").unlink()
+    made.warehouse.local(f"{signal_dir(made, target, 'embeddings_last')}/{part}.parquet").unlink()
     with pytest.raises(MeasuringError, match="0 of 3 samples of validation set held_out have embeddings_last"):
         validation_vectors(made, target, made.settings.score("near"))
     assert sets_due(made, target) == ["held_out"]
@@ -155,7 +155,7 @@ def test_a_part_that_is_lost_is_measured_again(tmp_path: Path, tiny_model: Path)
 def test_another_set_leaves_the_first_ones_record(tmp_path: Path, tiny_model: Path) -> None:
     made = configured(tmp_path, tiny_model)
     run(made)
-    path = made.warehouse.path(
+    path = made.warehouse.local(
         f"{signal_dir(made, made.settings.target('tiny'), 'embeddings_last')}/validation/held_out.json"
     )
     record = path.read_bytes()

@@ -1,0 +1,375 @@
+"""A prefix of an S3 bucket as a storage: conditional puts instead of renames and locks.
+
+S3 puts an object whole or not at all, refuses a put under `If-None-Match: *` where there is one, and under `If-Match`
+where it is another one than expected. A folder has no such thing: it is whole once its last file is there, and who
+makes it holds a claim meanwhile.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
+
+import polars as pl
+
+from resources.digests import digest
+from resources.storage import Storage, StorageError, StoredFile
+
+SCHEME = "s3://"
+FOOTER = 64 * 2**10
+"""Bytes at the end of a Parquet file that are read for its footer; more if it is longer."""
+
+CLAIM = ".claim"
+CLAIM_SECONDS = 300.0
+"""A claim that has not been renewed for so long is a dead maker's."""
+
+CLAIM_PAUSE = 1.0
+"""Seconds between two looks at another's claim."""
+
+ATTEMPTS = 6
+NOT_THERE = frozenset({"404", "NoSuchKey", "NotFound"})
+REFUSED = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
+
+
+@dataclass(frozen=True)
+class S3Options:
+    """How S3 is reached; what is not said comes from the environment, as every AWS tool has it.
+
+    Credentials are never said here: they come from environment, profile or role.
+
+    Attributes:
+        endpoint_url: another service than AWS.
+        region: of the bucket.
+        profile: a named profile of the AWS configuration.
+        max_attempts: tries of a request that S3 throttles or fails, with growing pauses.
+    """
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    max_attempts: int = ATTEMPTS
+
+
+class S3Storage(Storage):
+    """A prefix of a bucket.
+
+    Args:
+        uri: s3://bucket/prefix.
+        options: how it is reached.
+        cache: a folder of this machine for copies of what never changes.
+
+    Raises:
+        StorageError: the address names no bucket.
+    """
+
+    def __init__(self, uri: str, options: S3Options, cache: Path) -> None:
+        parts = urlsplit(uri)
+        if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
+            raise StorageError(f"{uri} is no address of a bucket: write s3://BUCKET/PREFIX")
+        self.bucket = parts.netloc
+        self.prefix = parts.path.strip("/")
+        self.options = options
+        self._cache = cache
+
+    @property
+    def place(self) -> str:
+        """s3://bucket/prefix."""
+        return f"{SCHEME}{self.bucket}/{self.prefix}".rstrip("/")
+
+    @cached_property
+    def client(self) -> Any:
+        """The boto3 client, from dagster-aws' S3Resource: the same settings as Dagster's own."""
+        try:
+            from dagster_aws.s3 import S3Resource  # noqa: PLC0415
+        except ImportError as error:
+            raise StorageError(
+                f"{self.place} needs dagster-aws ({error}): pip install 'curation-assets[s3]'"
+            ) from error
+        options = self.options
+        with _clear(self.place):
+            return S3Resource(
+                endpoint_url=options.endpoint_url,
+                region_name=options.region,
+                profile_name=options.profile,
+                max_attempts=options.max_attempts,
+            ).get_client()
+
+    def key(self, path: str) -> str:
+        """The object's key of a path."""
+        return f"{self.prefix}/{path}".strip("/")
+
+    def prepare(self) -> None:
+        """See that the bucket can be listed."""
+        with _clear(self.place):
+            self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.key(""), MaxKeys=1)
+
+    def open(self, path: str) -> AbstractContextManager[BinaryIO]:
+        """Read the object: one state of it."""
+        return closing(cast(BinaryIO, io.BytesIO(self._get(path)[0])))
+
+    def open_end(self, path: str) -> AbstractContextManager[BinaryIO]:
+        """Read the object's end, as far as a Parquet footer reaches."""
+        end = self._get(path, f"bytes=-{FOOTER}")[0]
+        if len(end) >= 8 and end[-4:] == b"PAR1":
+            footer = int.from_bytes(end[-8:-4], "little") + 8
+            if footer > len(end):
+                end = self._get(path, f"bytes=-{footer}")[0]
+        return closing(cast(BinaryIO, io.BytesIO(end)))
+
+    def _get(self, path: str, span: str | None = None) -> tuple[bytes, str]:
+        """An object's bytes, or some of them, and its ETag."""
+        with _clear(self.shown(path)):
+            try:
+                found = self.client.get_object(
+                    Bucket=self.bucket, Key=self.key(path), **({"Range": span} if span else {})
+                )
+                return found["Body"].read(), found["ETag"]
+            except self.client.exceptions.ClientError as error:
+                if span is not None and _code(error) in {"InvalidRange", "416"}:
+                    return self._get(path)
+                raise
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put the object."""
+        with _clear(self.shown(path)):
+            self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Put the object under If-None-Match."""
+        return self._put_if(path, data, IfNoneMatch="*") is not None
+
+    def swap(self, path: str, expected: bytes | None, new: bytes) -> bool:
+        """Put the object under If-Match of what was read."""
+        if expected is None:
+            return self.create(path, new)
+        try:
+            current, version = self._get(path)
+        except FileNotFoundError:
+            return False
+        return current == expected and self._put_if(path, new, IfMatch=version) is not None
+
+    def _put_if(self, path: str, data: bytes, **condition: str) -> str | None:
+        """The new ETag of a conditional put; None if its condition does not hold."""
+        with _clear(self.shown(path)):
+            try:
+                made = self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data, **condition)
+                return str(made["ETag"])
+            except self.client.exceptions.ClientError as error:
+                if _code(error) in REFUSED | NOT_THERE:
+                    return None
+                raise
+
+    def remove(self, path: str) -> None:
+        """Delete the object."""
+        with _clear(self.shown(path)):
+            self.client.delete_object(Bucket=self.bucket, Key=self.key(path))
+
+    def exists(self, path: str) -> bool:
+        """Ask for the object's head."""
+        return self._head(path) is not None
+
+    def _head(self, path: str) -> dict[str, Any] | None:
+        with _clear(self.shown(path)):
+            try:
+                head: dict[str, Any] = self.client.head_object(Bucket=self.bucket, Key=self.key(path))
+                return head
+            except self.client.exceptions.ClientError as error:
+                if _code(error) in NOT_THERE:
+                    return None
+                raise
+
+    def files(self, folder: str) -> list[StoredFile]:
+        """List the objects of a folder."""
+        return self._listed(folder, delimiter="/")
+
+    def walk(self, folder: str) -> list[StoredFile]:
+        """List the objects below a folder."""
+        return self._listed(folder, delimiter="")
+
+    def folders(self, folder: str) -> list[str]:
+        """List the common prefixes in a folder."""
+        names = []
+        for page in self._pages(folder, delimiter="/"):
+            names += [item["Prefix"].rstrip("/").rsplit("/", 1)[-1] for item in page.get("CommonPrefixes", [])]
+        return sorted(name for name in names if not name.startswith("."))
+
+    def _pages(self, folder: str, delimiter: str) -> Iterator[dict[str, Any]]:
+        prefix = f"{self.key(folder)}/".lstrip("/")
+        with _clear(self.shown(folder)):
+            pages = self.client.get_paginator("list_objects_v2")
+            yield from pages.paginate(Bucket=self.bucket, Prefix=prefix, Delimiter=delimiter)
+
+    def _listed(self, folder: str, delimiter: str) -> list[StoredFile]:
+        start = len(self.prefix) + 1 if self.prefix else 0
+        found = []
+        for page in self._pages(folder, delimiter):
+            for item in page.get("Contents", []):
+                path = item["Key"][start:]
+                hidden = any(part.startswith(".") for part in path.removeprefix(folder).split("/"))
+                if not hidden and not path.endswith("/"):
+                    found.append(StoredFile(path, int(item["Size"]), str(item["ETag"]).strip('"')))
+        return sorted(found, key=lambda file: file.path)
+
+    def make_folder(self, path: str, fill: Callable[[Path], None], last: str) -> bool:
+        """Fill a local folder, claim the one of the bucket, put its files, and the last one last."""
+        if self.exists(f"{path}/{last}"):
+            return False
+        with tempfile.TemporaryDirectory(prefix="curation-making-") as temporary:
+            place = Path(temporary)
+            fill(place)
+            claim = self._claim(path, last)
+            if claim is None:
+                return False
+            # What a dead maker left may have other names.
+            for left in self.walk(path):
+                self.remove(left.path)
+            files = sorted(file for file in place.rglob("*") if file.is_file())
+            for file in files:
+                name = file.relative_to(place).as_posix()
+                if name != last:
+                    claim = self._renewed(path, claim)
+                    if claim is None:
+                        return False
+                    self._upload(file, f"{path}/{name}")
+            if self._renewed(path, claim) is None:
+                return False
+            made = self.create(f"{path}/{last}", (place / last).read_bytes())
+            self.remove(f"{path}/{CLAIM}")
+            return made
+
+    def _claim(self, path: str, last: str) -> str | None:
+        """The ETag of our claim on a folder, once nobody else holds one; None if the folder was made meanwhile."""
+        mine = _claim_text()
+        while not self.exists(f"{path}/{last}"):
+            version = self._put_if(f"{path}/{CLAIM}", mine, IfNoneMatch="*") or self._take_over(path)
+            if version is not None:
+                return version
+            time.sleep(CLAIM_PAUSE)
+        return None
+
+    def _take_over(self, path: str) -> str | None:
+        """The ETag of a dead maker's claim that is ours now."""
+        head = self._head(f"{path}/{CLAIM}")
+        # A claim whose put S3 took, but whose answer was lost, is waited for like a dead maker's.
+        if head is None or (datetime.now(UTC) - head["LastModified"]).total_seconds() < CLAIM_SECONDS:
+            return None
+        return self._put_if(f"{path}/{CLAIM}", _claim_text(), IfMatch=head["ETag"])
+
+    def _renewed(self, path: str, claim: str) -> str | None:
+        return self._put_if(f"{path}/{CLAIM}", _claim_text(), IfMatch=claim)
+
+    def _upload(self, file: Path, path: str) -> None:
+        with _clear(self.shown(path)):
+            self.client.upload_file(str(file), self.bucket, self.key(path))
+
+    def local(self, path: str) -> Path:
+        """Copies in the cache: of a file, or of all files below a folder."""
+        head = self._head(path)
+        if head is not None:
+            found = [StoredFile(path, int(head["ContentLength"]), str(head["ETag"]).strip('"'))]
+        else:
+            found = self.walk(path)
+        if not found:
+            raise FileNotFoundError(self.shown(path))
+        names = [(file.path, file.size, file.version) for file in found]
+        place = self._cache / digest("s3", self.options.endpoint_url, self.place, names)
+        for file in found:
+            relative = file.name if head is not None else file.path.removeprefix(f"{path}/")
+            self._download(file, place / relative)
+        return place / found[0].name if head is not None else place
+
+    def _download(self, file: StoredFile, target: Path) -> None:
+        if target.exists() and target.stat().st_size == file.size:
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".tmp")
+        os.close(handle)
+        try:
+            with _clear(self.shown(file.path)):
+                self.client.download_file(self.bucket, self.key(file.path), temporary)
+            Path(temporary).replace(target)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+    def scan_parquet(self, paths: Sequence[str], schema: dict[str, pl.DataType]) -> pl.LazyFrame:
+        """Scan the objects where they are, with the client's endpoint, region and credentials."""
+        return pl.scan_parquet(
+            [f"{SCHEME}{self.bucket}/{self.key(path)}" for path in paths],
+            schema=schema,
+            missing_columns="insert",
+            hive_partitioning=False,
+            glob=False,
+            storage_options=self._polars_options(),
+            credential_provider=self._credentials,
+        )
+
+    def _polars_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "aws_region": self.client.meta.region_name or "us-east-1",
+            "max_retries": self.options.max_attempts,
+        }
+        endpoint = self.client.meta.endpoint_url
+        if self.options.endpoint_url or not endpoint.endswith(".amazonaws.com"):
+            options |= {"aws_endpoint_url": endpoint, "aws_allow_http": str(endpoint.startswith("http://")).lower()}
+        return options
+
+    def _credentials(self) -> tuple[dict[str, str], int | None]:
+        """What Polars asks for when it needs them; they may change with time."""
+        # boto3 renews credentials of roles by itself when they are asked for.
+        held = self.client._request_signer._credentials
+        frozen = held.get_frozen_credentials()
+        found = {"aws_access_key_id": frozen.access_key, "aws_secret_access_key": frozen.secret_key}
+        if frozen.token:
+            found["aws_session_token"] = frozen.token
+        return found, int(time.time()) + 300
+
+
+def _claim_text() -> bytes:
+    return json.dumps({"owner": uuid.uuid4().hex, "time": datetime.now(UTC).isoformat()}).encode()
+
+
+def _code(error: Any) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@contextmanager
+def _clear(what: str) -> Iterator[None]:
+    """Errors of S3 as what they mean: no such file, or a storage that cannot be used, with the mend."""
+    from botocore.exceptions import (  # type: ignore[import-untyped]  # noqa: PLC0415
+        BotoCoreError,
+        ClientError,
+        NoCredentialsError,
+    )
+
+    try:
+        yield
+    except ClientError as error:
+        code = _code(error)
+        if code in NOT_THERE:
+            raise FileNotFoundError(what) from error
+        if code in {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch"}:
+            raise StorageError(
+                f"{what}: S3 refuses access ({code}): check credentials and the bucket's policy"
+            ) from error
+        if code == "NoSuchBucket":
+            raise StorageError(f"{what}: there is no such bucket: create it, or correct the address") from error
+        raise StorageError(f"{what}: S3 failed after several attempts ({code}): {error}") from error
+    except NoCredentialsError as error:
+        raise StorageError(
+            f"{what}: no credentials for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile in "
+            "s3.profile"
+        ) from error
+    except BotoCoreError as error:
+        raise StorageError(f"{what}: S3 cannot be reached ({error}): check s3.endpoint_url and the network") from error
