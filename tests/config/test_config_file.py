@@ -112,7 +112,7 @@ TABLE = {
         GOOD + "a[b: 1\n",
         f"curation.yaml:16: a[b: unknown key; known keys are {SECTIONS}",
     ),
-    "a key that is a number": (GOOD + "3: 1\n", f"curation.yaml:16: 3: unknown key; known keys are {SECTIONS}"),
+    "a key that is a number": (GOOD + "77: 1\n", f"curation.yaml:16: 77: unknown key; known keys are {SECTIONS}"),
     "unknown key merged from an anchor": (
         GOOD + "releases:\n  <<: {polcy: manual}\n",
         "curation.yaml:16: releases.polcy: unknown key; did you mean 'policy'?",
