@@ -39,6 +39,7 @@ ConfigOption = Annotated[
     ),
 ]
 INTERRUPTED = 130
+SQL_ROWS = 50
 
 
 @contextmanager
@@ -246,6 +247,34 @@ def table(
                 console.print(f"no room for {', '.join(hidden)}: name columns with --columns, or use --to", style="dim")
             return
         console.print(f"wrote {write_frame(frame, to):,} rows to {to}", soft_wrap=True)
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="One SELECT in DuckDB's SQL.")],
+    to: Annotated[Path | None, typer.Option(help="A .parquet, .csv or .jsonl file; default: show the head.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Ask anything of the stored tables: each is a view.
+
+    Try "select source, avg(grace) from sample_scores group by source".
+
+    Subsets are subsets.NAME; with several targets, a target's tables are TARGET.NAME. Nothing can be written.
+    """
+    with clear_errors():
+        from curation_assets.sql import run_sql
+        from curation_assets.stored_tables import write_frame
+        from curation_assets.terminal import frame_table
+
+        found = run_sql(load_workspace(config), query)
+        if to is not None:
+            console.print(f"wrote {write_frame(found.lazy(), to):,} rows to {to}", soft_wrap=True)
+            return
+        shown, hidden = frame_table(f"{len(found):,} rows", found.head(SQL_ROWS), console.width)
+        console.print(shown)
+        if hidden or len(found) > SQL_ROWS:
+            room = f"; no room for {', '.join(hidden)}" if hidden else ""
+            console.print(f"the first {min(len(found), SQL_ROWS)} rows{room}: use --to for all of it", style="dim")
 
 
 @app.command()
