@@ -7,7 +7,6 @@ from rich.console import Console
 from curation_assets import tables
 from curation_assets.config_file import ConfigError, config_path
 from curation_assets.dry_look import dry_look
-from curation_assets.due import subset_rows
 from curation_assets.main_job import RunSummary
 from curation_assets.quality.filtered_pool import reason_counts, stored_pool
 from curation_assets.scores.registry import method_of
@@ -66,7 +65,7 @@ def _show_subset(workspace: Workspace, subset: Subset, anew: bool, console: Cons
     facts = workspace.warehouse.table_metadata(tables.subset_path(subset.name))
     if not facts:
         return
-    size, state = subset_rows(workspace, subset), "selected anew" if anew else "unchanged"
+    size, state = int(facts["rows"]), "selected anew" if anew else "unchanged"
     line = f"subset {subset.name}: {size} samples, {state}"
     if not size:
         console.print(f"{line}: no sample passes its filters and has a score", style="yellow", soft_wrap=True)
