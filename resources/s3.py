@@ -217,8 +217,9 @@ class S3Storage(Storage):
         for page in self._pages(folder, delimiter):
             for item in page.get("Contents", []):
                 path = item["Key"][start:]
-                hidden = any(part.startswith(".") for part in path.removeprefix(folder).split("/"))
-                if not hidden and not path.endswith("/"):
+                parts = path.removeprefix(folder).removeprefix("/").split("/")
+                # Nor what would lead out of a folder of copies: `..`, or a second slash, which begins at the root.
+                if all(part and not part.startswith(".") for part in parts):
                     found.append(StoredFile(path, int(item["Size"]), str(item["ETag"]).strip('"')))
         return sorted(found, key=lambda file: file.path)
 

@@ -209,6 +209,15 @@ def test_a_local_copy_is_made_once_and_again_of_other_content(bucket: str, tmp_p
         storage.local("nothing")
 
 
+@pytest.mark.parametrize("name", ["m//root", "m/../up", "m/a/"])
+def test_keys_that_are_no_paths_are_never_copied(bucket: str, tmp_path: Path, name: str) -> None:
+    storage = S3Storage(f"{bucket}/p", S3Options(), tmp_path)
+    storage.client.put_object(Bucket=storage.bucket, Key=f"p/{name}", Body=b"x")
+    storage.write("m/good", b"good")
+    assert [file.path for file in storage.walk("m")] == ["m/good"]
+    assert [path.name for path in storage.local("m").iterdir()] == ["good"]
+
+
 @pytest.mark.parametrize("uri", ["s3://", "http://bucket/x", "s3:///x", "bucket"])
 def test_an_address_without_a_bucket_is_refused(uri: str, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="write s3://BUCKET/PREFIX"):
