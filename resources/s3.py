@@ -146,6 +146,15 @@ class S3Storage(Storage):
         with _clear(self.shown(path)):
             self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data)
 
+    @contextmanager
+    def writing(self, path: str) -> Iterator[Path]:
+        """Fill a local file, then upload it: in parts if it is large, of which S3 shows all or none."""
+        with tempfile.TemporaryDirectory(prefix="curation-writing-") as folder:
+            file = Path(folder) / "file"
+            file.touch()
+            yield file
+            self._upload(file, path)
+
     def create(self, path: str, data: bytes) -> bool:
         """Put the object under If-None-Match."""
         return self._put_if(path, data, IfNoneMatch="*") is not None

@@ -11,15 +11,15 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import polars as pl
 
-from resources.digests import atomic_write
+from resources.digests import atomic_write, replacing
 from resources.errors import UserError
 
 
@@ -81,6 +81,10 @@ class Storage(ABC):
     @abstractmethod
     def write(self, path: str, data: bytes) -> None:
         """Write a file, replacing what was there."""
+
+    @abstractmethod
+    def writing(self, path: str) -> AbstractContextManager[Path]:
+        """A file of this machine to be filled, which becomes `path` when the block ends without an error."""
 
     @abstractmethod
     def create(self, path: str, data: bytes) -> bool:
@@ -158,6 +162,12 @@ class FolderStorage(Storage):
     def write(self, path: str, data: bytes) -> None:
         """Write beside it, then rename."""
         atomic_write(self.root / path, data)
+
+    @contextmanager
+    def writing(self, path: str) -> Iterator[Path]:
+        """Fill a file beside it, then rename."""
+        with replacing(self.root / path) as beside:
+            yield beside
 
     def create(self, path: str, data: bytes) -> bool:
         """Write beside it, then link, which fails if there is one."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import polars as pl
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from resources.digests import bytes_digest
 from resources.errors import UserError
@@ -79,6 +81,12 @@ class Warehouse:
         """Write a table with its footer metadata, replacing what was there."""
         self.storage.write(path, parquet_bytes(frame, metadata))
 
+    @contextmanager
+    def writing_table(self, path: str, schema: Mapping[str, Any]) -> Iterator[TableWriter]:
+        """A table to be written piece by piece; it replaces what was there when the block ends without an error."""
+        with self.storage.writing(path) as file, TableWriter(file, schema) as table:
+            yield table
+
     def read_table(self, path: str) -> pl.DataFrame:
         """Read a whole table.
 
@@ -90,10 +98,10 @@ class Warehouse:
         with self._opened(path) as stream:
             return pl.read_parquet(stream)
 
-    def read_column(self, path: str, column: str) -> pl.Series:
-        """Read one column of a table; see `read_table`."""
+    def read_columns(self, path: str, *columns: str) -> pl.DataFrame:
+        """Read some columns of a table; see `read_table`."""
         with self._opened(path) as stream:
-            return pl.read_parquet(stream, columns=[column])[column]
+            return pl.read_parquet(stream, columns=list(columns))
 
     def table_metadata(self, path: str) -> dict[str, str]:
         """The metadata in a table's footer; empty if there is no such table.
@@ -209,6 +217,47 @@ class Warehouse:
         return self.storage.local(path)
 
 
+class TableWriter:
+    """A Parquet file that is written piece by piece, each while the next is made.
+
+    Attributes:
+        metadata: of its footer; to be set before the end.
+    """
+
+    def __init__(self, file: Path, schema: Mapping[str, Any]) -> None:
+        self.metadata: dict[str, str] = {}
+        arrow = pl.DataFrame(schema=dict(schema)).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+        self._writer = pq.ParquetWriter(file, arrow, compression="zstd", use_dictionary=False)
+        self._schema = arrow
+        self._thread = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def add(self, frame: pl.DataFrame) -> None:
+        """Rows that come next; the call waits for those before them, and raises what writing these raised."""
+        if self._last is not None:
+            self._last.result()
+        self._last = self._thread.submit(self._write, frame)
+
+    def _write(self, frame: pl.DataFrame) -> None:
+        if len(frame):
+            self._writer.write_table(frame.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(self._schema))
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Finish the file, unless something went wrong."""
+        with self._thread:
+            try:
+                if kind is None and self._last is not None:
+                    self._last.result()
+                self._writer.add_key_value_metadata(self.metadata)
+            finally:
+                self._thread.shutdown()
+                self._writer.close()
+
+
 class Measurements:
     """The rows of one signal under one fingerprint, in append-only parts, keyed by sample_id.
 
@@ -240,8 +289,8 @@ class Measurements:
         return self._index
 
     def _ids_of(self, name: str) -> pl.DataFrame:
-        ids = self._warehouse.read_column(f"{self.folder}/{name}{TABLE}", "sample_id")
-        return ids.to_frame().select("sample_id", part=pl.lit(name))
+        ids = self._warehouse.read_columns(f"{self.folder}/{name}{TABLE}", "sample_id")
+        return ids.select("sample_id", part=pl.lit(name))
 
     def parts_of(self, sample_ids: pl.Series) -> list[str]:
         """Names of the parts that hold these samples, sorted."""

@@ -8,7 +8,6 @@ import dagster as dg
 from curation_assets import tables
 from curation_assets.asset_metadata import OWNERS, column_schema, markdown_table
 from curation_assets.corpus.ingest import ingest_shard
-from curation_assets.corpus.reading import account
 from curation_assets.fingerprints import CORPUS_VERSION
 from curation_assets.partitions import SHARDS
 from curation_assets.progress import track
@@ -62,21 +61,20 @@ def corpus(
     with track("reading shards", len(context.partition_keys)) as advance:
         for shard in context.partition_keys:
             ingested = ingest_shard(workspace, shard)
-            rows = ingested.rows
-            if not account(rows).balanced:
+            found = ingested.account
+            if not found.balanced:
                 unaccounted.append(shard)
-            if rows.file_problem:
-                unreadable.append((shard, rows.file_problem))
+            if ingested.file_problem:
+                unreadable.append((shard, ingested.file_problem))
             shared = {"fingerprint": ingested.fingerprint, "content_digest": ingested.content_digest}
             accepted = shared | {
-                "dagster/partition_row_count": len(rows.accepted),
-                "rows_in": rows.rows_in,
-                "format": rows.format,
+                "dagster/partition_row_count": found.candidates_accepted,
+                "rows_in": found.rows_in,
+                "format": ingested.format,
             }
-            rejected: dict[str, Any] = shared | {"dagster/partition_row_count": len(rows.rejected)}
-            if len(rows.rejected):
-                reasons = rows.rejected.group_by("reason").len().sort("reason").iter_rows()
-                rejected["reasons"] = markdown_table(("reason", "rows"), reasons)
+            rejected: dict[str, Any] = shared | {"dagster/partition_row_count": sum(ingested.reasons.values())}
+            if ingested.reasons:
+                rejected["reasons"] = markdown_table(("reason", "rows"), ingested.reasons.items())
             context.add_asset_metadata(accepted, asset_key=RAW_CORPUS_KEY, partition_key=shard)
             context.add_asset_metadata(rejected, asset_key=REJECTED_ROWS_KEY, partition_key=shard)
             advance(1)

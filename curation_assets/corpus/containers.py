@@ -13,7 +13,7 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,8 @@ from curation_assets.corpus.drafts import Refused
 from curation_assets.corpus.fields import Row, kind, to_json
 
 EXCERPT_CHARS = 200
-_BLOCK = 1 << 18
+_HEAD = 1 << 18
+_BLOCK = 1 << 22
 _PARQUET_ROWS = 256
 _BOM = b"\xef\xbb\xbf"
 _HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
@@ -50,8 +51,23 @@ class RawRow:
 
 
 @dataclass(frozen=True)
+class RowBatch:
+    """Rows that all have values: `indices` and `values` go together; `excerpt` is of one position."""
+
+    indices: Sequence[int]
+    values: list[Row]
+    excerpt: Callable[[int], str]
+
+    def row(self, position: int) -> RawRow:
+        """One of them by itself."""
+        return RawRow(self.indices[position], self.values[position], None, lambda: self.excerpt(position))
+
+
+@dataclass(frozen=True)
 class Line:
-    """A line without its end. Of one that is `too_long` only the head is kept."""
+    """A line without its end that cannot be read: one that is `too_long`, of which only the head is kept, or the
+    bytes since the last line end where the reader is `broken`.
+    """
 
     data: bytes
     too_long: bool = False
@@ -59,7 +75,19 @@ class Line:
 
 
 def read_rows(data: Path | bytes, name: str, max_row_bytes: int) -> Iterator[RawRow]:
-    """The rows of a landing file, by the ending of its name; see `RawRow`."""
+    """The rows of a landing file one by one, by the ending of its name; see `RawRow`.
+
+    Where rows close to one another are wrong, those may come before ones that are not.
+    """
+    for item in read_batches(data, name, max_row_bytes):
+        if isinstance(item, RawRow):
+            yield item
+        else:
+            yield from map(item.row, range(len(item.values)))
+
+
+def read_batches(data: Path | bytes, name: str, max_row_bytes: int) -> Iterator[RowBatch | RawRow]:
+    """The rows of a landing file, some MiB of them at a time; those that are wrong come by themselves."""
     ending = name.lower()
     try:
         stream: IO[bytes] = io.BytesIO(data) if isinstance(data, bytes) else data.open("rb")
@@ -68,53 +96,57 @@ def read_rows(data: Path | bytes, name: str, max_row_bytes: int) -> Iterator[Raw
         return
     with closing(stream):
         if ending.endswith(".parquet"):
-            yield from _parquet_rows(stream, max_row_bytes)
+            yield from _parquet_batches(stream, max_row_bytes)
         elif ending.endswith(".jsonl"):
-            yield from _json_rows(stream, max_row_bytes)
+            yield from _json_batches(stream, max_row_bytes)
         elif ending.endswith(".jsonl.gz"):
-            yield from _json_rows(cast(IO[bytes], gzip.GzipFile(fileobj=stream)), max_row_bytes)
+            yield from _json_batches(cast(IO[bytes], gzip.GzipFile(fileobj=stream)), max_row_bytes)
         else:
             yield _file_problem("unknown_extension", "rename the file to .jsonl, .jsonl.gz or .parquet")
 
 
-def split_lines(read: Callable[[int], bytes], limit: int) -> Iterator[Line]:
-    """Lines of at most `limit` bytes out of a reader of blocks; longer ones are passed over and marked.
+def line_groups(read: Callable[[int], bytes], limit: int) -> Iterator[list[bytes] | Line]:
+    """The lines of each block of a reader together; those of more than `limit` bytes by themselves.
 
     An error of the reader ends the lines: the last one then holds the bytes since the last line end and the
     error in `broken`.
     """
     pending: list[bytes] = []
     size = 0
-
-    def take(piece: bytes) -> None:
-        nonlocal size
-        if size <= limit:  # once the line is too long, its further bytes are counted and not kept
-            pending.append(piece)
-        size += len(piece)
-
-    def finish(broken: Exception | None = None) -> Line:
-        nonlocal size
-        line = b"".join(pending)
-        too_long = size > limit
-        pending.clear()
-        size = 0
-        return Line(line[:_BLOCK] if too_long else line, too_long, broken)
-
     while True:
         try:
             block = read(_BLOCK)
         except (OSError, EOFError, zlib.error) as error:
-            yield finish(error)
+            yield Line(_joined(pending, size > limit), size > limit, error)
             return
+        first, end, rest = block.partition(b"\n")
+        if size <= limit:  # once the line is too long, its further bytes are counted and not kept
+            pending.append(first)
+        size += len(first)
+        if not end and block:
+            continue
+        if size or end:
+            yield Line(_joined(pending, too_long=True), too_long=True) if size > limit else [b"".join(pending)]
         if not block:
-            if size:
-                yield finish()
             return
-        *lines, rest = block.split(b"\n")
-        for line in lines:
-            take(line)
-            yield finish()
-        take(rest)
+        *lines, last = rest.split(b"\n")
+        yield from _by_length(lines, limit)
+        pending, size = [last], len(last)
+
+
+def _by_length(lines: list[bytes], limit: int) -> Iterator[list[bytes] | Line]:
+    """The lines in order, those that are too long apart."""
+    if max(map(len, lines), default=0) <= limit:
+        if lines:
+            yield lines
+        return
+    for line in lines:
+        yield [line] if len(line) <= limit else Line(line[:_HEAD], too_long=True)
+
+
+def _joined(pieces: list[bytes], too_long: bool) -> bytes:
+    line = b"".join(pieces)
+    return line[:_HEAD] if too_long else line
 
 
 def decode(line: bytes) -> Row:
@@ -132,22 +164,79 @@ def decode(line: bytes) -> Row:
     return value
 
 
-def _json_rows(stream: IO[bytes], limit: int) -> Iterator[RawRow]:
+def _json_batches(stream: IO[bytes], limit: int) -> Iterator[RowBatch | RawRow]:
     # read1 gives what one read of the source yields, so an error never takes good bytes with it.
-    read = cast(io.BufferedReader, stream).read1
-    for index, line in enumerate(split_lines(read, limit)):
-        data = line.data.removeprefix(_BOM) if index == 0 else line.data
-        excerpt = _line_excerpt(data)
-        if line.broken is not None:
-            yield _broken(line.broken, index, excerpt, nothing_read=index == 0 and not data)
-        elif line.too_long:
-            detail = f"the row is longer than {limit} bytes; raise corpus.max_row_bytes or split it"
-            yield RawRow(index, None, Refused("row_too_long", detail), excerpt)
-        elif data.strip():
+    read = _gathering(cast(io.BufferedReader, stream).read1)
+    index = 0
+    for group in line_groups(read, limit):
+        if isinstance(group, Line):
+            data = group.data.removeprefix(_BOM) if index == 0 else group.data
+            excerpt = _line_excerpt(data)
+            if group.broken is not None:
+                yield _broken(group.broken, index, excerpt, nothing_read=index == 0 and not data)
+            else:
+                detail = f"the row is longer than {limit} bytes; raise corpus.max_row_bytes or split it"
+                yield RawRow(index, None, Refused("row_too_long", detail), excerpt)
+            index += 1
+            continue
+        if index == 0:
+            group[0] = group[0].removeprefix(_BOM)
+        yield from _decoded(group, index)
+        index += len(group)
+
+
+def _gathering(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    """A reader whose reads are as long as they are asked for: a compressed stream yields little at a time.
+
+    An error that comes after good bytes is raised by the next read.
+    """
+    failed: list[Exception] = []
+
+    def gather(size: int) -> bytes:
+        if failed:
+            raise failed.pop()
+        pieces: list[bytes] = []
+        while size > 0:
             try:
-                yield RawRow(index, decode(data), None, excerpt)
-            except Refused as refusal:
-                yield RawRow(index, None, refusal, excerpt)
+                piece = read(size)
+            except (OSError, EOFError, zlib.error) as error:
+                if not pieces:
+                    raise
+                failed.append(error)
+                break
+            if not piece:
+                break
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+
+    return gather
+
+
+def _decoded(lines: list[bytes], start: int) -> Iterator[RowBatch | RawRow]:
+    """The rows of lines: all at once, or one by one if any of them is wrong, which is then named."""
+
+    def excerpt(position: int) -> str:
+        return _line_excerpt(lines[position])()
+
+    try:
+        values = list(map(orjson.loads, lines))
+    except orjson.JSONDecodeError:
+        values = []
+    if values and set(map(type, values)) == {dict}:
+        yield RowBatch(range(start, start + len(lines)), values, excerpt)
+        return
+    good: list[tuple[int, Row]] = []
+    for position, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            good.append((position, decode(line)))
+        except Refused as refusal:
+            yield RawRow(start + position, None, refusal, _line_excerpt(line))
+    if good:
+        positions, rows = zip(*good, strict=True)
+        yield RowBatch([start + p for p in positions], list(rows), lambda number: excerpt(positions[number]))
 
 
 def _broken(error: Exception, index: int, excerpt: Callable[[], str], *, nothing_read: bool) -> RawRow:
@@ -177,7 +266,7 @@ def _json_refusal(line: bytes, error: orjson.JSONDecodeError) -> Refused:
     return Refused("not_json", f"{error}; write one JSON object a line")
 
 
-def _parquet_rows(stream: IO[bytes], limit: int) -> Iterator[RawRow]:
+def _parquet_batches(stream: IO[bytes], limit: int) -> Iterator[RowBatch | RawRow]:
     stream.seek(0, io.SEEK_END)
     if stream.tell() == 0:
         return
@@ -185,9 +274,12 @@ def _parquet_rows(stream: IO[bytes], limit: int) -> Iterator[RawRow]:
     index = 0
     try:
         for batch in pq.ParquetFile(stream).iter_batches(batch_size=_PARQUET_ROWS):
-            for row in _batch_rows(_whole_microseconds(batch)):
-                yield _parquet_row(row, index, limit)
-                index += 1
+            rows = [
+                _parquet_row(row, index + at, limit) for at, row in enumerate(_batch_rows(_whole_microseconds(batch)))
+            ]
+            index += len(rows)
+            yield from (row for row in rows if row.value is None)
+            yield from _batch_of([row for row in rows if row.value is not None])
     except _PARQUET_ERRORS as error:
         why = str(error).split("\n", maxsplit=1)[0][:200]
         if index == 0:
@@ -195,6 +287,12 @@ def _parquet_rows(stream: IO[bytes], limit: int) -> Iterator[RawRow]:
         else:
             problem = Refused("damaged_parquet", f"the file is corrupt from row {index} on ({why}); copy it again")
             yield RawRow(index, None, problem, str, ends_file=True)
+
+
+def _batch_of(rows: list[RawRow]) -> Iterator[RowBatch]:
+    if rows:
+        values = [row.value for row in rows if row.value is not None]
+        yield RowBatch([row.index for row in rows], values, lambda position: rows[position].excerpt())
 
 
 def _whole_microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:

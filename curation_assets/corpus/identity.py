@@ -43,10 +43,18 @@ def identify(
     Raises:
         UnicodeEncodeError: a text holds half of a surrogate pair.
     """
-    prompt = b"l%d:" % len(turns) + b"".join(map(_texts, turns)) + _texts(image_digests)
-    reply = _text(response) + (_ABSENT if answer is None else _text(answer))
-    reply += _ABSENT if steps is None else _texts(steps)
-    return Ids(_hash(b"l6:" + _SAMPLE_TAG + prompt + reply), _hash(b"l3:" + _PROMPT_TAG + prompt))
+    parts = [b"l%d:" % len(turns)]
+    for role, content in turns:
+        raw = content.encode()
+        parts += (b"l2:", _text(role), b"s%d:" % len(raw), raw)
+    parts.append(_texts(image_digests))
+    prompt = b"".join(parts)
+    # The response is the long one: it is not copied into a text of all parts first.
+    said = response.encode()
+    sample = hashlib.blake2b(_SAMPLE_HEAD + prompt + b"s%d:" % len(said), digest_size=16)
+    sample.update(said)
+    sample.update((_ABSENT if answer is None else _text(answer)) + (_ABSENT if steps is None else _texts(steps)))
+    return Ids(sample.hexdigest(), hashlib.blake2b(_PROMPT_HEAD + prompt, digest_size=16).hexdigest())
 
 
 def _text(value: str) -> bytes:
@@ -58,13 +66,9 @@ def _texts(values: Sequence[str]) -> bytes:
     return b"l%d:" % len(values) + b"".join(map(_text, values))
 
 
-def _hash(encoded: bytes) -> str:
-    return hashlib.blake2b(encoded, digest_size=16).hexdigest()
-
-
 _ABSENT = b"n"
-_SAMPLE_TAG = _text(f"sample/{VERSION}")
-_PROMPT_TAG = _text(f"prompt/{VERSION}")
+_SAMPLE_HEAD = b"l6:" + _text(f"sample/{VERSION}")
+_PROMPT_HEAD = b"l3:" + _text(f"prompt/{VERSION}")
 
 
 def sample_id(

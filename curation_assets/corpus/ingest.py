@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.corpus.pool import resolve_duplicates
-from curation_assets.corpus.reading import ShardRows, read_shard
+from curation_assets.corpus.reading import Account, Piece, ShardReader, account
 from curation_assets.fingerprints import corpus_fingerprint
 from curation_assets.workspace import Workspace
 from resources.digests import digest
@@ -18,19 +19,32 @@ from resources.landing import UNREADABLE, LandingError, file_name
 READ_ATTEMPTS = 3
 LARGEST_LOSS = 0.2
 LISTING = "corpus/listing.json"
+PLACE = ("row", "candidate")
 
 
 @dataclass(frozen=True)
 class IngestedShard:
-    """What reading one shard gave, with the fingerprint of its `raw_corpus`."""
+    """What reading one shard gave.
 
-    rows: ShardRows
+    Attributes:
+        fingerprint: of its `raw_corpus`.
+        content_digest: of its file.
+        account: where its rows went.
+        reasons: rejections by reason.
+        format: see `ShardRows`.
+        file_problem: see `ShardRows`.
+    """
+
     fingerprint: str
     content_digest: str
+    account: Account
+    reasons: dict[str, int]
+    format: str
+    file_problem: str | None
 
 
 def ingest_shard(workspace: Workspace, shard: str) -> IngestedShard:
-    """Write the shard's `raw_corpus` and `rejected_rows`.
+    """Write the shard's `raw_corpus` and `rejected_rows`, piece by piece: a file need not fit into memory.
 
     A file that changes while it is read is read again; the digest kept is that of the bytes that were read.
     A file that is gone stops no range: what is stored of it stays, and the problem says so.
@@ -38,58 +52,75 @@ def ingest_shard(workspace: Workspace, shard: str) -> IngestedShard:
     path = workspace.landing.path(shard)
     if not path.is_file():
         return _gone(workspace, shard)
-    for _attempt in range(READ_ATTEMPTS):
-        before = workspace.landing.digest(path)
-        rows = _read(workspace, path, shard) if before != UNREADABLE else _unreadable(shard)
-        if workspace.landing.digest(path) == before:
-            break
+    for attempt in range(READ_ATTEMPTS):
+        last = attempt == READ_ATTEMPTS - 1
+        try:
+            ingested = _ingest(workspace, path, shard, workspace.landing.digest(path), must_be_same=not last)
+        except _ChangedError:
+            continue
+        break
     workspace.cache.save()
-    fingerprint = corpus_fingerprint(workspace, before)
-    metadata = {
-        "fingerprint": fingerprint,
-        "content_digest": before,
-        "path": file_name(shard),
-        "format": rows.format,
-        "rows_in": str(rows.rows_in),
-        "rows": str(len(rows.accepted)),
-        "rejected": str(len(rows.rejected)),
-        "file_problem": rows.file_problem or "",
-        "images": _images_digest(rows.accepted),
-    }
-    workspace.warehouse.write_table(f"{tables.rejected_rows_dir()}/{shard}.parquet", rows.rejected, metadata)
-    # Written last: its fingerprint says that the rejected rows are there too.
-    workspace.warehouse.write_table(f"{tables.raw_corpus_dir()}/{shard}.parquet", rows.accepted, metadata)
-    return IngestedShard(rows, fingerprint, before)
+    return ingested
 
 
-def _images_digest(accepted: pl.DataFrame) -> str:
-    """Of the image files that the rows show, as they were when they were read; empty if there are none."""
-    digests = accepted["image_digests"].explode().drop_nulls().to_list()
-    return digest("images", digests) if digests else ""
+class _ChangedError(Exception):
+    """The file is another one than when its reading began."""
 
 
-def _read(workspace: Workspace, path: Path, shard: str) -> ShardRows:
-    try:
-        return read_shard(
-            path,
-            shard,
-            file_name(shard),
-            workspace.settings.corpus,
-            workspace.image_root(shard),
-            workspace.keep_image,
-        )
-    except OSError:
-        # It was there a moment ago; the look at it after reading says so, too.
-        return _unreadable(shard)
+def _ingest(workspace: Workspace, path: Path, shard: str, content: str, *, must_be_same: bool) -> IngestedShard:
+    """One reading of a file.
+
+    Raises:
+        _ChangedError: nothing is written of a file that changed meanwhile, if it `must_be_same`.
+    """
+    reader = ShardReader(
+        path,
+        shard,
+        file_name(shard),
+        workspace.settings.corpus,
+        workspace.image_root(shard),
+        workspace.keep_image,
+    )
+    warehouse, raw_path = workspace.warehouse, f"{tables.raw_corpus_dir()}/{shard}.parquet"
+    rejected: list[pl.DataFrame] = [tables.REJECTED_ROWS.empty()]
+    places: list[pl.DataFrame] = [tables.RAW_CORPUS.empty().select(PLACE)]
+    images: list[str] = []
+    with warehouse.writing_table(raw_path, tables.RAW_CORPUS.schema) as table:
+        for piece in reader.pieces() if content != UNREADABLE else _unreadable(reader, shard):
+            table.add(piece.accepted)
+            rejected.append(piece.rejected)
+            places.append(piece.accepted.select(PLACE))
+            images += piece.accepted["image_digests"].explode().drop_nulls().to_list()
+        if workspace.landing.digest(path) != content and must_be_same:
+            raise _ChangedError
+        refused = pl.concat(rejected)
+        found = account(pl.concat(places), refused, reader.rows_in, reader.candidates_in)
+        fingerprint = corpus_fingerprint(workspace, content)
+        table.metadata = {
+            "fingerprint": fingerprint,
+            "content_digest": content,
+            "path": file_name(shard),
+            "format": reader.format,
+            "rows_in": str(reader.rows_in),
+            "rows": str(found.candidates_accepted),
+            "rejected": str(len(refused)),
+            "file_problem": reader.file_problem or "",
+            # Of the image files that the rows show, as they were when they were read.
+            "images": digest("images", images) if images else "",
+        }
+        # Before `raw_corpus`, whose fingerprint says that the rejected rows are there too.
+        warehouse.write_table(f"{tables.rejected_rows_dir()}/{shard}.parquet", refused, table.metadata)
+    return IngestedShard(fingerprint, content, found, _reasons(refused), reader.format, reader.file_problem)
 
 
-def _unreadable(shard: str) -> ShardRows:
-    problem = f"{file_name(shard)} cannot be opened: check that it is there and that this user may read it"
-    return _empty(problem)
+def _reasons(rejected: pl.DataFrame) -> dict[str, int]:
+    return dict(rejected.group_by("reason").len().sort("reason").iter_rows())
 
 
-def _empty(problem: str) -> ShardRows:
-    return ShardRows(tables.RAW_CORPUS.empty(), tables.REJECTED_ROWS.empty(), 0, 0, "unknown", problem)
+def _unreadable(reader: ShardReader, shard: str) -> Iterator[Piece]:
+    """No piece, and why."""
+    reader.file_problem = f"{file_name(shard)} cannot be opened: check that it is there and that this user may read it"
+    yield from ()
 
 
 def _gone(workspace: Workspace, shard: str) -> IngestedShard:
@@ -100,12 +131,15 @@ def _gone(workspace: Workspace, shard: str) -> IngestedShard:
     )
     stored = workspace.warehouse.table_metadata(f"{tables.raw_corpus_dir()}/{shard}.parquet")
     if not stored:
-        return IngestedShard(_empty(problem), "", "")
-    accepted = workspace.warehouse.read_table(f"{tables.raw_corpus_dir()}/{shard}.parquet")
-    rejected = workspace.warehouse.read_table(f"{tables.rejected_rows_dir()}/{shard}.parquet")
+        nothing = account(tables.RAW_CORPUS.empty(), tables.REJECTED_ROWS.empty(), 0, 0)
+        return IngestedShard("", "", nothing, {}, "unknown", problem)
+    accepted = workspace.warehouse.read_columns(f"{tables.raw_corpus_dir()}/{shard}.parquet", *PLACE)
+    rejected = workspace.warehouse.read_columns(f"{tables.rejected_rows_dir()}/{shard}.parquet", *PLACE, "reason")
     candidates = len(accepted) + len(rejected.filter(pl.col("candidate") >= 0))
-    rows = ShardRows(accepted, rejected, int(stored["rows_in"]), candidates, stored["format"], problem)
-    return IngestedShard(rows, stored["fingerprint"], stored["content_digest"])
+    found = account(accepted, rejected, int(stored["rows_in"]), candidates)
+    return IngestedShard(
+        stored["fingerprint"], stored["content_digest"], found, _reasons(rejected), stored["format"], problem
+    )
 
 
 def accept_listing(workspace: Workspace, confirmed: bool = False) -> None:

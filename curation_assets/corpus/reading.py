@@ -8,26 +8,30 @@ whole is rejected, once, with candidate -1. What is wrong with a file as a whole
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
-import orjson
 import polars as pl
 
-from curation_assets.corpus.containers import RawRow, read_rows
+from curation_assets.corpus.containers import EXCERPT_CHARS, RawRow, RowBatch, read_batches
 from curation_assets.corpus.drafts import Draft, Refused
 from curation_assets.corpus.fields import Row
 from curation_assets.corpus.formats import Parser, detect
 from curation_assets.corpus.identity import identify
 from curation_assets.corpus.images import ImageFolder, digest_of_bytes
-from curation_assets.corpus_settings import Corpus
+from curation_assets.corpus.recipes import Recipe, Recipes
+from curation_assets.corpus.shapes import Shapes
+from curation_assets.corpus.slices import corpus_slice, messages_json
+from curation_assets.corpus_settings import Columns, Corpus
 from curation_assets.tables import RAW_CORPUS, REJECTED_ROWS
 
 DETECTION_ROWS = 50
 # Rows are held while the format is not known: a file of broken lines must not fill the memory.
 DETECTION_LIMIT = 1000
+PIECE_BYTES = 1 << 25
 UNKNOWN = "unknown"
 
 
@@ -69,7 +73,59 @@ def read_shard(
     images_root: Path | None = None,
     keep_image: Callable[[str, bytes], None] | None = None,
 ) -> ShardRows:
-    """Reads one landing file; bad input never raises, it is in `rejected` and `file_problem`.
+    """Reads one landing file as a whole; see `ShardReader`."""
+    reader = ShardReader(data, shard, name, corpus, images_root, keep_image)
+    pieces = list(reader.pieces())
+    return ShardRows(
+        accepted=pl.concat([RAW_CORPUS.empty(), *(piece.accepted for piece in pieces)], rechunk=True),
+        rejected=pl.concat([REJECTED_ROWS.empty(), *(piece.rejected for piece in pieces)]),
+        rows_in=reader.rows_in,
+        candidates_in=reader.candidates_in,
+        format=reader.format,
+        file_problem=reader.file_problem,
+    )
+
+
+def account(accepted: pl.DataFrame, rejected: pl.DataFrame, rows_in: int, candidates_in: int) -> Account:
+    """Counts again, from the tables alone, and compares with what was counted while reading.
+
+    Args:
+        accepted: row and candidate of what is in `raw_corpus`.
+        rejected: the same of `rejected_rows`.
+        rows_in: see `ShardRows`.
+        candidates_in: see `ShardRows`.
+    """
+    rows = accepted["row"].unique()
+    whole = rejected.filter((pl.col("row") >= 0) & (pl.col("candidate") == -1))["row"]
+    single = rejected.filter(pl.col("candidate") >= 0).select("row", "candidate")
+    places = pl.concat([accepted.select("row", "candidate"), single])
+    return Account(
+        rows_in=rows_in,
+        rows_accepted=rows.len(),
+        rows_rejected=whole.len(),
+        candidates_in=candidates_in,
+        candidates_accepted=accepted.height,
+        candidates_rejected=single.height,
+        balanced=(
+            rows_in == rows.len() + whole.len()
+            and candidates_in == places.height
+            and whole.n_unique() == whole.len()
+            and not rows.is_in(whole.implode()).any()
+            and bool(single["row"].is_in(rows.implode()).all())
+            and not places.is_duplicated().any()
+        ),
+    )
+
+
+class Piece(NamedTuple):
+    """Some of a file's rows, as rows of both tables; pieces come in the order of the file."""
+
+    accepted: pl.DataFrame
+    rejected: pl.DataFrame
+
+
+class ShardReader:
+    """Reads one landing file piece by piece; bad input never raises, it is in `rejected` and `file_problem`.
 
     Args:
         data: the file, or its bytes.
@@ -78,67 +134,126 @@ def read_shard(
         corpus: format, mapped columns and the longest row allowed.
         images_root: the file's own folder, where image paths lead; default: that of `data` if it is a path.
         keep_image: stores the bytes of an image that a row holds under their digest; None: they are not kept.
+
+    Attributes:
+        rows_in: see `ShardRows`, as are the others; all are known after the last piece.
     """
-    if images_root is None and isinstance(data, Path):
-        images_root = data.parent
-    rows = read_rows(data, name, corpus.max_row_bytes)
-    head = list(_until_parsed(rows, DETECTION_ROWS))
-    form: str | None = corpus.format
-    if form == "auto":
-        form = detect([row.value for row in head if row.value is not None], corpus.columns)
-    shelf = _Shelf(shard, Parser(form, corpus.columns) if form else None, ImageFolder(images_root, keep_image))
-    for row in chain(head, rows):
-        shelf.put(row)
-    return shelf.finish(form or UNKNOWN)
+
+    def __init__(
+        self,
+        data: Path | bytes,
+        shard: str,
+        name: str,
+        corpus: Corpus,
+        images_root: Path | None = None,
+        keep_image: Callable[[str, bytes], None] | None = None,
+    ) -> None:
+        self._items = read_batches(data, name, corpus.max_row_bytes)
+        self._corpus = corpus
+        self._shard = shard
+        if images_root is None and isinstance(data, Path):
+            images_root = data.parent
+        self._images = ImageFolder(images_root, keep_image)
+        self.rows_in = 0
+        self.candidates_in = 0
+        self.format = UNKNOWN
+        self.file_problem: str | None = None
+
+    def pieces(self) -> Iterator[Piece]:
+        """The rows, some tens of MiB at a time."""
+        head = list(self._until_parsed())
+        form: str | None = self._corpus.format
+        if form == "auto":
+            sample = [row for item in head if isinstance(item, RowBatch) for row in item.values]
+            form = detect(sample[:DETECTION_ROWS], self._corpus.columns)
+        self.format = form or UNKNOWN
+        columns = self._corpus.columns
+        shelf = _Shelf(self._shard, _Taker(form, columns) if form else None, self._images)
+        for item in chain(head, self._items):
+            shelf.put(item)
+            if shelf.size >= PIECE_BYTES:
+                yield shelf.piece()
+        head.clear()
+        shelf.close()
+        self.rows_in, self.candidates_in = shelf.rows_in, shelf.candidates_in
+        self.file_problem = shelf.file_problem
+        yield shelf.piece()
+
+    def _until_parsed(self) -> Iterator[RowBatch | RawRow]:
+        """The first rows, until DETECTION_ROWS of them have values, but no more than DETECTION_LIMIT."""
+        seen = parsed = 0
+        for item in self._items:
+            yield item
+            count = len(item.values) if isinstance(item, RowBatch) else 0
+            seen += max(count, 1)
+            parsed += count
+            if parsed >= DETECTION_ROWS or seen >= DETECTION_LIMIT:
+                return
 
 
-def account(rows: ShardRows) -> Account:
-    """Counts again, from the tables alone, and compares with what was counted while reading."""
-    accepted = set(rows.accepted["row"].to_list())
-    whole = rows.rejected.filter((pl.col("row") >= 0) & (pl.col("candidate") == -1))["row"].to_list()
-    single = rows.rejected.filter(pl.col("candidate") >= 0)
-    places = rows.accepted.select("row", "candidate").vstack(single.select("row", "candidate"))
-    return Account(
-        rows_in=rows.rows_in,
-        rows_accepted=len(accepted),
-        rows_rejected=len(whole),
-        candidates_in=rows.candidates_in,
-        candidates_accepted=rows.accepted.height,
-        candidates_rejected=single.height,
-        balanced=(
-            rows.rows_in == len(accepted) + len(whole)
-            and rows.candidates_in == places.height
-            and len(set(whole)) == len(whole)
-            and accepted.isdisjoint(whole)
-            and accepted.issuperset(single["row"].to_list())
-            and not places.is_duplicated().any()
-        ),
-    )
+class _Taker:
+    """Takes rows of a known format apart, one by one or, by their shapes, together."""
 
-
-def _until_parsed(rows: Iterator[RawRow], count: int) -> Iterator[RawRow]:
-    """The first rows, through the count-th that has values, but no more than DETECTION_LIMIT."""
-    for row in islice(rows, DETECTION_LIMIT):
-        yield row
-        count -= row.value is not None
-        if not count:
-            return
+    def __init__(self, form: str, columns: Columns) -> None:
+        self.parser = Parser(form, columns)
+        self.shapes = Shapes(columns)
+        self.recipes = Recipes(self.parser, self.shapes)
 
 
 @dataclass
 class _Shelf:
-    """Collects the rows of both tables, column by column."""
+    """Collects the rows of both tables."""
 
     shard: str
-    parser: Parser | None
+    taker: _Taker | None
     images: ImageFolder
+    slices: list[pl.DataFrame] = field(default_factory=list)
     accepted: list[tuple[object, ...]] = field(default_factory=list)
     rejected: list[tuple[object, ...]] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    details: dict[str, str] = field(default_factory=dict)
     rows_in: int = 0
+    rows_accepted: int = 0
     candidates_in: int = 0
+    size: int = 0
     file_problem: str | None = None
 
-    def put(self, row: RawRow) -> None:
+    def put(self, item: RowBatch | RawRow) -> None:
+        """Accepts or rejects rows."""
+        if isinstance(item, RawRow):
+            self.put_row(item)
+        elif self.taker is None:
+            for position in range(len(item.values)):
+                self.put_row(item.row(position))
+        else:
+            self.put_batch(item, self.taker)
+
+    def put_batch(self, batch: RowBatch, taker: _Taker) -> None:
+        """Rows of one shape together, as far as their shape says how."""
+        shaped, others = taker.shapes.sort(batch.values)
+        for shape, positions in shaped.items():
+            recipes = taker.recipes.of(shape)
+            if not recipes or not self.put_slices(recipes, batch, positions):
+                others += positions
+        for position in sorted(others):
+            self.put_row(batch.row(position))
+
+    def put_slices(self, recipes: Sequence[Recipe], batch: RowBatch, positions: Sequence[int]) -> bool:
+        """All rows at these positions; False, and nothing done, if one of them cannot be used."""
+        rows = [batch.values[position] for position in positions]
+        indices = [batch.indices[position] for position in positions]
+        try:
+            slices = [corpus_slice(recipe, n, rows, indices, self.shard) for n, recipe in enumerate(recipes)]
+        except Refused:
+            return False
+        self.rows_in += len(rows)
+        self.rows_accepted += len(rows)
+        self.candidates_in += len(rows) * len(recipes)
+        self.slices += slices
+        self.size += sum(map(int, (own.estimated_size() for own in slices)))
+        return True
+
+    def put_row(self, row: RawRow) -> None:
         """Accepts or rejects one row."""
         self.rows_in += row.index >= 0
         if row.value is None:
@@ -156,20 +271,22 @@ class _Shelf:
         if len(refusals) == len(results):
             self.reject(row, -1, refusals[0])
             return
+        self.rows_accepted += 1
         self.candidates_in += len(results)
         for candidate, result in enumerate(results):
             if isinstance(result, Refused):
                 self.reject(row, candidate, result)
             else:
                 self.accepted.append(result)
+                self.size += sum(len(value) for value in result if isinstance(value, str))
 
     def samples(self, row: Row, index: int) -> list[tuple[object, ...] | Refused]:
         """The row's candidates as rows of `raw_corpus`, or why they are none."""
-        if self.parser is None:
+        if self.taker is None:
             names = ", ".join(sorted(row))[:200].replace("\0", " ")
             raise Refused("unknown_format", f"fields: {names}; name them in corpus.columns, or set corpus.format")
         results: list[tuple[object, ...] | Refused] = []
-        for candidate, draft in enumerate(self.parser.parse(row)):
+        for candidate, draft in enumerate(self.taker.parser.parse(row)):
             if isinstance(draft, Refused):
                 results.append(draft)
             else:
@@ -187,7 +304,7 @@ class _Shelf:
             draft.source or self.shard,
             draft.domain,
             draft.generator,
-            orjson.dumps([{"role": role, "content": content} for role, content in draft.turns]).decode(),
+            messages_json(draft.turns),
             [reference for reference, _ in images],
             [digest_of_bytes(identity) for _, identity in images],
             draft.response,
@@ -202,24 +319,26 @@ class _Shelf:
         """One row of `rejected_rows`."""
         place = (self.shard, row.index, candidate)
         self.rejected.append((*place, problem.reason, problem.detail, row.excerpt()))
+        self.reasons[problem.reason] += 1
+        self.details.setdefault(problem.reason, problem.detail)
+        self.size += len(problem.detail) + EXCERPT_CHARS
 
-    def finish(self, form: str) -> ShardRows:
-        """Both tables; a file of which nothing could be used is a problem of the file."""
-        problem = self.file_problem
-        if problem is None and not self.rows_in:
+    def close(self) -> None:
+        """After the last row: a file of which nothing could be used is a problem of the file."""
+        if self.file_problem is None and not self.rows_in:
             empty = Refused("empty_file", "the file is empty: no rows; write it again or remove it")
             self.reject(RawRow(-1, None, empty, str, ends_file=True), -1, empty)
-            problem = empty.detail
-        if problem is None and not self.accepted:
-            reasons = Counter(str(row[3]) for row in self.rejected)
-            reason, count = reasons.most_common(1)[0]
-            detail = next(str(row[4]) for row in self.rejected if row[3] == reason)
-            problem = f"none of the {self.rows_in} rows can be used; {count} times {reason}: {detail}"
-        return ShardRows(
-            accepted=RAW_CORPUS.conform(pl.DataFrame(self.accepted, RAW_CORPUS.schema, orient="row")),
-            rejected=REJECTED_ROWS.conform(pl.DataFrame(self.rejected, REJECTED_ROWS.schema, orient="row")),
-            rows_in=self.rows_in,
-            candidates_in=self.candidates_in,
-            format=form,
-            file_problem=problem,
-        )
+            self.file_problem = empty.detail
+        if self.file_problem is None and not self.rows_accepted:
+            ((reason, count),) = self.reasons.most_common(1)
+            self.file_problem = (
+                f"none of the {self.rows_in} rows can be used; {count} times {reason}: {self.details[reason]}"
+            )
+
+    def piece(self) -> Piece:
+        """What has been collected since the last piece."""
+        single = pl.DataFrame(self.accepted, RAW_CORPUS.schema, orient="row")
+        accepted = RAW_CORPUS.conform(pl.concat([single, *self.slices]))
+        rejected = REJECTED_ROWS.conform(pl.DataFrame(self.rejected, REJECTED_ROWS.schema, orient="row"))
+        self.slices, self.accepted, self.rejected, self.size = [], [], [], 0
+        return Piece(accepted, rejected)

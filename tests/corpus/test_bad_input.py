@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
@@ -14,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation_assets.corpus.containers import EXCERPT_CHARS, Line, decode, split_lines
+from curation_assets.corpus.containers import EXCERPT_CHARS, Line, decode, line_groups
 from curation_assets.corpus.drafts import REASONS
-from curation_assets.corpus.reading import Account, account, read_shard
-from tests.corpus.helpers import corpus, gz, jsonl, parquet, read, reasons
+from curation_assets.corpus.reading import Account, read_shard
+from tests.corpus.helpers import accounted, corpus, gz, jsonl, parquet, read, reasons
 
 GOOD = {"prompt": "2 + 2?", "response": "4"}
 LINE = jsonl(GOOD)
@@ -208,16 +209,16 @@ def test_one_bad_candidate_is_rejected_by_its_index() -> None:
     rows = read(jsonl({"prompt": "q", "responses": ["a", " ", "b"]}, {"prompt": "q", "responses": ["", None]}))
     assert rows.accepted.select("row", "candidate").rows() == [(0, 0), (0, 2)]
     assert reasons(rows) == [(0, 1, "empty_response"), (1, -1, "empty_response")]
-    assert account(rows) == Account(2, 1, 1, 3, 2, 1, balanced=True)
+    assert accounted(rows) == Account(2, 1, 1, 3, 2, 1, balanced=True)
 
 
 def test_account_notices_what_is_lost_or_doubled() -> None:
     rows = read(LINE * 3 + b"bad\n")
     for broken in (rows.accepted.head(2), rows.accepted.vstack(rows.accepted.head(1))):
         fake = type(rows)(broken, rows.rejected, rows.rows_in, rows.candidates_in, rows.format, None)
-        assert not account(fake).balanced
+        assert not accounted(fake).balanced
     fake = type(rows)(rows.accepted, rows.rejected.head(0), rows.rows_in, rows.candidates_in, rows.format, None)
-    assert not account(fake).balanced
+    assert not accounted(fake).balanced
 
 
 def test_parquet_types_become_rows() -> None:
@@ -334,11 +335,15 @@ def test_any_json_is_read_without_raising_and_accounted_for(rows: list[object], 
     assert set(found.rejected["reason"]) <= set(REASONS)
 
 
+def flat(groups: Iterable[list[bytes] | Line]) -> list[Line]:
+    return [one for group in groups for one in ([group] if isinstance(group, Line) else map(Line, group))]
+
+
 @given(st.lists(st.sampled_from([b"ab", b"\n", b"c", b"\n\n"])).map(b"".join), st.integers(1, 5), st.integers(1, 6))
 def test_lines_equal_a_plain_split(data: bytes, limit: int, block: int) -> None:
     """The twin reads the whole text at once."""
     stream = io.BytesIO(data)
-    lines = list(split_lines(lambda _: stream.read(block), limit))
+    lines = flat(line_groups(lambda _: stream.read(block), limit))
     plain = data.split(b"\n")
     plain = plain if plain[-1] else plain[:-1]
     assert [line.too_long for line in lines] == [len(text) > limit for text in plain]
@@ -355,7 +360,7 @@ def test_a_reader_that_fails_ends_the_lines() -> None:
         except StopIteration:
             raise OSError("gone") from None
 
-    first, second = split_lines(reader, 100)
+    first, second = flat(line_groups(reader, 100))
     assert first == Line(b"one")
     assert second.data == b"tw"
     assert isinstance(second.broken, OSError)

@@ -47,6 +47,18 @@ def test_files_come_back_and_are_replaced(storage: Storage) -> None:
     assert not storage.exists("a/b.txt")
 
 
+def test_a_file_that_is_being_filled_is_not_there_yet(storage: Storage) -> None:
+    with storage.writing("a/b.txt") as file:
+        file.write_bytes(b"one")
+        assert not storage.exists("a/b.txt")
+        assert storage.files("a") == []
+    assert storage.read("a/b.txt") == b"one"
+    with pytest.raises(FileNotFoundError), storage.writing("a/b.txt") as file:
+        (file.with_name("nothing")).rename(file)
+    assert storage.read("a/b.txt") == b"one"
+    assert [found.name for found in storage.files("a")] == ["b.txt"]
+
+
 @pytest.mark.parametrize("path", ["nothing", "a/nothing"])
 def test_what_is_not_there(storage: Storage, path: str) -> None:
     for look in (storage.read, lambda p: storage.open_end(p).__enter__()):

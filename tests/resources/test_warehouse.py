@@ -30,6 +30,30 @@ def warehouse(tmp_path: Path) -> Warehouse:
     return made
 
 
+def test_a_table_in_pieces_equals_one_at_once(warehouse: Warehouse) -> None:
+    with warehouse.writing_table("t/a.parquet", FRAME.schema) as table:
+        table.add(FRAME.head(1))
+        table.add(FRAME.tail(1))
+        table.metadata = {"fingerprint": "f"}
+        assert warehouse.names("t") == []
+    assert_frame_equal(warehouse.read_table("t/a.parquet"), FRAME)
+    assert warehouse.table_metadata("t/a.parquet") == {"fingerprint": "f"}
+    assert warehouse.read_columns("t/a.parquet", "text")["text"].to_list() == FRAME["text"].to_list()
+    with warehouse.writing_table("t/empty.parquet", FRAME.schema):
+        pass
+    assert_frame_equal(warehouse.read_table("t/empty.parquet"), FRAME.clear())
+
+
+def test_a_table_that_fails_in_between_leaves_the_old_one(warehouse: Warehouse) -> None:
+    warehouse.write_table("t/a.parquet", FRAME, {})
+    with pytest.raises(TypeError), warehouse.writing_table("t/a.parquet", FRAME.schema) as table:
+        table.add(FRAME, FRAME)  # type: ignore[call-arg]
+    with pytest.raises(Exception, match="not matching"), warehouse.writing_table("t/a.parquet", FRAME.schema) as table:
+        table.add(FRAME.drop("text"))
+    assert_frame_equal(warehouse.read_table("t/a.parquet"), FRAME)
+    assert not list(warehouse.root.rglob(".*.tmp"))
+
+
 def at_once(work: Callable[[int], None], count: int) -> None:
     """Run a function in many threads that begin together; the first error counts."""
     errors: list[BaseException] = []
