@@ -70,7 +70,7 @@ class Workspace:
         """Where tables are kept."""
         place = self.settings.warehouse
         if not place.startswith(SCHEME):
-            return Warehouse(self._local(place, "warehouse"))
+            return Warehouse(self._local(place, "warehouse"), self.cache)
         options = S3Options(**self.settings.s3.model_dump())
         return Warehouse(S3Storage(place, options, _cache_folder() / "s3"))
 

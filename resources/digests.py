@@ -95,9 +95,7 @@ class DigestCache:
     def file_digest(self, path: Path) -> str:
         """Hash of the file's bytes, read only if size or time differ from what is remembered."""
         path = path.resolve()
-        stat = path.stat()
-        # Time of change and inode catch a file that was replaced by one of equal size and time.
-        look = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+        look = _look(path)
         known = self._entries.get(str(path))
         if known is not None and known[0] == look:
             return known[1]
@@ -106,6 +104,12 @@ class DigestCache:
         self._changed = True
         return value
 
+    def remember(self, path: Path, value: str) -> None:
+        """Take the hash of a file that was just written."""
+        path = path.resolve()
+        self._entries[str(path)] = (_look(path), value)
+        self._changed = True
+
     def save(self) -> None:
         """Write the cache file, if there is one and something is new."""
         if self._file is not None and self._changed:
@@ -113,3 +117,9 @@ class DigestCache:
             with contextlib.suppress(OSError):
                 atomic_write(self._file, json.dumps(self._entries).encode())
             self._changed = False
+
+
+def _look(path: Path) -> str:
+    stat = path.stat()
+    # Time of change and inode catch a file that was replaced by one of equal size and time.
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"

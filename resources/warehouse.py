@@ -9,22 +9,23 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import polars as pl
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from resources.digests import bytes_digest
+from resources.digests import DigestCache
 from resources.errors import UserError
 from resources.storage import FolderStorage, Storage, StorageError, StoredFile
+from resources.table_writer import TableWriter
 
 SCHEMA_VERSION = 1
 VERSION_FILE = "warehouse.json"
 TABLE = ".parquet"
 DOCUMENT = ".json"
+DAMAGED = "damaged"
+"""Folder of files that were set aside."""
 
 
 class WarehouseError(UserError):
@@ -36,10 +37,12 @@ class Warehouse:
 
     Args:
         storage: what holds the files; a path is a folder of this machine.
+        cache: hashes of the files of a folder, by which damage is noticed; S3 looks after its objects itself.
     """
 
-    def __init__(self, storage: Storage | Path) -> None:
+    def __init__(self, storage: Storage | Path, cache: DigestCache | None = None) -> None:
         self.storage = FolderStorage(storage) if isinstance(storage, Path) else storage
+        self._cache = cache if isinstance(self.storage, FolderStorage) else None
 
     @property
     def root(self) -> Path:
@@ -131,13 +134,18 @@ class Warehouse:
         wanted = present if names is None else sorted(set(present) & set(names))
         if not wanted:
             return None
-        return self._scan([f"{folder}/{name}{TABLE}" for name in wanted])
+        return self.scan_all([f"{folder}/{name}{TABLE}" for name in wanted])
 
     def scan_table(self, path: str) -> pl.LazyFrame | None:
         """Lazy frame over one table, or None if there is no such table."""
-        return self._scan([path]) if self.storage.exists(path) else None
+        return self.scan_all([path]) if self.storage.exists(path) else None
 
-    def _scan(self, paths: list[str]) -> pl.LazyFrame:
+    def scan_all(self, paths: list[str]) -> pl.LazyFrame:
+        """Lazy frame over tables that must all be there.
+
+        Raises:
+            FileNotFoundError: one of them is not.
+        """
         # Without a schema, Polars opens the first file twice, and a writer may replace it in between. Tables
         # with open columns differ in these while they are made anew: a scan has the columns of all of them.
         schema: dict[str, pl.DataType] = {}
@@ -197,6 +205,36 @@ class Warehouse:
         """Names of the folders in a folder that are whole, sorted."""
         return [name for name in self.storage.folders(folder) if self.storage.exists(f"{folder}/{name}/{last}")]
 
+    # Files that are named by their content
+
+    def write_named(self, path: str, data: bytes, content: str) -> None:
+        """Write a file whose bytes have the hash `content`."""
+        self.storage.write(path, data)
+        if self._cache is not None:
+            self._cache.remember(self.local(path), content)
+
+    def damaged(self, paths: Mapping[str, str]) -> list[str]:
+        """Those of the files whose bytes do not have the hash that is given; what has not changed is not read."""
+        if self._cache is None:
+            return []
+        found = []
+        for path, content in paths.items():
+            # One that is gone is not damaged.
+            with suppress(FileNotFoundError):
+                if self._cache.file_digest(self.local(path)) != content:
+                    found.append(path)
+        self._cache.save()
+        return found
+
+    def set_aside(self, path: str) -> str:
+        """Move a file out of the way, to be looked at by a person; gives its new path."""
+        aside = f"{DAMAGED}/{path}"
+        self.storage.write(aside, self.storage.read(path))
+        self.storage.remove(path)
+        return aside
+
+    # Small texts
+
     def compare_and_swap(self, path: str, expected: str | None, new: str) -> bool:
         """Replace a small text if it still reads `expected` (None: does not exist); False if it does not."""
         return self.storage.swap(path, None if expected is None else expected.encode(), new.encode())
@@ -215,108 +253,6 @@ class Warehouse:
             FileNotFoundError: there is none.
         """
         return self.storage.local(path)
-
-
-class TableWriter:
-    """A Parquet file that is written piece by piece, each while the next is made.
-
-    Attributes:
-        metadata: of its footer; to be set before the end.
-    """
-
-    def __init__(self, file: Path, schema: Mapping[str, Any]) -> None:
-        self.metadata: dict[str, str] = {}
-        arrow = pl.DataFrame(schema=dict(schema)).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
-        self._writer = pq.ParquetWriter(file, arrow, compression="zstd", use_dictionary=False)
-        self._schema = arrow
-        self._thread = ThreadPoolExecutor(1)
-        self._last: Future[None] | None = None
-
-    def add(self, frame: pl.DataFrame) -> None:
-        """Rows that come next; the call waits for those before them, and raises what writing these raised."""
-        if self._last is not None:
-            self._last.result()
-        self._last = self._thread.submit(self._write, frame)
-
-    def _write(self, frame: pl.DataFrame) -> None:
-        if len(frame):
-            self._writer.write_table(frame.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(self._schema))
-
-    def __enter__(self) -> Self:
-        """Begin."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Finish the file, unless something went wrong."""
-        with self._thread:
-            try:
-                if kind is None and self._last is not None:
-                    self._last.result()
-                self._writer.add_key_value_metadata(self.metadata)
-            finally:
-                self._thread.shutdown()
-                self._writer.close()
-
-
-class Measurements:
-    """The rows of one signal under one fingerprint, in append-only parts, keyed by sample_id.
-
-    A part is a Parquet file named by the hash of its bytes; its `sample_id` column is its index. Writers
-    only ever add parts, so that they cannot disturb one another; if two measure the same sample, the row
-    of the part that sorts first counts.
-    """
-
-    def __init__(self, warehouse: Warehouse, folder: str) -> None:
-        self._warehouse = warehouse
-        self.folder = folder
-        self._index = pl.DataFrame(schema={"sample_id": pl.String, "part": pl.String})
-        self._indexed: set[str] = set()
-
-    def append(self, frame: pl.DataFrame) -> str:
-        """Commit rows as one part; gives the part's name."""
-        data = parquet_bytes(frame, {})
-        name = f"part-{bytes_digest(data)}"
-        self._warehouse.storage.write(f"{self.folder}/{name}{TABLE}", data)
-        return name
-
-    def index(self) -> pl.DataFrame:
-        """Every measured sample_id with the part that holds it. Parts never change: each is read once."""
-        new = [name for name in self._warehouse.names(self.folder) if name not in self._indexed]
-        if new:
-            self._index = pl.concat([self._index, *(self._ids_of(name) for name in new)])
-            self._index = self._index.sort("part").unique("sample_id", keep="first")
-            self._indexed.update(new)
-        return self._index
-
-    def _ids_of(self, name: str) -> pl.DataFrame:
-        ids = self._warehouse.read_columns(f"{self.folder}/{name}{TABLE}", "sample_id")
-        return ids.select("sample_id", part=pl.lit(name))
-
-    def parts_of(self, sample_ids: pl.Series) -> list[str]:
-        """Names of the parts that hold these samples, sorted."""
-        wanted = sample_ids.unique().cast(pl.String).to_frame("sample_id")
-        return self.index().join(wanted, on="sample_id", how="semi")["part"].unique().sort().to_list()
-
-    def missing(self, sample_ids: pl.Series) -> set[str]:
-        """Those of the sample_ids that have not been measured."""
-        return set(sample_ids.unique().to_list()) - set(self.index()["sample_id"].to_list())
-
-    def rows(self, sample_ids: pl.Series) -> pl.DataFrame | None:
-        """The rows of these samples, in order of sample_id; None if nothing at all has been measured."""
-        asked = sample_ids.cast(pl.String).unique().to_frame("sample_id")
-        wanted = self.index().join(asked, on="sample_id", how="semi")
-        parts = wanted["part"].unique().sort().to_list()
-        if not parts:
-            parts = self._warehouse.names(self.folder)[:1]
-        lazy = self._warehouse.scan(self.folder, parts)
-        if lazy is None:
-            return None
-        return (
-            lazy.join(wanted.select("sample_id").lazy(), on="sample_id", how="semi", maintain_order="left")
-            .collect()
-            .unique("sample_id", keep="first", maintain_order=True)
-            .sort("sample_id")
-        )
 
 
 @contextmanager

@@ -113,6 +113,9 @@ def measure_samples(
     visit = Visit()
     missing = {signal: store.missing(samples.rows["sample_id"]) for signal, store in stores.items()}
     _measure_missing(workspace, target, name, samples, stores, missing, scorer, visit)
+    for signal, store in stores.items():
+        if missing[signal]:
+            store.compact(samples.rows["sample_id"])
     return {
         signal: _record(workspace, target, name, signal, samples, store, len(missing[signal]), scorer, visit)
         for signal, store in stores.items()
@@ -219,6 +222,7 @@ def _record(
     stored = store.rows(ids)
     table = SIGNALS[signal].table.empty() if stored is None else stored
     tokens = table["tokens"].cast(pl.Int64).sum() if "tokens" in table.columns else 0
+    parts = store.parts_of(ids)
     return ShardMeasurement(
         shard=shard,
         signal=signal,
@@ -235,6 +239,7 @@ def _record(
         seconds=round(time.monotonic() - visit.started, 3),
         finished=datetime.now(UTC).isoformat(),
         device=scorer.device_name() if visit.tokens else "",
-        parts=store.parts_of(ids),
+        parts=parts,
+        bytes=store.size_of(parts),
         left_out=store.left_out(ids),
     )

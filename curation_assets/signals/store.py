@@ -27,7 +27,8 @@ from curation_assets.settings import Target
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.errors import UserError
-from resources.warehouse import Measurements, Warehouse
+from resources.measurements import Measurements
+from resources.warehouse import Warehouse
 
 OUTSIDE_REASONS = ("image_missing", "image_changed", "image_remote", "image_unreachable", "image_too_large")
 
@@ -56,7 +57,9 @@ class ShardMeasurement:
         seconds: time spent in this visit.
         finished: when the visit ended, so that two visits that did the same are told apart.
         device: what it ran on; empty if nothing had to run.
-        parts: the parts that hold the shard's samples: without one of them the record holds no longer.
+        parts: the parts that hold the shard's samples, named by the hash of their bytes: without one of them the record
+            holds no longer.
+        bytes: of these parts, which may hold samples of other shards too.
         left_out: digest of the shard's samples that are left out, and why (`SignalStore.left_out`).
     """
 
@@ -76,6 +79,7 @@ class ShardMeasurement:
     finished: str
     device: str
     parts: list[str]
+    bytes: int
     left_out: str
 
 
@@ -172,7 +176,18 @@ class SignalStore:
 
     def parts(self) -> set[str]:
         """Names of all parts."""
-        return {name for store in (self._measured, self._left_out) for name in self._warehouse.names(store.folder)}
+        return self._measured.names() | self._left_out.names()
+
+    def compact(self, sample_ids: pl.Series) -> None:
+        """Make one part of the many that measuring these samples left."""
+        self._measured.compact(sample_ids)
+        self._left_out.compact(sample_ids)
+
+    def size_of(self, parts: list[str]) -> int:
+        """Bytes of these parts."""
+        folders = (self._measured.folder, self._left_out.folder)
+        files = {file.name: file.size for folder in folders for file in self._warehouse.storage.files(folder)}
+        return sum(files.get(f"{name}.parquet", 0) for name in parts)
 
     def parts_of(self, sample_ids: pl.Series) -> list[str]:
         """Names of the parts that hold these samples, sorted."""

@@ -44,7 +44,8 @@ from curation_assets.subsets.selector import PerPrompt, Top
 from curation_assets.subsets.selectors import Candidates, order_by
 from curation_assets.subsets.vectors import unit
 from curation_assets.subsets.what_if import derive
-from resources.warehouse import Measurements, Warehouse
+from resources.measurements import Measurements
+from resources.warehouse import Warehouse
 from tests.benchmarks.common import alternate, finish, median_ratio, parser, table
 from tests.benchmarks.segmentation import measure as segmentation_measure
 

@@ -19,7 +19,7 @@ from curation_assets.subsets.select import SelectionError, select
 from curation_assets.workspace import Workspace
 from resources.landing import UNREADABLE, Landing, LandingError
 from resources.model_files import ModelError
-from resources.warehouse import WarehouseError
+from resources.warehouse import DAMAGED
 from tests.models import write_tiny_model
 from tests.pipeline.workspaces import (
     instance_of,
@@ -320,15 +320,18 @@ def test_a_damaged_table_is_made_again(workspace: Workspace, table: str) -> None
     assert subset_ids(workspace) == chosen
 
 
-def test_a_damaged_part_is_named(workspace: Workspace, tiny_model: Path) -> None:
-    run(workspace)
-    part = next(workspace.warehouse.local("signals/tiny/base/step_gradients").rglob("part-*.parquet"))
+def test_what_a_damaged_part_held_is_measured_again(workspace: Workspace, tiny_model: Path) -> None:
+    first = run(workspace)
+    chosen = subset_ids(workspace)
+    folder = workspace.warehouse.local("signals/tiny/base/step_gradients")
+    part = next(path for path in folder.rglob("part-*.parquet"))
+    held = len(pl.read_parquet(part))
     part.write_bytes(b"torn")
-    changed = Workspace.load(write_config(workspace.folder, tiny_model, alpha=0.0))
-    with pytest.raises(WarehouseError, match=f"{part.name} is damaged"):
-        run(changed)
-    part.unlink()
-    assert run(changed).measured["tiny"] > 0
+    again = run(Workspace.load(workspace.config_file))
+    assert again.measured["tiny"] == held
+    assert 0 < again.tokens_measured < first.tokens_measured
+    assert workspace.warehouse.local(f"{DAMAGED}/{part.relative_to(workspace.warehouse.root)}").read_bytes() == b"torn"
+    assert subset_ids(workspace) == chosen
 
 
 def test_rejected_rows_are_told(workspace: Workspace) -> None:

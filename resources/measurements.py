@@ -1,0 +1,152 @@
+"""Measured rows: append-only parts that are named by their content, and an index of the samples that they hold."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import polars as pl
+
+from resources.digests import bytes_digest
+from resources.warehouse import TABLE, Warehouse, parquet_bytes
+
+PREFIX = "part-"
+LONGEST_CHANGE = 60.0
+"""Seconds for which a reader looks again while parts go: they are removed one after another."""
+
+Found = TypeVar("Found")
+logger = logging.getLogger("curation")
+
+
+class Measurements:
+    """The rows of one signal under one fingerprint, in append-only parts, keyed by sample_id.
+
+    A part is a Parquet file named by the hash of its bytes; its `sample_id` column is its index. Writers only ever
+    add parts, or make one of several, so that they cannot disturb one another; if two measure the same sample, the
+    row of the part that sorts first counts. A part whose bytes are not those of its name is set aside: its samples
+    have not been measured then.
+    """
+
+    def __init__(self, warehouse: Warehouse, folder: str) -> None:
+        self._warehouse = warehouse
+        self.folder = folder
+        self._held = pl.DataFrame(schema={"sample_id": pl.String, "part": pl.String})
+        self._index = self._held
+        self._indexed: set[str] = set()
+
+    def append(self, frame: pl.DataFrame) -> str:
+        """Commit rows as one part; gives the part's name."""
+        data = parquet_bytes(frame, {})
+        content = bytes_digest(data)
+        self._warehouse.write_named(self._path(PREFIX + content), data, content)
+        return PREFIX + content
+
+    def index(self) -> pl.DataFrame:
+        """Every measured sample_id with the part that holds it. Parts never change: each is read once."""
+        self._refresh()
+        return self._index
+
+    def names(self) -> set[str]:
+        """Names of all parts that are whole."""
+        self._refresh()
+        return set(self._indexed)
+
+    def parts_of(self, sample_ids: pl.Series) -> list[str]:
+        """Names of the parts that hold these samples, sorted."""
+        wanted = sample_ids.unique().cast(pl.String).to_frame("sample_id")
+        return self.index().join(wanted, on="sample_id", how="semi")["part"].unique().sort().to_list()
+
+    def missing(self, sample_ids: pl.Series) -> set[str]:
+        """Those of the sample_ids that have not been measured."""
+        return set(sample_ids.unique().to_list()) - set(self.index()["sample_id"].to_list())
+
+    def rows(self, sample_ids: pl.Series) -> pl.DataFrame | None:
+        """The rows of these samples, in order of sample_id; None if nothing at all has been measured."""
+        return self._steady(lambda: self._rows(sample_ids.cast(pl.String).unique().to_frame("sample_id")))
+
+    def compact(self, sample_ids: pl.Series) -> None:
+        """Make one part of those that hold no other samples than these: the many that a visit to a shard leaves.
+
+        The new part is there before the others go; who reads meanwhile, looks again.
+        """
+        self._refresh()
+        own = pl.col("sample_id").is_in(sample_ids.unique().cast(pl.String).implode())
+        held = self._held.group_by("part").agg(own.all())
+        parts = held.filter("sample_id")["part"].sort().to_list()
+        if len(parts) < 2:
+            return
+        try:
+            rows = pl.concat(self._warehouse.read_table(self._path(name)) for name in parts)
+        except FileNotFoundError:  # another process is at it
+            return
+        whole = self.append(rows.unique("sample_id", keep="first", maintain_order=True).sort("sample_id"))
+        for name in parts:
+            if name != whole:
+                self._warehouse.storage.remove(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return f"{self.folder}/{name}{TABLE}"
+
+    def _rows(self, asked: pl.DataFrame) -> pl.DataFrame | None:
+        wanted = self.index().join(asked, on="sample_id", how="semi")
+        parts = wanted["part"].unique().sort().to_list() or sorted(self._indexed)[:1]
+        if not parts:
+            return None
+        # All of them: one that went meanwhile must not be passed over.
+        lazy = self._warehouse.scan_all([self._path(name) for name in parts])
+        return (
+            lazy.join(wanted.select("sample_id").lazy(), on="sample_id", how="semi", maintain_order="left")
+            .collect()
+            .unique("sample_id", keep="first", maintain_order=True)
+            .sort("sample_id")
+        )
+
+    def _refresh(self) -> None:
+        """Bring the index up to date: parts may have come, and gone."""
+        names = set(self._warehouse.names(self.folder))
+        if names == self._indexed:
+            return None
+        # A listing during which parts become one may hold neither these nor the one. The next one does.
+        while names != (again := set(self._warehouse.names(self.folder))):
+            names = again
+        new = self._whole(sorted(names - self._indexed))
+        frames = []
+        for name in new:
+            try:
+                ids = self._warehouse.read_columns(self._path(name), "sample_id")
+            except FileNotFoundError:  # another process made one part of it and others
+                return self._refresh()
+            frames.append(ids.select("sample_id", part=pl.lit(name)))
+        kept = self._held.filter(pl.col("part").is_in(names))
+        self._held = pl.concat([kept, *frames])
+        self._indexed = (self._indexed & names) | set(new)
+        self._index = self._held.sort("part").unique("sample_id", keep="first")
+        return None
+
+    def _whole(self, names: list[str]) -> list[str]:
+        """The parts without those that are damaged, which are set aside."""
+        contents = {self._path(name): name.removeprefix(PREFIX) for name in names}
+        damaged = self._warehouse.damaged(contents)
+        for path in damaged:
+            aside = self._warehouse.set_aside(path)
+            shown = self._warehouse.storage.shown
+            logger.warning(
+                "%s is not what was written: it lies in %s now, and what it held is measured again",
+                shown(path),
+                shown(aside),
+            )
+        return [name for name in names if self._path(name) not in damaged]
+
+    def _steady(self, read: Callable[[], Found]) -> Found:
+        """Read, once more if parts went meanwhile."""
+        begun = time.monotonic()
+        while True:
+            before = set(self._indexed)
+            try:
+                return read()
+            except (FileNotFoundError, pl.exceptions.ComputeError):
+                self._refresh()
+                if self._indexed == before or time.monotonic() - begun > LONGEST_CHANGE:
+                    raise
