@@ -16,6 +16,7 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
+from curation_assets.corpus.purged import copy_purged
 from curation_assets.main_job import MainJob, RunSummary
 from curation_assets.settings import Settings
 from curation_assets.workspace import Workspace
@@ -53,6 +54,7 @@ def dry_look(workspace: Workspace, rows: int, announce: Callable[[str], None] | 
             workspace, config_file=place / "curation.yaml", settings=small, images_from=workspace.landing.root
         )
         look.warehouse.prepare()
+        copy_purged(workspace.warehouse, look.warehouse)
         started = time.monotonic()
         with dg.DagsterInstance.ephemeral() as instance:
             summary = MainJob(look, instance, announce).run()

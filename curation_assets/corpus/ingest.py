@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
 from curation_assets import tables
 from curation_assets.corpus.pool import resolve_duplicates
+from curation_assets.corpus.purged import PurgedList, drop_images, kept_images, without_purged
 from curation_assets.corpus.reading import ShardRows, read_shard
 from curation_assets.fingerprints import corpus_fingerprint
 from curation_assets.workspace import Workspace
@@ -44,10 +46,22 @@ def ingest_shard(workspace: Workspace, shard: str) -> IngestedShard:
         if workspace.landing.digest(path) == before:
             break
     workspace.cache.save()
-    fingerprint = corpus_fingerprint(workspace, before)
+    purged = PurgedList.read(workspace.warehouse)
+    fingerprint = corpus_fingerprint(workspace, before, purged.ids_of(shard))
+    kept = without_purged(rows, purged.ids())
+    write_shard_rows(workspace, shard, kept, fingerprint, before)
+    # Reading a row keeps the bytes of its images before anything else is known of it.
+    drop_images(workspace.warehouse, kept_images(rows.accepted) - kept_images(kept.accepted))
+    return IngestedShard(kept, fingerprint, before)
+
+
+def write_shard_rows(
+    workspace: Workspace, shard: str, rows: ShardRows, fingerprint: str, content_digest: str
+) -> dict[str, str]:
+    """Write both tables of a shard; gives the metadata of their footers."""
     metadata = {
         "fingerprint": fingerprint,
-        "content_digest": before,
+        "content_digest": content_digest,
         "path": file_name(shard),
         "format": rows.format,
         "rows_in": str(rows.rows_in),
@@ -59,7 +73,7 @@ def ingest_shard(workspace: Workspace, shard: str) -> IngestedShard:
     workspace.warehouse.write_table(f"{tables.rejected_rows_dir()}/{shard}.parquet", rows.rejected, metadata)
     # Written last: its fingerprint says that the rejected rows are there too.
     workspace.warehouse.write_table(f"{tables.raw_corpus_dir()}/{shard}.parquet", rows.accepted, metadata)
-    return IngestedShard(rows, fingerprint, before)
+    return metadata
 
 
 def _images_digest(accepted: pl.DataFrame) -> str:
@@ -101,11 +115,17 @@ def _gone(workspace: Workspace, shard: str) -> IngestedShard:
     stored = workspace.warehouse.table_metadata(f"{tables.raw_corpus_dir()}/{shard}.parquet")
     if not stored:
         return IngestedShard(_empty(problem), "", "")
+    rows = stored_shard_rows(workspace, shard, stored)
+    return IngestedShard(replace(rows, file_problem=problem), stored["fingerprint"], stored["content_digest"])
+
+
+def stored_shard_rows(workspace: Workspace, shard: str, facts: Mapping[str, str]) -> ShardRows:
+    """What is stored of a shard, by the metadata of its `raw_corpus`."""
     accepted = workspace.warehouse.read_table(f"{tables.raw_corpus_dir()}/{shard}.parquet")
     rejected = workspace.warehouse.read_table(f"{tables.rejected_rows_dir()}/{shard}.parquet")
     candidates = len(accepted) + len(rejected.filter(pl.col("candidate") >= 0))
-    rows = ShardRows(accepted, rejected, int(stored["rows_in"]), candidates, stored["format"], problem)
-    return IngestedShard(rows, stored["fingerprint"], stored["content_digest"])
+    problem = facts["file_problem"] or None
+    return ShardRows(accepted, rejected, int(facts["rows_in"]), candidates, facts["format"], problem)
 
 
 def accept_listing(workspace: Workspace, confirmed: bool = False) -> None:
