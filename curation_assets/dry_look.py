@@ -18,7 +18,7 @@ import polars as pl
 
 from curation_assets.corpus.purged import copy_purged
 from curation_assets.main_job import MainJob, RunSummary
-from curation_assets.settings import Settings
+from curation_assets.settings import Limits, Settings
 from curation_assets.workspace import Workspace
 from resources.landing import LandingError
 
@@ -77,6 +77,8 @@ def _settings_for(settings: Settings, folder: Path) -> Settings:
     validation = [held.model_copy(update={"path": _absolute(folder, held.path)}) for held in settings.validation]
     corpus = settings.corpus.model_copy(update={"landing": "./landing", "filters": filters})
     update = {"corpus": corpus, "targets": targets, "validation": validation, "warehouse": "./warehouse"}
+    # So many rows are the limit.
+    update["limits"] = Limits()
     return settings.model_copy(update=update)
 
 

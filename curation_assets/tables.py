@@ -286,6 +286,11 @@ def purged_path() -> str:
     return "corpus/purged.json"
 
 
+def spent_path() -> str:
+    """What launched runs have measured today, where `limits` are set, one JSON document."""
+    return "limits/spent.json"
+
+
 def images_dir() -> str:
     """Folder of the images whose bytes were inside rows, each under the hash of its bytes."""
     return "images"
