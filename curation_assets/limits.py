@@ -65,7 +65,6 @@ class Allowance:
     samples: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
 
-    @property
     def reached(self) -> str | None:
         """The limit that is reached; None if none is."""
         return self.spent.reached(self.limits)
@@ -89,7 +88,7 @@ class Allowance:
         self.unfinished.add((target, shard))
         self.samples[target] = self.samples.get(target, 0) + samples
         self.tokens[target] = self.tokens.get(target, 0) + tokens
-        return LimitReachedError(f"{shard}: stopped at the limit of {self.reached}")
+        return LimitReachedError(f"{shard}: stopped at the limit of {self.reached()}")
 
 
 class DayAllowance(Allowance):

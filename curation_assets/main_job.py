@@ -123,7 +123,7 @@ class MainJob:
                 self._measure(target, summary, allowance)
                 self._score(target, summary, allowance)
         stopped = {target for target, _ in allowance.unfinished}
-        summary.stopped = allowance.reached if stopped else None
+        summary.stopped = allowance.reached() if stopped else None
         for subset in self.workspace.settings.subsets:
             if self.workspace.settings.score(subset.score).target not in stopped:
                 self._select(subset, summary)
@@ -217,7 +217,7 @@ class MainJob:
 
     def _measure(self, target: Target, summary: RunSummary, allowance: Allowance) -> None:
         if due.warmup_due(self.workspace, target):
-            if allowance.reached:
+            if allowance.reached():
                 # Of what rests on it nothing could be measured now.
                 allowance.leave(target.name, "warm-up", 0, 0)
                 return

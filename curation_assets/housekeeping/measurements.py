@@ -8,6 +8,7 @@ the other place may have it.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -15,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from curation_assets import tables
 from curation_assets.checkpoints.warmup import RECORD, warmup_checkpoint
+from curation_assets.corpus.purged import PurgedList
 from curation_assets.fingerprints import (
     SEGMENTED_SIGNALS,
     SIGNAL_VERSIONS,
@@ -33,7 +37,7 @@ from resources.digests import bytes_digest
 from resources.errors import UserError
 from resources.model_files import ModelError
 from resources.storage import Storage
-from resources.warehouse import DOCUMENT, TABLE
+from resources.warehouse import DOCUMENT, TABLE, Measurements
 
 INDEX = "measurements.json"
 SCHEMA_VERSION = 1
@@ -87,9 +91,9 @@ def export_measurements(workspace: Workspace, place: str, target: str | None = N
     paths = {entry["folder"]: _own_files(workspace.warehouse.storage, entry) for entry in entries}
     if not any(paths[entry["folder"]] for entry in entries if entry["kind"] == "signal"):
         raise TransferError("nothing is measured under the current configuration: use `curate run` first")
-    index = (
-        _read_index(there) if there.exists(INDEX) else {"schema_version": SCHEMA_VERSION, "entries": [], "files": []}
-    )
+    index: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "entries": [], "files": []}
+    if there.exists(INDEX):
+        index = _read_index(there)
     files = {file["path"]: file for file in index["files"]}
     moved = []
     with track("exporting", sum(map(len, paths.values()))) as advance:
@@ -121,6 +125,7 @@ def import_measurements(workspace: Workspace, place: str) -> list[Moved]:
     checkpoints = [entry["folder"] for entry in index["entries"] if entry["kind"] == "checkpoint"]
     for folder in checkpoints:
         _refuse_another(workspace, folder, files[folder])
+    purged = PurgedList.read(workspace.warehouse).ids()
     moved = []
     with track("importing", sum(map(len, files.values()))) as advance:
         # Checkpoints first: what the configuration wants depends on them.
@@ -132,7 +137,7 @@ def import_measurements(workspace: Workspace, place: str) -> list[Moved]:
             else:
                 copied = 0
                 for file in own:
-                    copied += _import_part(workspace, there, file)
+                    copied += _import_part(workspace, there, file, purged)
                     advance(1)
             moved.append((folder, own, copied))
     wanted = _wanted(workspace)
@@ -284,8 +289,18 @@ def _add(storage: Storage, path: str, data: bytes) -> bool:
     return False
 
 
-def _import_part(workspace: Workspace, there: Storage, file: dict[str, Any]) -> bool:
-    return _add(workspace.warehouse.storage, file["path"], _verified(there, file))
+def _import_part(workspace: Workspace, there: Storage, file: dict[str, Any], purged: Sequence[str]) -> bool:
+    """Add a part, without samples that were taken out of this warehouse for good; whether it was not there yet."""
+    data = _verified(there, file)
+    held = pl.read_parquet(io.BytesIO(data), columns=["sample_id"])["sample_id"].is_in(list(purged))
+    if not held.any():
+        return _add(workspace.warehouse.storage, file["path"], data)
+    kept = pl.read_parquet(io.BytesIO(data)).filter(~held)
+    parts = Measurements(workspace.warehouse, file["path"].rsplit("/", 1)[0])
+    if kept.is_empty() or not parts.missing(kept["sample_id"]):
+        return False
+    parts.append(kept)
+    return True
 
 
 def _refuse_another(workspace: Workspace, folder: str, files: Sequence[dict[str, Any]]) -> bool:

@@ -178,7 +178,7 @@ def _measure_missing(
     if not groups:
         return
     allowance = current_allowance(workspace.settings.limits, workspace.warehouse)
-    if allowance.reached:
+    if allowance.reached():
         raise allowance.leave(target.name, shard, 0, 0)
     total, meter = sum(map(len, groups.values())), Meter(allowance, scorer.device_count)
     with track(f"{target.name}: measuring {shard}", total) as advance, ExitStack() as streams:
@@ -196,7 +196,7 @@ def _measure_missing(
                     meter.batch(tokens)
                     if parts.add(results, workspace.settings.engine.part_seconds):
                         allowance.settle()
-                    if allowance.reached and visit.samples < total:
+                    if allowance.reached() and visit.samples < total:
                         raise allowance.leave(target.name, shard, visit.samples, visit.tokens)
             finally:
                 # Also when interrupted: what has been measured is kept.

@@ -71,8 +71,8 @@ def test_what_the_configuration_or_a_release_names_is_never_removed(
     gone = before - paths(made)
     assert gone == {path for path in before if "/".join(path.split("/")[:5]) in folders - wanted - named}
     assert run(made).tokens_measured == 0
-    for number in made.warehouse.made_folders(tables.release_dir("best"), MANIFEST):
-        assert broken_files(made, read_release(made, made.settings.subset("best"), int(number))) == []
+    for name in made.warehouse.made_folders(tables.release_dir("best"), MANIFEST):
+        assert broken_files(made, read_release(made, made.settings.subset("best"), int(name))) == []
     assert removed(made) == set()
 
 

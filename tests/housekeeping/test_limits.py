@@ -187,13 +187,13 @@ def test_runs_of_a_day_share_its_account(tmp_path: Path) -> None:
     one, two = DayAllowance(limits, warehouse), DayAllowance(limits, warehouse)
     one.spend(60, 10.0)
     two.spend(50, 20.0)
-    assert (one.reached, two.reached) == (None, None)
+    assert (one.reached(), two.reached()) == (None, None)
     one.settle()
     two.settle()
     two.settle()
     assert spent_today(warehouse) == Spent(110, 30.0)
-    assert two.reached == "100 tokens (limits.tokens)"
-    assert Allowance(limits, Spent(0, HOUR)).reached == "1 device hours (limits.device_hours)"
+    assert two.reached() == "100 tokens (limits.tokens)"
+    assert Allowance(limits, Spent(0, HOUR)).reached() == "1 device hours (limits.device_hours)"
 
 
 def test_an_unlimited_run_keeps_no_account(tmp_path: Path, tiny_model: Path) -> None:

@@ -18,6 +18,7 @@ from curation_assets.housekeeping.measurements import (
     export_measurements,
     import_measurements,
 )
+from curation_assets.housekeeping.purge import purge
 from curation_assets.signals.store import shard_record_path, signal_dir
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
@@ -175,3 +176,16 @@ def test_the_commands_say_what_the_configuration_wants(exported: Path, tmp_path:
     out = ["export-measurements", str(tmp_path / "out"), "--target", "tiny", "-c", str(other.config_file)]
     assert CliRunner().invoke(app, out).exit_code == 0
     assert (tmp_path / "out" / INDEX).exists()
+
+
+def test_what_was_purged_does_not_come_back(exported: Path, tmp_path: Path, tiny_model: Path) -> None:
+    fresh = workspace_at(tmp_path / "there", tiny_model)
+    import_measurements(fresh, str(exported))
+    run(fresh)
+    gone = read_stored(fresh, "raw_corpus").collect()["sample_id"][0]
+    purge(fresh, gone)
+    again = [import_measurements(fresh, str(exported)) for _ in range(2)][1]
+    assert [one.copied for one in again] == [0] * 4
+    for signal in SIGNALS:
+        assert gone not in read_stored(fresh, signal).collect()["sample_id"].to_list()
+    assert run(fresh).tokens_measured == 0
