@@ -6,6 +6,7 @@ machine may be at work with another configuration. Rows, rejected rows and relea
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,17 @@ DAY = 24 * 60 * 60.0
 WANTED = "the configuration wants it"
 UNWANTED = "neither the configuration nor a release names it"
 UNFINISHED = "what a write that died left behind"
+
+PLACES = (
+    r"signals/[^/]+/[^/]+/[^/]+/[^/]+(?=/)",
+    r"checkpoints/[^/]+/[^/]+/[^/]+(?=/)",
+    r"scores/[^/]+/step_scores/[^/]+(?=/)",
+    r"scores/[^/]+/sample_scores(?=/)",
+    r"scores/[^/]+/score_manifest\.parquet$",
+    r"subsets/[^/]+\.parquet$",
+    r"validation/[^/]+\.parquet$",
+)
+"""Where things lie, as `curation_assets.tables` says: folders with what is in them, and single tables."""
 
 
 @dataclass(frozen=True)
@@ -182,14 +194,23 @@ def _add_release(named: Named, release: str, manifest: dict[str, Any]) -> None:
 
 
 def _things(warehouse: Warehouse) -> Iterator[tuple[str, list[StoredFile]]]:
-    """What is kept or removed as one: fingerprint folders, checkpoints, scores of a name, subsets, validation sets."""
+    """What is kept or removed as one: fingerprint folders, checkpoints, scores of a name, subsets, validation sets.
+
+    What lies there and is none of these is not ours to remove.
+    """
     things: dict[str, list[StoredFile]] = {}
-    for top, depth in (("signals", 5), ("checkpoints", 4), ("scores", 0), ("subsets", 2), ("validation", 2)):
+    for top in ("signals", "checkpoints", "scores", "subsets", "validation"):
         for file in warehouse.files(top):
-            parts = file.path.split("/")
-            length = depth or (4 if parts[2] == "step_scores" else 3)
-            things.setdefault("/".join(parts[:length]), []).append(file)
+            place = _place(file.path)
+            if place is not None:
+                things.setdefault(place, []).append(file)
     yield from things.items()
+
+
+def _place(path: str) -> str | None:
+    """The folder or table that a file belongs to."""
+    found = [match[0] for place in PLACES if (match := re.match(place, path)) is not None]
+    return found[0] if found else None
 
 
 def _images(warehouse: Warehouse, now: float, older_than_days: float) -> Iterator[Find]:

@@ -218,3 +218,13 @@ def test_the_command_shows_asks_and_waits_for_runs(tmp_path: Path, tiny_model: P
     assert done.exit_code == 0, done.output
     assert len(paths(other)) < len(before)
     assert "nothing to remove" in CliRunner().invoke(app, [*words, "--yes"]).output
+
+
+def test_what_is_not_ours_stays(tmp_path: Path, tiny_model: Path) -> None:
+    made = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(2)}, signals=("likelihoods",))
+    run(made)
+    strangers = {"signals/notes.txt", "scores/notes.txt", "subsets/notes.txt", "validation/deep/a.parquet", "own/file"}
+    for path in strangers:
+        made.warehouse.storage.write(path, b"x")
+    assert removed(made) == set()
+    assert strangers < paths(made)
