@@ -29,6 +29,7 @@ from curation_assets.due import (
     warmup_due,
 )
 from curation_assets.fingerprints import base_digest, checkpoint_digest, image_limits_key, signal_fingerprint
+from curation_assets.limits import today_if_limited, waits_for_tomorrow
 from curation_assets.partitions import SHARDS, release_key, release_partitions
 from curation_assets.quality.assets import POOL_KEY, SAMPLE_QUALITY_KEY, quality_keys
 from curation_assets.quality.checks import checks_key
@@ -194,7 +195,7 @@ def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
             return dg.SkipReason(f"runs in progress: {', '.join(sorted(stages))}")
         requests, reasons = scoring_requests(workspace, context.instance)
         if not requests:
-            return dg.SkipReason("; ".join(reasons) or "nothing is due")
+            return dg.SkipReason("; ".join(dict.fromkeys(reasons)) or "nothing is due")
         return dg.SensorResult(run_requests=requests)
 
     return scoring
@@ -212,9 +213,10 @@ def scoring_requests(workspace: Workspace, instance: dg.DagsterInstance) -> tupl
     for corpus_key in CORPUS_KEYS:
         to_read += [s for s in without_event(instance, corpus_key, digests) if s not in to_read]
     ready, reasons = _ready_targets(workspace)
+    resting = waits_for_tomorrow(workspace.settings.limits, workspace.warehouse)
     requests = []
     for shards in contiguous_ranges(to_read, keys, longest):
-        measured = [target for target in workspace.settings.targets if ready.get(target.name)]
+        measured = [target for target in workspace.settings.targets if ready.get(target.name) and not resting]
         selection = CORPUS_KEYS + [key for target in measured for key in signal_keys(target)]
         state = [(shard, digests[shard], ready) for shard in shards]
         requests.append(_request("corpus", selection, shards, digest("corpus", state, _stored(workspace, shards))))
@@ -284,24 +286,33 @@ def _target_requests(
     digests: Mapping[str, str],
     keys: Sequence[str],
 ) -> tuple[list[dg.RunRequest], list[str]]:
-    """What one target needs now that every shard is read: warm-up, signals, then the manifest of its scores."""
+    """What one target needs now that every shard is read: warm-up, signals, then the manifest of its scores.
+
+    Once the day's allowance is spent, only what measures nothing.
+    """
+    resting = waits_for_tomorrow(workspace.settings.limits, workspace.warehouse)
+    today = today_if_limited(workspace.settings.limits)
     if warmup_due(workspace, target):
         run_key = digest("warmup", target.name, base_digest(workspace, target), sorted(digests))
         tags = {STAGE_TAG: "warmup"}
-        return [dg.RunRequest(run_key=run_key, asset_selection=[warmup_key_of(target)], tags=tags)], []
+        request = dg.RunRequest(run_key=run_key, asset_selection=[warmup_key_of(target)], tags=tags)
+        return ([], [resting]) if resting else ([request], [])
     waiting = waits_for_pool(workspace, target)
     if waiting:
         return [], [waiting]
     validation = validation_keys(workspace, target)
     unseen = any(instance.get_latest_materialization_event(key) is None for key in validation)
     if unseen or validation_due(workspace, target):
-        state = validation_state(workspace, target)
+        state = [*validation_state(workspace, target), today]
         run_key = digest("validation", target.name, unseen, checkpoint_digest(workspace, target), state)
-        return [dg.RunRequest(run_key=run_key, asset_selection=validation, tags={STAGE_TAG: "validation"})], []
+        request = dg.RunRequest(run_key=run_key, asset_selection=validation, tags={STAGE_TAG: "validation"})
+        return ([], [resting]) if resting else ([request], [])
     # All that lack together: of each sample the run measures what is missing, in one pass.
     lacking = lacking_signals(workspace, instance, target, digests)
     due = sorted({shard for shards in lacking.values() for shard in shards})
-    wanted = [checkpoint_digest(workspace, target), target.signals, image_limits_key(workspace, target)]
+    if due and resting:
+        return [], [resting]
+    wanted = [checkpoint_digest(workspace, target), target.signals, image_limits_key(workspace, target), today]
     requests = []
     for shards in contiguous_ranges(due, keys, workspace.settings.engine.shards_per_run):
         run_key = digest("signals", target.name, wanted, shards, _recorded(workspace, target, shards))

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from curation_assets.command import ConfigOption, clear_errors, console, load_workspace
+from curation_assets.housekeeping.commands import commands as housekeeping_commands
 from resources.errors import UserError
-from resources.scoring.errors import ScoringError
 
 if TYPE_CHECKING:
     from curation_assets.main_job import RunSummary
@@ -29,44 +27,8 @@ app = typer.Typer(
         "for all of it, and `curate release NAME`."
     ),
 )
-console = Console()
-errors = Console(stderr=True)
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", "-c", help="The configuration file. Default: what CURATION_CONFIG names, else ./curation.yaml."
-    ),
-]
-INTERRUPTED = 130
+app.add_typer(housekeeping_commands)
 SQL_ROWS = 50
-
-
-@contextmanager
-def clear_errors() -> Iterator[None]:
-    """Show what a user can mend as one message, and what was kept when they interrupt."""
-    try:
-        yield
-    except (UserError, ScoringError) as error:
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-    except BaseException as error:
-        if not _is_interrupt(error):
-            raise
-        errors.print("interrupted: everything measured so far is kept; `curate run` goes on from there")
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def _is_interrupt(error: BaseException) -> bool:
-    """Ctrl-C, also as Dagster reports it from inside a step (by name: Dagster is slow to import)."""
-    return isinstance(error, KeyboardInterrupt) or type(error).__name__ == "DagsterExecutionInterruptedError"
-
-
-def load_workspace(config: Path | None) -> Workspace:
-    """The workspace of the configuration that a command was given."""
-    from curation_assets.workspace import Workspace
-
-    return Workspace.load(config)
 
 
 @app.command()

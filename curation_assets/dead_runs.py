@@ -14,6 +14,8 @@ from pathlib import Path
 
 import dagster as dg
 
+from resources.errors import UserError
+
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -23,6 +25,10 @@ UNFINISHED = [
 ]
 PROCESS_TAG = "curation/process"
 UI_LOCK = ".ui.lock"
+
+
+class RunInProgressError(UserError):
+    """Something cannot be done while a run of the instance is in progress."""
 
 
 def process_tags() -> dict[str, str]:
@@ -39,6 +45,21 @@ def bury_dead_runs(instance: dg.DagsterInstance) -> list[str]:
             _bury(instance, run, "its process is gone; what it had measured is kept")
             dead.append(run.run_id)
     return dead
+
+
+def refuse_while_running(instance: dg.DagsterInstance, what: str) -> None:
+    """Bury dead runs, and refuse what must not be done beside a run that lives or waits.
+
+    Raises:
+        RunInProgressError: there is such a run.
+    """
+    bury_dead_runs(instance)
+    runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+    if runs:
+        raise RunInProgressError(
+            f"{what}: {len(runs)} runs are in progress or queued ({', '.join(run.run_id[:8] for run in runs[:3])}): "
+            "wait for them, or end them in the UI"
+        )
 
 
 def bury_runs_of_a_dead_ui(instance: dg.DagsterInstance, home: Path) -> int | None:

@@ -16,8 +16,9 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
+from curation_assets.corpus.purged import copy_purged
 from curation_assets.main_job import MainJob, RunSummary
-from curation_assets.settings import Settings
+from curation_assets.settings import Limits, Settings
 from curation_assets.workspace import Workspace
 from resources.landing import LandingError
 
@@ -53,6 +54,7 @@ def dry_look(workspace: Workspace, rows: int, announce: Callable[[str], None] | 
             workspace, config_file=place / "curation.yaml", settings=small, images_from=workspace.landing.root
         )
         look.warehouse.prepare()
+        copy_purged(workspace.warehouse, look.warehouse)
         started = time.monotonic()
         with dg.DagsterInstance.ephemeral() as instance:
             summary = MainJob(look, instance, announce).run()
@@ -75,6 +77,8 @@ def _settings_for(settings: Settings, folder: Path) -> Settings:
     validation = [held.model_copy(update={"path": _absolute(folder, held.path)}) for held in settings.validation]
     corpus = settings.corpus.model_copy(update={"landing": "./landing", "filters": filters})
     update = {"corpus": corpus, "targets": targets, "validation": validation, "warehouse": "./warehouse"}
+    # So many rows are the limit.
+    update["limits"] = Limits()
     return settings.model_copy(update=update)
 
 

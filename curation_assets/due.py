@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from curation_assets import tables
 from curation_assets.checkpoints.warmup import too_few, warmup_checkpoint
 from curation_assets.corpus.ingest import present_shards
+from curation_assets.corpus.purged import PurgedList
 from curation_assets.fingerprints import (
     corpus_fingerprint,
     image_limits_key,
@@ -39,9 +40,10 @@ def corpus_due(workspace: Workspace, content_digests: Mapping[str, str]) -> list
     """Shards whose `raw_corpus` or `segmented_steps` is missing or of other content or settings."""
     corpus = workspace.warehouse.folder_metadata(tables.raw_corpus_dir())
     steps = workspace.warehouse.folder_metadata(tables.segmented_steps_dir())
+    purged = PurgedList.read(workspace.warehouse)
     due = []
     for shard, content in content_digests.items():
-        corpus_fp = corpus_fingerprint(workspace, content)
+        corpus_fp = corpus_fingerprint(workspace, content, purged.ids_of(shard))
         of_corpus, of_steps = corpus.get(shard, {}), steps.get(shard, {})
         if (
             of_corpus.get("fingerprint") != corpus_fp

@@ -43,11 +43,18 @@ WARMUP_ROLE = "warmup"
 BASE_ROLE = "base"
 
 
-def corpus_fingerprint(workspace: Workspace, content_digest: str) -> str:
-    """Of one shard's `raw_corpus`: the file's bytes and how they are read."""
+def corpus_fingerprint(workspace: Workspace, content_digest: str, purged: Sequence[str] = ()) -> str:
+    """Of one shard's `raw_corpus`: the file's bytes, how they are read, and what was purged from it.
+
+    Args:
+        workspace: the configuration.
+        content_digest: of the file's bytes.
+        purged: samples that were taken out of this shard (`corpus.purged.PurgedList.ids_of`).
+    """
     corpus = workspace.settings.corpus
     reading = [corpus.format, corpus.columns.model_dump(mode="json"), corpus.max_row_bytes]
-    return digest("raw_corpus", CORPUS_VERSION, content_digest, reading)
+    whole = digest("raw_corpus", CORPUS_VERSION, content_digest, reading)
+    return digest("purged", whole, list(purged)) if purged else whole
 
 
 def input_fingerprint(facts: Mapping[str, str]) -> str:

@@ -28,6 +28,7 @@ from curation_assets.corpus.ingest import accept_listing, present_shards
 from curation_assets.dead_runs import bury_dead_runs, process_tags
 from curation_assets.definitions import build_definitions
 from curation_assets.fingerprints import base_digest
+from curation_assets.limits import Allowance, LimitReachedError, allowed
 from curation_assets.partitions import SHARDS, release_key, release_partitions
 from curation_assets.quality.assets import POOL_KEY, SAMPLE_QUALITY_KEY
 from curation_assets.quality.checks import benchmark_files
@@ -65,6 +66,7 @@ class RunSummary:
         subsets: subsets that were selected anew.
         releases: releases that were made.
         waiting: why something could not be done yet.
+        stopped: the limit at which measuring stopped; None if it went to its end. What is left is due.
     """
 
     new_shards: int = 0
@@ -77,6 +79,7 @@ class RunSummary:
     subsets: list[str] = field(default_factory=list)
     releases: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
+    stopped: str | None = None
 
 
 class MainJob:
@@ -103,7 +106,11 @@ class MainJob:
         self._job = build_definitions(workspace).resolve_implicit_global_asset_job_def()
 
     def run(self) -> RunSummary:
-        """Do everything that is due, up to the subsets (and releases, if the policy says so)."""
+        """Do everything that is due, up to the subsets (and releases, if the policy says so).
+
+        Where `limits` are set, this call measures so much and no more: scores, subsets and releases of a target that
+        is not measured to its end wait for the call that does so, as they do for the scoring sensor.
+        """
         summary = RunSummary()
         bury_dead_runs(self.instance)
         self._check_models()
@@ -111,11 +118,17 @@ class MainJob:
         shards = self._register(summary)
         self._read(shards, summary)
         self._filter(shards)
-        for target in self.workspace.settings.targets:
-            self._measure(target, summary)
-            self._score(target, summary)
+        with allowed(Allowance(self.workspace.settings.limits)) as allowance:
+            for target in self.workspace.settings.targets:
+                self._measure(target, summary, allowance)
+                self._score(target, summary, allowance)
+        stopped = {target for target, _ in allowance.unfinished}
+        summary.stopped = allowance.reached() if stopped else None
         for subset in self.workspace.settings.subsets:
-            self._select(subset, summary)
+            if self.workspace.settings.score(subset.score).target not in stopped:
+                self._select(subset, summary)
+        if stopped:
+            return summary
         if due.comparison_due(self.workspace):
             self._execute("comparing subsets", "comparison", [COMPARISON_KEY])
         if due.preference_due(self.workspace):
@@ -202,8 +215,12 @@ class MainJob:
         """Whether Dagster never saw one of these materialized: a killed run wrote tables but no event."""
         return any(self.instance.get_latest_materialization_event(key) is None for key in keys)
 
-    def _measure(self, target: Target, summary: RunSummary) -> None:
+    def _measure(self, target: Target, summary: RunSummary, allowance: Allowance) -> None:
         if due.warmup_due(self.workspace, target):
+            if allowance.reached():
+                # Of what rests on it nothing could be measured now.
+                allowance.leave(target.name, "warm-up", 0, 0)
+                return
             self._execute(f"{target.name}: training the warm-up", "warmup", [warmup_key_of(target)])
         waiting = due.waits_for_pool(self.workspace, target)
         if waiting:
@@ -217,7 +234,10 @@ class MainJob:
             signals = signals_to_run(lacking, part)
             keys = [signal_key(target, signal) for signal in signals]
             self._execute(f"{target.name}: measuring {len(part)} shards", "signals", keys, shards=part)
-            self._sum_up(target, signals, part, summary)
+            finished = [shard for shard in part if (target.name, shard) not in allowance.unfinished]
+            self._sum_up(target, signals, finished, summary)
+        summary.measured[target.name] += allowance.samples.get(target.name, 0)
+        summary.tokens_measured += allowance.tokens.get(target.name, 0)
 
     def _sum_up(
         self, target: Target, signals: Sequence[SignalName], shards: Sequence[str], summary: RunSummary
@@ -236,10 +256,17 @@ class MainJob:
                     counts = without.setdefault(signal, {})
                     counts[reason] = counts.get(reason, 0) + count
 
-    def _score(self, target: Target, summary: RunSummary) -> None:
+    def _score(self, target: Target, summary: RunSummary, allowance: Allowance) -> None:
+        if any(name == target.name for name, _ in allowance.unfinished):
+            return
         keys = validation_keys(self.workspace, target)
         if due.validation_due(self.workspace, target) or self._unseen(keys):
-            self._execute(f"{target.name}: measuring validation sets", "validation", keys)
+            try:
+                self._execute(f"{target.name}: measuring validation sets", "validation", keys)
+            except LimitReachedError:
+                # The allowance knows which set was left, as it does of shards.
+                summary.tokens_measured += allowance.tokens.get(target.name, 0)
+                return
             summary.tokens_measured += self._tokens_of_validation(target)
         keys = score_keys(self.workspace, target)
         wanted = due.scores_due(self.workspace, target)

@@ -221,6 +221,18 @@ def _what_a_selector_lacks(selector: AnySelector | None, score: ScoreSection) ->
     return None
 
 
+class Limits(Section):
+    """How much may be measured: by one `curate run`, and by all runs together that sensors launch in a day (UTC)."""
+
+    tokens: int | None = Field(None, ge=1, description="tokens run through models; what is over it is left due")
+    device_hours: float | None = Field(None, gt=0, description="hours of measuring, times the devices")
+
+    @property
+    def any(self) -> bool:
+        """Whether there is any limit."""
+        return self.tokens is not None or self.device_hours is not None
+
+
 class S3(Section):
     """How S3 is reached; what is not said comes from the environment. Credentials never stand in this file, which
     every release holds: they come from environment, profile or role."""
@@ -243,6 +255,7 @@ class Settings(Section):
     scores: list[AnyScore] = Field(default=[])
     subsets: list[Subset] = Field(default=[])
     engine: Engine = Engine()
+    limits: Limits = Limits()
     releases: Releases = Releases()
 
     @model_validator(mode="after")

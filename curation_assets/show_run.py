@@ -34,6 +34,9 @@ def show_summary(workspace: Workspace, summary: RunSummary, console: Console) ->
             console.print(f"without {signal}: {counts}; see: {where}", style="yellow", soft_wrap=True)
     for line in summary.waiting:
         console.print(f"waiting: {line}", style="yellow", markup=False)
+    if summary.stopped is not None:
+        line = f"stopped at the limit of {summary.stopped}; `curate run` goes on"
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     ignored = workspace.landing.ignored()
     if ignored:
         more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""

@@ -281,6 +281,16 @@ def rejected_rows_dir() -> str:
     return "corpus/rejected_rows"
 
 
+def purged_path() -> str:
+    """The samples that were taken out for good, one JSON document."""
+    return "corpus/purged.json"
+
+
+def spent_path() -> str:
+    """What launched runs have measured today, where `limits` are set, one JSON document."""
+    return "limits/spent.json"
+
+
 def images_dir() -> str:
     """Folder of the images whose bytes were inside rows, each under the hash of its bytes."""
     return "images"

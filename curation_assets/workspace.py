@@ -15,6 +15,7 @@ from resources.digests import DigestCache, bytes_digest
 from resources.landing import Landing
 from resources.model_files import check_model_folder, resolve_model
 from resources.s3 import SCHEME, S3Options, S3Storage
+from resources.storage import FolderStorage, Storage
 from resources.warehouse import Warehouse, WarehouseError
 
 VALIDATION = "validation/"
@@ -71,8 +72,14 @@ class Workspace:
         place = self.settings.warehouse
         if not place.startswith(SCHEME):
             return Warehouse(self._local(place, "warehouse"), self.cache)
+        return Warehouse(self.storage_at(place))
+
+    def storage_at(self, place: str) -> Storage:
+        """What holds files at s3://bucket/prefix, reached as `s3` says, or in a folder of this machine."""
+        if not place.startswith(SCHEME):
+            return FolderStorage(Path(place).expanduser().resolve())
         options = S3Options(**self.settings.s3.model_dump())
-        return Warehouse(S3Storage(place, options, _cache_folder() / "s3"))
+        return S3Storage(place, options, _cache_folder() / "s3")
 
     def validation_file(self, validation: ValidationSet) -> Path:
         """The file of a validation set."""

@@ -25,13 +25,12 @@ from urllib.parse import urlsplit
 import polars as pl
 
 from resources.digests import digest
-from resources.storage import Storage, StorageError, StoredFile
+from resources.storage import CLAIM, Storage, StorageError, StoredFile, is_unfinished
 
 SCHEME = "s3://"
 FOOTER = 64 * 2**10
 """Bytes at the end of a Parquet file that are read for its footer; more if it is longer."""
 
-CLAIM = ".claim"
 CLAIM_SECONDS = 300.0
 """A claim that has not been renewed for so long is a dead maker's."""
 
@@ -185,6 +184,11 @@ class S3Storage(Storage):
         with _clear(self.shown(path)):
             self.client.delete_object(Bucket=self.bucket, Key=self.key(path))
 
+    def remove_folder(self, path: str) -> None:
+        """Delete the objects, one by one: not every service that speaks S3 deletes several at once."""
+        for file in self._all(path):
+            self.remove(file.path)
+
     def exists(self, path: str) -> bool:
         """Ask for the object's head."""
         return self._head(path) is not None
@@ -220,16 +224,32 @@ class S3Storage(Storage):
             pages = self.client.get_paginator("list_objects_v2")
             yield from pages.paginate(Bucket=self.bucket, Prefix=prefix, Delimiter=delimiter)
 
-    def _listed(self, folder: str, delimiter: str) -> list[StoredFile]:
-        start = len(self.prefix) + 1 if self.prefix else 0
+    def unfinished(self) -> list[StoredFile]:
+        """List the claims: an object is never there in part."""
+        return [file for file in self._all("") if is_unfinished(file.path)]
+
+    def _listed(self, folder: str, delimiter: str = "") -> list[StoredFile]:
         found = []
-        for page in self._pages(folder, delimiter):
-            for item in page.get("Contents", []):
-                path = item["Key"][start:]
-                parts = path.removeprefix(folder).removeprefix("/").split("/")
-                # Nor what would lead out of a folder of copies: `..`, or a second slash, which begins at the root.
-                if all(part and not part.startswith(".") for part in parts):
-                    found.append(StoredFile(path, int(item["Size"]), str(item["ETag"]).strip('"')))
+        for file in self._all(folder, delimiter):
+            parts = file.path.removeprefix(folder).removeprefix("/").split("/")
+            # Nor what would lead out of a folder of copies: `..`, or a second slash, which begins at the root.
+            if all(part and not part.startswith(".") for part in parts):
+                found.append(file)
+        return found
+
+    def _all(self, folder: str, delimiter: str = "") -> list[StoredFile]:
+        """Objects of a folder, whatever their names, sorted by path."""
+        start = len(self.prefix) + 1 if self.prefix else 0
+        found = [
+            StoredFile(
+                item["Key"][start:],
+                int(item["Size"]),
+                str(item["ETag"]).strip('"'),
+                item["LastModified"].timestamp(),
+            )
+            for page in self._pages(folder, delimiter)
+            for item in page.get("Contents", [])
+        ]
         return sorted(found, key=lambda file: file.path)
 
     def make_folder(self, path: str, fill: Callable[[Path], None], last: str) -> bool:

@@ -5,7 +5,7 @@ Plain data goes in and comes out, so that what asks for measurements needs neith
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -45,6 +45,11 @@ class Scorer:
 
         return devices_of(self.device)
 
+    @property
+    def device_count(self) -> int:
+        """On how many devices it measures."""
+        return len(self._devices)
+
     @cached_property
     def _pass(self) -> ForwardPass | DeviceGroup | EmbeddingPass:
         # Torch and transformers take seconds to import: only runs that measure pay for them.
@@ -68,6 +73,9 @@ class Scorer:
 
     def measure(
         self, samples: Sequence[Sample], request: Request, progress: Callable[[int], None] | None = None
-    ) -> Iterator[list[SampleSignals]]:
-        """The requested signals of samples, in order of completion; see `resources.scoring.forward.ForwardPass`."""
-        return self._pass.stream(samples, request, progress)
+    ) -> Generator[list[SampleSignals], None, None]:
+        """The requested signals of samples, in order of completion; see `resources.scoring.forward.ForwardPass`.
+
+        Close it when it is not used up: what works on it ends then.
+        """
+        yield from self._pass.stream(samples, request, progress)

@@ -29,16 +29,42 @@ class StorageError(UserError):
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file as a listing saw it: its path below the root, its size in bytes, and what changes with its content."""
+    """A file as a listing saw it.
+
+    Attributes:
+        path: below the root.
+        size: in bytes.
+        version: what changes with its content.
+        modified: when it was last written, in seconds since 1970.
+    """
 
     path: str
     size: int
     version: str
+    modified: float = 0.0
 
     @property
     def name(self) -> str:
         """The last part of its path."""
         return self.path.rsplit("/", 1)[-1]
+
+
+CLAIM = ".claim"
+"""A folder of a bucket that is being made holds this file meanwhile."""
+
+MAKING = ".making-"
+"""What the name of a temporary folder begins with."""
+
+TEMPORARY = ".tmp"
+"""What the name of a temporary file ends with; it begins with a dot."""
+
+
+def is_unfinished(path: str) -> bool:
+    """Whether a path is of something that is being written, or that was, by a process that died over it."""
+    *above, name = path.split("/")
+    if any(part.startswith(MAKING) for part in above):
+        return True
+    return name == CLAIM or (name.startswith(".") and name.endswith(TEMPORARY))
 
 
 class Storage(ABC):
@@ -99,6 +125,10 @@ class Storage(ABC):
         """Remove a file, if it is there."""
 
     @abstractmethod
+    def remove_folder(self, path: str) -> None:
+        """Remove a folder with all that lies below it, if it is there; killed meanwhile, some of it is left."""
+
+    @abstractmethod
     def exists(self, path: str) -> bool:
         """Whether there is a file of that path."""
 
@@ -109,6 +139,10 @@ class Storage(ABC):
     @abstractmethod
     def walk(self, folder: str) -> list[StoredFile]:
         """All files below a folder, sorted by path."""
+
+    @abstractmethod
+    def unfinished(self) -> list[StoredFile]:
+        """Files of writes that are in progress, or that died (`is_unfinished`), sorted by path."""
 
     @abstractmethod
     def folders(self, folder: str) -> list[str]:
@@ -201,6 +235,11 @@ class FolderStorage(Storage):
         """Unlink the file."""
         (self.root / path).unlink(missing_ok=True)
 
+    def remove_folder(self, path: str) -> None:
+        """Remove the tree."""
+        if (self.root / path).is_dir():
+            shutil.rmtree(self.root / path)
+
     def exists(self, path: str) -> bool:
         """Whether it is a file."""
         return (self.root / path).is_file()
@@ -215,6 +254,11 @@ class FolderStorage(Storage):
         found = top.rglob("[!.]*")
         return self._seen(p for p in found if not any(part.startswith(".") for part in p.relative_to(top).parts))
 
+    def unfinished(self) -> list[StoredFile]:
+        """What lies anywhere under a temporary name."""
+        found = self.root.rglob("*")
+        return self._seen(path for path in found if is_unfinished(path.relative_to(self.root).as_posix()))
+
     def folders(self, folder: str) -> list[str]:
         """Folders in the folder."""
         return sorted(path.name for path in (self.root / folder).glob("[!.]*") if path.is_dir())
@@ -225,7 +269,7 @@ class FolderStorage(Storage):
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():
             return False
-        temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix=".making-"))
+        temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix=MAKING))
         try:
             temporary.chmod(0o755)
             fill(temporary)
@@ -261,7 +305,8 @@ class FolderStorage(Storage):
                 continue
             if path.is_file():
                 version = f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}"
-                found.append(StoredFile(path.relative_to(self.root).as_posix(), stat.st_size, version))
+                relative = path.relative_to(self.root).as_posix()
+                found.append(StoredFile(relative, stat.st_size, version, stat.st_mtime))
         return sorted(found, key=lambda file: file.path)
 
 

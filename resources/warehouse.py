@@ -106,6 +106,11 @@ class Warehouse:
         with self._opened(path) as stream:
             return pl.read_parquet(stream, columns=list(columns))
 
+    def columns(self, path: str) -> list[str]:
+        """Names of a table's columns, from its footer; see `read_table`."""
+        with self._footer(path) as stream:
+            return list(pl.read_parquet_schema(stream))
+
     def table_metadata(self, path: str) -> dict[str, str]:
         """The metadata in a table's footer; empty if there is no such table.
 

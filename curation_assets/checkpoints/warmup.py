@@ -27,6 +27,9 @@ from resources.trainer import LoraRecipe, train_lora
 RECORD = "checkpoint.json"
 """What a checkpoint's folder holds beside the adapter: with it, it is whole."""
 
+TRAINED_ON = "trained_on.parquet"
+"""The sample_ids that it was trained on."""
+
 
 class WarmupError(UserError):
     """A warm-up checkpoint cannot be trained."""
@@ -38,6 +41,11 @@ class WarmupCheckpoint:
 
     folder: str
     record: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Of its recipe and base: the folder's name."""
+        return self.folder.rsplit("/", 1)[-1]
 
 
 def warmup_checkpoint(workspace: Workspace, target: Target) -> WarmupCheckpoint | None:
@@ -148,7 +156,7 @@ def _train(workspace: Workspace, target: Target, training: pl.DataFrame, place: 
             trust_remote_code=target.trust_remote_code,
             progress=advance,
         )
-    pl.DataFrame({"sample_id": record.sample_ids}).write_parquet(place / "trained_on.parquet")
+    pl.DataFrame({"sample_id": record.sample_ids}).write_parquet(place / TRAINED_ON)
     document = {
         "drawn": len(training),
         "samples": len(record.sample_ids),
@@ -158,4 +166,4 @@ def _train(workspace: Workspace, target: Target, training: pl.DataFrame, place: 
         "recipe": recipe.__dict__,
         "base": target.model,
     }
-    (place / "checkpoint.json").write_text(json.dumps(document, indent=1, sort_keys=True))
+    (place / RECORD).write_text(json.dumps(document, indent=1, sort_keys=True))

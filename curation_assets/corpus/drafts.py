@@ -34,6 +34,7 @@ REASONS: dict[str, str] = {
     "image_outside_folder": "an image path leads out of the file's folder",
     "image_missing": "an image file is not there or cannot be read",
     "image_bad_data": "an image inside the row is empty or not base64",
+    "purged": "the sample was taken out for good with `curate purge`",
 }
 
 

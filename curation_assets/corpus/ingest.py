@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,8 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.corpus.pool import resolve_duplicates
-from curation_assets.corpus.reading import Account, Piece, ShardReader, account
+from curation_assets.corpus.purged import PurgedList, drop_images, kept_images, without_purged
+from curation_assets.corpus.reading import Account, Piece, ShardReader, ShardRows, account
 from curation_assets.fingerprints import corpus_fingerprint
 from curation_assets.workspace import Workspace
 from resources.digests import digest
@@ -81,36 +82,89 @@ def _ingest(workspace: Workspace, path: Path, shard: str, content: str, *, must_
         workspace.image_root(shard),
         workspace.keep_image,
     )
-    warehouse, raw_path = workspace.warehouse, f"{tables.raw_corpus_dir()}/{shard}.parquet"
+    warehouse = workspace.warehouse
+    purged = PurgedList.read(warehouse)
     rejected: list[pl.DataFrame] = [tables.REJECTED_ROWS.empty()]
     places: list[pl.DataFrame] = [tables.RAW_CORPUS.empty().select(PLACE)]
     images: list[str] = []
-    with warehouse.writing_table(raw_path, tables.RAW_CORPUS.schema) as table:
+    taken_out: set[str] = set()
+    candidates_out = 0
+    with warehouse.writing_table(_raw_path(shard), tables.RAW_CORPUS.schema) as table:
         for piece in reader.pieces() if content != UNREADABLE else _unreadable(reader, shard):
-            table.add(piece.accepted)
-            rejected.append(piece.rejected)
-            places.append(piece.accepted.select(PLACE))
-            images += piece.accepted["image_digests"].explode().drop_nulls().to_list()
+            kept = without_purged(piece.accepted, piece.rejected, purged.ids())
+            table.add(kept.accepted)
+            rejected.append(kept.rejected)
+            places.append(kept.accepted.select(PLACE))
+            images += kept.accepted["image_digests"].explode().drop_nulls().to_list()
+            candidates_out += kept.candidates_out
+            taken_out |= kept_images(piece.accepted) - kept_images(kept.accepted)
         if workspace.landing.digest(path) != content and must_be_same:
             raise _ChangedError
         refused = pl.concat(rejected)
-        found = account(pl.concat(places), refused, reader.rows_in, reader.candidates_in)
-        fingerprint = corpus_fingerprint(workspace, content)
-        table.metadata = {
-            "fingerprint": fingerprint,
-            "content_digest": content,
-            "path": file_name(shard),
-            "format": reader.format,
-            "rows_in": str(reader.rows_in),
-            "rows": str(found.candidates_accepted),
-            "rejected": str(len(refused)),
-            "file_problem": reader.file_problem or "",
-            # Of the image files that the rows show, as they were when they were read.
-            "images": digest("images", images) if images else "",
-        }
+        found = account(pl.concat(places), refused, reader.rows_in, reader.candidates_in - candidates_out)
+        fingerprint = corpus_fingerprint(workspace, content, purged.ids_of(shard))
+        counts = (found.candidates_accepted, len(refused))
+        table.metadata = _facts(shard, fingerprint, content, reader, counts, images)
         # Before `raw_corpus`, whose fingerprint says that the rejected rows are there too.
-        warehouse.write_table(f"{tables.rejected_rows_dir()}/{shard}.parquet", refused, table.metadata)
+        warehouse.write_table(_rejected_path(shard), refused, table.metadata)
+    # Reading a row keeps the bytes of its images before anything else is known of it.
+    drop_images(warehouse, taken_out)
     return IngestedShard(fingerprint, content, found, _reasons(refused), reader.format, reader.file_problem)
+
+
+def _raw_path(shard: str) -> str:
+    return f"{tables.raw_corpus_dir()}/{shard}.parquet"
+
+
+def _rejected_path(shard: str) -> str:
+    return f"{tables.rejected_rows_dir()}/{shard}.parquet"
+
+
+def _facts(
+    shard: str,
+    fingerprint: str,
+    content: str,
+    rows: ShardReader | ShardRows,
+    counts: tuple[int, int],
+    images: list[str],
+) -> dict[str, str]:
+    """The metadata of a shard's tables.
+
+    `counts` are accepted candidates and rejections, `images` the digests of what its rows show, as it was when read.
+    """
+    return {
+        "fingerprint": fingerprint,
+        "content_digest": content,
+        "path": file_name(shard),
+        "format": rows.format,
+        "rows_in": str(rows.rows_in),
+        "rows": str(counts[0]),
+        "rejected": str(counts[1]),
+        "file_problem": rows.file_problem or "",
+        "images": digest("images", images) if images else "",
+    }
+
+
+def write_shard_rows(
+    workspace: Workspace, shard: str, rows: ShardRows, fingerprint: str, content_digest: str
+) -> dict[str, str]:
+    """Write both tables of a shard; gives the metadata of their footers."""
+    images = rows.accepted["image_digests"].explode().drop_nulls().to_list()
+    counts = (len(rows.accepted), len(rows.rejected))
+    metadata = _facts(shard, fingerprint, content_digest, rows, counts, images)
+    workspace.warehouse.write_table(_rejected_path(shard), rows.rejected, metadata)
+    # Written last: its fingerprint says that the rejected rows are there too.
+    workspace.warehouse.write_table(_raw_path(shard), rows.accepted, metadata)
+    return metadata
+
+
+def stored_shard_rows(workspace: Workspace, shard: str, facts: Mapping[str, str]) -> ShardRows:
+    """What is stored of a shard, by the metadata of its `raw_corpus`."""
+    accepted = workspace.warehouse.read_table(_raw_path(shard))
+    rejected = workspace.warehouse.read_table(_rejected_path(shard))
+    candidates = len(accepted) + len(rejected.filter(pl.col("candidate") >= 0))
+    problem = facts["file_problem"] or None
+    return ShardRows(accepted, rejected, int(facts["rows_in"]), candidates, facts["format"], problem)
 
 
 def _reasons(rejected: pl.DataFrame) -> dict[str, int]:
@@ -129,12 +183,12 @@ def _gone(workspace: Workspace, shard: str) -> IngestedShard:
         f"{file_name(shard)} is no longer in the landing area: its tables are kept and its samples leave the "
         "subsets; put the file back to use it again"
     )
-    stored = workspace.warehouse.table_metadata(f"{tables.raw_corpus_dir()}/{shard}.parquet")
+    stored = workspace.warehouse.table_metadata(_raw_path(shard))
     if not stored:
         nothing = account(tables.RAW_CORPUS.empty(), tables.REJECTED_ROWS.empty(), 0, 0)
         return IngestedShard("", "", nothing, {}, "unknown", problem)
-    accepted = workspace.warehouse.read_columns(f"{tables.raw_corpus_dir()}/{shard}.parquet", *PLACE)
-    rejected = workspace.warehouse.read_columns(f"{tables.rejected_rows_dir()}/{shard}.parquet", *PLACE, "reason")
+    accepted = workspace.warehouse.read_columns(_raw_path(shard), *PLACE)
+    rejected = workspace.warehouse.read_columns(_rejected_path(shard), *PLACE, "reason")
     candidates = len(accepted) + len(rejected.filter(pl.col("candidate") >= 0))
     found = account(accepted, rejected, int(stored["rows_in"]), candidates)
     return IngestedShard(

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from curation_assets import tables
 from curation_assets.corpus.ingest import present_shards
+from curation_assets.corpus.purged import PurgedList, copy_purged, rows_without_purged
 from curation_assets.corpus.reading import ShardRows, read_shard
 from curation_assets.fingerprints import corpus_fingerprint, steps_fingerprint
 from curation_assets.progress import track
@@ -124,6 +125,7 @@ def look_at_pool(workspace: Workspace, scratch_folder: Path) -> Pool:
     """
     settings = workspace.settings.model_copy(update={"warehouse": str(scratch_folder)})
     scratch = replace(workspace, settings=settings)
+    copy_purged(workspace.warehouse, scratch.warehouse)
     files = workspace.landing.files()
     read = [shard for shard in present_shards(workspace) if _is_current(workspace, shard)]
     unread = [file for file in files if file.shard not in set(read)]
@@ -169,7 +171,8 @@ def _is_current(workspace: Workspace, shard: str) -> bool:
     """Whether the stored rows of a shard are those of its file as it is now."""
     facts = workspace.warehouse.table_metadata(f"{tables.raw_corpus_dir()}/{shard}.parquet")
     content = workspace.landing.digest(workspace.landing.path(shard))
-    return facts.get("fingerprint") == corpus_fingerprint(workspace, content)
+    purged = PurgedList.read(workspace.warehouse).ids_of(shard)
+    return facts.get("fingerprint") == corpus_fingerprint(workspace, content, purged)
 
 
 def _look_at_files(scratch: Workspace, files: Sequence[LandingFile]) -> tuple[dict[str, Head], list[str]]:
@@ -210,7 +213,8 @@ def _look_at_file(scratch: Workspace, file: LandingFile, size: int) -> tuple[Sha
     def keep(image: str, content: bytes) -> None:
         scratch.warehouse.write_once(f"{tables.images_dir()}/{image}", content)
 
-    return read_shard(data, file.shard, name, corpus, scratch.image_root(file.shard), keep), weight
+    rows = read_shard(data, file.shard, name, corpus, scratch.image_root(file.shard), keep)
+    return rows_without_purged(rows, PurgedList.read(scratch.warehouse).ids()), weight
 
 
 def _text_head(path: Path, file_size: int, size: int, longest_row: int) -> tuple[bytes | Path, float]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.console import Console
 
 from curation_assets.cost.measured import MeasuredPass
 from curation_assets.cost.plan import Plan, TargetPlan, make_plan
+from curation_assets.limits import HOUR
+from curation_assets.settings import Limits
 from curation_assets.terminal import harmless, progress_bars, simple_table
 from curation_assets.workspace import Workspace
 
@@ -26,6 +29,24 @@ def show_plan(workspace: Workspace, console: Console, probe: bool = True) -> Non
     with progress_bars(Console(stderr=True)):
         plan = make_plan(workspace, probe)
     print_plan(plan, console)
+    for line in limit_lines(plan, workspace.settings.limits):
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def limit_lines(plan: Plan, limits: Limits) -> list[str]:
+    """Which limits a plan exceeds, and how many runs it comes to."""
+    probes = [target.probe for target in plan.targets if target.probe is not None]
+    seconds = [target.seconds * target.probe.devices for target in plan.targets if target.probe and target.seconds]
+    amounts = [
+        ("tokens", float(sum(target.tokens for target in plan.targets)), limits.tokens, "tokens"),
+        ("device_hours", sum(seconds) / HOUR if probes else 0.0, limits.device_hours, "device hours"),
+    ]
+    return [
+        f"more than limits.{key}, {limit:,} {unit}: a run stops there and leaves the rest due; all of it takes about "
+        f"{math.ceil(planned / limit)} runs, or as many days of launched ones"
+        for key, planned, limit, unit in amounts
+        if limit is not None and planned > limit
+    ]
 
 
 def print_plan(plan: Plan, console: Console) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.checkpoints.warmup import warmup_checkpoint
+from curation_assets.checkpoints.warmup import WarmupCheckpoint, warmup_checkpoint
 from curation_assets.fingerprints import base_digest, checkpoint_digest, signal_fingerprint
 from curation_assets.scores.registry import method_of
 from curation_assets.settings import Subset, Target
@@ -89,7 +89,7 @@ def _checkpoints(workspace: Workspace, target: Target) -> dict[str, Any]:
     return {
         "base_model": {"model": target.model, "revision": target.revision, "digest": base_digest(workspace, target)},
         "measured_at": checkpoint_digest(workspace, target),
-        "warmup": None if warmup is None else _warmup_facts(warmup.record),
+        "warmup": None if warmup is None else _warmup_facts(warmup),
         "signal_fingerprints": signal_fingerprints(workspace, target),
     }
 
@@ -113,8 +113,10 @@ def signal_fingerprints(workspace: Workspace, target: Target) -> dict[str, str |
     return {signal: signal_fingerprint(workspace, target, signal) for signal in signals}
 
 
-def _warmup_facts(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: record[key] for key in ("samples", "steps", "tokens", "recipe")}
+def _warmup_facts(warmup: WarmupCheckpoint) -> dict[str, Any]:
+    # By its key it is found among the checkpoints of the warehouse: what a release names is never cleared away.
+    facts = {name: warmup.record[name] for name in ("samples", "steps", "tokens", "recipe")}
+    return {"key": warmup.key} | facts
 
 
 def package_versions() -> dict[str, str | None]:

@@ -1,6 +1,6 @@
 """Assets of the signals stage, made for every target of the configuration."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -49,11 +49,23 @@ def signal_assets(target: Target) -> list[dg.AssetsDefinition]:
     ) -> Iterator[dg.MaterializeResult[Any]]:
         selected = [signal for signal in target.signals if signal_key(target, signal) in context.selected_asset_keys]
         broken = dict.fromkeys(selected, 0)
+        finished: list[Mapping[SignalName, ShardMeasurement]] = []
         for records in measure_shards(workspace, target, context.partition_keys, selected):
+            finished.append(records)
             for signal, record in records.items():
                 broken[signal] += non_finite(record.without_value)
-                key = signal_key(target, signal)
+        left = len(context.partition_keys) - len(finished)
+        for record in (record for records in finished for record in records.values()):
+            key = signal_key(target, record.signal)
+            if left:
+                # A result would speak for the whole range: only what is finished is said to be there.
+                event = dg.AssetMaterialization(key, metadata=_metadata(record), partition=record.shard)
+                context.log_event(event)
+            else:
                 context.add_asset_metadata(_metadata(record), asset_key=key, partition_key=record.shard)
+        if left:
+            context.log.warning(f"stopped at a limit (limits in curation.yaml): {left} shards are left due")
+            return
         for signal in selected:
             key = signal_key(target, signal)
             # A person may have left the check out of this run.

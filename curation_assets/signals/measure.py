@@ -5,8 +5,10 @@ Samples are grouped by the set of signals that they lack, and each group is one 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
@@ -15,6 +17,7 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.checkpoints.warmup import warmup_checkpoint
 from curation_assets.fingerprints import SEGMENTED_SIGNALS, image_limits_key, input_fingerprint
+from curation_assets.limits import LimitReachedError, Meter, current_allowance
 from curation_assets.progress import track
 from curation_assets.samples import samples_of
 from curation_assets.sections import SignalName
@@ -28,6 +31,7 @@ from resources.scoring.samples import SampleSignals
 from resources.scoring.spec import PassSpec
 
 MIB = 2**20
+logger = logging.getLogger("curation")
 
 
 @dataclass(frozen=True)
@@ -89,13 +93,18 @@ def measure_shards(
     """Measure what is not stored yet of these signals of every sample of the shards.
 
     Rows are committed in parts every `engine.part_seconds`, also when the work is interrupted; a shard's
-    records come last, so a shard without one is asked for again and goes on where it stopped.
+    records come last, so a shard without one is asked for again and goes on where it stopped. Shards for which the
+    allowance (`curation_assets.limits`) does not last are left out.
     """
     stores = {signal: SignalStore.of(workspace, target, signal) for signal in signals}
     with make_scorer(workspace, target) as scorer:
         for shard in shards:
             samples = read_shard_samples(workspace, shard, segmented=not SEGMENTED_SIGNALS.isdisjoint(stores))
-            records = measure_samples(workspace, target, shard, samples, stores, scorer)
+            try:
+                records = measure_samples(workspace, target, shard, samples, stores, scorer)
+            except LimitReachedError as error:
+                logger.info("%s: %s", target.name, error)
+                continue
             for signal, record in records.items():
                 workspace.warehouse.write_json(shard_record_path(stores[signal].folder, shard), asdict(record))
             yield records
@@ -109,13 +118,16 @@ def measure_samples(
     stores: Mapping[SignalName, SignalStore],
     scorer: Scorer,
 ) -> dict[SignalName, ShardMeasurement]:
-    """Measure what is not stored yet of the samples of a shard, or of a validation set, of that name."""
+    """Measure what is not stored yet of the samples of a shard, or of a validation set, of that name.
+
+    Raises:
+        LimitReachedError: the allowance does not last for all of them; what was measured is kept.
+    """
     visit = Visit()
     missing = {signal: store.missing(samples.rows["sample_id"]) for signal, store in stores.items()}
     _measure_missing(workspace, target, name, samples, stores, missing, scorer, visit)
-    for signal, store in stores.items():
-        if missing[signal]:
-            store.compact(samples.rows["sample_id"])
+    for store in stores.values():
+        store.compact(samples.rows["sample_id"])
     return {
         signal: _record(workspace, target, name, signal, samples, store, len(missing[signal]), scorer, visit)
         for signal, store in stores.items()
@@ -167,20 +179,31 @@ def _measure_missing(
     groups = groups_by_missing(samples.rows["sample_id"], missing)
     if not groups:
         return
-    with track(f"{target.name}: measuring {shard}", sum(map(len, groups.values()))) as advance:
+    allowance = current_allowance(workspace.settings.limits, workspace.warehouse)
+    if allowance.reached():
+        raise allowance.leave(target.name, shard, 0, 0)
+    total, meter = sum(map(len, groups.values())), Meter(allowance, scorer.device_count)
+    with track(f"{target.name}: measuring {shard}", total) as advance, ExitStack() as streams:
         for lacking, sample_ids in groups.items():
             wanted = samples.rows.filter(pl.col("sample_id").is_in(sample_ids))
             steps = samples.steps if lacking & SEGMENTED_SIGNALS else None
             parts = _Parts({signal: stores[signal] for signal in stores if signal in lacking})
             try:
                 inputs = samples_of(workspace, wanted, steps)
-                for results in scorer.measure(inputs, request_for(target, lacking), advance):
+                stream = streams.enter_context(closing(scorer.measure(inputs, request_for(target, lacking), advance)))
+                for results in stream:
+                    tokens = sum(result.tokens + result.unconditional_tokens for result in results)
                     visit.samples += len(results)
-                    visit.tokens += sum(result.tokens + result.unconditional_tokens for result in results)
-                    parts.add(results, workspace.settings.engine.part_seconds)
+                    visit.tokens += tokens
+                    meter.batch(tokens)
+                    if parts.add(results, workspace.settings.engine.part_seconds):
+                        allowance.settle()
+                    if allowance.reached() and visit.samples < total:
+                        raise allowance.leave(target.name, shard, visit.samples, visit.tokens)
             finally:
                 # Also when interrupted: what has been measured is kept.
                 parts.commit()
+                allowance.settle()
 
 
 class _Parts:
@@ -191,11 +214,13 @@ class _Parts:
         self._pending: list[SampleSignals] = []
         self._committed = time.monotonic()
 
-    def add(self, results: Sequence[SampleSignals], part_seconds: float) -> None:
-        """Take results, and commit what is there if the last part is old enough."""
+    def add(self, results: Sequence[SampleSignals], part_seconds: float) -> bool:
+        """Take results, and commit what is there if the last part is old enough; whether it was."""
         self._pending.extend(results)
-        if time.monotonic() - self._committed >= part_seconds:
-            self.commit()
+        if time.monotonic() - self._committed < part_seconds:
+            return False
+        self.commit()
+        return True
 
     def commit(self) -> None:
         """One part a signal; killed in between, the samples lack only the signals that have none."""

@@ -8,6 +8,7 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.corpus.ingest import present_shards
+from curation_assets.corpus.purged import PurgedList, rows_without_purged
 from curation_assets.corpus.reading import ShardRows, read_shard
 from curation_assets.corpus_settings import ValidationSet
 from curation_assets.fingerprints import CORPUS_VERSION
@@ -28,7 +29,9 @@ def wanted_validation(workspace: Workspace, validation: ValidationSet) -> str:
     """
     path = _file(workspace, validation)
     reading = [validation.format, validation.columns.model_dump(mode="json"), workspace.settings.corpus.max_row_bytes]
-    return digest("validation", CORPUS_VERSION, workspace.cache.file_digest(path), reading)
+    purged = PurgedList.read(workspace.warehouse).ids_of(workspace.validation_shard(validation.name))
+    parts = [reading, purged] if purged else [reading]
+    return digest("validation", CORPUS_VERSION, workspace.cache.file_digest(path), *parts)
 
 
 def stored_validation(workspace: Workspace, name: str) -> str | None:
@@ -45,7 +48,8 @@ def read_validation(workspace: Workspace, validation: ValidationSet) -> ShardRow
     path = _file(workspace, validation)
     corpus = workspace.settings.corpus.model_copy(update={"format": validation.format, "columns": validation.columns})
     shard = workspace.validation_shard(validation.name)
-    rows = read_shard(path, shard, path.name, corpus, keep_image=workspace.keep_image)
+    read = read_shard(path, shard, path.name, corpus, keep_image=workspace.keep_image)
+    rows = rows_without_purged(read, PurgedList.read(workspace.warehouse).ids())
     if rows.accepted.is_empty():
         reasons = ", ".join(sorted(set(rows.rejected["reason"].to_list()))) or rows.file_problem or "it is empty"
         raise ValidationSetError(

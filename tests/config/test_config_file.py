@@ -37,7 +37,7 @@ subsets:
     budget:
       fraction: 0.2
 """
-SECTIONS = "version, corpus, warehouse, s3, targets, validation, scores, subsets, engine, releases"
+SECTIONS = "version, corpus, warehouse, s3, targets, validation, scores, subsets, engine, limits, releases"
 
 
 def parse(text: str | bytes) -> Settings:

@@ -11,8 +11,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from resources.s3 import CLAIM, S3Options, S3Storage
-from resources.storage import FolderStorage, Storage, StorageError
+from resources.s3 import S3Options, S3Storage
+from resources.storage import CLAIM, FolderStorage, Storage, StorageError
 from tests.resources.test_warehouse import at_once
 
 FRAME = pl.DataFrame({"a": [1, 2], "b": ["x", None]})

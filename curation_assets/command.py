@@ -1,0 +1,55 @@
+"""What every command of `curate` is made of: its consoles, the option that names the configuration, its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from resources.errors import UserError
+from resources.scoring.errors import ScoringError
+
+if TYPE_CHECKING:
+    from curation_assets.workspace import Workspace
+
+console = Console()
+errors = Console(stderr=True)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", help="The configuration file. Default: what CURATION_CONFIG names, else ./curation.yaml."
+    ),
+]
+INTERRUPTED = 130
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Show what a user can mend as one message, and what was kept when they interrupt."""
+    try:
+        yield
+    except (UserError, ScoringError) as error:
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    except BaseException as error:
+        if not _is_interrupt(error):
+            raise
+        errors.print("interrupted: everything measured so far is kept; `curate run` goes on from there")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Ctrl-C, also as Dagster reports it from inside a step (by name: Dagster is slow to import)."""
+    return isinstance(error, KeyboardInterrupt) or type(error).__name__ == "DagsterExecutionInterruptedError"
+
+
+def load_workspace(config: Path | None) -> Workspace:
+    """The workspace of the configuration that a command was given."""
+    from curation_assets.workspace import Workspace
+
+    return Workspace.load(config)
