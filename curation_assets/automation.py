@@ -124,13 +124,14 @@ def _landing_sensor() -> dg.SensorDefinition:
     def landing(context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SensorResult:
         before = json.loads(context.cursor) if context.cursor else {"files": {}, "models": {}}
         accept_listing(workspace)
-        look = workspace.landing.files()
-        stable = [f for f in look if before["files"].get(f.name, [None] * 3)[:2] == [f.size, f.modified_ns]]
+        look, seen = workspace.landing.files(), before["files"]
+        whole = workspace.landing.arrives_whole
+        stable = [f for f in look if whole or seen.get(f.name, [None] * 3)[:2] == [f.size, f.modified_ns]]
         digests = workspace.landing.digests(stable)
         known = set(context.instance.get_dynamic_partitions(str(SHARDS.name)))
         new = [f.shard for f in stable if f.shard not in known][:NEW_PARTITIONS_PER_TICK]
         taken = [f for f in stable if f.shard in known or f.shard in new]
-        changed = [f for f in taken if before["files"][f.name][2] != digests[f.shard]]
+        changed = [f for f in taken if seen.get(f.name, [None] * 3)[2] != digests[f.shard]]
         models = before["models"] | _model_versions(context, workspace)
         events = [observation(LANDING_KEY, digests[f.shard], f.shard) for f in changed]
         events += [

@@ -14,7 +14,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -24,7 +24,9 @@ from urllib.parse import urlsplit
 
 import polars as pl
 
-from resources.digests import digest
+from resources.digests import CHUNK_BYTES, digest
+from resources.ranges import RangeReader
+from resources.s3_errors import NOT_THERE, REFUSED, UNCHANGED, broken_off, clear_errors, code_of
 from resources.storage import Storage, StorageError, StoredFile
 
 SCHEME = "s3://"
@@ -39,8 +41,6 @@ CLAIM_PAUSE = 1.0
 """Seconds between two looks at another's claim."""
 
 ATTEMPTS = 6
-NOT_THERE = frozenset({"404", "NoSuchKey", "NotFound"})
-REFUSED = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class S3Storage(Storage):
                 f"{self.place} needs dagster-aws ({error}): pip install 'curation-assets[s3]'"
             ) from error
         options = self.options
-        with _clear(self.place):
+        with clear_errors(self.place):
             return S3Resource(
                 endpoint_url=options.endpoint_url,
                 region_name=options.region,
@@ -112,7 +112,7 @@ class S3Storage(Storage):
 
     def prepare(self) -> None:
         """See that the bucket can be listed."""
-        with _clear(self.place):
+        with clear_errors(self.place):
             self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.key(""), MaxKeys=1)
 
     def open(self, path: str) -> AbstractContextManager[BinaryIO]:
@@ -128,22 +128,21 @@ class S3Storage(Storage):
                 end = self._get(path, f"bytes=-{footer}")[0]
         return closing(cast(BinaryIO, io.BytesIO(end)))
 
-    def _get(self, path: str, span: str | None = None) -> tuple[bytes, str]:
+    def _get(self, path: str, span: str | None = None, version: str | None = None) -> tuple[bytes, str]:
         """An object's bytes, or some of them, and its ETag."""
-        with _clear(self.shown(path)):
+        asked = {name: value for name, value in (("Range", span), ("IfMatch", version)) if value is not None}
+        with clear_errors(self.shown(path)):
             try:
-                found = self.client.get_object(
-                    Bucket=self.bucket, Key=self.key(path), **({"Range": span} if span else {})
-                )
+                found = self.client.get_object(Bucket=self.bucket, Key=self.key(path), **asked)
                 return found["Body"].read(), found["ETag"]
             except self.client.exceptions.ClientError as error:
-                if span is not None and _code(error) in {"InvalidRange", "416"}:
+                if span is not None and code_of(error) in {"InvalidRange", "416"}:
                     return self._get(path)
                 raise
 
     def write(self, path: str, data: bytes) -> None:
         """Put the object."""
-        with _clear(self.shown(path)):
+        with clear_errors(self.shown(path)):
             self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data)
 
     def create(self, path: str, data: bytes) -> bool:
@@ -162,18 +161,18 @@ class S3Storage(Storage):
 
     def _put_if(self, path: str, data: bytes, **condition: str) -> str | None:
         """The new ETag of a conditional put; None if its condition does not hold."""
-        with _clear(self.shown(path)):
+        with clear_errors(self.shown(path)):
             try:
                 made = self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data, **condition)
                 return str(made["ETag"])
             except self.client.exceptions.ClientError as error:
-                if _code(error) in REFUSED | NOT_THERE:
+                if code_of(error) in REFUSED | NOT_THERE:
                     return None
                 raise
 
     def remove(self, path: str) -> None:
         """Delete the object."""
-        with _clear(self.shown(path)):
+        with clear_errors(self.shown(path)):
             self.client.delete_object(Bucket=self.bucket, Key=self.key(path))
 
     def exists(self, path: str) -> bool:
@@ -181,12 +180,12 @@ class S3Storage(Storage):
         return self._head(path) is not None
 
     def _head(self, path: str) -> dict[str, Any] | None:
-        with _clear(self.shown(path)):
+        with clear_errors(self.shown(path)):
             try:
                 head: dict[str, Any] = self.client.head_object(Bucket=self.bucket, Key=self.key(path))
                 return head
             except self.client.exceptions.ClientError as error:
-                if _code(error) in NOT_THERE:
+                if code_of(error) in NOT_THERE:
                     return None
                 raise
 
@@ -207,20 +206,24 @@ class S3Storage(Storage):
 
     def _pages(self, folder: str, delimiter: str) -> Iterator[dict[str, Any]]:
         prefix = f"{self.key(folder)}/".lstrip("/")
-        with _clear(self.shown(folder)):
+        with clear_errors(self.shown(folder)):
             pages = self.client.get_paginator("list_objects_v2")
             yield from pages.paginate(Bucket=self.bucket, Prefix=prefix, Delimiter=delimiter)
 
-    def _listed(self, folder: str, delimiter: str) -> list[StoredFile]:
+    def objects(self, folder: str = "", delimiter: str = "") -> Iterator[StoredFile]:
+        """All objects below a folder in the order of their keys, hidden ones and keys that are no paths too."""
         start = len(self.prefix) + 1 if self.prefix else 0
-        found = []
         for page in self._pages(folder, delimiter):
             for item in page.get("Contents", []):
-                path = item["Key"][start:]
-                parts = path.removeprefix(folder).removeprefix("/").split("/")
-                # Nor what would lead out of a folder of copies: `..`, or a second slash, which begins at the root.
-                if all(part and not part.startswith(".") for part in parts):
-                    found.append(StoredFile(path, int(item["Size"]), str(item["ETag"]).strip('"')))
+                yield StoredFile(item["Key"][start:], int(item["Size"]), _version(item))
+
+    def _listed(self, folder: str, delimiter: str) -> list[StoredFile]:
+        found = []
+        for file in self.objects(folder, delimiter):
+            parts = file.path.removeprefix(folder).removeprefix("/").split("/")
+            # Nor what would lead out of a folder of copies: `..`, or a second slash, which begins at the root.
+            if all(part and not part.startswith(".") for part in parts):
+                found.append(file)
         return sorted(found, key=lambda file: file.path)
 
     def make_folder(self, path: str, fill: Callable[[Path], None], last: str) -> bool:
@@ -272,37 +275,85 @@ class S3Storage(Storage):
         return self._put_if(f"{path}/{CLAIM}", _claim_text(), IfMatch=claim)
 
     def _upload(self, file: Path, path: str) -> None:
-        with _clear(self.shown(path)):
+        with clear_errors(self.shown(path)):
             self.client.upload_file(str(file), self.bucket, self.key(path))
+
+    def seen(self, path: str) -> StoredFile | None:
+        """An object as its head tells of it; None if there is none."""
+        head = self._head(path)
+        return None if head is None else StoredFile(path, int(head["ContentLength"]), _version(head))
 
     def local(self, path: str) -> Path:
         """Copies in the cache: of a file, or of all files below a folder."""
-        head = self._head(path)
-        if head is not None:
-            found = [StoredFile(path, int(head["ContentLength"]), str(head["ETag"]).strip('"'))]
-        else:
-            found = self.walk(path)
+        alone = self.seen(path)
+        found = self.walk(path) if alone is None else [alone]
         if not found:
             raise FileNotFoundError(self.shown(path))
         names = [(file.path, file.size, file.version) for file in found]
         place = self._cache / digest("s3", self.options.endpoint_url, self.place, names)
+        if alone is not None:
+            return self.fetch(alone, place / alone.name)
         for file in found:
-            relative = file.name if head is not None else file.path.removeprefix(f"{path}/")
-            self._download(file, place / relative)
-        return place / found[0].name if head is not None else place
+            self.fetch(file, place / file.path.removeprefix(f"{path}/"))
+        return place
 
-    def _download(self, file: StoredFile, target: Path) -> None:
+    def fetch(self, file: StoredFile, target: Path) -> Path:
+        """Copy an object as it was seen to a local file, unless it is there already; gives the local file.
+
+        Raises:
+            FileNotFoundError: it is gone.
+            FileChangedError: it is another one now.
+        """
         if target.exists() and target.stat().st_size == file.size:
-            return
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".tmp")
-        os.close(handle)
         try:
-            with _clear(self.shown(file.path)):
-                self.client.download_file(self.bucket, self.key(file.path), temporary)
+            with os.fdopen(handle, "wb") as stream:
+                self.download(file.path, stream.write, IfMatch=f'"{file.version}"')
             Path(temporary).replace(target)
         finally:
             Path(temporary).unlink(missing_ok=True)
+        return target
+
+    def download(self, path: str, sink: Callable[[bytes], object], **condition: str) -> StoredFile | None:
+        """Give an object's bytes to a sink, piece by piece; a stream that breaks off is taken up where it was.
+
+        Args:
+            path: the object.
+            sink: called with each piece.
+            condition: IfMatch or IfNoneMatch. Gives None if the object is the latter.
+
+        Raises:
+            FileNotFoundError: there is none.
+            FileChangedError: it is not the one of IfMatch, or changes while it is read.
+        """
+        done = 0
+        for left in reversed(range(self.options.max_attempts)):
+            with clear_errors(self.shown(path)):
+                try:
+                    found = self.client.get_object(Bucket=self.bucket, Key=self.key(path), **condition)
+                    for piece in found["Body"].iter_chunks(CHUNK_BYTES):
+                        sink(piece)
+                        done += len(piece)
+                        condition = {"IfMatch": found["ETag"], "Range": f"bytes={done}-"}
+                    return StoredFile(path, done, _version(found))
+                except self.client.exceptions.ClientError as error:
+                    if code_of(error) in UNCHANGED:
+                        return None
+                    raise
+                except broken_off():
+                    if not left:
+                        raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def open_lazily(self, file: StoredFile) -> BinaryIO:
+        """An object as it was seen, of which only the ranges that are read are fetched."""
+
+        def span(start: int, end: int) -> bytes:
+            return self._get(file.path, f"bytes={start}-{end - 1}", f'"{file.version}"')[0]
+
+        return cast(BinaryIO, io.BufferedReader(RangeReader(file.size, span), CHUNK_BYTES))
 
     def scan_parquet(self, paths: Sequence[str], schema: dict[str, pl.DataType]) -> pl.LazyFrame:
         """Scan the objects where they are, with the client's endpoint, region and credentials."""
@@ -341,36 +392,5 @@ def _claim_text() -> bytes:
     return json.dumps({"owner": uuid.uuid4().hex, "time": datetime.now(UTC).isoformat()}).encode()
 
 
-def _code(error: Any) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-@contextmanager
-def _clear(what: str) -> Iterator[None]:
-    """Errors of S3 as what they mean: no such file, or a storage that cannot be used, with the mend."""
-    from botocore.exceptions import (  # type: ignore[import-untyped]  # noqa: PLC0415
-        BotoCoreError,
-        ClientError,
-        NoCredentialsError,
-    )
-
-    try:
-        yield
-    except ClientError as error:
-        code = _code(error)
-        if code in NOT_THERE:
-            raise FileNotFoundError(what) from error
-        if code in {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch"}:
-            raise StorageError(
-                f"{what}: S3 refuses access ({code}): check credentials and the bucket's policy"
-            ) from error
-        if code == "NoSuchBucket":
-            raise StorageError(f"{what}: there is no such bucket: create it, or correct the address") from error
-        raise StorageError(f"{what}: S3 failed after several attempts ({code}): {error}") from error
-    except NoCredentialsError as error:
-        raise StorageError(
-            f"{what}: no credentials for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile in "
-            "s3.profile"
-        ) from error
-    except BotoCoreError as error:
-        raise StorageError(f"{what}: S3 cannot be reached ({error}): check s3.endpoint_url and the network") from error
+def _version(told: dict[str, Any]) -> str:
+    return str(told["ETag"]).strip('"')

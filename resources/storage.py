@@ -27,6 +27,14 @@ class StorageError(UserError):
     """A storage cannot be used as it is; the message says how to mend it."""
 
 
+class AccessRefusedError(StorageError):
+    """A storage, or a file of it, may not be read or written with the rights at hand."""
+
+
+class FileChangedError(OSError):
+    """A file is another one than the one that was asked for."""
+
+
 @dataclass(frozen=True)
 class StoredFile:
     """A file as a listing saw it: its path below the root, its size in bytes, and what changes with its content."""

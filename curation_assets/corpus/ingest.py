@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 
@@ -35,13 +34,13 @@ def ingest_shard(workspace: Workspace, shard: str) -> IngestedShard:
     A file that changes while it is read is read again; the digest kept is that of the bytes that were read.
     A file that is gone stops no range: what is stored of it stays, and the problem says so.
     """
-    path = workspace.landing.path(shard)
-    if not path.is_file():
+    landing = workspace.landing
+    if not landing.exists(shard):
         return _gone(workspace, shard)
     for _attempt in range(READ_ATTEMPTS):
-        before = workspace.landing.digest(path)
-        rows = _read(workspace, path, shard) if before != UNREADABLE else _unreadable(shard)
-        if workspace.landing.digest(path) == before:
+        before = landing.digest(shard)
+        rows = _read(workspace, shard) if before != UNREADABLE else _unreadable(shard)
+        if landing.digest(shard) == before:
             break
     workspace.cache.save()
     fingerprint = corpus_fingerprint(workspace, before)
@@ -68,10 +67,10 @@ def _images_digest(accepted: pl.DataFrame) -> str:
     return digest("images", digests) if digests else ""
 
 
-def _read(workspace: Workspace, path: Path, shard: str) -> ShardRows:
+def _read(workspace: Workspace, shard: str) -> ShardRows:
     try:
         return read_shard(
-            path,
+            workspace.landing.path(shard),
             shard,
             file_name(shard),
             workspace.settings.corpus,
@@ -132,7 +131,7 @@ def _check_losses(workspace: Workspace, landed: set[str]) -> None:
     lost = sorted(set(recorded["shards"]) - landed)
     if len(lost) > LARGEST_LOSS * len(recorded["shards"]):
         raise LandingError(
-            f"{len(lost)} of {len(recorded['shards'])} files are gone from {workspace.landing.root} at once "
+            f"{len(lost)} of {len(recorded['shards'])} files are gone from {workspace.landing.place} at once "
             f"({', '.join(file_name(shard) for shard in lost[:3])}): put them back, or confirm that they are meant "
             "to be gone with `curate run --accept-removals`"
         )
@@ -142,7 +141,7 @@ def present_shards(workspace: Workspace) -> list[str]:
     """Shards that have been read and whose file still lies in the landing area.
 
     Raises:
-        LandingError: the folder is missing, or has lost too much at once (see `accept_listing`).
+        LandingError: the landing area is missing, or has lost too much at once (see `accept_listing`).
     """
     landed = {file.shard for file in workspace.landing.files()}
     _check_losses(workspace, landed)
