@@ -51,6 +51,7 @@ from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.errors import UserError
 from resources.landing import LandingFile
+from resources.memory import one_look
 from resources.model_files import ModelError
 
 CORPUS_KEYS = [RAW_CORPUS_KEY, REJECTED_ROWS_KEY, SEGMENTED_STEPS_KEY]
@@ -193,7 +194,8 @@ def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
         }
         if stages:
             return dg.SkipReason(f"runs in progress: {', '.join(sorted(stages))}")
-        requests, reasons = scoring_requests(workspace, context.instance)
+        with one_look():
+            requests, reasons = scoring_requests(workspace, context.instance)
         if not requests:
             return dg.SkipReason("; ".join(reasons) or "nothing is due")
         return dg.SensorResult(run_requests=requests)

@@ -8,11 +8,9 @@ makes it holds a claim meanwhile.
 from __future__ import annotations
 
 import io
-import json
 import os
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -24,12 +22,17 @@ from urllib.parse import urlsplit
 
 import polars as pl
 
-from resources.digests import CHUNK_BYTES, digest
+from resources.digests import CHUNK_BYTES, digest, now
+from resources.memory import forget, one_look, remembered
 from resources.ranges import RangeReader
 from resources.s3_errors import NOT_THERE, REFUSED, UNCHANGED, broken_off, clear_errors, code_of
+from resources.s3_polars import polars_access
 from resources.storage import Storage, StorageError, StoredFile
 
 SCHEME = "s3://"
+SMALL = 2**20
+"""Bytes of an answer that is worth remembering during one look."""
+
 FOOTER = 64 * 2**10
 """Bytes at the end of a Parquet file that are read for its footer; more if it is longer."""
 
@@ -82,6 +85,12 @@ class S3Storage(Storage):
         self.prefix = parts.path.strip("/")
         self.options = options
         self._cache = cache
+        self._asker = (options, self.place)
+
+    @property
+    def at_once(self) -> int:
+        """Requests take long and do not hinder one another."""
+        return 16
 
     @property
     def place(self) -> str:
@@ -130,6 +139,10 @@ class S3Storage(Storage):
 
     def _get(self, path: str, span: str | None = None, version: str | None = None) -> tuple[bytes, str]:
         """An object's bytes, or some of them, and its ETag."""
+        question = (*self._asker, "get", path, span, version)
+        return remembered(question, lambda: self._asked(path, span, version), lambda got: len(got[0]) <= SMALL)
+
+    def _asked(self, path: str, span: str | None, version: str | None) -> tuple[bytes, str]:
         asked = {name: value for name, value in (("Range", span), ("IfMatch", version)) if value is not None}
         with clear_errors(self.shown(path)):
             try:
@@ -142,6 +155,7 @@ class S3Storage(Storage):
 
     def write(self, path: str, data: bytes) -> None:
         """Put the object."""
+        forget()
         with clear_errors(self.shown(path)):
             self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data)
 
@@ -161,6 +175,7 @@ class S3Storage(Storage):
 
     def _put_if(self, path: str, data: bytes, **condition: str) -> str | None:
         """The new ETag of a conditional put; None if its condition does not hold."""
+        forget()
         with clear_errors(self.shown(path)):
             try:
                 made = self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data, **condition)
@@ -172,6 +187,7 @@ class S3Storage(Storage):
 
     def remove(self, path: str) -> None:
         """Delete the object."""
+        forget()
         with clear_errors(self.shown(path)):
             self.client.delete_object(Bucket=self.bucket, Key=self.key(path))
 
@@ -180,6 +196,9 @@ class S3Storage(Storage):
         return self._head(path) is not None
 
     def _head(self, path: str) -> dict[str, Any] | None:
+        return remembered((*self._asker, "head", path), lambda: self._asked_head(path))
+
+    def _asked_head(self, path: str) -> dict[str, Any] | None:
         with clear_errors(self.shown(path)):
             try:
                 head: dict[str, Any] = self.client.head_object(Bucket=self.bucket, Key=self.key(path))
@@ -204,7 +223,11 @@ class S3Storage(Storage):
             names += [item["Prefix"].rstrip("/").rsplit("/", 1)[-1] for item in page.get("CommonPrefixes", [])]
         return sorted(name for name in names if not name.startswith("."))
 
-    def _pages(self, folder: str, delimiter: str) -> Iterator[dict[str, Any]]:
+    def _pages(self, folder: str, delimiter: str) -> list[dict[str, Any]]:
+        question = (*self._asker, "list", folder, delimiter)
+        return remembered(question, lambda: list(self._asked_pages(folder, delimiter)))
+
+    def _asked_pages(self, folder: str, delimiter: str) -> Iterator[dict[str, Any]]:
         prefix = f"{self.key(folder)}/".lstrip("/")
         with clear_errors(self.shown(folder)):
             pages = self.client.get_paginator("list_objects_v2")
@@ -230,11 +253,9 @@ class S3Storage(Storage):
         """Fill a local folder, claim the one of the bucket, put its files, and the last one last."""
         if self.exists(f"{path}/{last}"):
             return False
-        with tempfile.TemporaryDirectory(prefix="curation-making-") as temporary:
-            place = Path(temporary)
-            fill(place)
-            claim = self._claim(path, last)
-            if claim is None:
+        with one_look(on=False), tempfile.TemporaryDirectory(prefix="curation-making-") as temporary:
+            fill(place := Path(temporary))
+            if (claim := self._claim(path, last)) is None:
                 return False
             # What a dead maker left may have other names.
             for left in self.walk(path):
@@ -243,8 +264,7 @@ class S3Storage(Storage):
             for file in files:
                 name = file.relative_to(place).as_posix()
                 if name != last:
-                    claim = self._renewed(path, claim)
-                    if claim is None:
+                    if (claim := self._renewed(path, claim)) is None:
                         return False
                     self._upload(file, f"{path}/{name}")
             if self._renewed(path, claim) is None:
@@ -275,6 +295,7 @@ class S3Storage(Storage):
         return self._put_if(f"{path}/{CLAIM}", _claim_text(), IfMatch=claim)
 
     def _upload(self, file: Path, path: str) -> None:
+        forget()
         with clear_errors(self.shown(path)):
             self.client.upload_file(str(file), self.bucket, self.key(path))
 
@@ -363,33 +384,12 @@ class S3Storage(Storage):
             missing_columns="insert",
             hive_partitioning=False,
             glob=False,
-            storage_options=self._polars_options(),
-            credential_provider=self._credentials,
+            **polars_access(self.client, self.options.endpoint_url is not None, self.options.max_attempts),
         )
-
-    def _polars_options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {
-            "aws_region": self.client.meta.region_name or "us-east-1",
-            "max_retries": self.options.max_attempts,
-        }
-        endpoint = self.client.meta.endpoint_url
-        if self.options.endpoint_url or not endpoint.endswith(".amazonaws.com"):
-            options |= {"aws_endpoint_url": endpoint, "aws_allow_http": str(endpoint.startswith("http://")).lower()}
-        return options
-
-    def _credentials(self) -> tuple[dict[str, str], int | None]:
-        """What Polars asks for when it needs them; they may change with time."""
-        # boto3 renews credentials of roles by itself when they are asked for.
-        held = self.client._request_signer._credentials
-        frozen = held.get_frozen_credentials()
-        found = {"aws_access_key_id": frozen.access_key, "aws_secret_access_key": frozen.secret_key}
-        if frozen.token:
-            found["aws_session_token"] = frozen.token
-        return found, int(time.time()) + 300
 
 
 def _claim_text() -> bytes:
-    return json.dumps({"owner": uuid.uuid4().hex, "time": datetime.now(UTC).isoformat()}).encode()
+    return f"{os.urandom(16).hex()} {now()}".encode()
 
 
 def _version(told: dict[str, Any]) -> str:

@@ -57,6 +57,11 @@ class Storage(ABC):
     def place(self) -> str:
         """The root as people know it: a folder, or s3://bucket/prefix."""
 
+    @property
+    def at_once(self) -> int:
+        """How many small files are best read at the same time."""
+        return 1
+
     def shown(self, path: str) -> str:
         """A path as people know it."""
         return f"{self.place}/{path}"

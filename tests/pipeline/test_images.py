@@ -130,6 +130,7 @@ def test_limits_leave_samples_out_until_they_are_raised(tmp_path: Path, vision_m
     assert sample_scores(back)["flags"].to_list() == [[], [], ["image_remote"]]
 
 
+@pytest.mark.folder_only("the copy that was read stands for an image that is gone from the bucket")
 def test_scores_follow_what_was_left_out_and_is_tried_again(tmp_path: Path, vision_model: Path) -> None:
     red = png((200, 0, 0))
     put_image(tmp_path / "landing", "red.png", red)
@@ -150,6 +151,7 @@ def test_scores_follow_what_was_left_out_and_is_tried_again(tmp_path: Path, visi
     assert (again.tokens_measured, again.scored) == (0, {"tiny": 0})
 
 
+@pytest.mark.folder_only("the copy that was read stands for an image that was replaced in the bucket")
 def test_an_image_that_was_replaced_is_not_measured_as_the_former_one(tmp_path: Path, vision_model: Path) -> None:
     put_image(tmp_path / "landing", "a.png", png((200, 0, 0)))
     shards = {"a.jsonl": [trace("a.png"), *rows(2)]}
