@@ -12,7 +12,7 @@ from curation_assets.corpus_settings import ValidationSet
 from curation_assets.settings import Settings, Target
 from curation_assets.tables import images_dir
 from resources.digests import DigestCache, bytes_digest
-from resources.landing import FolderLanding, Landing
+from resources.landing import FolderLanding, Landing, LandingError
 from resources.model_files import check_model_folder, resolve_model
 from resources.s3 import SCHEME, S3Options, S3Storage
 from resources.s3_landing import S3Landing
@@ -63,10 +63,20 @@ class Workspace:
 
     @cached_property
     def landing(self) -> Landing:
-        """Where shards arrive."""
+        """Where shards arrive.
+
+        Raises:
+            LandingError: tables would be taken for shards.
+            StorageError: its address is none.
+        """
         place = self.settings.corpus.landing
         if not place.startswith(SCHEME):
             return FolderLanding(self._local(place, "corpus.landing"), self.cache)
+        if f"{self.settings.warehouse}/".startswith(f"{place.rstrip('/')}/"):
+            raise LandingError(
+                f"the warehouse {self.settings.warehouse} lies inside the landing area {place}: its tables "
+                "would be read as shards; name another prefix in curation.yaml"
+            )
         return S3Landing(self._bucket(place), _cache_folder() / "landing", self.settings.corpus.images.max_bytes)
 
     @cached_property

@@ -23,6 +23,7 @@ from curation_assets.signals.store import signal_dir
 from curation_assets.stored_tables import read_stored
 from curation_assets.subsets.what_if import what_if
 from curation_assets.workspace import Workspace
+from resources.landing import LandingError
 from resources.s3 import S3Storage
 from resources.s3_landing import S3Landing
 from resources.warehouse import WarehouseError
@@ -186,3 +187,11 @@ def test_looks_before_a_run_work_on_s3(tmp_path: Path, tiny_model: Path, bucket:
 def test_init_looks_at_folders_only(tmp_path: Path) -> None:
     with pytest.raises(InitError, match=r"write the bucket's address .* as corpus\.landing"):
         write_config(Path("s3://bucket/traces"), "model", tmp_path / "curation.yaml")
+
+
+def test_a_warehouse_inside_the_landing_area_is_refused(tmp_path: Path, tiny_model: Path, bucket: str) -> None:
+    made = landed_in_s3(tmp_path, tiny_model, bucket, {})
+    text = made.config_file.read_text()
+    made.config_file.write_text(text.replace(f"landing: {made.landing.place}", f"landing: {bucket}/"))
+    with pytest.raises(LandingError, match="would be read as shards; name another prefix"):
+        run(Workspace.load(made.config_file))
