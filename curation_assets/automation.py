@@ -52,6 +52,7 @@ from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.errors import UserError
 from resources.landing import LandingFile
+from resources.memory import one_look
 from resources.model_files import ModelError
 
 CORPUS_KEYS = [RAW_CORPUS_KEY, REJECTED_ROWS_KEY, SEGMENTED_STEPS_KEY]
@@ -125,13 +126,14 @@ def _landing_sensor() -> dg.SensorDefinition:
     def landing(context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SensorResult:
         before = json.loads(context.cursor) if context.cursor else {"files": {}, "models": {}}
         accept_listing(workspace)
-        look = workspace.landing.files()
-        stable = [f for f in look if before["files"].get(f.name, [None] * 3)[:2] == [f.size, f.modified_ns]]
+        look, seen = workspace.landing.files(), before["files"]
+        whole = workspace.landing.arrives_whole
+        stable = [f for f in look if whole or seen.get(f.name, [None] * 3)[:2] == [f.size, f.modified_ns]]
         digests = workspace.landing.digests(stable)
         known = set(context.instance.get_dynamic_partitions(str(SHARDS.name)))
         new = [f.shard for f in stable if f.shard not in known][:NEW_PARTITIONS_PER_TICK]
         taken = [f for f in stable if f.shard in known or f.shard in new]
-        changed = [f for f in taken if before["files"][f.name][2] != digests[f.shard]]
+        changed = [f for f in taken if seen.get(f.name, [None] * 3)[2] != digests[f.shard]]
         models = before["models"] | _model_versions(context, workspace)
         events = [observation(LANDING_KEY, digests[f.shard], f.shard) for f in changed]
         events += [
@@ -193,7 +195,8 @@ def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
         }
         if stages:
             return dg.SkipReason(f"runs in progress: {', '.join(sorted(stages))}")
-        requests, reasons = scoring_requests(workspace, context.instance)
+        with one_look():
+            requests, reasons = scoring_requests(workspace, context.instance)
         if not requests:
             return dg.SkipReason("; ".join(dict.fromkeys(reasons)) or "nothing is due")
         return dg.SensorResult(run_requests=requests)

@@ -42,11 +42,11 @@ def init(
     with clear_errors():
         from curation_assets.init_config import write_config
         from resources.digests import DigestCache
-        from resources.landing import Landing
+        from resources.landing import FolderLanding
 
         look = write_config(folder, model, to, force)
         console.print(f"{look.files} files, {look.bytes / 2**20:.1f} MiB; formats: {look.formats or 'none known'}")
-        ignored = Landing(folder, DigestCache()).ignored()
+        ignored = FolderLanding(folder, DigestCache()).ignored()
         if ignored:
             console.print(f"not read (no .jsonl, .jsonl.gz or .parquet): {', '.join(ignored[:5])}", markup=False)
         if look.rejected:

@@ -143,7 +143,9 @@ class CorpusFilters(Section):
 class Corpus(Section):
     """Where traces arrive and how their rows are read."""
 
-    landing: str = Field(description="folder; every .jsonl, .jsonl.gz and .parquet file below it is a shard")
+    landing: str = Field(
+        description="folder or s3://bucket/prefix; every .jsonl, .jsonl.gz and .parquet file below it is a shard"
+    )
     format: Format = "auto"
     columns: Columns = Columns()
     segmentation: Segmentation = Field(default=Segmentation(), json_schema_extra=_or_strategy)

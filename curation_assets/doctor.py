@@ -118,7 +118,7 @@ def _attempt(what: str, look: Callable[[], object]) -> Finding:
 def _landing(workspace: Workspace) -> str:
     files = workspace.landing.files()
     size = sum(file.size for file in files) / 2**20
-    return f"{workspace.landing.root}: {len(files)} shards, {size:.1f} MiB"
+    return f"{workspace.landing.place}: {len(files)} shards, {size:.1f} MiB"
 
 
 def _filters(workspace: Workspace) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from curation_assets.corpus.purged import copy_purged
 from curation_assets.main_job import MainJob, RunSummary
 from curation_assets.settings import Limits, Settings
 from curation_assets.workspace import Workspace
-from resources.landing import LandingError
+from resources.landing import Landing, LandingError
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,7 @@ def dry_look(workspace: Workspace, rows: int, announce: Callable[[str], None] | 
         place = Path(folder)
         share = _copy_first_rows(workspace, place / "landing", rows)
         small = _settings_for(workspace.settings, workspace.folder)
-        look = replace(
-            workspace, config_file=place / "curation.yaml", settings=small, images_from=workspace.landing.root
-        )
+        look = replace(workspace, config_file=place / "curation.yaml", settings=small, images_from=workspace.landing)
         look.warehouse.prepare()
         copy_purged(workspace.warehouse, look.warehouse)
         started = time.monotonic()
@@ -90,33 +88,33 @@ def _copy_first_rows(workspace: Workspace, out: Path, rows: int) -> float:
     """Copy the first rows of every file; gives the share of bytes copied (of compressed files: of rows read)."""
     files = workspace.landing.files()
     if not files:
-        raise LandingError(f"there is no shard in {workspace.landing.root}: a dry look needs some rows")
+        raise LandingError(f"there is no shard in {workspace.landing.place}: a dry look needs some rows")
     each = max(1, -(-rows // max(len(files), 1)))
     copied = total = 0
     for file in files:
-        source = workspace.landing.root / file.name
         target = out / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         total += file.size
-        copied += _copy_head(source, target, each)
+        copied += _copy_head(workspace.landing, file.shard, target, each)
     return copied / total if total else 0.0
 
 
-def _copy_head(source: Path, target: Path, rows: int) -> int:
-    if source.suffix == ".parquet":
+def _copy_head(landing: Landing, shard: str, target: Path, rows: int) -> int:
+    if target.suffix == ".parquet":
+        source = landing.path(shard)
         try:
             pl.scan_parquet(source, glob=False).head(rows).sink_parquet(target)
         except (pl.exceptions.PolarsError, OSError):
             # Not a Parquet file after all: the look shall say of it what the run would.
             shutil.copyfile(source, target)
         return min(target.stat().st_size, source.stat().st_size)
-    if source.suffix == ".gz":
+    if target.suffix == ".gz":
         try:
-            with gzip.open(source, "rb") as stream, gzip.open(target, "wb") as out:
+            with landing.open(shard) as packed, gzip.open(packed) as stream, gzip.open(target, "wb") as out:
                 out.writelines(islice(stream, rows))
         except (EOFError, OSError, zlib.error):
-            shutil.copyfile(source, target)
+            shutil.copyfile(landing.path(shard), target)
         return target.stat().st_size
-    with source.open("rb") as stream, target.open("wb") as out:
+    with landing.open(shard) as stream, target.open("wb") as out:
         out.writelines(islice(stream, rows))
     return target.stat().st_size

@@ -13,7 +13,7 @@ from curation_assets.corpus.reading import ShardRows, read_shard
 from curation_assets.corpus_settings import Corpus
 from resources.digests import DigestCache
 from resources.errors import UserError
-from resources.landing import Landing, LandingFile
+from resources.landing import FolderLanding, LandingFile
 
 LOOKED_AT_BYTES = 1 << 20
 DEFAULT_MIN_POOL = 100
@@ -47,8 +47,7 @@ def look_at(folder: Path) -> FolderLook:
     Raises:
         LandingError: the folder does not exist.
     """
-    landing = Landing(folder, DigestCache())
-    files = landing.files()
+    files = FolderLanding(folder, DigestCache()).files()
     formats: dict[str, int] = {}
     reasons: dict[str, int] = {}
     rows = 0
@@ -81,8 +80,13 @@ def write_config(folder: Path, model: str, out: Path, force: bool = False) -> Fo
     """Write curation.yaml, and the JSON Schema beside it that editors check it with.
 
     Raises:
-        InitError: the file exists and `force` is off, or a name is not UTF-8.
+        InitError: the file exists and `force` is off, a name is not UTF-8, or the folder is in a bucket.
     """
+    if folder.parts[:1] == ("s3:",):
+        raise InitError(
+            "traces are looked at in a folder: name one with a few of the files, then write the bucket's address "
+            f"(s3://BUCKET/PREFIX) as corpus.landing into {out}"
+        )
     if out.exists() and not force:
         raise InitError(f"{out} exists: name another file with --to, or overwrite it with --force")
     look = look_at(folder)

@@ -46,6 +46,7 @@ from curation_assets.validation.assets import TOKENS_RUN, validation_keys, valid
 from curation_assets.validation.measure import validation_of
 from curation_assets.validation.sets import wanted_validation
 from curation_assets.workspace import Workspace
+from resources.memory import one_look
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -111,9 +112,13 @@ class MainJob:
         Where `limits` are set, this call measures so much and no more: scores, subsets and releases of a target that
         is not measured to its end wait for the call that does so, as they do for the scoring sensor.
         """
-        summary = RunSummary()
         bury_dead_runs(self.instance)
         self._check_models()
+        with one_look():
+            return self._run()
+
+    def _run(self) -> RunSummary:
+        summary = RunSummary()
         self._check_held_out()
         shards = self._register(summary)
         self._read(shards, summary)
@@ -314,11 +319,13 @@ class MainJob:
         """Materialize assets in process; errors of the stage come out as they are."""
         self._announce(line)
         tags = {STAGE_TAG: stage, "curation/config": self.workspace.config_digest} | process_tags()
-        self._job.execute_in_process(
-            run_config=QUIET,
-            instance=self.instance,
-            asset_selection=list(selection),
-            partition_key=partition,
-            tags=tags | (range_tags(shards) if shards else {}),
-            raise_on_error=True,
-        )
+        # What takes long sees what others write meanwhile; after it everything is looked at anew.
+        with one_look(on=False):
+            self._job.execute_in_process(
+                run_config=QUIET,
+                instance=self.instance,
+                asset_selection=list(selection),
+                partition_key=partition,
+                tags=tags | (range_tags(shards) if shards else {}),
+                raise_on_error=True,
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.corpus.images import STORED, is_remote
 from curation_assets.workspace import Workspace
+from resources.mirror import fetched
 from resources.scoring.samples import ImageFile, ImageSource, Sample, Segment
 
 
@@ -53,4 +55,9 @@ def image_source(workspace: Workspace, reference: str, root: str, digest: str | 
             # Whoever opens it says that it is missing.
             kept = Path(tables.images_dir()) / name
         return ImageFile(str(kept.parent), name, digest)
-    return reference if is_remote(reference) else ImageFile(root, reference, digest)
+    if is_remote(reference):
+        return reference
+    # Whoever opens it says what is wrong with it.
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        fetched((Path(root) / reference).resolve(), digest)
+    return ImageFile(root, reference, digest)

@@ -12,9 +12,10 @@ from curation_assets.corpus_settings import ValidationSet
 from curation_assets.settings import Settings, Target
 from curation_assets.tables import images_dir
 from resources.digests import DigestCache, bytes_digest
-from resources.landing import Landing
+from resources.landing import FolderLanding, Landing, LandingError
 from resources.model_files import check_model_folder, resolve_model
 from resources.s3 import SCHEME, S3Options, S3Storage
+from resources.s3_landing import S3Landing
 from resources.storage import FolderStorage, Storage
 from resources.warehouse import Warehouse, WarehouseError
 
@@ -29,13 +30,13 @@ class Workspace:
         config_file: the configuration file.
         settings: its content.
         config_digest: hash of the file's bytes, shown with every run.
-        images_from: landing folder whose images the rows mean, if it is another one than that of the files.
+        images_from: landing area whose images the rows mean, if it is another one than that of the files.
     """
 
     config_file: Path
     settings: Settings
     config_digest: str
-    images_from: Path | None = None
+    images_from: Landing | None = None
 
     @classmethod
     def load(cls, config: Path | None = None) -> Workspace:
@@ -63,8 +64,21 @@ class Workspace:
 
     @cached_property
     def landing(self) -> Landing:
-        """Where shards arrive."""
-        return Landing(self._local(self.settings.corpus.landing, "corpus.landing"), self.cache)
+        """Where shards arrive.
+
+        Raises:
+            LandingError: tables would be taken for shards.
+            StorageError: its address is none.
+        """
+        place = self.settings.corpus.landing
+        if not place.startswith(SCHEME):
+            return FolderLanding(self._local(place, "corpus.landing"), self.cache)
+        if f"{self.settings.warehouse}/".startswith(f"{place.rstrip('/')}/"):
+            raise LandingError(
+                f"the warehouse {self.settings.warehouse} lies inside the landing area {place}: its tables "
+                "would be read as shards; name another prefix in curation.yaml"
+            )
+        return S3Landing(self._bucket(place), _cache_folder() / "landing", self.settings.corpus.images.max_bytes)
 
     @cached_property
     def warehouse(self) -> Warehouse:
@@ -72,14 +86,13 @@ class Workspace:
         place = self.settings.warehouse
         if not place.startswith(SCHEME):
             return Warehouse(self._local(place, "warehouse"), self.cache)
-        return Warehouse(self.storage_at(place))
+        return Warehouse(self._bucket(place))
 
     def storage_at(self, place: str) -> Storage:
         """What holds files at s3://bucket/prefix, reached as `s3` says, or in a folder of this machine."""
         if not place.startswith(SCHEME):
             return FolderStorage(Path(place).expanduser().resolve())
-        options = S3Options(**self.settings.s3.model_dump())
-        return S3Storage(place, options, _cache_folder() / "s3")
+        return self._bucket(place)
 
     def validation_file(self, validation: ValidationSet) -> Path:
         """The file of a validation set."""
@@ -95,13 +108,10 @@ class Workspace:
         self.warehouse.write_once(f"{images_dir()}/{name}", data)
 
     def image_root(self, shard: str) -> Path:
-        """The folder that a shard's relative image paths start from: its file's own."""
+        """The folder that a shard's relative image paths start from: its file's own, or what stands for it here."""
         if shard.startswith(VALIDATION):
             return self.validation_file(self.settings.validation_set(shard.removeprefix(VALIDATION))).parent
-        folder = self.landing.path(shard).parent
-        if self.images_from is None:
-            return folder
-        return self.images_from.resolve() / folder.relative_to(self.landing.root.resolve())
+        return (self.images_from or self.landing).folder(shard)
 
     def model_folder(self, target: Target, download: bool = False) -> Path:
         """The folder of a target's base model, checked; fetched from the hub first if `download` says so.
@@ -113,9 +123,13 @@ class Workspace:
         check_model_folder(folder)
         return folder
 
+    def _bucket(self, place: str) -> S3Storage:
+        return S3Storage(place, S3Options(**self.settings.s3.model_dump()), _cache_folder() / "s3")
+
     def _local(self, place: str, key: str) -> Path:
         if "://" in place:
-            raise WarehouseError(f"{self.config_file}: {key}: {place}: only folders can be used here in this version")
+            kinds = "only files can" if key == "validation" else "a folder or s3://BUCKET/PREFIX can"
+            raise WarehouseError(f"{self.config_file}: {key}: {place}: {kinds} be used here in this version")
         return (self.folder / Path(place).expanduser()).resolve()
 
 

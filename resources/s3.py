@@ -8,15 +8,11 @@ makes it holds a claim meanwhile.
 from __future__ import annotations
 
 import io
-import json
 import os
 import tempfile
-import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -24,22 +20,22 @@ from urllib.parse import urlsplit
 
 import polars as pl
 
-from resources.digests import digest
+from resources.digests import CHUNK_BYTES, digest
+from resources.memory import forget, one_look, remembered
+from resources.ranges import RangeReader
+from resources.s3_claim import Claim
+from resources.s3_errors import NOT_THERE, REFUSED, UNCHANGED, broken_off, clear_errors, code_of
+from resources.s3_polars import polars_access
 from resources.storage import CLAIM, Storage, StorageError, StoredFile, is_unfinished
 
 SCHEME = "s3://"
+SMALL = 2**20
+"""Bytes of an answer that is worth remembering during one look."""
+
 FOOTER = 64 * 2**10
 """Bytes at the end of a Parquet file that are read for its footer; more if it is longer."""
 
-CLAIM_SECONDS = 300.0
-"""A claim that has not been renewed for so long is a dead maker's."""
-
-CLAIM_PAUSE = 1.0
-"""Seconds between two looks at another's claim."""
-
 ATTEMPTS = 6
-NOT_THERE = frozenset({"404", "NoSuchKey", "NotFound"})
-REFUSED = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 
 
 @dataclass(frozen=True)
@@ -81,6 +77,12 @@ class S3Storage(Storage):
         self.prefix = parts.path.strip("/")
         self.options = options
         self._cache = cache
+        self._asker = (options, self.place)
+
+    @property
+    def at_once(self) -> int:
+        """Requests take long and do not hinder one another."""
+        return 16
 
     @property
     def place(self) -> str:
@@ -97,7 +99,7 @@ class S3Storage(Storage):
                 f"{self.place} needs dagster-aws ({error}): pip install 'curation-assets[s3]'"
             ) from error
         options = self.options
-        with _clear(self.place):
+        with clear_errors(self.place):
             return S3Resource(
                 endpoint_url=options.endpoint_url,
                 region_name=options.region,
@@ -111,7 +113,7 @@ class S3Storage(Storage):
 
     def prepare(self) -> None:
         """See that the bucket can be listed."""
-        with _clear(self.place):
+        with clear_errors(self.place):
             self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.key(""), MaxKeys=1)
 
     def open(self, path: str) -> AbstractContextManager[BinaryIO]:
@@ -127,22 +129,26 @@ class S3Storage(Storage):
                 end = self._get(path, f"bytes=-{footer}")[0]
         return closing(cast(BinaryIO, io.BytesIO(end)))
 
-    def _get(self, path: str, span: str | None = None) -> tuple[bytes, str]:
+    def _get(self, path: str, span: str | None = None, version: str | None = None) -> tuple[bytes, str]:
         """An object's bytes, or some of them, and its ETag."""
-        with _clear(self.shown(path)):
+        question = (*self._asker, "get", path, span, version)
+        return remembered(question, lambda: self._asked(path, span, version), lambda got: len(got[0]) <= SMALL)
+
+    def _asked(self, path: str, span: str | None, version: str | None) -> tuple[bytes, str]:
+        asked = {name: value for name, value in (("Range", span), ("IfMatch", version)) if value is not None}
+        with clear_errors(self.shown(path)):
             try:
-                found = self.client.get_object(
-                    Bucket=self.bucket, Key=self.key(path), **({"Range": span} if span else {})
-                )
+                found = self.client.get_object(Bucket=self.bucket, Key=self.key(path), **asked)
                 return found["Body"].read(), found["ETag"]
             except self.client.exceptions.ClientError as error:
-                if span is not None and _code(error) in {"InvalidRange", "416"}:
+                if span is not None and code_of(error) in {"InvalidRange", "416"}:
                     return self._get(path)
                 raise
 
     def write(self, path: str, data: bytes) -> None:
         """Put the object."""
-        with _clear(self.shown(path)):
+        forget()
+        with clear_errors(self.shown(path)):
             self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data)
 
     @contextmanager
@@ -170,23 +176,25 @@ class S3Storage(Storage):
 
     def _put_if(self, path: str, data: bytes, **condition: str) -> str | None:
         """The new ETag of a conditional put; None if its condition does not hold."""
-        with _clear(self.shown(path)):
+        forget()
+        with clear_errors(self.shown(path)):
             try:
                 made = self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data, **condition)
                 return str(made["ETag"])
             except self.client.exceptions.ClientError as error:
-                if _code(error) in REFUSED | NOT_THERE:
+                if code_of(error) in REFUSED | NOT_THERE:
                     return None
                 raise
 
     def remove(self, path: str) -> None:
         """Delete the object."""
-        with _clear(self.shown(path)):
+        forget()
+        with clear_errors(self.shown(path)):
             self.client.delete_object(Bucket=self.bucket, Key=self.key(path))
 
     def remove_folder(self, path: str) -> None:
         """Delete the objects, one by one: not every service that speaks S3 deletes several at once."""
-        for file in self._all(path):
+        for file in list(self.objects(path)):
             self.remove(file.path)
 
     def exists(self, path: str) -> bool:
@@ -194,12 +202,15 @@ class S3Storage(Storage):
         return self._head(path) is not None
 
     def _head(self, path: str) -> dict[str, Any] | None:
-        with _clear(self.shown(path)):
+        return remembered((*self._asker, "head", path), lambda: self._asked_head(path))
+
+    def _asked_head(self, path: str) -> dict[str, Any] | None:
+        with clear_errors(self.shown(path)):
             try:
                 head: dict[str, Any] = self.client.head_object(Bucket=self.bucket, Key=self.key(path))
                 return head
             except self.client.exceptions.ClientError as error:
-                if _code(error) in NOT_THERE:
+                if code_of(error) in NOT_THERE:
                     return None
                 raise
 
@@ -218,49 +229,45 @@ class S3Storage(Storage):
             names += [item["Prefix"].rstrip("/").rsplit("/", 1)[-1] for item in page.get("CommonPrefixes", [])]
         return sorted(name for name in names if not name.startswith("."))
 
-    def _pages(self, folder: str, delimiter: str) -> Iterator[dict[str, Any]]:
+    def _pages(self, folder: str, delimiter: str) -> list[dict[str, Any]]:
+        question = (*self._asker, "list", folder, delimiter)
+        return remembered(question, lambda: list(self._asked_pages(folder, delimiter)))
+
+    def _asked_pages(self, folder: str, delimiter: str) -> Iterator[dict[str, Any]]:
         prefix = f"{self.key(folder)}/".lstrip("/")
-        with _clear(self.shown(folder)):
+        with clear_errors(self.shown(folder)):
             pages = self.client.get_paginator("list_objects_v2")
             yield from pages.paginate(Bucket=self.bucket, Prefix=prefix, Delimiter=delimiter)
 
     def unfinished(self) -> list[StoredFile]:
         """List the claims: an object is never there in part."""
-        return [file for file in self._all("") if is_unfinished(file.path)]
+        return [file for file in self.objects() if is_unfinished(file.path)]
+
+    def objects(self, folder: str = "", delimiter: str = "") -> Iterator[StoredFile]:
+        """All objects below a folder in the order of their keys, hidden ones and keys that are no paths too."""
+        start = len(self.prefix) + 1 if self.prefix else 0
+        for page in self._pages(folder, delimiter):
+            for item in page.get("Contents", []):
+                written = item["LastModified"].timestamp()
+                yield StoredFile(item["Key"][start:], int(item["Size"]), _version(item), written)
 
     def _listed(self, folder: str, delimiter: str = "") -> list[StoredFile]:
         found = []
-        for file in self._all(folder, delimiter):
+        for file in self.objects(folder, delimiter):
             parts = file.path.removeprefix(folder).removeprefix("/").split("/")
             # Nor what would lead out of a folder of copies: `..`, or a second slash, which begins at the root.
             if all(part and not part.startswith(".") for part in parts):
                 found.append(file)
-        return found
-
-    def _all(self, folder: str, delimiter: str = "") -> list[StoredFile]:
-        """Objects of a folder, whatever their names, sorted by path."""
-        start = len(self.prefix) + 1 if self.prefix else 0
-        found = [
-            StoredFile(
-                item["Key"][start:],
-                int(item["Size"]),
-                str(item["ETag"]).strip('"'),
-                item["LastModified"].timestamp(),
-            )
-            for page in self._pages(folder, delimiter)
-            for item in page.get("Contents", [])
-        ]
         return sorted(found, key=lambda file: file.path)
 
     def make_folder(self, path: str, fill: Callable[[Path], None], last: str) -> bool:
         """Fill a local folder, claim the one of the bucket, put its files, and the last one last."""
         if self.exists(f"{path}/{last}"):
             return False
-        with tempfile.TemporaryDirectory(prefix="curation-making-") as temporary:
-            place = Path(temporary)
-            fill(place)
-            claim = self._claim(path, last)
-            if claim is None:
+        with one_look(on=False), tempfile.TemporaryDirectory(prefix="curation-making-") as temporary:
+            fill(place := Path(temporary))
+            claim = Claim(f"{path}/{CLAIM}", self._put_if, self._head)
+            if not claim.take(unless=lambda: self.exists(f"{path}/{last}")):
                 return False
             # What a dead maker left may have other names.
             for left in self.walk(path):
@@ -269,69 +276,96 @@ class S3Storage(Storage):
             for file in files:
                 name = file.relative_to(place).as_posix()
                 if name != last:
-                    claim = self._renewed(path, claim)
-                    if claim is None:
+                    if not claim.renew():
                         return False
                     self._upload(file, f"{path}/{name}")
-            if self._renewed(path, claim) is None:
+            if not claim.renew():
                 return False
             made = self.create(f"{path}/{last}", (place / last).read_bytes())
             self.remove(f"{path}/{CLAIM}")
             return made
 
-    def _claim(self, path: str, last: str) -> str | None:
-        """The ETag of our claim on a folder, once nobody else holds one; None if the folder was made meanwhile."""
-        mine = _claim_text()
-        while not self.exists(f"{path}/{last}"):
-            version = self._put_if(f"{path}/{CLAIM}", mine, IfNoneMatch="*") or self._take_over(path)
-            if version is not None:
-                return version
-            time.sleep(CLAIM_PAUSE)
-        return None
-
-    def _take_over(self, path: str) -> str | None:
-        """The ETag of a dead maker's claim that is ours now."""
-        head = self._head(f"{path}/{CLAIM}")
-        # A claim whose put S3 took, but whose answer was lost, is waited for like a dead maker's.
-        if head is None or (datetime.now(UTC) - head["LastModified"]).total_seconds() < CLAIM_SECONDS:
-            return None
-        return self._put_if(f"{path}/{CLAIM}", _claim_text(), IfMatch=head["ETag"])
-
-    def _renewed(self, path: str, claim: str) -> str | None:
-        return self._put_if(f"{path}/{CLAIM}", _claim_text(), IfMatch=claim)
-
     def _upload(self, file: Path, path: str) -> None:
-        with _clear(self.shown(path)):
+        forget()
+        with clear_errors(self.shown(path)):
             self.client.upload_file(str(file), self.bucket, self.key(path))
+
+    def seen(self, path: str) -> StoredFile | None:
+        """An object as its head tells of it; None if there is none."""
+        head = self._head(path)
+        return None if head is None else StoredFile(path, int(head["ContentLength"]), _version(head))
 
     def local(self, path: str) -> Path:
         """Copies in the cache: of a file, or of all files below a folder."""
-        head = self._head(path)
-        if head is not None:
-            found = [StoredFile(path, int(head["ContentLength"]), str(head["ETag"]).strip('"'))]
-        else:
-            found = self.walk(path)
+        alone = self.seen(path)
+        found = self.walk(path) if alone is None else [alone]
         if not found:
             raise FileNotFoundError(self.shown(path))
         names = [(file.path, file.size, file.version) for file in found]
         place = self._cache / digest("s3", self.options.endpoint_url, self.place, names)
+        if alone is not None:
+            return self.fetch(alone, place / alone.name)
         for file in found:
-            relative = file.name if head is not None else file.path.removeprefix(f"{path}/")
-            self._download(file, place / relative)
-        return place / found[0].name if head is not None else place
+            self.fetch(file, place / file.path.removeprefix(f"{path}/"))
+        return place
 
-    def _download(self, file: StoredFile, target: Path) -> None:
+    def fetch(self, file: StoredFile, target: Path) -> Path:
+        """Copy an object as it was seen to a local file, unless it is there already; gives the local file.
+
+        Raises:
+            FileNotFoundError: it is gone.
+            FileChangedError: it is another one now.
+        """
         if target.exists() and target.stat().st_size == file.size:
-            return
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".tmp")
-        os.close(handle)
         try:
-            with _clear(self.shown(file.path)):
-                self.client.download_file(self.bucket, self.key(file.path), temporary)
+            with os.fdopen(handle, "wb") as stream:
+                self.download(file.path, stream.write, IfMatch=f'"{file.version}"')
             Path(temporary).replace(target)
         finally:
             Path(temporary).unlink(missing_ok=True)
+        return target
+
+    def download(self, path: str, sink: Callable[[bytes], object], **condition: str) -> StoredFile | None:
+        """Give an object's bytes to a sink, piece by piece; a stream that breaks off is taken up where it was.
+
+        Args:
+            path: the object.
+            sink: called with each piece.
+            condition: IfMatch or IfNoneMatch. Gives None if the object is the latter.
+
+        Raises:
+            FileNotFoundError: there is none.
+            FileChangedError: it is not the one of IfMatch, or changes while it is read.
+        """
+        done = 0
+        for left in reversed(range(self.options.max_attempts)):
+            with clear_errors(self.shown(path)):
+                try:
+                    found = self.client.get_object(Bucket=self.bucket, Key=self.key(path), **condition)
+                    for piece in found["Body"].iter_chunks(CHUNK_BYTES):
+                        sink(piece)
+                        done += len(piece)
+                        condition = {"IfMatch": found["ETag"], "Range": f"bytes={done}-"}
+                    return StoredFile(path, done, _version(found))
+                except self.client.exceptions.ClientError as error:
+                    if code_of(error) in UNCHANGED:
+                        return None
+                    raise
+                except broken_off():
+                    if not left:
+                        raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def open_lazily(self, file: StoredFile) -> BinaryIO:
+        """An object as it was seen, of which only the ranges that are read are fetched."""
+
+        def span(start: int, end: int) -> bytes:
+            return self._get(file.path, f"bytes={start}-{end - 1}", f'"{file.version}"')[0]
+
+        return cast(BinaryIO, io.BufferedReader(RangeReader(file.size, span), CHUNK_BYTES))
 
     def scan_parquet(self, paths: Sequence[str], schema: dict[str, pl.DataType]) -> pl.LazyFrame:
         """Scan the objects where they are, with the client's endpoint, region and credentials."""
@@ -341,65 +375,9 @@ class S3Storage(Storage):
             missing_columns="insert",
             hive_partitioning=False,
             glob=False,
-            storage_options=self._polars_options(),
-            credential_provider=self._credentials,
+            **polars_access(self.client, self.options.endpoint_url is not None, self.options.max_attempts),
         )
 
-    def _polars_options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {
-            "aws_region": self.client.meta.region_name or "us-east-1",
-            "max_retries": self.options.max_attempts,
-        }
-        endpoint = self.client.meta.endpoint_url
-        if self.options.endpoint_url or not endpoint.endswith(".amazonaws.com"):
-            options |= {"aws_endpoint_url": endpoint, "aws_allow_http": str(endpoint.startswith("http://")).lower()}
-        return options
 
-    def _credentials(self) -> tuple[dict[str, str], int | None]:
-        """What Polars asks for when it needs them; they may change with time."""
-        # boto3 renews credentials of roles by itself when they are asked for.
-        held = self.client._request_signer._credentials
-        frozen = held.get_frozen_credentials()
-        found = {"aws_access_key_id": frozen.access_key, "aws_secret_access_key": frozen.secret_key}
-        if frozen.token:
-            found["aws_session_token"] = frozen.token
-        return found, int(time.time()) + 300
-
-
-def _claim_text() -> bytes:
-    return json.dumps({"owner": uuid.uuid4().hex, "time": datetime.now(UTC).isoformat()}).encode()
-
-
-def _code(error: Any) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-@contextmanager
-def _clear(what: str) -> Iterator[None]:
-    """Errors of S3 as what they mean: no such file, or a storage that cannot be used, with the mend."""
-    from botocore.exceptions import (  # type: ignore[import-untyped]  # noqa: PLC0415
-        BotoCoreError,
-        ClientError,
-        NoCredentialsError,
-    )
-
-    try:
-        yield
-    except ClientError as error:
-        code = _code(error)
-        if code in NOT_THERE:
-            raise FileNotFoundError(what) from error
-        if code in {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch"}:
-            raise StorageError(
-                f"{what}: S3 refuses access ({code}): check credentials and the bucket's policy"
-            ) from error
-        if code == "NoSuchBucket":
-            raise StorageError(f"{what}: there is no such bucket: create it, or correct the address") from error
-        raise StorageError(f"{what}: S3 failed after several attempts ({code}): {error}") from error
-    except NoCredentialsError as error:
-        raise StorageError(
-            f"{what}: no credentials for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile in "
-            "s3.profile"
-        ) from error
-    except BotoCoreError as error:
-        raise StorageError(f"{what}: S3 cannot be reached ({error}): check s3.endpoint_url and the network") from error
+def _version(told: dict[str, Any]) -> str:
+    return str(told["ETag"]).strip('"')

@@ -27,6 +27,14 @@ class StorageError(UserError):
     """A storage cannot be used as it is; the message says how to mend it."""
 
 
+class AccessRefusedError(StorageError):
+    """A storage, or a file of it, may not be read or written with the rights at hand."""
+
+
+class FileChangedError(OSError):
+    """A file is another one than the one that was asked for."""
+
+
 @dataclass(frozen=True)
 class StoredFile:
     """A file as a listing saw it.
@@ -74,6 +82,11 @@ class Storage(ABC):
     @abstractmethod
     def place(self) -> str:
         """The root as people know it: a folder, or s3://bucket/prefix."""
+
+    @property
+    def at_once(self) -> int:
+        """How many small files are best read at the same time."""
+        return 1
 
     def shown(self, path: str) -> str:
         """A path as people know it."""

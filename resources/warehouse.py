@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import copy_context
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import polars as pl
 
@@ -26,6 +28,9 @@ TABLE = ".parquet"
 DOCUMENT = ".json"
 DAMAGED = "damaged"
 """Folder of files that were set aside."""
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class WarehouseError(UserError):
@@ -43,6 +48,7 @@ class Warehouse:
     def __init__(self, storage: Storage | Path, cache: DigestCache | None = None) -> None:
         self.storage = FolderStorage(storage) if isinstance(storage, Path) else storage
         self._cache = cache if isinstance(self.storage, FolderStorage) else None
+        self._footers: dict[str, tuple[str, dict[str, str]]] = {}
 
     @property
     def root(self) -> Path:
@@ -126,8 +132,28 @@ class Warehouse:
         return {key: value for key, value in metadata.items() if not key.startswith("ARROW:")}
 
     def folder_metadata(self, folder: str) -> dict[str, dict[str, str]]:
-        """Footer metadata of every table in a folder, by file name without suffix."""
-        return {name: self.table_metadata(f"{folder}/{name}{TABLE}") for name in self.names(folder)}
+        """Footer metadata of every table in a folder, by file name without suffix.
+
+        Of a file that is as it was at the last call nothing is read.
+        """
+        found = [file for file in self.storage.files(folder) if file.name.endswith(TABLE)]
+        told = self._each(self._told, found)
+        return {file.name.removesuffix(TABLE): metadata for file, metadata in zip(found, told, strict=True)}
+
+    def _told(self, file: StoredFile) -> dict[str, str]:
+        version, metadata = self._footers.get(file.path, ("", {}))
+        if version != file.version:
+            metadata = self.table_metadata(file.path)
+            self._footers[file.path] = (file.version, metadata)
+        return metadata
+
+    def _each(self, read: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """What reading gives of each item, several at the same time where that is faster."""
+        if self.storage.at_once == 1 or len(items) < 2:
+            return [read(item) for item in items]
+        with ThreadPoolExecutor(min(self.storage.at_once, len(items))) as pool:
+            # Each with the caller's context: what one look remembers counts for all of them.
+            return list(pool.map(lambda item, context: context.run(read, item), items, [copy_context() for _ in items]))
 
     def names(self, folder: str) -> list[str]:
         """Names, without suffix, of the tables in a folder, sorted."""
@@ -154,10 +180,13 @@ class Warehouse:
         # Without a schema, Polars opens the first file twice, and a writer may replace it in between. Tables
         # with open columns differ in these while they are made anew: a scan has the columns of all of them.
         schema: dict[str, pl.DataType] = {}
-        for path in paths:
-            with self._footer(path) as stream:
-                schema |= pl.read_parquet_schema(stream)
+        for one in self._each(self._schema, paths):
+            schema |= one
         return self.storage.scan_parquet(paths, schema)
+
+    def _schema(self, path: str) -> dict[str, pl.DataType]:
+        with self._footer(path) as stream:
+            return dict(pl.read_parquet_schema(stream))
 
     def _opened(self, path: str) -> AbstractContextManager[BinaryIO]:
         return _named(self.storage.open(path), self.storage.shown(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,28 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.models import write_tiny_model
+from tests.pipeline import workspaces
 from tests.s3 import bucket, s3_server
 
 __all__ = ["bucket", "s3_server"]
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--storage s3`: the tests of the pipeline with landing area and warehouse in a bucket (moto's server)."""
+    parser.addoption("--storage", choices=("folder", "s3"), default="folder", help="where tests/pipeline keeps files")
+
+
+@pytest.fixture(autouse=True)
+def _storage(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The place that `--storage` names, for tests of the pipeline."""
+    asked = request.config.getoption("--storage") == "s3" and (ROOT / "tests" / "pipeline") in request.path.parents
+    if asked and (marker := request.node.get_closest_marker("folder_only")):
+        pytest.skip(f"not on S3: {marker.args[0]}")
+    workspaces.use_bucket(request.getfixturevalue("bucket") if asked else None)
+    yield
+    workspaces.use_bucket(None)
 
 
 @pytest.fixture(scope="session")

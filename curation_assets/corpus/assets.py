@@ -22,11 +22,11 @@ LANDING_KEY = dg.AssetKey("landing_files")
     key=LANDING_KEY,
     group_name="corpus",
     partitions_def=SHARDS,
-    description="The files of the landing area; a file's hash is its version.",
+    description="The files of the landing area; a file's hash, or an object's ETag, is its version.",
     tags={"layer": "source"},
 )
 def landing_files(workspace: dg.ResourceParam[Workspace]) -> dg.DataVersionsByPartition:
-    """Report the content hash of every landing file."""
+    """Report the version of every landing file."""
     digests = workspace.landing.digests(workspace.landing.settled(wait=False))
     return dg.DataVersionsByPartition(digests)
 

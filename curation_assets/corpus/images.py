@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from curation_assets.corpus.drafts import Refused
 from resources.digests import bytes_digest
+from resources.mirror import fetched
 
 STORED = "warehouse://images/"
 """What a reference begins with that means an image whose bytes were inside a row; then comes their hash."""
@@ -121,11 +122,16 @@ class ImageFolder:
             path = (self._root / reference).resolve()
             if not path.is_relative_to(self._root):
                 raise _outside(reference)
+            copied = fetched(path)
+            if copied is not None:
+                return "file:" + copied
             # A pipe or a device must not be opened: reading it may never end.
             if not path.is_file():
                 raise _missing(reference, "no such file")
             with path.open("rb") as stream:
                 digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))
+        except FileNotFoundError as error:
+            raise _missing(reference, "no such file") from error
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
             raise _missing(reference, type(error).__name__) from error
         return "file:" + digest.hexdigest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.corpus.pool import resolve_duplicates
 from curation_assets.corpus.purged import PurgedList, drop_images, kept_images, without_purged
-from curation_assets.corpus.reading import Account, Piece, ShardReader, ShardRows, account
+from curation_assets.corpus.reading import Account, ShardReader, ShardRows, account
 from curation_assets.fingerprints import corpus_fingerprint
 from curation_assets.workspace import Workspace
 from resources.digests import digest
@@ -50,13 +50,13 @@ def ingest_shard(workspace: Workspace, shard: str) -> IngestedShard:
     A file that changes while it is read is read again; the digest kept is that of the bytes that were read.
     A file that is gone stops no range: what is stored of it stays, and the problem says so.
     """
-    path = workspace.landing.path(shard)
-    if not path.is_file():
+    landing = workspace.landing
+    if not landing.exists(shard):
         return _gone(workspace, shard)
     for attempt in range(READ_ATTEMPTS):
         last = attempt == READ_ATTEMPTS - 1
         try:
-            ingested = _ingest(workspace, path, shard, workspace.landing.digest(path), must_be_same=not last)
+            ingested = _ingest(workspace, shard, landing.digest(shard), must_be_same=not last)
         except _ChangedError:
             continue
         break
@@ -68,14 +68,14 @@ class _ChangedError(Exception):
     """The file is another one than when its reading began."""
 
 
-def _ingest(workspace: Workspace, path: Path, shard: str, content: str, *, must_be_same: bool) -> IngestedShard:
+def _ingest(workspace: Workspace, shard: str, content: str, *, must_be_same: bool) -> IngestedShard:
     """One reading of a file.
 
     Raises:
         _ChangedError: nothing is written of a file that changed meanwhile, if it `must_be_same`.
     """
     reader = ShardReader(
-        path,
+        _file(workspace, shard) if content != UNREADABLE else None,
         shard,
         file_name(shard),
         workspace.settings.corpus,
@@ -90,7 +90,7 @@ def _ingest(workspace: Workspace, path: Path, shard: str, content: str, *, must_
     taken_out: set[str] = set()
     candidates_out = 0
     with warehouse.writing_table(_raw_path(shard), tables.RAW_CORPUS.schema) as table:
-        for piece in reader.pieces() if content != UNREADABLE else _unreadable(reader, shard):
+        for piece in reader.pieces():
             kept = without_purged(piece.accepted, piece.rejected, purged.ids())
             table.add(kept.accepted)
             rejected.append(kept.rejected)
@@ -98,7 +98,7 @@ def _ingest(workspace: Workspace, path: Path, shard: str, content: str, *, must_
             images += kept.accepted["image_digests"].explode().drop_nulls().to_list()
             candidates_out += kept.candidates_out
             taken_out |= kept_images(piece.accepted) - kept_images(kept.accepted)
-        if workspace.landing.digest(path) != content and must_be_same:
+        if workspace.landing.digest(shard) != content and must_be_same:
             raise _ChangedError
         refused = pl.concat(rejected)
         found = account(pl.concat(places), refused, reader.rows_in, reader.candidates_in - candidates_out)
@@ -171,10 +171,13 @@ def _reasons(rejected: pl.DataFrame) -> dict[str, int]:
     return dict(rejected.group_by("reason").len().sort("reason").iter_rows())
 
 
-def _unreadable(reader: ShardReader, shard: str) -> Iterator[Piece]:
-    """No piece, and why."""
-    reader.file_problem = f"{file_name(shard)} cannot be opened: check that it is there and that this user may read it"
-    yield from ()
+def _file(workspace: Workspace, shard: str) -> Path | None:
+    """The shard's file, or a copy of it on this machine; None if it cannot be had."""
+    try:
+        return workspace.landing.path(shard)
+    except OSError:
+        # It was there a moment ago; the look at it after reading says so, too.
+        return None
 
 
 def _gone(workspace: Workspace, shard: str) -> IngestedShard:
@@ -220,7 +223,7 @@ def _check_losses(workspace: Workspace, landed: set[str]) -> None:
     lost = sorted(set(recorded["shards"]) - landed)
     if len(lost) > LARGEST_LOSS * len(recorded["shards"]):
         raise LandingError(
-            f"{len(lost)} of {len(recorded['shards'])} files are gone from {workspace.landing.root} at once "
+            f"{len(lost)} of {len(recorded['shards'])} files are gone from {workspace.landing.place} at once "
             f"({', '.join(file_name(shard) for shard in lost[:3])}): put them back, or confirm that they are meant "
             "to be gone with `curate run --accept-removals`"
         )
@@ -230,7 +233,7 @@ def present_shards(workspace: Workspace) -> list[str]:
     """Shards that have been read and whose file still lies in the landing area.
 
     Raises:
-        LandingError: the folder is missing, or has lost too much at once (see `accept_listing`).
+        LandingError: the landing area is missing, or has lost too much at once (see `accept_listing`).
     """
     landed = {file.shard for file in workspace.landing.files()}
     _check_losses(workspace, landed)

@@ -128,7 +128,7 @@ class ShardReader:
     """Reads one landing file piece by piece; bad input never raises, it is in `rejected` and `file_problem`.
 
     Args:
-        data: the file, or its bytes.
+        data: the file, or its bytes; None if it cannot be opened.
         shard: its partition key.
         name: its name, whose ending says what it is (.jsonl, .jsonl.gz, .parquet).
         corpus: format, mapped columns and the longest row allowed.
@@ -141,14 +141,14 @@ class ShardReader:
 
     def __init__(
         self,
-        data: Path | bytes,
+        data: Path | bytes | None,
         shard: str,
         name: str,
         corpus: Corpus,
         images_root: Path | None = None,
         keep_image: Callable[[str, bytes], None] | None = None,
     ) -> None:
-        self._items = read_batches(data, name, corpus.max_row_bytes)
+        self._items = iter(()) if data is None else read_batches(data, name, corpus.max_row_bytes)
         self._corpus = corpus
         self._shard = shard
         if images_root is None and isinstance(data, Path):
@@ -158,9 +158,13 @@ class ShardReader:
         self.candidates_in = 0
         self.format = UNKNOWN
         self.file_problem: str | None = None
+        if data is None:
+            self.file_problem = f"{name} cannot be opened: check that it is there and that this user may read it"
 
     def pieces(self) -> Iterator[Piece]:
         """The rows, some tens of MiB at a time."""
+        if self.file_problem is not None:
+            return
         head = list(self._until_parsed())
         form: str | None = self._corpus.format
         if form == "auto":

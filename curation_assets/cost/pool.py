@@ -127,7 +127,7 @@ def look_at_pool(workspace: Workspace, scratch_folder: Path) -> Pool:
     scratch = replace(workspace, settings=settings)
     copy_purged(workspace.warehouse, scratch.warehouse)
     files = workspace.landing.files()
-    read = [shard for shard in present_shards(workspace) if _is_current(workspace, shard)]
+    read = _current(workspace, workspace.landing.digests(files))
     unread = [file for file in files if file.shard not in set(read)]
     heads, problems = _look_at_files(scratch, unread)
     held_out, unusable = _validation_sets(scratch)
@@ -167,12 +167,16 @@ def known_samples(rows: pl.LazyFrame, weight: float) -> pl.DataFrame:
     ).collect()
 
 
-def _is_current(workspace: Workspace, shard: str) -> bool:
-    """Whether the stored rows of a shard are those of its file as it is now."""
-    facts = workspace.warehouse.table_metadata(f"{tables.raw_corpus_dir()}/{shard}.parquet")
-    content = workspace.landing.digest(workspace.landing.path(shard))
-    purged = PurgedList.read(workspace.warehouse).ids_of(shard)
-    return facts.get("fingerprint") == corpus_fingerprint(workspace, content, purged)
+def _current(workspace: Workspace, digests: Mapping[str, str]) -> list[str]:
+    """Present shards whose stored rows are those of their files as they are now."""
+    stored = workspace.warehouse.folder_metadata(tables.raw_corpus_dir())
+    purged = PurgedList.read(workspace.warehouse)
+    wanted = {shard: corpus_fingerprint(workspace, content, purged.ids_of(shard)) for shard, content in digests.items()}
+    return [
+        shard
+        for shard in present_shards(workspace)
+        if shard in wanted and stored.get(shard, {}).get("fingerprint") == wanted[shard]
+    ]
 
 
 def _look_at_files(scratch: Workspace, files: Sequence[LandingFile]) -> tuple[dict[str, Head], list[str]]:
@@ -190,7 +194,7 @@ def _look_at_files(scratch: Workspace, files: Sequence[LandingFile]) -> tuple[di
                 heads[file.shard] = Head(rows.accepted, weight)
             except OSError as error:
                 # A run makes an empty shard of it, and says so too.
-                problem = f"it cannot be opened: {error.strerror}"
+                problem = f"it cannot be opened: {error.strerror or error}"
             if problem is not None:
                 problems.append(f"{file.name}: {problem}")
             advance(1)
@@ -199,16 +203,18 @@ def _look_at_files(scratch: Workspace, files: Sequence[LandingFile]) -> tuple[di
 
 def _look_at_file(scratch: Workspace, file: LandingFile, size: int) -> tuple[ShardRows, float]:
     """The first rows of a file, and how many each stands for."""
-    path, name = scratch.landing.root / file.name, file.name
+    name = file.name
     corpus = scratch.settings.corpus
-    data: bytes | Path
-    if file.size <= size:
-        data, weight = path.read_bytes(), 1.0
-    elif name.endswith(".parquet"):
-        data, weight = _parquet_head(path, size / file.size)
-    else:
-        data, weight = _text_head(path, file.size, size, corpus.max_row_bytes)
-        name = name.removesuffix(".gz") if isinstance(data, bytes) else name
+    head: bytes | None
+    with scratch.landing.open(file.shard) as stream:
+        if file.size <= size:
+            head, weight = stream.read(), 1.0
+        elif name.endswith(".parquet"):
+            head, weight = _parquet_head(stream, size / file.size)
+        else:
+            head, weight = _text_head(stream, name, file.size, size, corpus.max_row_bytes)
+            name = name if head is None else name.removesuffix(".gz")
+    data: bytes | Path = scratch.landing.path(file.shard) if head is None else head
 
     def keep(image: str, content: bytes) -> None:
         scratch.warehouse.write_once(f"{tables.images_dir()}/{image}", content)
@@ -217,24 +223,23 @@ def _look_at_file(scratch: Workspace, file: LandingFile, size: int) -> tuple[Sha
     return rows_without_purged(rows, PurgedList.read(scratch.warehouse).ids()), weight
 
 
-def _text_head(path: Path, file_size: int, size: int, longest_row: int) -> tuple[bytes | Path, float]:
+def _text_head(stream: IO[bytes], name: str, file_size: int, size: int, longest_row: int) -> tuple[bytes | None, float]:
     """The first whole lines of a file of text, unpacked, and how many times as much the file holds.
 
-    The whole file if it is not the gzip that it is called.
+    None, which stands for the whole file, if it is not the gzip that it is called.
     """
     taken = bytearray()
-    with path.open("rb") as stream:
-        try:
-            for block in _unpacked(stream) if path.name.endswith(".gz") else iter(lambda: stream.read(BLOCK), b""):
-                taken += block
-                if stream.tell() >= size and (b"\n" in taken or len(taken) > longest_row):
-                    break
-        except zlib.error:
-            return path, 1.0
-        if stream.tell() >= file_size:
-            return bytes(taken), 1.0
-        whole = taken.rfind(b"\n") + 1 or len(taken)
-        return bytes(taken[:whole]), file_size / stream.tell() * len(taken) / whole
+    try:
+        for block in _unpacked(stream) if name.endswith(".gz") else iter(lambda: stream.read(BLOCK), b""):
+            taken += block
+            if stream.tell() >= size and (b"\n" in taken or len(taken) > longest_row):
+                break
+    except zlib.error:
+        return None, 1.0
+    if stream.tell() >= file_size:
+        return bytes(taken), 1.0
+    whole = taken.rfind(b"\n") + 1 or len(taken)
+    return bytes(taken[:whole]), file_size / stream.tell() * len(taken) / whole
 
 
 def _unpacked(stream: IO[bytes]) -> Iterator[bytes]:
@@ -248,10 +253,10 @@ def _unpacked(stream: IO[bytes]) -> Iterator[bytes]:
         yield b"".join(parts)
 
 
-def _parquet_head(path: Path, share: float) -> tuple[bytes | Path, float]:
-    """The first rows of a Parquet file, and how many times as many it has; the whole file if it is damaged."""
+def _parquet_head(stream: IO[bytes], share: float) -> tuple[bytes | None, float]:
+    """The first rows of a Parquet file, and how many times as many it has; None, as above, if it is damaged."""
     try:
-        with pq.ParquetFile(path) as parquet:
+        with pq.ParquetFile(stream) as parquet:
             count = parquet.metadata.num_rows
             wanted = max(1, round(count * share))
             batches, taken = [], 0
@@ -264,4 +269,4 @@ def _parquet_head(path: Path, share: float) -> tuple[bytes | Path, float]:
         pq.write_table(pa.Table.from_batches(batches), buffer)
         return buffer.getvalue(), count / taken
     except (pa.ArrowException, OSError, ValueError, ZeroDivisionError):
-        return path, 1.0
+        return None, 1.0

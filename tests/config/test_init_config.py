@@ -129,7 +129,7 @@ def test_folders_with_odd_names_are_found_again(tmp_path: Path, name: str) -> No
     for out in (tmp_path / "curation.yaml", tmp_path / "elsewhere" / "curation.yaml"):
         write_config(folder, "org/model", out)
         workspace = Workspace.load(out)
-        assert workspace.landing.root == folder
+        assert workspace.landing.place == str(folder)
         assert [file.name for file in workspace.landing.files()] == ["a.jsonl"]
 
 
@@ -161,7 +161,7 @@ def test_a_model_folder_is_found_again_wherever_the_file_is_written(
         write_config(Path("landing"), model, out)
         workspace = Workspace.load(out)
         assert workspace.model_folder(workspace.settings.targets[0]) == tiny_model.resolve()
-        assert workspace.landing.root == landing
+        assert workspace.landing.place == str(landing)
 
 
 def test_a_hub_id_stays_as_it_is(landing: Path, tmp_path: Path) -> None:

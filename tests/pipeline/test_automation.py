@@ -16,7 +16,7 @@ from curation_assets.reports.assets import COMPARISON_KEY
 from curation_assets.workspace import Workspace
 from resources.landing import LandingError
 from tests.models import write_tiny_model, write_tiny_qwen3_vl
-from tests.pipeline.workspaces import make_workspace, rows, write_config, write_shard
+from tests.pipeline.workspaces import arrive, landed, lose, make_workspace, rows, stored, write_config, write_shard
 
 GRADIENTS = dg.AssetKey(["tiny", "step_gradients"])
 SAMPLE_SCORES = dg.AssetKey(["tiny", "sample_scores"])
@@ -36,7 +36,8 @@ class Daemon:
         self.condition_cursor: object = None
 
     def tick(self, name: str) -> dg.SensorResult | dg.SkipReason:
-        """Evaluate a sensor and apply what it gives, runs excepted."""
+        """Evaluate a sensor on what has landed and apply what it gives, runs excepted."""
+        arrive(self.workspace)
         sensor = self.defs.get_sensor_def(name)
         context = dg.build_sensor_context(
             instance=self.instance,
@@ -124,10 +125,11 @@ def partitions(daemon: Daemon, key: dg.AssetKey) -> set[str]:
     return set(daemon.instance.get_materialized_partitions(key))
 
 
+@pytest.mark.folder_only("an object appears whole: it is taken at the first look")
 def test_a_file_is_taken_at_the_second_look_that_is_like_the_first(daemon: Daemon) -> None:
     daemon.tick("landing")
     assert daemon.instance.get_dynamic_partitions(str(SHARDS.name)) == []
-    path = daemon.workspace.landing.root / "b.jsonl"
+    path = landed(daemon.workspace) / "b.jsonl"
     with path.open("a") as stream:
         stream.write('{"prompt": "p", "response": "half a')
     daemon.tick("landing")
@@ -144,7 +146,7 @@ def test_new_files_are_read_and_measured_in_one_run(daemon: Daemon) -> None:
 
 def test_a_new_file_is_the_only_one_asked_for(daemon: Daemon) -> None:
     daemon.settle()
-    write_shard(daemon.workspace.landing.root / "d.jsonl", rows(2, start=200))
+    write_shard(landed(daemon.workspace) / "d.jsonl", rows(2, start=200))
     daemon.tick("landing")
     daemon.tick("landing")
     (request,) = daemon.scoring()
@@ -155,7 +157,7 @@ def test_a_new_file_is_the_only_one_asked_for(daemon: Daemon) -> None:
 def test_scattered_changes_are_contiguous_ranges(daemon: Daemon) -> None:
     daemon.settle()
     for name, start in (("a.jsonl", 300), ("c.jsonl", 400)):
-        write_shard(daemon.workspace.landing.root / name, rows(3, start=start))
+        write_shard(landed(daemon.workspace) / name, rows(3, start=start))
     daemon.tick("landing")
     daemon.tick("landing")
     starts = [request.tags["dagster/asset_partition_range_start"] for request in daemon.scoring()]
@@ -207,14 +209,14 @@ def test_a_missing_event_is_asked_for_again_and_measures_nothing(daemon: Daemon)
         assert RAW_CORPUS_KEY in (requests[0].asset_selection or [])
         daemon.instance = fresh
         daemon.settle()
-    folder = daemon.workspace.warehouse.local("signals/tiny/base/step_gradients")
-    records = [daemon.workspace.warehouse.read_json(str(p)) for p in folder.rglob("shards/*.json")]
+    paths = stored(daemon.workspace, "signals/tiny/base/step_gradients", "*.jsonl.json")
+    records = [daemon.workspace.warehouse.read_json(path) for path in paths]
     assert [record["tokens_run"] for record in records] == [0, 0, 0]
 
 
 def test_a_deleted_table_is_made_again(daemon: Daemon) -> None:
     daemon.settle()
-    daemon.workspace.warehouse.local("corpus/raw_corpus/b.jsonl.parquet").unlink()
+    lose(daemon.workspace, "corpus/raw_corpus/b.jsonl.parquet")
     (request,) = daemon.scoring()
     assert request.tags["dagster/asset_partition_range_start"] == "b.jsonl"
 
@@ -264,13 +266,13 @@ def test_another_budget_asks_for_the_subset_alone(daemon: Daemon, tiny_model: Pa
 
 def test_a_removed_file_asks_for_the_manifest(daemon: Daemon) -> None:
     for number in range(4):
-        write_shard(daemon.workspace.landing.root / f"more{number}.jsonl", rows(1, start=500 + 10 * number))
+        write_shard(landed(daemon.workspace) / f"more{number}.jsonl", rows(1, start=500 + 10 * number))
     daemon.settle()
     for shard in daemon.instance.get_dynamic_partitions(str(SHARDS.name)):
         daemon.materialize(dg.AssetKey(["tiny", "step_scores"]), SAMPLE_SCORES, partition=shard)
     daemon.settle()
     assert daemon.scoring() == []
-    (daemon.workspace.landing.root / "more1.jsonl").unlink()
+    (landed(daemon.workspace) / "more1.jsonl").unlink()
     daemon.tick("landing")
     (request,) = daemon.scoring()
     assert list(request.asset_selection or []) == [MANIFEST]
@@ -279,7 +281,7 @@ def test_a_removed_file_asks_for_the_manifest(daemon: Daemon) -> None:
 def test_a_listing_that_lost_too_much_is_refused(daemon: Daemon) -> None:
     daemon.settle()
     for name in ("a.jsonl", "b.jsonl"):
-        (daemon.workspace.landing.root / name).unlink()
+        (landed(daemon.workspace) / name).unlink()
     with pytest.raises(LandingError, match="2 of 3 files are gone"):
         daemon.tick("landing")
 

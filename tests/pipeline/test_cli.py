@@ -16,7 +16,7 @@ from curation_assets.cli import app
 from curation_assets.stored_tables import read_stored
 from curation_assets.tables import SIGNAL_TABLES
 from curation_assets.workspace import Workspace
-from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, write_shard
+from tests.pipeline.workspaces import landed, make_workspace, rows, run, sample_scores, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_help_teaches_every_command() -> None:
 
 def test_run_a_second_time_says_that_nothing_was_measured(tmp_path: Path, tiny_model: Path) -> None:
     workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(4)})
-    (workspace.landing.root / "notes.txt").write_text("not a shard")
+    (landed(workspace) / "notes.txt").write_text("not a shard")
     assert "notes.txt" in curate("run", workspace=workspace).output
     again = curate("run", workspace=workspace).output
     assert "unchanged" in again
@@ -204,7 +204,7 @@ def test_a_target_without_scores_can_be_shown(tmp_path: Path, tiny_model: Path) 
 def test_doctor_finds_what_is_wrong(tmp_path: Path, tiny_model: Path) -> None:
     workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(2)})
     assert "WRONG" not in curate("doctor", workspace=workspace).output
-    write_shard(workspace.landing.root / "b.json", rows(1))
+    write_shard(landed(workspace) / "b.json", rows(1))
     assert "b.json" in curate("doctor", workspace=workspace, code=1).output
     config = workspace.config_file
     config.write_text(config.read_text().replace("device: cpu", "device: cuda:77"))

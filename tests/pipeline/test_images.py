@@ -26,11 +26,15 @@ from tests.models import write_tiny_qwen3_vl
 from tests.pipeline.workspaces import (
     PASS_SIGNALS,
     instance_of,
+    landed,
+    lose,
     make_workspace,
+    release_folder,
     rows,
     run,
     sample_scores,
     signal_rows,
+    stored,
     write_config,
     write_shard,
 )
@@ -66,7 +70,7 @@ def test_images_are_measured_from_files_and_from_rows(tmp_path: Path, vision_mod
     inside = f"data:image/png;base64,{base64.b64encode(blue).decode()}"
     shards = {"sub/a.jsonl": [trace("images/red.png"), trace(inside), *rows(2)], "b.jsonl": [trace({"bytes": None})]}
     workspace = make_workspace(tmp_path, vision_model, shards, signals=SIGNAL_NAMES)
-    write_parquet(workspace.landing.root / "c.parquet", [trace({"bytes": red, "path": "x.png"})])
+    write_parquet(landed(workspace) / "c.parquet", [trace({"bytes": red, "path": "x.png"})])
     # Red of a file and red of a row are one sample that lies in two shards.
     assert run(workspace).measured == {"tiny": 5}
     corpus = read_stored(workspace, "raw_corpus").collect()
@@ -78,7 +82,7 @@ def test_images_are_measured_from_files_and_from_rows(tmp_path: Path, vision_mod
     assert scores["grace"].is_finite().all()
     likelihoods = signal_rows(workspace, "likelihoods")
     assert likelihoods["mean_nll"].n_unique() == len(likelihoods)  # colours make a difference
-    kept = sorted(path.read_bytes() for path in workspace.warehouse.local("images").iterdir())
+    kept = sorted(workspace.warehouse.storage.read(path) for path in stored(workspace, "images"))
     assert kept == sorted([red, blue])
     assert run(workspace).tokens_measured == 0
 
@@ -94,12 +98,13 @@ def test_references_lead_to_where_the_images_lie(tmp_path: Path, vision_model: P
     workspace = make_workspace(tmp_path, vision_model, {"sub/a.jsonl": records}, signals=SIGNAL_NAMES)
     run(workspace)
     (sample,) = samples_of(workspace, read_stored(workspace, "raw_corpus").collect())
-    file, stored, address = sample.images
+    file, kept, address = sample.images
     red = hashlib.blake2b(png((200, 0, 0)), digest_size=16).hexdigest()
-    assert file == ImageFile(str(workspace.landing.root / "sub"), "images/red.png", red)
-    assert isinstance(stored, ImageFile)
-    assert stored.path == stored.digest
-    assert (Path(stored.root) / stored.path).read_bytes() == png((0, 9, 0))
+    assert file == ImageFile(str(workspace.landing.folder(workspace.landing.files()[0].shard)), "images/red.png", red)
+    assert (Path(file.root) / file.path).read_bytes() == png((200, 0, 0))
+    assert isinstance(kept, ImageFile)
+    assert kept.path == kept.digest
+    assert (Path(kept.root) / kept.path).read_bytes() == png((0, 9, 0))
     assert address == "https://x.org/a.png"
 
 
@@ -125,6 +130,7 @@ def test_limits_leave_samples_out_until_they_are_raised(tmp_path: Path, vision_m
     assert sample_scores(back)["flags"].to_list() == [[], [], ["image_remote"]]
 
 
+@pytest.mark.folder_only("the copy that was read stands for an image that is gone from the bucket")
 def test_scores_follow_what_was_left_out_and_is_tried_again(tmp_path: Path, vision_model: Path) -> None:
     red = png((200, 0, 0))
     put_image(tmp_path / "landing", "red.png", red)
@@ -136,8 +142,7 @@ def test_scores_follow_what_was_left_out_and_is_tried_again(tmp_path: Path, visi
     assert sample_scores(workspace)["flags"].to_list() == [["image_missing"], [], []]
     put_image(tmp_path / "landing", "red.png", red)
     assert run(workspace).scored == {"tiny": 0}
-    for folder in workspace.warehouse.local("signals").rglob("left_out"):
-        shutil.rmtree(folder)
+    lose(workspace, *(path for path in stored(workspace, "signals") if "/left_out/" in path))
     summary = run(workspace)
     assert (summary.measured, summary.scored, summary.subsets) == ({"tiny": 1}, {"tiny": 1}, ["best"])
     assert sample_scores(workspace)["flags"].list.len().sum() == 0
@@ -146,6 +151,7 @@ def test_scores_follow_what_was_left_out_and_is_tried_again(tmp_path: Path, visi
     assert (again.tokens_measured, again.scored) == (0, {"tiny": 0})
 
 
+@pytest.mark.folder_only("the copy that was read stands for an image that was replaced in the bucket")
 def test_an_image_that_was_replaced_is_not_measured_as_the_former_one(tmp_path: Path, vision_model: Path) -> None:
     put_image(tmp_path / "landing", "a.png", png((200, 0, 0)))
     shards = {"a.jsonl": [trace("a.png"), *rows(2)]}
@@ -156,8 +162,7 @@ def test_an_image_that_was_replaced_is_not_measured_as_the_former_one(tmp_path: 
     before = sample_scores(workspace)
     assert before["flags"].to_list() == [["image_changed"], [], []]
     # The mend: what was read of the file is deleted, so that it is read again.
-    for table in workspace.warehouse.local("corpus/raw_corpus").iterdir():
-        table.unlink()
+    lose(workspace, *stored(workspace, "corpus/raw_corpus"))
     summary = run(workspace)
     assert (summary.read, summary.measured, summary.scored) == (1, {"tiny": 1}, {"tiny": 1})
     after = sample_scores(workspace)
@@ -180,11 +185,12 @@ def test_a_release_holds_the_images_that_were_inside_rows(tmp_path: Path, vision
     workspace = make_workspace(tmp_path, vision_model, {"a.jsonl": [trace(inside)]})
     run(workspace)
     release, _ = MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
-    (record,) = [json.loads(line) for line in (Path(release.folder) / "data" / "train.jsonl").read_text().splitlines()]
+    folder = release_folder(workspace, release.number)
+    (record,) = [json.loads(line) for line in (folder / "data" / "train.jsonl").read_text().splitlines()]
     (name,) = record["images"]
-    assert (Path(release.folder) / name).read_bytes() == red
-    assert name in (Path(release.folder) / "SHA256SUMS").read_text()
-    assert pl.read_parquet(Path(release.folder) / "data" / "train.parquet")["images"].to_list() == [[name]]
+    assert (folder / name).read_bytes() == red
+    assert name in (folder / "SHA256SUMS").read_text()
+    assert pl.read_parquet(folder / "data" / "train.parquet")["images"].to_list() == [[name]]
 
 
 @pytest.mark.parametrize("damage", ["lost", "changed"])
@@ -195,23 +201,25 @@ def test_a_release_whose_image_is_gone_says_how_to_have_it_again(
     inside = f"data:image/png;base64,{base64.b64encode(red).decode()}"
     workspace = make_workspace(tmp_path, vision_model, {"a.jsonl": [trace(inside)]})
     run(workspace)
-    (kept,) = workspace.warehouse.local("images").iterdir()
+    (kept,) = stored(workspace, "images")
     if damage == "lost":
-        kept.unlink()
+        lose(workspace, kept)
     else:
-        kept.write_bytes(png((0, 0, 1)))
+        workspace.warehouse.storage.write(kept, png((0, 0, 1)))
     subset = workspace.settings.subset("best")
-    with pytest.raises(ReleaseError, match=kept.name) as caught:
+    with pytest.raises(ReleaseError, match=Path(kept).name) as caught:
         MainJob(workspace, instance_of(workspace)).release(subset)
-    (table,) = workspace.warehouse.local("corpus/raw_corpus").iterdir()
-    assert f"{table} and use `curate run`" in str(caught.value).replace(", and use", " and use")
+    (table,) = stored(workspace, "corpus/raw_corpus")
+    assert f"{workspace.warehouse.storage.shown(table)} and use `curate run`" in str(caught.value).replace(
+        ", and use", " and use"
+    )
     assert "a.jsonl" in str(caught.value)
     # The mend, as it is written.
-    kept.unlink(missing_ok=True)
-    table.unlink()
+    workspace.warehouse.storage.remove(kept)
+    lose(workspace, table)
     assert run(workspace).tokens_measured == 0
     release, _ = MainJob(workspace, instance_of(workspace)).release(subset)
-    assert (Path(release.folder) / "images" / kept.name).read_bytes() == red
+    assert (release_folder(workspace, release.number) / kept).read_bytes() == red
 
 
 def test_a_dry_look_sees_the_images_where_they_are(tmp_path: Path, vision_model: Path) -> None:
@@ -228,8 +236,8 @@ def test_a_warm_up_is_trained_on_text_and_measures_images(tmp_path: Path, vision
         tmp_path, vision_model, {"a.jsonl": [trace("red.png"), *rows(5)]}, warmup="{min_pool: 1, fraction: 1.0}"
     )
     assert run(workspace).measured == {"tiny": 6}
-    (folder,) = workspace.warehouse.local("checkpoints/tiny/warmup").iterdir()
-    assert len(pl.read_parquet(folder / "trained_on.parquet")) == 5
+    (path,) = stored(workspace, "checkpoints/tiny/warmup", "trained_on.parquet")
+    assert len(workspace.warehouse.read_table(path)) == 5
     assert sample_scores(workspace)["grace"].is_finite().all()
 
 

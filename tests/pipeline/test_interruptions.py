@@ -17,7 +17,7 @@ from curation_assets.main_job import MainJob
 from curation_assets.sections import SignalName
 from curation_assets.signals.store import signal_dir
 from curation_assets.workspace import Workspace
-from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, subset_ids
+from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, stored, subset_ids
 
 SIGNALS: tuple[SignalName, ...] = ("step_gradients", "likelihoods")
 
@@ -80,7 +80,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(tmp_path: Path, tiny_model: 
     # Killed between the parts of two signals, a sample may have one and not the other.
     kept = len(set.intersection(*map(set, before)))
     assert 0 < kept < 60
-    assert not list(workspace.warehouse.root.rglob("part-*.tmp"))
+    assert not stored(workspace, pattern="*.tmp")
     # On the instance of the killed run, which still holds the only slot of the pool.
     with open_instance(workspace) as instance:
         summary = MainJob(workspace, instance).run()

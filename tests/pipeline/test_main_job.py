@@ -17,16 +17,21 @@ from curation_assets.main_job import MainJob
 from curation_assets.settings import Settings
 from curation_assets.subsets.select import SelectionError, select
 from curation_assets.workspace import Workspace
-from resources.landing import UNREADABLE, Landing, LandingError
+from resources.landing import UNREADABLE, FolderLanding, LandingError
 from resources.model_files import ModelError
 from resources.warehouse import DAMAGED
 from tests.models import write_tiny_model
 from tests.pipeline.workspaces import (
+    arrive,
     instance_of,
+    landed,
+    lose,
     make_workspace,
+    release_folder,
     rows,
     run,
     sample_scores,
+    stored,
     subset_ids,
     write_config,
     write_shard,
@@ -60,13 +65,12 @@ def _slow_selection(scores: pl.DataFrame, count: int) -> list[str]:
 
 
 def _files(workspace: Workspace) -> dict[str, bytes]:
-    root = workspace.warehouse.root
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+    return {path: workspace.warehouse.storage.read(path) for path in stored(workspace)}
 
 
 def test_a_new_file_is_measured_and_nothing_else(workspace: Workspace) -> None:
     run(workspace)
-    write_shard(workspace.landing.root / "sub" / "c d.jsonl", rows(4, start=200))
+    write_shard(landed(workspace) / "sub" / "c d.jsonl", rows(4, start=200))
     summary = run(workspace)
     assert (summary.new_shards, summary.measured, summary.subsets) == (1, {"tiny": 4}, ["best"])
     assert len(sample_scores(workspace)) == 18
@@ -74,7 +78,7 @@ def test_a_new_file_is_measured_and_nothing_else(workspace: Workspace) -> None:
 
 def test_a_changed_file_costs_only_its_changed_rows(workspace: Workspace) -> None:
     run(workspace)
-    write_shard(workspace.landing.root / "a.jsonl", [*rows(6), *rows(3, start=300)])
+    write_shard(landed(workspace) / "a.jsonl", [*rows(6), *rows(3, start=300)])
     summary = run(workspace)
     assert (summary.read, summary.measured) == (1, {"tiny": 3})
     scores = sample_scores(workspace)
@@ -84,7 +88,7 @@ def test_a_changed_file_costs_only_its_changed_rows(workspace: Workspace) -> Non
 def test_a_copy_of_known_rows_is_not_measured_and_not_selected_twice(workspace: Workspace) -> None:
     run(workspace)
     chosen = subset_ids(workspace)
-    write_shard(workspace.landing.root / "copy.jsonl", rows(8))
+    write_shard(landed(workspace) / "copy.jsonl", rows(8))
     summary = run(workspace)
     assert summary.tokens_measured == 0
     assert subset_ids(workspace) == chosen
@@ -92,7 +96,7 @@ def test_a_copy_of_known_rows_is_not_measured_and_not_selected_twice(workspace: 
 
 def test_a_removed_file_leaves_the_subset_and_its_tables_stay(workspace: Workspace) -> None:
     run(workspace)
-    (workspace.landing.root / "b.jsonl").unlink()
+    (landed(workspace) / "b.jsonl").unlink()
     with pytest.raises(LandingError, match=r"1 of 2 files are gone .*b\.jsonl.*--accept-removals"):
         run(workspace)
     summary = run(workspace, accept_removals=True)
@@ -153,7 +157,7 @@ def test_row_and_shard_order_do_not_change_the_choice(workspace: Workspace, tiny
 
 
 def test_bad_files_and_rows_stop_nothing(workspace: Workspace) -> None:
-    landing = workspace.landing.root
+    landing = landed(workspace)
     (landing / "empty.jsonl").write_bytes(b"")
     (landing / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "a", "response": "b"}\n' * 99)[:-20])
     (landing / "no.parquet").write_bytes(b"this is no parquet file")
@@ -172,7 +176,7 @@ def test_bad_files_and_rows_stop_nothing(workspace: Workspace) -> None:
 
 def test_traces_without_an_answer_are_counted_apart(workspace: Workspace) -> None:
     unfinished = [{"prompt": "go on", "response": "Step 1: one and two is three\nStep 2: three and three is six"}]
-    write_shard(workspace.landing.root / "u.jsonl", unfinished)
+    write_shard(landed(workspace) / "u.jsonl", unfinished)
     run(workspace)
     row = sample_scores(workspace).filter(pl.col("shard") == "u.jsonl").row(0, named=True)
     assert row["grace"] is None
@@ -185,16 +189,16 @@ def test_the_warm_up_waits_for_the_pool_then_is_trained_once(tmp_path: Path, tin
     waiting = run(workspace)
     assert waiting.tokens_measured == 0
     assert "waits for 10" in waiting.waiting[0]
-    write_shard(workspace.landing.root / "b.jsonl", rows(8, start=50))
+    write_shard(landed(workspace) / "b.jsonl", rows(8, start=50))
     assert run(workspace).measured == {"tiny": 16}
-    (folder,) = workspace.warehouse.local("checkpoints/tiny/warmup").iterdir()
-    trained_on = pl.read_parquet(folder / "trained_on.parquet")
+    (path,) = stored(workspace, "checkpoints/tiny/warmup", "trained_on.parquet")
+    trained_on = workspace.warehouse.read_table(path)
     assert len(trained_on) == 4
-    assert not list(folder.rglob("*.bin"))
+    assert not stored(workspace, "checkpoints", "*.bin")
     # A new shard does not train it again.
-    write_shard(workspace.landing.root / "c.jsonl", rows(4, start=90))
+    write_shard(landed(workspace) / "c.jsonl", rows(4, start=90))
     assert run(workspace).measured == {"tiny": 4}
-    assert pl.read_parquet(folder / "trained_on.parquet").equals(trained_on)
+    assert workspace.warehouse.read_table(path).equals(trained_on)
 
 
 def test_a_missing_model_is_an_error_before_any_work(workspace: Workspace, tmp_path: Path) -> None:
@@ -205,7 +209,7 @@ def test_a_missing_model_is_an_error_before_any_work(workspace: Workspace, tmp_p
 
 
 def test_a_schema_of_another_version_is_refused(workspace: Workspace) -> None:
-    (workspace.warehouse.root / "warehouse.json").write_text('{"schema_version": 99}')
+    workspace.warehouse.storage.write("warehouse.json", b'{"schema_version": 99}')
     with pytest.raises(Exception, match="schema 99"):
         Workspace.load(workspace.config_file)
 
@@ -219,12 +223,14 @@ def test_a_file_that_goes_away_before_it_is_read_stops_nothing(workspace: Worksp
     instance = instance_of(workspace)
     job = MainJob(workspace, instance)
     instance.add_dynamic_partitions("shards", ["a.jsonl", "b.jsonl"])
-    (workspace.landing.root / "a.jsonl").unlink()
+    (landed(workspace) / "a.jsonl").unlink()
+    arrive(workspace)
     everything = [*CORPUS_KEYS, *(dg.AssetKey(["tiny", name]) for name in TARGET_ASSETS)]
     job._execute("reading", "corpus", everything, shards=["a.jsonl", "b.jsonl"])
     assert workspace.warehouse.names(tables.raw_corpus_dir()) == ["b.jsonl"]
     assert workspace.warehouse.names(tables.sample_scores_dir("tiny")) == ["b.jsonl"]
-    (workspace.landing.root / "b.jsonl").unlink()
+    (landed(workspace) / "b.jsonl").unlink()
+    arrive(workspace)
     job._execute("reading", "corpus", CORPUS_KEYS, shards=["b.jsonl"])
     assert len(workspace.warehouse.read_table("corpus/raw_corpus/b.jsonl.parquet")) == 6
 
@@ -232,7 +238,7 @@ def test_a_file_that_goes_away_before_it_is_read_stops_nothing(workspace: Worksp
 def test_an_emptied_landing_folder_empties_nothing(tmp_path: Path, tiny_model: Path) -> None:
     workspace = make_workspace(tmp_path / "auto", tiny_model, {"a.jsonl": rows(6)}, policy="on_change")
     assert run(workspace).releases == ["best@1"]
-    (workspace.landing.root / "a.jsonl").unlink()
+    (landed(workspace) / "a.jsonl").unlink()
     with pytest.raises(LandingError, match="gone"):
         run(workspace)
     assert len(subset_ids(workspace)) == 3
@@ -245,22 +251,25 @@ def test_a_few_of_many_files_may_go_at_once(tmp_path: Path, tiny_model: Path) ->
     shards = {f"{n}.jsonl": rows(1, start=10 * n) for n in range(6)}
     workspace = make_workspace(tmp_path / "many", tiny_model, shards)
     run(workspace)
-    (workspace.landing.root / "3.jsonl").unlink()
+    (landed(workspace) / "3.jsonl").unlink()
     assert run(workspace).subsets == ["best"]
 
 
+@pytest.mark.folder_only("rights are those of a bucket's policy, which moto does not enforce")
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_without_permission_stops_nothing(workspace: Workspace) -> None:
-    (workspace.landing.root / "a.jsonl").chmod(0)
+    (landed(workspace) / "a.jsonl").chmod(0)
     assert run(workspace).measured == {"tiny": 6}
 
 
+@pytest.mark.folder_only("a listing tells the versions of objects, readable or not")
 def test_a_file_that_cannot_be_opened_is_an_empty_partition_with_a_problem(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Landing.digest
-    broken = workspace.landing.root / "a.jsonl"
-    monkeypatch.setattr(Landing, "digest", lambda self, path: UNREADABLE if path == broken else real(self, path))
+    real = FolderLanding.digest
+    monkeypatch.setattr(
+        FolderLanding, "digest", lambda self, shard: UNREADABLE if shard == "a.jsonl" else real(self, shard)
+    )
     assert run(workspace).measured == {"tiny": 6}
     facts = workspace.warehouse.table_metadata(f"{tables.raw_corpus_dir()}/a.jsonl.parquet")
     assert "cannot be opened" in facts["file_problem"]
@@ -283,19 +292,18 @@ def test_rows_that_the_chat_template_refuses_stop_nothing(tmp_path: Path, tiny_m
 
 
 def test_a_release_names_the_file_that_is_there(workspace: Workspace) -> None:
-    write_shard(workspace.landing.root / "c.jsonl", rows(8))  # the rows of a.jsonl
+    write_shard(landed(workspace) / "c.jsonl", rows(8))  # the rows of a.jsonl
     run(workspace)
-    (workspace.landing.root / "a.jsonl").unlink()
+    (landed(workspace) / "a.jsonl").unlink()
     run(workspace, accept_removals=True)
-    made, _ = MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
-    shards = set(pl.read_parquet(Path(made.folder) / "data" / "train.parquet")["shard"])
+    MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    shards = set(pl.read_parquet(release_folder(workspace) / "data" / "train.parquet")["shard"])
     assert shards <= {"b.jsonl", "c.jsonl"}
 
 
 def test_a_lost_part_is_measured_again(workspace: Workspace, tiny_model: Path) -> None:
     run(workspace)
-    for part in workspace.warehouse.local("signals/tiny/base/step_gradients").rglob("part-*.parquet"):
-        part.unlink()
+    lose(workspace, *stored(workspace, "signals/tiny/base/step_gradients", "part-*.parquet"))
     changed = Workspace.load(write_config(workspace.folder, tiny_model, alpha=0.0))
     assert run(changed).measured == {"tiny": 14}
 
@@ -313,27 +321,26 @@ def test_a_lost_part_is_measured_again(workspace: Workspace, tiny_model: Path) -
 def test_a_damaged_table_is_made_again(workspace: Workspace, table: str) -> None:
     run(workspace)
     chosen = subset_ids(workspace)
-    path = workspace.warehouse.local(table)
-    path.write_bytes(path.read_bytes()[:-20])
+    storage = workspace.warehouse.storage
+    storage.write(table, storage.read(table)[:-20])
     assert run(workspace).tokens_measured == 0
     assert workspace.warehouse.table_metadata(table).get("damaged") is None
     assert subset_ids(workspace) == chosen
 
 
-def test_what_a_damaged_part_held_is_measured_again(workspace: Workspace, tiny_model: Path) -> None:
+def test_what_a_damaged_part_held_is_measured_again(workspace: Workspace) -> None:
     first = run(workspace)
     chosen = subset_ids(workspace)
-    folder = workspace.warehouse.local("signals/tiny/base/step_gradients")
-    part = next(path for path in folder.rglob("part-*.parquet"))
-    held = len(pl.read_parquet(part))
-    part.write_bytes(b"torn")
+    part = stored(workspace, "signals/tiny/base/step_gradients", "part-*.parquet")[0]
+    held = len(workspace.warehouse.read_table(part))
+    workspace.warehouse.storage.write(part, b"torn")
     again = run(Workspace.load(workspace.config_file))
     assert again.measured["tiny"] == held
     assert 0 < again.tokens_measured < first.tokens_measured
-    assert workspace.warehouse.local(f"{DAMAGED}/{part.relative_to(workspace.warehouse.root)}").read_bytes() == b"torn"
+    assert workspace.warehouse.storage.read(f"{DAMAGED}/{part}") == b"torn"
     assert subset_ids(workspace) == chosen
 
 
 def test_rejected_rows_are_told(workspace: Workspace) -> None:
-    (workspace.landing.root / "c.jsonl").write_text('{"prompt": "p"}\nnot json\n')
+    (landed(workspace) / "c.jsonl").write_text('{"prompt": "p"}\nnot json\n')
     assert run(workspace).rejected == {"not_json": 1, "unknown_format": 1}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from pathlib import Path
@@ -15,7 +14,20 @@ from curation_assets.main_job import MainJob
 from curation_assets.releases import build
 from curation_assets.releases.build import ReleaseError, broken_files, make_release, next_release, read_release
 from curation_assets.workspace import Workspace
-from tests.pipeline.workspaces import instance_of, make_workspace, rows, run, subset_ids, write_config, write_shard
+from tests.pipeline.workspaces import (
+    content_digest,
+    instance_of,
+    landed,
+    lose,
+    make_workspace,
+    release_folder,
+    rows,
+    run,
+    stored,
+    subset_ids,
+    write_config,
+    write_shard,
+)
 
 
 @pytest.fixture
@@ -29,12 +41,16 @@ def release(workspace: Workspace) -> tuple[build.Release, bool]:
     return MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
 
 
+def latest(workspace: Workspace) -> str | None:
+    return workspace.warehouse.read_text(f"{tables.release_dir('best')}/LATEST")
+
+
 def test_a_release_holds_the_subset_and_its_story(workspace: Workspace) -> None:
     made, new = release(workspace)
     assert new
-    data = pl.read_parquet(Path(made.folder) / "data" / "train.parquet")
+    data = pl.read_parquet(release_folder(workspace) / "data" / "train.parquet")
     assert data["sample_id"].to_list() == subset_ids(workspace)
-    lines = [json.loads(line) for line in (Path(made.folder) / "data" / "train.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (release_folder(workspace) / "data" / "train.jsonl").read_text().splitlines()]
     assert [line["sample_id"] for line in lines] == subset_ids(workspace)
     originals = {row["response"] for row in rows(10)}
     for line, response in zip(lines, data["response"], strict=True):
@@ -42,26 +58,26 @@ def test_a_release_holds_the_subset_and_its_story(workspace: Workspace) -> None:
         assert response in originals
     manifest = made.manifest
     (shard,) = manifest["inputs"]
-    landed = workspace.landing.root / "a.jsonl"
-    assert shard["content_digest"] == hashlib.blake2b(landed.read_bytes(), digest_size=16).hexdigest()
+    assert shard["content_digest"] == content_digest(workspace, "a.jsonl")
     assert manifest["checkpoints"]["measured_at"] == manifest["checkpoints"]["base_model"]["digest"]
     assert "no warm-up" in manifest["parameters"]["unfaithful"][0]
     assert manifest["parameters"]["method"]["name"] == "grace"
     assert manifest["parameters"]["selector"] == {"kind": "top", "order": None}
     assert manifest["config"]["digest"] == workspace.config_digest
     assert manifest["packages"]["torch"]
-    assert json.loads((Path(made.folder) / "provenance.json").read_text())["dagster_run_id"]
-    assert "best, release 1" in (Path(made.folder) / "README.md").read_text()
-    assert (Path(made.folder).parent / "LATEST").read_text() == "1"
+    assert json.loads((release_folder(workspace) / "provenance.json").read_text())["dagster_run_id"]
+    assert "best, release 1" in (release_folder(workspace) / "README.md").read_text()
+    assert latest(workspace) == "1"
 
 
 def test_checksums_cover_everything_but_provenance(workspace: Workspace) -> None:
     made, _ = release(workspace)
-    listed = {line.split("  ")[1] for line in (Path(made.folder) / "SHA256SUMS").read_text().splitlines()}
-    present = {p.relative_to(Path(made.folder)).as_posix() for p in Path(made.folder).rglob("*") if p.is_file()}
+    listed = {line.split("  ")[1] for line in (release_folder(workspace) / "SHA256SUMS").read_text().splitlines()}
+    folder = release_folder(workspace)
+    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert present - listed == {"SHA256SUMS", "provenance.json"}
     assert broken_files(workspace, made) == []
-    (Path(made.folder) / "data" / "train.jsonl").write_text("{}\n")
+    workspace.warehouse.storage.write(f"{tables.release_dir('best')}/1/data/train.jsonl", b"{}\n")
     assert broken_files(workspace, made) == ["data/train.jsonl"]
 
 
@@ -69,17 +85,17 @@ def test_equal_content_makes_no_new_version_and_other_content_does(workspace: Wo
     release(workspace)
     again, new = release(workspace)
     assert (again.number, new) == (1, False)
-    write_shard(workspace.landing.root / "b.jsonl", rows(10, start=40))
+    write_shard(landed(workspace) / "b.jsonl", rows(10, start=40))
     run(workspace)
     second, new = release(workspace)
     assert (second.number, new) == (2, True)
     assert second.manifest["parent"] == 1
-    assert (Path(second.folder).parent / "LATEST").read_text() == "2"
+    assert latest(workspace) == "2"
     assert read_release(workspace, workspace.settings.subset("best"), 1).manifest["rows"] == 5
 
 
 def test_a_subset_that_is_behind_its_scores_is_not_released(workspace: Workspace) -> None:
-    workspace.warehouse.local(tables.subset_path("best")).unlink()
+    lose(workspace, tables.subset_path("best"))
     with pytest.raises(ReleaseError, match="not up to date"):
         next_release(workspace, workspace.settings.subset("best"))
 
@@ -96,8 +112,7 @@ def test_a_failure_in_the_middle_leaves_nothing(workspace: Workspace, monkeypatc
     monkeypatch.setattr(build, "dataset_card", fail)
     with pytest.raises(OSError, match="no space"):
         make_release(workspace, workspace.settings.subset("best"), 1, "run")
-    folder = workspace.warehouse.local(tables.release_dir("best"))
-    assert [p.name for p in folder.iterdir()] == []
+    assert stored(workspace, tables.release_dir("best")) == []
 
 
 def test_of_two_makers_one_wins_and_both_see_the_same(workspace: Workspace) -> None:
@@ -118,10 +133,10 @@ def test_of_two_makers_one_wins_and_both_see_the_same(workspace: Workspace) -> N
 
 
 def test_latest_is_mended_after_a_kill_between_folder_and_pointer(workspace: Workspace) -> None:
-    made, _ = release(workspace)
-    (Path(made.folder).parent / "LATEST").unlink()
+    release(workspace)
+    lose(workspace, f"{tables.release_dir('best')}/LATEST")
     make_release(workspace, workspace.settings.subset("best"), 1, "run")
-    assert (Path(made.folder).parent / "LATEST").read_text() == "1"
+    assert latest(workspace) == "1"
 
 
 def test_policy_on_change_releases_with_the_run(tmp_path: Path, tiny_model: Path) -> None:
@@ -134,9 +149,11 @@ def test_policy_on_change_releases_with_the_run(tmp_path: Path, tiny_model: Path
 
 
 def test_parquet_loads_as_a_trainer_loads_it(workspace: Workspace) -> None:
-    made, _ = release(workspace)
+    release(workspace)
     datasets = pytest.importorskip("datasets", reason="the datasets package is not installed")
-    loaded = datasets.load_dataset(str(Path(made.folder)), split="train", cache_dir=str(workspace.folder / "cache"))
+    loaded = datasets.load_dataset(
+        str(release_folder(workspace)), split="train", cache_dir=str(workspace.folder / "cache")
+    )
     assert loaded[0]["messages"][-1]["role"] == "assistant"
 
 
@@ -146,6 +163,7 @@ def test_releases_of_equal_number_are_not_taken_for_one_another(tmp_path: Path, 
         workspace = make_workspace(tmp_path / name, tiny_model, {"a.jsonl": rows(6, start=start)})
         run(workspace)
         made, _ = release(workspace)
-        assert Path(made.folder).name == "1"
-        loaded = datasets.load_dataset(str(Path(made.folder)), split="train", cache_dir=str(tmp_path / "cache"))
-        assert set(loaded["sample_id"]) == set(pl.read_parquet(Path(made.folder) / "data/train.parquet")["sample_id"])
+        assert made.number == 1
+        folder = release_folder(workspace)
+        loaded = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+        assert set(loaded["sample_id"]) == set(pl.read_parquet(folder / "data/train.parquet")["sample_id"])

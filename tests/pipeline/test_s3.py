@@ -1,9 +1,12 @@
-"""The whole path with a warehouse in S3 (moto's server): the same tables as in a folder, and nothing done twice."""
+"""The whole path with landing area and warehouse in S3 (moto's server): the same tables as in folders, and few
+requests. `pytest --storage s3` has the other tests of this folder do the same."""
 
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -11,13 +14,21 @@ from polars.testing import assert_frame_equal
 
 from curation_assets import tables
 from curation_assets.cost.plan import make_plan
+from curation_assets.doctor import examine
+from curation_assets.dry_look import dry_look
+from curation_assets.init_config import InitError, write_config
+from curation_assets.main_job import MainJob
 from curation_assets.releases.build import broken_files, make_release, read_release
 from curation_assets.signals.store import signal_dir
 from curation_assets.stored_tables import read_stored
 from curation_assets.subsets.what_if import what_if
 from curation_assets.workspace import Workspace
+from resources.landing import LandingError
+from resources.s3 import S3Storage
+from resources.s3_landing import S3Landing
 from resources.warehouse import WarehouseError
-from tests.pipeline.workspaces import make_workspace, rows, run, write_shard
+from tests.pipeline.test_images import png, trace
+from tests.pipeline.workspaces import arrive, instance_of, landed, make_workspace, rows, run, use_bucket, write_shard
 
 SHARDS = {"a.jsonl": [*rows(9), {"colour": "red"}], "deep/b c.jsonl": rows(6, start=7)}
 SIGNALS = ("step_gradients", "likelihoods", "embeddings_mean")
@@ -28,6 +39,15 @@ def in_s3(folder: Path, tiny_model: Path, bucket: str) -> Workspace:
     made = make_workspace(folder, tiny_model, SHARDS, warmup=WARMUP, signals=SIGNALS, part_seconds=0.0)
     made.config_file.write_text(made.config_file.read_text().replace("./warehouse", f"{bucket}/team/warehouse"))
     return Workspace.load(made.config_file)
+
+
+def landed_in_s3(folder: Path, model: Path, bucket: str, shards: dict[str, list[dict[str, Any]]]) -> Workspace:
+    """A workspace with landing area and warehouse in a bucket."""
+    use_bucket(bucket)
+    try:
+        return make_workspace(folder, model, shards)
+    finally:
+        use_bucket(None)
 
 
 def test_tables_in_s3_are_those_in_a_folder(tmp_path: Path, tiny_model: Path, bucket: str) -> None:
@@ -101,3 +121,77 @@ def test_a_what_if_reads_s3(tmp_path: Path, tiny_model: Path, bucket: str) -> No
 def test_a_bucket_that_is_not_there_is_an_error_with_the_mend(tmp_path: Path, tiny_model: Path, bucket: str) -> None:
     with pytest.raises(WarehouseError, match="there is no such bucket: create it, or correct the address"):
         in_s3(tmp_path, tiny_model, f"{bucket}-x")
+
+
+def test_samples_that_land_in_s3_are_those_that_land_in_a_folder(tmp_path: Path, tiny_model: Path, bucket: str) -> None:
+    shards = {"a.jsonl": rows(4), "sub/b.jsonl": [trace("img/x.png"), trace("../x.png"), trace("no.png"), *rows(1, 50)]}
+    here = make_workspace(tmp_path / "here", tiny_model, shards)
+    there = landed_in_s3(tmp_path / "there", tiny_model, bucket, shards)
+    for workspace in (here, there):
+        for name in ("sub/img/x.png", "x.png"):
+            image = landed(workspace) / name
+            image.parent.mkdir(exist_ok=True)
+            image.write_bytes(png((200, 0, 0)))
+    arrive(there)
+    assert run(there) == run(here)
+    for name in ("raw_corpus", "rejected_rows", "sample_scores"):
+        assert_frame_equal(read_stored(there, name).collect(), read_stored(here, name).collect(), abs_tol=1e-6)
+    reasons = read_stored(there, "rejected_rows").collect()["reason"].to_list()
+    assert sorted(reasons) == ["image_missing", "image_outside_folder"]
+    assert isinstance(there.landing, S3Landing)
+    assert not list((tmp_path / "cache").rglob("files/x.png"))
+
+
+def test_a_second_run_asks_s3_for_nothing_twice(
+    tmp_path: Path, tiny_model: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = {f"{n}.jsonl": rows(2, start=20 * n) for n in range(5)}
+    made = landed_in_s3(tmp_path, tiny_model, bucket, shards)
+    run(made)
+    seen: list[str] = []
+    real = vars(S3Storage)["client"].func
+
+    def client(storage: S3Storage) -> Any:
+        connected = real(storage)
+        connected.meta.events.register("before-send.s3", lambda request, **_: seen.append(request.url))
+        return connected
+
+    counted = cached_property(client)
+    counted.__set_name__(S3Storage, "client")
+    monkeypatch.setattr(S3Storage, "client", counted)
+    again = Workspace.load(made.config_file)
+    assert MainJob(again, instance_of(again)).run().tokens_measured == 0
+    # The manifest's footer and its rows are two ranges of one file.
+    assert len(seen) - len(set(seen)) <= 1
+    # Four small files of each shard (rows, steps, measurement, scores), and some listings and documents.
+    assert len(seen) <= 4 * 5 + 20
+
+
+def test_looks_before_a_run_work_on_s3(tmp_path: Path, tiny_model: Path, bucket: str) -> None:
+    made = landed_in_s3(tmp_path, tiny_model, bucket, {"a.jsonl": rows(6), "b.jsonl": rows(6, start=30)})
+    plan = make_plan(made, probe=False)
+    with dry_look(made, 4) as look:
+        assert look.summary.measured == {"tiny": 4}
+        assert 0 < look.share < 1
+    assert run(made).tokens_measured == plan.targets[0].tokens
+    found = {finding.what: finding for finding in examine(made.config_file)}
+    assert found["landing area"].ok
+    assert "2 shards" in found["landing area"].found
+    assert made.landing.place in found["landing area"].found
+    made.config_file.write_text(made.config_file.read_text().replace(f"landing: {bucket}", f"landing: {bucket}-x"))
+    found = {finding.what: finding for finding in examine(made.config_file)}
+    assert not found["landing area"].ok
+    assert "there is no such bucket: create it" in found["landing area"].found
+
+
+def test_init_looks_at_folders_only(tmp_path: Path) -> None:
+    with pytest.raises(InitError, match=r"write the bucket's address .* as corpus\.landing"):
+        write_config(Path("s3://bucket/traces"), "model", tmp_path / "curation.yaml")
+
+
+def test_a_warehouse_inside_the_landing_area_is_refused(tmp_path: Path, tiny_model: Path, bucket: str) -> None:
+    made = landed_in_s3(tmp_path, tiny_model, bucket, {})
+    text = made.config_file.read_text()
+    made.config_file.write_text(text.replace(f"landing: {made.landing.place}", f"landing: {bucket}/"))
+    with pytest.raises(LandingError, match="would be read as shards; name another prefix"):
+        run(Workspace.load(made.config_file))

@@ -30,11 +30,14 @@ from resources.scoring.samples import Request, Sample, SampleSignals
 from tests.pipeline.workspaces import (
     PASS_SIGNALS,
     instance_of,
+    landed,
+    lose,
     make_workspace,
     rows,
     run,
     sample_scores,
     signal_rows,
+    stored,
     subset_ids,
     write_config,
     write_shard,
@@ -61,8 +64,8 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def of_signal(workspace: Workspace, signal: SignalName) -> dict[str, bytes]:
     """The parts of a signal, by name."""
-    folder = workspace.warehouse.local(f"signals/tiny/base/{signal}")
-    return {path.name: path.read_bytes() for path in folder.rglob("part-*.parquet")}
+    paths = stored(workspace, f"signals/tiny/base/{signal}", "part-*.parquet")
+    return {path: workspace.warehouse.storage.read(path) for path in paths}
 
 
 def reload(workspace: Workspace, model: Path, *signals: SignalName) -> Workspace:
@@ -134,8 +137,8 @@ def test_a_signal_asked_for_later_is_the_only_one_measured(
 def test_what_is_missing_differs_from_sample_to_sample(tmp_path: Path, tiny_model: Path) -> None:
     workspace = make_workspace(tmp_path / "w", tiny_model, {"a.jsonl": rows(4)})
     run(workspace)
-    write_shard(workspace.landing.root / "a.jsonl", rows(8))
-    write_shard(workspace.landing.root / "b.jsonl", rows(2, start=50))
+    write_shard(landed(workspace) / "a.jsonl", rows(8))
+    write_shard(landed(workspace) / "b.jsonl", rows(2, start=50))
     both = reload(workspace, tiny_model, "likelihoods", "step_gradients")
     assert run(both).measured == {"tiny": 10}
     records = {}
@@ -204,8 +207,7 @@ def test_a_lost_part_of_one_signal_costs_that_signal_alone(tmp_path: Path, tiny_
     workspace = make_workspace(tmp_path / "w", tiny_model, SHARD_ROWS, signals=ALL[:2])
     run(workspace)
     gradients = of_signal(workspace, "step_gradients")
-    for part in workspace.warehouse.local("signals/tiny/base/likelihoods").rglob("part-*.parquet"):
-        part.unlink()
+    lose(workspace, *stored(workspace, "signals/tiny/base/likelihoods", "part-*.parquet"))
     assert run(workspace).measured == {"tiny": 14}
     assert of_signal(workspace, "step_gradients") == gradients
     assert len(signal_rows(workspace, "likelihoods")) == 14
@@ -243,7 +245,7 @@ def test_selecting_one_asset_measures_that_signal_alone(tmp_path: Path, tiny_mod
     corpus = [dg.AssetKey(name) for name in ("raw_corpus", "rejected_rows", "segmented_steps")]
     job._execute("reading", "corpus", corpus, shards=list(SHARD_ROWS))
     job._execute("measuring", "signals", [dg.AssetKey(["tiny", "likelihoods"])], shards=list(SHARD_ROWS))
-    assert {path.name for path in workspace.warehouse.local("signals/tiny/base").iterdir()} == {"likelihoods"}
+    assert workspace.warehouse.storage.folders("signals/tiny/base") == ["likelihoods"]
     assert instance_of(workspace).get_materialized_partitions(dg.AssetKey(["tiny", "likelihoods"])) == set(SHARD_ROWS)
     assert not instance_of(workspace).get_materialized_partitions(dg.AssetKey(["tiny", "step_gradients"]))
     # The sensor asks for all of the target's other signals together.
@@ -316,5 +318,5 @@ def test_proxies_are_other_step_gradients(tmp_path: Path, tiny_model: Path) -> N
     linear = Workspace.load(workspace.config_file)
     run(linear)
     assert not signal_rows(linear, "step_gradients")["gram"].equals(bias["gram"])
-    assert len(list(workspace.warehouse.local("signals/tiny/base/step_gradients").iterdir())) == 2
-    assert len(list(workspace.warehouse.local("signals/tiny/base/likelihoods").iterdir())) == 1
+    assert len(workspace.warehouse.storage.folders("signals/tiny/base/step_gradients")) == 2
+    assert len(workspace.warehouse.storage.folders("signals/tiny/base/likelihoods")) == 1

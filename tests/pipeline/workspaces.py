@@ -1,7 +1,13 @@
-"""Small workspaces for tests: a landing folder, a configuration, a tiny real model."""
+"""Small workspaces for tests: a landing area, a configuration, a tiny real model.
+
+Landing area and warehouse are folders, or prefixes of a bucket where `pytest --storage s3` says so. Tests put files
+into the folder `landed` in both cases; `arrive` carries them to the bucket.
+"""
 
 from __future__ import annotations
 
+import fnmatch
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -17,14 +23,16 @@ from curation_assets.sections import SignalName
 from curation_assets.signals.catalog import SIGNALS
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
+from resources.digests import digest
+from resources.s3_landing import S3Landing
 
 OTHER_PASSES = ("text_embeddings", "unconditional_likelihoods")
 PASS_SIGNALS = tuple(signal for signal in SIGNALS if signal not in OTHER_PASSES)
 """All signals of one pass over a language model."""
 
 CONFIG = """\
-corpus: {{landing: ./landing{corpus}}}
-warehouse: ./warehouse
+corpus: {{landing: {place}/landing{corpus}}}
+warehouse: {place}/warehouse
 targets:
   - {{name: tiny, model: {model}, warmup: {warmup}, signals: [{signals}]}}
 {scores}engine: {{device: cpu, part_seconds: {part_seconds}, batch_tokens: {batch_tokens}}}
@@ -37,6 +45,64 @@ scores:
 subsets:
   - {{name: best, score: grace, budget: {{fraction: 0.5}}}}
 """
+
+
+_buckets: list[str] = []
+
+
+def use_bucket(address: str | None) -> None:
+    """Have workspaces that are made from now on lie in a bucket, or in folders (None)."""
+    _buckets[:] = [] if address is None else [address]
+
+
+def place_of(folder: Path) -> str:
+    """What a workspace's landing area and warehouse lie in."""
+    return f"{_buckets[0]}/{digest(str(folder))}" if _buckets else "."
+
+
+def landed(workspace: Workspace) -> Path:
+    """The folder into which tests put files, and out of which they take them."""
+    return workspace.folder / "landing"
+
+
+def arrive(workspace: Workspace) -> None:
+    """Make the landing area hold what `landed` holds, if it is another place."""
+    if not isinstance(workspace.landing, S3Landing):
+        return
+    storage, folder = workspace.landing.storage, landed(workspace)
+    there = {file.path: file.version for file in storage.objects()}
+    here = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for name, data in here.items():
+        if there.get(name) != hashlib.md5(data).hexdigest():
+            storage.write(name, data)
+    for name in there.keys() - here.keys():
+        storage.remove(name)
+
+
+def content_digest(workspace: Workspace, name: str) -> str:
+    """What stands for the content of a file that landed."""
+    data = (landed(workspace) / name).read_bytes()
+    if isinstance(workspace.landing, S3Landing):
+        return f"etag:{hashlib.md5(data).hexdigest()}"
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def stored(workspace: Workspace, folder: str = "", pattern: str = "*") -> list[str]:
+    """Paths of the warehouse's files below a folder whose names match a pattern."""
+    found = workspace.warehouse.storage.walk(folder)
+    return [file.path for file in found if fnmatch.fnmatchcase(file.name, pattern)]
+
+
+def lose(workspace: Workspace, *paths: str) -> None:
+    """Have files of the warehouse gone."""
+    for path in paths:
+        assert workspace.warehouse.storage.exists(path)
+        workspace.warehouse.storage.remove(path)
+
+
+def release_folder(workspace: Workspace, number: int = 1, subset: str = "best") -> Path:
+    """A release on this machine's disk."""
+    return workspace.warehouse.local(f"{tables.release_dir(subset)}/{number}")
 
 
 def rows(count: int, start: int = 0, steps: int = 3) -> list[dict[str, Any]]:
@@ -75,6 +141,7 @@ def write_config(
     """
     path = folder / "curation.yaml"
     text = CONFIG.format(
+        place=place_of(folder),
         model=model,
         warmup=warmup,
         signals=", ".join(signals),
@@ -93,7 +160,9 @@ def make_workspace(folder: Path, model: Path, shards: dict[str, list[dict[str, A
     (folder / "landing").mkdir(parents=True, exist_ok=True)
     for name, records in shards.items():
         write_shard(folder / "landing" / name, records)
-    return Workspace.load(write_config(folder, model, **config))
+    workspace = Workspace.load(write_config(folder, model, **config))
+    arrive(workspace)
+    return workspace
 
 
 _instances: dict[Path, dg.DagsterInstance] = {}
@@ -105,7 +174,8 @@ def instance_of(workspace: Workspace) -> dg.DagsterInstance:
 
 
 def run(workspace: Workspace, *, accept_removals: bool = False) -> RunSummary:
-    """Run the main job once."""
+    """Run the main job once, on what has landed."""
+    arrive(workspace)
     return MainJob(workspace, instance_of(workspace), accept_removals=accept_removals).run()
 
 

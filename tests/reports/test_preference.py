@@ -19,7 +19,7 @@ from curation_assets.reports.preference import UNKNOWN, matrix, normalisations, 
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
 from tests.models import write_tiny_model
-from tests.pipeline.workspaces import instance_of, make_workspace, rows, run, write_shard
+from tests.pipeline.workspaces import instance_of, landed, make_workspace, rows, run, write_shard
 
 WRITERS = ("ann", "bob", None)
 
@@ -100,7 +100,7 @@ def slow_table(workspace: Workspace) -> dict[tuple[str, str], tuple[int, float |
     """The table by loops over the rows of corpus and likelihoods."""
     corpus: dict[str, Row] = {}
     for row in read_stored(workspace, "raw_corpus").sort("shard", "row", "candidate").collect().iter_rows(named=True):
-        if row["shard"] in {path.name for path in workspace.landing.root.iterdir()}:
+        if row["shard"] in {path.name for path in landed(workspace).iterdir()}:
             corpus.setdefault(row["sample_id"], row)
     wins: dict[str, list[str]] = {}
     took_part = set()
@@ -176,12 +176,12 @@ def test_it_follows_the_files(tmp_path: Path) -> None:
     run(made)
     before = stored_table(made)
     # A sample that was there first under another name: the first shard's writer counts.
-    write_shard(made.landing.root / "0.jsonl", [SHARDS["a.jsonl"][0] | {"generator": "zoe"}])
+    write_shard(landed(made) / "0.jsonl", [SHARDS["a.jsonl"][0] | {"generator": "zoe"}])
     run(made)
     assert "zoe" in {generator for generator, _ in stored_table(made)}
     assert stored_table(made) == slow_table(made) != before
-    (made.landing.root / "0.jsonl").unlink()
-    (made.landing.root / "b.jsonl").unlink()
+    (landed(made) / "0.jsonl").unlink()
+    (landed(made) / "b.jsonl").unlink()
     run(made, accept_removals=True)
     found = stored_table(made)
     assert found == slow_table(made)

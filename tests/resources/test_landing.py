@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from resources import landing as landing_module
 from resources.digests import DigestCache, bytes_digest
-from resources.landing import LONGEST_KEY, Landing, LandingError, file_name, partition_key
+from resources.landing import LONGEST_KEY, FolderLanding, LandingError, file_name, partition_key
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 odd_names = st.lists(st.sampled_from(["..", "...", ".", "%", "=", "~", "/", " ", "=2E", "%2e", "ü", "题", "a"])).map(
@@ -24,8 +24,8 @@ odd_names = st.lists(st.sampled_from(["..", "...", ".", "%", "=", "~", "/", " ",
 ALLOWED = set(string.ascii_letters + string.digits + "_-.=")
 
 
-def make(root: Path, cache: DigestCache | None = None) -> Landing:
-    return Landing(root, cache or DigestCache())
+def make(root: Path, cache: DigestCache | None = None) -> FolderLanding:
+    return FolderLanding(root, cache or DigestCache())
 
 
 def put(root: Path, *files: str, age: float = 3600.0) -> None:
@@ -38,7 +38,7 @@ def put(root: Path, *files: str, age: float = 3600.0) -> None:
         os.utime(path, ns=(when, when))
 
 
-def seen(landing: Landing) -> list[str]:
+def seen(landing: FolderLanding) -> list[str]:
     return [file.name for file in landing.files()]
 
 

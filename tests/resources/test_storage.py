@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
 from resources.s3 import S3Options, S3Storage
-from resources.storage import CLAIM, FolderStorage, Storage, StorageError
+from resources.storage import CLAIM, FileChangedError, FolderStorage, Storage, StorageError
 from tests.resources.test_warehouse import at_once
 
 FRAME = pl.DataFrame({"a": [1, 2], "b": ["x", None]})
@@ -193,7 +194,7 @@ def test_a_dead_makers_claim_is_taken_over(bucket: str, tmp_path: Path, monkeypa
     storage = S3Storage(f"{bucket}/p", S3Options(), tmp_path)
     storage.write(f"r/1/{CLAIM}", b"{}")
     storage.write("r/1/left by a dead maker", b"")
-    monkeypatch.setattr("resources.s3.CLAIM_PAUSE", 0.01)
+    monkeypatch.setattr("resources.s3_claim.CLAIM_PAUSE", 0.01)
     done = threading.Event()
 
     def make() -> None:
@@ -203,7 +204,7 @@ def test_a_dead_makers_claim_is_taken_over(bucket: str, tmp_path: Path, monkeypa
     thread = threading.Thread(target=make)
     thread.start()
     assert not done.wait(0.5)
-    monkeypatch.setattr("resources.s3.CLAIM_SECONDS", -1.0)
+    monkeypatch.setattr("resources.s3_claim.CLAIM_SECONDS", -1.0)
     thread.join(20)
     assert [file.path for file in storage.walk("r")] == ["r/1/deep/data", "r/1/manifest"]
     assert not storage.exists(f"r/1/{CLAIM}")
@@ -249,3 +250,38 @@ def test_what_is_wrong_is_said_with_the_mend(bucket: str, tmp_path: Path, monkey
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(StorageError, match="no credentials for S3: set AWS_ACCESS_KEY_ID"):
         S3Storage(f"{bucket}/p", S3Options(), tmp_path).prepare()
+
+
+def test_a_stream_that_breaks_off_is_taken_up_where_it_was(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from botocore.exceptions import ResponseStreamingError  # type: ignore[import-untyped]
+    from botocore.response import StreamingBody  # type: ignore[import-untyped]
+
+    storage = S3Storage(f"{bucket}/p", S3Options(), tmp_path)
+    data = os.urandom(3000)
+    storage.write("a", data)
+    real = StreamingBody.iter_chunks
+    broken: list[int] = []
+
+    def breaks(body: Any, chunk_size: int = 1000) -> Iterator[bytes]:
+        for number, piece in enumerate(real(body, 1000)):
+            if number == 1 and len(broken) < 2:
+                broken.append(number)
+                raise ResponseStreamingError(error="connection reset")
+            yield piece
+
+    monkeypatch.setattr(StreamingBody, "iter_chunks", breaks)
+    (file,) = storage.files("")
+    assert storage.fetch(file, tmp_path / "copy").read_bytes() == data
+    assert len(broken) == 2
+
+
+def test_a_file_that_was_replaced_is_not_fetched_as_the_former_one(bucket: str, tmp_path: Path) -> None:
+    storage = S3Storage(f"{bucket}/p", S3Options(), tmp_path)
+    storage.write("a", b"one")
+    (file,) = storage.files("")
+    storage.write("a", b"two")
+    with pytest.raises(FileChangedError):
+        storage.fetch(file, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
