@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import random
 import shutil
@@ -49,6 +50,8 @@ class Harness:
         self.folder = folder
         self._draw = random.Random(f"faults {seed}")
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        # A line for every request would hide what happens.
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self._server.start()
         host, port = self._server.get_host_and_port()
