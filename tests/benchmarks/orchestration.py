@@ -1,7 +1,5 @@
 """Orchestration in the ingest benchmark: our main job without measuring, and a bare Dagster graph beside it."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import time
@@ -14,7 +12,7 @@ import dagster as dg
 
 from curation_assets.definitions import build_definitions
 from curation_assets.instance import HOME_VARIABLE, open_instance
-from curation_assets.main_job import MainJob
+from curation_assets.main_job import QUIET, MainJob
 from curation_assets.workspace import Workspace
 from tests.models import write_tiny_model
 from tests.pipeline.workspaces import make_workspace, rows
@@ -89,7 +87,9 @@ def bare_seconds(measured: Workspace, folder: Path, shards: int) -> float:
         tags = {"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": keys[-1]}
         for selection, own in zip(selections, (tags, {}), strict=True):
             if selection:
-                job.execute_in_process(instance=instance, asset_selection=selection, tags=own, raise_on_error=True)
+                job.execute_in_process(
+                    run_config=QUIET, instance=instance, asset_selection=selection, tags=own, raise_on_error=True
+                )
         return time.perf_counter() - started
 
 

@@ -32,6 +32,13 @@ KEYS = {
         "k_center_speedup",
         "round_robin_speedup",
     },
+    "incremental": {
+        "extra_tokens_new",
+        "extra_tokens_changed",
+        "cost_share_1_percent_new",
+        "cost_share_1_percent_changed",
+    },
+    "ingest": {"share_of_bare_polars", "peak_gib", "overhead_over_bare_dagster"},
     "gpu": {"mfu", "tokens_per_second", "max_relative_error_bf16"},
 }
 NEED_DATA = {"forward", "scaling"}
