@@ -65,9 +65,11 @@ class Warehouse:
         place = self.storage.place
         try:
             self.storage.prepare()
-            if not self.storage.exists(VERSION_FILE):
+            text = self.read_text(VERSION_FILE)
+            if text is None:
                 self.storage.create(VERSION_FILE, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
-            document = json.loads(self.storage.read(VERSION_FILE))
+                text = self.storage.read(VERSION_FILE).decode()
+            document = json.loads(text)
         except (OSError, StorageError) as error:
             raise WarehouseError(
                 f"{place} cannot be used as a warehouse ({error}): correct warehouse in curation.yaml"
