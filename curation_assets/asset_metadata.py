@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from curation_assets.reports.text import escape_cell
+from curation_assets.settings import Freshness
 from curation_assets.tables import Table
 
 OWNERS = ["team:curation"]
@@ -26,6 +28,14 @@ def column_schema(table: Table) -> dict[str, Any]:
         for name, column in table.columns.items()
     ]
     return {"dagster/column_schema": dg.TableSchema(columns=columns)}
+
+
+def freshness_policy(freshness: Freshness) -> dg.FreshnessPolicy | None:
+    """The policy of what has to be made anew now and then; None where the configuration wants none."""
+    if freshness.fail_hours is None:
+        return None
+    warn = None if freshness.warn_hours is None else timedelta(hours=freshness.warn_hours)
+    return dg.FreshnessPolicy.time_window(timedelta(hours=freshness.fail_hours), warn)
 
 
 def row_count(rows: int, partitioned: bool) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Sensors: new files become partitions, and what is due up to the signals is asked for.
+"""Sensors: what is due up to the signals is asked for, and releases where the policy says so.
 
 The scoring sensor is level-triggered: it compares what should be there with what the stored tables say
 (`curation_assets.due`), so it cannot lose an update, and its run keys hold both states, so it does not loop
@@ -7,14 +7,14 @@ on a failure. Everything after the signals follows by automation conditions (`cu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 
 import dagster as dg
 
-from curation_assets.checkpoints.assets import base_model_key, warmup_key_of
-from curation_assets.corpus.assets import LANDING_KEY, RAW_CORPUS_KEY, REJECTED_ROWS_KEY
-from curation_assets.corpus.ingest import accept_listing, present_shards
+from curation_assets.alerts import alert_sensors, refusals_told
+from curation_assets.checkpoints.assets import warmup_key_of
+from curation_assets.corpus.assets import RAW_CORPUS_KEY, REJECTED_ROWS_KEY
+from curation_assets.corpus.ingest import present_shards
 from curation_assets.dead_runs import UNFINISHED, bury_dead_runs
 from curation_assets.due import (
     contiguous_ranges,
@@ -29,6 +29,7 @@ from curation_assets.due import (
     warmup_due,
 )
 from curation_assets.fingerprints import base_digest, checkpoint_digest, image_limits_key, signal_fingerprint
+from curation_assets.landing_sensor import landing_sensor
 from curation_assets.limits import today_if_limited, waits_for_tomorrow
 from curation_assets.partitions import SHARDS, release_key, release_partitions
 from curation_assets.quality.assets import POOL_KEY, SAMPLE_QUALITY_KEY, quality_keys
@@ -51,24 +52,16 @@ from curation_assets.validation.sets import ValidationSetError
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.errors import UserError
-from resources.landing import LandingFile
 from resources.memory import one_look
 from resources.model_files import ModelError
 
 CORPUS_KEYS = [RAW_CORPUS_KEY, REJECTED_ROWS_KEY, SEGMENTED_STEPS_KEY]
-NEW_PARTITIONS_PER_TICK = 500
 STAGE_TAG = "curation/stage"
-DATA_VERSION_TAG = "dagster/data_version"
 
 
 def range_tags(shards: Sequence[str]) -> dict[str, str]:
     """Tags of a run over a contiguous range of partitions."""
     return {"dagster/asset_partition_range_start": shards[0], "dagster/asset_partition_range_end": shards[-1]}
-
-
-def observation(key: dg.AssetKey, version: str, partition: str | None = None) -> dg.AssetObservation:
-    """An observation of upstream data at a version."""
-    return dg.AssetObservation(asset_key=key, partition=partition, tags={DATA_VERSION_TAG: version})
 
 
 def without_event(instance: dg.DagsterInstance, key: dg.AssetKey, shards: Iterable[str]) -> list[str]:
@@ -100,7 +93,7 @@ def signals_to_run(lacking: Mapping[SignalName, set[str]], shards: Iterable[str]
 
 def sensors(workspace: Workspace) -> list[dg.SensorDefinition]:
     """All sensors of a configuration, running by default."""
-    made = [_landing_sensor(), _scoring_sensor(workspace), _automation_sensor()]
+    made = [landing_sensor(), _scoring_sensor(workspace), _automation_sensor(), *alert_sensors(workspace)]
     if workspace.settings.releases.policy == "on_change":
         made += [_release_sensor(subset) for subset in workspace.settings.subsets]
     return made
@@ -114,59 +107,6 @@ def _automation_sensor() -> dg.SensorDefinition:
         minimum_interval_seconds=15,
         description="Carries new signals on to scores, manifests and subsets.",
     )
-
-
-def _landing_sensor() -> dg.SensorDefinition:
-    @dg.sensor(
-        name="landing",
-        minimum_interval_seconds=15,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Adds a partition for every new file, and reports new versions of files and base models.",
-    )
-    def landing(context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SensorResult:
-        before = json.loads(context.cursor) if context.cursor else {"files": {}, "models": {}}
-        accept_listing(workspace)
-        look, seen = workspace.landing.files(), before["files"]
-        whole = workspace.landing.arrives_whole
-        stable = [f for f in look if whole or seen.get(f.name, [None] * 3)[:2] == [f.size, f.modified_ns]]
-        digests = workspace.landing.digests(stable)
-        known = set(context.instance.get_dynamic_partitions(str(SHARDS.name)))
-        new = [f.shard for f in stable if f.shard not in known][:NEW_PARTITIONS_PER_TICK]
-        taken = [f for f in stable if f.shard in known or f.shard in new]
-        changed = [f for f in taken if seen.get(f.name, [None] * 3)[2] != digests[f.shard]]
-        models = before["models"] | _model_versions(context, workspace)
-        events = [observation(LANDING_KEY, digests[f.shard], f.shard) for f in changed]
-        events += [
-            observation(base_model_key(target), models[target.name])
-            for target in workspace.settings.targets
-            if before["models"].get(target.name) != models.get(target.name)
-        ]
-        return dg.SensorResult(
-            asset_events=events,
-            dynamic_partitions_requests=[SHARDS.build_add_request(new)] if new else [],
-            cursor=json.dumps({"files": _cursor_files(look, taken, digests), "models": models}),
-        )
-
-    return landing
-
-
-def _model_versions(context: dg.SensorEvaluationContext, workspace: Workspace) -> dict[str, str]:
-    """Version of every target's base model that is on this machine; the others are named in the log."""
-    versions = {}
-    for target in workspace.settings.targets:
-        try:
-            versions[target.name] = base_digest(workspace, target)
-        except ModelError as error:
-            context.log.warning(str(error))
-    return versions
-
-
-def _cursor_files(
-    look: Iterable[LandingFile], taken: Iterable[LandingFile], digests: Mapping[str, str]
-) -> dict[str, list[object]]:
-    """What the next look compares with: size, time and the version that was reported, by file name."""
-    reported = {f.name: digests[f.shard] for f in taken}
-    return {f.name: [f.size, f.modified_ns, reported.get(f.name)] for f in look}
 
 
 def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
@@ -195,7 +135,7 @@ def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
         }
         if stages:
             return dg.SkipReason(f"runs in progress: {', '.join(sorted(stages))}")
-        with one_look():
+        with refusals_told(workspace, "scoring"), one_look():
             requests, reasons = scoring_requests(workspace, context.instance)
         if not requests:
             return dg.SkipReason("; ".join(dict.fromkeys(reasons)) or "nothing is due")

@@ -288,6 +288,24 @@ def doctor(config: ConfigOption = None) -> None:
     raise typer.Exit(1 if wrong else 0)
 
 
+@app.command("test-alert")
+def try_alert(config: ConfigOption = None) -> None:
+    """Send a test alert to the command and webhook of `alerts` in curation.yaml, which else hear of failed runs."""
+    with clear_errors():
+        from curation_assets.alerts import channels
+        from resources.alerts import Alert, send
+
+        workspace = load_workspace(config)
+        if not channels(workspace):
+            raise UserError(
+                f"{workspace.config_file} names nobody to tell: add alerts.command or alerts.webhook_variable"
+            )
+        send(
+            Alert("test", "curation: this is a test", {"config_file": str(workspace.config_file)}), channels(workspace)
+        )
+        console.print("the alert was taken")
+
+
 @app.command()
 def schema(
     to: Annotated[Path | None, typer.Option(help="The file to write; without it the schema is printed.")] = None,

@@ -25,6 +25,7 @@ TAG_ERRORS = frozenset({"union_tag_invalid", "union_tag_not_found"})
 DISCRIMINATORS = frozenset({"method", "kind"})
 PATTERNS = {
     "^[a-z][a-z0-9_]*$": "a name of small letters, digits and _, beginning with a letter, such as grace_20",
+    "^[A-Z_][A-Z0-9_]*$": "the name of an environment variable, such as CURATION_WEBHOOK",
     "^[a-z]{2}$": "a language's two letters (ISO 639-1), such as en",
 }
 

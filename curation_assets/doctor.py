@@ -62,6 +62,7 @@ def examine(config: Path | None) -> Iterator[Finding]:
     for held_out in workspace.settings.validation:
         yield _attempt(f"validation set {held_out.name}", partial(_validation, workspace, held_out))
     yield _engine(workspace)
+    yield _alerts(workspace)
     for target in workspace.settings.targets:
         model = _attempt(f"model of target {target.name}", partial(workspace.model_folder, target))
         yield model
@@ -106,6 +107,21 @@ def _engine(workspace: Workspace) -> Finding:
         return Finding("engine.device", f"{asked}: {', '.join(devices_of(asked))}")
     except ScoringError as error:
         return Finding("engine.device", f"{error}: correct engine.device in curation.yaml", ok=False)
+
+
+def _alerts(workspace: Workspace) -> Finding:
+    """Whom alerts go to: a program that must be there, and a variable that must be set."""
+    alerts = workspace.settings.alerts
+    found, ok = [], True
+    if alerts.command is not None:
+        there = shutil.which(alerts.command[0]) is not None
+        found.append(f"command {alerts.command[0]}" + ("" if there else ": no such program"))
+        ok = ok and there
+    if alerts.webhook_variable is not None:
+        there = bool(os.environ.get(alerts.webhook_variable))
+        found.append(f"webhook of {alerts.webhook_variable}" + ("" if there else ": the variable is not set"))
+        ok = ok and there
+    return Finding("alerts", ", ".join(found) or "nobody is told of failed runs (alerts in curation.yaml)", ok=ok)
 
 
 def _attempt(what: str, look: Callable[[], object]) -> Finding:

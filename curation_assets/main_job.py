@@ -14,10 +14,8 @@ import dagster as dg
 from curation_assets import due, tables
 from curation_assets.automation import (
     CORPUS_KEYS,
-    DATA_VERSION_TAG,
     STAGE_TAG,
     lacking_signals,
-    observation,
     range_tags,
     signals_to_run,
     without_event,
@@ -28,6 +26,7 @@ from curation_assets.corpus.ingest import accept_listing, present_shards
 from curation_assets.dead_runs import bury_dead_runs, process_tags
 from curation_assets.definitions import build_definitions
 from curation_assets.fingerprints import base_digest
+from curation_assets.landing_sensor import DATA_VERSION_TAG, observation
 from curation_assets.limits import Allowance, LimitReachedError, allowed
 from curation_assets.partitions import SHARDS, release_key, release_partitions
 from curation_assets.quality.assets import POOL_KEY, SAMPLE_QUALITY_KEY

@@ -193,6 +193,9 @@ class Engine(Section):
         None, ge=1, description="memory that the streamed LM head may use for logits; default: 256, on CUDA 768"
     )
     part_seconds: float = Field(5.0, ge=0, description="finished rows are committed this often", examples=[5.0])
+    reading_processes: int | None = Field(
+        None, ge=1, description="processes that read shards; default: one a core, up to 8, where there is much to read"
+    )
     shards_per_run: int = Field(200, ge=1, description="longest range of shards that one run takes")
 
     @field_validator("device")
@@ -233,6 +236,36 @@ class Limits(Section):
         return self.tokens is not None or self.device_hours is not None
 
 
+class Alerts(Section):
+    """Who is told when a run fails, or the landing area is refused; neither: nobody, and the UI shows it."""
+
+    command: list[str] | None = Field(
+        None, min_length=1, description="program and arguments; it gets the alert as JSON on its standard input"
+    )
+    webhook_variable: str | None = Field(
+        None,
+        pattern=r"^[A-Z_][A-Z0-9_]*$",
+        description="environment variable with the address that the alert is POSTed to; the address is a secret, and "
+        "every release holds this file",
+    )
+
+
+class Freshness(Section):
+    """How old subsets and manifests of scores may be before the UI says so: nothing new arrived, or something is
+    stuck."""
+
+    fail_hours: float | None = Field(None, ge=1 / 60, description="older ones fail their freshness policy")
+    warn_hours: float | None = Field(None, ge=1 / 60, description="older ones are warned of; less than fail_hours")
+
+    @model_validator(mode="after")
+    def _warned_before(self) -> Freshness:
+        if self.warn_hours is not None and self.fail_hours is None:
+            raise LocatedError(["warn_hours"], "a warning comes before a failure; add fail_hours")
+        if self.warn_hours is not None and self.fail_hours is not None and self.warn_hours >= self.fail_hours:
+            raise LocatedError(["warn_hours"], f"must be less than fail_hours ({self.fail_hours:g})")
+        return self
+
+
 class S3(Section):
     """How S3 is reached; what is not said comes from the environment. Credentials never stand in this file, which
     every release holds: they come from environment, profile or role."""
@@ -256,6 +289,8 @@ class Settings(Section):
     subsets: list[Subset] = Field(default=[])
     engine: Engine = Engine()
     limits: Limits = Limits()
+    alerts: Alerts = Alerts()
+    freshness: Freshness = Freshness()
     releases: Releases = Releases()
 
     @model_validator(mode="after")

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from curation_assets.config_file import json_schema, load_settings, parse_settin
 from curation_assets.demo.corpus import generate
 from curation_assets.settings import Settings
 from curation_assets.workspace import Workspace
+from tests.ui import serving
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -89,24 +89,16 @@ def test_the_commands_of_a_page_run(page: Path, demo_folder: Path) -> None:
 def test_the_ui_serves_the_demo_and_carries_a_dropped_file_through(demo_folder: Path) -> None:
     workspace = Workspace.load(demo_folder / "demo" / "curation.yaml")
     before = workspace.warehouse.table_metadata("subsets/grace_20.parquet")["fingerprint"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [str(BIN / "curate"), "ui", "--config", "demo/curation.yaml", "--port", str(port)]
-    with (demo_folder / "ui.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=demo_folder, stdout=log, stderr=log, start_new_session=True)
-        try:
-            shown = _asset_keys(port, time.monotonic() + 180)
-            assert shown >= {"raw_corpus", "tiny/step_gradients", "releases/grace_20"}
-            dropped = "".join(json.dumps(row) + "\n" for row in generate(seed=5, n_prompts=3))
-            (demo_folder / "demo" / "landing" / "dropped.jsonl").write_text(dropped)
-            deadline = time.monotonic() + 420
-            while workspace.warehouse.table_metadata("subsets/grace_20.parquet")["fingerprint"] == before:
-                assert time.monotonic() < deadline, (demo_folder / "ui.log").read_text()[-3000:]
-                time.sleep(1)
-        finally:
-            os.killpg(process.pid, 15)
-            process.wait(timeout=60)
+    with serving(workspace.config_file, demo_folder / "ui.log") as ui:
+        shown = _asset_keys(ui.address, time.monotonic() + 180)
+        assert shown >= {"raw_corpus", "tiny/step_gradients", "releases/grace_20"}
+        dropped = "".join(json.dumps(row) + "\n" for row in generate(seed=5, n_prompts=3))
+        (demo_folder / "demo" / "landing" / "dropped.jsonl").write_text(dropped)
+
+        def selected_anew() -> bool:
+            return workspace.warehouse.table_metadata("subsets/grace_20.parquet")["fingerprint"] != before
+
+        ui.wait_for("the new subset", selected_anew, seconds=420)
     # Only the new file was measured: each sample was measured once, in its own shard's run.
     (folder,) = workspace.warehouse.local("signals/tiny/warmup/step_gradients").iterdir()
     records = [json.loads(path.read_text()) for path in (folder / "shards").glob("*.json")]
@@ -116,11 +108,11 @@ def test_the_ui_serves_the_demo_and_carries_a_dropped_file_through(demo_folder: 
     assert [record["skipped"] for record in records] == [0] * len(records)
 
 
-def _asset_keys(port: int, deadline: float) -> set[str]:
+def _asset_keys(address: str, deadline: float) -> set[str]:
     """Keys of the materialized assets, as the web server gives them to the browser."""
     query = {"query": "{ assetNodes { assetKey { path } assetMaterializations(limit: 1) { runId } } }"}
     request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/graphql", json.dumps(query).encode(), {"Content-Type": "application/json"}
+        f"{address}/graphql", json.dumps(query).encode(), {"Content-Type": "application/json"}
     )
     while time.monotonic() < deadline:
         try:

@@ -7,7 +7,7 @@ import dagster as dg
 
 from curation_assets import tables
 from curation_assets.asset_metadata import OWNERS, column_schema, markdown_table
-from curation_assets.corpus.ingest import ingest_shard
+from curation_assets.corpus.many_shards import ingest_shards
 from curation_assets.fingerprints import CORPUS_VERSION
 from curation_assets.partitions import SHARDS
 from curation_assets.progress import track
@@ -59,8 +59,8 @@ def corpus(
     unaccounted: list[str] = []
     unreadable: list[tuple[str, str]] = []
     with track("reading shards", len(context.partition_keys)) as advance:
-        for shard in context.partition_keys:
-            ingested = ingest_shard(workspace, shard)
+        shards = context.partition_keys
+        for shard, ingested in zip(shards, ingest_shards(workspace, shards), strict=True):
             found = ingested.account
             if not found.balanced:
                 unaccounted.append(shard)

@@ -7,7 +7,7 @@ import dagster as dg
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.asset_metadata import OWNERS, column_schema, finite, markdown_table, row_count
+from curation_assets.asset_metadata import OWNERS, column_schema, finite, freshness_policy, markdown_table, row_count
 from curation_assets.conditions import FOLLOW_UPSTREAM
 from curation_assets.fingerprints import scores_key
 from curation_assets.partitions import SHARDS
@@ -48,7 +48,6 @@ def score_keys(workspace: Workspace, target: Target) -> list[dg.AssetKey]:
 
 def score_assets(workspace: Workspace, target: Target) -> list[dg.AssetsDefinition]:
     """step_scores and sample_scores of every shard, and the manifest over them."""
-    names = [score.name for score in workspace.settings.scores_of(target.name)]
     signals = workspace.settings.signals_of_scores(target)
     keys, sample_key = score_keys(workspace, target), sample_scores_key(target)
 
@@ -99,10 +98,12 @@ def score_assets(workspace: Workspace, target: Target) -> list[dg.AssetsDefiniti
             yield dg.MaterializeResult(asset_key=step_scores_key(target))
         yield dg.MaterializeResult(asset_key=sample_key, check_results=_checks(scored))
 
-    return [scores, _manifest_asset(target, sample_key, names)]
+    return [scores, _manifest_asset(workspace, target, sample_key)]
 
 
-def _manifest_asset(target: Target, sample_key: dg.AssetKey, names: list[str]) -> dg.AssetsDefinition:
+def _manifest_asset(workspace: Workspace, target: Target, sample_key: dg.AssetKey) -> dg.AssetsDefinition:
+    names = [score.name for score in workspace.settings.scores_of(target.name)]
+
     @dg.asset(
         key=score_manifest_key(target),
         deps=[sample_key],
@@ -111,6 +112,7 @@ def _manifest_asset(target: Target, sample_key: dg.AssetKey, names: list[str]) -
         metadata=column_schema(tables.SCORE_MANIFEST),
         owners=OWNERS,
         kinds={"polars", "parquet"},
+        freshness_policy=freshness_policy(workspace.settings.freshness),
     )
     def score_manifest(workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
         manifest, version = write_manifest(workspace, target)

@@ -12,6 +12,7 @@ from curation_assets.asset_metadata import (
     column_schema,
     facts_table,
     finite,
+    freshness_policy,
     markdown_table,
     row_count,
 )
@@ -51,6 +52,7 @@ def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
         kinds={"polars", "parquet"},
         code_version=parameters_digest(workspace, subset),
         automation_condition=FOLLOW_UPSTREAM,
+        freshness_policy=freshness_policy(workspace.settings.freshness),
         check_specs=[
             dg.AssetCheckSpec("length_correlation", asset=subset_key(subset)),
             dg.AssetCheckSpec("score_drift", asset=subset_key(subset)),

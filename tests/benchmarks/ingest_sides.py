@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from resources.workers import cores
+
 CONFIG = """\
 corpus: {{landing: {source}}}
 warehouse: {out}/warehouse
@@ -20,7 +22,7 @@ targets: [{{name: none, model: ./no-model-is-loaded}}]
 
 def ours(source: Path, out: Path) -> float:
     """From files to validated, normalised, hashed `raw_corpus` and `rejected_rows`."""
-    from curation_assets.corpus.ingest import ingest_shard
+    from curation_assets.corpus.many_shards import ingest_shards
     from curation_assets.workspace import Workspace
 
     config = out / "curation.yaml"
@@ -28,8 +30,7 @@ def ours(source: Path, out: Path) -> float:
     workspace = Workspace.load(config)
     started = time.perf_counter()
     # Their content is hashed first, as the sensor and `curate run` do.
-    for shard in workspace.landing.digests(workspace.landing.files()):
-        found = ingest_shard(workspace, shard)
+    for found in ingest_shards(workspace, list(workspace.landing.digests(workspace.landing.files()))):
         assert found.account.balanced, found
         assert not found.reasons, found
     return time.perf_counter() - started
@@ -48,5 +49,7 @@ def polars(source: Path, out: Path) -> float:
 if __name__ == "__main__":
     side, source, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     seconds = {"ours": ours, "polars": polars}[side](source, out)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # Of all processes: each of the largest of them may have been at its peak at the same time.
+    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    peak = (own + children * (cores() if children else 0)) / 2**20
     print(json.dumps({"seconds": seconds, "peak_gib": peak}))
