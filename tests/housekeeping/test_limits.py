@@ -23,7 +23,8 @@ from curation_assets.show_run import show_summary
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
 from resources.warehouse import Warehouse
-from tests.pipeline.test_automation import GRADIENTS, MANIFEST, SAMPLE_SCORES, SUBSET, Daemon
+from tests.pipeline.daemon import Daemon
+from tests.pipeline.test_automation import GRADIENTS, MANIFEST, SAMPLE_SCORES, SUBSET
 from tests.pipeline.workspaces import instance_of, make_workspace, rows, run, signal_rows, subset_ids, write_shard
 
 SHARDS = {"a.jsonl": rows(8), "b.jsonl": rows(6, start=30), "c.jsonl": rows(3, start=60)}

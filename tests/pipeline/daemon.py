@@ -98,11 +98,11 @@ class Daemon:
         for _ in range(12):
             runs = self.settle()
             asked = self.conditions()
-            for key in sorted({key for key, _ in asked}):
-                shards = [partition for name, partition in asked if name == key]
-                for shard in sorted(shards, key=str):
-                    self.materialize(dg.AssetKey(key.split("/")), partition=shard)
-                runs.append(key)
+            # Assets that are made together are asked for together.
+            for partition in sorted({partition for _, partition in asked}, key=str):
+                keys = sorted(key for key, own in asked if own == partition)
+                self.materialize(*(dg.AssetKey(key.split("/")) for key in keys), partition=partition)
+                runs.append("+".join(keys))
             done += runs
             if not runs:
                 return done
