@@ -16,9 +16,7 @@ import jsonschema
 import pytest
 
 from curation_assets.config_file import json_schema, load_settings, parse_settings
-from curation_assets.demo.corpus import generate
 from curation_assets.settings import Settings
-from curation_assets.workspace import Workspace
 from tests.ui import serving
 
 ROOT = Path(__file__).parent.parent
@@ -86,26 +84,11 @@ def test_the_commands_of_a_page_run(page: Path, demo_folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_the_ui_serves_the_demo_and_carries_a_dropped_file_through(demo_folder: Path) -> None:
-    workspace = Workspace.load(demo_folder / "demo" / "curation.yaml")
-    before = workspace.warehouse.table_metadata("subsets/grace_20.parquet")["fingerprint"]
-    with serving(workspace.config_file, demo_folder / "ui.log") as ui:
+def test_the_ui_serves_the_demo(demo_folder: Path) -> None:
+    # That it carries files through: tests/pipeline/test_daemon.py.
+    with serving(demo_folder / "demo" / "curation.yaml", demo_folder / "ui.log") as ui:
         shown = _asset_keys(ui.address, time.monotonic() + 180)
-        assert shown >= {"raw_corpus", "tiny/step_gradients", "releases/grace_20"}
-        dropped = "".join(json.dumps(row) + "\n" for row in generate(seed=5, n_prompts=3))
-        (demo_folder / "demo" / "landing" / "dropped.jsonl").write_text(dropped)
-
-        def selected_anew() -> bool:
-            return workspace.warehouse.table_metadata("subsets/grace_20.parquet")["fingerprint"] != before
-
-        ui.wait_for("the new subset", selected_anew, seconds=420)
-    # Only the new file was measured: each sample was measured once, in its own shard's run.
-    (folder,) = workspace.warehouse.local("signals/tiny/warmup/step_gradients").iterdir()
-    records = [json.loads(path.read_text()) for path in (folder / "shards").glob("*.json")]
-    manifest = workspace.warehouse.read_table("scores/tiny/score_manifest.parquet")
-    assert {record["shard"] for record in records} == set(manifest["shard"])
-    assert "dropped.jsonl" in set(manifest["shard"])
-    assert [record["skipped"] for record in records] == [0] * len(records)
+    assert shown >= {"raw_corpus", "tiny/step_gradients", "releases/grace_20"}
 
 
 def _asset_keys(address: str, deadline: float) -> set[str]:
