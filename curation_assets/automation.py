@@ -7,6 +7,8 @@ on a failure. Everything after the signals follows by automation conditions (`cu
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 
 import dagster as dg
@@ -31,19 +33,22 @@ from curation_assets.due import (
 from curation_assets.fingerprints import base_digest, checkpoint_digest, image_limits_key, signal_fingerprint
 from curation_assets.landing_sensor import landing_sensor
 from curation_assets.limits import today_if_limited, waits_for_tomorrow
-from curation_assets.partitions import SHARDS, release_key, release_partitions
+from curation_assets.partitions import SHARDS, STAGE_TAG, range_tags, release_key, release_partitions
 from curation_assets.quality.assets import POOL_KEY, SAMPLE_QUALITY_KEY, quality_keys
 from curation_assets.quality.checks import checks_key
 from curation_assets.quality.filtered_pool import pool_due, quality_due, wanted_pool
 from curation_assets.releases.assets import release_asset_key
 from curation_assets.releases.build import latest_release, next_release
-from curation_assets.scores.assets import score_manifest_key
+from curation_assets.reports.assets import report_keys
+from curation_assets.rescue import rescue_requests
+from curation_assets.scores.assets import score_keys, score_manifest_key
 from curation_assets.scores.manifest import build_manifest, manifest_digest
 from curation_assets.sections import SignalName
 from curation_assets.settings import Subset, Target
 from curation_assets.signals.assets import signal_key, signal_keys
 from curation_assets.signals.store import left_out_dir, shard_record_path, signal_dir
 from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
+from curation_assets.subsets.assets import subset_key
 from curation_assets.subsets.select import wanted_fingerprint
 from curation_assets.tables import pool_path, sample_quality_dir, score_manifest_path
 from curation_assets.validation.assets import validation_keys
@@ -56,12 +61,6 @@ from resources.memory import one_look
 from resources.model_files import ModelError
 
 CORPUS_KEYS = [RAW_CORPUS_KEY, REJECTED_ROWS_KEY, SEGMENTED_STEPS_KEY]
-STAGE_TAG = "curation/stage"
-
-
-def range_tags(shards: Sequence[str]) -> dict[str, str]:
-    """Tags of a run over a contiguous range of partitions."""
-    return {"dagster/asset_partition_range_start": shards[0], "dagster/asset_partition_range_end": shards[-1]}
 
 
 def without_event(instance: dg.DagsterInstance, key: dg.AssetKey, shards: Iterable[str]) -> list[str]:
@@ -113,7 +112,9 @@ def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
     targets = workspace.settings.targets
     keys = [*CORPUS_KEYS, *(key for target in targets for key in signal_keys(target))]
     keys += quality_keys(workspace.settings.corpus.filters)
-    keys += [score_manifest_key(target) for target in targets]
+    keys += [key for target in targets for key in (*score_keys(workspace, target), score_manifest_key(target))]
+    keys += [subset_key(subset) for subset in workspace.settings.subsets]
+    keys += report_keys(workspace)
     keys += [key for target in targets for key in validation_keys(workspace, target)]
     keys += [warmup_key_of(target) for target in targets if target.warmup != "none"]
 
@@ -122,21 +123,24 @@ def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
         target=dg.AssetSelection.assets(*keys),
         minimum_interval_seconds=15,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Asks for shards that are not read, or not measured under the wanted fingerprint.",
+        description="Asks for shards that are not read, or not measured under the wanted fingerprint; and for scores "
+        "and subsets that are due, but that nothing has asked for in a while.",
     )
     def scoring(
         context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
     ) -> dg.SensorResult | dg.SkipReason:
         bury_dead_runs(context.instance)
-        stages = {
-            run.tags[STAGE_TAG]
-            for run in context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
-            if STAGE_TAG in run.tags
-        }
+        unfinished = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+        stages = {run.tags[STAGE_TAG] for run in unfinished if STAGE_TAG in run.tags}
         if stages:
             return dg.SkipReason(f"runs in progress: {', '.join(sorted(stages))}")
         with refusals_told(workspace, "scoring"), one_look():
             requests, reasons = scoring_requests(workspace, context.instance)
+            waiting: dict[str, float] = {}
+            if not requests and not unfinished:
+                before = json.loads(context.cursor) if context.cursor else {}
+                requests, waiting = rescue_requests(workspace, context.instance, before, time.time())
+        context.update_cursor(json.dumps(waiting))
         if not requests:
             return dg.SkipReason("; ".join(dict.fromkeys(reasons)) or "nothing is due")
         return dg.SensorResult(run_requests=requests)

@@ -22,6 +22,7 @@ from curation_assets.fingerprints import (
 from curation_assets.reports.comparison import wanted_comparison
 from curation_assets.reports.preference import wanted_preference
 from curation_assets.scores.manifest import build_manifest, manifest_digest
+from curation_assets.scores.registry import method_of
 from curation_assets.sections import SignalName
 from curation_assets.settings import Subset, Target
 from curation_assets.signals.store import (
@@ -37,7 +38,8 @@ from curation_assets.workspace import Workspace
 
 
 def corpus_due(workspace: Workspace, content_digests: Mapping[str, str]) -> list[str]:
-    """Shards whose `raw_corpus` or `segmented_steps` is missing or of other content or settings."""
+    """Shards whose `raw_corpus`, `rejected_rows` or `segmented_steps` is missing or of other content or settings."""
+    rejected = workspace.warehouse.folder_metadata(tables.rejected_rows_dir())
     corpus = workspace.warehouse.folder_metadata(tables.raw_corpus_dir())
     steps = workspace.warehouse.folder_metadata(tables.segmented_steps_dir())
     purged = PurgedList.read(workspace.warehouse)
@@ -47,6 +49,7 @@ def corpus_due(workspace: Workspace, content_digests: Mapping[str, str]) -> list
         of_corpus, of_steps = corpus.get(shard, {}), steps.get(shard, {})
         if (
             of_corpus.get("fingerprint") != corpus_fp
+            or rejected.get(shard, {}).get("fingerprint") != corpus_fp
             or of_steps.get("fingerprint") != steps_fingerprint(workspace, corpus_fp)
             or of_steps.get("images") != of_corpus.get("images")
         ):
@@ -92,7 +95,8 @@ def signal_due(workspace: Workspace, target: Target, signal: SignalName, present
 
 
 def scores_due(workspace: Workspace, target: Target) -> list[str]:
-    """Measured shards whose `sample_scores` are missing or of other signals, left-out samples or parameters."""
+    """Measured shards whose `sample_scores` or `step_scores` are missing or of other signals, left-out samples or
+    parameters."""
     signals_fp = scored_signals_fingerprint(workspace, target)
     if signals_fp is None or sets_due(workspace, target):
         return []
@@ -100,7 +104,13 @@ def scores_due(workspace: Workspace, target: Target) -> list[str]:
     signals = workspace.settings.signals_of_scores(target)
     folders = {signal: signal_dir(workspace, target, signal) or "" for signal in signals}
     measured_from = {signal: input_fingerprints(workspace, signal) for signal in signals}
-    stored = workspace.warehouse.folder_metadata(tables.sample_scores_dir(target.name))
+    made = [tables.sample_scores_dir(target.name)]
+    made += [
+        tables.step_scores_dir(target.name, score.name)
+        for score in workspace.settings.scores_of(target.name)
+        if method_of(score).scores_steps
+    ]
+    stored = [workspace.warehouse.folder_metadata(folder) for folder in made]
     segmented = input_fingerprints(workspace, "step_gradients")
     limits = image_limits_key(workspace, target)
     due = []
@@ -114,7 +124,7 @@ def scores_due(workspace: Workspace, target: Target) -> list[str]:
         if len(left_out) < len(signals) or shard not in segmented:
             continue
         wanted = shard_scores_fingerprint(workspace, target, signals_fp, segmented[shard], left_out, validation)
-        if stored.get(shard, {}).get("fingerprint") != wanted:
+        if any(tables_of.get(shard, {}).get("fingerprint") != wanted for tables_of in stored):
             due.append(shard)
     return due
 

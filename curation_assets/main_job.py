@@ -14,9 +14,7 @@ import dagster as dg
 from curation_assets import due, tables
 from curation_assets.automation import (
     CORPUS_KEYS,
-    STAGE_TAG,
     lacking_signals,
-    range_tags,
     signals_to_run,
     without_event,
 )
@@ -28,7 +26,7 @@ from curation_assets.definitions import build_definitions
 from curation_assets.fingerprints import base_digest
 from curation_assets.landing_sensor import DATA_VERSION_TAG, observation
 from curation_assets.limits import Allowance, LimitReachedError, allowed
-from curation_assets.partitions import SHARDS, release_key, release_partitions
+from curation_assets.partitions import SHARDS, STAGE_TAG, range_tags, release_key, release_partitions
 from curation_assets.quality.assets import POOL_KEY, SAMPLE_QUALITY_KEY
 from curation_assets.quality.checks import benchmark_files
 from curation_assets.quality.filtered_pool import pool_due, quality_due

@@ -36,6 +36,12 @@ class WhatIfConfig(dg.Config):
     budget: str | None = Field(None, description="10%, 1000 (samples) or 500000 tokens")
 
 
+def report_keys(workspace: Workspace) -> list[dg.AssetKey]:
+    """The reports of a configuration that follow what they rest on."""
+    made = [PREFERENCE_KEY] if preference.measuring_targets(workspace.settings) else []
+    return [*made, COMPARISON_KEY] if workspace.settings.subsets else made
+
+
 def report_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
     """The reports of a configuration: on subsets if there are any, on preferences if likelihoods are measured."""
     targets = preference.measuring_targets(workspace.settings)

@@ -20,6 +20,7 @@ import polars as pl
 
 from curation_assets.demo.corpus import write_corpus
 from curation_assets.demo.tour import MODEL
+from resources.errors import UserError
 from tests.faults.compare import Difference, compare, final_tables
 from tests.faults.proxy import FailingS3, Trouble
 from tests.faults.worker import finish, start
@@ -302,7 +303,11 @@ def settle(at: Round, wanted: Undisturbed) -> Difference:
     """One more run, which nothing happens to, and what its tables say."""
     if at.run() != 0:
         return Difference(others=["the run after the fault failed: " + at.log.read_text().strip().splitlines()[-1]])
-    return compare(final_tables(at.config), wanted.tables)
+    try:
+        found = final_tables(at.config)
+    except UserError as error:
+        return Difference(others=[f"a table cannot be read after the last run: {error}"])
+    return compare(found, wanted.tables)
 
 
 def copied(of: Undisturbed, folder: Path) -> None:

@@ -32,8 +32,9 @@ class Daemon:
         )
         result = sensor(context)
         assert isinstance(result, dg.SensorResult | dg.SkipReason)
+        self.cursors[name] = context.cursor
         if isinstance(result, dg.SensorResult):
-            self.cursors[name] = result.cursor or self.cursors.get(name)
+            self.cursors[name] = result.cursor or context.cursor
             for request in result.dynamic_partitions_requests or []:
                 self.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
             for event in result.asset_events or []:

@@ -12,9 +12,11 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from curation_assets import rescue
 from curation_assets.alerts import RETRIED_TAG, alert_sensors
 from curation_assets.corpus.assets import RAW_CORPUS_KEY
 from curation_assets.definitions import build_definitions
+from curation_assets.rescue import PATIENCE_SECONDS, rescue_requests
 from curation_assets.tables import score_manifest_path
 from curation_assets.workspace import Workspace
 from resources.landing import LandingError
@@ -130,6 +132,44 @@ def test_of_a_killed_range_what_lacks_is_asked_for_and_nothing_is_measured_twice
         assert ends == ["d.jsonl", "f.jsonl"]
         assert daemon.run(request).success
     assert [record(daemon, shard)["measured"] for shard in ("d.jsonl", "e.jsonl", "f.jsonl")] == [0, 0, 0]
+
+
+LOSSES = {
+    "scores/tiny/step_scores/grace/b.jsonl.parquet": "tiny/step_scores+tiny/sample_scores",
+    "scores/tiny/sample_scores/b.jsonl.parquet": "tiny/step_scores+tiny/sample_scores",
+    "subsets/best.parquet": "subsets/best",
+    "reports/subset_comparison.parquet": "reports/subset_comparison",
+}
+
+
+@pytest.mark.parametrize("path", LOSSES)
+def test_what_no_condition_asks_for_is_asked_for_after_a_while(daemon: Daemon, path: str) -> None:
+    # As a killed run leaves it, too: a condition that has asked once does not ask again.
+    lose(daemon.workspace, path)
+    assert daemon.carry_through() == []
+    early, waiting = rescue_requests(daemon.workspace, daemon.instance, {}, now=1000.0)
+    assert (early, len(waiting)) == ([], 1)
+    late, _ = rescue_requests(daemon.workspace, daemon.instance, waiting, now=1000.0 + PATIENCE_SECONDS)
+    (request,) = late
+    assert "+".join(key.to_user_string() for key in request.asset_selection or []) == LOSSES[path]
+    assert daemon.run(request).success
+    assert daemon.workspace.warehouse.storage.exists(path)
+    daemon.carry_through()
+    assert rescue_requests(daemon.workspace, daemon.instance, waiting, now=5000.0) == ([], {})
+
+
+def test_the_scoring_sensor_does_that(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    lose(daemon.workspace, "subsets/best.parquet")
+    assert daemon.scoring() == []
+    monkeypatch.setattr(rescue, "PATIENCE_SECONDS", 0.0)
+    assert [list(request.asset_selection or []) for request in daemon.scoring()] == [[dg.AssetKey(["subsets", "best"])]]
+    assert daemon.scoring() == []  # not run, and asked for once a day
+
+
+def test_rejected_rows_that_are_gone_are_read_again(daemon: Daemon) -> None:
+    lose(daemon.workspace, "corpus/rejected_rows/b.jsonl.parquet")
+    assert made(daemon.carry_through()) >= {"rejected_rows"}
+    assert daemon.workspace.warehouse.storage.exists("corpus/rejected_rows/b.jsonl.parquet")
 
 
 # Alerts ----------------------------------------------------------------------------------------------------------

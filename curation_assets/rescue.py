@@ -1,0 +1,93 @@
+"""What automation conditions cannot ask for again: scores, subsets and reports whose run was killed or table is gone.
+
+A condition asks once for each change. If the run that it asked for is killed, or a table is lost later, it has nothing
+to react to. So the scoring sensor looks at the tables here, too, and asks for what has been due for a while although
+nothing runs. Asked for twice, such an asset is made twice in seconds, and is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from curation_assets import tables
+from curation_assets.due import (
+    comparison_due,
+    contiguous_ranges,
+    manifest_due,
+    preference_due,
+    scores_due,
+    subset_due,
+)
+from curation_assets.partitions import SHARDS, STAGE_TAG, range_tags
+from curation_assets.reports.assets import COMPARISON_KEY, PREFERENCE_KEY
+from curation_assets.scores.assets import score_keys
+from curation_assets.settings import Target
+from curation_assets.subsets.assets import subset_key
+from curation_assets.workspace import Workspace
+from resources.digests import digest
+
+PATIENCE_SECONDS = 120.0
+"""Conditions are evaluated every 15 seconds, and runs take a while to be launched."""
+
+
+def rescue_requests(
+    workspace: Workspace, instance: dg.DagsterInstance, waiting: Mapping[str, float], now: float
+) -> tuple[list[dg.RunRequest], dict[str, float]]:
+    """Runs of what has been due for `PATIENCE_SECONDS`, and since when what is due has been so, by run key.
+
+    Args:
+        workspace: the configuration.
+        instance: where partitions are kept.
+        waiting: what the last call gave.
+        now: seconds, of any clock that goes on between calls.
+    """
+    found = _due(workspace, instance)
+    since = {str(request.run_key): waiting.get(str(request.run_key), now) for request in found}
+    late = [request for request in found if now - since[str(request.run_key)] >= PATIENCE_SECONDS]
+    return late, since
+
+
+def _due(workspace: Workspace, instance: dg.DagsterInstance) -> list[dg.RunRequest]:
+    """Everything that conditions own and the tables lack; what rests on something due comes after it."""
+    scores = [request for target in workspace.settings.targets for request in _scores(workspace, instance, target)]
+    behind = [target for target in workspace.settings.targets if manifest_due(workspace, target)]
+    if scores or behind:
+        return scores
+    subsets = [
+        _request("subset", [subset_key(subset)], workspace.warehouse.table_metadata(tables.subset_path(subset.name)))
+        for subset in workspace.settings.subsets
+        if subset_due(workspace, subset)
+    ]
+    if subsets:
+        return subsets
+    reports = []
+    if comparison_due(workspace):
+        stored = workspace.warehouse.table_metadata(tables.subset_comparison_path())
+        reports.append(_request("comparison", [COMPARISON_KEY], stored))
+    if preference_due(workspace):
+        stored = workspace.warehouse.table_metadata(tables.preference_path())
+        reports.append(_request("preference", [PREFERENCE_KEY], stored))
+    return reports
+
+
+def _scores(workspace: Workspace, instance: dg.DagsterInstance, target: Target) -> list[dg.RunRequest]:
+    keys = list(instance.get_dynamic_partitions(str(SHARDS.name)))
+    stored = workspace.warehouse.folder_metadata(tables.sample_scores_dir(target.name))
+    selection = score_keys(workspace, target)
+    return [
+        _request("scores", selection, [stored.get(shard, {}) for shard in shards], range_tags(shards))
+        for shards in contiguous_ranges(scores_due(workspace, target), keys, workspace.settings.engine.shards_per_run)
+    ]
+
+
+def _request(
+    stage: str, selection: list[dg.AssetKey], stored: object, tags: Mapping[str, str] | None = None
+) -> dg.RunRequest:
+    """A run whose key says what is stored now, and the day: what fails again is asked for once a day, and no loop."""
+    names = [key.to_user_string() for key in selection]
+    day = datetime.now(UTC).date().isoformat()
+    run_key = digest("rescue", day, stage, names, dict(tags or {}), stored)
+    return dg.RunRequest(run_key=run_key, asset_selection=selection, tags={STAGE_TAG: stage, **(tags or {})})
