@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from typing import Any
@@ -21,6 +22,9 @@ FIXED_DATE = date(2024, 7, 26)
 
 SPACES = np.array([code for code in range(0x10000) if chr(code).isspace()], dtype=np.uint32)
 """Every code point that Python takes for space; there is none beyond the basic plane."""
+
+TAGS = re.compile(r"\s*</?think>\s*")
+"""What a chat template may write inside the assistant's turn, around the reasoning."""
 
 PROBE = "probe"
 """A turn that is rendered to see whether a chat template reads contents as text or as parts."""
@@ -228,6 +232,7 @@ class Encoder:
         segments = segment_of_anchors(anchors - prompt_length, sample.segments)
         segments[:first] = -1
         segments[special] = -1
+        tags = _tag_tokens(anchors[first:] - prompt_length, sample.response) + first
         full = [*ids, eos] if eos is not None else list(ids)
         kept = full[: self.max_length]
         flags = _truncation_flags(segments, len(ids), len(kept), first)
@@ -246,6 +251,7 @@ class Encoder:
             flags=flags,
             # What is not run need not hold its pixels in memory.
             model_inputs=vision.fitted(model_inputs, given, len(kept)) if runs else {},
+            tag_tokens=tuple(tags[tags < len(kept)].tolist()),
         )
 
 
@@ -275,6 +281,12 @@ def segment_of_anchors(anchors: np.ndarray, segments: Iterable[Segment]) -> np.n
     inside = (slot >= 0) & (anchors < ends[np.maximum(slot, 0)])
     result[inside] = indices[slot[inside]]
     return result
+
+
+def _tag_tokens(anchors: np.ndarray, response: str) -> np.ndarray:
+    """Places among the anchors (characters of the response) that lie in a think tag or the white space around one."""
+    spans = [Segment(0, *found.span()) for found in TAGS.finditer(response)] if "think>" in response else []
+    return np.flatnonzero(segment_of_anchors(anchors, spans) == 0)
 
 
 def _truncation_flags(segments: np.ndarray, tokens: int, kept: int, first: int) -> tuple[str, ...]:

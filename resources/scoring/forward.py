@@ -18,7 +18,7 @@ from resources.scoring.encoding import Encoder
 from resources.scoring.errors import ScoringError
 from resources.scoring.head import StreamedHead
 from resources.scoring.loading import Checkpoint
-from resources.scoring.measuring import describe, measure_batch, narrowed
+from resources.scoring.measuring import describe, measure_batch, narrowed, needed
 from resources.scoring.samples import Encoded, Request, Sample, SampleSignals
 
 Progress = Callable[[int], None]
@@ -85,8 +85,9 @@ class ForwardPass:
         """Measure one window of encoded samples; `start` is the position of its first. See `stream`."""
         groups: dict[Request, list[tuple[Encoded, SampleSignals]]] = {}
         for position, encoded in enumerate(window, start):
-            described = describe(encoded, position)
-            groups.setdefault(narrowed(request, described), []).append((encoded, described))
+            described = describe(encoded, position, request.prefix_losses)
+            wanted = narrowed(request, described)
+            groups.setdefault(wanted, []).append((needed(encoded, wanted), described))
         unmeasured = groups.pop(Request(), [])
         if unmeasured:
             yield [described for _, described in unmeasured]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from resources.scoring.prefixes import window_positions
 from resources.scoring.samples import ANSWER, Encoded, Request
 
 Indices = npt.NDArray[np.int64]
@@ -28,6 +29,7 @@ class SampleLabels:
         response: label rows of the response's tokens in order, EOS not among them; empty if not asked for.
         eos: label row of EOS, if there is one and it was asked for.
         sequence: label rows of all tokens but the first, in order; empty if not asked for.
+        window: label rows of the tokens that the longest prefix window counts, in order; empty if not asked for.
     """
 
     segments: list[int]
@@ -36,6 +38,7 @@ class SampleLabels:
     response: Indices
     eos: Indices
     sequence: Indices
+    window: Indices
 
 
 @dataclass(frozen=True)
@@ -67,46 +70,72 @@ def segment_order(encoded: Encoded) -> list[int]:
     return [*steps, ANSWER] if ANSWER in present else steps
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """The token positions of one sample that a request needs; each ascending within its kind."""
+
+    segments: list[int]
+    groups: list[Indices]
+    response: Indices
+    eos: Indices
+    sequence: Indices
+    window: Indices
+
+    @property
+    def covered(self) -> Indices:
+        """Positions of all segments, one segment after another."""
+        return np.concatenate(self.groups) if self.groups else np.empty(0, dtype=np.int64)
+
+    @property
+    def outside(self) -> Indices:
+        """Positions that are wanted and in no segment's group."""
+        every = np.unique(np.concatenate([self.response, self.eos, self.sequence, self.window]))
+        return np.setdiff1d(every, self.covered, assume_unique=True)
+
+
+def _wanted(encoded: Encoded, request: Request) -> _Wanted:
+    owners = np.asarray(encoded.segment_of_token, dtype=np.int64)
+    wants_segments = request.step_gradients is not None or request.segment_likelihoods
+    segments = segment_order(encoded) if wants_segments else []
+    begin = max(1, encoded.prompt_tokens)
+    end = encoded.prompt_tokens + encoded.response_tokens
+    # EOS counts in windows only.
+    until = len(encoded) if request.likelihoods else end if request.token_likelihoods else begin
+    windows = request.prefix_losses
+    return _Wanted(
+        segments,
+        [np.flatnonzero(owners[1:] == segment) + 1 for segment in segments],
+        response=np.arange(begin, min(until, end), dtype=np.int64),
+        eos=np.arange(max(begin, end), until, dtype=np.int64),
+        sequence=np.arange(1, len(encoded) if request.sequence_likelihoods else 1, dtype=np.int64),
+        window=np.empty(0, dtype=np.int64) if windows is None else window_positions(encoded, windows),
+    )
+
+
 def label_batch(batch: Sequence[Encoded], request: Request) -> Labels:
     """The label rows that a request needs of a batch."""
-    wants_segments = request.step_gradients is not None or request.segment_likelihoods
-    first: list[tuple[int, Indices]] = []  # (batch row, token positions), of segments
-    last: list[tuple[int, Indices]] = []  # the same, of tokens outside all segments
-    plans = []
-    for row, encoded in enumerate(batch):
-        owners = np.asarray(encoded.segment_of_token, dtype=np.int64)
-        segments = segment_order(encoded) if wants_segments else []
-        groups = [np.flatnonzero(owners[1:] == segment) + 1 for segment in segments]
-        first += [(row, group) for group in groups]
-        covered = np.concatenate(groups) if groups else np.empty(0, dtype=np.int64)
-        begin = max(1, encoded.prompt_tokens)
-        end = encoded.prompt_tokens + encoded.response_tokens
-        # EOS counts in the windows of likelihoods only.
-        until = len(encoded) if request.likelihoods else end if request.token_likelihoods else begin
-        wanted = np.arange(begin, until, dtype=np.int64)
-        sequence = np.arange(1, len(encoded) if request.sequence_likelihoods else 1, dtype=np.int64)
-        last.append((row, np.setdiff1d(sequence if len(sequence) else wanted, covered, assume_unique=True)))
-        plans.append((segments, [len(group) for group in groups], covered, wanted, end, sequence))
-    rows = [group for group in first + last if len(group[1])]
-    empty = np.empty(0, dtype=np.int64)
-    batch_rows = np.concatenate([np.full(len(tokens), row) for row, tokens in rows]) if rows else empty
-    tokens = np.concatenate([tokens for _, tokens in rows]) if rows else empty
+    plans = [_wanted(encoded, request) for encoded in batch]
+    groups = [(row, group) for row, plan in enumerate(plans) for group in plan.groups]
+    rows = [*groups, *((row, plan.outside) for row, plan in enumerate(plans))]
+    batch_rows = np.concatenate([np.full(len(tokens), row) for row, tokens in rows])
+    tokens = np.concatenate([tokens for _, tokens in rows])
     longest = max(len(encoded) for encoded in batch)
     # Label row of every (sample, token position).
     place = np.full((len(batch), longest), -1, dtype=np.int64)
     place[batch_rows, tokens] = np.arange(len(tokens))
     samples = [
         SampleLabels(
-            segments,
-            counts,
-            in_segments=place[row, covered],
-            response=place[row, wanted[wanted < end]],
-            eos=place[row, wanted[wanted >= end]],
-            sequence=place[row, sequence],
+            plan.segments,
+            [len(group) for group in plan.groups],
+            in_segments=place[row, plan.covered],
+            response=place[row, plan.response],
+            eos=place[row, plan.eos],
+            sequence=place[row, plan.sequence],
+            window=place[row, plan.window],
         )
-        for row, (segments, counts, covered, wanted, end, sequence) in enumerate(plans)
+        for row, plan in enumerate(plans)
     ]
     ids = [np.asarray(encoded.input_ids, dtype=np.int64) for encoded in batch]
-    targets = np.concatenate([ids[row][tokens] for row, tokens in rows]) if rows else empty
+    targets = np.concatenate([ids[row][tokens] for row, tokens in rows])
     counts = [count for sample in samples for count in sample.segment_rows]
     return Labels(batch_rows, tokens - 1, targets, counts, samples)

@@ -20,12 +20,14 @@ from resources.scoring.embeddings import pool
 from resources.scoring.head import StreamedHead, TokenStatistics
 from resources.scoring.labels import Labels, SampleLabels, label_batch, segment_order
 from resources.scoring.loading import Checkpoint
+from resources.scoring.prefixes import cut_to_windows, reasons_without_windows
 from resources.scoring.proxies import gram_of_gradients, linear_gram, lm_head_gram
 from resources.scoring.samples import (
     ANSWER,
     UNRUNNABLE,
     Encoded,
     Likelihoods,
+    PrefixWindows,
     Request,
     SampleSignals,
     SequenceLikelihoods,
@@ -38,8 +40,8 @@ ZERO_NORM_SQUARED = 1e-24
 Floats = npt.NDArray[np.float64]
 
 
-def describe(encoded: Encoded, position: int) -> SampleSignals:
-    """A sample's tokens and flags, with nothing measured yet."""
+def describe(encoded: Encoded, position: int, windows: PrefixWindows | None = None) -> SampleSignals:
+    """A sample's tokens and flags, with nothing measured yet; `windows`: the prefix windows that are asked for."""
     order = segment_order(encoded)
     return SampleSignals(
         sample_id=encoded.sample.sample_id,
@@ -50,6 +52,7 @@ def describe(encoded: Encoded, position: int) -> SampleSignals:
         segment_tokens=[encoded.segment_of_token.count(index) for index in order],
         flags=list(encoded.flags),
         gradient_flags=_reasons_without_gradients(encoded, order),
+        prefix_flags=[] if windows is None else reasons_without_windows(encoded, windows),
     )
 
 
@@ -79,7 +82,17 @@ def narrowed(request: Request, described: SampleSignals) -> Request:
         request = replace(request, step_gradients=None)
     if request.unconditional and described.response_tokens < LEAST_TOKENS:
         request = replace(request, unconditional=False)
+    if described.prefix_flags:
+        request = replace(request, prefix_losses=None)
     return request if described.segment_tokens else replace(request, segment_likelihoods=False)
+
+
+def needed(encoded: Encoded, request: Request) -> Encoded:
+    """As much of a sample as has to be run for a request (see `narrowed`): all of it, or up to its prefix windows."""
+    windows = request.prefix_losses
+    if windows is None or request != Request(prefix_losses=windows):
+        return encoded
+    return cut_to_windows(encoded, windows)
 
 
 def measure_batch(
@@ -123,7 +136,11 @@ def _measure(
     results = []
     for row, known in enumerate(described):
         result = replace(
-            known, tokens=len(batch[row]), flags=list(known.flags), gradient_flags=list(known.gradient_flags)
+            known,
+            tokens=len(batch[row]),
+            flags=list(known.flags),
+            gradient_flags=list(known.gradient_flags),
+            prefix_flags=list(known.prefix_flags),
         )
         own = labels.samples[row]
         if request.step_gradients is not None:
@@ -136,6 +153,8 @@ def _measure(
             _add_sequence_likelihoods(result, own, statistics)
         if request.segment_likelihoods:
             _add_segment_likelihoods(result, own, statistics["nll"])
+        if request.prefix_losses is not None:
+            _add_prefix_losses(result, own, statistics["nll"], request.prefix_losses)
         for pooling, vector in pooled[row].items():
             result.embeddings[pooling] = vector.cpu().numpy()
         if not all(np.isfinite(vector).all() for vector in result.embeddings.values()):
@@ -153,7 +172,8 @@ def _apply_head(
     states = hidden[torch.from_numpy(labels.batch_rows).to(device), torch.from_numpy(labels.positions).to(device)]
     targets = torch.from_numpy(labels.targets).to(device)
     uncertainty = request.likelihoods or request.sequence_likelihoods
-    wants_statistics = uncertainty or request.segment_likelihoods or request.token_likelihoods
+    per_token = request.segment_likelihoods or request.token_likelihoods or request.prefix_losses is not None
+    wants_statistics = uncertainty or per_token
     bias = request.step_gradients == "bias"
     statistics = TokenStatistics(torch.empty(0))
     gram: list[Floats] = []
@@ -247,5 +267,14 @@ def _add_segment_likelihoods(result: SampleSignals, labels: SampleLabels, nll: F
     means = [float(nll[rows].mean()) for rows in np.split(labels.in_segments, ends)] if labels.segments else []
     if all(math.isfinite(value) for value in means):
         result.segment_nll = means
+    else:
+        _flag_non_finite(result)
+
+
+def _add_prefix_losses(result: SampleSignals, labels: SampleLabels, nll: Floats, windows: PrefixWindows) -> None:
+    losses = nll[labels.window]
+    means = {length: float(losses[:length].mean()) for length in windows.lengths}
+    if all(math.isfinite(value) for value in means.values()):
+        result.prefix_nll = means
     else:
         _flag_non_finite(result)

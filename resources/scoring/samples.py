@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from resources.scoring.errors import ScoringError
+
 ANSWER = 0
 """The segment index that stands for the answer; steps count from 1."""
 
@@ -81,6 +83,7 @@ class Encoded:
         flags: why the sample cannot be run (`UNRUNNABLE`), or how it was cut: `truncated`,
             `answer_truncated`, `response_truncated`.
         model_inputs: what else the model takes for this sample (pixel values and the like), as CPU tensors.
+        tag_tokens: positions of the response's tokens that are think tags or the white space around them, ascending.
     """
 
     sample: Sample
@@ -90,6 +93,7 @@ class Encoded:
     segment_of_token: list[int]
     flags: tuple[str, ...] = ()
     model_inputs: Mapping[str, Any] = field(default_factory=dict)
+    tag_tokens: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -113,6 +117,43 @@ UNRUNNABLE = {
 """Flags of samples that no signal can be measured of, with their meaning."""
 
 
+class WindowError(ScoringError):
+    """Prefix windows that cannot be measured."""
+
+
+@dataclass(frozen=True)
+class PrefixWindows:
+    """Early losses: l_N = mean NLL of the first min(N, len) tokens of the response (TEMP, arXiv 2606.26797).
+
+    What is asked for alone is run only as far as the longest window reaches: `resources.scoring.prefixes`.
+
+    Attributes:
+        lengths: N of each window, in tokens.
+        reasoning_only: the windows end where the answer begins, and EOS, which lies behind it, does not count; a
+            sample without reasoning is left out (`empty_reasoning`). What holds no answer segment is reasoning
+            throughout. The source's code lets windows run into the answer: False.
+        skip_template_tokens: the tokens that a chat template may write inside the assistant's turn do not count:
+            think tags with the white space around them, and EOS. The turn's header is the prompt's under either
+            value, since the response is encoded verbatim behind the rendered prompt.
+
+    Raises:
+        WindowError: no window, or one of no tokens.
+    """
+
+    lengths: tuple[int, ...]
+    reasoning_only: bool = True
+    skip_template_tokens: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.lengths or min(self.lengths) < 1:
+            raise WindowError(f"prefix windows {self.lengths}: give one or more lengths of at least one token")
+
+    @property
+    def longest(self) -> int:
+        """N of the longest window."""
+        return max(self.lengths)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """Which signals one pass measures. What is not asked for costs nothing.
@@ -126,6 +167,8 @@ class Request:
         token_likelihoods: -log p of every token of the response.
         unconditional: mean NLL of the response alone, without its prompt: a second, shorter pass
             (`resources.scoring.unconditional`).
+        prefix_losses: mean NLL of the response's first tokens. Alone, no more than these are run; together with
+            another signal they are read off its pass.
     """
 
     step_gradients: Proxy | None = None
@@ -135,6 +178,7 @@ class Request:
     embeddings: frozenset[Pooling] = frozenset()
     token_likelihoods: bool = False
     unconditional: bool = False
+    prefix_losses: PrefixWindows | None = None
 
 
 @dataclass(frozen=True)
@@ -211,6 +255,8 @@ class SampleSignals:
         flags: what to know about the sample under any signal: `UNRUNNABLE`, how it was cut, `non_finite`.
         gradient_flags: what to know about its step gradients only: `no_answer`, `answer_without_tokens`,
             `no_steps` (not measured), `few_steps`, `zero_norm`.
+        prefix_flags: what to know about its prefix windows only, if they were asked for: `empty_reasoning` (not
+            measured).
         step_gradients: see there.
         likelihoods: see there.
         segment_nll: mean NLL of each segment of `segment_tokens`, in nats; None too if there is none.
@@ -220,6 +266,7 @@ class SampleSignals:
             one is missing if nothing stands before it.
         unconditional_nll: mean -log p of the response's second to last token, given the response's own tokens only.
         unconditional_tokens: tokens run for it.
+        prefix_nll: mean -log p, in nats, by window length.
     """
 
     sample_id: str
@@ -231,6 +278,7 @@ class SampleSignals:
     segment_tokens: list[int] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
     gradient_flags: list[str] = field(default_factory=list)
+    prefix_flags: list[str] = field(default_factory=list)
     step_gradients: StepGradients | None = None
     likelihoods: Likelihoods | None = None
     segment_nll: list[float] | None = None
@@ -239,3 +287,4 @@ class SampleSignals:
     token_nll: npt.NDArray[np.float32] | None = None
     unconditional_nll: float | None = None
     unconditional_tokens: int = 0
+    prefix_nll: dict[int, float] | None = None

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from resources.scoring.labels import segment_order
 from resources.scoring.loading import Checkpoint
-from resources.scoring.samples import ANSWER, Encoded, Request, Sample, SampleSignals, Segment
+from resources.scoring.samples import ANSWER, Encoded, PrefixWindows, Request, Sample, SampleSignals, Segment
 
 ALL_SIGNALS = Request(
     step_gradients="bias",
@@ -25,6 +25,7 @@ ALL_SIGNALS = Request(
     embeddings=frozenset(("mean", "last", "position_weighted")),
     token_likelihoods=True,
     unconditional=True,
+    prefix_losses=PrefixWindows((4, 100, 1000)),
 )
 
 
@@ -126,6 +127,7 @@ class NaiveStatistics:
     embeddings: dict[str, np.ndarray]
     token_nll: list[float]
     unconditional_nll: float | None
+    prefix_nll: dict[int, float]
 
 
 def naive_statistics(checkpoint: Checkpoint, encoded: Encoded) -> NaiveStatistics:
@@ -169,6 +171,7 @@ def naive_statistics(checkpoint: Checkpoint, encoded: Encoded) -> NaiveStatistic
         },
         token_nll=response["nll"],
         unconditional_nll=_naive_unconditional(checkpoint, encoded.input_ids[encoded.prompt_tokens : end]),
+        prefix_nll=naive_prefix_losses(losses, encoded, PrefixWindows((4, 100, 1000))),
     )
 
 
@@ -202,10 +205,25 @@ def _naive_unconditional(checkpoint: Checkpoint, ids: list[int]) -> float | None
     return float(np.mean(losses)) if losses else None
 
 
+def naive_prefix_losses(losses: dict[int, float], encoded: Encoded, windows: PrefixWindows) -> dict[int, float]:
+    """l_N from the loss of every token by its position: walk through the response until N tokens are counted."""
+    found = {}
+    for length in windows.lengths:
+        counted: list[float] = []
+        for position, loss in losses.items():
+            is_eos = position >= encoded.prompt_tokens + encoded.response_tokens
+            if len(counted) == length or (windows.reasoning_only and encoded.segment_of_token[position] == ANSWER):
+                break
+            if not (windows.skip_template_tokens and (is_eos or position in encoded.tag_tokens)):
+                counted.append(loss)
+        found[length] = sum(counted) / len(counted)
+    return found
+
+
 def assert_same_signals(found: SampleSignals, expected: SampleSignals) -> None:
     """Everything that is text or a count is equal, every number to 1e-5 of its scale."""
     plain = ("sample_id", "position", "prompt_tokens", "response_tokens", "step_indices", "segment_tokens")
-    for name in (*plain, "flags", "gradient_flags"):
+    for name in (*plain, "flags", "gradient_flags", "prefix_flags"):
         assert getattr(found, name) == getattr(expected, name), name
     measured = (
         "step_gradients",
@@ -214,6 +232,7 @@ def assert_same_signals(found: SampleSignals, expected: SampleSignals) -> None:
         "sequence_likelihoods",
         "token_nll",
         "unconditional_nll",
+        "prefix_nll",
     )
     for name in measured:
         one, other = getattr(found, name), getattr(expected, name)

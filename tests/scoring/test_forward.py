@@ -20,7 +20,7 @@ from resources.scoring.encoding import Encoder
 from resources.scoring.forward import ForwardPass, OutOfMemoryError
 from resources.scoring.head import Head, StreamedHead
 from resources.scoring.loading import Checkpoint, load_checkpoint
-from resources.scoring.samples import Encoded, Request, Sample, SampleSignals, Segment
+from resources.scoring.samples import Encoded, PrefixWindows, Request, Sample, SampleSignals, Segment
 from tests.scoring.cases import (
     ALL_SIGNALS,
     assert_same_signals,
@@ -85,6 +85,7 @@ def test_every_statistic_equals_the_naive_loop(checkpoint: Checkpoint, encoder: 
             np.testing.assert_allclose(vector, twin.embeddings[pooling], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(np.asarray(result.token_nll), twin.token_nll, rtol=1e-4, atol=1e-6)
         assert result.unconditional_nll == pytest.approx(twin.unconditional_nll, rel=1e-4)
+        assert result.prefix_nll == pytest.approx(twin.prefix_nll, rel=1e-4)
         assert result.unconditional_tokens == item.response_tokens
         assert result.tokens == len(item)
         assert result.response_tokens == item.response_tokens
@@ -108,6 +109,7 @@ SINGLE = [
     Request(embeddings=frozenset({"last", "position_weighted"})),
     Request(token_likelihoods=True),
     Request(unconditional=True),
+    Request(prefix_losses=PrefixWindows((4, 100, 1000))),
 ]
 
 
@@ -135,6 +137,7 @@ def test_a_signal_alone_is_what_it_is_among_all(checkpoint: Checkpoint, encoder:
         assert alone.embeddings.keys() == request_.embeddings
         assert (alone.token_nll is None) == (not request_.token_likelihoods)
         assert (alone.unconditional_nll is None) == (not request_.unconditional)
+        assert (alone.prefix_nll is None) == (request_.prefix_losses is None)
         expected = replace(
             among,
             gradient_flags=among.gradient_flags if request_.step_gradients else [],
@@ -145,6 +148,8 @@ def test_a_signal_alone_is_what_it_is_among_all(checkpoint: Checkpoint, encoder:
             embeddings={pooling: among.embeddings[pooling] for pooling in request_.embeddings},
             token_nll=among.token_nll if request_.token_likelihoods else None,
             unconditional_nll=among.unconditional_nll if request_.unconditional else None,
+            prefix_flags=among.prefix_flags if request_.prefix_losses else [],
+            prefix_nll=among.prefix_nll if request_.prefix_losses else None,
         )
         assert_same_signals(alone, expected)
 
