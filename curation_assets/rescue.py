@@ -28,6 +28,7 @@ from curation_assets.settings import Target
 from curation_assets.subsets.assets import subset_key
 from curation_assets.workspace import Workspace
 from resources.digests import digest
+from resources.model_files import ModelError
 
 PATIENCE_SECONDS = 120.0
 """Conditions are evaluated every 15 seconds, and runs take a while to be launched."""
@@ -52,6 +53,14 @@ def rescue_requests(
 
 def _due(workspace: Workspace, instance: dg.DagsterInstance) -> list[dg.RunRequest]:
     """Everything that conditions own and the tables lack; what rests on something due comes after it."""
+    try:
+        return _due_of(workspace, instance)
+    except ModelError:
+        # Which model is not here, and the mend, the sensor says already; what rests on it cannot be compared.
+        return []
+
+
+def _due_of(workspace: Workspace, instance: dg.DagsterInstance) -> list[dg.RunRequest]:
     scores = [request for target in workspace.settings.targets for request in _scores(workspace, instance, target)]
     behind = [target for target in workspace.settings.targets if manifest_due(workspace, target)]
     if scores or behind:

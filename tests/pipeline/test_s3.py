@@ -163,8 +163,9 @@ def test_a_second_run_asks_s3_for_nothing_twice(
     assert MainJob(again, instance_of(again)).run().tokens_measured == 0
     # The manifest's footer and its rows are two ranges of one file.
     assert len(seen) - len(set(seen)) <= 1
-    # Four small files of each shard (rows, steps, measurement, scores), and some listings and documents.
-    assert len(seen) <= 4 * 5 + 21
+    # Six small files of each shard (rows, rejected rows, steps, measurement, scores, step scores), and some listings
+    # and documents.
+    assert len(seen) <= 6 * 5 + 23
 
 
 def test_looks_before_a_run_work_on_s3(tmp_path: Path, tiny_model: Path, bucket: str) -> None:
