@@ -123,6 +123,10 @@ class Workspace:
         check_model_folder(folder)
         return folder
 
+    def work_folder(self, name: str) -> Path:
+        """A folder of this machine for what a run goes on from when it was killed; it may be deleted at any time."""
+        return _cache_folder() / "training" / name
+
     def _bucket(self, place: str) -> S3Storage:
         return S3Storage(place, S3Options(**self.settings.s3.model_dump()), _cache_folder() / "s3")
 

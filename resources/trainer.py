@@ -1,217 +1,284 @@
-"""Supervised fine-tuning on transformers + peft: for now the LoRA runs that make warm-up checkpoints.
+"""Supervised fine-tuning on transformers and peft: warm-ups, endpoints, reference runs, evaluation.
 
-The training stack is imported inside the functions: a base install works without it.
+The parts are in `resources.training`. What is slow to import is imported inside functions: a base install works without
+the training stack.
 """
 
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resources.errors import UserError
+from resources.digests import digest
 from resources.quiet import quieten_transformers
-from resources.scoring.samples import UNRUNNABLE, Encoded, Sample
+from resources.scoring.samples import Encoded, Sample
+from resources.scoring.spec import Template
+from resources.training.examples import (
+    LossWeights,
+    TrainingError,
+    encode_for_training,
+    make_examples,
+    order_of_epoch,
+)
+from resources.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from resources.scoring.encoding import Encoder
+    from resources.training.loop import Loop
 
-TRAINER_VERSION = 1
-IGNORED_LABEL = -100
+__all__ = ["LossWeights", "Recipe", "TrainingError", "TrainingRecord", "TrainingSpec", "train"]
 
-
-class TrainingError(UserError):
-    """A training run cannot start, or diverged."""
+TRAINER_VERSION = 2
+STATE = "state.safetensors"
 
 
 @dataclass(frozen=True)
-class LoraRecipe:
-    """A LoRA fine-tuning recipe; all linear layers except the LM head are adapted.
+class TrainingSpec:
+    """What is trained, and how it is run; of these only model, template, lengths and dtype change what comes out.
 
-    The defaults of GRACE's warm-up are those of the paper's SFT (arXiv 2605.13130; methods.md, 1).
+    Attributes:
+        model_folder: the model to start from.
+        template: see `resources.scoring.encoding.Encoder`.
+        max_length: longest sequence in tokens; None: the model's context.
+        device: `auto`, `cpu` or `cuda[:n]`.
+        dtype: of the base weights under an adapter, and of a whole model that is written. In half precision the model
+            runs under bfloat16 autocast, and what is trained is fp32.
+        trust_remote_code: run Python code that the folder ships.
+        piece_tokens: token budget of one forward and backward.
+        gradient_checkpointing: forget activations and compute them again: less memory, a third more time.
+        keep_seconds: how often the state is kept that a killed run goes on from.
     """
 
-    rank: int = 8
-    alpha: int = 32
-    learning_rate: float = 1e-4
-    epochs: int = 1
-    warmup_ratio: float = 0.05
-    batch_size: int = 16
-    seed: int = 0
+    model_folder: Path
+    template: Template = "auto"
+    max_length: int | None = None
+    device: str = "auto"
+    dtype: str = "float32"
+    trust_remote_code: bool = False
+    piece_tokens: int = 4096
+    gradient_checkpointing: bool = False
+    keep_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Which checkpoints a run leaves on its way.
+
+    Attributes:
+        every: after every so many steps (and after the last one); 0: none.
+        at: after these steps, too.
+        optimizer: with AdamW's moments beside each.
+    """
+
+    every: int = 0
+    at: tuple[int, ...] = ()
+    optimizer: bool = False
+
+    def wants(self, step: int, last: int) -> bool:
+        """Whether a checkpoint is left after this step of a run with so many."""
+        return step in self.at or (self.every > 0 and (step % self.every == 0 or step == last))
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What a run did: optimizer steps, tokens trained on, the loss at every step, and the samples trained on."""
+    """What a run did.
+
+    Attributes:
+        steps: optimizer steps.
+        tokens: tokens run through the model, prompts included.
+        losses: mean loss of every step, in nats.
+        gradient_norms: of every step, before it was scaled down.
+        learning_rates: of every step.
+        sample_ids: trained on.
+        checkpoints: steps after which the trajectory has one.
+    """
 
     steps: int
     tokens: int
     losses: list[float]
-    sample_ids: list[str]
+    gradient_norms: list[float] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
+    sample_ids: list[str] = field(default_factory=list)
+    checkpoints: list[int] = field(default_factory=list)
 
 
-def train_lora(
-    model_folder: Path,
+def train(
+    spec: TrainingSpec,
     samples: Sequence[Sample],
     out: Path,
-    recipe: LoraRecipe,
+    recipe: Recipe,
     *,
-    template: Any = "auto",
-    max_length: int | None = None,
-    device: str = "auto",
-    dtype: str = "float32",
-    trust_remote_code: bool = False,
+    weights: LossWeights | None = None,
+    trajectory: Trajectory | None = None,
+    work: Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> TrainingRecord:
-    """Fine-tune on the responses (prompts carry no loss) and write the adapter, safetensors only, to `out`.
+    """Fine-tune on the responses (prompts carry no loss) and write the checkpoint, safetensors only, to `out`.
+
+    The loss of a batch is the mean over its response tokens, EOS among them, of weight times -log p.
 
     Args:
-        model_folder: the base model.
+        spec: the model and how it is run.
         samples: what to train on; see `encode_for_training`.
-        out: folder for adapter_config.json and adapter_model.safetensors.
+        out: folder for the adapter or the model, and `steps/N/` of a trajectory.
         recipe: hyper-parameters.
-        template: see `resources.scoring.encoding.Encoder`.
-        max_length: longest sequence in tokens; default is the model's context.
-        device: `auto`, `cpu` or `cuda[:n]`.
-        dtype: of the base weights.
-        trust_remote_code: run Python code that the folder ships.
-        progress: called with 1 after every optimizer step.
+        weights: of the losses of tokens and steps.
+        trajectory: checkpoints on the way.
+        work: folder that a killed run goes on from when it is called again with the same arguments; emptied at the end.
+            A run that diverges leaves there what it had before. None: killed, it begins anew.
+        progress: called with the number of optimizer steps that were taken since the last call.
 
     Raises:
         TrainingError: the `train` extra is not installed, no sample is usable, or the loss is not finite.
     """
-    transformers, peft = _training_stack()
+    peft = _training_stack(recipe)
     quieten_transformers()
-    transformers.set_seed(recipe.seed)
-    from resources.scoring.encoding import Encoder  # noqa: PLC0415
-    from resources.scoring.loading import encoding_parts, load_model  # noqa: PLC0415
-
-    config = transformers.AutoConfig.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
-    model = load_model(model_folder, config, dtype, trust_remote_code)
-    encoder = Encoder(template=template, **encoding_parts(model_folder, model, max_length, trust_remote_code))
-    encoded = encode_for_training(encoder, samples)
-    examples = [_example(item) for item in encoded]
-    if not examples:
-        raise TrainingError("no sample has a response within the maximum length: nothing to train on")
-    lora = peft.LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    adapted = peft.get_peft_model(model, lora)
-    trainer = transformers.Trainer(
-        model=adapted,
-        args=_arguments(recipe, out / "run", device),
-        train_dataset=examples,
-        data_collator=lambda batch: _collate(batch, encoder.tokenizer.pad_token_id or 0),
-        callbacks=[_watch(transformers.TrainerCallback, progress)],
+    wanted = trajectory or Trajectory()
+    loop, encoded = _prepare(spec, samples, recipe, weights, peft)
+    identity = digest("training", TRAINER_VERSION, _facts(spec, recipe, wanted), _examples_digest(loop))
+    place = work if work is not None else out / ".work"
+    if loop.go_on(place / STATE, identity):
+        (progress or _nothing)(loop.done)
+    elif place.exists():
+        shutil.rmtree(place)
+    try:
+        checkpoints = _run(loop, spec, wanted, place, identity, progress or _nothing)
+        _save(loop, spec, out)
+    except TrainingError as error:
+        if work is None or not (place / STATE).exists():
+            raise
+        raise TrainingError(f"{error}; what there was before lies in {place}") from error
+    if checkpoints:
+        shutil.move(str(place / "steps"), str(out / "steps"))
+    shutil.rmtree(place, ignore_errors=True)
+    facts = loop.facts
+    return TrainingRecord(
+        steps=loop.done,
+        tokens=_tokens_run(loop),
+        losses=[fact.loss for fact in facts],
+        gradient_norms=[fact.gradient_norm for fact in facts],
+        learning_rates=[fact.learning_rate for fact in facts],
+        sample_ids=[item.sample.sample_id for item in encoded],
+        checkpoints=checkpoints,
     )
-    trainer.remove_callback(transformers.PrinterCallback)
-    trainer.train()
-    _save_adapter(adapted, out)
-    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    tokens = sum(len(example["input_ids"]) for example in examples) * recipe.epochs
-    return TrainingRecord(int(trainer.state.global_step), tokens, losses, [item.sample.sample_id for item in encoded])
 
 
-def _training_stack() -> tuple[Any, Any]:
-    """transformers and peft."""
+def _nothing(_steps: int) -> None:
+    """Nobody is told."""
+
+
+def _training_stack(recipe: Recipe) -> Any:
+    """peft, where the recipe trains an adapter."""
+    if recipe.adapter == "full":
+        return None
     try:
         import peft
-        import transformers
     except ImportError as error:
         raise TrainingError(
-            "training a warm-up checkpoint needs the extra `train` (pip install 'curation-assets[train]'), "
-            "or set warmup: none for the target"
+            "training an adapter needs the extra `train` (pip install 'curation-assets[train]'); without it set "
+            "warmup: none for the target, or train whole models (adapter: full)"
         ) from error
-    return transformers, peft
+    return peft
 
 
-def encode_for_training(encoder: Encoder, samples: Sequence[Sample]) -> list[Encoded]:
-    """The samples as tokens, by the encoder that they are measured with.
-
-    Text only: samples with images are left out, and so are those that no signal is measured of (`UNRUNNABLE`).
-    """
-    encoded = encoder.encode([sample for sample in samples if not sample.images])
-    return [item for item in encoded if item.response_tokens > 0 and UNRUNNABLE.keys().isdisjoint(item.flags)]
-
-
-def _save_adapter(adapted: Any, out: Path) -> None:
-    """Write the trained adapter, and nothing that the libraries leave beside it."""
-    if not all(bool(weights.isfinite().all()) for weights in adapted.parameters() if weights.requires_grad):
-        raise TrainingError("the adapter's weights are not finite after training: lower learning_rate")
-    adapted.save_pretrained(str(out), safe_serialization=True)
-    # What the libraries leave beside the adapter says nothing about this checkpoint.
-    shutil.rmtree(out / "run", ignore_errors=True)
-    (out / "README.md").unlink(missing_ok=True)
-
-
-def _arguments(recipe: LoraRecipe, folder: Path, device: str) -> Any:
-    """The recipe in transformers' words."""
+def _prepare(
+    spec: TrainingSpec, samples: Sequence[Sample], recipe: Recipe, weights: LossWeights | None, peft: Any
+) -> tuple[Loop, list[Encoded]]:
+    """The model with what is trained of it, on its device, and the samples as tokens."""
+    import torch
     import transformers
 
-    from resources.scoring.loading import pick_device  # noqa: PLC0415
+    from resources.scoring.encoding import Encoder  # noqa: PLC0415
+    from resources.scoring.loading import encoding_parts, load_model, pick_device  # noqa: PLC0415
+    from resources.training.loop import Loop  # noqa: PLC0415
 
-    place = pick_device(device)
-    if place.index:
-        raise TrainingError(
-            f"training uses the first GPU it sees: instead of device {device}, set CUDA_VISIBLE_DEVICES"
-        )
-    arguments = transformers.TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=recipe.batch_size,
-        num_train_epochs=recipe.epochs,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=recipe.warmup_ratio,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # or a loss that is not finite would be logged as one that is
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=place.type == "cpu",
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
+    torch.manual_seed(recipe.seed)
+    config = transformers.AutoConfig.from_pretrained(spec.model_folder, trust_remote_code=spec.trust_remote_code)
+    half = spec.dtype != "float32"
+    # Whole models are trained in fp32 whatever they are kept in: bfloat16 rounds small steps away.
+    dtype = spec.dtype if recipe.adapter == "lora" else "float32"
+    model = load_model(spec.model_folder, config, dtype, spec.trust_remote_code)
+    parts = encoding_parts(spec.model_folder, model, spec.max_length, spec.trust_remote_code)
+    encoded = encode_for_training(Encoder(template=spec.template, **parts), samples)
+    if not encoded:
+        raise TrainingError("no sample has a response within the maximum length: nothing to train on")
+    if recipe.adapter == "lora":
+        model = peft.get_peft_model(model, _lora(recipe, peft))
+    if spec.gradient_checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable()
+    device = pick_device(spec.device)
+    model = model.to(device).train()
+    return Loop(model, make_examples(encoded, weights), recipe, device, half, spec.piece_tokens), encoded
+
+
+def _lora(recipe: Recipe, peft: Any) -> Any:
+    return peft.LoraConfig(
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=list(recipe.lora_modules) or "all-linear",
+        task_type="CAUSAL_LM",
     )
-    # More than one visible GPU would make a larger batch of the same recipe.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
 
 
-def _example(encoded: Encoded) -> dict[str, list[int]]:
-    prompt = encoded.prompt_tokens
-    return {
-        "input_ids": encoded.input_ids,
-        "labels": [IGNORED_LABEL] * prompt + encoded.input_ids[prompt:],
-    }
+def _run(
+    loop: Loop,
+    spec: TrainingSpec,
+    trajectory: Trajectory,
+    place: Path,
+    identity: str,
+    progress: Callable[[int], None],
+) -> list[int]:
+    """Take the steps that are left; gives the steps with a checkpoint."""
+    kept = time.monotonic()
+    while loop.done < loop.total:
+        loop.step()
+        if trajectory.wants(loop.done, loop.total):
+            _save_step(loop, spec, place, optimizer=trajectory.optimizer)
+        if time.monotonic() - kept >= spec.keep_seconds and loop.done < loop.total:
+            loop.keep(place / STATE, identity)
+            kept = time.monotonic()
+        progress(1)
+    return [step for step in range(1, loop.total + 1) if trajectory.wants(step, loop.total)]
 
 
-def _collate(batch: list[dict[str, list[int]]], pad: int) -> dict[str, Any]:
-    import torch
+def _save_step(loop: Loop, spec: TrainingSpec, place: Path, *, optimizer: bool) -> None:
+    from resources.scoring.loading import DTYPES  # noqa: PLC0415
+    from resources.training.saving import save_checkpoint, step_folder  # noqa: PLC0415
 
-    longest = max(len(example["input_ids"]) for example in batch)
-
-    def padded(rows: list[list[int]], fill: int) -> Any:
-        return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
-
-    return {
-        "input_ids": padded([example["input_ids"] for example in batch], pad),
-        "labels": padded([example["labels"] for example in batch], IGNORED_LABEL),
-        "attention_mask": padded([[1] * len(example["input_ids"]) for example in batch], 0),
-    }
+    folder = step_folder(place, loop.done)
+    # A run that was killed while it wrote this one writes it again.
+    shutil.rmtree(folder, ignore_errors=True)
+    save_checkpoint(loop, folder, spec.model_folder, DTYPES[spec.dtype], optimizer=optimizer)
 
 
-def _watch(base: type, progress: Callable[[int], None] | None) -> Any:
-    """A callback that reports steps and stops a run whose loss is no longer finite."""
+def _save(loop: Loop, spec: TrainingSpec, out: Path) -> None:
+    from resources.scoring.loading import DTYPES  # noqa: PLC0415
+    from resources.training.saving import save_checkpoint  # noqa: PLC0415
 
-    class Watch(base):  # type: ignore[misc]
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if progress is not None:
-                progress(1)
+    save_checkpoint(loop, out, spec.model_folder, DTYPES[spec.dtype])
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            loss = (logs or {}).get("loss")
-            if loss is not None and not abs(float(loss)) < float("inf"):
-                raise TrainingError(f"the loss is {loss} at step {state.global_step}: lower learning_rate")
 
-    return Watch()
+def _facts(spec: TrainingSpec, recipe: Recipe, trajectory: Trajectory) -> list[object]:
+    """What a state that is gone on from has to agree with."""
+    return [str(spec.model_folder), spec.template, spec.max_length, spec.dtype, vars(recipe), vars(trajectory)]
+
+
+def _examples_digest(loop: Loop) -> str:
+    return digest("examples", [[e.encoded.sample.sample_id, e.encoded.input_ids, e.weights] for e in loop.examples])
+
+
+def _tokens_run(loop: Loop) -> int:
+    """Tokens of the samples of every step."""
+    size, count = loop.recipe.batch_size, len(loop.lengths)
+    whole, left = divmod(loop.done, -(-count // size))
+    tokens = whole * sum(loop.lengths)
+    if left:
+        tokens += sum(
+            loop.lengths[position] for position in order_of_epoch(loop.lengths, loop.recipe, whole)[: left * size]
+        )
+    return tokens

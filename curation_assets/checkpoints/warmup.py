@@ -22,7 +22,8 @@ from curation_assets.shares import ceil_share
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.errors import UserError
-from resources.trainer import LoraRecipe, train_lora
+from resources.trainer import TrainingSpec, train
+from resources.training.recipe import Recipe, recipe_of
 
 RECORD = "checkpoint.json"
 """What a checkpoint's folder holds beside the adapter: with it, it is whole."""
@@ -132,30 +133,20 @@ def train_warmup(workspace: Workspace, target: Target) -> WarmupCheckpoint:
 def _train(workspace: Workspace, target: Target, training: pl.DataFrame, place: Path) -> None:
     warmup = target.warmup
     assert isinstance(warmup, Warmup)
-    recipe = LoraRecipe(
-        rank=warmup.lora_rank,
-        alpha=warmup.lora_alpha,
-        learning_rate=warmup.learning_rate,
-        epochs=warmup.epochs,
-        warmup_ratio=warmup.warmup_ratio,
-        batch_size=warmup.batch_size,
-        seed=warmup.seed,
-    )
+    recipe = recipe_of_warmup(warmup)
     steps = -(-len(training) // warmup.batch_size) * warmup.epochs
+    spec = TrainingSpec(
+        workspace.model_folder(target),
+        target.template,
+        target.max_length,
+        # One device trains, whatever number of them measures.
+        device=workspace.settings.engine.device.split(",")[0],
+        dtype=target.dtype,
+        trust_remote_code=target.trust_remote_code,
+    )
+    work = workspace.work_folder(f"warmup-{warmup_key(workspace, target)}")
     with track(f"{target.name}: warm-up", steps) as advance:
-        record = train_lora(
-            workspace.model_folder(target),
-            samples_of(workspace, training),
-            place,
-            recipe,
-            template=target.template,
-            max_length=target.max_length,
-            # One device trains, whatever number of them measures.
-            device=workspace.settings.engine.device.split(",")[0],
-            dtype=target.dtype,
-            trust_remote_code=target.trust_remote_code,
-            progress=advance,
-        )
+        record = train(spec, samples_of(workspace, training), place, recipe, work=work, progress=advance)
     pl.DataFrame({"sample_id": record.sample_ids}).write_parquet(place / TRAINED_ON)
     document = {
         "drawn": len(training),
@@ -163,7 +154,22 @@ def _train(workspace: Workspace, target: Target, training: pl.DataFrame, place: 
         "steps": record.steps,
         "tokens": record.tokens,
         "losses": record.losses,
-        "recipe": recipe.__dict__,
+        "gradient_norms": record.gradient_norms,
+        "recipe": vars(recipe),
         "base": target.model,
     }
     (place / RECORD).write_text(json.dumps(document, indent=1, sort_keys=True))
+
+
+def recipe_of_warmup(warmup: Warmup) -> Recipe:
+    """GRACE's recipe with what the configuration changes of it."""
+    return recipe_of(
+        "grace",
+        lora_rank=warmup.lora_rank,
+        lora_alpha=warmup.lora_alpha,
+        learning_rate=warmup.learning_rate,
+        epochs=warmup.epochs,
+        warmup_ratio=warmup.warmup_ratio,
+        batch_size=warmup.batch_size,
+        seed=warmup.seed,
+    )

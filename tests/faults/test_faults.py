@@ -50,6 +50,15 @@ def test_rounding_counts_in_texts_and_not_in_signals() -> None:
         assert compare(found, made_up_tables()).none is none
 
 
+@pytest.mark.parametrize(("change", "none"), [(1e-7, True), (1e-3, False)])
+def test_products_of_gradients_are_held_against_their_norms(change: float, none: bool) -> None:
+    found, wanted = made_up_tables(), made_up_tables()
+    for tables, product in ((found, 1e-4 + change), (wanted, 1e-4)):
+        gram = pl.Series("gram", [[4.0, product, 9.0]] * 3)
+        tables["step_gradients"] = tables["step_gradients"].with_columns(gram, pl.Series("norms", [[2.0, 3.0]] * 3))
+    assert compare(found, wanted).none is none
+
+
 @pytest.mark.slow
 def test_faults_are_survived() -> None:
     kinds = ["killed", "killed_at_commit", "corrupted_part", "s3_reset"]
