@@ -26,7 +26,6 @@ NEEDED = ("dagster", "torch", "transformers", "polars", "pyarrow")
 OPTIONAL = {
     "dagster-webserver": "ui",
     "peft": "train",
-    "accelerate": "train",
     "rensa": "filters",
     "py3langid": "filters",
     "sentence-transformers": "embedding",
