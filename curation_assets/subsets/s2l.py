@@ -1,0 +1,71 @@
+"""S2L's choice (methods.md, 5): clusters of loss trajectories, source by source, smallest first, equal shares."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from curation_assets.draws import uniform
+from curation_assets.subsets.clusters import k_means
+
+TINY_CLUSTER = 2
+"""Clusters of at most so many points are left for last."""
+
+Positions = NDArray[np.int64]
+
+
+def s2l(
+    vectors: NDArray[np.floating],
+    sample_ids: pl.Series,
+    sources: NDArray[np.int64],
+    budget: int,
+    clusters: int,
+    seed: int,
+) -> Positions:
+    """Positions of the chosen samples, in the order in which they are taken.
+
+    Args:
+        vectors: raw losses [n, T] at the checkpoints of a reference run, in the order of their steps.
+        sample_ids: of each row.
+        sources: number of each row's source [n].
+        budget: samples wanted; all rows are taken where there are not more.
+        clusters: K, of each source.
+        seed: of k-means and of the draws within clusters.
+    """
+    names = sample_ids.to_numpy()
+    drawn = uniform(sample_ids, seed).to_numpy()
+    by_id = np.argsort(names)
+    groups = [by_id[sources[by_id] == source] for source in np.unique(sources)]
+    # Of sources of one size that comes first whose first sample does.
+    groups.sort(key=lambda own: (len(own), str(names[own[0]])))
+    chosen: list[Positions] = []
+    left = min(budget, len(names))
+    for place, own in enumerate(groups):
+        quota = left // (len(groups) - place)
+        taken = own if len(own) <= quota else own[_of_source(vectors[own], drawn[own], quota, clusters, seed)]
+        chosen.append(taken)
+        left -= len(taken)
+    return np.concatenate(chosen) if chosen else np.empty(0, dtype=np.int64)
+
+
+def _of_source(
+    vectors: NDArray[np.floating], drawn: NDArray[np.float64], quota: int, clusters: int, seed: int
+) -> Positions:
+    """So many rows of one source."""
+    labels = k_means(vectors, clusters, seed)
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    members.sort(key=lambda own: (len(own) <= TINY_CLUSTER, len(own), int(own[0])))
+    taken: list[Positions] = []
+    left = quota
+    for place, own in enumerate(members):
+        share = left // (len(members) - place)
+        # A draw without replacement: the lowest of the draws by sample.
+        taken.append(own[np.argsort(drawn[own], kind="stable")[:share]])
+        left -= len(taken[-1])
+    chosen = np.concatenate(taken)
+    if left:
+        # What tiny clusters at the end could not fill.
+        others = np.setdiff1d(np.arange(len(labels)), chosen)
+        chosen = np.concatenate([chosen, others[np.argsort(drawn[others], kind="stable")[:left]]])
+    return chosen.astype(np.int64)

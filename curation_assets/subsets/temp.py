@@ -1,0 +1,180 @@
+"""TEMP's choice (arXiv 2606.26797; methods.md, 2): a filter by difficulty, a budget by source, diversity, brittleness.
+
+The letters are those of methods.md: A (difficulty filter), C (budget per source), D (diversity and brittleness).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from curation_assets.draws import uniform
+from curation_assets.subsets.clusters import k_means, two_means
+
+SAMPLES_A_CLUSTER = 4
+"""k-means makes max(1, n // 4) clusters of a source."""
+
+Positions = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Early losses of n samples, in nats.
+
+    Attributes:
+        random: l_100 at the randomly perturbed checkpoint [n].
+        first: l_100 at the first directional checkpoint [n].
+        last: l_100 at the last one [n].
+        curve: l_1000 at each of them [n, 8].
+    """
+
+    random: NDArray[np.float64]
+    first: NDArray[np.float64]
+    last: NDArray[np.float64]
+    curve: NDArray[np.float64]
+
+
+def temp(
+    losses: Losses,
+    sample_ids: pl.Series,
+    domains: NDArray[np.int64],
+    sources: NDArray[np.int64],
+    budget: int,
+    seed: int,
+) -> Positions:
+    """Positions of the chosen samples, source by source.
+
+    Args:
+        losses: of each row.
+        sample_ids: of each row.
+        domains: number of each row's domain [n].
+        sources: number of each row's source [n].
+        budget: samples wanted; fewer come out where fewer survive the filter.
+        seed: of k-means and of the draws among singletons.
+    """
+    by_id = np.argsort(sample_ids.to_numpy())
+    survivors = by_id[difficult(losses.random[by_id], sources[by_id], budget)]
+    pairs = domains[survivors] * (int(sources.max(initial=0)) + 1) + sources[survivors]
+    drawn = uniform(sample_ids, seed).to_numpy()
+    chosen = [np.empty(0, dtype=np.int64)]
+    for pair, quota in _quotas(losses, survivors, domains, pairs, budget).items():
+        own = survivors[pairs == pair]
+        chosen.append(own[diverse(losses.curve[own], drawn[own], quota, seed)])
+    return np.concatenate(chosen)
+
+
+def difficult(random_loss: NDArray[np.float64], sources: NDArray[np.int64], budget: int) -> NDArray[np.bool_]:
+    """A: which rows [n] survive: of each source the cluster of high loss; a source within its remaining share whole.
+
+    Sources come by size, smallest first, and a remaining share is the remaining budget over the remaining sources.
+    """
+    kept = np.zeros(len(sources), dtype=np.bool_)
+    names, sizes = np.unique(sources, return_counts=True)
+    left = budget
+    for place, which in enumerate(np.argsort(sizes, kind="stable")):
+        own = np.flatnonzero(sources == names[which])
+        share = left // (len(names) - place)
+        kept[own] = True if len(own) <= share else two_means(random_loss[own])
+        left -= min(len(own), share)
+    return kept
+
+
+def difference(first: float, last: float) -> float:
+    """C: diff_g = sqrt(max(0, (L_last - L_first) * L_last)) of a group's mean losses."""
+    return float(np.sqrt(max(0.0, (last - first) * last)))
+
+
+def allocate(budget: int, sizes: Sequence[int], differences: Sequence[float]) -> list[int]:
+    """C: how many of each group: softmax of the differences, no group more than it has; the sum equals the budget.
+
+    Groups smaller than their share are taken whole, the smallest first, and the rest is shared again among the others.
+    What rounding down leaves goes to the largest group with room.
+    """
+    quotas = [0] * len(sizes)
+    left = min(budget, sum(sizes))
+    open_groups = sorted(range(len(sizes)), key=lambda group: (sizes[group], group))
+    while open_groups:
+        shares = _softmax([differences[group] for group in open_groups])
+        small = next((g for g, share in zip(open_groups, shares, strict=True) if sizes[g] <= left * share), None)
+        if small is None:
+            for group, share in zip(open_groups, shares, strict=True):
+                quotas[group] = int(left * share)
+            break
+        quotas[small] = sizes[small]
+        left -= sizes[small]
+        open_groups.remove(small)
+    missing = min(budget, sum(sizes)) - sum(quotas)
+    for group in sorted(range(len(sizes)), key=lambda group: (-sizes[group], group)):
+        more = min(missing, sizes[group] - quotas[group])
+        quotas[group] += more
+        missing -= more
+    return quotas
+
+
+def _softmax(values: Sequence[float]) -> list[float]:
+    powers = np.exp(np.array(values) - max(values))
+    shares: list[float] = (powers / powers.sum()).tolist()
+    return shares
+
+
+def _quotas(
+    losses: Losses, survivors: Positions, domains: NDArray[np.int64], pairs: NDArray[np.int64], budget: int
+) -> dict[int, int]:
+    """C: the share of every pair of domain and source, first by domain, then by source within it."""
+    quotas: dict[int, int] = {}
+    names = np.unique(domains[survivors])
+    of_domain = [np.flatnonzero(domains[survivors] == name) for name in names]
+    for own, share in zip(of_domain, _shares(losses, [survivors[rows] for rows in of_domain], budget), strict=True):
+        inside = np.unique(pairs[own])
+        groups = [survivors[own[pairs[own] == pair]] for pair in inside]
+        quotas |= dict(zip(inside.tolist(), _shares(losses, groups, share), strict=True))
+    return quotas
+
+
+def _shares(losses: Losses, groups: Sequence[Positions], budget: int) -> list[int]:
+    differences = [difference(float(losses.first[own].mean()), float(losses.last[own].mean())) for own in groups]
+    return allocate(budget, [len(own) for own in groups], differences)
+
+
+def diverse(curve: NDArray[np.float64], drawn: NDArray[np.float64], quota: int, seed: int) -> Positions:
+    """D: which rows [n, 8] of one source: of each cluster its most brittle, clusters of one row last and at random.
+
+    Args:
+        curve: l_1000 at the directional checkpoints, rows in order of sample_id.
+        drawn: a seeded draw of each row [n].
+        quota: rows wanted; at most n.
+        seed: of k-means.
+    """
+    if quota >= len(curve):
+        return np.arange(len(curve))
+    labels = k_means(curve, max(1, len(curve) // SAMPLES_A_CLUSTER), seed)
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    clusters = sorted((own for own in members if len(own) > 1), key=lambda own: (len(own), int(own[0])))
+    ranked = [own[np.argsort(-brittleness(curve[own]), kind="stable")] for own in clusters]
+    taken: list[Positions] = []
+    left = quota
+    for place, own in enumerate(ranked):
+        taken.append(own[: left // (len(ranked) - place)])
+        left -= len(taken[-1])
+    singles = np.array([own[0] for own in members if len(own) == 1], dtype=np.int64)
+    taken.append(singles[np.argsort(drawn[singles], kind="stable")[:left]])
+    left -= len(taken[-1])
+    # Ours, where the singletons are used up as well: what clusters had more of, most brittle first.
+    rest = [own[len(part) :] for own, part in zip(ranked, taken, strict=False)]
+    taken.append(_round_robin(rest, left))
+    return np.concatenate(taken).astype(np.int64)
+
+
+def brittleness(curve: NDArray[np.float64]) -> NDArray[np.float64]:
+    """l_1000(theta_8) - l_1000(theta_1) of a cluster's rows [n]; its sign is flipped where the cluster's mean falls."""
+    change: NDArray[np.float64] = curve[:, -1] - curve[:, 0]
+    return -change if change.mean() < 0.0 else change
+
+
+def _round_robin(lists: Sequence[Positions], count: int) -> Positions:
+    taken = [own[turn] for turn in range(max(map(len, lists), default=0)) for own in lists if turn < len(own)]
+    return np.array(taken[:count], dtype=np.int64)
