@@ -10,6 +10,7 @@ from curation_assets.releases.assets import release_asset
 from curation_assets.reports.assets import report_assets
 from curation_assets.scores.assets import score_assets
 from curation_assets.signals.assets import signal_assets
+from curation_assets.sql import DuckDBTables
 from curation_assets.steps.assets import segmented_steps
 from curation_assets.subsets.assets import subset_asset
 from curation_assets.validation.assets import validation_set_asset, validation_signals_asset
@@ -33,7 +34,7 @@ def build_definitions(workspace: Workspace) -> dg.Definitions:
     return dg.Definitions(
         assets=assets,
         sensors=sensors(workspace),
-        resources={"workspace": workspace},
+        resources={"workspace": workspace, "duckdb": DuckDBTables(workspace)},
         # One process a run: a model is loaded once for the whole range of shards.
         executor=dg.in_process_executor,
     )

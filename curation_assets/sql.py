@@ -25,6 +25,25 @@ class SqlError(UserError):
     """A query cannot be answered; the message says why."""
 
 
+class DuckDBTables:
+    """The Dagster resource `duckdb`: every stored table as a view, for assets and checks of one's own.
+
+    Args:
+        workspace: whose tables.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def query(self, query: str) -> pl.DataFrame:
+        """The rows that one SELECT gives; see `run_sql`."""
+        return run_sql(self._workspace, query)
+
+    def views(self) -> list[str]:
+        """The views that a query may name."""
+        return view_names(self._workspace)
+
+
 def run_sql(workspace: Workspace, query: str) -> pl.DataFrame:
     """The rows that a query gives.
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import dagster as dg
 import polars as pl
 import pytest
 from typer.testing import CliRunner
 
 from curation_assets.cli import app
-from curation_assets.sql import SqlError, run_sql, view_names
+from curation_assets.definitions import build_definitions
+from curation_assets.sql import DuckDBTables, SqlError, run_sql, view_names
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
 from tests.pipeline.workspaces import make_workspace, rows, run
@@ -28,6 +30,16 @@ def test_every_table_is_a_view(workspace: Workspace) -> None:
         for view in (name, f"tiny.{name}") if name not in ("raw_corpus", "segmented_steps") else (name,):
             assert view in view_names(workspace)
             assert run_sql(workspace, f"select count(*) as n from {view}")["n"].to_list() == [expected]
+
+
+def test_assets_of_ones_own_ask_by_a_resource(workspace: Workspace) -> None:
+    @dg.asset
+    def samples(duckdb: dg.ResourceParam[DuckDBTables]) -> int:
+        assert "sample_scores" in duckdb.views()
+        return int(duckdb.query("select count(*) as n from sample_scores")["n"].item())
+
+    resources = build_definitions(workspace).resources or {}
+    assert dg.materialize([samples], resources={"duckdb": resources["duckdb"]}).output_for_node("samples") == 13
 
 
 def test_tables_can_be_joined(workspace: Workspace) -> None:
