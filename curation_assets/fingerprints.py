@@ -7,6 +7,7 @@ with each shard's results.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from curation_assets import tables
 from curation_assets.scores.method import ScoreSection
@@ -15,7 +16,7 @@ from curation_assets.settings import Target
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.model_files import adapter_digest, modules_digest, processor_digest, tokenizer_digest, weights_digest
-from resources.trainer import TRAINER_VERSION
+from resources.trainer import TRAINER_VERSION, step_folder
 
 # Raise a version when its stage's output changes for the same input: that stage, and all that rests on
 # it, is then made again.
@@ -32,6 +33,7 @@ SIGNAL_VERSIONS: dict[SignalName, int] = {
     "embeddings_last": 2,
     "embeddings_position_weighted": 2,
     "text_embeddings": 1,
+    "loss_trajectories": 1,
 }
 SCORES_VERSION = 2
 QUALITY_VERSION = 1
@@ -88,7 +90,8 @@ def warmup_key(workspace: Workspace, target: Target) -> str:
     """Of the warm-up that a target wants: base model and recipe, not the samples, which are frozen with it."""
     if target.warmup == "none":
         return "none"
-    recipe = target.warmup.model_dump(mode="json", exclude={"min_pool"})
+    run = target.warmup
+    recipe = [vars(run.recipe()), str(run.fraction), run.save_every]
     encoding = [target.template, target.max_length, target.dtype]
     folder = workspace.model_folder(target)
     parts: list[object] = [tokenizer_digest(folder, workspace.cache), recipe, encoding]
@@ -105,14 +108,37 @@ def checkpoint_digest(workspace: Workspace, target: Target) -> str | None:
     if target.warmup == "none":
         return base
     folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target))
-    if workspace.warehouse.read_json(f"{folder}/checkpoint.json") is None:
+    record = workspace.warehouse.read_json(f"{folder}/checkpoint.json")
+    if record is None:
         return None
-    return digest("merged", base, adapter_digest(workspace.warehouse.local(folder), workspace.cache))
+    return _trained_digest(workspace, base, workspace.warehouse.local(folder), record["recipe"]["adapter"])
+
+
+def _trained_digest(workspace: Workspace, base: str, folder: Path, adapter: str) -> str:
+    """Of a checkpoint that we trained: an adapter over its base, or a whole model."""
+    if adapter == "full":
+        return weights_digest(folder, workspace.cache)
+    return digest("merged", base, adapter_digest(folder, workspace.cache))
+
+
+def trajectory_digest(workspace: Workspace, target: Target) -> str | None:
+    """Of all checkpoints that a target's training run left on its way; None while it has not been trained."""
+    folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target))
+    record = workspace.warehouse.read_json(f"{folder}/checkpoint.json")
+    if record is None:
+        return None
+    base, place = base_digest(workspace, target), workspace.warehouse.local(folder)
+    steps = [
+        _trained_digest(workspace, base, step_folder(place, step), record["recipe"]["adapter"])
+        for step in record["checkpoints"]
+    ]
+    return digest("trajectory", record["checkpoints"], steps)
 
 
 def signal_fingerprint(workspace: Workspace, target: Target, signal: SignalName) -> str | None:
     """Of one signal of a target; None while its warm-up has not been trained."""
-    weights = checkpoint_digest(workspace, target)
+    at = trajectory_digest if signal == "loss_trajectories" else checkpoint_digest
+    weights = at(workspace, target)
     if weights is None:
         return None
     folder = workspace.model_folder(target)

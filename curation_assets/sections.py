@@ -23,6 +23,7 @@ SignalName = Literal[
     "embeddings_last",
     "embeddings_position_weighted",
     "text_embeddings",
+    "loss_trajectories",
 ]
 
 

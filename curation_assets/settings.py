@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from curation_assets.checkpoint_settings import Warmup
 from curation_assets.corpus_settings import Corpus, ValidationSet
 from curation_assets.scores.method import ScoreSection
 from curation_assets.scores.registry import METHODS, method_of
 from curation_assets.sections import LocatedError, Name, Section, SignalName, unknown
-from curation_assets.subsets.selector import AnySelector, KCenter, RoundRobin, SelectorKind
+from curation_assets.subsets.selector import BY_SHARES, S2L, AnySelector, KCenter, RoundRobin, SelectorKind
 from curation_assets.tables import SAMPLE_SCORES
 from resources.scoring.samples import Proxy
 from resources.scoring.spec import Template
@@ -25,20 +26,6 @@ RESERVED_TARGET_NAMES = {"corpus", "validation", "subsets", "releases", "reports
 
 # A named score becomes a column of `sample_scores`, and the column `score` of a pool.
 RESERVED_SCORE_NAMES = {*SAMPLE_SCORES.columns, "score"}
-
-
-class Warmup(Section):
-    """GRACE's warm-up: the base model, LoRA-tuned once on a random share of the pool, then frozen."""
-
-    fraction: float = Field(0.05, gt=0, le=1, description="gamma, share of the pool's samples without images")
-    min_pool: int = Field(100, ge=1, description="samples without images that the pool must hold before it is trained")
-    lora_rank: int = Field(8, ge=1)
-    lora_alpha: int = Field(32, ge=1)
-    learning_rate: float = Field(1e-4, gt=0)
-    epochs: int = Field(1, ge=1)
-    warmup_ratio: float = Field(0.05, ge=0, lt=1)
-    batch_size: int = Field(16, ge=1)
-    seed: int = Field(0, ge=0, lt=2**32)
 
 
 def _or_null(schema: dict[str, Any]) -> None:
@@ -83,6 +70,12 @@ class Target(Section):
         if self.embedding_model and len(self.signals) > 1:
             raise LocatedError(
                 ["signals"], "text_embeddings are an embedding model's: measure other signals with another target"
+            )
+        if "loss_trajectories" in self.signals and (self.warmup == "none" or self.warmup.save_every is None):
+            raise LocatedError(
+                ["signals", self.signals.index("loss_trajectories")],
+                "loss_trajectories are measured at the checkpoints of the target's own training run: add save_every to "
+                "its warmup, as in warmup: {preset: s2l, save_every: 500}",
             )
         if self.embedding_model and self.warmup != "none":
             raise LocatedError(["signals"], "an embedding model is measured as it is: add warmup: none")
@@ -216,12 +209,26 @@ def _what_a_selector_lacks(selector: AnySelector | None, score: ScoreSection) ->
             f"round_robin goes round validation samples, which method {method.name} does not have; choose a score "
             "with method rds, rds_plus or embedding_similarity, or another selector"
         )
+    if isinstance(selector, S2L) and method.vectors != "loss_trajectories":
+        return (
+            f"s2l clusters loss trajectories, which method {method.name} does not have; choose a score with method "
+            "s2l, or another selector"
+        )
     if isinstance(selector, KCenter) and method.vectors is None:
         return (
             f"k_center looks at embeddings, which method {method.name} does not have; choose a score with method "
             "k_center, rds, rds_plus or embedding_similarity, or another selector"
         )
     return None
+
+
+def _what_shares_cannot(subset: Subset, kind: str) -> tuple[str, str | None]:
+    """What a selector that shares a budget out by itself cannot do: the key, what is wrong, and the mend."""
+    if subset.budget.tokens is not None:
+        return "budget", f"selector {kind} shares out a number of samples; give a fraction or samples"
+    if subset.stratify:
+        return "stratify", f"selector {kind} gives every source its share by itself; leave stratify out"
+    return "", None
 
 
 class Limits(Section):
@@ -341,9 +348,15 @@ class Settings(Section):
         for position, subset in enumerate(self.subsets):
             if subset.score not in scores:
                 raise LocatedError(["subsets", position, "score"], unknown("score", subset.score, scores))
-            lacks = _what_a_selector_lacks(subset.selector, self.score(subset.score))
+            score = self.score(subset.score)
+            lacks = _what_a_selector_lacks(subset.selector, score)
             if lacks is not None:
                 raise LocatedError(["subsets", position, "selector"], lacks)
+            selector = subset.selector or method_of(score).selector
+            if isinstance(selector, BY_SHARES):
+                at, wrong = _what_shares_cannot(subset, selector.kind)
+                if wrong is not None:
+                    raise LocatedError(["subsets", position, at], wrong)
         return self
 
     def target(self, name: str) -> Target:

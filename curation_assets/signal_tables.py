@@ -134,6 +134,19 @@ EMBEDDINGS_POSITION_WEIGHTED = _embeddings(
 )
 TEXT_EMBEDDINGS = _embeddings("text_embeddings", "by an embedding model, of prompt and response")
 
+LOSS_TRAJECTORIES = _signal(
+    "loss_trajectories",
+    "mean NLL of each response at the checkpoints that the target's training run left on its way (S2L)",
+    {
+        "losses": Column(
+            pl.List(pl.Float32),
+            "mean NLL of the response at each checkpoint, in the order of their steps; null if not measured",
+            "nats",
+            nullable=True,
+        )
+    },
+)
+
 SIGNAL_TABLES = {
     table.name: table
     for table in (
@@ -147,5 +160,6 @@ SIGNAL_TABLES = {
         EMBEDDINGS_LAST,
         EMBEDDINGS_POSITION_WEIGHTED,
         TEXT_EMBEDDINGS,
+        LOSS_TRAJECTORIES,
     )
 }

@@ -5,14 +5,15 @@ Plain data goes in and comes out, so that what asks for measurements needs neith
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack
-from functools import cached_property
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from resources.quiet import quieten_transformers
 from resources.scoring.samples import Request, Sample, SampleSignals
 from resources.scoring.spec import PassSpec
+from resources.trajectory import Pass, specs_of, stay_loaded, with_trajectories
 
 if TYPE_CHECKING:
     from resources.embedder import EmbeddingPass
@@ -54,15 +55,31 @@ class Scorer:
     def _pass(self) -> ForwardPass | DeviceGroup | EmbeddingPass:
         # Torch and transformers take seconds to import: only runs that measure pay for them.
         quieten_transformers()
-        from resources.scoring.devices import DeviceGroup, make_pass  # noqa: PLC0415
-
         if self.spec.embedding_model:
             from resources.embedder import EmbeddingPass  # noqa: PLC0415
 
             return EmbeddingPass(self.spec, self._devices[0])
+        return self._workers.enter_context(self._loaded(self.spec))
+
+    @contextmanager
+    def _loaded(self, spec: PassSpec) -> Iterator[ForwardPass | DeviceGroup]:
+        """A pass at a checkpoint, on one device or on all of them."""
+        quieten_transformers()
+        from resources.scoring.devices import DeviceGroup, make_pass  # noqa: PLC0415
+
         if len(self._devices) > 1:
-            return self._workers.enter_context(DeviceGroup(self.spec, self._devices, quieten_transformers))
-        return make_pass(self.spec, self._devices[0])
+            with DeviceGroup(spec, self._devices, quieten_transformers) as group:
+                yield group
+        else:
+            yield make_pass(spec, self._devices[0])
+
+    @cached_property
+    def _checkpoints(self) -> list[Callable[[], AbstractContextManager[Pass]]]:
+        """Of every checkpoint of the trajectory what gives its pass: kept loaded, or loaded each time."""
+        specs = specs_of(self.spec)
+        if not stay_loaded(self.spec):
+            return [partial(self._loaded, spec) for spec in specs]
+        return [_kept(self._workers.enter_context(self._loaded(spec))) for spec in specs]
 
     def device_name(self) -> str:
         """What the model runs on, as people call it."""
@@ -78,4 +95,12 @@ class Scorer:
 
         Close it when it is not used up: what works on it ends then.
         """
-        yield from self._pass.stream(samples, request, progress)
+        if request.trajectory:
+            yield from with_trajectories(samples, request, lambda: self._pass, self._checkpoints, progress)
+        else:
+            yield from self._pass.stream(samples, request, progress)
+
+
+def _kept(loaded: Pass) -> Callable[[], AbstractContextManager[Pass]]:
+    """What gives a pass that stays loaded."""
+    return lambda: nullcontext(loaded)

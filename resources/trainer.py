@@ -29,10 +29,20 @@ from resources.training.recipe import Recipe
 if TYPE_CHECKING:
     from resources.training.loop import Loop
 
-__all__ = ["LossWeights", "Recipe", "TrainingError", "TrainingRecord", "TrainingSpec", "train"]
+__all__ = [
+    "LossWeights",
+    "Recipe",
+    "TrainingError",
+    "TrainingRecord",
+    "TrainingSpec",
+    "Trajectory",
+    "step_folder",
+    "train",
+]
 
 TRAINER_VERSION = 2
 STATE = "state.safetensors"
+STEPS = "steps"
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,10 @@ class Trajectory:
         """Whether a checkpoint is left after this step of a run with so many."""
         return step in self.at or (self.every > 0 and (step % self.every == 0 or step == last))
 
+    def steps(self, last: int) -> list[int]:
+        """The steps of a run with so many after which a checkpoint is left."""
+        return [step for step in range(1, last + 1) if self.wants(step, last)]
+
 
 @dataclass(frozen=True)
 class TrainingRecord:
@@ -103,6 +117,11 @@ class TrainingRecord:
     learning_rates: list[float] = field(default_factory=list)
     sample_ids: list[str] = field(default_factory=list)
     checkpoints: list[int] = field(default_factory=list)
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Where a trajectory's checkpoint after so many steps lies below a run's folder; names sort by number."""
+    return folder / STEPS / f"{step:07d}"
 
 
 def train(
@@ -152,7 +171,7 @@ def train(
             raise
         raise TrainingError(f"{error}; what there was before lies in {place}") from error
     if checkpoints:
-        shutil.move(str(place / "steps"), str(out / "steps"))
+        shutil.move(str(place / STEPS), str(out / STEPS))
     shutil.rmtree(place, ignore_errors=True)
     facts = loop.facts
     return TrainingRecord(
@@ -243,12 +262,12 @@ def _run(
             loop.keep(place / STATE, identity)
             kept = time.monotonic()
         progress(1)
-    return [step for step in range(1, loop.total + 1) if trajectory.wants(step, loop.total)]
+    return trajectory.steps(loop.total)
 
 
 def _save_step(loop: Loop, spec: TrainingSpec, place: Path, *, optimizer: bool) -> None:
     from resources.scoring.loading import DTYPES  # noqa: PLC0415
-    from resources.training.saving import save_checkpoint, step_folder  # noqa: PLC0415
+    from resources.training.saving import save_checkpoint  # noqa: PLC0415
 
     folder = step_folder(place, loop.done)
     # A run that was killed while it wrote this one writes it again.

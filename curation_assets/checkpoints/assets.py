@@ -47,7 +47,8 @@ def checkpoint_assets(target: Target) -> list[dg.AssetsDefinition | dg.SourceAss
         key=warmup_key_of(target),
         deps=[base_model, RAW_CORPUS_KEY],
         group_name=target.name,
-        description=f"{target.model}, LoRA-tuned on {target.warmup.fraction:.0%} of the pool, once.",
+        description=f"{target.model}, trained on {target.warmup.fraction:.0%} of the pool, once, by the recipe of "
+        f"{target.warmup.preset}.",
         owners=OWNERS,
         kinds={"pytorch", "huggingface"},
         pool="gpu",
@@ -64,7 +65,11 @@ def checkpoint_assets(target: Target) -> list[dg.AssetsDefinition | dg.SourceAss
                 "steps": record["steps"],
                 "tokens": record["tokens"],
                 "recipe": dg.MetadataValue.json(record["recipe"]),
-                "loss": dg.MetadataValue.md(curve(record["losses"], "warm-up loss", "step", "loss")),
+                "checkpoints": ", ".join(map(str, record["checkpoints"])) or "(the last one)",
+                "loss": dg.MetadataValue.md(curve(record["losses"], "loss", "step", "loss")),
+                "gradient_norm": dg.MetadataValue.md(
+                    curve(record["gradient_norms"], "norm of the gradient", "step", "norm")
+                ),
             },
         )
 

@@ -1,4 +1,7 @@
-"""The warm-up checkpoint of GRACE: LoRA on a random share of the pool, trained once and then frozen."""
+"""A target's checkpoint, where one is trained: on a random share of the pool, once, and then frozen.
+
+By default it is GRACE's warm-up. With the recipe of S2L it is a reference run, which leaves checkpoints on its way.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,20 @@ from typing import Any
 import polars as pl
 
 from curation_assets import tables
+from curation_assets.checkpoint_settings import Warmup
 from curation_assets.corpus.ingest import corpus_rows, pool_rows, present_shards
 from curation_assets.fingerprints import WARMUP_ROLE, warmup_key
 from curation_assets.progress import track
 from curation_assets.quality.checks import QualityError
 from curation_assets.quality.filtered_pool import pool_due, without_filtered
 from curation_assets.samples import samples_of
-from curation_assets.settings import Target, Warmup
+from curation_assets.settings import Target
 from curation_assets.shares import ceil_share
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.errors import UserError
-from resources.trainer import TrainingSpec, train
-from resources.training.recipe import Recipe, recipe_of
+from resources.trainer import TrainingSpec, Trajectory, train
+from resources.training.examples import steps_of
 
 RECORD = "checkpoint.json"
 """What a checkpoint's folder holds beside the adapter: with it, it is whole."""
@@ -54,6 +58,16 @@ def warmup_checkpoint(workspace: Workspace, target: Target) -> WarmupCheckpoint 
     folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target))
     record = workspace.warehouse.read_json(f"{folder}/{RECORD}")
     return None if record is None else WarmupCheckpoint(folder, record)
+
+
+def planned_checkpoints(workspace: Workspace, target: Target, drawn: int) -> int:
+    """How many checkpoints a target's run leaves on its way: by its record, or as it will with so many samples."""
+    if target.warmup == "none" or not target.warmup.save_every:
+        return 0
+    trained = warmup_checkpoint(workspace, target)
+    if trained is not None:
+        return len(trained.record["checkpoints"])
+    return len(Trajectory(every=target.warmup.save_every).steps(steps_of(drawn, target.warmup.recipe())))
 
 
 def trainable_rows(workspace: Workspace) -> pl.DataFrame:
@@ -133,8 +147,7 @@ def train_warmup(workspace: Workspace, target: Target) -> WarmupCheckpoint:
 def _train(workspace: Workspace, target: Target, training: pl.DataFrame, place: Path) -> None:
     warmup = target.warmup
     assert isinstance(warmup, Warmup)
-    recipe = recipe_of_warmup(warmup)
-    steps = -(-len(training) // warmup.batch_size) * warmup.epochs
+    recipe = warmup.recipe()
     spec = TrainingSpec(
         workspace.model_folder(target),
         target.template,
@@ -145,8 +158,17 @@ def _train(workspace: Workspace, target: Target, training: pl.DataFrame, place: 
         trust_remote_code=target.trust_remote_code,
     )
     work = workspace.work_folder(f"warmup-{warmup_key(workspace, target)}")
-    with track(f"{target.name}: warm-up", steps) as advance:
-        record = train(spec, samples_of(workspace, training), place, recipe, work=work, progress=advance)
+    trajectory = Trajectory(every=warmup.save_every or 0)
+    with track(f"{target.name}: training its checkpoint", steps_of(len(training), recipe)) as advance:
+        record = train(
+            spec,
+            samples_of(workspace, training),
+            place,
+            recipe,
+            trajectory=trajectory,
+            work=work,
+            progress=advance,
+        )
     pl.DataFrame({"sample_id": record.sample_ids}).write_parquet(place / TRAINED_ON)
     document = {
         "drawn": len(training),
@@ -155,21 +177,9 @@ def _train(workspace: Workspace, target: Target, training: pl.DataFrame, place: 
         "tokens": record.tokens,
         "losses": record.losses,
         "gradient_norms": record.gradient_norms,
+        "learning_rates": record.learning_rates,
+        "checkpoints": record.checkpoints,
         "recipe": vars(recipe),
         "base": target.model,
     }
     (place / RECORD).write_text(json.dumps(document, indent=1, sort_keys=True))
-
-
-def recipe_of_warmup(warmup: Warmup) -> Recipe:
-    """GRACE's recipe with what the configuration changes of it."""
-    return recipe_of(
-        "grace",
-        lora_rank=warmup.lora_rank,
-        lora_alpha=warmup.lora_alpha,
-        learning_rate=warmup.learning_rate,
-        epochs=warmup.epochs,
-        warmup_ratio=warmup.warmup_ratio,
-        batch_size=warmup.batch_size,
-        seed=warmup.seed,
-    )

@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.checkpoints.warmup import too_few_of, warmup_checkpoint
+from curation_assets.checkpoints.warmup import planned_checkpoints, too_few_of, warmup_checkpoint
 from curation_assets.cost.formulas import Formula, Sizes, formula_of, training
 from curation_assets.cost.measured import (
     ALONE,
@@ -209,8 +209,8 @@ def _plan_target(workspace: Workspace, target: Target, pool: Pool, probe: bool) 
     of_pool = _lacking(workspace, target, pool.known.with_columns(wanted=pl.lit("+".join(target.signals))))
     held_out = _lacking(workspace, target, _held_out(workspace, target, pool))
     lacking = pl.concat([of_pool, held_out])
-    count = count_tokens(workspace, target, pool, lacking)
     drawn = _drawn(workspace, target, pool)
+    count = count_tokens(workspace, target, pool, lacking, planned_checkpoints(workspace, target, drawn))
     untrained = target.warmup != "none" and warmup_checkpoint(workspace, target) is None
     probed = run_probe(workspace, target, pool, count, base=untrained) if probe else None
     if probed is not None:
@@ -320,7 +320,7 @@ def _passes(target: Target, lacking: pl.DataFrame, count: TokenCount) -> list[Pa
     passes = []
     if count.forward_tokens:
         rows = count.forward_rows
-        passes.append(PassPlan("with prompt", together, rows, count.forward_tokens, float(rows)))
+        passes.append(PassPlan("with prompt", together, rows, count.forward_tokens, count.forward_passes))
     if count.alone_tokens:
         # In units of the whole sample's forward pass, taken to be proportional to its tokens.
         cost = count.alone_rows * count.alone_tokens / count.alone_length
@@ -353,13 +353,13 @@ def _drawn(workspace: Workspace, target: Target, pool: Pool) -> int:
 
 def _warmup(target: Target, drawn: int, count: TokenCount, probe: Probe | None) -> WarmupPlan:
     assert target.warmup != "none"
-    cost = training(drawn, target.warmup.epochs)
+    cost = training(drawn, target.warmup.recipe().epochs)
     seconds = None
     if probe is not None and probe.tokens and count.forward_rows:
         # On one device, whatever number of them measures.
         one = probe.seconds / probe.tokens * count.forward_tokens / count.forward_rows
         seconds = cost * one
-    return WarmupPlan(drawn, target.warmup.epochs, cost, seconds)
+    return WarmupPlan(drawn, target.warmup.recipe().epochs, cost, seconds)
 
 
 def _scores(workspace: Workspace, target: Target, pool: Pool, drawn: int) -> Sequence[ScorePlan]:

@@ -14,7 +14,7 @@ from curation_assets.progress import track
 from curation_assets.sections import SignalName
 from curation_assets.settings import Target
 from curation_assets.signals.catalog import SIGNALS, request_for
-from curation_assets.signals.measure import make_scorer
+from curation_assets.signals.measure import make_scorer, tokens_run
 from curation_assets.workspace import Workspace
 from resources.scorer import Scorer
 from resources.scoring.batching import plan_batches
@@ -109,7 +109,7 @@ def run_probe(workspace: Workspace, target: Target, pool: Pool, count: TokenCoun
                     probe.load_seconds = max(0.0, first - seconds)
                 results.append((batch.lacking, found))
                 probe.seconds += seconds
-                probe.tokens += sum(result.tokens + result.unconditional_tokens for result in found)
+                probe.tokens += sum(tokens_run(result) for result in found)
                 probe.samples += len(found)
                 probe.batches += 1
                 advance(1)

@@ -81,6 +81,12 @@ class TokenCount:
         return self._sum(pl.col("forward"))
 
     @property
+    def forward_passes(self) -> float:
+        """Forward passes over whole samples: as many as these samples, or more where there are several checkpoints."""
+        passes = pl.when(pl.col("forward") > 0).then(pl.col("forward") / pl.col("length")).otherwise(0)
+        return float(self.rows.select((passes * pl.col("weight")).sum()).item())
+
+    @property
     def alone_rows(self) -> int:
         """Samples whose response is run alone."""
         return self._sum(pl.col("alone") > 0)
@@ -99,7 +105,9 @@ class TokenCount:
         return round(float(self.rows.select((column * pl.col("weight")).sum()).item()))
 
 
-def count_tokens(workspace: Workspace, target: Target, pool: Pool, lacking: pl.DataFrame) -> TokenCount:
+def count_tokens(
+    workspace: Workspace, target: Target, pool: Pool, lacking: pl.DataFrame, checkpoints: int = 0
+) -> TokenCount:
     """Count the tokens that a run would pass through a target's model.
 
     Args:
@@ -108,13 +116,14 @@ def count_tokens(workspace: Workspace, target: Target, pool: Pool, lacking: pl.D
         pool: where the samples are.
         lacking: those rows of `pool.known`, and of validation sets, that lack signals, with these in a column
             `lacking`, joined by +.
+        checkpoints: that loss_trajectories are measured at.
 
     Raises:
         EncodingError: the tokenizer cannot do what encoding needs.
     """
     chosen = _chosen(lacking, pool.estimated)
     schema = {"sample_id": pl.String, "length": pl.Int64, "forward": pl.Int64, "alone": pl.Int64}
-    counts = pl.DataFrame(list(_encode(workspace, target, pool, chosen)), schema=schema, orient="row")
+    counts = pl.DataFrame(list(_encode(workspace, target, pool, chosen, checkpoints)), schema=schema, orient="row")
     rows = chosen.join(counts, on="sample_id", how="inner", maintain_order="left")
     margin = _margin(lacking, rows) if len(chosen) < len(lacking) else 0.0
     whole = len(chosen) == len(lacking) and not pool.estimated
@@ -198,12 +207,15 @@ def _margin(lacking: pl.DataFrame, rows: pl.DataFrame) -> float:
 
 
 def _encode(
-    workspace: Workspace, target: Target, pool: Pool, chosen: pl.DataFrame
+    workspace: Workspace, target: Target, pool: Pool, chosen: pl.DataFrame, checkpoints: int
 ) -> Iterator[tuple[str, int, int, int]]:
     """Of each row sample_id, length, tokens with the prompt, tokens of the response alone."""
     if chosen.is_empty():
         return
-    count = _text_counter(workspace, target) if target.embedding_model else _pass_counter(workspace, target)
+    if target.embedding_model:
+        count = _text_counter(workspace, target)
+    else:
+        count = _pass_counter(workspace, target, checkpoints)
     with track(f"{target.name}: counting tokens", len(chosen)) as advance:
         for (shard, lacking), rows in chosen.group_by("shard", "lacking", maintain_order=True):
             signals = signals_in(str(lacking))
@@ -215,13 +227,13 @@ def _encode(
                 advance(len(chunk))
 
 
-def _pass_counter(workspace: Workspace, target: Target) -> Counter:
+def _pass_counter(workspace: Workspace, target: Target, checkpoints: int) -> Counter:
     """Counts what a pass over a language model runs."""
     encoder = make_encoder(workspace, target)
 
     def count(samples: Sequence[Sample], request: Request) -> Iterator[tuple[str, int, int, int]]:
         for encoded in encoder.encode(samples):
-            yield (encoded.sample.sample_id, len(encoded), *_tokens_run(encoded, request))
+            yield (encoded.sample.sample_id, len(encoded), *_tokens_run(encoded, request, checkpoints))
 
     return count
 
@@ -240,13 +252,13 @@ def _text_counter(workspace: Workspace, target: Target) -> Counter:
     return count
 
 
-def _tokens_run(encoded: Encoded, request: Request) -> tuple[int, int]:
+def _tokens_run(encoded: Encoded, request: Request, checkpoints: int) -> tuple[int, int]:
     """Tokens that are run of a sample for a request: with the prompt, and of the response alone."""
     from resources.scoring.measuring import describe, narrowed  # noqa: PLC0415
 
     wanted = narrowed(request, describe(encoded, 0))
-    with_prompt = replace(wanted, unconditional=False) != Request()
+    with_prompt = replace(wanted, unconditional=False, trajectory=False) != Request()
     return (
-        len(encoded) if with_prompt else 0,
+        len(encoded) * (with_prompt + checkpoints * wanted.trajectory),
         encoded.response_tokens if wanted.unconditional else 0,
     )

@@ -66,6 +66,7 @@ def request_for(target: Target, signals: Collection[SignalName]) -> Request:
         sequence_likelihoods="sequence_likelihoods" in signals,
         token_likelihoods="token_likelihoods" in signals,
         unconditional="unconditional_likelihoods" in signals,
+        trajectory="loss_trajectories" in signals,
         embeddings=frozenset(pooling for pooling, name in POOLINGS.items() if name in signals),
     )
 
@@ -166,6 +167,19 @@ def _unconditional_likelihoods(results: Sequence[SampleSignals]) -> Rows:
     return rows
 
 
+def _loss_trajectories(results: Sequence[SampleSignals]) -> Rows:
+    return [
+        {
+            "sample_id": result.sample_id,
+            "losses": result.trajectory,
+            "response_tokens": result.response_tokens,
+            "tokens": result.tokens,
+            "flags": _flags_without_segments(result, missing=result.trajectory is None),
+        }
+        for result in results
+    ]
+
+
 def _embeddings(pooling: Pooling, results: Sequence[SampleSignals]) -> Rows:
     rows = []
     for result in results:
@@ -217,6 +231,7 @@ SIGNALS: dict[SignalName, Signal] = {
     "unconditional_likelihoods": Signal(
         tables.UNCONDITIONAL_LIKELIHOODS, "unconditional_nll", _unconditional_likelihoods
     ),
+    "loss_trajectories": Signal(tables.LOSS_TRAJECTORIES, "losses", _loss_trajectories),
     **{
         name: Signal(tables.SIGNAL_TABLES[name], "vector", partial(_embeddings, pooling))
         for pooling, name in POOLINGS.items()

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 import polars as pl
 
@@ -29,6 +30,7 @@ from resources.scorer import Scorer
 from resources.scoring.images import ImageLimits
 from resources.scoring.samples import SampleSignals
 from resources.scoring.spec import PassSpec
+from resources.trainer import step_folder
 
 MIB = 2**20
 logger = logging.getLogger("curation")
@@ -63,15 +65,18 @@ def make_scorer(workspace: Workspace, target: Target) -> Scorer:
     Raises:
         MeasuringError: the warm-up has not been trained.
     """
-    adapter = None
+    model, adapter = workspace.model_folder(target), None
+    trajectory: tuple[Path, ...] = ()
     if target.warmup != "none":
         checkpoint = warmup_checkpoint(workspace, target)
         if checkpoint is None:
             raise MeasuringError(f"the warm-up of target {target.name} has not been trained: use `curate run`")
-        adapter = workspace.warehouse.local(checkpoint.folder)
+        folder = workspace.warehouse.local(checkpoint.folder)
+        model, adapter = (folder, None) if checkpoint.record["recipe"]["adapter"] == "full" else (model, folder)
+        trajectory = tuple(step_folder(folder, step) for step in checkpoint.record["checkpoints"])
     engine, images = workspace.settings.engine, workspace.settings.corpus.images
     spec = PassSpec(
-        model_folder=workspace.model_folder(target),
+        model_folder=model,
         adapter=adapter,
         dtype=target.dtype,
         template=target.template,
@@ -83,8 +88,14 @@ def make_scorer(workspace: Workspace, target: Target) -> Scorer:
         compile_model=engine.compile,
         images=ImageLimits(images.max_pixels, images.max_bytes, images.fetch_remote),
         embedding_model=target.embedding_model,
+        trajectory=trajectory,
     )
     return Scorer(spec, engine.device)
+
+
+def tokens_run(result: SampleSignals) -> int:
+    """Tokens that were run through models for a sample, in all passes."""
+    return result.tokens + result.unconditional_tokens + result.trajectory_tokens
 
 
 def measure_shards(
@@ -192,7 +203,7 @@ def _measure_missing(
                 inputs = samples_of(workspace, wanted, steps)
                 stream = streams.enter_context(closing(scorer.measure(inputs, request_for(target, lacking), advance)))
                 for results in stream:
-                    tokens = sum(result.tokens + result.unconditional_tokens for result in results)
+                    tokens = sum(tokens_run(result) for result in results)
                     visit.samples += len(results)
                     visit.tokens += tokens
                     meter.batch(tokens)

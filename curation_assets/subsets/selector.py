@@ -91,5 +91,16 @@ class KCenter(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="of the first sample")
 
 
-SelectorKind = Literal["top", "per_prompt", "band", "random", "round_robin", "k_center"]
-AnySelector = Annotated[Top | PerPrompt | Band | Random | RoundRobin | KCenter, Field(discriminator="kind")]
+class S2L(Section):
+    """Clusters of loss trajectories, the smallest first, an equal number of each; source by source (S2L)."""
+
+    kind: Literal["s2l"] = "s2l"
+    clusters: int = Field(100, ge=1, description="K of k-means, of each source")
+    seed: int = Field(0, ge=0, lt=2**63, description="of k-means, and of the draws within clusters")
+
+
+SelectorKind = Literal["top", "per_prompt", "band", "random", "round_robin", "k_center", "s2l"]
+AnySelector = Annotated[Top | PerPrompt | Band | Random | RoundRobin | KCenter | S2L, Field(discriminator="kind")]
+
+BY_SHARES = (S2L,)
+"""Selectors that share a budget out by themselves: what they choose is of one size, and not of strata."""

@@ -20,7 +20,8 @@ from curation_assets.draws import uniform
 from curation_assets.subsets.features import Features
 from curation_assets.subsets.k_center import k_center
 from curation_assets.subsets.round_robin import round_robin
-from curation_assets.subsets.selector import Band, KCenter, Original, PerPrompt, Random, RoundRobin, Top
+from curation_assets.subsets.s2l import s2l
+from curation_assets.subsets.selector import S2L, Band, KCenter, Original, PerPrompt, Random, RoundRobin, Top
 
 MIDDLE_BEGINS = Fraction("0.33")
 """Share of the descending order that the middle band leaves out."""
@@ -29,7 +30,7 @@ Positions = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
-BY_VECTORS = (KCenter, RoundRobin)
+BY_VECTORS = (KCenter, RoundRobin, S2L)
 """Selectors that compare samples with one another or with many: what they do not have to order costs nothing."""
 
 
@@ -277,6 +278,17 @@ def _k_center(selector: KCenter, found: Candidates) -> Choice:
     return Choice(places[k_center(features.vectors(ids), limit, first, _tie_rank(ids))])
 
 
+def _s2l(selector: S2L, found: Candidates) -> Choice:
+    features, places = _features(selector.kind, found), np.flatnonzero(found.may)
+    if not len(places):
+        return Choice(places)
+    own = found.pool[places]
+    sources = own["source"].fill_null("").rank("dense").cast(pl.Int64).to_numpy()
+    limit = len(places) if found.limit is None else found.limit
+    vectors = features.vectors(own["sample_id"])
+    return Choice(places[s2l(vectors, own["sample_id"], sources, limit, selector.clusters, selector.seed)])
+
+
 def _tie_rank(ids: pl.Series) -> Positions:
     """The place of each id among all in order."""
     rank: Positions = ids.rank("ordinal").cast(pl.Int64).to_numpy()
@@ -290,4 +302,5 @@ _SELECTORS: dict[type, Callable[[Any, Candidates], Choice]] = {
     PerPrompt: _per_prompt,
     RoundRobin: _round_robin,
     KCenter: _k_center,
+    S2L: _s2l,
 }

@@ -10,6 +10,12 @@ from resources.scoring.images import ImageLimits
 
 Template = Literal["auto", "chat", "plain", "question_answer"]
 
+RadiusUnit = Literal["absolute", "distance"]
+"""Radii of perturbed checkpoints as they are, or as fractions of the endpoint's distance from the base."""
+
+SOURCE_RADII = tuple(1.0 + 9.0 * step / 7.0 for step in range(8))
+"""linspace(1, 10, 8): how far TEMP's directional checkpoints lie from the base (arXiv 2606.26797)."""
+
 
 @dataclass(frozen=True)
 class PassSpec:
@@ -28,6 +34,8 @@ class PassSpec:
         compile_model: compile the model before the first batch.
         images: what an image may be.
         embedding_model: it is a sentence-transformers model (`resources.embedder`).
+        trajectory: folders of the checkpoints that a training run left on its way, in the order of their steps: LoRA
+            folders over the model if there is an adapter, else whole models (`resources.trajectory`).
     """
 
     model_folder: Path
@@ -42,3 +50,24 @@ class PassSpec:
     compile_model: bool = False
     images: ImageLimits = field(default_factory=ImageLimits)
     embedding_model: bool = False
+    trajectory: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class PerturbedSpec:
+    """A base model whose losses are measured at perturbed checkpoints: see `resources.scoring.perturbed`.
+
+    Attributes:
+        base: the model at theta_0 and the settings that it is measured under; without an adapter.
+        endpoint: fine-tuned endpoint theta_f that gives the direction: a model folder, or a LoRA folder over the base;
+            None: there are no directional checkpoints.
+        seed: of all noise.
+        radii: distances of the directional checkpoints from the base, ascending.
+        radius_unit: what the radii are in.
+    """
+
+    base: PassSpec
+    endpoint: Path | None = None
+    seed: int = 0
+    radii: tuple[float, ...] = SOURCE_RADII
+    radius_unit: RadiusUnit = "absolute"

@@ -81,9 +81,9 @@ PRESETS: dict[str, Recipe] = {"grace": GRACE, "temp": TEMP, "grape": GRAPE, "s2l
 """Recipes by the name of the method that they are of.
 
 grace: LoRA of all linear layers, one epoch (the paper's SFT). temp: the same, for an endpoint where none is given
-(ours: the source takes a fine-tuned model as given). grape: every weight, one epoch, lr 1e-5, batch 256 (arXiv 2502.04194).
-s2l: four epochs, batch 128, cosine 2e-5, 3 % warm-up; of a small reference model every weight. less: LoRA r 128 on the
-attention's projections, dropout 0.1, four epochs, linear 2e-5.
+(ours: the source takes a fine-tuned model as given). grape: every weight, one epoch, lr 1e-5, batch 256 (arXiv
+2502.04194). s2l: four epochs, batch 128, cosine 2e-5, 3 % warm-up; of a small reference model every weight. less: LoRA
+r 128 on the attention's projections, dropout 0.1, four epochs, linear 2e-5.
 """
 
 

@@ -16,12 +16,6 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".
 """Endings of files that hold weights: a trained model's folder has its own."""
 OPTIMIZER = "optimizer.safetensors"
 """AdamW's moments at a checkpoint of a trajectory."""
-STEPS = "steps"
-
-
-def step_folder(folder: Path, step: int) -> Path:
-    """Where a trajectory's checkpoint after so many steps lies; names sort by number."""
-    return folder / STEPS / f"{step:07d}"
 
 
 def save_checkpoint(loop: Loop, folder: Path, source: Path, dtype: torch.dtype, *, optimizer: bool = False) -> None:

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
+from curation_assets.checkpoint_settings import Warmup
 from curation_assets.config_file import ConfigError, config_path, json_schema, load_settings, parse_settings
 from curation_assets.init_config import FolderLook, render_config
 from curation_assets.scores.gram import History
 from curation_assets.scores.methods.grace import GraceScore
 from curation_assets.scores.registry import METHODS
-from curation_assets.settings import Settings, Warmup
+from curation_assets.settings import Settings
 
 FILE = Path("curation.yaml")
 GOOD = """\
@@ -37,7 +38,9 @@ subsets:
     budget:
       fraction: 0.2
 """
-SECTIONS = "version, corpus, warehouse, s3, targets, validation, scores, subsets, engine, limits, releases"
+SECTIONS = (
+    "version, corpus, warehouse, s3, targets, validation, scores, subsets, engine, limits, alerts, freshness, releases"
+)
 
 
 def parse(text: str | bytes) -> Settings:
@@ -342,8 +345,10 @@ def test_the_defaults_are_those_of_the_methods() -> None:
     assert isinstance(score, GraceScore)
     assert (score.alpha, score.history, score.min_steps, score.preset) == (0.7, "uniform", 2, None)
     assert isinstance(warmup, Warmup)
-    assert (warmup.fraction, warmup.lora_rank, warmup.lora_alpha) == (0.05, 8, 32)
-    assert (warmup.learning_rate, warmup.epochs, warmup.warmup_ratio) == (1e-4, 1, 0.05)
+    assert (warmup.fraction, warmup.preset) == (0.05, "grace")
+    recipe = warmup.recipe()
+    assert (recipe.lora_rank, recipe.lora_alpha) == (8, 32)
+    assert (recipe.learning_rate, recipe.epochs, recipe.warmup_ratio) == (1e-4, 1, 0.05)
     segmentation = loaded.corpus.segmentation
     assert (segmentation.strategy, segmentation.min_step_words, segmentation.max_steps) == ("auto", 3, 64)
     assert loaded.releases.policy == "manual"

@@ -14,10 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from curation_assets.checkpoint_settings import Warmup
 from curation_assets.config_file import load_settings, parse_settings
 from curation_assets.init_config import FolderLook, InitError, look_at, render_config, write_config
 from curation_assets.scores.methods.grace import GraceScore
-from curation_assets.settings import Settings, Warmup
+from curation_assets.settings import Settings
 from curation_assets.workspace import Workspace
 from resources.landing import LandingError
 

@@ -67,6 +67,7 @@ def signal_rows(signal: SignalName, rng: random.Random, ids: list[str]) -> pl.Da
             "norms": [1.0] * (k + 1),
             "segment_tokens": [] if last else [rng.randint(1, 9) for _ in range(k + 1)],
             "segment_nll": [rng.random() for _ in range(k + 1)],
+            "losses": [3.0 + rng.random(), 2.0 + rng.random(), 1.0 + rng.random()],
             "vector": [rng.gauss(0, 1) for _ in range(4)],
             "mean_nll": 2.0 + rng.random(),
             "first_nll": rng.random(),
@@ -210,9 +211,11 @@ def test_a_methods_selector_orders_what_has_a_score(method: Method) -> None:
 @every_method
 def test_a_method_can_be_configured_and_says_which_signal_it_lacks(method: Method) -> None:
     needed = list(method.signals(section_of(method)))
+    # A run that leaves checkpoints, where losses along one are wanted.
+    warmup = {"save_every": 5} if "text_embeddings" not in needed else "none"
     document = {
         "corpus": {"landing": "x"},
-        "targets": [{"name": "t", "model": "m", "signals": needed or ["likelihoods"], "warmup": "none"}],
+        "targets": [{"name": "t", "model": "m", "signals": needed or ["likelihoods"], "warmup": warmup}],
         "validation": [{"name": "held_out", "path": "held_out.jsonl"}],
         "scores": [{**section_of(method).model_dump(exclude_defaults=True), "name": "mine", "method": method.name}],
         "subsets": [{"name": "s", "score": "mine", "budget": {"samples": 3}}],
@@ -222,7 +225,7 @@ def test_a_method_can_be_configured_and_says_which_signal_it_lacks(method: Metho
     assert loaded.signals_of_scores(loaded.target("t")) == (needed or ["likelihoods"])
     for signal in needed:
         others = [name for name in get_args(SignalName) if name not in (signal, "text_embeddings")]
-        document["targets"] = [{"name": "t", "model": "m", "signals": others}]
+        document["targets"] = [{"name": "t", "model": "m", "signals": others, "warmup": {"save_every": 5}}]
         with pytest.raises(ValueError, match=f"add {signal} to its signals"):
             Settings.model_validate(document)
 

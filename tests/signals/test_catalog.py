@@ -31,6 +31,7 @@ MEASURED = SampleSignals(
     token_nll=np.array([0.5, 1.5, 1.0, 1.0, 70_000.0], np.float32),
     unconditional_nll=2.5,
     unconditional_tokens=5,
+    trajectory=[2.0, 1.5, 1.25],
     embeddings={"mean": np.array([1.0, -2.0], np.float32), "last": np.array([1.0, 70_000.0], np.float32)},
 )
 
@@ -63,6 +64,8 @@ def test_a_measured_sample() -> None:
     alone = row("unconditional_likelihoods", MEASURED)
     assert (alone["unconditional_nll"], alone["tokens"], alone["flags"]) == (2.5, 5, [])
     assert row("embeddings_mean", MEASURED)["vector"] == [1.0, -2.0]
+    trajectory = row("loss_trajectories", MEASURED)
+    assert (trajectory["losses"], trajectory["tokens"], trajectory["flags"]) == ([2.0, 1.5, 1.25], 9, [])
 
 
 def test_a_vector_beyond_half_precision_is_null_and_flagged() -> None:
@@ -123,6 +126,7 @@ def test_a_request_asks_for_nothing_but_the_signals() -> None:
         embeddings=frozenset(POOLINGS),
         token_likelihoods=True,
         unconditional=True,
+        trajectory=True,
     )
 
 

@@ -1,0 +1,52 @@
+"""S2L: samples whose losses fall alike along a small model's training stand for one another (methods.md, 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import polars as pl
+
+from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, values
+from curation_assets.subsets.selector import S2L
+
+if TYPE_CHECKING:
+    from curation_assets.settings import Target
+
+
+class S2LScore(ScoreSection):
+    """S2L: the score is only how far the loss falls; the choice is by clusters of loss trajectories.
+
+    Its target is a reference model: a small one of the same family, or the model itself with an adapter.
+    """
+
+    method: Literal["s2l"] = "s2l"
+
+
+def _score(inputs: ScoreInputs, _section: S2LScore) -> Scored:
+    rows = inputs.signals["loss_trajectories"].filter(pl.col("losses").is_not_null())
+    return values(rows, pl.col("losses").list.first().cast(pl.Float64) - pl.col("losses").list.last())
+
+
+def _unfaithful(target: Target, _section: S2LScore) -> Sequence[str]:
+    if target.warmup != "none" and target.warmup.preset != "s2l":
+        return [f"the reference run is trained by the recipe of {target.warmup.preset}, not by S2L's"]
+    return []
+
+
+METHODS = [
+    Method(
+        name="s2l",
+        source="S2L (small to large), parity with the released code: methods.md, 5",
+        summary="fall of the loss along the reference run; chosen by clusters of loss trajectories",
+        section=S2LScore,
+        signals=lambda _section: ("loss_trajectories",),
+        reads={"loss_trajectories": ("losses",)},
+        score=_score,
+        selector=S2L(),
+        vectors="loss_trajectories",
+        vector_column="losses",
+        cost="C(theta_ref, D, T) + T N F_ref",
+        unfaithful=_unfaithful,
+    )
+]
