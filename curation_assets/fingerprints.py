@@ -6,7 +6,7 @@ with each shard's results.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from curation_assets import tables
@@ -34,6 +34,7 @@ SIGNAL_VERSIONS: dict[SignalName, int] = {
     "embeddings_position_weighted": 2,
     "text_embeddings": 1,
     "loss_trajectories": 1,
+    "base_likelihoods": 1,
 }
 SCORES_VERSION = 2
 QUALITY_VERSION = 1
@@ -135,10 +136,16 @@ def trajectory_digest(workspace: Workspace, target: Target) -> str | None:
     return digest("trajectory", record["checkpoints"], steps)
 
 
+AT: dict[SignalName, Callable[[Workspace, Target], str | None]] = {
+    "loss_trajectories": trajectory_digest,
+    "base_likelihoods": base_digest,
+}
+"""What weights a signal is measured at, where these are not the target's own checkpoint."""
+
+
 def signal_fingerprint(workspace: Workspace, target: Target, signal: SignalName) -> str | None:
     """Of one signal of a target; None while its warm-up has not been trained."""
-    at = trajectory_digest if signal == "loss_trajectories" else checkpoint_digest
-    weights = at(workspace, target)
+    weights = AT.get(signal, checkpoint_digest)(workspace, target)
     if weights is None:
         return None
     folder = workspace.model_folder(target)

@@ -24,6 +24,7 @@ SignalName = Literal[
     "embeddings_position_weighted",
     "text_embeddings",
     "loss_trajectories",
+    "base_likelihoods",
 ]
 
 

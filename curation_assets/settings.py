@@ -77,6 +77,12 @@ class Target(Section):
                 "loss_trajectories are measured at the checkpoints of the target's own training run: add save_every to "
                 "its warmup, as in warmup: {preset: s2l, save_every: 500}",
             )
+        if "base_likelihoods" in self.signals and self.warmup == "none":
+            raise LocatedError(
+                ["signals", self.signals.index("base_likelihoods")],
+                "base_likelihoods tell a trained checkpoint from the model that it was trained from; with warmup: none "
+                "these are one: use likelihoods",
+            )
         if self.embedding_model and self.warmup != "none":
             raise LocatedError(["signals"], "an embedding model is measured as it is: add warmup: none")
         return self

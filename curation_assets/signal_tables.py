@@ -147,6 +147,12 @@ LOSS_TRAJECTORIES = _signal(
     },
 )
 
+BASE_LIKELIHOODS = _signal(
+    "base_likelihoods",
+    "mean NLL of each response at the target's model as it was before its training run (learnability)",
+    {"base_nll": _mean("negative log-likelihood of the response at the base model", "nats")},
+)
+
 SIGNAL_TABLES = {
     table.name: table
     for table in (
@@ -161,5 +167,6 @@ SIGNAL_TABLES = {
         EMBEDDINGS_POSITION_WEIGHTED,
         TEXT_EMBEDDINGS,
         LOSS_TRAJECTORIES,
+        BASE_LIKELIHOODS,
     )
 }

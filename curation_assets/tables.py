@@ -9,6 +9,7 @@ from __future__ import annotations
 import polars as pl
 
 from curation_assets.signal_tables import (
+    BASE_LIKELIHOODS,
     EMBEDDINGS_LAST,
     EMBEDDINGS_MEAN,
     EMBEDDINGS_POSITION_WEIGHTED,
@@ -25,6 +26,7 @@ from curation_assets.signal_tables import (
 from curation_assets.table import PROMPT_ID, ROW, SAMPLE_ID, SHARD, Column, Table, TableError
 
 __all__ = [
+    "BASE_LIKELIHOODS",
     "EMBEDDINGS_LAST",
     "EMBEDDINGS_MEAN",
     "EMBEDDINGS_POSITION_WEIGHTED",

@@ -6,14 +6,14 @@ Plain data goes in and comes out, so that what asks for measurements needs neith
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from resources.quiet import quieten_transformers
 from resources.scoring.samples import Request, Sample, SampleSignals
 from resources.scoring.spec import PassSpec
-from resources.trajectory import Pass, specs_of, stay_loaded, with_trajectories
+from resources.trajectory import Opening, Pass, specs_of, start_of, stay_loaded, with_trajectories
 
 if TYPE_CHECKING:
     from resources.embedder import EmbeddingPass
@@ -74,7 +74,12 @@ class Scorer:
             yield make_pass(spec, self._devices[0])
 
     @cached_property
-    def _checkpoints(self) -> list[Callable[[], AbstractContextManager[Pass]]]:
+    def _start(self) -> Opening:
+        """What gives the pass at the model before its training run; it stays loaded."""
+        return _kept(self._workers.enter_context(self._loaded(start_of(self.spec))))
+
+    @cached_property
+    def _checkpoints(self) -> list[Opening]:
         """Of every checkpoint of the trajectory what gives its pass: kept loaded, or loaded each time."""
         specs = specs_of(self.spec)
         if not stay_loaded(self.spec):
@@ -95,12 +100,14 @@ class Scorer:
 
         Close it when it is not used up: what works on it ends then.
         """
-        if request.trajectory:
-            yield from with_trajectories(samples, request, lambda: self._pass, self._checkpoints, progress)
+        if request.trajectory or request.base_likelihoods:
+            checkpoints = self._checkpoints if request.trajectory else ()
+            start = self._start if request.base_likelihoods else None
+            yield from with_trajectories(samples, request, lambda: self._pass, checkpoints, start, progress)
         else:
             yield from self._pass.stream(samples, request, progress)
 
 
-def _kept(loaded: Pass) -> Callable[[], AbstractContextManager[Pass]]:
+def _kept(loaded: Pass) -> Opening:
     """What gives a pass that stays loaded."""
     return lambda: nullcontext(loaded)

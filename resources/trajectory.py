@@ -1,4 +1,7 @@
-"""Losses along a training run: the same samples at each of the checkpoints that it left on its way (S2L)."""
+"""Losses along a training run: the same samples before it, and at each of the checkpoints that it left on its way.
+
+S2L clusters the latter; learnability is the fall from the former.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +33,20 @@ class Pass(Protocol):
         """See `resources.scoring.forward.ForwardPass.stream`."""
 
 
+Opening = Callable[[], AbstractContextManager[Pass]]
+"""Gives the pass at a checkpoint, for as long as it is used."""
+
+
 def specs_of(spec: PassSpec) -> list[PassSpec]:
     """What each checkpoint of a trajectory is loaded from."""
     if spec.adapter is None:
         return [replace(spec, model_folder=folder, trajectory=()) for folder in spec.trajectory]
     return [replace(spec, adapter=folder, trajectory=()) for folder in spec.trajectory]
+
+
+def start_of(spec: PassSpec) -> PassSpec:
+    """What the model is loaded from that the training run started with."""
+    return replace(spec, model_folder=spec.base or spec.model_folder, adapter=None, trajectory=())
 
 
 def stay_loaded(spec: PassSpec) -> bool:
@@ -47,50 +59,61 @@ def with_trajectories(
     samples: Sequence[Sample],
     request: Request,
     here: Callable[[], Pass],
-    checkpoints: Sequence[Callable[[], AbstractContextManager[Pass]]],
+    checkpoints: Sequence[Opening],
+    start: Opening | None,
     progress: Progress | None = None,
 ) -> Iterator[list[SampleSignals]]:
     """Measure samples at the target's own checkpoint, as far as that is asked for, and their losses at others.
 
     Args:
         samples: what to measure.
-        request: what is measured at the own checkpoint; `trajectory` is taken to be asked for.
+        request: what is measured at the own checkpoint, beside losses at others.
         here: the pass at the own checkpoint; called if anything is measured there.
-        checkpoints: gives the pass at each of the others, in the order of their steps.
+        checkpoints: of the trajectory, in the order of their steps; none if it is not asked for.
+        start: the model before the run; None if it is not asked for.
         progress: called with the number of samples done since the last call.
     """
-    own = replace(request, trajectory=False)
-    for start in range(0, len(samples), CHUNK):
-        chunk = samples[start : start + CHUNK]
+    own = replace(request, trajectory=False, base_likelihoods=False)
+    for begin in range(0, len(samples), CHUNK):
+        chunk = samples[begin : begin + CHUNK]
         results = _by_position(here().stream(chunk, own)) if own != Request() else {}
-        losses: dict[int, list[float]] = {}
-        for checkpoint in checkpoints:
-            with checkpoint() as at:
-                found = _by_position(at.stream(chunk, Request(token_likelihoods=True)))
-            for position, result in found.items():
-                known = results.get(position)
-                if known is None:
-                    # Of what is not measured at the own checkpoint, the first of the others says what there is to say.
-                    results[position] = known = replace(result, token_nll=None)
-                else:
-                    known.trajectory_tokens += result.tokens
-                if result.token_nll is not None:
-                    losses.setdefault(position, []).append(float(np.mean(result.token_nll, dtype=np.float64)))
+        if start is not None:
+            for position, losses in _losses(chunk, [start], results).items():
+                results[position].base_nll = losses[0] if losses else None
+        if checkpoints:
+            for position, losses in _losses(chunk, checkpoints, results).items():
+                results[position].trajectory = losses if len(losses) == len(checkpoints) else None
         for position, result in results.items():
-            result.position = start + position
-            _add(result, losses.get(position, []), len(checkpoints))
+            result.position = begin + position
+            lacks = (start is not None and result.base_nll is None) or (checkpoints and result.trajectory is None)
+            if lacks and result.tokens and "non_finite" not in result.flags:
+                result.flags = [*result.flags, "non_finite"]
         if progress is not None:
             progress(len(chunk))
         yield list(results.values())
 
 
+def _losses(
+    chunk: Sequence[Sample], checkpoints: Sequence[Opening], results: dict[int, SampleSignals]
+) -> dict[int, list[float]]:
+    """Mean losses of samples at checkpoints, by position; where there is none, one is left out.
+
+    Of what is not in `results` yet, the first checkpoint says what there is to say.
+    """
+    losses: dict[int, list[float]] = {}
+    for checkpoint in checkpoints:
+        with checkpoint() as at:
+            found = _by_position(at.stream(chunk, Request(token_likelihoods=True)))
+        for position, result in found.items():
+            if position in results:
+                results[position].trajectory_tokens += result.tokens
+            else:
+                results[position] = replace(result, token_nll=None)
+            own = losses.setdefault(position, [])
+            if result.token_nll is not None:
+                own.append(float(np.mean(result.token_nll, dtype=np.float64)))
+    return losses
+
+
 def _by_position(stream: Iterator[list[SampleSignals]]) -> dict[int, SampleSignals]:
     return {result.position: result for batch in stream for result in batch}
-
-
-def _add(result: SampleSignals, losses: list[float], wanted: int) -> None:
-    """The losses of a sample that has one at every checkpoint; of a sample that was run, why it has not."""
-    if len(losses) == wanted:
-        result.trajectory = losses
-    elif result.tokens and "non_finite" not in result.flags:
-        result.flags = [*result.flags, "non_finite"]

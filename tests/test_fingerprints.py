@@ -119,6 +119,12 @@ def test_a_warm_up_is_known_by_its_recipe_and_not_by_when_it_was_trained(
     assert (keys[0] != keys[1]) == differs
 
 
+def test_losses_before_a_training_run_do_not_depend_on_it(base: Workspace) -> None:
+    trained = changed(base, "targets.0.warmup", {})
+    assert prints(trained)["base_likelihoods"] == prints(base)["base_likelihoods"]
+    assert prints(trained)["likelihoods"] is None  # there is no such run yet
+
+
 def test_every_signal_has_a_fingerprint_of_its_own(base: Workspace) -> None:
     found = prints(base)
     assert len({found[name] for name in SIGNALS}) == len(SIGNALS)

@@ -257,8 +257,8 @@ def _tokens_run(encoded: Encoded, request: Request, checkpoints: int) -> tuple[i
     from resources.scoring.measuring import describe, narrowed  # noqa: PLC0415
 
     wanted = narrowed(request, describe(encoded, 0))
-    with_prompt = replace(wanted, unconditional=False, trajectory=False) != Request()
+    own = replace(wanted, unconditional=False, trajectory=False, base_likelihoods=False) != Request()
     return (
-        len(encoded) * (with_prompt + checkpoints * wanted.trajectory),
+        len(encoded) * (own + wanted.base_likelihoods + checkpoints * wanted.trajectory),
         encoded.response_tokens if wanted.unconditional else 0,
     )

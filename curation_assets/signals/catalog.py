@@ -67,6 +67,7 @@ def request_for(target: Target, signals: Collection[SignalName]) -> Request:
         token_likelihoods="token_likelihoods" in signals,
         unconditional="unconditional_likelihoods" in signals,
         trajectory="loss_trajectories" in signals,
+        base_likelihoods="base_likelihoods" in signals,
         embeddings=frozenset(pooling for pooling, name in POOLINGS.items() if name in signals),
     )
 
@@ -167,14 +168,15 @@ def _unconditional_likelihoods(results: Sequence[SampleSignals]) -> Rows:
     return rows
 
 
-def _loss_trajectories(results: Sequence[SampleSignals]) -> Rows:
+def _elsewhere(column: str, of: Callable[[SampleSignals], object], results: Sequence[SampleSignals]) -> Rows:
+    """Rows of a signal that is measured at another checkpoint than the target's own."""
     return [
         {
             "sample_id": result.sample_id,
-            "losses": result.trajectory,
+            column: of(result),
             "response_tokens": result.response_tokens,
             "tokens": result.tokens,
-            "flags": _flags_without_segments(result, missing=result.trajectory is None),
+            "flags": _flags_without_segments(result, missing=of(result) is None),
         }
         for result in results
     ]
@@ -231,7 +233,12 @@ SIGNALS: dict[SignalName, Signal] = {
     "unconditional_likelihoods": Signal(
         tables.UNCONDITIONAL_LIKELIHOODS, "unconditional_nll", _unconditional_likelihoods
     ),
-    "loss_trajectories": Signal(tables.LOSS_TRAJECTORIES, "losses", _loss_trajectories),
+    "loss_trajectories": Signal(
+        tables.LOSS_TRAJECTORIES, "losses", partial(_elsewhere, "losses", lambda result: result.trajectory)
+    ),
+    "base_likelihoods": Signal(
+        tables.BASE_LIKELIHOODS, "base_nll", partial(_elsewhere, "base_nll", lambda result: result.base_nll)
+    ),
     **{
         name: Signal(tables.SIGNAL_TABLES[name], "vector", partial(_embeddings, pooling))
         for pooling, name in POOLINGS.items()

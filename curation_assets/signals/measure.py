@@ -89,6 +89,7 @@ def make_scorer(workspace: Workspace, target: Target) -> Scorer:
         images=ImageLimits(images.max_pixels, images.max_bytes, images.fetch_remote),
         embedding_model=target.embedding_model,
         trajectory=trajectory,
+        base=workspace.model_folder(target),
     )
     return Scorer(spec, engine.device)
 

@@ -171,6 +171,7 @@ class Request:
             another signal they are read off its pass.
         trajectory: mean NLL of the response at every checkpoint of `PassSpec.trajectory`: a pass at each
             (`resources.trajectory`; a single pass knows nothing of it).
+        base_likelihoods: mean NLL of the response at the model that the training run started with: likewise.
     """
 
     step_gradients: Proxy | None = None
@@ -182,6 +183,7 @@ class Request:
     unconditional: bool = False
     prefix_losses: PrefixWindows | None = None
     trajectory: bool = False
+    base_likelihoods: bool = False
 
 
 @dataclass(frozen=True)
@@ -271,7 +273,8 @@ class SampleSignals:
         unconditional_tokens: tokens run for it.
         prefix_nll: mean -log p, in nats, by window length.
         trajectory: mean -log p of the response at each checkpoint of a trajectory, in nats.
-        trajectory_tokens: tokens run for it, but for those of `tokens`.
+        base_nll: mean -log p of the response at the model before its training run, in nats.
+        trajectory_tokens: tokens run for these two, but for those of `tokens`.
     """
 
     sample_id: str
@@ -294,6 +297,7 @@ class SampleSignals:
     unconditional_tokens: int = 0
     prefix_nll: dict[int, float] | None = None
     trajectory: list[float] | None = None
+    base_nll: float | None = None
     trajectory_tokens: int = 0
 
 

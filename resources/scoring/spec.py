@@ -36,6 +36,7 @@ class PassSpec:
         embedding_model: it is a sentence-transformers model (`resources.embedder`).
         trajectory: folders of the checkpoints that a training run left on its way, in the order of their steps: LoRA
             folders over the model if there is an adapter, else whole models (`resources.trajectory`).
+        base: the model that the training run started with, where the model folder is what came out of it.
     """
 
     model_folder: Path
@@ -51,6 +52,7 @@ class PassSpec:
     images: ImageLimits = field(default_factory=ImageLimits)
     embedding_model: bool = False
     trajectory: tuple[Path, ...] = ()
+    base: Path | None = None
 
 
 @dataclass(frozen=True)

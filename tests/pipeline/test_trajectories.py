@@ -23,18 +23,20 @@ from resources.scoring.encoding import Encoder
 from resources.scoring.loading import encoding_parts
 from resources.scoring.samples import Sample
 from resources.trainer import step_folder
-from tests.pipeline.workspaces import make_workspace, rows, run, signal_rows, subset_ids, write_shard
+from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, signal_rows, subset_ids, write_shard
 
 SHARDS = {"a.jsonl": rows(9), "b.jsonl": rows(8, start=40)}
 WARMUP = (
     "{{preset: s2l, adapter: {adapter}, fraction: 0.5, min_pool: 4, batch_size: 4, epochs: 2, save_every: 2, "
     "learning_rate: 0.001}}"
 )
-SIGNALS = ("loss_trajectories", "likelihoods")
+SIGNALS = ("loss_trajectories", "likelihoods", "base_likelihoods")
 SCORES = """\
 scores:
   - {name: clusters, target: tiny, method: s2l}
   - {name: hard, target: tiny, method: perplexity}
+  - {name: learnt, target: tiny, method: learnability}
+  - {name: share, target: tiny, method: learnability, relative: true}
 subsets:
   - {name: best, score: clusters, budget: {samples: 7}, selector: {kind: s2l, clusters: 4, seed: 3}}
 engine"""
@@ -75,10 +77,24 @@ def test_losses_are_those_of_each_checkpoint_and_s2l_chooses_by_them(
         for row in corpus.join(stored, on="sample_id").head(4).iter_rows(named=True):
             sample = Sample(row["sample_id"], json.loads(row["messages"]), row["response"])
             assert row["losses"][number] == pytest.approx(plain_loss(model, sample, encoder), rel=1e-4)
-    # Three checkpoints beside the pass at the last one, which is measured for the likelihoods.
-    assert summary.tokens_measured == 4 * int(stored["tokens"].sum())
+    # Three checkpoints and the base model, beside the pass at the last one, which is measured for the likelihoods.
+    assert summary.tokens_measured == 5 * int(stored["tokens"].sum())
     last = signal_rows(workspace, "likelihoods").join(stored, on="sample_id")
     assert last["mean_nll"].to_list() == pytest.approx([losses[-1] for losses in last["losses"]], rel=1e-4)
+    # Learnability is the fall from the base model.
+    before = signal_rows(workspace, "base_likelihoods")
+    for row in corpus.join(before, on="sample_id").head(4).iter_rows(named=True):
+        sample = Sample(row["sample_id"], json.loads(row["messages"]), row["response"])
+        assert row["base_nll"] == pytest.approx(plain_loss(base, sample, encoder), rel=1e-4)
+    learnt = dict(sample_scores(workspace).select("sample_id", "learnt").iter_rows())
+    shares = dict(sample_scores(workspace).select("sample_id", "share").iter_rows())
+    base_nll = dict(before.select("sample_id", "base_nll").iter_rows())
+    for sample_id, nll in last.select("sample_id", "mean_nll").iter_rows():
+        assert learnt[sample_id] == pytest.approx(base_nll[sample_id] - nll)
+        assert shares[sample_id] == pytest.approx(1 - nll / base_nll[sample_id])
+    assert sum(learnt.values()) > 0.0  # it has learnt something
+    (reason,) = method_of(workspace.settings.score("learnt")).unfaithful(target, workspace.settings.score("learnt"))
+    assert "50% of the pool" in reason
     # The choice is that of the selector over the stored losses.
     ids = stored["sample_id"]
     sources = corpus.join(stored, on="sample_id").sort("sample_id")["source"].rank("dense").cast(int).to_numpy()
@@ -121,4 +137,4 @@ def test_a_plan_counts_a_pass_for_every_checkpoint(tmp_path: Path, tiny_model: P
     workspace = reference(tmp_path, tiny_model, "lora")
     (planned,) = make_plan(workspace, probe=False).targets
     assert planned.tokens == run(workspace).tokens_measured
-    assert planned.passes[0].cost == pytest.approx(4 * 17)
+    assert planned.passes[0].cost == pytest.approx(5 * 17)

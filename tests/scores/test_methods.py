@@ -70,6 +70,7 @@ def signal_rows(signal: SignalName, rng: random.Random, ids: list[str]) -> pl.Da
             "losses": [3.0 + rng.random(), 2.0 + rng.random(), 1.0 + rng.random()],
             "vector": [rng.gauss(0, 1) for _ in range(4)],
             "mean_nll": 2.0 + rng.random(),
+            "base_nll": 4.0 + k / 10,
             "first_nll": rng.random(),
             "unconditional_nll": 4.0 + rng.random(),
             "response_tokens": rng.randint(2, 50),

@@ -32,6 +32,7 @@ MEASURED = SampleSignals(
     unconditional_nll=2.5,
     unconditional_tokens=5,
     trajectory=[2.0, 1.5, 1.25],
+    base_nll=2.25,
     embeddings={"mean": np.array([1.0, -2.0], np.float32), "last": np.array([1.0, 70_000.0], np.float32)},
 )
 
@@ -64,6 +65,7 @@ def test_a_measured_sample() -> None:
     alone = row("unconditional_likelihoods", MEASURED)
     assert (alone["unconditional_nll"], alone["tokens"], alone["flags"]) == (2.5, 5, [])
     assert row("embeddings_mean", MEASURED)["vector"] == [1.0, -2.0]
+    assert row("base_likelihoods", MEASURED)["base_nll"] == 2.25
     trajectory = row("loss_trajectories", MEASURED)
     assert (trajectory["losses"], trajectory["tokens"], trajectory["flags"]) == ([2.0, 1.5, 1.25], 9, [])
 
@@ -127,6 +129,7 @@ def test_a_request_asks_for_nothing_but_the_signals() -> None:
         token_likelihoods=True,
         unconditional=True,
         trajectory=True,
+        base_likelihoods=True,
     )
 
 
