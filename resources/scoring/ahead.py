@@ -45,12 +45,26 @@ def pixel_bytes(encoded: Sequence[Encoded]) -> int:
 class EncodingAhead:
     """Windows of encoded samples, in order, with the next one under way.
 
-    Iterate once. What is held is bounded by `WINDOW_SAMPLES` and `WINDOW_BYTES` (about twice of each): how large an
+    Iterate once. What is held is bounded by a window's samples and bytes (about twice of each): how large an
     image's pixels are is known only after it has been processed, so few are taken on until some have been seen.
+
+    Args:
+        encoder: how text becomes tokens.
+        samples: what to encode.
+        window_samples: samples of a window; default: `WINDOW_SAMPLES`.
+        window_bytes: pixels of a window; default: `WINDOW_BYTES`.
     """
 
-    def __init__(self, encoder: Encoder, samples: Sequence[Sample]) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        samples: Sequence[Sample],
+        window_samples: int | None = None,
+        window_bytes: int | None = None,
+    ) -> None:
         self._encoder = encoder
+        self._window_samples = window_samples or WINDOW_SAMPLES
+        self._window_bytes = window_bytes or WINDOW_BYTES
         self._chunks = chunks_of(samples, CHUNK_SAMPLES)
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="encoding")
         self._pending: deque[Future[list[Encoded]]] = deque()
@@ -67,7 +81,7 @@ class EncodingAhead:
                 window += encoded
                 held += self._seen(encoded)
                 self._submit()
-                if len(window) >= WINDOW_SAMPLES or held >= WINDOW_BYTES:
+                if len(window) >= self._window_samples or held >= self._window_bytes:
                     yield window
                     window, held = [], 0
             if window:
@@ -91,7 +105,7 @@ class EncodingAhead:
             self._next = next(self._chunks, ())
 
     def _room(self) -> bool:
-        if len(self._pending) * CHUNK_SAMPLES >= WINDOW_SAMPLES:
+        if len(self._pending) * CHUNK_SAMPLES >= self._window_samples:
             return False
         images = sum(len(sample.images) for sample in self._next)
         if not images:
@@ -99,5 +113,5 @@ class EncodingAhead:
         done = sum(pixel_bytes(future.result()) for future in self._pending if future.done() and not future.exception())
         # Those under way hold a chunk of images each, at most.
         under_way = sum(not future.done() for future in self._pending) * (CHUNK_SAMPLES // IMAGE_SHARE)
-        expected = self._per_image or WINDOW_BYTES // 16
-        return done + (under_way + images) * expected <= WINDOW_BYTES
+        expected = self._per_image or self._window_bytes // 16
+        return done + (under_way + images) * expected <= self._window_bytes

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 
@@ -30,6 +31,16 @@ UNIT_SAMPLES = 256
 
 TRIES = 2
 """So many workers may die over the same unit before the run ends with an error."""
+
+
+class Positioned(Protocol):
+    """A result that knows its sample's place in the input."""
+
+    position: int
+
+
+Asked = TypeVar("Asked")
+Found = TypeVar("Found", bound=Positioned)
 
 
 class WorkerError(ScoringError):
@@ -108,24 +119,33 @@ class _Worker:
         self.process.join()
 
 
-class DeviceGroup:
-    """The same pass on several devices, a process each, started on first use.
+class WorkerGroup(Generic[Asked, Found]):
+    """A pass on several devices, a process each, started on first use.
 
     Use it in a `with` block, or `close` it. One stream at a time.
 
     Args:
-        spec: what every worker loads.
+        make: a module's function that makes the pass of a spec on a device; the pass measures samples with
+            `measure(samples, request)`, which gives a result for each.
+        spec: what every worker loads, as plain data.
         devices: a device's name for every worker.
         prepare: what every worker calls first.
     """
 
-    def __init__(self, spec: PassSpec, devices: Sequence[str], prepare: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        make: Callable[[Any, str], Any],
+        spec: Any,
+        devices: Sequence[str],
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
+        self.make = make
         self.spec = spec
         self.devices = list(devices)
         self.prepare = prepare
         self._workers: list[_Worker] = []
 
-    def __enter__(self) -> DeviceGroup:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -138,9 +158,9 @@ class DeviceGroup:
         self._workers = []
 
     def stream(
-        self, samples: Sequence[Sample], request: Request, progress: Progress | None = None
-    ) -> Iterator[list[SampleSignals]]:
-        """Measure samples on all devices; yields units as they are ready. See `ForwardPass.stream`.
+        self, samples: Sequence[Sample], request: Asked, progress: Progress | None = None
+    ) -> Iterator[list[Found]]:
+        """Measure samples on all devices; yields units as they are ready.
 
         When the caller stops early or an error arises, the workers are ended.
 
@@ -173,27 +193,32 @@ class DeviceGroup:
 
     def _units(self, samples: Sequence[Sample]) -> Iterator[_Unit]:
         start = 0
-        for chunk in chunks_of(samples, UNIT_SAMPLES):
+        for chunk in self._chunks(samples):
             yield _Unit(chunk, start)
             start += len(chunk)
+
+    def _chunks(self, samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+        """The samples of each unit."""
+        return chunks_of(samples, UNIT_SAMPLES)
 
     def _start(self, device: str) -> _Worker:
         # Spawned, not forked: neither CUDA nor threads survive a fork.
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         threads = max(1, (os.cpu_count() or 1) // len(self.devices))
-        process = context.Process(target=_work, args=(theirs, self.spec, device, threads, self.prepare), daemon=True)
+        arguments = (theirs, self.make, self.spec, device, threads, self.prepare)
+        process = context.Process(target=_work, args=arguments, daemon=True)
         process.start()
         # Only the worker holds its end now, so that its death is the end of the pipe.
         theirs.close()
         return _Worker(device, process, ours)
 
-    def _give_next(self, worker: _Worker, units: Iterator[_Unit], request: Request) -> None:
+    def _give_next(self, worker: _Worker, units: Iterator[_Unit], request: Asked) -> None:
         unit = next(units, None)
         if unit is not None:
             self._give(worker, unit, request)
 
-    def _give(self, worker: _Worker, unit: _Unit, request: Request) -> None:
+    def _give(self, worker: _Worker, unit: _Unit, request: Asked) -> None:
         worker.unit = unit
         try:
             worker.connection.send((list(unit.samples), request, unit.start))
@@ -201,10 +226,10 @@ class DeviceGroup:
             # It died before it was given anything: the unit is not to blame.
             self._replace(worker, request, blame=0)
 
-    def _take(self, worker: _Worker, request: Request) -> list[SampleSignals]:
+    def _take(self, worker: _Worker, request: Asked) -> list[Found]:
         """What a worker has sent; nothing if it died, and then its unit is with a new one."""
         try:
-            answer: list[SampleSignals] | Exception = worker.connection.recv()
+            answer: list[Found] | Exception = worker.connection.recv()
         except (EOFError, OSError):
             self._replace(worker, request)
             return []
@@ -213,7 +238,7 @@ class DeviceGroup:
             raise answer
         return answer
 
-    def _replace(self, worker: _Worker, request: Request, blame: int = 1) -> None:
+    def _replace(self, worker: _Worker, request: Asked, blame: int = 1) -> None:
         unit = worker.unit
         assert unit is not None
         worker.end()
@@ -229,8 +254,20 @@ class DeviceGroup:
         self._give(worker, unit, request)
 
 
+class DeviceGroup(WorkerGroup[Request, SampleSignals]):
+    """The same forward pass on several devices: see `WorkerGroup` and `ForwardPass`."""
+
+    def __init__(self, spec: PassSpec, devices: Sequence[str], prepare: Callable[[], None] | None = None) -> None:
+        super().__init__(make_pass, spec, devices, prepare)
+
+
 def _work(
-    connection: Connection, spec: PassSpec, device: str, threads: int, prepare: Callable[[], None] | None
+    connection: Connection,
+    make: Callable[[Any, str], Any],
+    spec: Any,
+    device: str,
+    threads: int,
+    prepare: Callable[[], None] | None,
 ) -> None:
     """What a worker process does: measure unit after unit until the parent is gone."""
     # Ctrl-C reaches every process of the terminal: the parent decides when workers end.
@@ -239,7 +276,7 @@ def _work(
         torch.set_num_threads(threads)
     if prepare is not None:
         prepare()
-    scoring: ForwardPass | None = None
+    scoring: Any = None
     while True:
         try:
             samples, request, start = connection.recv()
@@ -247,7 +284,7 @@ def _work(
             return
         try:
             # Loaded here, so that an error of loading is sent like any other.
-            scoring = scoring or make_pass(spec, device)
+            scoring = scoring or make(spec, device)
             results = scoring.measure(samples, request)
             for result in results:
                 result.position += start

@@ -54,6 +54,7 @@ class Checkpoint:
         max_length: longest context in tokens.
         vocabulary: rows of the input embedding.
         processor: what turns images into model inputs; None for a text model, or if the folder has none.
+        model: the whole model that decoder and head are parts of: its named parameters are the weights.
     """
 
     decoder: nn.Module
@@ -63,6 +64,7 @@ class Checkpoint:
     max_length: int
     vocabulary: int
     processor: Any = None
+    model: Any = None
 
 
 def pick_device(name: str) -> torch.device:
@@ -121,7 +123,7 @@ def load_checkpoint(
     model = model.to(target).eval()
     model.requires_grad_(False)
     parts = encoding_parts(folder, model, max_length, trust_remote_code)
-    checkpoint = Checkpoint(decoder=_decoder(model), head=_head(model), device=target, **parts)
+    checkpoint = Checkpoint(decoder=_decoder(model), head=_head(model), device=target, model=model, **parts)
     _check_logits(model, checkpoint)
     _check_causal(model, checkpoint)
     if compile_model:

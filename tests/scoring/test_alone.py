@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.scoring.perturbed_cases import write_endpoint
+
 ROOT = Path(__file__).parent.parent.parent
 
 SCRIPT = """
@@ -32,6 +34,16 @@ request = Request(step_gradients="bias", likelihoods=True, segment_likelihoods=T
 (result,) = ForwardPass(checkpoint, encoder).measure([sample], request)
 assert result.step_gradients is not None and len(result.step_gradients.gram) == 3
 assert result.likelihoods is not None and len(result.segment_nll) == 2 and len(result.embeddings) == 1
+
+from resources.scoring.perturbed import make_perturbed_pass
+from resources.scoring.samples import PerturbedRequest
+from resources.scoring.sigma import find_sigma
+from resources.scoring.spec import PassSpec, PerturbedSpec
+
+perturbed = make_perturbed_pass(PerturbedSpec(PassSpec(Path(sys.argv[1])), Path(sys.argv[2])), "cpu")
+sigma = find_sigma(perturbed, [sample]).sigma
+(result,) = perturbed.measure([sample], PerturbedRequest(sigma=sigma))
+assert result.base.keys() == result.random.keys() == {100} and len(result.directional) == 8
 """
 
 
@@ -39,4 +51,6 @@ def test_scoring_runs_on_a_bare_box(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "resources" / "scoring", tmp_path / "resources" / "scoring")
     script = tmp_path / "bare.py"
     script.write_text(SCRIPT)
-    subprocess.run([sys.executable, str(script), str(tiny_model)], check=True, cwd=tmp_path, timeout=300)
+    endpoint = write_endpoint(tiny_model, tmp_path / "endpoint")
+    command = [sys.executable, str(script), str(tiny_model), str(endpoint)]
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=300)
