@@ -10,12 +10,12 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
+from typing import IO, cast
 
 import dagster as dg
-import polars as pl
 
+from curation_assets.corpus.parquet_rows import PARQUET_ERRORS, copy_first_rows
 from curation_assets.corpus.purged import copy_purged
 from curation_assets.main_job import MainJob, RunSummary
 from curation_assets.settings import Limits, Settings
@@ -95,26 +95,38 @@ def _copy_first_rows(workspace: Workspace, out: Path, rows: int) -> float:
         target = out / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         total += file.size
-        copied += _copy_head(workspace.landing, file.shard, target, each)
+        copied += _copy_head(workspace.landing, file.shard, target, each, workspace.settings.corpus.max_row_bytes)
     return copied / total if total else 0.0
 
 
-def _copy_head(landing: Landing, shard: str, target: Path, rows: int) -> int:
+def _copy_head(landing: Landing, shard: str, target: Path, rows: int, longest: int) -> int:
+    """Copy the first rows of a file, of each no more than is needed to see that it is too long."""
     if target.suffix == ".parquet":
         source = landing.path(shard)
         try:
-            pl.scan_parquet(source, glob=False).head(rows).sink_parquet(target)
-        except (pl.exceptions.PolarsError, OSError):
+            with source.open("rb") as stream:
+                copy_first_rows(stream, rows, target)
+        except PARQUET_ERRORS:
             # Not a Parquet file after all: the look shall say of it what the run would.
             shutil.copyfile(source, target)
         return min(target.stat().st_size, source.stat().st_size)
     if target.suffix == ".gz":
         try:
             with landing.open(shard) as packed, gzip.open(packed) as stream, gzip.open(target, "wb") as out:
-                out.writelines(islice(stream, rows))
+                out.writelines(_first_lines(cast(IO[bytes], stream), rows, longest))
         except (EOFError, OSError, zlib.error):
             shutil.copyfile(landing.path(shard), target)
         return target.stat().st_size
     with landing.open(shard) as stream, target.open("wb") as out:
-        out.writelines(islice(stream, rows))
+        out.writelines(_first_lines(stream, rows, longest))
     return target.stat().st_size
+
+
+def _first_lines(stream: IO[bytes], count: int, longest: int) -> Iterator[bytes]:
+    """The first lines, until one is too long, of which the beginning is given."""
+    for _ in range(count):
+        # With its end, and one byte more than is allowed.
+        line = stream.readline(longest + 2)
+        yield line
+        if not line.endswith(b"\n"):
+            return

@@ -1,7 +1,7 @@
 """Rows out of a landing file's bytes: lines of (gzipped) JSON, or the rows of a Parquet file.
 
-Files are streamed: memory is bounded by the longest row that is allowed, whatever a file unpacks to. (Of a
-Parquet file one batch of rows is held; how large a page it declares is the Parquet reader's concern.)
+Files are streamed: memory is bounded by the longest row that is allowed. A packed file that unpacks to far more than
+its size is read no further (`curation_assets.corpus.raw_rows.Unpacked`).
 
 Nothing here raises on bad input: what is wrong with a row, or with the file from some row on, is part of
 what is yielded.
@@ -13,54 +13,24 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
 import orjson
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from curation_assets.corpus.drafts import Refused
-from curation_assets.corpus.fields import Row, kind, to_json
+from curation_assets.corpus.fields import Row, kind
+from curation_assets.corpus.parquet_rows import parquet_batches
+from curation_assets.corpus.raw_rows import RawRow, RowBatch, Unpacked, file_problem, line_excerpt
 
-EXCERPT_CHARS = 200
 _HEAD = 1 << 18
 _BLOCK = 1 << 22
-_PARQUET_ROWS = 256
+_STREAM_ERRORS = (OSError, EOFError, zlib.error, Refused)
 _BOM = b"\xef\xbb\xbf"
 _HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
-_PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError)
-
-
-@dataclass(frozen=True)
-class RawRow:
-    """One row: its values, or what is wrong with it.
-
-    `index` counts from 0 and includes blank lines, which are not yielded; it is -1 where nothing of the file
-    could be read. `ends_file` marks a problem of the file that nothing comes after.
-    """
-
-    index: int
-    value: Row | None
-    problem: Refused | None
-    excerpt: Callable[[], str]
-    ends_file: bool = False
-
-
-@dataclass(frozen=True)
-class RowBatch:
-    """Rows that all have values: `indices` and `values` go together; `excerpt` is of one position."""
-
-    indices: Sequence[int]
-    values: list[Row]
-    excerpt: Callable[[int], str]
-
-    def row(self, position: int) -> RawRow:
-        """One of them by itself."""
-        return RawRow(self.indices[position], self.values[position], None, lambda: self.excerpt(position))
 
 
 @dataclass(frozen=True)
@@ -92,17 +62,19 @@ def read_batches(data: Path | bytes, name: str, max_row_bytes: int) -> Iterator[
     try:
         stream: IO[bytes] = io.BytesIO(data) if isinstance(data, bytes) else data.open("rb")
     except OSError as error:
-        yield _file_problem("unreadable", f"the file cannot be opened: {error.strerror}")
+        yield file_problem("unreadable", f"the file cannot be opened: {error.strerror}")
         return
     with closing(stream):
         if ending.endswith(".parquet"):
-            yield from _parquet_batches(stream, max_row_bytes)
+            yield from parquet_batches(stream, max_row_bytes)
         elif ending.endswith(".jsonl"):
             yield from _json_batches(stream, max_row_bytes)
         elif ending.endswith(".jsonl.gz"):
-            yield from _json_batches(cast(IO[bytes], gzip.GzipFile(fileobj=stream)), max_row_bytes)
+            unpacked = Unpacked(stream.seek(0, io.SEEK_END))
+            stream.seek(0)
+            yield from _json_batches(cast(IO[bytes], gzip.GzipFile(fileobj=stream)), max_row_bytes, unpacked)
         else:
-            yield _file_problem("unknown_extension", "rename the file to .jsonl, .jsonl.gz or .parquet")
+            yield file_problem("unknown_extension", "rename the file to .jsonl, .jsonl.gz or .parquet")
 
 
 def line_groups(read: Callable[[int], bytes], limit: int) -> Iterator[list[bytes] | Line]:
@@ -116,7 +88,7 @@ def line_groups(read: Callable[[int], bytes], limit: int) -> Iterator[list[bytes
     while True:
         try:
             block = read(_BLOCK)
-        except (OSError, EOFError, zlib.error) as error:
+        except _STREAM_ERRORS as error:
             yield Line(_joined(pending, size > limit), size > limit, error)
             return
         first, end, rest = block.partition(b"\n")
@@ -164,14 +136,14 @@ def decode(line: bytes) -> Row:
     return value
 
 
-def _json_batches(stream: IO[bytes], limit: int) -> Iterator[RowBatch | RawRow]:
+def _json_batches(stream: IO[bytes], limit: int, unpacked: Unpacked | None = None) -> Iterator[RowBatch | RawRow]:
     # read1 gives what one read of the source yields, so an error never takes good bytes with it.
-    read = _gathering(cast(io.BufferedReader, stream).read1)
+    read = _gathering(_metered(cast(io.BufferedReader, stream).read1, unpacked))
     index = 0
     for group in line_groups(read, limit):
         if isinstance(group, Line):
             data = group.data.removeprefix(_BOM) if index == 0 else group.data
-            excerpt = _line_excerpt(data)
+            excerpt = line_excerpt(data)
             if group.broken is not None:
                 yield _broken(group.broken, index, excerpt, nothing_read=index == 0 and not data)
             else:
@@ -181,8 +153,27 @@ def _json_batches(stream: IO[bytes], limit: int) -> Iterator[RowBatch | RawRow]:
             continue
         if index == 0:
             group[0] = group[0].removeprefix(_BOM)
+        try:
+            if unpacked is not None:
+                unpacked.take_rows(len(group), sum(map(len, group)))
+        except Refused as refusal:
+            yield RawRow(index, None, refusal, line_excerpt(group[0]), ends_file=True)
+            return
         yield from _decoded(group, index)
         index += len(group)
+
+
+def _metered(read: Callable[[int], bytes], unpacked: Unpacked | None) -> Callable[[int], bytes]:
+    """A reader that stops where a packed file has unpacked too far."""
+    if unpacked is None:
+        return read
+
+    def metered(size: int) -> bytes:
+        block = read(size)
+        unpacked.take(len(block))
+        return block
+
+    return metered
 
 
 def _gathering(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
@@ -199,7 +190,7 @@ def _gathering(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
         while size > 0:
             try:
                 piece = read(size)
-            except (OSError, EOFError, zlib.error) as error:
+            except _STREAM_ERRORS as error:
                 if not pieces:
                     raise
                 failed.append(error)
@@ -217,7 +208,7 @@ def _decoded(lines: list[bytes], start: int) -> Iterator[RowBatch | RawRow]:
     """The rows of lines: all at once, or one by one if any of them is wrong, which is then named."""
 
     def excerpt(position: int) -> str:
-        return _line_excerpt(lines[position])()
+        return line_excerpt(lines[position])()
 
     try:
         values = list(map(orjson.loads, lines))
@@ -233,7 +224,7 @@ def _decoded(lines: list[bytes], start: int) -> Iterator[RowBatch | RawRow]:
         try:
             good.append((position, decode(line)))
         except Refused as refusal:
-            yield RawRow(start + position, None, refusal, _line_excerpt(line))
+            yield RawRow(start + position, None, refusal, line_excerpt(line))
     if good:
         positions, rows = zip(*good, strict=True)
         yield RowBatch([start + p for p in positions], list(rows), lambda number: excerpt(positions[number]))
@@ -243,9 +234,11 @@ def _broken(error: Exception, index: int, excerpt: Callable[[], str], *, nothing
     mend = "copy the file again"
     if isinstance(error, EOFError):
         problem = Refused("truncated_gzip", f"the compressed stream ends in row {index}; {mend}")
+    elif isinstance(error, Refused):
+        problem = error
     elif isinstance(error, (gzip.BadGzipFile, zlib.error)):
         if nothing_read:
-            return _file_problem("not_gzip", f"the file is not gzip ({error}); rename it, or {mend}")
+            return file_problem("not_gzip", f"the file is not gzip ({error}); rename it, or {mend}")
         problem = Refused("damaged_gzip", f"the compressed stream is corrupt from row {index} on ({error}); {mend}")
     else:
         problem = Refused("unreadable", f"reading stopped in row {index}: {type(error).__name__}; {mend}")
@@ -264,88 +257,3 @@ def _json_refusal(line: bytes, error: orjson.JSONDecodeError) -> Refused:
     if "depth limit" in error.msg or "ecursion" in error.msg:
         return Refused("nested_too_deep", f"{error}; flatten the row")
     return Refused("not_json", f"{error}; write one JSON object a line")
-
-
-def _parquet_batches(stream: IO[bytes], limit: int) -> Iterator[RowBatch | RawRow]:
-    stream.seek(0, io.SEEK_END)
-    if stream.tell() == 0:
-        return
-    stream.seek(0)
-    index = 0
-    try:
-        for batch in pq.ParquetFile(stream).iter_batches(batch_size=_PARQUET_ROWS):
-            rows = [
-                _parquet_row(row, index + at, limit) for at, row in enumerate(_batch_rows(_whole_microseconds(batch)))
-            ]
-            index += len(rows)
-            yield from (row for row in rows if row.value is None)
-            yield from _batch_of([row for row in rows if row.value is not None])
-    except _PARQUET_ERRORS as error:
-        why = str(error).split("\n", maxsplit=1)[0][:200]
-        if index == 0:
-            yield _file_problem("not_parquet", f"the file is not readable Parquet ({why}); write it again")
-        else:
-            problem = Refused("damaged_parquet", f"the file is corrupt from row {index} on ({why}); copy it again")
-            yield RawRow(index, None, problem, str, ends_file=True)
-
-
-def _batch_of(rows: list[RawRow]) -> Iterator[RowBatch]:
-    if rows:
-        values = [row.value for row in rows if row.value is not None]
-        yield RowBatch([row.index for row in rows], values, lambda position: rows[position].excerpt())
-
-
-def _whole_microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with times in microseconds: Python has no finer ones, and would refuse the whole file."""
-    for position, field in enumerate(batch.schema):
-        if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
-            times = batch.column(position).cast(pa.timestamp("us", field.type.tz), safe=False)
-            batch = batch.set_column(position, field.name, times)
-    return batch
-
-
-def _batch_rows(batch: pa.RecordBatch) -> Iterator[Row | Refused]:
-    try:
-        rows: list[Row | Refused] = batch.to_pylist()
-    except UnicodeDecodeError:
-        # Only some row is at fault: take them one by one.
-        rows = []
-        for position in range(batch.num_rows):
-            try:
-                rows.extend(batch.slice(position, 1).to_pylist())
-            except UnicodeDecodeError as error:
-                rows.append(Refused("invalid_utf8", f"a text of the row is not UTF-8 ({error.reason}); write it again"))
-    yield from rows
-
-
-def _parquet_row(row: Row | Refused, index: int, limit: int) -> RawRow:
-    if isinstance(row, Refused):
-        return RawRow(index, None, row, str)
-    try:
-        encoded = to_json(row)
-    except Refused as refusal:
-        return RawRow(index, None, refusal, str)
-    excerpt = _text_excerpt(encoded)
-    if len(encoded) > limit:
-        detail = f"the row is longer than {limit} characters; raise corpus.max_row_bytes or split it"
-        return RawRow(index, None, Refused("row_too_long", detail), excerpt)
-    return RawRow(index, row, None, excerpt)
-
-
-def _file_problem(reason: str, detail: str) -> RawRow:
-    return RawRow(-1, None, Refused(reason, detail), str, ends_file=True)
-
-
-def _line_excerpt(data: bytes) -> Callable[[], str]:
-    # Only the head is kept alive; a character takes four bytes at most.
-    head = data[: 4 * EXCERPT_CHARS]
-    return lambda: _clean(head.decode("utf-8", errors="replace"))
-
-
-def _text_excerpt(value: str) -> Callable[[], str]:
-    head = value[:EXCERPT_CHARS]
-    return lambda: _clean(head)
-
-
-def _clean(value: str) -> str:
-    return value[:EXCERPT_CHARS].replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,32 +85,37 @@ def _ingest(workspace: Workspace, shard: str, content: str, *, must_be_same: boo
     )
     warehouse = workspace.warehouse
     purged = PurgedList.read(warehouse)
-    rejected: list[pl.DataFrame] = [tables.REJECTED_ROWS.empty()]
+    refused: list[pl.DataFrame] = [tables.REJECTED_ROWS.empty().select(PLACE)]
     places: list[pl.DataFrame] = [tables.RAW_CORPUS.empty().select(PLACE)]
+    reasons: Counter[str] = Counter()
     images: list[str] = []
     taken_out: set[str] = set()
     candidates_out = 0
-    with warehouse.writing_table(_raw_path(shard), tables.RAW_CORPUS.schema) as table:
+    # `raw_corpus` is there last: its fingerprint says that the rejected rows are there too.
+    with (
+        warehouse.writing_table(_raw_path(shard), tables.RAW_CORPUS.schema) as table,
+        warehouse.writing_table(_rejected_path(shard), tables.REJECTED_ROWS.schema) as rejected,
+    ):
         for piece in reader.pieces():
             kept = without_purged(piece.accepted, piece.rejected, purged.ids())
             table.add(kept.accepted)
-            rejected.append(kept.rejected)
+            rejected.add(kept.rejected)
+            refused.append(kept.rejected.select(PLACE))
+            reasons.update(_reasons(kept.rejected))
             places.append(kept.accepted.select(PLACE))
             images += kept.accepted["image_digests"].explode().drop_nulls().to_list()
             candidates_out += kept.candidates_out
             taken_out |= kept_images(piece.accepted) - kept_images(kept.accepted)
         if workspace.landing.digest(shard) != content and must_be_same:
             raise _ChangedError
-        refused = pl.concat(rejected)
-        found = account(pl.concat(places), refused, reader.rows_in, reader.candidates_in - candidates_out)
+        candidates = reader.candidates_in - candidates_out
+        found = account(pl.concat(places), pl.concat(refused), reader.rows_in, candidates)
         fingerprint = corpus_fingerprint(workspace, content, purged.ids_of(shard))
-        counts = (found.candidates_accepted, len(refused))
-        table.metadata = _facts(shard, fingerprint, content, reader, counts, images)
-        # Before `raw_corpus`, whose fingerprint says that the rejected rows are there too.
-        warehouse.write_table(_rejected_path(shard), refused, table.metadata)
+        counts = (found.candidates_accepted, reasons.total())
+        table.metadata = rejected.metadata = _facts(shard, fingerprint, content, reader, counts, images)
     # Reading a row keeps the bytes of its images before anything else is known of it.
     drop_images(warehouse, taken_out)
-    return IngestedShard(fingerprint, content, found, _reasons(refused), reader.format, reader.file_problem)
+    return IngestedShard(fingerprint, content, found, dict(sorted(reasons.items())), reader.format, reader.file_problem)
 
 
 def _raw_path(shard: str) -> str:

@@ -16,12 +16,13 @@ from typing import NamedTuple
 
 import polars as pl
 
-from curation_assets.corpus.containers import EXCERPT_CHARS, RawRow, RowBatch, read_batches
+from curation_assets.corpus.containers import read_batches
 from curation_assets.corpus.drafts import Draft, Refused
 from curation_assets.corpus.fields import Row
 from curation_assets.corpus.formats import Parser, detect
 from curation_assets.corpus.identity import identify
 from curation_assets.corpus.images import ImageFolder, digest_of_bytes
+from curation_assets.corpus.raw_rows import EXCERPT_CHARS, RawRow, RowBatch
 from curation_assets.corpus.recipes import Recipe, Recipes
 from curation_assets.corpus.shapes import Shapes
 from curation_assets.corpus.slices import corpus_slice, messages_json

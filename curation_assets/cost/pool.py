@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import IO
 
 import polars as pl
-import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from curation_assets import tables
 from curation_assets.corpus.ingest import present_shards
+from curation_assets.corpus.parquet_rows import PARQUET_ERRORS, copy_first_rows
 from curation_assets.corpus.purged import PurgedList, copy_purged, rows_without_purged
 from curation_assets.corpus.reading import ShardRows, read_shard
 from curation_assets.fingerprints import corpus_fingerprint, steps_fingerprint
@@ -37,8 +37,10 @@ LOOK_BYTES = 16 * 2**20
 LEAST_HEAD = 2**18
 """Bytes of each of them that are looked at however many there are."""
 
-PARQUET_ROWS = 256
 BLOCK = 2**16
+
+UNPACKED_RATIO = 16
+"""Texts are packed to a tenth or so: of what unpacks further, so much is looked at."""
 
 KNOWN = {
     "sample_id": pl.String,
@@ -232,7 +234,8 @@ def _text_head(stream: IO[bytes], name: str, file_size: int, size: int, longest_
     try:
         for block in _unpacked(stream) if name.endswith(".gz") else iter(lambda: stream.read(BLOCK), b""):
             taken += block
-            if stream.tell() >= size and (b"\n" in taken or len(taken) > longest_row):
+            enough = stream.tell() >= size or len(taken) >= UNPACKED_RATIO * size
+            if enough and (b"\n" in taken or len(taken) > longest_row):
                 break
     except zlib.error:
         return None, 1.0
@@ -254,19 +257,12 @@ def _unpacked(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def _parquet_head(stream: IO[bytes], share: float) -> tuple[bytes | None, float]:
-    """The first rows of a Parquet file, and how many times as many it has; None, as above, if it is damaged."""
+    """The first rows of a Parquet file, and how many times as many it has; None, as above, if it cannot be read."""
     try:
         with pq.ParquetFile(stream) as parquet:
-            count = parquet.metadata.num_rows
-            wanted = max(1, round(count * share))
-            batches, taken = [], 0
-            for batch in parquet.iter_batches(batch_size=PARQUET_ROWS):
-                batches.append(batch.slice(0, wanted - taken))
-                taken += batches[-1].num_rows
-                if taken >= wanted:
-                    break
+            wanted = max(1, round(parquet.metadata.num_rows * share))
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_batches(batches), buffer)
+        taken, count = copy_first_rows(stream, wanted, buffer)
         return buffer.getvalue(), count / taken
-    except (pa.ArrowException, OSError, ValueError, ZeroDivisionError):
+    except (*PARQUET_ERRORS, ZeroDivisionError):
         return None, 1.0

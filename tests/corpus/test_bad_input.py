@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation_assets.corpus.containers import EXCERPT_CHARS, Line, decode, line_groups
+from curation_assets.corpus.containers import Line, decode, line_groups
 from curation_assets.corpus.drafts import REASONS
+from curation_assets.corpus.raw_rows import EXCERPT_CHARS
 from curation_assets.corpus.reading import Account, read_shard
 from tests.corpus.helpers import accounted, corpus, gz, jsonl, parquet, read, reasons
 

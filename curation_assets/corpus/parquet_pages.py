@@ -1,0 +1,341 @@
+"""What the pages of a Parquet file unpack to, by their headers: known before anything is unpacked.
+
+Arrow unpacks a page as a whole, into as many bytes as its header says, and the footer may say anything else. So the
+headers are read here, each a structure in Thrift's compact protocol, and a group of rows whose pages unpack too far is
+refused. Two encodings make a value of few bytes, or none: a dictionary, and DELTA_BYTE_ARRAY, where a value repeats the
+beginning of the one before. How far they may go bounds how many rows are read together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import pyarrow as pa  # type: ignore[import-untyped]
+
+from curation_assets.corpus.drafts import Refused
+
+PAGE_BYTES = 2**26
+"""What any page may unpack to."""
+
+PAGE_RATIO = 100
+"""What a larger one may unpack to, in times its size."""
+
+VALUES = 2**24
+"""Values, of all rows of a group together, that need not be backed by bytes; each takes a few bytes when read."""
+
+BATCH_BYTES = 2**26
+"""What rows that are read together may come to, unless it is one row."""
+
+TOGETHER_BYTES = 2**22
+"""What groups that are read together unpack to: each call of Arrow takes as long as some hundred rows."""
+
+BATCH_ROWS = 256
+
+SMALL_DICTIONARY = 2**16
+"""Bytes of a dictionary whose entries need not be looked at: each may be as long as all of it."""
+
+LONGEST_HEADER = 2**24
+_DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
+# As the footer and as Arrow call what pages are packed with. The oldest, LZ4, is framed in a way of its own.
+_CODECS = {name: name.lower() for name in ("SNAPPY", "GZIP", "BROTLI", "ZSTD", "LZ4_RAW")} | {"UNCOMPRESSED": None}
+# Arrow looks so many bytes further, for the sake of old files.
+_SLACK = 100
+_DELTA_LENGTHS, _DELTA_BYTES = 6, 7
+_REPEATING = (2, 8, _DELTA_BYTES)  # the first two are dictionaries
+_BYTES, _FIXED_BYTES = "BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"
+# Types of Thrift's compact protocol; 1 and 2 are true and false, without bytes of their own.
+_BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT, _UUID = range(3, 14)
+_DEEPEST = 8
+
+
+@dataclass(frozen=True)
+class PageHeader:
+    """What is said of a page: its kind, its sizes in bytes as it lies and unpacked, its values and their encoding, and
+    where it lies."""
+
+    kind: int
+    packed: int
+    unpacked: int
+    values: int
+    encoding: int
+    place: int
+
+
+@dataclass
+class ColumnPages:
+    """The pages of one column of a group of rows together.
+
+    `repeated` is how many of the `values` are encoded in few bytes, and `longest` what each of these may come to. A row
+    of a `nested` column holds any number of values.
+    """
+
+    path: str
+    kind: str
+    nested: bool
+    unpacked: int = 0
+    values: int = 0
+    repeated: int = 0
+    longest: int = 0
+    encodings: set[int] = field(default_factory=set)
+
+    def check_values(self, unpacked: int) -> None:
+        """Refuse values that are read together and not backed by bytes: those of a row, or of a page of lengths.
+
+        Raises:
+            Refused: unpacks_too_far.
+        """
+        together = self.nested or not self.encodings.isdisjoint((_DELTA_LENGTHS, _DELTA_BYTES))
+        if together and self.values > max(VALUES, unpacked):
+            raise _too_far(f"column {self.path[:100]!r} holds {self.values:,} values in {unpacked:,} bytes")
+
+    def to_be_dictionary(self, allowed: int) -> bool:
+        """Whether the values of a row may come to too much, unless they are read without being repeated.
+
+        Raises:
+            Refused: unpacks_too_far: they may, and cannot be read so.
+        """
+        most = self.repeated * self.longest if self.nested else 0
+        if most > allowed and (self.kind != _BYTES or _DELTA_BYTES in self.encodings):
+            raise _too_far(f"column {self.path[:100]!r} may unpack to {most:,} bytes")
+        return most > BATCH_BYTES and self.kind == _BYTES and _DELTA_BYTES not in self.encodings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How groups of rows that follow one another are to be read: so many rows at a time, and these columns without
+    repeating their values.
+
+    `unpacked` is what their pages come to in bytes.
+    """
+
+    groups: tuple[int, ...]
+    rows: int
+    as_dictionaries: tuple[str, ...]
+    unpacked: int
+
+    def with_next(self, other: Plan) -> Plan:
+        """Both together."""
+        dictionaries = tuple(dict.fromkeys((*self.as_dictionaries, *other.as_dictionaries)))
+        rows = min(self.rows, other.rows)
+        return Plan((*self.groups, *other.groups), rows, dictionaries, self.unpacked + other.unpacked)
+
+
+def plans(stream: IO[bytes], metadata: Any, schema: Any, allowed: int) -> Iterator[Plan]:
+    """How all groups of rows are to be read, small ones together.
+
+    The headers of a group's pages are read when its turn has come.
+
+    Args:
+        stream: the file.
+        metadata: pyarrow's, of the file.
+        schema: pyarrow's schema of the file, of its columns without nesting.
+        allowed: what all groups may unpack to in bytes.
+
+    Raises:
+        Refused: unpacks_too_far, or damaged_parquet where the headers cannot be read.
+    """
+    held: Plan | None = None
+    for number in range(metadata.num_row_groups):
+        try:
+            plan = _plan(stream, metadata.row_group(number), number, schema, allowed)
+        except Refused:
+            if held is not None:
+                yield held
+            raise
+        allowed -= plan.unpacked
+        if held is not None and held.unpacked + plan.unpacked > TOGETHER_BYTES:
+            yield held
+            held = None
+        held = plan if held is None else held.with_next(plan)
+    if held is not None:
+        yield held
+
+
+def _plan(stream: IO[bytes], group: Any, number: int, schema: Any, allowed: int) -> Plan:
+    """How one group is to be read."""
+    columns = [_column(stream, group.column(place), schema.column(place)) for place in range(group.num_columns)]
+    unpacked = sum(column.unpacked for column in columns)
+    if unpacked > allowed:
+        raise _too_far(f"rows that lie together unpack to {unpacked:,} bytes, {allowed:,} are allowed")
+    for column in columns:
+        column.check_values(unpacked)
+    dictionaries = tuple(column.path for column in columns if column.to_be_dictionary(allowed))
+    of_a_row = unpacked // max(1, group.num_rows) + sum(column.longest for column in columns if not column.nested)
+    rows = min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, of_a_row)))
+    return Plan((number,), rows, dictionaries, unpacked)
+
+
+def _too_far(what: str) -> Refused:
+    return Refused("unpacks_too_far", f"{what}; write the file again with smaller pages and groups, or as .jsonl")
+
+
+def _column(stream: IO[bytes], chunk: Any, schema: Any) -> ColumnPages:
+    """The pages of one column of a group."""
+    pages = ColumnPages(schema.path, schema.physical_type, nested=schema.max_repetition_level > 0)
+    start = chunk.data_page_offset
+    if chunk.has_dictionary_page and 0 < (chunk.dictionary_page_offset or 0) < start:
+        start = chunk.dictionary_page_offset
+    for header in _headers(stream, start, start + chunk.total_compressed_size, chunk.num_values):
+        if header.unpacked > max(PAGE_BYTES, PAGE_RATIO * header.packed):
+            raise _too_far(
+                f"a page of column {schema.path[:100]!r} unpacks from {header.packed:,} to {header.unpacked:,} bytes"
+            )
+        pages.unpacked += header.unpacked
+        if header.kind in (_DATA, _DATA_V2):
+            pages.values += header.values
+            pages.repeated += header.values if header.encoding in _REPEATING else 0
+            pages.encodings.add(header.encoding)
+        if header.kind == _DICTIONARY and schema.physical_type == _BYTES:
+            pages.longest = max(pages.longest, _longest_entry(stream, header, chunk.compression))
+        elif header.kind == _DICTIONARY and schema.physical_type == _FIXED_BYTES:
+            pages.longest = max(pages.longest, schema.length)
+        elif header.encoding == _DELTA_BYTES:
+            pages.longest = max(pages.longest, header.unpacked)
+    return pages
+
+
+def _longest_entry(stream: IO[bytes], header: PageHeader, compression: str) -> int:
+    """The longest text of a dictionary in bytes, or what the whole dictionary comes to where that is little."""
+    if header.unpacked <= SMALL_DICTIONARY or compression not in _CODECS:
+        return header.unpacked
+    stream.seek(header.place)
+    data = stream.read(header.packed)
+    if _CODECS[compression] is not None:
+        try:
+            data = pa.Codec(_CODECS[compression]).decompress(data, header.unpacked, asbytes=True)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise Refused("damaged_parquet", f"the dictionary at byte {header.place} is damaged ({error})") from error
+    longest = place = 0
+    while place < len(data):
+        length = int.from_bytes(data[place : place + 4], "little")
+        longest = max(longest, length)
+        place += 4 + length
+    return longest
+
+
+def _headers(stream: IO[bytes], start: int, end: int, values: int) -> Iterator[PageHeader]:
+    """The headers of the pages between two places, until they tell of so many values, as Arrow reads them."""
+    seen = 0
+    while start < end + _SLACK and seen < values:
+        stream.seek(start)
+        try:
+            header = read_header(_Thrift(stream))
+        except (ValueError, OverflowError) as error:
+            raise Refused("damaged_parquet", f"the header of the page at byte {start} is damaged ({error})") from error
+        yield header
+        if header.kind in (_DATA, _DATA_V2):
+            seen += header.values
+        start = header.place + header.packed
+
+
+def read_header(thrift: _Thrift) -> PageHeader:
+    """A page's header.
+
+    Raises:
+        ValueError: it is none.
+    """
+    fields = thrift.struct()
+    kind = _whole(fields.get(1))
+    # By the kind, where the structure with the rest lies, and where the encoding in it.
+    place, encoding = {_DATA: (5, 2), _DICTIONARY: (7, 2), _DATA_V2: (8, 4)}.get(kind, (0, 0))
+    inner = fields.get(place)
+    values, encoded = (inner.get(1), inner.get(encoding)) if isinstance(inner, dict) else (0, 0)
+    return PageHeader(kind, _whole(fields.get(3)), _whole(fields.get(2)), _whole(values), _whole(encoded), thrift.place)
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError("a size is missing, or negative")
+    return value
+
+
+class _Thrift:
+    """Reads structures of Thrift's compact protocol, as far as page headers need it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._left = LONGEST_HEADER
+
+    def struct(self, depth: int = 0) -> dict[int, Any]:
+        """The fields of a structure by number: whole numbers and structures; of others only the place is passed."""
+        if depth > _DEEPEST:
+            raise ValueError("nested too deeply")
+        fields: dict[int, Any] = {}
+        number = 0
+        while kind := self._byte():
+            delta, kind = kind >> 4, kind & 0x0F
+            number = number + delta if delta else self._zigzag()
+            fields[number] = self._value(kind, depth)
+        return fields
+
+    def _value(self, kind: int, depth: int) -> Any:
+        if kind in (1, 2):
+            return kind == 1
+        if kind in (_I16, _I32, _I64):
+            return self._zigzag()
+        if kind == _STRUCT:
+            return self.struct(depth + 1)
+        if kind in (_LIST, _SET):
+            self._list(depth)
+        elif kind == _MAP:
+            self._map(depth)
+        else:
+            sizes = {_BYTE: 1, _DOUBLE: 8, _UUID: 16}
+            if kind != _BINARY and kind not in sizes:
+                raise ValueError(f"there is no type {kind}")
+            self._skip(self._varint() if kind == _BINARY else sizes[kind])
+        return None
+
+    def _list(self, depth: int) -> None:
+        head = self._byte()
+        count = self._varint() if head >> 4 == 15 else head >> 4
+        self._items(count, (head & 0x0F,), depth)
+
+    def _map(self, depth: int) -> None:
+        count = self._varint()
+        if count:
+            kinds = self._byte()
+            self._items(count, (kinds >> 4, kinds & 0x0F), depth)
+
+    def _items(self, count: int, kinds: tuple[int, ...], depth: int) -> None:
+        if depth > _DEEPEST or count > self._left:
+            raise ValueError("a list that is too long")
+        for _ in range(count):
+            for kind in kinds:
+                # In a list, truth has a byte of its own.
+                self._skip(1) if kind in (1, 2) else self._value(kind, depth + 1)
+
+    @property
+    def place(self) -> int:
+        """Where the stream is."""
+        return self._stream.tell()
+
+    def _byte(self) -> int:
+        self._left -= 1
+        data = self._stream.read(1)
+        if not data or self._left < 0:
+            raise ValueError("it does not end")
+        return data[0]
+
+    def _skip(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise ValueError("it does not end")
+        self._stream.seek(count, 1)
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self._byte()
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+            if shift > 63:
+                raise ValueError("a number that is too long")
+
+    def _zigzag(self) -> int:
+        value = self._varint()
+        return (value >> 1) ^ -(value & 1)
