@@ -13,8 +13,10 @@ import hashlib
 import http.client
 import ipaddress
 import socket
+import ssl
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -27,8 +29,11 @@ from resources.scoring.samples import ImageFile, ImageSource
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "MPO", "JPEG2000")
-"""What is decoded. Not EPS and the like: Pillow starts another program for them."""
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
+"""What is decoded (and MPO, which Pillow takes for JPEG). Not EPS and the like: it starts another program for them."""
+
+TILE_WIDTH, TILE_LENGTH = 322, 323
+"""Tags of TIFF."""
 
 URL_SAFE = "/%?:@!$&'()*+,;=~-._[]"
 """Signs of an address that are sent as they are; others are written in %."""
@@ -36,8 +41,19 @@ URL_SAFE = "/%?:@!$&'()*+,;=~-._[]"
 REDIRECTS = 5
 """Longest chain of redirects that is followed."""
 
-RELAYS = [ipaddress.ip_network(network) for network in ("192.88.99.0/24", "2001::/32", "2002::/16")]
-"""Addresses that lead through a tunnel to another one."""
+NOT_PUBLIC = [
+    ipaddress.ip_network(network)
+    for network in (
+        # Tunnels to other addresses.
+        *("192.88.99.0/24", "2002::/16"),
+        # Protocols of the IETF: tunnels too, and services of the network that a machine is in. Not all versions of
+        # Python know that these are not global.
+        *("192.0.0.0/24", "2001::/23", "3fff::/20"),
+        # Azure's metadata and keys.
+        "168.63.129.16/32",
+    )
+]
+"""Networks that are not of the public internet although they look so."""
 
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 
@@ -109,8 +125,9 @@ def _decode(content: bytes, limits: ImageLimits) -> Image.Image:
     try:
         image: Image.Image = Image.open(BytesIO(content), formats=FORMATS)
         # The header tells the size: nothing is unpacked of an image that is too large.
-        if image.width * image.height > limits.pixels:
-            raise ImageError("image_too_large", f"{image.width} x {image.height} pixels")
+        for width, height in ((image.width, image.height), _tile_of(image)):
+            if width * height > limits.pixels:
+                raise ImageError("image_too_large", f"{width} x {height} pixels")
         return _as_rgb(ImageOps.exif_transpose(image))
     except (ImageError, MemoryError):
         raise
@@ -119,6 +136,12 @@ def _decode(content: bytes, limits: ImageLimits) -> Image.Image:
     except Exception as error:
         # Decoders raise what they like on broken data: OSError, SyntaxError, ValueError, struct.error, ...
         raise ImageError("image_unreadable", str(error)) from error
+
+
+def _tile_of(image: Image.Image) -> tuple[int, int]:
+    """Width and height of the tiles of a TIFF: each is unpacked as a whole, however small the image is."""
+    tags = getattr(image, "tag_v2", None) or {}
+    return int(tags.get(TILE_WIDTH, 0)), int(tags.get(TILE_LENGTH, 0))
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
@@ -206,7 +229,7 @@ def is_public_address(address: str) -> bool:
     embedded = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None)
     if embedded is not None:
         ip = embedded
-    if any(ip in network for network in RELAYS if network.version == ip.version):
+    if any(ip in network for network in NOT_PUBLIC if network.version == ip.version):
         return False
     # Of IPv6 only what is given out as global unicast; addresses that stand for IPv4 ones (NAT64) lie outside.
     allocated = ip.version == 4 or ip in GLOBAL_UNICAST
@@ -240,23 +263,14 @@ def _fetch_once(url: str, limits: ImageLimits, deadline: float) -> tuple[bytes, 
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ImageError("image_unreachable", f"{url[:200]}: not a web address")
-    remaining = max(0.1, deadline - time.monotonic())
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=remaining)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-    if not all(is_public_address(str(entry[4][0])) for entry in found):
-        raise ImageError("image_unreachable", f"{parts.hostname} is not on the public internet")
-    watchdog: threading.Timer | None = None
+    connection = _connection(parts.scheme, parts.hostname, parts.port, deadline)
+    # However slowly headers or content trickle in, at the deadline the line is cut.
+    watchdog = threading.Timer(max(0.1, deadline - time.monotonic()), _hang_up, (connection.sock,))
+    watchdog.daemon = True
+    watchdog.start()
     try:
-        connection.connect()
-        # The name was looked up again for the connection, and may have given another address by now.
-        if not is_public_address(str(connection.sock.getpeername()[0])):
-            raise ImageError("image_unreachable", f"{parts.hostname} is not on the public internet")
-        # However slowly headers or content trickle in, at the deadline the line is cut.
-        watchdog = threading.Timer(max(0.1, deadline - time.monotonic()), _hang_up, (connection.sock,))
-        watchdog.daemon = True
-        watchdog.start()
+        if isinstance(connection.sock, ssl.SSLSocket):
+            connection.sock.do_handshake()
         target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=URL_SAFE)
         connection.request("GET", target, headers={"User-Agent": "curation-assets", "Accept": "image/*"})
         response = connection.getresponse()
@@ -266,9 +280,44 @@ def _fetch_once(url: str, limits: ImageLimits, deadline: float) -> tuple[bytes, 
             raise ImageError("image_unreachable", f"{url[:200]}: status {response.status}")
         return _read_response(response, limits, deadline), None
     finally:
-        if watchdog is not None:
-            watchdog.cancel()
+        watchdog.cancel()
         connection.close()
+
+
+def _connection(scheme: str, name: str, port: int | None, deadline: float) -> http.client.HTTPConnection:
+    """A line to a server of the public internet, over which nothing has been said.
+
+    By its name it will be asked, and its certificate checked.
+    """
+    port = port or (443 if scheme == "https" else 80)
+    found = [str(entry[4][0]) for entry in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)]
+    if not all(map(is_public_address, found)):
+        raise ImageError("image_unreachable", f"{name} is not on the public internet")
+    # To the very addresses that were checked: looked up again, the name may lead elsewhere by now.
+    line = _line_to(found, port, deadline)
+    try:
+        if scheme == "http":
+            connection = http.client.HTTPConnection(name, port)
+            connection.sock = line
+        else:
+            context = ssl.create_default_context()
+            connection = http.client.HTTPSConnection(name, port, context=context)
+            connection.sock = context.wrap_socket(line, server_hostname=name, do_handshake_on_connect=False)
+    except BaseException:
+        line.close()
+        raise
+    return connection
+
+
+def _line_to(addresses: Sequence[str], port: int, deadline: float) -> socket.socket:
+    """A line to the first of the addresses that answers."""
+    failed = OSError("the name has no address")
+    for address in addresses:
+        try:
+            return socket.create_connection((address, port), max(0.1, deadline - time.monotonic()))
+        except OSError as error:
+            failed = error
+    raise failed
 
 
 def _hang_up(line: socket.socket) -> None:

@@ -281,11 +281,3 @@ def test_trouble_of_the_machine_is_not_said_of_the_image(monkeypatch: pytest.Mon
 
 def too_many_files() -> None:
     raise OSError(errno.EMFILE, "Too many open files")
-
-
-def test_the_address_that_was_connected_to_is_checked_too(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A name server that gives a public address when asked and a private one when connected to.
-    answers = iter([True, False])
-    monkeypatch.setattr(images, "is_public_address", lambda address: next(answers))
-    assert flag_of(f"{server}/a.png?x=1", ImageLimits(allow_remote=True, timeout=5)) == "image_unreachable"
-    assert next(answers, None) is None
