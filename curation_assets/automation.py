@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import dagster as dg
 
 from curation_assets.alerts import alert_sensors, refusals_told
-from curation_assets.checkpoints.assets import warmup_key_of
+from curation_assets.checkpoints.assets import perturbation_key_of, warmup_key_of
+from curation_assets.checkpoints.perturbation import wants_perturbation
 from curation_assets.corpus.assets import RAW_CORPUS_KEY, REJECTED_ROWS_KEY
 from curation_assets.corpus.ingest import present_shards
 from curation_assets.dead_runs import UNFINISHED, bury_dead_runs
@@ -22,6 +23,7 @@ from curation_assets.due import (
     contiguous_ranges,
     corpus_due,
     manifest_due,
+    perturbation_due,
     scores_due,
     signal_due,
     subset_due,
@@ -30,7 +32,13 @@ from curation_assets.due import (
     waits_for_pool,
     warmup_due,
 )
-from curation_assets.fingerprints import base_digest, checkpoint_digest, image_limits_key, signal_fingerprint
+from curation_assets.fingerprints import (
+    base_digest,
+    checkpoint_digest,
+    image_limits_key,
+    sigma_path,
+    signal_fingerprint,
+)
 from curation_assets.landing_sensor import landing_sensor
 from curation_assets.limits import today_if_limited, waits_for_tomorrow
 from curation_assets.partitions import SHARDS, STAGE_TAG, range_tags, release_key, release_partitions
@@ -117,6 +125,7 @@ def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
     keys += report_keys(workspace)
     keys += [key for target in targets for key in validation_keys(workspace, target)]
     keys += [warmup_key_of(target) for target in targets if target.warmup != "none"]
+    keys += [perturbation_key_of(target) for target in targets if wants_perturbation(target)]
 
     @dg.sensor(
         name="scoring",
@@ -247,6 +256,11 @@ def _target_requests(
     waiting = waits_for_pool(workspace, target)
     if waiting:
         return [], [waiting]
+    if perturbation_due(workspace, target):
+        run_key = digest("perturbation", sigma_path(workspace, target), sorted(digests))
+        tags = {STAGE_TAG: "perturbation"}
+        request = dg.RunRequest(run_key=run_key, asset_selection=[perturbation_key_of(target)], tags=tags)
+        return ([], [resting]) if resting else ([request], [])
     validation = validation_keys(workspace, target)
     unseen = any(instance.get_latest_materialization_event(key) is None for key in validation)
     if unseen or validation_due(workspace, target):

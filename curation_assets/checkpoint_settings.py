@@ -1,4 +1,4 @@
-"""The part of `curation.yaml` that says how a target's checkpoint is trained: by whose recipe, and on what."""
+"""The part of `curation.yaml` that says how a target's checkpoints are made: trained, by whose recipe, or perturbed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from pydantic import Field
 
 from curation_assets.sections import Section
+from resources.scoring.spec import SOURCE_RADII, RadiusUnit
 from resources.training.recipe import PRESETS, Adapter, Recipe, Schedule, recipe_of
 
 Preset = Literal["grace", "temp", "grape", "s2l", "less"]
@@ -45,3 +46,32 @@ class Warmup(Section):
     def recipe(self) -> Recipe:
         """The whole recipe: the preset's with what is said here."""
         return recipe_of(self.preset, **self.model_dump(exclude=set(OWN)))
+
+
+class Perturbation(Section):
+    """The perturbed checkpoints at which early losses are measured (TEMP, arXiv 2606.26797): what perturbed_losses are
+    measured at. theta_0 is the target's model as it was before its training run."""
+
+    endpoint: str | None = Field(
+        None,
+        description="folder of a fine-tuned model, or of a LoRA adapter over the target's model, that gives the "
+        "direction; default: the target's own checkpoint (warmup)",
+    )
+    directional: bool = Field(True, description="false: the random perturbation only (unfaithful to TEMP, reported so)")
+    sigma: float | None = Field(
+        None, gt=0, description="strength of the random perturbation; default: searched for once, on a probe set"
+    )
+    probe_samples: int = Field(256, ge=1, description="samples that it is searched for on")
+    radius_unit: RadiusUnit = Field(
+        "absolute", description="distance: radii are fractions of the endpoint's distance from the model"
+    )
+    largest_radius: float = Field(10.0, gt=0, description="R of the source, which is tuned to 7-8 B parameters")
+    reasoning_only: bool = Field(
+        True, description="windows end where the answer begins; false: as released code has it"
+    )
+    skip_template_tokens: bool = Field(False, description="think tags and EOS do not count")
+    seed: int = Field(0, ge=0, lt=2**63)
+
+    def radii(self) -> tuple[float, ...]:
+        """Of the eight directional checkpoints: linspace(R / 10, R, 8), as the source's linspace(1, 10, 8)."""
+        return tuple(radius * self.largest_radius / SOURCE_RADII[-1] for radius in SOURCE_RADII)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from curation_assets import tables
+from curation_assets.checkpoints.perturbation import sigma_due
 from curation_assets.checkpoints.warmup import too_few, warmup_checkpoint
 from curation_assets.corpus.ingest import present_shards
 from curation_assets.corpus.purged import PurgedList
@@ -69,6 +70,13 @@ def waits_for_pool(workspace: Workspace, target: Target) -> str | None:
     if target.warmup == "none" or warmup_checkpoint(workspace, target) is not None:
         return None
     return too_few(workspace, target)
+
+
+def perturbation_due(workspace: Workspace, target: Target) -> bool:
+    """Whether the strength of a target's random perturbation is to be searched for, and can be."""
+    if waits_for_pool(workspace, target) is not None or warmup_due(workspace, target):
+        return False
+    return sigma_due(workspace, target)
 
 
 def validation_due(workspace: Workspace, target: Target) -> bool:

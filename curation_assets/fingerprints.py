@@ -15,7 +15,14 @@ from curation_assets.sections import SignalName
 from curation_assets.settings import Target
 from curation_assets.workspace import Workspace
 from resources.digests import digest
-from resources.model_files import adapter_digest, modules_digest, processor_digest, tokenizer_digest, weights_digest
+from resources.model_files import (
+    ModelError,
+    adapter_digest,
+    modules_digest,
+    processor_digest,
+    tokenizer_digest,
+    weights_digest,
+)
 from resources.trainer import TRAINER_VERSION, step_folder
 
 # Raise a version when its stage's output changes for the same input: that stage, and all that rests on
@@ -35,15 +42,17 @@ SIGNAL_VERSIONS: dict[SignalName, int] = {
     "text_embeddings": 1,
     "loss_trajectories": 1,
     "base_likelihoods": 1,
+    "perturbed_losses": 1,
 }
 SCORES_VERSION = 2
 QUALITY_VERSION = 1
 
-SEGMENTED_SIGNALS: frozenset[SignalName] = frozenset({"step_gradients", "segment_likelihoods"})
-"""Signals that rest on how responses are cut into steps."""
+SEGMENTED_SIGNALS: frozenset[SignalName] = frozenset({"step_gradients", "segment_likelihoods", "perturbed_losses"})
+"""Signals that rest on how responses are cut into steps, or on where their answer begins."""
 
 WARMUP_ROLE = "warmup"
 BASE_ROLE = "base"
+PERTURBED_ROLE = "perturbed"
 
 
 def corpus_fingerprint(workspace: Workspace, content_digest: str, purged: Sequence[str] = ()) -> str:
@@ -136,9 +145,56 @@ def trajectory_digest(workspace: Workspace, target: Target) -> str | None:
     return digest("trajectory", record["checkpoints"], steps)
 
 
+def sigma_path(workspace: Workspace, target: Target) -> str:
+    """Where the strength of a target's random perturbation is kept, by all that it was searched with."""
+    folder, wanted = workspace.model_folder(target), target.perturbation
+    search = [wanted.probe_samples, wanted.reasoning_only, wanted.skip_template_tokens, wanted.seed]
+    encoding = [tokenizer_digest(folder, workspace.cache), target.template, target.max_length, target.dtype]
+    key = digest("sigma", base_digest(workspace, target), encoding, segmentation_key(workspace), search)
+    return f"{tables.checkpoint_dir(target.name, PERTURBED_ROLE, key)}/checkpoint.json"
+
+
+def sigma_of(workspace: Workspace, target: Target) -> float | None:
+    """The strength of a target's random perturbation: as configured or as found; None while it is not known."""
+    if target.perturbation.sigma is not None:
+        return target.perturbation.sigma
+    record = workspace.warehouse.read_json(sigma_path(workspace, target))
+    return None if record is None else float(record["sigma"])
+
+
+def endpoint_folder(workspace: Workspace, target: Target) -> Path:
+    """The folder that a configuration names as endpoint.
+
+    Raises:
+        ModelError: there is none.
+    """
+    folder = (workspace.folder / Path(str(target.perturbation.endpoint)).expanduser()).resolve()
+    if not folder.is_dir():
+        raise ModelError(f"perturbation.endpoint of target {target.name}: there is no folder {folder}")
+    return folder
+
+
+def perturbed_digest(workspace: Workspace, target: Target) -> str | None:
+    """Of all perturbed checkpoints of a target; None while endpoint or strength are not there."""
+    wanted, sigma = target.perturbation, sigma_of(workspace, target)
+    endpoint: str | None = "none"
+    if wanted.directional and wanted.endpoint is not None:
+        folder = endpoint_folder(workspace, target)
+        adapter = (folder / "adapter_config.json").is_file()
+        endpoint = (adapter_digest if adapter else weights_digest)(folder, workspace.cache)
+    elif wanted.directional:
+        endpoint = checkpoint_digest(workspace, target)
+    if sigma is None or endpoint is None:
+        return None
+    path = [endpoint, wanted.radii(), wanted.radius_unit] if wanted.directional else []
+    windows = [wanted.reasoning_only, wanted.skip_template_tokens]
+    return digest("perturbed", base_digest(workspace, target), sigma, wanted.seed, path, windows)
+
+
 AT: dict[SignalName, Callable[[Workspace, Target], str | None]] = {
     "loss_trajectories": trajectory_digest,
     "base_likelihoods": base_digest,
+    "perturbed_losses": perturbed_digest,
 }
 """What weights a signal is measured at, where these are not the target's own checkpoint."""
 

@@ -18,7 +18,7 @@ from curation_assets.automation import (
     signals_to_run,
     without_event,
 )
-from curation_assets.checkpoints.assets import base_model_key, warmup_key_of
+from curation_assets.checkpoints.assets import base_model_key, perturbation_key_of, warmup_key_of
 from curation_assets.corpus.assets import LANDING_KEY
 from curation_assets.corpus.ingest import accept_listing, present_shards
 from curation_assets.dead_runs import bury_dead_runs, process_tags
@@ -228,6 +228,9 @@ class MainJob:
         if waiting:
             summary.waiting.append(waiting)
             return
+        if due.perturbation_due(self.workspace, target):
+            line = f"{target.name}: searching the strength of the random perturbation"
+            self._execute(line, "perturbation", [perturbation_key_of(target)])
         present = present_shards(self.workspace)
         lacking = lacking_signals(self.workspace, self.instance, target, present)
         wanted = [shard for shard in present if any(shard in shards for shards in lacking.values())]

@@ -25,6 +25,7 @@ SignalName = Literal[
     "text_embeddings",
     "loss_trajectories",
     "base_likelihoods",
+    "perturbed_losses",
 ]
 
 

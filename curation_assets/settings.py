@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from curation_assets.checkpoint_settings import Warmup
+from curation_assets.checkpoint_settings import Perturbation, Warmup
 from curation_assets.corpus_settings import Corpus, ValidationSet
 from curation_assets.scores.method import ScoreSection
 from curation_assets.scores.registry import METHODS, method_of
 from curation_assets.sections import LocatedError, Name, Section, SignalName, unknown
-from curation_assets.subsets.selector import BY_SHARES, S2L, AnySelector, KCenter, RoundRobin, SelectorKind
+from curation_assets.subsets.selector import BY_SHARES, AnySelector, SelectorKind
+from curation_assets.subsets.suits import what_a_selector_lacks, what_shares_cannot
 from curation_assets.tables import SAMPLE_SCORES
 from resources.scoring.samples import Proxy
 from resources.scoring.spec import Template
@@ -47,6 +48,9 @@ class Target(Section):
         default=Warmup(),
         description="none: measure at the base model (unfaithful to GRACE, reported so)",
         json_schema_extra=_or_null,
+    )
+    perturbation: Perturbation = Field(
+        default=Perturbation(), description="the checkpoints that perturbed_losses are measured at"
     )
     template: Template = Field(
         "auto",
@@ -82,6 +86,14 @@ class Target(Section):
                 ["signals", self.signals.index("base_likelihoods")],
                 "base_likelihoods tell a trained checkpoint from the model that it was trained from; with warmup: none "
                 "these are one: use likelihoods",
+            )
+        of_path = self.perturbation.directional and self.perturbation.endpoint is None
+        if "perturbed_losses" in self.signals and of_path and self.warmup == "none":
+            raise LocatedError(
+                ["signals", self.signals.index("perturbed_losses")],
+                "there is no endpoint to perturb towards: name one (perturbation: {endpoint: FOLDER}), let one be "
+                "trained (warmup), or leave the path out (perturbation: {directional: false}; unfaithful to TEMP, and "
+                "reported so)",
             )
         if self.embedding_model and self.warmup != "none":
             raise LocatedError(["signals"], "an embedding model is measured as it is: add warmup: none")
@@ -207,36 +219,6 @@ class Engine(Section):
         return device
 
 
-def _what_a_selector_lacks(selector: AnySelector | None, score: ScoreSection) -> str | None:
-    """Why a selector cannot choose by a score's method, and the mend; None if it can."""
-    method = method_of(score)
-    if isinstance(selector, RoundRobin) and not method.validation(score):
-        return (
-            f"round_robin goes round validation samples, which method {method.name} does not have; choose a score "
-            "with method rds, rds_plus or embedding_similarity, or another selector"
-        )
-    if isinstance(selector, S2L) and method.vectors != "loss_trajectories":
-        return (
-            f"s2l clusters loss trajectories, which method {method.name} does not have; choose a score with method "
-            "s2l, or another selector"
-        )
-    if isinstance(selector, KCenter) and method.vectors is None:
-        return (
-            f"k_center looks at embeddings, which method {method.name} does not have; choose a score with method "
-            "k_center, rds, rds_plus or embedding_similarity, or another selector"
-        )
-    return None
-
-
-def _what_shares_cannot(subset: Subset, kind: str) -> tuple[str, str | None]:
-    """What a selector that shares a budget out by itself cannot do: the key, what is wrong, and the mend."""
-    if subset.budget.tokens is not None:
-        return "budget", f"selector {kind} shares out a number of samples; give a fraction or samples"
-    if subset.stratify:
-        return "stratify", f"selector {kind} gives every source its share by itself; leave stratify out"
-    return "", None
-
-
 class Limits(Section):
     """How much may be measured: by one `curate run`, and by all runs together that sensors launch in a day (UTC)."""
 
@@ -355,12 +337,12 @@ class Settings(Section):
             if subset.score not in scores:
                 raise LocatedError(["subsets", position, "score"], unknown("score", subset.score, scores))
             score = self.score(subset.score)
-            lacks = _what_a_selector_lacks(subset.selector, score)
+            lacks = what_a_selector_lacks(subset.selector, score)
             if lacks is not None:
                 raise LocatedError(["subsets", position, "selector"], lacks)
             selector = subset.selector or method_of(score).selector
             if isinstance(selector, BY_SHARES):
-                at, wrong = _what_shares_cannot(subset, selector.kind)
+                at, wrong = what_shares_cannot(subset.budget.tokens is not None, bool(subset.stratify), selector.kind)
                 if wrong is not None:
                     raise LocatedError(["subsets", position, at], wrong)
         return self

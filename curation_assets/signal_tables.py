@@ -153,6 +153,22 @@ BASE_LIKELIHOODS = _signal(
     {"base_nll": _mean("negative log-likelihood of the response at the base model", "nats")},
 )
 
+def _path(window: str) -> Column:
+    meaning = f"mean NLL of the response's first {window} tokens at each directional checkpoint, in order of radius"
+    return Column(pl.List(pl.Float32), f"{meaning}; empty without a path, null if not measured", "nats", nullable=True)
+
+
+PERTURBED_LOSSES = _signal(
+    "perturbed_losses",
+    "early losses of each response at the base model and at perturbed checkpoints (TEMP, arXiv 2606.26797)",
+    {
+        "base_100": _mean("negative log-likelihood of the first 100 tokens at the base model", "nats"),
+        "random_100": _mean("the same at the randomly perturbed checkpoint", "nats"),
+        "directional_100": _path("100"),
+        "directional_1000": _path("1,000"),
+    },
+)
+
 SIGNAL_TABLES = {
     table.name: table
     for table in (
@@ -168,5 +184,6 @@ SIGNAL_TABLES = {
         TEXT_EMBEDDINGS,
         LOSS_TRAJECTORIES,
         BASE_LIKELIHOODS,
+        PERTURBED_LOSSES,
     )
 }

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from resources.quiet import quieten_transformers
-from resources.scoring.samples import Request, Sample, SampleSignals
-from resources.scoring.spec import PassSpec
+from resources.scoring.samples import PerturbedRequest, PerturbedSignals, Request, Sample, SampleSignals
+from resources.scoring.spec import PassSpec, PerturbedSpec
 from resources.trajectory import Opening, Pass, specs_of, start_of, stay_loaded, with_trajectories
 
 if TYPE_CHECKING:
     from resources.embedder import EmbeddingPass
     from resources.scoring.devices import DeviceGroup
     from resources.scoring.forward import ForwardPass
+    from resources.scoring.perturbed import PerturbedGroup, PerturbedPass
+
+PERTURBED_CHUNK = 2048
+"""Samples whose losses at perturbed checkpoints are given together: several windows on a CPU, one on a GPU."""
 
 
 class Scorer:
@@ -26,11 +31,18 @@ class Scorer:
 
     Args:
         spec: the checkpoint and the settings that it is measured under.
+        perturbed: what perturbed checkpoints are made from, and what is measured at them, if anything is.
         device: `auto` (every visible CUDA device, else the CPU), `cpu`, `cuda`, or several: `cuda:0,cuda:1`.
     """
 
-    def __init__(self, spec: PassSpec, device: str = "auto") -> None:
+    def __init__(
+        self,
+        spec: PassSpec,
+        device: str = "auto",
+        perturbed: tuple[PerturbedSpec, PerturbedRequest] | None = None,
+    ) -> None:
         self.spec = spec
+        self.perturbed = perturbed
         self.device = device
         self._workers = ExitStack()
 
@@ -74,6 +86,18 @@ class Scorer:
             yield make_pass(spec, self._devices[0])
 
     @cached_property
+    def perturbed_pass(self) -> PerturbedPass | PerturbedGroup:
+        """The pass over perturbed checkpoints."""
+        quieten_transformers()
+        from resources.scoring.perturbed import PerturbedGroup, make_perturbed_pass  # noqa: PLC0415
+
+        assert self.perturbed is not None, "nothing is said of perturbed checkpoints"
+        spec, _ = self.perturbed
+        if len(self._devices) > 1:
+            return self._workers.enter_context(PerturbedGroup(spec, self._devices, quieten_transformers))
+        return make_perturbed_pass(spec, self._devices[0])
+
+    @cached_property
     def _start(self) -> Opening:
         """What gives the pass at the model before its training run; it stays loaded."""
         return _kept(self._workers.enter_context(self._loaded(start_of(self.spec))))
@@ -100,14 +124,53 @@ class Scorer:
 
         Close it when it is not used up: what works on it ends then.
         """
-        if request.trajectory or request.base_likelihoods:
+        if request.perturbed:
+            yield from self._with_perturbed(samples, replace(request, perturbed=False), progress)
+        elif request.trajectory or request.base_likelihoods:
             checkpoints = self._checkpoints if request.trajectory else ()
             start = self._start if request.base_likelihoods else None
             yield from with_trajectories(samples, request, lambda: self._pass, checkpoints, start, progress)
         else:
             yield from self._pass.stream(samples, request, progress)
 
+    def _with_perturbed(
+        self, samples: Sequence[Sample], request: Request, progress: Callable[[int], None] | None
+    ) -> Generator[list[SampleSignals], None, None]:
+        """Early losses at perturbed checkpoints beside whatever else is asked for, some samples after another."""
+        assert self.perturbed is not None, "nothing is said of perturbed checkpoints"
+        for start in range(0, len(samples), PERTURBED_CHUNK):
+            chunk = samples[start : start + PERTURBED_CHUNK]
+            own = self.measure(chunk, request) if request != Request() else ()
+            results = {result.position: result for batch in own for result in batch}
+            for window in self.perturbed_pass.stream(chunk, self.perturbed[1]):
+                for found in window:
+                    add_perturbed(results, found)
+            for position, result in results.items():
+                result.position = start + position
+            if progress is not None:
+                progress(len(chunk))
+            yield list(results.values())
+
 
 def _kept(loaded: Pass) -> Opening:
     """What gives a pass that stays loaded."""
     return lambda: nullcontext(loaded)
+
+
+def add_perturbed(results: dict[int, SampleSignals], found: PerturbedSignals) -> None:
+    """Add what was found of a sample at perturbed checkpoints to what is known of it, by position."""
+    known = results.get(found.position)
+    if known is None:
+        known = results[found.position] = SampleSignals(
+            found.sample_id,
+            found.position,
+            tokens=found.tokens,
+            prompt_tokens=found.prompt_tokens,
+            response_tokens=found.response_tokens,
+            flags=list(found.flags),
+        )
+    else:
+        known.elsewhere_tokens += found.tokens
+        known.flags = [*known.flags, *(flag for flag in found.flags if flag not in known.flags)]
+    known.prefix_flags = list(found.prefix_flags)
+    known.perturbed = found

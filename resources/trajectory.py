@@ -106,7 +106,7 @@ def _losses(
             found = _by_position(at.stream(chunk, Request(token_likelihoods=True)))
         for position, result in found.items():
             if position in results:
-                results[position].trajectory_tokens += result.tokens
+                results[position].elsewhere_tokens += result.tokens
             else:
                 results[position] = replace(result, token_nll=None)
             own = losses.setdefault(position, [])

@@ -4,12 +4,15 @@ from typing import Any
 
 import dagster as dg
 
-from curation_assets.asset_metadata import OWNERS
+from curation_assets.asset_metadata import OWNERS, markdown_table
+from curation_assets.checkpoints.perturbation import wants_perturbation
 from curation_assets.checkpoints.warmup import train_warmup
 from curation_assets.corpus.assets import RAW_CORPUS_KEY
 from curation_assets.fingerprints import base_digest, checkpoint_digest, warmup_key
 from curation_assets.reports.plots import curve
 from curation_assets.settings import Target
+from curation_assets.signals.measure import find_strength
+from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
 from curation_assets.workspace import Workspace
 
 
@@ -21,6 +24,11 @@ def base_model_key(target: Target) -> dg.AssetKey:
 def warmup_key_of(target: Target) -> dg.AssetKey:
     """The warm-up checkpoint of a target."""
     return dg.AssetKey([target.name, "warmup_checkpoint"])
+
+
+def perturbation_key_of(target: Target) -> dg.AssetKey:
+    """The strength of a target's random perturbation."""
+    return dg.AssetKey([target.name, "perturbation"])
 
 
 def measured_checkpoint_key(target: Target) -> dg.AssetKey:
@@ -40,8 +48,14 @@ def checkpoint_assets(target: Target) -> list[dg.AssetsDefinition | dg.SourceAss
     def base_model(workspace: dg.ResourceParam[Workspace]) -> dg.DataVersion:
         return dg.DataVersion(base_digest(workspace, target))
 
-    if target.warmup == "none":
-        return [base_model]
+    made: list[dg.AssetsDefinition | dg.SourceAsset] = [base_model]
+    if target.warmup != "none":
+        made.append(_warmup_asset(target, base_model))
+    return [*made, _perturbation_asset(target)] if wants_perturbation(target) else made
+
+
+def _warmup_asset(target: Target, base_model: dg.SourceAsset) -> dg.AssetsDefinition:
+    assert target.warmup != "none"
 
     @dg.asset(
         key=warmup_key_of(target),
@@ -73,4 +87,35 @@ def checkpoint_assets(target: Target) -> list[dg.AssetsDefinition | dg.SourceAss
             },
         )
 
-    return [base_model, warmup_checkpoint]
+    return warmup_checkpoint
+
+
+def _perturbation_asset(target: Target) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=perturbation_key_of(target),
+        deps=[base_model_key(target), SEGMENTED_STEPS_KEY],
+        group_name=target.name,
+        description="Strength of the random perturbation of TEMP's difficulty filter, searched for once on a draw of "
+        "the pool: early losses there are 2.5 times the base model's.",
+        owners=OWNERS,
+        kinds={"pytorch"},
+        pool="gpu",
+    )
+    def perturbation(workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
+        record = find_strength(workspace, target)
+        trials = sorted(record["trials"], key=lambda trial: trial["sigma"])
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(str(record["sigma"])),
+            metadata={
+                "sigma": record["sigma"],
+                "ratio": record["ratio"],
+                "base_nll": record["base_nll"],
+                "samples": record["samples"],
+                "trials": markdown_table(
+                    ("sigma", "mean early loss", "over the base model's"),
+                    [(trial["sigma"], trial["mean_nll"], trial["ratio"]) for trial in trials],
+                ),
+            },
+        )
+
+    return perturbation

@@ -36,8 +36,8 @@ TRAINED_ON = "trained_on.parquet"
 """The sample_ids that it was trained on."""
 
 
-class WarmupError(UserError):
-    """A warm-up checkpoint cannot be trained."""
+class CheckpointError(UserError):
+    """A checkpoint cannot be made, or is not there."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ def planned_checkpoints(workspace: Workspace, target: Target, drawn: int) -> int
 
 def trainable_rows(workspace: Workspace) -> pl.DataFrame:
     """The rows of the pool that a warm-up may be trained on: those without images, as the trainer reads text."""
-    return _pool(workspace).filter(pl.col("images") == 0)
+    return pool_of(workspace).filter(pl.col("images") == 0)
 
 
-def _pool(workspace: Workspace) -> pl.DataFrame:
+def pool_of(workspace: Workspace) -> pl.DataFrame:
     """The pool after filters; empty while these have not been applied to all of it."""
     rows = pool_rows(workspace)
     if pool_due(workspace, present_shards(workspace)):
@@ -89,7 +89,7 @@ def _pool(workspace: Workspace) -> pl.DataFrame:
 
 def too_few(workspace: Workspace, target: Target) -> str | None:
     """Why the target's warm-up cannot be trained yet, and the mend; None if the pool is large enough."""
-    pool = _pool(workspace)
+    pool = pool_of(workspace)
     with_images = int((pool["images"] > 0).sum())
     return too_few_of(target, len(pool) - with_images, with_images)
 
@@ -119,16 +119,16 @@ def train_warmup(workspace: Workspace, target: Target) -> WarmupCheckpoint:
     """Train the target's warm-up on its share of the pool's rows of text, or give the one that is there.
 
     Raises:
-        WarmupError: there are fewer such rows than the warm-up's `min_pool`.
+        CheckpointError: there are fewer such rows than the warm-up's `min_pool`.
     """
     if target.warmup == "none":
-        raise WarmupError(f"target {target.name} has warmup: none, so there is nothing to train")
+        raise CheckpointError(f"target {target.name} has warmup: none, so there is nothing to train")
     known = warmup_checkpoint(workspace, target)
     if known is not None:
         return known
     waiting = too_few(workspace, target)
     if waiting is not None:
-        raise WarmupError(waiting)
+        raise CheckpointError(waiting)
     rows = trainable_rows(workspace)
     chosen = draw_samples(rows["sample_id"], target.warmup.fraction, target.warmup.seed)
     training = corpus_rows(workspace, chosen)
@@ -140,7 +140,7 @@ def train_warmup(workspace: Workspace, target: Target) -> WarmupCheckpoint:
     workspace.warehouse.create_folder(folder, fill, last=RECORD)
     trained = warmup_checkpoint(workspace, target)
     if trained is None:
-        raise WarmupError(f"{folder} has no {RECORD}: remove the folder and train again")
+        raise CheckpointError(f"{folder} has no {RECORD}: remove the folder and train again")
     return trained
 
 

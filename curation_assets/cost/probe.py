@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
@@ -13,12 +13,12 @@ from curation_assets.cost.tokens import TokenCount, segmented, signals_in
 from curation_assets.progress import track
 from curation_assets.sections import SignalName
 from curation_assets.settings import Target
-from curation_assets.signals.catalog import SIGNALS, request_for
+from curation_assets.signals.catalog import LATE, SIGNALS, request_for
 from curation_assets.signals.measure import make_scorer, tokens_run
 from curation_assets.workspace import Workspace
 from resources.scorer import Scorer
 from resources.scoring.batching import plan_batches
-from resources.scoring.samples import Sample, SampleSignals
+from resources.scoring.samples import PrefixWindows, Sample, SampleSignals
 from resources.warehouse import parquet_bytes
 
 BATCHES = 8
@@ -150,7 +150,11 @@ def _measure(scorer: Scorer, target: Target, pool: Pool, batch: Batch) -> tuple[
     for shard, ids in by_shard.items():
         samples += pool.samples(shard, ids, segmented(signals))
     started = time.perf_counter()
-    results = [result for part in scorer.measure(samples, request_for(target, signals)) for result in part]
+    request = request_for(target, signals)
+    if request.perturbed:
+        # At the base model alone: what is run at each of the perturbed checkpoints takes as long.
+        request = replace(request, perturbed=False, prefix_losses=PrefixWindows((LATE,)))
+    results = [result for part in scorer.measure(samples, request) for result in part]
     return time.perf_counter() - started, results
 
 
@@ -160,6 +164,7 @@ def _weigh(probe: Probe, results: list[tuple[str, list[SampleSignals]]]) -> None
     for lacking, found in results:
         for signal in signals_in(lacking):
             by_signal.setdefault(signal, []).extend(found)
+    by_signal.pop("perturbed_losses", None)
     for signal, found in by_signal.items():
         empty = len(parquet_bytes(SIGNALS[signal].frame([]), {}))
         probe.part_bytes[signal] = empty

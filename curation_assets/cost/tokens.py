@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from curation_assets.checkpoints.perturbation import perturbed_request
 from curation_assets.cost.pool import Pool
 from curation_assets.draws import draw_bits
 from curation_assets.fingerprints import SEGMENTED_SIGNALS
@@ -19,11 +20,12 @@ from curation_assets.progress import track
 from curation_assets.sections import SignalName
 from curation_assets.settings import Target
 from curation_assets.signals.catalog import request_for
+from curation_assets.subsets.temp import STEPS
 from curation_assets.workspace import Workspace
 from resources.embedder import describe_text, text_limits
 from resources.quiet import quieten_transformers
 from resources.scoring.images import ImageLimits
-from resources.scoring.samples import Encoded, Request, Sample
+from resources.scoring.samples import UNRUNNABLE, Encoded, PerturbedRequest, Request, Sample
 
 if TYPE_CHECKING:
     from resources.scoring.encoding import Encoder
@@ -229,11 +231,11 @@ def _encode(
 
 def _pass_counter(workspace: Workspace, target: Target, checkpoints: int) -> Counter:
     """Counts what a pass over a language model runs."""
-    encoder = make_encoder(workspace, target)
+    encoder, perturbation = make_encoder(workspace, target), perturbed_request(target, 1.0)
 
     def count(samples: Sequence[Sample], request: Request) -> Iterator[tuple[str, int, int, int]]:
         for encoded in encoder.encode(samples):
-            yield (encoded.sample.sample_id, len(encoded), *_tokens_run(encoded, request, checkpoints))
+            yield (encoded.sample.sample_id, len(encoded), *_tokens_run(encoded, request, checkpoints, perturbation))
 
     return count
 
@@ -252,13 +254,32 @@ def _text_counter(workspace: Workspace, target: Target) -> Counter:
     return count
 
 
-def _tokens_run(encoded: Encoded, request: Request, checkpoints: int) -> tuple[int, int]:
+def _tokens_run(
+    encoded: Encoded, request: Request, checkpoints: int, perturbation: PerturbedRequest
+) -> tuple[int, int]:
     """Tokens that are run of a sample for a request: with the prompt, and of the response alone."""
     from resources.scoring.measuring import describe, narrowed  # noqa: PLC0415
 
+    perturbed = 0
+    if request.perturbed:
+        perturbed = _perturbed_tokens(encoded, perturbation)
+        request = replace(request, perturbed=False)
     wanted = narrowed(request, describe(encoded, 0))
     own = replace(wanted, unconditional=False, trajectory=False, base_likelihoods=False) != Request()
     return (
-        len(encoded) * (own + wanted.base_likelihoods + checkpoints * wanted.trajectory),
+        len(encoded) * (own + wanted.base_likelihoods + checkpoints * wanted.trajectory) + perturbed,
         encoded.response_tokens if wanted.unconditional else 0,
     )
+
+
+def _perturbed_tokens(encoded: Encoded, request: PerturbedRequest) -> int:
+    """Tokens that are run of a sample at the base model and at all perturbed checkpoints."""
+    from resources.scoring.measuring import describe  # noqa: PLC0415
+    from resources.scoring.prefixes import cut_to_windows  # noqa: PLC0415
+
+    early, path = request.windows(request.filter_windows), request.windows(request.path_windows)
+    described = describe(encoded, 0, early)
+    if described.prefix_flags or set(described.flags) & UNRUNNABLE.keys():
+        return 0
+    tokens = 2 * len(cut_to_windows(encoded, early))
+    return tokens + STEPS * len(cut_to_windows(encoded, path)) if request.directional else tokens

@@ -77,7 +77,7 @@ class Method:
         selector: how it chooses, unless a subset says otherwise.
         validation: names of the validation sets that its score compares with.
         vectors: the signal with the embeddings that its selector looks at, if it looks at any.
-        vector_column: its column with them.
+        vector: of its rows, the list that is a sample's vector.
         highest_first: whether the best samples have the highest score.
         cost: in the units of the GRAPE paper's Table 13: N samples, forward cost F.
         unfaithful: what parts a target and parameters from the source; empty if nothing does.
@@ -94,7 +94,7 @@ class Method:
     reads: Mapping[SignalName, tuple[str, ...]] = field(default_factory=dict)
     validation: Callable[[Any], tuple[str, ...]] = lambda _section: ()
     vectors: SignalName | None = None
-    vector_column: str = "vector"
+    vector: pl.Expr = field(default_factory=lambda: pl.col("vector"))
     highest_first: bool = True
     cost: str = "N F"
     unfaithful: Callable[[Target, Any], Sequence[str]] = lambda _target, _section: ()

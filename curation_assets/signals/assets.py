@@ -7,7 +7,7 @@ import dagster as dg
 
 from curation_assets import tables
 from curation_assets.asset_metadata import OWNERS, column_schema, markdown_table
-from curation_assets.checkpoints.assets import measured_checkpoint_key
+from curation_assets.checkpoints.assets import measured_checkpoint_key, perturbation_key_of
 from curation_assets.corpus.assets import RAW_CORPUS_KEY
 from curation_assets.fingerprints import SEGMENTED_SIGNALS, SIGNAL_VERSIONS
 from curation_assets.partitions import SHARDS
@@ -83,6 +83,7 @@ def _spec(target: Target, signal: SignalName) -> dg.AssetSpec:
         deps=[
             SEGMENTED_STEPS_KEY if signal in SEGMENTED_SIGNALS else RAW_CORPUS_KEY,
             measured_checkpoint_key(target),
+            *([perturbation_key_of(target)] if signal == "perturbed_losses" else []),
         ],
         skippable=True,
         group_name=target.name,

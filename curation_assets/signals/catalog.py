@@ -29,6 +29,9 @@ HALF_MAXIMUM = float(np.finfo(np.float16).max)
 # How cutting met the segments is a fact about these: a signal that does not rest on them knows one way.
 CUT_FLAGS = frozenset({"truncated", "answer_truncated", "response_truncated"})
 
+EARLY, LATE = 100, 1000
+"""TEMP's windows, in tokens."""
+
 Rows = list[dict[str, Any]]
 
 
@@ -68,6 +71,7 @@ def request_for(target: Target, signals: Collection[SignalName]) -> Request:
         unconditional="unconditional_likelihoods" in signals,
         trajectory="loss_trajectories" in signals,
         base_likelihoods="base_likelihoods" in signals,
+        perturbed="perturbed_losses" in signals,
         embeddings=frozenset(pooling for pooling, name in POOLINGS.items() if name in signals),
     )
 
@@ -182,6 +186,27 @@ def _elsewhere(column: str, of: Callable[[SampleSignals], object], results: Sequ
     ]
 
 
+def _perturbed_losses(results: Sequence[SampleSignals]) -> Rows:
+    rows = []
+    for result in results:
+        found = result.perturbed
+        measured = found is not None and found.random is not None
+        path = [] if found is None or found.directional is None else found.directional
+        rows.append(
+            {
+                "sample_id": result.sample_id,
+                "base_100": None if found is None or found.base is None else found.base[EARLY],
+                "random_100": None if found is None or found.random is None else found.random[EARLY],
+                "directional_100": [losses[EARLY] for losses in path] if measured else None,
+                "directional_1000": [losses[LATE] for losses in path] if measured else None,
+                "response_tokens": result.response_tokens,
+                "tokens": 0 if found is None else found.tokens,
+                "flags": [*_own_flags(result, missing=not measured), *result.prefix_flags],
+            }
+        )
+    return rows
+
+
 def _embeddings(pooling: Pooling, results: Sequence[SampleSignals]) -> Rows:
     rows = []
     for result in results:
@@ -236,6 +261,7 @@ SIGNALS: dict[SignalName, Signal] = {
     "loss_trajectories": Signal(
         tables.LOSS_TRAJECTORIES, "losses", partial(_elsewhere, "losses", lambda result: result.trajectory)
     ),
+    "perturbed_losses": Signal(tables.PERTURBED_LOSSES, "random_100", _perturbed_losses),
     "base_likelihoods": Signal(
         tables.BASE_LIKELIHOODS, "base_nll", partial(_elsewhere, "base_nll", lambda result: result.base_nll)
     ),

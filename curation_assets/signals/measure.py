@@ -9,15 +9,22 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from curation_assets import tables
+from curation_assets.checkpoints.perturbation import (
+    perturbed_request,
+    perturbed_spec,
+    search_sigma,
+    wants_perturbation,
+)
 from curation_assets.checkpoints.warmup import warmup_checkpoint
-from curation_assets.fingerprints import SEGMENTED_SIGNALS, image_limits_key, input_fingerprint
+from curation_assets.fingerprints import SEGMENTED_SIGNALS, image_limits_key, input_fingerprint, sigma_of
 from curation_assets.limits import LimitReachedError, Meter, current_allowance
 from curation_assets.progress import track
 from curation_assets.samples import samples_of
@@ -26,6 +33,7 @@ from curation_assets.settings import Target
 from curation_assets.signals.catalog import SIGNALS, request_for
 from curation_assets.signals.store import MeasuringError, ShardMeasurement, SignalStore, shard_record_path
 from curation_assets.workspace import Workspace
+from resources.quiet import quieten_transformers
 from resources.scorer import Scorer
 from resources.scoring.images import ImageLimits
 from resources.scoring.samples import SampleSignals
@@ -91,12 +99,31 @@ def make_scorer(workspace: Workspace, target: Target) -> Scorer:
         trajectory=trajectory,
         base=workspace.model_folder(target),
     )
-    return Scorer(spec, engine.device)
+    sigma = sigma_of(workspace, target) if wants_perturbation(target) else None
+    if sigma is None:
+        return Scorer(spec, engine.device)
+    # theta_0 is the model before its training run, whatever the target is measured at.
+    start = replace(spec, model_folder=workspace.model_folder(target), adapter=None, trajectory=())
+    perturbed = (perturbed_spec(workspace, target, start), perturbed_request(target, sigma))
+    return Scorer(spec, engine.device, perturbed)
+
+
+def find_strength(workspace: Workspace, target: Target) -> dict[str, Any]:
+    """Search for the strength of a target's random perturbation (`checkpoints.perturbation.search_sigma`)."""
+    quieten_transformers()
+    from resources.scoring.devices import devices_of  # noqa: PLC0415
+    from resources.scoring.perturbed import make_perturbed_pass  # noqa: PLC0415
+
+    plain = make_scorer(workspace, target.model_copy(update={"warmup": "none", "signals": ["likelihoods"]})).spec
+    # One device is enough for some hundred samples.
+    device = devices_of(workspace.settings.engine.device)[0]
+    scoring = make_perturbed_pass(perturbed_spec(workspace, target, plain, path=False), device)
+    return search_sigma(workspace, target, scoring)
 
 
 def tokens_run(result: SampleSignals) -> int:
     """Tokens that were run through models for a sample, in all passes."""
-    return result.tokens + result.unconditional_tokens + result.trajectory_tokens
+    return result.tokens + result.unconditional_tokens + result.elsewhere_tokens
 
 
 def measure_shards(

@@ -150,7 +150,7 @@ def features_of(workspace: Workspace, score: ScoreSection) -> Features | None:
         stored = SignalStore.of(workspace, target, signal).rows(sample_ids)
         assert stored is not None
         wanted = sample_ids.to_frame("sample_id").join(stored, on="sample_id", how="left", maintain_order="left")
-        return matrix(wanted[method_of(score).vector_column])
+        return matrix(wanted.select(method_of(score).vector).to_series())
 
     def validation() -> NDArray[np.float32]:
         return np.concatenate(list(validation_vectors(workspace, target, score).values()))

@@ -99,8 +99,19 @@ class S2L(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="of k-means, and of the draws within clusters")
 
 
-SelectorKind = Literal["top", "per_prompt", "band", "random", "round_robin", "k_center", "s2l"]
-AnySelector = Annotated[Top | PerPrompt | Band | Random | RoundRobin | KCenter | S2L, Field(discriminator="kind")]
+class Temp(Section):
+    """Of every source the hard ones, a share of the budget by how much harder the path makes them, and of each cluster
+    of losses along it the most brittle (TEMP). Without a path: of the hard ones the hardest.
+    """
 
-BY_SHARES = (S2L,)
+    kind: Literal["temp"] = "temp"
+    seed: int = Field(0, ge=0, lt=2**63, description="of k-means, and of the draws among singletons")
+
+
+SelectorKind = Literal["top", "per_prompt", "band", "random", "round_robin", "k_center", "s2l", "temp"]
+AnySelector = Annotated[
+    Top | PerPrompt | Band | Random | RoundRobin | KCenter | S2L | Temp, Field(discriminator="kind")
+]
+
+BY_SHARES = (S2L, Temp)
 """Selectors that share a budget out by themselves: what they choose is of one size, and not of strata."""

@@ -21,7 +21,8 @@ from curation_assets.subsets.features import Features
 from curation_assets.subsets.k_center import k_center
 from curation_assets.subsets.round_robin import round_robin
 from curation_assets.subsets.s2l import s2l
-from curation_assets.subsets.selector import S2L, Band, KCenter, Original, PerPrompt, Random, RoundRobin, Top
+from curation_assets.subsets.selector import S2L, Band, KCenter, Original, PerPrompt, Random, RoundRobin, Temp, Top
+from curation_assets.subsets.temp import difficult, losses_of, temp
 
 MIDDLE_BEGINS = Fraction("0.33")
 """Share of the descending order that the middle band leaves out."""
@@ -30,7 +31,7 @@ Positions = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
-BY_VECTORS = (KCenter, RoundRobin, S2L)
+BY_VECTORS = (KCenter, RoundRobin, S2L, Temp)
 """Selectors that compare samples with one another or with many: what they do not have to order costs nothing."""
 
 
@@ -289,6 +290,22 @@ def _s2l(selector: S2L, found: Candidates) -> Choice:
     return Choice(places[s2l(vectors, own["sample_id"], sources, limit, selector.clusters, selector.seed)])
 
 
+def _temp(selector: Temp, found: Candidates) -> Choice:
+    features, places = _features(selector.kind, found), np.flatnonzero(found.may)
+    if not len(places):
+        return Choice(places)
+    own = found.pool[places]
+    limit = len(places) if found.limit is None else found.limit
+    domains, sources = (
+        own[column].fill_null("").rank("dense").cast(pl.Int64).to_numpy() for column in ("domain", "source")
+    )
+    losses = losses_of(features.vectors(own["sample_id"]))
+    if losses.path is None:
+        hard = places[difficult(losses.random, sources, limit)]
+        return Choice(found.ranked(True, hard))
+    return Choice(places[temp(losses.random, losses.path, own["sample_id"], domains, sources, limit, selector.seed)])
+
+
 def _tie_rank(ids: pl.Series) -> Positions:
     """The place of each id among all in order."""
     rank: Positions = ids.rank("ordinal").cast(pl.Int64).to_numpy()
@@ -303,4 +320,5 @@ _SELECTORS: dict[type, Callable[[Any, Candidates], Choice]] = {
     RoundRobin: _round_robin,
     KCenter: _k_center,
     S2L: _s2l,
+    Temp: _temp,
 }

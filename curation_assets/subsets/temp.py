@@ -21,25 +21,45 @@ SAMPLES_A_CLUSTER = 4
 Positions = NDArray[np.int64]
 
 
+STEPS = 8
+"""Directional checkpoints."""
+
+
 @dataclass(frozen=True)
-class Losses:
-    """Early losses of n samples, in nats.
+class Path:
+    """Early losses of n samples at the directional checkpoints, in nats.
 
     Attributes:
-        random: l_100 at the randomly perturbed checkpoint [n].
-        first: l_100 at the first directional checkpoint [n].
+        first: l_100 at the first of them [n].
         last: l_100 at the last one [n].
         curve: l_1000 at each of them [n, 8].
     """
 
-    random: NDArray[np.float64]
     first: NDArray[np.float64]
     last: NDArray[np.float64]
     curve: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Losses:
+    """Early losses of n samples: l_100 at the randomly perturbed checkpoint [n], and those along the path."""
+
+    random: NDArray[np.float64]
+    path: Path | None
+
+
+def losses_of(vectors: NDArray[np.floating]) -> Losses:
+    """Of rows [n, 1] l_100 at the random checkpoint; of rows [n, 17] l_100, then l_1000, along the path as well."""
+    rows = vectors.astype(np.float64)
+    if rows.shape[1] == 1:
+        return Losses(rows[:, 0], None)
+    assert rows.shape[1] == 1 + 2 * STEPS, rows.shape
+    return Losses(rows[:, 0], Path(rows[:, 1], rows[:, STEPS], rows[:, 1 + STEPS :]))
+
+
 def temp(
-    losses: Losses,
+    random: NDArray[np.float64],
+    path: Path,
     sample_ids: pl.Series,
     domains: NDArray[np.int64],
     sources: NDArray[np.int64],
@@ -49,7 +69,8 @@ def temp(
     """Positions of the chosen samples, source by source.
 
     Args:
-        losses: of each row.
+        random: l_100 of each row at the randomly perturbed checkpoint [n].
+        path: losses of each row along the path.
         sample_ids: of each row.
         domains: number of each row's domain [n].
         sources: number of each row's source [n].
@@ -57,13 +78,13 @@ def temp(
         seed: of k-means and of the draws among singletons.
     """
     by_id = np.argsort(sample_ids.to_numpy())
-    survivors = by_id[difficult(losses.random[by_id], sources[by_id], budget)]
+    survivors = by_id[difficult(random[by_id], sources[by_id], budget)]
     pairs = domains[survivors] * (int(sources.max(initial=0)) + 1) + sources[survivors]
     drawn = uniform(sample_ids, seed).to_numpy()
     chosen = [np.empty(0, dtype=np.int64)]
-    for pair, quota in _quotas(losses, survivors, domains, pairs, budget).items():
+    for pair, quota in _quotas(path, survivors, domains, pairs, budget).items():
         own = survivors[pairs == pair]
-        chosen.append(own[diverse(losses.curve[own], drawn[own], quota, seed)])
+        chosen.append(own[diverse(path.curve[own], drawn[own], quota, seed)])
     return np.concatenate(chosen)
 
 
@@ -122,7 +143,7 @@ def _softmax(values: Sequence[float]) -> list[float]:
 
 
 def _quotas(
-    losses: Losses, survivors: Positions, domains: NDArray[np.int64], pairs: NDArray[np.int64], budget: int
+    losses: Path, survivors: Positions, domains: NDArray[np.int64], pairs: NDArray[np.int64], budget: int
 ) -> dict[int, int]:
     """C: the share of every pair of domain and source, first by domain, then by source within it."""
     quotas: dict[int, int] = {}
@@ -135,7 +156,7 @@ def _quotas(
     return quotas
 
 
-def _shares(losses: Losses, groups: Sequence[Positions], budget: int) -> list[int]:
+def _shares(losses: Path, groups: Sequence[Positions], budget: int) -> list[int]:
     differences = [difference(float(losses.first[own].mean()), float(losses.last[own].mean())) for own in groups]
     return allocate(budget, [len(own) for own in groups], differences)
 

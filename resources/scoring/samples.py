@@ -172,6 +172,7 @@ class Request:
         trajectory: mean NLL of the response at every checkpoint of `PassSpec.trajectory`: a pass at each
             (`resources.trajectory`; a single pass knows nothing of it).
         base_likelihoods: mean NLL of the response at the model that the training run started with: likewise.
+        perturbed: early losses at perturbed checkpoints: likewise (`resources.scoring.perturbed`).
     """
 
     step_gradients: Proxy | None = None
@@ -184,6 +185,7 @@ class Request:
     prefix_losses: PrefixWindows | None = None
     trajectory: bool = False
     base_likelihoods: bool = False
+    perturbed: bool = False
 
 
 @dataclass(frozen=True)
@@ -274,7 +276,8 @@ class SampleSignals:
         prefix_nll: mean -log p, in nats, by window length.
         trajectory: mean -log p of the response at each checkpoint of a trajectory, in nats.
         base_nll: mean -log p of the response at the model before its training run, in nats.
-        trajectory_tokens: tokens run for these two, but for those of `tokens`.
+        perturbed: early losses at perturbed checkpoints.
+        elsewhere_tokens: tokens run at other checkpoints for these three, but for those of `tokens`.
     """
 
     sample_id: str
@@ -298,7 +301,8 @@ class SampleSignals:
     prefix_nll: dict[int, float] | None = None
     trajectory: list[float] | None = None
     base_nll: float | None = None
-    trajectory_tokens: int = 0
+    perturbed: PerturbedSignals | None = None
+    elsewhere_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,8 @@ def test_a_probe_measures_time_and_one_without_does_not(workspace: Workspace) ->
     assert probed is not None
     assert probed.seconds > 0
     assert (probed.samples, probed.batches) == (DISTINCT, probed.of_batches)
-    assert probed.load_seconds > 0
+    # The first batch's time less that of the same batch again: on a busy machine nothing may be left.
+    assert probed.load_seconds >= 0
     assert probed.seconds_for(2 * probed.tokens) == pytest.approx(2 * probed.seconds)
     assert "CPU" in probed.device
 

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from curation_assets.checkpoints.warmup import WarmupError, train_warmup
+from curation_assets.checkpoints.warmup import CheckpointError, train_warmup
 from curation_assets.dry_look import dry_look
 from curation_assets.main_job import MainJob
 from curation_assets.releases.build import ReleaseError
@@ -253,7 +253,7 @@ def test_a_warm_up_draws_its_share_from_the_text(tmp_path: Path, vision_model: P
     assert "holds 6 samples of text alone beside 8 with images" in line
     assert "add traces of text alone, lower targets.warmup.min_pool, or set warmup: none" in line
     target = waiting.settings.target("tiny")
-    with pytest.raises(WarmupError, match="6 samples of text alone"):
+    with pytest.raises(CheckpointError, match="6 samples of text alone"):
         train_warmup(waiting, target)
     workspace = Workspace.load(write_config(tmp_path, vision_model, warmup="{min_pool: 6, fraction: 1.0}"))
     record = train_warmup(workspace, workspace.settings.target("tiny")).record

@@ -68,6 +68,9 @@ def signal_rows(signal: SignalName, rng: random.Random, ids: list[str]) -> pl.Da
             "segment_tokens": [] if last else [rng.randint(1, 9) for _ in range(k + 1)],
             "segment_nll": [rng.random() for _ in range(k + 1)],
             "losses": [3.0 + rng.random(), 2.0 + rng.random(), 1.0 + rng.random()],
+            "random_100": 2.0 + k / 10,
+            "directional_100": [2.0 + k / 10 + step / 8 for step in range(8)],
+            "directional_1000": [1.0 + k / 10 + step / 4 for step in range(8)],
             "vector": [rng.gauss(0, 1) for _ in range(4)],
             "mean_nll": 2.0 + rng.random(),
             "base_nll": 4.0 + k / 10,
@@ -201,7 +204,9 @@ def test_a_methods_selector_orders_what_has_a_score(method: Method) -> None:
     values = method.score(given, section_of(method)).values
     pool = given.samples.select(POOL_COLUMNS).join(values, on="sample_id", how="left")
     score = pool["value"].fill_null(math.nan).to_numpy()
-    vectors = dict(zip(pool["sample_id"], np.random.default_rng(1).normal(size=(len(pool), 4)), strict=True))
+    # Losses at a random and at eight directional checkpoints, or any embeddings.
+    width = 17 if method.vectors == "perturbed_losses" else 4
+    vectors = dict(zip(pool["sample_id"], np.random.default_rng(1).normal(size=(len(pool), width)), strict=True))
     features = Features(lambda ids: np.stack([vectors[sample] for sample in ids]), lambda: HELD_OUT)
     candidates = Candidates(pool, score, np.isfinite(score), method.highest_first, features=features)
     order = order_by(method.selector, candidates).order

@@ -14,7 +14,7 @@ from curation_assets.sections import SignalName
 from curation_assets.settings import Target
 from curation_assets.signals.catalog import POOLINGS, SIGNALS, non_finite, request_for
 from curation_assets.signals.store import SignalStore
-from resources.scoring.samples import Likelihoods, Request, SampleSignals, StepGradients
+from resources.scoring.samples import Likelihoods, PerturbedSignals, Request, SampleSignals, StepGradients
 from resources.warehouse import Warehouse
 
 MEASURED = SampleSignals(
@@ -33,6 +33,14 @@ MEASURED = SampleSignals(
     unconditional_tokens=5,
     trajectory=[2.0, 1.5, 1.25],
     base_nll=2.25,
+    perturbed=PerturbedSignals(
+        "s",
+        0,
+        tokens=70,
+        base={100: 1.5},
+        random={100: 3.5},
+        directional=[{100: 1.0 + step, 1000: 2.0 + step} for step in range(8)],
+    ),
     embeddings={"mean": np.array([1.0, -2.0], np.float32), "last": np.array([1.0, 70_000.0], np.float32)},
 )
 
@@ -66,6 +74,9 @@ def test_a_measured_sample() -> None:
     assert (alone["unconditional_nll"], alone["tokens"], alone["flags"]) == (2.5, 5, [])
     assert row("embeddings_mean", MEASURED)["vector"] == [1.0, -2.0]
     assert row("base_likelihoods", MEASURED)["base_nll"] == 2.25
+    perturbed = row("perturbed_losses", MEASURED)
+    assert (perturbed["base_100"], perturbed["random_100"], perturbed["tokens"]) == (1.5, 3.5, 70)
+    assert perturbed["directional_1000"] == [2.0 + step for step in range(8)]
     trajectory = row("loss_trajectories", MEASURED)
     assert (trajectory["losses"], trajectory["tokens"], trajectory["flags"]) == ([2.0, 1.5, 1.25], 9, [])
 
@@ -130,6 +141,7 @@ def test_a_request_asks_for_nothing_but_the_signals() -> None:
         unconditional=True,
         trajectory=True,
         base_likelihoods=True,
+        perturbed=True,
     )
 
 

@@ -14,18 +14,32 @@ from numpy.typing import NDArray
 
 from curation_assets.draws import uniform
 from curation_assets.subsets.clusters import k_means, two_means
-from curation_assets.subsets.temp import Losses, allocate, brittleness, difference, difficult, diverse, temp
+from curation_assets.subsets.temp import (
+    Losses,
+    Path,
+    allocate,
+    brittleness,
+    difference,
+    difficult,
+    diverse,
+    losses_of,
+    temp,
+)
 
 GROUPS = st.lists(st.tuples(st.integers(0, 30), st.floats(0, 4)), min_size=1, max_size=6)
 
 
-def made(count: int, seed: int = 0) -> tuple[Losses, pl.Series, NDArray[np.int64], NDArray[np.int64]]:
+def made(
+    count: int, seed: int = 0
+) -> tuple[NDArray[np.float64], Path, pl.Series, NDArray[np.int64], NDArray[np.int64]]:
     draw = np.random.default_rng(seed)
     curve = draw.normal(2.0, 0.5, (count, 1)) + np.cumsum(draw.normal(0.1, 0.05, (count, 8)), axis=1)
-    losses = Losses(draw.gamma(2.0, 1.0, count), curve[:, 0] + 0.2, curve[:, -1] + 0.3, curve)
+    hundred = curve + np.linspace(0.2, 0.3, 8)
+    losses = losses_of(np.column_stack([draw.gamma(2.0, 1.0, count), hundred, curve]))
+    assert losses.path is not None
     ids = pl.Series("sample_id", [f"{n * 2654435761 % 2**52:013x}{n:019x}" for n in range(count)])
     sources = draw.choice(5, count, p=[0.4, 0.3, 0.2, 0.07, 0.03]).astype(np.int64)
-    return losses, ids, np.array([0, 0, 1, 1, 1])[sources], sources
+    return losses.random, losses.path, ids, np.array([0, 0, 1, 1, 1])[sources], sources
 
 
 @settings(max_examples=300, deadline=None)
@@ -58,9 +72,9 @@ def test_the_difference_of_a_group(first: float, last: float, found: float) -> N
 
 
 def test_the_filter_keeps_small_sources_whole_and_of_others_the_hard_cluster() -> None:
-    losses, _, _, sources = made(400)
+    random_losses, _, _, _, sources = made(400)
     budget = 80
-    kept = difficult(losses.random, sources, budget)
+    kept = difficult(random_losses, sources, budget)
     left, sizes = budget, sorted((int((sources == s).sum()), s) for s in range(5))
     whole = 0
     for place, (size, source) in enumerate(sizes):
@@ -69,19 +83,19 @@ def test_the_filter_keeps_small_sources_whole_and_of_others_the_hard_cluster() -
             assert kept[own].all()
             whole += 1
         else:
-            assert np.array_equal(kept[own], two_means(losses.random[own]))
+            assert np.array_equal(kept[own], two_means(random_losses[own]))
             assert 0 < kept[own].sum() < size
         left -= min(size, left // (5 - place))
     assert 0 < whole < 5
 
 
 def test_of_each_cluster_the_most_brittle_smallest_clusters_first() -> None:
-    losses, _, _, _ = made(41, seed=4)
+    _, path, _, _, _ = made(41, seed=4)
     drawn = np.random.default_rng(0).random(41)
     for quota in range(41):
-        found = diverse(losses.curve, drawn, quota, seed=3)
+        found = diverse(path.curve, drawn, quota, seed=3)
         assert len(found) == len(set(found.tolist())) == quota
-        assert sorted(found.tolist()) == sorted(plain(losses.curve, drawn, quota))
+        assert sorted(found.tolist()) == sorted(plain(path.curve, drawn, quota))
 
 
 def plain(curve: NDArray[np.float64], drawn: NDArray[np.float64], quota: int) -> list[int]:
@@ -117,19 +131,30 @@ def test_the_sign_is_flipped_where_a_cluster_falls() -> None:
 
 @pytest.mark.parametrize("budget", [0, 1, 7, 40, 120, 399, 400, 1000])
 def test_a_budget_is_filled_as_far_as_survivors_reach(budget: int) -> None:
-    losses, ids, domains, sources = made(400)
-    chosen = temp(losses, ids, domains, sources, budget, seed=1)
-    survivors = int(difficult(losses.random, sources, budget).sum())
+    random_losses, path, ids, domains, sources = made(400)
+    chosen = temp(random_losses, path, ids, domains, sources, budget, seed=1)
+    survivors = int(difficult(random_losses, sources, budget).sum())
     assert len(chosen) == len(set(chosen.tolist())) == min(budget, survivors)
 
 
 def test_the_order_of_rows_does_not_matter() -> None:
-    losses, ids, domains, sources = made(300)
+    random_losses, path, ids, domains, sources = made(300)
     mixed = np.array(random.Random(0).sample(range(300), 300))
-    shuffled = Losses(losses.random[mixed], losses.first[mixed], losses.last[mixed], losses.curve[mixed])
-    first = temp(losses, ids, domains, sources, 50, seed=1)
-    second = temp(shuffled, ids.gather(mixed), domains[mixed], sources[mixed], 50, seed=1)
+    shuffled = Path(path.first[mixed], path.last[mixed], path.curve[mixed])
+    first = temp(random_losses, path, ids, domains, sources, 50, seed=1)
+    second = temp(random_losses[mixed], shuffled, ids.gather(mixed), domains[mixed], sources[mixed], 50, seed=1)
     assert sorted(ids.gather(first)) == sorted(ids.gather(mixed).gather(second))
+
+
+def test_rows_of_losses_are_taken_apart() -> None:
+    rows = np.arange(34, dtype=np.float32).reshape(2, 17)
+    found = losses_of(rows)
+    assert found.path is not None
+    assert (found.random.tolist(), found.path.first.tolist(), found.path.last.tolist()) == ([0, 17], [1, 18], [8, 25])
+    assert found.path.curve.tolist() == rows[:, 9:].tolist()
+    alone = losses_of(rows[:, :1])
+    assert isinstance(alone, Losses)
+    assert alone.path is None
 
 
 def test_another_seed_draws_other_singletons() -> None:

@@ -45,7 +45,7 @@ METHODS = [
         score=_score,
         selector=S2L(),
         vectors="loss_trajectories",
-        vector_column="losses",
+        vector=pl.col("losses"),
         cost="C(theta_ref, D, T) + T N F_ref",
         unfaithful=_unfaithful,
     )
