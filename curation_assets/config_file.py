@@ -15,12 +15,32 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.reader import ReaderError
 
+from curation_assets.reports.text import shortened
 from curation_assets.sections import LocatedError
 from curation_assets.settings import Settings
 from resources.errors import UserError
 
 CONFIG_VARIABLE = "CURATION_CONFIG"
 DEFAULT_CONFIG = "curation.yaml"
+LONGEST_FILE = 2**17
+"""Bytes: the parser takes seconds for so many, and for more the square of them."""
+
+MOST_VALUES = 100_000
+"""Values of a file with all that its anchors repeat; without these, LONGEST_FILE holds fewer."""
+
+DEEPEST = 200
+"""Brackets that are open at once: for many the parser takes seconds until it gives up."""
+
+NESTED = "nested too deeply, or in itself: write it without anchors"
+
+LONGEST_NUMBER = 64
+"""Bits of a whole number."""
+
+LONGEST_SHOWN = 200
+LONGEST_MISTAKE = 1000
+MOST_MISTAKES = 100
+"""What of values, and of mistakes, is shown: characters, and lines."""
+
 TAG_ERRORS = frozenset({"union_tag_invalid", "union_tag_not_found"})
 DISCRIMINATORS = frozenset({"method", "kind"})
 PATTERNS = {
@@ -67,11 +87,12 @@ def parse_settings(data: bytes, path: Path) -> Settings:
     try:
         return Settings.model_validate(plain)
     except ValidationError as error:
-        messages = [
-            f"{path}:{line}: {'.'.join(str(key) for key in keys) or 'curation.yaml'}: {reason}"
+        found = dict.fromkeys(
+            shortened(f"{path}:{line}: {'.'.join(map(str, keys)) or 'curation.yaml'}: {reason}", LONGEST_MISTAKE)
             for keys, line, reason in mistakes(error, document)
-        ]
-        raise ConfigError("\n".join(dict.fromkeys(messages))) from error
+        )
+        more = [f"and {len(found) - MOST_MISTAKES:,} more"] if len(found) > MOST_MISTAKES else []
+        raise ConfigError("\n".join([*list(found)[:MOST_MISTAKES], *more])) from error
 
 
 def _read_yaml(data: bytes, path: Path) -> tuple[Any, Any]:
@@ -80,20 +101,39 @@ def _read_yaml(data: bytes, path: Path) -> tuple[Any, Any]:
     Raises:
         ConfigError: it is not YAML.
     """
+    if len(data) > LONGEST_FILE:
+        raise ConfigError(f"{path}:1: has {len(data):,} bytes, no configuration has more than {LONGEST_FILE:,}")
+    if _depth(data) > DEEPEST:
+        raise ConfigError(f"{path}:1: {NESTED}")
     try:
-        document = YAML(typ="rt").load(data)
-        return document, _plain(document)
+        yaml = YAML(typ="rt")
+        yaml.composer.warn_double_anchors = False
+        document = yaml.load(data)
+        return document, _Plain().of(document)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None else 1
-        raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from error
+        raise ConfigError(f"{path}:{line}: not valid YAML: {_said(error.problem or error.context)}") from error
     except ReaderError as error:
         line = data[: error.position].count(b"\n") + 1
         raise ConfigError(f"{path}:{line}: not valid YAML: {error.reason}; save the file as UTF-8 text") from error
+    except _TooManyError:
+        raise ConfigError(
+            f"{path}:1: its anchors repeat one another to more than {MOST_VALUES:,} values: write it without anchors"
+        ) from None
     except RecursionError as error:
-        raise ConfigError(f"{path}:1: nested too deeply, or in itself: write it without anchors") from error
+        raise ConfigError(f"{path}:1: {NESTED}") from error
     except Exception as error:  # on odd input the parser raises whatever it trips over
-        raise ConfigError(f"{path}:1: not valid YAML: {error}") from error
+        raise ConfigError(f"{path}:1: not valid YAML: {_said(error)}") from error
+
+
+def _depth(data: bytes) -> int:
+    """How many brackets are open at once, those in texts and comments counted, too."""
+    depth = deepest = 0
+    for sign in re.findall(rb"[\[\]{}]", data):
+        depth = depth + 1 if sign in b"[{" else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def json_schema() -> dict[str, Any]:
@@ -105,16 +145,39 @@ def json_schema() -> dict[str, Any]:
     }
 
 
-def _plain(node: Any) -> Any:
-    """The document as plain Python values, so that pydantic sees no YAML types."""
-    if isinstance(node, Mapping):
-        return {str(key): _plain(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_plain(value) for value in node]
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
+class _Plain:
+    """The document as plain Python values, so that pydantic sees no YAML types.
+
+    An anchor is one value to the parser, however often it is named; here it is as many, and these are counted.
+    """
+
+    def __init__(self) -> None:
+        self._left = MOST_VALUES
+
+    def of(self, node: Any) -> Any:
+        """A node as plain values.
+
+        Raises:
+            _TooManyError: there are too many.
+        """
+        self._left -= 1
+        if self._left < 0:
+            raise _TooManyError
+        if isinstance(node, Mapping):
+            return {str(key): self.of(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [self.of(value) for value in node]
+        if isinstance(node, int) and node.bit_length() > LONGEST_NUMBER:
+            # Python does not write such numbers out, and no key takes one.
+            return float("inf")
+        for kind in (bool, int, float, str):
+            if isinstance(node, kind):
+                return kind(node)
+        return node
+
+
+class _TooManyError(Exception):
+    """The anchors of a file repeat too much."""
 
 
 def mistakes(error: ValidationError, document: Any) -> list[tuple[list[int | str], int, str]]:
@@ -186,13 +249,23 @@ def _reason(document: Any, error: dict[str, Any], keys: Sequence[int | str]) -> 
 def _reason_against_a_value(error: dict[str, Any]) -> str:
     kind, message, given = error["type"], str(error["msg"]), error.get("input")
     if kind == "string_pattern_mismatch" and error["ctx"]["pattern"] in PATTERNS:
-        return f"must be {PATTERNS[error['ctx']['pattern']]} (found {given!r})"
+        return f"must be {PATTERNS[error['ctx']['pattern']]} (found {_short(given)})"
     if kind == "literal_error" and isinstance(given, str):
         close = difflib.get_close_matches(given, re.findall(r"'([^']*)'", error["ctx"]["expected"]), n=1)
         if close:
             return f"there is no {given!r} here; did you mean {close[0]!r}?"
-    shown = f" (found {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
+    shown = f" (found {_short(given)})" if isinstance(given, str | int | float | bool) or given is None else ""
     return f"{message[0].lower()}{message[1:]}{shown}"
+
+
+def _short(value: object) -> str:
+    """A value as a message shows it."""
+    return shortened(repr(value), LONGEST_SHOWN)
+
+
+def _said(what: object) -> str:
+    """What the parser says, as a message shows it."""
+    return shortened(str(what), LONGEST_SHOWN)
 
 
 def _known_keys(document: Any, keys: Sequence[int | str]) -> list[str]:
