@@ -145,13 +145,18 @@ def trajectory_digest(workspace: Workspace, target: Target) -> str | None:
     return digest("trajectory", record["checkpoints"], steps)
 
 
-def sigma_path(workspace: Workspace, target: Target) -> str:
+def sigma_folder(workspace: Workspace, target: Target) -> str:
     """Where the strength of a target's random perturbation is kept, by all that it was searched with."""
     folder, wanted = workspace.model_folder(target), target.perturbation
     search = [wanted.probe_samples, wanted.reasoning_only, wanted.skip_template_tokens, wanted.seed]
     encoding = [tokenizer_digest(folder, workspace.cache), target.template, target.max_length, target.dtype]
     key = digest("sigma", base_digest(workspace, target), encoding, segmentation_key(workspace), search)
-    return f"{tables.checkpoint_dir(target.name, PERTURBED_ROLE, key)}/checkpoint.json"
+    return tables.checkpoint_dir(target.name, PERTURBED_ROLE, key)
+
+
+def sigma_path(workspace: Workspace, target: Target) -> str:
+    """The document with the strength, and all that was tried."""
+    return f"{sigma_folder(workspace, target)}/checkpoint.json"
 
 
 def sigma_of(workspace: Workspace, target: Target) -> float | None:

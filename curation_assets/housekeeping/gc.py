@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from curation_assets import tables
+from curation_assets.checkpoints.perturbation import wants_perturbation
 from curation_assets.checkpoints.warmup import RECORD
 from curation_assets.corpus.purged import used_images
-from curation_assets.fingerprints import WARMUP_ROLE, warmup_key
+from curation_assets.fingerprints import WARMUP_ROLE, sigma_folder, warmup_key
 from curation_assets.progress import track
 from curation_assets.releases.build import MANIFEST
 from curation_assets.signals.store import signal_dir
@@ -160,6 +161,8 @@ def _wanted(workspace: Workspace) -> set[str]:
         wanted |= {tables.step_scores_dir(target.name, score.name) for score in settings.scores_of(target.name)}
         if target.warmup != "none":
             wanted.add(tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target)))
+        if wants_perturbation(target):
+            wanted.add(sigma_folder(workspace, target))
         folders = [signal_dir(workspace, target, signal) for signal in target.signals]
         wanted |= {folder for folder in folders if folder is not None}
     return wanted

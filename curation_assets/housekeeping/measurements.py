@@ -19,14 +19,18 @@ from typing import Any
 import polars as pl
 
 from curation_assets import tables
+from curation_assets.checkpoints.perturbation import wants_perturbation
 from curation_assets.checkpoints.warmup import RECORD, warmup_checkpoint
 from curation_assets.corpus.purged import PurgedList
 from curation_assets.fingerprints import (
+    PERTURBED_ROLE,
     SEGMENTED_SIGNALS,
     SIGNAL_VERSIONS,
     WARMUP_ROLE,
     base_digest,
     checkpoint_digest,
+    sigma_folder,
+    sigma_path,
 )
 from curation_assets.progress import track
 from curation_assets.sections import SignalName, unknown
@@ -171,7 +175,26 @@ def _entries(workspace: Workspace, target: Target) -> list[dict[str, Any]]:
                 | {name: checkpoint.record[name] for name in ("samples", "steps", "recipe")},
             }
         )
+    if _found_strength(workspace, target):
+        folder = sigma_folder(workspace, target)
+        record = workspace.warehouse.read_json(sigma_path(workspace, target)) or {}
+        made.append(
+            {
+                "kind": "checkpoint",
+                "folder": folder,
+                "target": target.name,
+                "role": PERTURBED_ROLE,
+                "key": folder.rsplit("/", 1)[-1],
+                "means": {"base_model": target.model, "base_digest": base_digest(workspace, target)}
+                | {name: record[name] for name in ("sigma", "ratio", "samples")},
+            }
+        )
     return made
+
+
+def _found_strength(workspace: Workspace, target: Target) -> bool:
+    """Whether the strength of a target's random perturbation was searched for, and found."""
+    return wants_perturbation(target) and workspace.warehouse.read_json(sigma_path(workspace, target)) is not None
 
 
 def _signal_entry(workspace: Workspace, target: Target, signal: SignalName) -> dict[str, Any]:
@@ -352,4 +375,5 @@ def _wanted(workspace: Workspace) -> set[str] | None:
 def _wanted_of(workspace: Workspace, target: Target) -> Iterable[str]:
     folders = [signal_dir(workspace, target, signal) for signal in target.signals]
     checkpoint = None if target.warmup == "none" else warmup_checkpoint(workspace, target)
-    return [folder for folder in folders if folder] + ([checkpoint.folder] if checkpoint else [])
+    strength = [sigma_folder(workspace, target)] if wants_perturbation(target) else []
+    return [folder for folder in folders if folder] + ([checkpoint.folder] if checkpoint else []) + strength

@@ -13,8 +13,15 @@ from typing import Any
 import polars as pl
 
 from curation_assets import tables
+from curation_assets.checkpoints.perturbation import wants_perturbation
 from curation_assets.checkpoints.warmup import WarmupCheckpoint, warmup_checkpoint
-from curation_assets.fingerprints import base_digest, checkpoint_digest, signal_fingerprint
+from curation_assets.fingerprints import (
+    base_digest,
+    checkpoint_digest,
+    perturbed_digest,
+    sigma_of,
+    signal_fingerprint,
+)
 from curation_assets.scores.registry import method_of
 from curation_assets.settings import Subset, Target
 from curation_assets.subsets.select import Selection, selector_of
@@ -90,6 +97,7 @@ def _checkpoints(workspace: Workspace, target: Target) -> dict[str, Any]:
         "base_model": {"model": target.model, "revision": target.revision, "digest": base_digest(workspace, target)},
         "measured_at": checkpoint_digest(workspace, target),
         "warmup": None if warmup is None else _warmup_facts(warmup),
+        "perturbation": _perturbation_facts(workspace, target) if wants_perturbation(target) else None,
         "signal_fingerprints": signal_fingerprints(workspace, target),
     }
 
@@ -117,6 +125,19 @@ def _warmup_facts(warmup: WarmupCheckpoint) -> dict[str, Any]:
     # By its key it is found among the checkpoints of the warehouse: what a release names is never cleared away.
     facts = {name: warmup.record[name] for name in ("samples", "steps", "tokens", "recipe")}
     return {"key": warmup.key} | facts
+
+
+def _perturbation_facts(workspace: Workspace, target: Target) -> dict[str, Any]:
+    """What perturbed checkpoints were made from."""
+    wanted = target.perturbation
+    return {
+        "digest": perturbed_digest(workspace, target),
+        "sigma": sigma_of(workspace, target),
+        "seed": wanted.seed,
+        "endpoint": (wanted.endpoint or "the target's own checkpoint") if wanted.directional else None,
+        "radii": list(wanted.radii()) if wanted.directional else [],
+        "radius_unit": wanted.radius_unit,
+    }
 
 
 def package_versions() -> dict[str, str | None]:

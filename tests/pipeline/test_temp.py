@@ -16,6 +16,9 @@ from transformers import AutoModelForCausalLM
 from curation_assets.checkpoints.warmup import warmup_checkpoint
 from curation_assets.cost.plan import make_plan
 from curation_assets.fingerprints import sigma_of, sigma_path, signal_fingerprint
+from curation_assets.housekeeping.gc import look
+from curation_assets.housekeeping.measurements import export_measurements, import_measurements
+from curation_assets.main_job import MainJob
 from curation_assets.scores.registry import method_of
 from curation_assets.settings import Settings
 from curation_assets.stored_tables import read_stored
@@ -24,7 +27,16 @@ from curation_assets.workspace import Workspace
 from resources.scoring.perturbed import make_perturbed_pass
 from resources.scoring.samples import PerturbedRequest, Sample, Segment
 from resources.scoring.spec import PassSpec, PerturbedSpec
-from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, signal_rows, subset_ids, write_shard
+from tests.pipeline.workspaces import (
+    instance_of,
+    make_workspace,
+    rows,
+    run,
+    sample_scores,
+    signal_rows,
+    subset_ids,
+    write_shard,
+)
 
 SHARDS = {"a.jsonl": rows(14), "b.jsonl": rows(12, start=40)}
 WARMUP = "{preset: temp, fraction: 0.5, min_pool: 4, batch_size: 4, epochs: 4, learning_rate: 0.01}"
@@ -157,6 +169,24 @@ def test_without_a_path_the_hardest_are_chosen_and_that_is_said(tmp_path: Path, 
     assert scores == pytest.approx(dict(losses.select("sample_id", "random_100").iter_rows()))
     chosen = subset_ids(workspace)
     assert [scores[sample_id] for sample_id in chosen] == sorted((scores[s] for s in chosen), reverse=True)
+
+
+def test_releases_name_the_checkpoints_and_housekeeping_keeps_them(tmp_path: Path, tiny_model: Path) -> None:
+    workspace = of_temp(tmp_path, tiny_model)
+    run(workspace)
+    target, subset = workspace.settings.target("tiny"), workspace.settings.subset("best")
+    release, _ = MainJob(workspace, instance_of(workspace)).release(subset)
+    facts = release.manifest["checkpoints"]["perturbation"]
+    assert facts["sigma"] == sigma_of(workspace, target)
+    assert facts["radii"] == pytest.approx(radii(2.0))
+    assert not [found for found in look(workspace, older_than_days=0.0) if found.remove]
+    # With its measurements the strength moves to another warehouse, where nothing is searched for or measured.
+    export_measurements(workspace, str(tmp_path / "export"))
+    other = of_temp(tmp_path / "other", tiny_model)
+    import_measurements(other, str(tmp_path / "export"))
+    assert run(other).tokens_measured == 0
+    assert sigma_of(other, target) == sigma_of(workspace, target)
+    assert subset_ids(other) == subset_ids(workspace)
 
 
 def document(**target: Any) -> dict[str, Any]:
