@@ -21,8 +21,8 @@ Floats = npt.NDArray[np.float32]
 BLOCK = 2**17
 """Elements that are drawn at a time: what is made of them stays in a core's cache. Another size draws otherwise."""
 
-# The two multipliers and three shifts of the 32-bit hash `lowbias32` (C. Wellons, hash-prospector), a bijection
-# whose output bits each depend on every input bit; a second key is added between its rounds.
+# Multipliers and shifts of the 32-bit hash `lowbias32` (C. Wellons, hash-prospector), a second key added between its
+# rounds. Its last step mends the lowest bits, which are rounded away here, and is left out.
 FIRST, SECOND = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 COUNTERS = np.arange(BLOCK, dtype=np.uint32) * np.uint32(0x9E3779B9)
 
@@ -56,20 +56,21 @@ class Noise:
     step: str
     name: str
 
-    def block(self, number: int, count: int) -> Floats:
+    def block(self, number: int, count: int, scale: float = 1.0) -> Floats:
         """The elements [count] from `number` x `BLOCK` on, `BLOCK` or fewer: the tensor's last block has fewer.
 
-        They lie in a buffer of this thread, which the next call on it writes over.
+        They are multiplied with `scale` > 0, which costs nothing here, and lie in a buffer of this thread, which the
+        next call on it writes over.
         """
         half = (count + 1) // 2
         bits = self._bits(number, 2 * half)
         radius, angle = _buffers.other[: 2 * half].view(np.float32).reshape(2, half)
-        # u in (0, 1]: r = sqrt(-2 ln u) reaches 6.7.
+        # u in (0, 1]: r = sqrt(-2 ln u) reaches 6.7 times the scale.
         np.copyto(radius, bits[:half], casting="unsafe")
         np.multiply(radius, TO_UNIT, out=radius)
         np.add(radius, HALF_UNIT, out=radius)
         np.log(radius, out=radius)
-        np.multiply(radius, np.float32(-2.0), out=radius)
+        np.multiply(radius, np.float32(-2.0 * scale * scale), out=radius)
         np.sqrt(radius, out=radius)
         np.copyto(angle, bits[half:].view(np.int32), casting="unsafe")
         np.multiply(angle, TO_ANGLE, out=angle)
@@ -91,9 +92,7 @@ class Noise:
         np.add(bits, between, out=bits)
         np.right_shift(bits, 15, out=shifted)
         np.bitwise_xor(bits, shifted, out=bits)
-        np.multiply(bits, SECOND, out=bits)
-        np.right_shift(bits, 16, out=shifted)
-        return np.bitwise_xor(bits, shifted, out=bits)
+        return np.multiply(bits, SECOND, out=bits)
 
 
 def spare(count: int) -> Floats:

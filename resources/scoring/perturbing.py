@@ -38,7 +38,8 @@ ELEMENTS_AHEAD = 2**26
 """Elements whose new weights may wait on the CPU for another device."""
 
 STRIPE = 8
-"""Blocks that a thread takes at a time."""
+"""Blocks that a thread takes at a time. In fp32, where little is rounded, the first of them is looked at after the cast
+for them all; in half precision every one is."""
 
 DOT_ROW = 8192
 """Elements that are multiplied and summed in fp32 at a time; longer ones BLAS shares out among its own threads."""
@@ -81,7 +82,8 @@ class _Place:
 
 
 Products = npt.NDArray[np.float64]
-"""Squares and product [3] over some elements: displacement with itself, move with itself, one with the other."""
+"""Sums over some elements [4]: squares of the displacement; over those of them that were looked at after the cast,
+squares of the displacement, squares of the move, products of both."""
 
 Displace = Callable[[_Place, int, slice], Floats]
 
@@ -150,13 +152,13 @@ class Perturber:
         """
         if not 0.0 < sigma < math.inf or not 1 <= draws <= len(RANDOM_STEPS):
             raise PerturbationError(f"sigma {sigma} with {draws} draws: give sigma > 0 and 1 to {len(RANDOM_STEPS)}")
-        scales = [np.float32(sigma * step / RANDOM_SIGMAS[draws - 1]) for step in RANDOM_STEPS[:draws]]
+        scales = [sigma * step / RANDOM_SIGMAS[draws - 1] for step in RANDOM_STEPS[:draws]]
 
         def displace(place: _Place, number: int, part: slice) -> Floats:
             total: Floats | None = None
             for draw, scale in enumerate(scales, 1):
-                noise = Noise(self.seed, f"random {draw}", place.weight.name).block(number, part.stop - part.start)
-                noise *= scale
+                drawn = Noise(self.seed, f"random {draw}", place.weight.name)
+                noise = drawn.block(number, part.stop - part.start, scale)
                 # The buffer is written over by the next draw.
                 total = noise if draws == 1 else noise.copy() if total is None else total + noise
             assert total is not None
@@ -200,7 +202,7 @@ class Perturber:
 
     def _stepping(self, step: int) -> Displace:
         """What adds step j to the displacement that is held, and gives the sum."""
-        size = np.float32(self._sizes[step - 1])
+        size = self._sizes[step - 1]
         for place in self._places.values():
             if place.step is not None and place.displacement is None:
                 place.displacement = np.empty(place.step.size, np.float32)
@@ -208,15 +210,13 @@ class Perturber:
         def displace(place: _Place, number: int, part: slice) -> Floats:
             assert place.step is not None
             assert place.displacement is not None
-            noise = Noise(self.seed, f"step {step}", place.weight.name).block(number, part.stop - part.start)
-            noise *= size
-            noise += size
-            noise *= place.step[part]
+            drawn = Noise(self.seed, f"step {step}", place.weight.name)
+            growth = drawn.block(number, part.stop - part.start, size)
+            growth += np.float32(size)
             held = place.displacement[part]
             if step == 1:
-                held[:] = noise
-            else:
-                held += noise
+                return np.multiply(growth, place.step[part], out=held)
+            held += np.multiply(growth, place.step[part], out=growth)
             return held
 
         return displace
@@ -248,9 +248,11 @@ class Perturber:
                     products += _finish(*pending.popleft())
             for item in pending:
                 products += _finish(*item)
-        displaced, moved, product = map(math.fsum, zip(*products, strict=True))
-        cosine = min(1.0, product / math.sqrt(displaced * moved)) if displaced * moved > 0.0 else 0.0
-        return Realised(aim, math.sqrt(displaced), math.sqrt(moved), cosine)
+        whole, displaced, moved, product = map(math.fsum, zip(*products, strict=True))
+        both = math.sqrt(displaced * moved)
+        cosine = min(1.0, product / both) if both > 0.0 else 0.0
+        cast_radius = math.sqrt(whole * moved / displaced) if displaced > 0.0 else 0.0
+        return Realised(aim, math.sqrt(whole), cast_radius, cosine)
 
 
 def _steps(direction: Direction, weights: dict[str, Weight]) -> dict[str, Floats]:
@@ -303,23 +305,26 @@ def _write(place: _Place, displace: Displace, stripe: Sequence[tuple[int, slice]
     assert place.target is not None
     single = place.original.dtype == torch.float32
     originals, targets = place.original.view(-1), place.target.view(-1)
-    products = np.zeros(3)
-    # inf - inf, where a weight is not finite.
-    with np.errstate(invalid="ignore"):
-        for number, part in stripe:
-            displacement = displace(place, number, part)
-            moved = spare(len(displacement))
-            if single:
-                original = originals.numpy()[part]
-                np.subtract(np.add(original, displacement, out=targets.numpy()[part]), original, out=moved)
-            else:
-                original = originals[part].to(torch.float32).numpy()
-                targets[part].copy_(torch.from_numpy(np.add(original, displacement, out=moved)))
-                np.subtract(targets[part].to(torch.float32).numpy(), original, out=moved)
+    products = np.zeros(4)
+    for number, part in stripe:
+        displacement = displace(place, number, part)
+        moved = spare(len(displacement))
+        if single:
+            original, target = originals.numpy()[part], targets.numpy()[part]
+            np.add(original, displacement, out=target)
+        else:
+            original = originals[part].to(torch.float32).numpy()
+            targets[part].copy_(torch.from_numpy(np.add(original, displacement, out=moved)))
+            target = targets[part].to(torch.float32).numpy()
+        square = _dot(displacement, displacement)
+        products[0] += square
+        if not single or number % STRIPE == 0:
+            # inf - inf, where a weight is not finite: it stays where it is, e.g. -inf that masks a token out.
+            with np.errstate(invalid="ignore"):
+                np.subtract(target, original, out=moved)
             if not place.finite:
-                # What masks a token out with -inf stays where it is.
                 np.nan_to_num(moved, copy=False)
-            products += (_dot(displacement, displacement), _dot(moved, moved), _dot(displacement, moved))
+            products[1:] += (square, _dot(moved, moved), _dot(displacement, moved))
     return products
 
 

@@ -342,7 +342,8 @@ class Realised:
         aim: the radius that was meant: r_j, or sigma * sqrt(n) of n perturbed elements.
         radius: ||displacement|| in fp32, before the cast; within 1 % of the aim from 1e5 elements on, unless a few
             of them hold most of the direction.
-        cast_radius: ||theta - theta_0||, after the cast to the weights' precision.
+        cast_radius: ||theta - theta_0||, after the cast to the weights' precision; in float32 from a part of the large
+            tensors, as is the cosine.
         cosine: between the displacement and theta - theta_0 after the cast; well below 1 where the precision is too
             coarse for so small a radius: measure in float32 then. 0 if nothing moved.
     """
