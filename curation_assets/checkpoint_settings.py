@@ -6,14 +6,17 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
-from curation_assets.sections import Section
+from curation_assets.sections import Name, Section
 from resources.scoring.spec import SOURCE_RADII, RadiusUnit
 from resources.training.recipe import PRESETS, Adapter, Recipe, Schedule, recipe_of
 
 Preset = Literal["grace", "temp", "grape", "s2l", "less"]
 assert set(get_args(Preset)) == set(PRESETS)
 
-OWN = ("preset", "fraction", "min_pool", "save_every")
+RELEASE = r"^[a-z][a-z0-9_]*@[1-9][0-9]*$"
+"""A subset's name and the number of its release."""
+
+OWN = ("preset", "fraction", "min_pool", "save_every", "release", "start")
 """Keys that are no hyper-parameters of the recipe."""
 
 
@@ -26,6 +29,14 @@ class Warmup(Section):
     preset: Preset = Field("grace", description="whose recipe: hyper-parameters that are not named here are its")
     fraction: float = Field(0.05, gt=0, le=1, description="gamma, share of the pool's samples without images")
     min_pool: int = Field(100, ge=1, description="samples without images that the pool must hold before it is trained")
+    release: str | None = Field(
+        None,
+        pattern=RELEASE,
+        description="train on a release, as in grape_1@1: fraction and min_pool do not count (multi-round GRAPE)",
+    )
+    start: Name | None = Field(
+        None, description="go on from the weights that another target's run came to; both train every weight"
+    )
     adapter: Adapter | None = Field(None, description="lora, or full: every weight")
     lora_rank: int | None = Field(None, ge=1)
     lora_alpha: int | None = Field(None, ge=1)

@@ -46,6 +46,7 @@ DISCRIMINATORS = frozenset({"method", "kind"})
 PATTERNS = {
     "^[a-z][a-z0-9_]*$": "a name of small letters, digits and _, beginning with a letter, such as grace_20",
     "^[A-Z_][A-Z0-9_]*$": "the name of an environment variable, such as CURATION_WEBHOOK",
+    "^[a-z][a-z0-9_]*@[1-9][0-9]*$": "a subset and the number of its release, such as grape_1@1",
     "^[a-z]{2}$": "a language's two letters (ISO 639-1), such as en",
 }
 

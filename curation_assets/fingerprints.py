@@ -101,7 +101,10 @@ def warmup_key(workspace: Workspace, target: Target) -> str:
     if target.warmup == "none":
         return "none"
     run = target.warmup
-    recipe = [vars(run.recipe()), str(run.fraction), run.save_every]
+    # A release is immutable, so that its name says what is in it.
+    trained_on = str(run.fraction) if run.release is None else run.release
+    start = None if run.start is None else warmup_key(workspace, workspace.settings.target(run.start))
+    recipe = [vars(run.recipe()), trained_on, run.save_every, start]
     encoding = [target.template, target.max_length, target.dtype]
     folder = workspace.model_folder(target)
     parts: list[object] = [tokenizer_digest(folder, workspace.cache), recipe, encoding]

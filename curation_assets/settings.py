@@ -313,6 +313,45 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _runs_can_be_trained(self) -> Settings:
+        scored = {score.name: score.target for score in self.scores}
+        chosen_by = {subset.name: scored.get(subset.score) for subset in self.subsets}
+        for position, target in enumerate(self.targets):
+            if target.warmup == "none":
+                continue
+            where: list[int | str] = ["targets", position, "warmup"]
+            released = (target.warmup.release or "").partition("@")[0]
+            if released and released not in chosen_by:
+                raise LocatedError([*where, "release"], unknown("subset", released, chosen_by))
+            before = [other.name for other in self.targets[:position]]
+            if released and chosen_by[released] not in before:
+                raise LocatedError(
+                    [*where, "release"],
+                    f"subset {released} is chosen by target {chosen_by[released]}, which comes no earlier than "
+                    f"{target.name}: a round rests on an earlier one; list that target before this one",
+                )
+            if target.warmup.start is not None:
+                wrong = self._what_keeps_from_starting(position, target.warmup.start)
+                if wrong is not None:
+                    raise LocatedError([*where, "start"], wrong)
+        return self
+
+    def _what_keeps_from_starting(self, position: int, start: str) -> str | None:
+        """Why a target's run cannot go on from another's, and the mend; None if it can."""
+        target, before = self.targets[position], {target.name: target for target in self.targets[:position]}
+        if start not in before:
+            return f"{unknown('target', start, before)} (a run goes on from a target that is listed before it)"
+        for one in (target, before[start]):
+            if one.warmup == "none" or one.warmup.recipe().adapter != "full":
+                return (
+                    f"target {one.name} does not train every weight: add adapter: full, or preset: grape, to its warmup"
+                )
+        theirs = {"base_likelihoods", "perturbed_losses"} & set(target.signals)
+        if theirs:
+            return f"{', '.join(sorted(theirs))} look at the target's model as it is: leave them out, or start"
+        return None
+
+    @model_validator(mode="after")
     def _references_exist(self) -> Settings:
         targets = {target.name: target for target in self.targets}
         scores = sorted(score.name for score in self.scores)

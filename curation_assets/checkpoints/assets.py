@@ -5,6 +5,7 @@ from typing import Any
 import dagster as dg
 
 from curation_assets.asset_metadata import OWNERS, markdown_table
+from curation_assets.checkpoint_settings import Warmup
 from curation_assets.checkpoints.perturbation import wants_perturbation
 from curation_assets.checkpoints.warmup import train_warmup
 from curation_assets.corpus.assets import RAW_CORPUS_KEY
@@ -59,10 +60,11 @@ def _warmup_asset(target: Target, base_model: dg.SourceAsset) -> dg.AssetsDefini
 
     @dg.asset(
         key=warmup_key_of(target),
-        deps=[base_model, RAW_CORPUS_KEY],
+        deps=[base_model, *_trained_on(target.warmup)],
         group_name=target.name,
-        description=f"{target.model}, trained on {target.warmup.fraction:.0%} of the pool, once, by the recipe of "
-        f"{target.warmup.preset}.",
+        description=f"{target.model}, trained once, by the recipe of {target.warmup.preset}, on "
+        + (target.warmup.release or f"{target.warmup.fraction:.0%} of the pool")
+        + (f", going on from {target.warmup.start}." if target.warmup.start else "."),
         owners=OWNERS,
         kinds={"pytorch", "huggingface"},
         pool="gpu",
@@ -88,6 +90,17 @@ def _warmup_asset(target: Target, base_model: dg.SourceAsset) -> dg.AssetsDefini
         )
 
     return warmup_checkpoint
+
+
+def _trained_on(warmup: Warmup) -> list[dg.AssetKey]:
+    """What a run takes its samples and its first weights from."""
+    start = [] if warmup.start is None else [dg.AssetKey([warmup.start, "warmup_checkpoint"])]
+    return [*start, RAW_CORPUS_KEY if warmup.release is None else _release_key(warmup.release)]
+
+
+def _release_key(release: str) -> dg.AssetKey:
+    """The releases of a subset, by NAME@N."""
+    return dg.AssetKey(["releases", release.split("@", maxsplit=1)[0]])
 
 
 def _perturbation_asset(target: Target) -> dg.AssetsDefinition:

@@ -6,6 +6,7 @@ By default it is GRACE's warm-up. With the recipe of S2L it is a reference run, 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +27,7 @@ from curation_assets.shares import ceil_share
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.errors import UserError
+from resources.scoring.samples import Sample
 from resources.trainer import TrainingSpec, Trajectory, train
 from resources.training.examples import steps_of
 
@@ -88,10 +90,36 @@ def pool_of(workspace: Workspace) -> pl.DataFrame:
 
 
 def too_few(workspace: Workspace, target: Target) -> str | None:
-    """Why the target's warm-up cannot be trained yet, and the mend; None if the pool is large enough."""
+    """Why the target's run cannot be trained yet, and the mend; None if all that it is trained on is there."""
+    assert isinstance(target.warmup, Warmup)
+    waiting = waits_for_others(workspace, target)
+    if waiting is not None or target.warmup.release is not None:
+        return waiting
     pool = pool_of(workspace)
     with_images = int((pool["images"] > 0).sum())
     return too_few_of(target, len(pool) - with_images, with_images)
+
+
+def waits_for_others(workspace: Workspace, target: Target) -> str | None:
+    """Which release or other target's run the target's own waits for, and the mend; None if for none."""
+    assert isinstance(target.warmup, Warmup)
+    release, start = target.warmup.release, target.warmup.start
+    if start is not None and warmup_checkpoint(workspace, workspace.settings.target(start)) is None:
+        return f"target {target.name}: its run goes on from that of target {start}, which has not been trained yet"
+    if release is not None and release_rows_of(workspace, release) is None:
+        subset, number = release.split("@")
+        return (
+            f"target {target.name}: its run is trained on release {number} of {subset}, which has not been made: "
+            f"use `curate release {subset}`"
+        )
+    return None
+
+
+def release_rows_of(workspace: Workspace, release: str) -> int | None:
+    """How many rows a release has (NAME@N); None if there is no such release."""
+    subset, number = release.split("@")
+    manifest = workspace.warehouse.read_json(f"{tables.release_dir(subset)}/{number}/manifest.json")
+    return None if manifest is None else int(manifest["rows"])
 
 
 def too_few_of(target: Target, size: int, with_images: int) -> str | None:
@@ -129,9 +157,7 @@ def train_warmup(workspace: Workspace, target: Target) -> WarmupCheckpoint:
     waiting = too_few(workspace, target)
     if waiting is not None:
         raise CheckpointError(waiting)
-    rows = trainable_rows(workspace)
-    chosen = draw_samples(rows["sample_id"], target.warmup.fraction, target.warmup.seed)
-    training = corpus_rows(workspace, chosen)
+    training = training_samples(workspace, target)
     folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target))
 
     def fill(place: Path) -> None:
@@ -144,12 +170,30 @@ def train_warmup(workspace: Workspace, target: Target) -> WarmupCheckpoint:
     return trained
 
 
-def _train(workspace: Workspace, target: Target, training: pl.DataFrame, place: Path) -> None:
+def training_samples(workspace: Workspace, target: Target) -> list[Sample]:
+    """What the target's run is trained on: a draw of the pool, or the rows of a release."""
+    assert isinstance(target.warmup, Warmup)
+    if target.warmup.release is None:
+        rows = trainable_rows(workspace)
+        chosen = draw_samples(rows["sample_id"], target.warmup.fraction, target.warmup.seed)
+        return samples_of(workspace, corpus_rows(workspace, chosen))
+    subset, number = target.warmup.release.split("@")
+    data = workspace.warehouse.local(f"{tables.release_dir(subset)}/{number}") / "data/train.parquet"
+    rows = pl.read_parquet(data, columns=["sample_id", "messages", "images"])
+    # By sample_id, as draws are: what a run is trained on does not depend on ranks.
+    return [
+        # Images of a release are not looked at: a run is trained on text, and leaves these samples out.
+        Sample(sample_id, messages[:-1], messages[-1]["content"], images=[b"image" for _ in images or ()])
+        for sample_id, messages, images in rows.sort("sample_id").iter_rows()
+    ]
+
+
+def _train(workspace: Workspace, target: Target, training: Sequence[Sample], place: Path) -> None:
     warmup = target.warmup
     assert isinstance(warmup, Warmup)
     recipe = warmup.recipe()
     spec = TrainingSpec(
-        workspace.model_folder(target),
+        _started_from(workspace, target),
         target.template,
         target.max_length,
         # One device trains, whatever number of them measures.
@@ -162,7 +206,7 @@ def _train(workspace: Workspace, target: Target, training: pl.DataFrame, place: 
     with track(f"{target.name}: training its checkpoint", steps_of(len(training), recipe)) as advance:
         record = train(
             spec,
-            samples_of(workspace, training),
+            training,
             place,
             recipe,
             trajectory=trajectory,
@@ -181,5 +225,18 @@ def _train(workspace: Workspace, target: Target, training: pl.DataFrame, place: 
         "checkpoints": record.checkpoints,
         "recipe": vars(recipe),
         "base": target.model,
+        "release": warmup.release,
+        "start": warmup.start,
     }
     (place / RECORD).write_text(json.dumps(document, indent=1, sort_keys=True))
+
+
+def _started_from(workspace: Workspace, target: Target) -> Path:
+    """The model that a target's run starts with."""
+    assert isinstance(target.warmup, Warmup)
+    if target.warmup.start is None:
+        return workspace.model_folder(target)
+    before = warmup_checkpoint(workspace, workspace.settings.target(target.warmup.start))
+    if before is None:
+        raise CheckpointError(str(waits_for_others(workspace, target)))
+    return workspace.warehouse.local(before.folder)

@@ -14,7 +14,13 @@ from pathlib import Path
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.checkpoints.warmup import planned_checkpoints, too_few_of, warmup_checkpoint
+from curation_assets.checkpoints.warmup import (
+    planned_checkpoints,
+    release_rows_of,
+    too_few_of,
+    waits_for_others,
+    warmup_checkpoint,
+)
 from curation_assets.cost.formulas import Formula, Sizes, formula_of, training
 from curation_assets.cost.measured import (
     ALONE,
@@ -233,7 +239,7 @@ def _plan_target(workspace: Workspace, target: Target, pool: Pool, probe: bool) 
         of=count.of,
         exact=count.exact,
         warmup=_warmup(target, drawn, count, probed) if untrained else None,
-        waiting=too_few_of(target, *_drawable(workspace, pool)) if untrained else None,
+        waiting=_waiting(workspace, target, pool) if untrained else None,
         probe=probed,
         seconds=seconds,
         scores=tuple(_scores(workspace, target, pool, drawn)),
@@ -345,10 +351,21 @@ def _drawable(workspace: Workspace, pool: Pool) -> tuple[int, int]:
 
 
 def _drawn(workspace: Workspace, target: Target, pool: Pool) -> int:
-    """Samples that the target's warm-up is trained on, or would be."""
+    """Samples that the target's run is trained on, or would be."""
     if target.warmup == "none":
         return 0
+    if target.warmup.release is not None:
+        return release_rows_of(workspace, target.warmup.release) or 0
     return ceil_share(Fraction(str(target.warmup.fraction)), _drawable(workspace, pool)[0])
+
+
+def _waiting(workspace: Workspace, target: Target, pool: Pool) -> str | None:
+    """What a target's run waits for before it can be trained."""
+    assert target.warmup != "none"
+    waiting = waits_for_others(workspace, target)
+    if waiting is not None or target.warmup.release is not None:
+        return waiting
+    return too_few_of(target, *_drawable(workspace, pool))
 
 
 def _warmup(target: Target, drawn: int, count: TokenCount, probe: Probe | None) -> WarmupPlan:

@@ -58,6 +58,8 @@ def release_manifest(
         "subset": subset.name,
         "number": number,
         "parent": number - 1 or None,
+        # Of a target that was trained on a release: the round before (multi-round GRAPE).
+        "parent_release": None if target.warmup == "none" else target.warmup.release,
         "content_digest": content_digest,
         "subset_digest": selection.content_digest,
         "rows": len(rows),
