@@ -153,6 +153,7 @@ BASE_LIKELIHOODS = _signal(
     {"base_nll": _mean("negative log-likelihood of the response at the base model", "nats")},
 )
 
+
 def _path(window: str) -> Column:
     meaning = f"mean NLL of the response's first {window} tokens at each directional checkpoint, in order of radius"
     return Column(pl.List(pl.Float32), f"{meaning}; empty without a path, null if not measured", "nats", nullable=True)
