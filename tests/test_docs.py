@@ -129,6 +129,16 @@ def test_the_example_of_deploy_loads() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "deploy" / "README.md"]:
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "deploy" / "README.md"]:
         for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_promise_names_tests_that_are_there() -> None:
+    text = (ROOT / "SECURITY.md").read_text()
+    named = re.findall(r"`(tests/[^`]*)`", text)
+    assert named
+    for place in named:
+        assert (ROOT / place).exists(), place
+    rows = [line for line in text.splitlines() if line.startswith("| **")]
+    assert all("`tests/" in row for row in rows)
