@@ -224,6 +224,7 @@ def sql(
     Subsets are subsets.NAME; with several targets, a target's tables are TARGET.NAME. Nothing can be written.
     """
     with clear_errors():
+        from curation_assets.reports.text import harmless
         from curation_assets.sql import run_sql
         from curation_assets.stored_tables import write_frame
         from curation_assets.terminal import frame_table
@@ -235,7 +236,7 @@ def sql(
         shown, hidden = frame_table(f"{len(found):,} rows", found.head(SQL_ROWS), console.width)
         console.print(shown)
         if hidden or len(found) > SQL_ROWS:
-            room = f"; no room for {', '.join(hidden)}" if hidden else ""
+            room = f"; no room for {harmless(', '.join(hidden))}" if hidden else ""
             console.print(f"the first {min(len(found), SQL_ROWS)} rows{room}: use --to for all of it", style="dim")
 
 
@@ -279,11 +280,12 @@ def doctor(config: ConfigOption = None) -> None:
     from rich.text import Text
 
     from curation_assets.doctor import examine
+    from curation_assets.reports.text import harmless
 
     wrong = 0
     for finding in examine(config):
         mark = Text("ok   ", style="green") if finding.ok else Text("WRONG", style="bold red")
-        console.print(mark, Text(f"{finding.what}: {finding.found}"), soft_wrap=True)
+        console.print(mark, Text(harmless(f"{finding.what}: {finding.found}")), soft_wrap=True)
         wrong += not finding.ok
     raise typer.Exit(1 if wrong else 0)
 

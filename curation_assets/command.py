@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from curation_assets.reports.text import harmless
 from resources.errors import UserError
 from resources.scoring.errors import ScoringError
 
 if TYPE_CHECKING:
     from curation_assets.workspace import Workspace
 
-console = Console()
-errors = Console(stderr=True)
+# What is printed may come from anywhere: none of it is markup.
+console = Console(markup=False)
+errors = Console(stderr=True, markup=False)
 
 ConfigOption = Annotated[
     Path | None,
@@ -34,7 +36,7 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except (UserError, ScoringError) as error:
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        errors.print(f"error: {harmless(error)}", style="red", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     except BaseException as error:
         if not _is_interrupt(error):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -23,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curation_assets.progress import shown_on
+from curation_assets.reports.text import LONGEST_CELL, harmless, shortened
 
 LONG_LIST = 6
 SHORT_LIST = 3
@@ -33,23 +33,6 @@ MAKE_ROOM = (
 )
 """Columns that leave a table first where there is no room for all: those that are the same in many tables."""
 LOW, HIGH = (190, 60, 60), (40, 150, 90)
-
-# Marks that make a terminal show text in another order than it was written in.
-REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def harmless(text: object) -> str:
-    """Text from outside as a terminal may print it: control characters are shown as escapes, not obeyed."""
-    lines = str(text).replace("\r\n", "\n")
-    return "".join(_shown(c) for c in lines)
-
-
-def _shown(character: str) -> str:
-    if character in "\n\t":
-        return character
-    if unicodedata.category(character) in {"Cc", "Cs"} or character in REORDERING:
-        return character.encode("unicode_escape").decode("ascii")
-    return character
 
 
 class ProgressBars:
@@ -75,7 +58,7 @@ class ProgressBars:
 def progress_bars(console: Console) -> Iterator[Progress]:
     """Show the progress of everything inside as bars."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -88,10 +71,10 @@ def progress_bars(console: Console) -> Iterator[Progress]:
 def simple_table(title: str, headers: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
     """A table; numbers are set to the right."""
     made = [["–" if cell is None else cell for cell in row] for row in rows]
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=Text(harmless(title), style="italic"), title_justify="left", header_style="bold")
     for position, header in enumerate(headers):
         number = bool(made) and all(isinstance(row[position], int | float) for row in made)
-        table.add_column(header, justify="right" if number else "left")
+        table.add_column(Text(harmless(header)), justify="right" if number else "left")
     for row in made:
         table.add_row(*(Text(_cell_text(cell)) for cell in row))
     return table
@@ -111,17 +94,20 @@ def frame_table(title: str, frame: pl.DataFrame, width: int) -> tuple[Table, lis
         if sum(widths[kept] for kept in shown) + 1 <= width or len(shown) <= 1:
             break
         shown = [kept for kept in shown if kept != name]
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=Text(harmless(title), style="italic"), title_justify="left", header_style="bold")
     for name in shown:
-        table.add_column(headers[name], justify="right" if frame[name].dtype.is_numeric() else "left", no_wrap=True)
+        table.add_column(
+            Text(headers[name]), justify="right" if frame[name].dtype.is_numeric() else "left", no_wrap=True
+        )
     for row in zip(*(cells[name] for name in shown), strict=True):
         table.add_row(*map(Text, row))
     return table, [name for name in frame.columns if name not in shown]
 
 
 def _folded(name: str, width: int) -> str:
-    """A column's name, in several lines if it is wider than what stands below it."""
-    return name if len(name) <= width else name.replace("_", "_\n")
+    """A column's name, in several lines if it is wider than what stands below it. A query may make names of values."""
+    line = shortened(" ".join(harmless(name).split()), LONG_CELL * 2)
+    return line if len(line) <= width else line.replace("_", "_\n")
 
 
 def _cell_in_line(cell: object) -> str:
@@ -133,18 +119,18 @@ def _cell_in_line(cell: object) -> str:
     if isinstance(cell, list) and len(cell) > SHORT_LIST:
         return f"[{', '.join(_item_text(item) for item in cell[:SHORT_LIST])}, … {len(cell):,} values]"
     line = " ".join(_cell_text(cell).split())
-    return line if isinstance(cell, list) or len(line) <= LONG_CELL else f"{line[: LONG_CELL - 1]}…"
+    return line if isinstance(cell, list) else shortened(line, LONG_CELL)
 
 
 def _cell_text(cell: object) -> str:
     if isinstance(cell, float):
         return f"{cell:.3f}"
     if isinstance(cell, dict):
-        return ", ".join(f"{name} {_item_text(item)}" for name, item in cell.items())
+        return ", ".join(f"{harmless(name)} {_item_text(item)}" for name, item in cell.items())
     if isinstance(cell, list):
         shown = ", ".join(_item_text(item) for item in cell[:LONG_LIST])
         return f"[{shown}, … {len(cell):,} values]" if len(cell) > LONG_LIST else f"[{shown}]"
-    return harmless(cell)
+    return harmless(shortened(str(cell), LONGEST_CELL))
 
 
 def _item_text(item: object) -> str:

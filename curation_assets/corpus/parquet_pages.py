@@ -38,8 +38,7 @@ SMALL_DICTIONARY = 2**16
 
 LONGEST_HEADER = 2**24
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
-# As the footer and as Arrow call what pages are packed with. The oldest, LZ4, is framed in a way of its own.
-_CODECS = {name: name.lower() for name in ("SNAPPY", "GZIP", "BROTLI", "ZSTD", "LZ4_RAW")} | {"UNCOMPRESSED": None}
+_CODECS = ("zstd", "snappy", "gzip", "brotli", "lz4_raw")
 # Arrow looks so many bytes further, for the sake of old files.
 _SLACK = 100
 _DELTA_LENGTHS, _DELTA_BYTES = 6, 7
@@ -188,7 +187,7 @@ def _column(stream: IO[bytes], chunk: Any, schema: Any) -> ColumnPages:
             pages.repeated += header.values if header.encoding in _REPEATING else 0
             pages.encodings.add(header.encoding)
         if header.kind == _DICTIONARY and schema.physical_type == _BYTES:
-            pages.longest = max(pages.longest, _longest_entry(stream, header, chunk.compression))
+            pages.longest = max(pages.longest, _longest_entry(stream, header))
         elif header.kind == _DICTIONARY and schema.physical_type == _FIXED_BYTES:
             pages.longest = max(pages.longest, schema.length)
         elif header.encoding == _DELTA_BYTES:
@@ -196,23 +195,47 @@ def _column(stream: IO[bytes], chunk: Any, schema: Any) -> ColumnPages:
     return pages
 
 
-def _longest_entry(stream: IO[bytes], header: PageHeader, compression: str) -> int:
-    """The longest text of a dictionary in bytes, or what the whole dictionary comes to where that is little."""
-    if header.unpacked <= SMALL_DICTIONARY or compression not in _CODECS:
+def _longest_entry(stream: IO[bytes], header: PageHeader) -> int:
+    """The longest text of a dictionary in bytes, or what the whole dictionary comes to where that cannot be told.
+
+    By which codec it is packed the footer says, but pyarrow ends the process where that is none that there is. So all
+    are tried; what they agree on is as long as the dictionary should be.
+    """
+    if header.unpacked <= SMALL_DICTIONARY:
         return header.unpacked
     stream.seek(header.place)
     data = stream.read(header.packed)
-    if _CODECS[compression] is not None:
+    found = [_longest_text(plain, header.values) for plain in _unpackings(data, header.unpacked)]
+    known = [longest for longest in found if longest is not None]
+    return max(known) if known and len(known) == len(found) else header.unpacked
+
+
+def _unpackings(data: bytes, size: int) -> Iterator[bytes]:
+    """What the bytes may be unpacked to, of a size."""
+    if len(data) == size:
+        yield data
+    for codec in _CODECS:
         try:
-            data = pa.Codec(_CODECS[compression]).decompress(data, header.unpacked, asbytes=True)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise Refused("damaged_parquet", f"the dictionary at byte {header.place} is damaged ({error})") from error
+            plain = pa.Codec(codec).decompress(data, size, asbytes=True)
+        except (pa.ArrowException, OSError, ValueError):
+            continue
+        if len(plain) == size:
+            yield plain
+    if int.from_bytes(data[:4], "big") <= size and int.from_bytes(data[4:8], "big") <= len(data):
+        # It looks like the oldest codec, which is not tried: nothing is known of it.
+        yield b""
+
+
+def _longest_text(plain: bytes, count: int) -> int | None:
+    """The longest of so many texts, each behind its length in four bytes; None if the bytes are not these."""
     longest = place = 0
-    while place < len(data):
-        length = int.from_bytes(data[place : place + 4], "little")
+    for _ in range(count):
+        if place + 4 > len(plain):
+            return None
+        length = int.from_bytes(plain[place : place + 4], "little")
         longest = max(longest, length)
         place += 4 + length
-    return longest
+    return longest if place == len(plain) else None
 
 
 def _headers(stream: IO[bytes], start: int, end: int, values: int) -> Iterator[PageHeader]:

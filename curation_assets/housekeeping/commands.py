@@ -132,7 +132,8 @@ def purge(
 
 
 def _show_purged(done: Purged, workspace: Workspace) -> None:
-    from curation_assets.terminal import harmless, simple_table
+    from curation_assets.reports.text import harmless
+    from curation_assets.terminal import simple_table
 
     rows = [(path, count) for path, count in sorted(done.tables.items())]
     rows += [(f"images/{name}", 1) for name in done.images]

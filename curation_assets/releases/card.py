@@ -6,6 +6,8 @@ from typing import Any
 
 from curation_assets.reports.text import escape_cell
 
+MOST_SOURCES = 100
+
 
 def dataset_card(manifest: dict[str, Any]) -> str:
     """The card as Markdown with the YAML header that dataset hubs read.
@@ -39,7 +41,7 @@ def dataset_card(manifest: dict[str, Any]) -> str:
         "",
         "| source | rows |",
         "| --- | --- |",
-        *(f"| {escape_cell(source)} | {rows} |" for source, rows in manifest["sources"].items()),
+        *_source_rows(manifest["sources"]),
         "",
         "## Files",
         "",
@@ -56,6 +58,16 @@ def dataset_card(manifest: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _source_rows(sources: dict[str, int]) -> list[str]:
+    """The rows of the table of sources: the largest ones, where there are many."""
+    shown = sorted(sorted(sources), key=lambda source: sources[source], reverse=True)[:MOST_SOURCES]
+    rows = [f"| {escape_cell(source)} | {sources[source]} |" for source in sorted(shown)]
+    if len(sources) > len(shown):
+        left = sum(sources.values()) - sum(sources[source] for source in shown)
+        rows.append(f"| ({len(sources) - len(shown):,} others: see `manifest.json`) | {left} |")
+    return rows
 
 
 def _pair(manifest: dict[str, Any], left: str, right: str) -> str:

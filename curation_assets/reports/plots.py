@@ -7,12 +7,17 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from curation_assets.reports.text import escape_cell, harmless, shortened
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLORS = ("#9aa5b1", "#2563eb", "#d97706", "#059669")
 BINS = 40
+LONGEST_LABEL = 60
+"""Characters: a longer one would leave no room for what is drawn."""
+
 DARK = 0.6
 """Values from this share of the largest on are written in white."""
 
@@ -106,7 +111,8 @@ def stacked_bars(shares: Mapping[str, Mapping[str, float]], title: str, x_label:
 
 def _plain(text: str) -> str:
     """Text from outside as a label shows it: no formulas, and nothing that a legend leaves out."""
-    shown = text.replace("$", "\\$")
+    line = " ".join(harmless(shortened(text, LONGEST_LABEL)).split())
+    shown = line.replace("$", "\\$")
     return f" {shown}" if shown.startswith("_") else shown
 
 
@@ -134,4 +140,4 @@ def _markdown(figure: Figure, title: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f"![{title}](data:image/png;base64,{encoded})"
+    return f"![{escape_cell(title)}](data:image/png;base64,{encoded})"

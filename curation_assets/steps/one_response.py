@@ -117,7 +117,7 @@ def _apply(
         spans = locate_steps(response, explicit_steps)
         if spans is None:
             raise ValueError(WRONG_ORDER)
-        return [list(_inside(response, spans, region)) for region in regions]
+        return _inside(response, spans, regions)
     cutters: dict[str, Cutter] = {
         "markers": cut_markers,
         "paragraphs": cut_paragraphs,
@@ -136,11 +136,22 @@ def _between(response: str, region: Span, cuts: list[int]) -> Iterator[Span]:
             yield start, end
 
 
-def _inside(response: str, spans: list[Span], region: Span) -> Iterator[Span]:
-    for low, high in spans:
-        start, end = _trim(response, max(low, region[0]), min(high, region[1]))
-        if start < end:
-            yield start, end
+def _inside(response: str, spans: list[Span], regions: list[Span]) -> Regions:
+    """The spans of each region, those that lie in several divided; both are in order and walked through once."""
+    found: Regions = []
+    first = 0
+    for region in regions:
+        while first < len(spans) and spans[first][1] <= region[0]:
+            first += 1
+        inside = []
+        place = first
+        while place < len(spans) and spans[place][0] < region[1]:
+            start, end = _trim(response, max(spans[place][0], region[0]), min(spans[place][1], region[1]))
+            if start < end:
+                inside.append((start, end))
+            place += 1
+        found.append(inside)
+    return found
 
 
 def _joined(response: str, spans: list[Span], min_words: int) -> list[Span]:

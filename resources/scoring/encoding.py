@@ -23,7 +23,9 @@ FIXED_DATE = date(2024, 7, 26)
 SPACES = np.array([code for code in range(0x10000) if chr(code).isspace()], dtype=np.uint32)
 """Every code point that Python takes for space; there is none beyond the basic plane."""
 
-TAGS = re.compile(r"\s*</?think>\s*")
+# White space is taken up from where it begins, or a long run of it would be gone through from each of its signs. Behind
+# the white space of another tag it has been taken up already.
+TAGS = re.compile(r"(?<!\s)\s*+</?think>\s*+|</?think>\s*+")
 """What a chat template may write inside the assistant's turn, around the reasoning."""
 
 PROBE = "probe"

@@ -18,8 +18,8 @@ from rich.console import Console
 from curation_assets import progress, tables
 from curation_assets.progress import track
 from curation_assets.reports.plots import curve, histogram, scatter
-from curation_assets.reports.text import escape_cell
-from curation_assets.terminal import harmless, progress_bars, simple_table, trace
+from curation_assets.reports.text import escape_cell, harmless
+from curation_assets.terminal import progress_bars, simple_table, trace
 
 ESCAPE = "\x1b"
 HOSTILE = "[red]x[/red] \x1b[2J\x1b]0;title\x07 \x9b31m a\rb \u202egnp.exe\u202c [/nothing]"
