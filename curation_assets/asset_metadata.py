@@ -10,7 +10,7 @@ import dagster as dg
 import polars as pl
 
 from curation_assets.reports.text import escape_cell
-from curation_assets.settings import Freshness
+from curation_assets.running_settings import Freshness
 from curation_assets.tables import Table
 
 OWNERS = ["team:curation"]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from curation_assets import tables
-from curation_assets.settings import Limits
+from curation_assets.running_settings import Limits
 from resources.errors import UserError
 from resources.warehouse import Warehouse
 

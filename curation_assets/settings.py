@@ -6,13 +6,13 @@ Only shape, defaults and combinations live here; reading the file and pointing a
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from curation_assets.checkpoint_settings import Perturbation, Warmup
 from curation_assets.corpus_settings import Corpus, ValidationSet
+from curation_assets.running_settings import S3, Alerts, Engine, Freshness, Limits
 from curation_assets.scores.method import ScoreSection
 from curation_assets.scores.registry import METHODS, method_of
 from curation_assets.sections import LocatedError, Name, Section, SignalName, unknown
@@ -181,94 +181,6 @@ class Releases(Section):
     policy: Literal["manual", "on_change"] = Field(
         "manual", description="manual: by `curate release`; on_change: whenever `curate run` changed a subset"
     )
-
-
-DEVICES = r"^(auto|cpu|cuda|cuda:\d+(,cuda:\d+)*)$"
-
-
-class Engine(Section):
-    """Where shards are measured."""
-
-    kind: Literal["local"] = "local"
-    device: str = Field(
-        "auto",
-        description="auto: every CUDA device that is visible, else the CPU; several: cuda:0,cuda:1",
-        json_schema_extra={"pattern": DEVICES},
-    )
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
-        "auto", description="attention implementation; auto: the fastest that the model and the device have"
-    )
-    compile: bool = Field(False, description="compile the model first: minutes once, then faster batches")
-    batch_tokens: int = Field(8192, ge=1, description="tokens a batch, padding included")
-    head_memory_mib: int | None = Field(
-        None, ge=1, description="memory that the streamed LM head may use for logits; default: 256, on CUDA 768"
-    )
-    part_seconds: float = Field(5.0, ge=0, description="finished rows are committed this often", examples=[5.0])
-    reading_processes: int | None = Field(
-        None, ge=1, description="processes that read shards; default: one a core, up to 8, where there is much to read"
-    )
-    shards_per_run: int = Field(200, ge=1, description="longest range of shards that one run takes")
-
-    @field_validator("device")
-    @classmethod
-    def _device_is_known(cls, device: str) -> str:
-        if re.fullmatch(DEVICES, device) is None:
-            raise ValueError(
-                f"must be auto, cpu, cuda, or CUDA devices by number, as in cuda:1 or cuda:0,cuda:1 (found {device!r})"
-            )
-        return device
-
-
-class Limits(Section):
-    """How much may be measured: by one `curate run`, and by all runs together that sensors launch in a day (UTC)."""
-
-    tokens: int | None = Field(None, ge=1, description="tokens run through models; what is over it is left due")
-    device_hours: float | None = Field(None, gt=0, description="hours of measuring, times the devices")
-
-    @property
-    def any(self) -> bool:
-        """Whether there is any limit."""
-        return self.tokens is not None or self.device_hours is not None
-
-
-class Alerts(Section):
-    """Who is told when a run fails, or the landing area is refused; neither: nobody, and the UI shows it."""
-
-    command: list[str] | None = Field(
-        None, min_length=1, description="program and arguments; it gets the alert as JSON on its standard input"
-    )
-    webhook_variable: str | None = Field(
-        None,
-        pattern=r"^[A-Z_][A-Z0-9_]*$",
-        description="environment variable with the address that the alert is POSTed to; the address is a secret, and "
-        "every release holds this file",
-    )
-
-
-class Freshness(Section):
-    """How old subsets and manifests of scores may be before the UI says so: nothing new arrived, or something is
-    stuck."""
-
-    fail_hours: float | None = Field(None, ge=1 / 60, description="older ones fail their freshness policy")
-    warn_hours: float | None = Field(None, ge=1 / 60, description="older ones are warned of; less than fail_hours")
-
-    @model_validator(mode="after")
-    def _warned_before(self) -> Freshness:
-        if self.warn_hours is not None and self.fail_hours is None:
-            raise LocatedError(["warn_hours"], "a warning comes before a failure; add fail_hours")
-        if self.warn_hours is not None and self.fail_hours is not None and self.warn_hours >= self.fail_hours:
-            raise LocatedError(["warn_hours"], f"must be less than fail_hours ({self.fail_hours:g})")
-        return self
-
-
-class S3(Section):
-    """How S3 is reached; what is not said comes from the environment. Credentials never stand in this file, which
-    every release holds: they come from environment, profile or role."""
-
-    endpoint_url: str | None = Field(None, description="another service than AWS")
-    region: str | None = None
-    profile: str | None = Field(None, description="a named profile of the AWS configuration")
-    max_attempts: int = Field(6, ge=1, description="tries of a request that S3 throttles or fails")
 
 
 class Settings(Section):

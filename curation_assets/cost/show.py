@@ -11,7 +11,7 @@ from curation_assets.cost.measured import MeasuredPass
 from curation_assets.cost.plan import Plan, TargetPlan, make_plan
 from curation_assets.limits import HOUR
 from curation_assets.reports.text import harmless
-from curation_assets.settings import Limits
+from curation_assets.running_settings import Limits
 from curation_assets.terminal import progress_bars, simple_table
 from curation_assets.workspace import Workspace
 

@@ -32,8 +32,9 @@ REFERENCE = "ground_truth"
 GENERATORS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 HELD_OUT_ROWS = 50
 OF_LIKELIHOODS = {"likelihoods", "unconditional_likelihoods"}
-NEED_ANOTHER_MODEL = frozenset({"embedding_similarity"})
-"""Methods that are not compared here: an embedding model measures for them."""
+NOT_COMPARED = frozenset({"embedding_similarity", "s2l", "temp"})
+"""Methods that are not compared here: the first is measured by an embedding model, S2L wants a long training run, and
+TEMP tells responses apart by early losses, in windows of which most of these responses are shorter."""
 
 CORPUS = """\
 corpus:
@@ -48,8 +49,8 @@ GRACE_TARGET = "  - {{name: stories, model: {model}}}\n"
 EVERY_TARGET = """\
   - name: stories
     model: {model}
-    signals: [step_gradients, likelihoods, unconditional_likelihoods, embeddings_mean, embeddings_last,
-              embeddings_position_weighted]
+    signals: [step_gradients, likelihoods, unconditional_likelihoods, base_likelihoods,
+              embeddings_mean, embeddings_last, embeddings_position_weighted]
   - name: stories_base
     model: {model}
     warmup: none
@@ -107,7 +108,7 @@ def _other_methods() -> Iterator[tuple[str, str]]:
     their names, at GRACE's checkpoint.
     """
     for method in METHODS.values():
-        if method.name == "grace" or method.name in NEED_ANOTHER_MODEL:
+        if method.name == "grace" or method.name in NOT_COMPARED:
             continue
         parameters = {"validation": "held_out"} if "validation" in method.section.model_fields else {}
         made = method.section.model_validate({"name": "any", "target": "any", "method": method.name} | parameters)

@@ -18,7 +18,7 @@ from curation_assets.cli import app
 from curation_assets.cost.plan import make_plan
 from curation_assets.cost.show import limit_lines
 from curation_assets.limits import HOUR, Allowance, DayAllowance, Spent, spent_today, waits_for_tomorrow
-from curation_assets.settings import Limits
+from curation_assets.running_settings import Limits
 from curation_assets.show_run import show_summary
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace

@@ -16,14 +16,12 @@ from curation_assets.cli import app
 from curation_assets.stored_tables import read_stored
 from curation_assets.tables import SIGNAL_TABLES
 from curation_assets.workspace import Workspace
-from tests.pipeline.workspaces import landed, make_workspace, rows, run, sample_scores, write_shard
+from tests.pipeline.workspaces import PASS_SIGNALS, landed, make_workspace, rows, run, sample_scores, write_shard
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workspace:
-    # Text embeddings are of another kind of model.
-    signals = tuple(name for name in SIGNAL_TABLES if name != "text_embeddings")
-    made = make_workspace(tmp_path_factory.mktemp("cli"), tiny_model, {"a.jsonl": rows(8)}, signals=signals)
+    made = make_workspace(tmp_path_factory.mktemp("cli"), tiny_model, {"a.jsonl": rows(8)}, signals=PASS_SIGNALS)
     run(made)
     return made
 

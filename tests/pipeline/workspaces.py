@@ -26,9 +26,15 @@ from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.s3_landing import S3Landing
 
-OTHER_PASSES = ("text_embeddings", "unconditional_likelihoods")
+OTHER_PASSES = (
+    "text_embeddings",
+    "unconditional_likelihoods",
+    "loss_trajectories",
+    "base_likelihoods",
+    "perturbed_losses",
+)
 PASS_SIGNALS = tuple(signal for signal in SIGNALS if signal not in OTHER_PASSES)
-"""All signals of one pass over a language model."""
+"""All signals of one pass over a language model, of its weights as they are."""
 
 CONFIG = """\
 corpus: {{landing: {place}/landing{corpus}}}
