@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
 
+from curation_assets.reports.text import shortened
 from curation_assets.workspace import Workspace
-from resources.alerts import Alert, Channels, send
+from resources.alerts import Alert, AlertError, Channels, masked, send
 from resources.errors import UserError
 
 RETRIED_TAG = "dagster/will_retry"
+LONGEST_LINE = 500
 LONGEST_ERROR = 2000
+"""Characters of an alert's text, and of the error in it: chat services refuse more."""
 NEWLINE = "\n"
+NUMBERS = re.compile(r"\d+")
+logger = logging.getLogger("curation")
 _told: dict[str, str] = {}
 """What people were told and have not mended yet, and which sensor told them; of one problem only the first does."""
 
@@ -24,6 +31,10 @@ def channels(workspace: Workspace) -> Channels:
     return Channels(section.command, section.webhook_variable)
 
 
+def _line(message: str) -> str:
+    return shortened(message.strip().partition(NEWLINE)[0], LONGEST_LINE)
+
+
 def failure_alert(run: dg.DagsterRun, message: str, config_file: str) -> Alert:
     """What people are told of a run that failed with a message."""
     assets = sorted(key.to_user_string() for key in run.asset_selection or ())
@@ -32,12 +43,12 @@ def failure_alert(run: dg.DagsterRun, message: str, config_file: str) -> Alert:
     what = run.tags.get("curation/stage") or ", ".join(assets) or run.job_name
     return Alert(
         "run_failed",
-        f"curation: run {run.run_id[:8]} ({what}) failed: {message.strip().partition(NEWLINE)[0]}",
+        f"curation: run {run.run_id[:8]} ({what}) failed: {_line(message)}",
         {
             "run_id": run.run_id,
             "assets": assets,
             "partitions": ends if ends[0] else [partition] if partition else [],
-            "error": message[:LONGEST_ERROR],
+            "error": shortened(message, LONGEST_ERROR),
             "config_file": config_file,
         },
     )
@@ -62,6 +73,7 @@ def alert_sensors(workspace: Workspace) -> list[dg.SensorDefinition]:
             return dg.SkipReason(f"run {run.run_id[:8]} is tried again")
         causes = [_cause(event) for event in context.get_step_failure_events()]
         message = (causes or [context.failure_event.message or "(the run ended without a message)"])[0]
+        message = masked(message, channels(workspace))
         send(failure_alert(run, message, str(workspace.config_file)), channels(workspace))
         return None
 
@@ -87,15 +99,28 @@ def refusals_told(workspace: Workspace, sensor: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        message = str(error)
-        if channels(workspace) and message not in _told:
-            alert = Alert(
-                f"{sensor}_refused",
-                f"curation: sensor {sensor} cannot go on: {message}",
-                {"config_file": str(workspace.config_file)},
-            )
-            send(alert, channels(workspace))
-            _told[message] = sensor
+        if channels(workspace):
+            _tell(workspace, sensor, str(error))
         raise
-    for message in [message for message, teller in _told.items() if teller == sensor]:
-        del _told[message]
+    for problem in [problem for problem, teller in _told.items() if teller == sensor]:
+        del _told[problem]
+
+
+def _tell(workspace: Workspace, sensor: str, message: str) -> None:
+    """Tell of a refusal, unless people know of it; a channel that fails must not hide what was refused."""
+    # The same with other numbers (one more file is gone, say) is no other problem.
+    problem = NUMBERS.sub("#", message)
+    if problem in _told:
+        return
+    # Known before it is sent: a channel that fails would else be tried at every tick.
+    _told[problem] = sensor
+    message = masked(message, channels(workspace))
+    alert = Alert(
+        f"{sensor}_refused",
+        f"curation: sensor {sensor} cannot go on: {_line(message)}",
+        {"error": shortened(message, LONGEST_ERROR), "config_file": str(workspace.config_file)},
+    )
+    try:
+        send(alert, channels(workspace))
+    except AlertError as error:
+        logger.error("nobody was told that sensor %s cannot go on: %s", sensor, error)

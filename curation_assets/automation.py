@@ -18,7 +18,7 @@ from curation_assets.checkpoints.assets import perturbation_key_of, warmup_key_o
 from curation_assets.checkpoints.perturbation import wants_perturbation
 from curation_assets.corpus.assets import RAW_CORPUS_KEY, REJECTED_ROWS_KEY
 from curation_assets.corpus.ingest import present_shards
-from curation_assets.dead_runs import UNFINISHED, bury_dead_runs
+from curation_assets.dead_runs import UNFINISHED, bury_dead_runs, killed_runs
 from curation_assets.due import (
     contiguous_ranges,
     corpus_due,
@@ -30,14 +30,15 @@ from curation_assets.due import (
     subset_rows,
     validation_due,
     waits_for_pool,
+    waits_for_strength,
     warmup_due,
 )
 from curation_assets.fingerprints import (
-    base_digest,
     checkpoint_digest,
     image_limits_key,
     sigma_path,
     signal_fingerprint,
+    warmup_key,
 )
 from curation_assets.landing_sensor import landing_sensor
 from curation_assets.limits import today_if_limited, waits_for_tomorrow
@@ -80,7 +81,10 @@ def without_event(instance: dg.DagsterInstance, key: dg.AssetKey, shards: Iterab
 def lacking_signals(
     workspace: Workspace, instance: dg.DagsterInstance, target: Target, listed: Iterable[str]
 ) -> dict[SignalName, set[str]]:
-    """By signal, where there are any, the shards that lack it, and those listed of which Dagster never saw it."""
+    """By signal, where there are any, the shards that lack it, and those listed of which Dagster never saw it.
+
+    Signals that cannot be measured yet, since something that they are measured at is not there, are left out.
+    """
     present, listed = present_shards(workspace), list(listed)
     lacking = {
         signal: {
@@ -88,6 +92,7 @@ def lacking_signals(
             *without_event(instance, signal_key(target, signal), listed),
         }
         for signal in target.signals
+        if signal_dir(workspace, target, signal) is not None
     }
     return {signal: shards for signal, shards in lacking.items() if shards}
 
@@ -146,9 +151,11 @@ def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
         with refusals_told(workspace, "scoring"), one_look():
             requests, reasons = scoring_requests(workspace, context.instance)
             waiting: dict[str, float] = {}
-            if not requests and not unfinished:
+            if not unfinished:
+                # Also beside other requests: one that fails for good is made at every tick, and launched at none.
                 before = json.loads(context.cursor) if context.cursor else {}
-                requests, waiting = rescue_requests(workspace, context.instance, before, time.time())
+                late, waiting = rescue_requests(workspace, context.instance, before, time.time())
+                requests += late
         context.update_cursor(json.dumps(waiting))
         if not requests:
             return dg.SkipReason("; ".join(dict.fromkeys(reasons)) or "nothing is due")
@@ -223,13 +230,16 @@ def _quality_requests(
 
 
 def _ready_targets(workspace: Workspace) -> tuple[dict[str, list[str]], list[str]]:
-    """Wanted fingerprints of every target whose model is here (none: its warm-up is not), and what is wrong."""
+    """Wanted fingerprints of every target whose model is here, and what is wrong.
+
+    None where not all signals can be measured yet: a warm-up, or the strength of a perturbation, is not there.
+    """
     ready: dict[str, list[str]] = {}
     reasons: list[str] = []
     for target in workspace.settings.targets:
         try:
-            wanted = (signal_fingerprint(workspace, target, signal) for signal in target.signals)
-            ready[target.name] = [fingerprint for fingerprint in wanted if fingerprint is not None]
+            wanted = [signal_fingerprint(workspace, target, signal) for signal in target.signals]
+            ready[target.name] = [] if None in wanted else list(map(str, wanted))
         except ModelError as error:
             reasons.append(str(error))
     return ready, reasons
@@ -249,18 +259,16 @@ def _target_requests(
     resting = waits_for_tomorrow(workspace.settings.limits, workspace.warehouse)
     today = today_if_limited(workspace.settings.limits)
     if warmup_due(workspace, target):
-        run_key = digest("warmup", target.name, base_digest(workspace, target), sorted(digests))
-        tags = {STAGE_TAG: "warmup"}
-        request = dg.RunRequest(run_key=run_key, asset_selection=[warmup_key_of(target)], tags=tags)
+        request = _once(instance, "warmup", warmup_key_of(target), [warmup_key(workspace, target), sorted(digests)])
         return ([], [resting]) if resting else ([request], [])
     waiting = waits_for_pool(workspace, target)
     if waiting:
         return [], [waiting]
     if perturbation_due(workspace, target):
-        run_key = digest("perturbation", sigma_path(workspace, target), sorted(digests))
-        tags = {STAGE_TAG: "perturbation"}
-        request = dg.RunRequest(run_key=run_key, asset_selection=[perturbation_key_of(target)], tags=tags)
+        searched = [sigma_path(workspace, target), sorted(digests)]
+        request = _once(instance, "perturbation", perturbation_key_of(target), searched)
         return ([], [resting]) if resting else ([request], [])
+    reasons = [reason for reason in [waits_for_strength(workspace, target)] if reason is not None]
     validation = validation_keys(workspace, target)
     unseen = any(instance.get_latest_materialization_event(key) is None for key in validation)
     if unseen or validation_due(workspace, target):
@@ -273,11 +281,14 @@ def _target_requests(
     due = sorted({shard for shards in lacking.values() for shard in shards})
     if due and resting:
         return [], [resting]
-    wanted = [checkpoint_digest(workspace, target), target.signals, image_limits_key(workspace, target), today]
+    wanted = [image_limits_key(workspace, target), today]
     requests = []
     for shards in contiguous_ranges(due, keys, workspace.settings.engine.shards_per_run):
-        run_key = digest("signals", target.name, wanted, shards, _recorded(workspace, target, shards))
-        selection = [signal_key(target, signal) for signal in signals_to_run(lacking, shards)]
+        asked = signals_to_run(lacking, shards)
+        measured_at = [signal_fingerprint(workspace, target, signal) for signal in asked]
+        state_of_run: list[object] = [wanted, asked, measured_at, shards, _recorded(workspace, target, shards)]
+        run_key = digest("signals", target.name, state_of_run)
+        selection = [signal_key(target, signal) for signal in asked]
         requests.append(_request("signals", selection, shards, run_key))
     if not due and not scores_due(workspace, target) and manifest_due(workspace, target):
         manifest = manifest_digest(build_manifest(workspace, target))
@@ -285,7 +296,13 @@ def _target_requests(
         run_key = digest("manifest", target.name, manifest, stored)
         tags = {STAGE_TAG: "manifest"}
         requests.append(dg.RunRequest(run_key=run_key, asset_selection=[score_manifest_key(target)], tags=tags))
-    return requests, []
+    return requests, reasons
+
+
+def _once(instance: dg.DagsterInstance, stage: str, key: dg.AssetKey, state: Sequence[object]) -> dg.RunRequest:
+    """A run that leaves nothing to go by until it is done: asked for once, and again if it was killed."""
+    run_key = digest(stage, key.to_user_string(), list(state), killed_runs(instance, stage, key))
+    return dg.RunRequest(run_key=run_key, asset_selection=[key], tags={STAGE_TAG: stage})
 
 
 def _recorded(workspace: Workspace, target: Target, shards: Sequence[str]) -> list[object]:

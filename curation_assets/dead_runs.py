@@ -14,6 +14,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from curation_assets.partitions import STAGE_TAG
 from resources.errors import UserError
 
 UNFINISHED = [
@@ -25,6 +26,7 @@ UNFINISHED = [
 ]
 PROCESS_TAG = "curation/process"
 UI_LOCK = ".ui.lock"
+MOST_KILLED = 3
 
 
 class RunInProgressError(UserError):
@@ -45,6 +47,25 @@ def bury_dead_runs(instance: dg.DagsterInstance) -> list[str]:
             _bury(instance, run, "its process is gone; what it had measured is kept")
             dead.append(run.run_id)
     return dead
+
+
+def killed_runs(instance: dg.DagsterInstance, stage: str, key: dg.AssetKey) -> int:
+    """How often a run of a stage that makes an asset ended although no step of it failed; at most `MOST_KILLED`.
+
+    What is killed time and again (out of memory, say) is not to be asked for for ever.
+    """
+    failed = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags={STAGE_TAG: stage}))
+    killed = 0
+    for run in failed:
+        if key in (run.asset_selection or ()) and not _failed_by_itself(instance, run):
+            killed += 1
+        if killed == MOST_KILLED:
+            break
+    return killed
+
+
+def _failed_by_itself(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    return bool(instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE))
 
 
 def refuse_while_running(instance: dg.DagsterInstance, what: str) -> None:

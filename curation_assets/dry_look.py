@@ -19,7 +19,7 @@ from curation_assets.corpus.parquet_rows import PARQUET_ERRORS, copy_first_rows
 from curation_assets.corpus.purged import copy_purged
 from curation_assets.main_job import MainJob, RunSummary
 from curation_assets.running_settings import Limits
-from curation_assets.settings import Settings
+from curation_assets.settings import Settings, Target
 from curation_assets.workspace import Workspace
 from resources.landing import Landing, LandingError
 
@@ -62,12 +62,7 @@ def dry_look(workspace: Workspace, rows: int, announce: Callable[[str], None] | 
 
 def _settings_for(settings: Settings, folder: Path) -> Settings:
     """The same settings for a small pool in another place: a warm-up that does not wait, absolute paths."""
-    targets = []
-    for target in settings.targets:
-        local = (folder / Path(target.model).expanduser()).resolve()
-        model = str(local) if local.is_dir() else target.model
-        warmup = target.warmup if target.warmup == "none" else target.warmup.model_copy(update={"min_pool": 1})
-        targets.append(target.model_copy(update={"model": model, "warmup": warmup}))
+    targets = [_target_for(target, folder) for target in settings.targets]
     filters = settings.corpus.filters
     if filters.contamination is not None:
         files = [_absolute(folder, file) for file in filters.contamination.files]
@@ -79,6 +74,18 @@ def _settings_for(settings: Settings, folder: Path) -> Settings:
     # So many rows are the limit.
     update["limits"] = Limits()
     return settings.model_copy(update=update)
+
+
+def _target_for(target: Target, folder: Path) -> Target:
+    local = (folder / Path(target.model).expanduser()).resolve()
+    warmup, perturbation = target.warmup, target.perturbation
+    if warmup != "none":
+        # There are no releases in the other place: the few rows stand for one.
+        warmup = warmup.model_copy(update={"min_pool": 1, "release": None})
+    if perturbation.endpoint is not None:
+        perturbation = perturbation.model_copy(update={"endpoint": _absolute(folder, perturbation.endpoint)})
+    update = {"warmup": warmup, "perturbation": perturbation, "model": str(local) if local.is_dir() else target.model}
+    return target.model_copy(update=update)
 
 
 def _absolute(folder: Path, path: str) -> str:

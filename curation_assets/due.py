@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from curation_assets import tables
-from curation_assets.checkpoints.perturbation import sigma_due
+from curation_assets.checkpoints.perturbation import sigma_due, wants_perturbation
 from curation_assets.checkpoints.warmup import too_few, warmup_checkpoint
 from curation_assets.corpus.ingest import present_shards
 from curation_assets.corpus.purged import PurgedList
@@ -18,6 +18,7 @@ from curation_assets.fingerprints import (
     image_limits_key,
     scored_signals_fingerprint,
     shard_scores_fingerprint,
+    sigma_of,
     steps_fingerprint,
 )
 from curation_assets.reports.comparison import wanted_comparison
@@ -77,6 +78,16 @@ def perturbation_due(workspace: Workspace, target: Target) -> bool:
     if waits_for_pool(workspace, target) is not None or warmup_due(workspace, target):
         return False
     return sigma_due(workspace, target)
+
+
+def waits_for_strength(workspace: Workspace, target: Target) -> str | None:
+    """Why `perturbed_losses` of a target cannot be measured yet, if it is for want of samples to search on."""
+    if not wants_perturbation(target) or sigma_of(workspace, target) is not None or sigma_due(workspace, target):
+        return None
+    return (
+        f"target {target.name}: the strength of its random perturbation is searched for on the pool, which is empty as "
+        "yet: add traces, look at what corpus.filters leave out, or set perturbation.sigma"
+    )
 
 
 def validation_due(workspace: Workspace, target: Target) -> bool:

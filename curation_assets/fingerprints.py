@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from curation_assets import tables
 from curation_assets.scores.method import ScoreSection
@@ -23,7 +24,8 @@ from resources.model_files import (
     tokenizer_digest,
     weights_digest,
 )
-from resources.trainer import TRAINER_VERSION, step_folder
+from resources.trainer import TRAINER_VERSION
+from resources.training.files import RECORD
 
 # Raise a version when its stage's output changes for the same input: that stage, and all that rests on
 # it, is then made again.
@@ -44,6 +46,7 @@ SIGNAL_VERSIONS: dict[SignalName, int] = {
     "base_likelihoods": 1,
     "perturbed_losses": 1,
 }
+SIGMA_VERSION = 1
 SCORES_VERSION = 2
 QUALITY_VERSION = 1
 
@@ -120,32 +123,35 @@ def checkpoint_digest(workspace: Workspace, target: Target) -> str | None:
     base = base_digest(workspace, target)
     if target.warmup == "none":
         return base
-    folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target))
-    record = workspace.warehouse.read_json(f"{folder}/checkpoint.json")
-    if record is None:
-        return None
-    return _trained_digest(workspace, base, workspace.warehouse.local(folder), record["recipe"]["adapter"])
-
-
-def _trained_digest(workspace: Workspace, base: str, folder: Path, adapter: str) -> str:
-    """Of a checkpoint that we trained: an adapter over its base, or a whole model."""
-    if adapter == "full":
-        return weights_digest(folder, workspace.cache)
-    return digest("merged", base, adapter_digest(folder, workspace.cache))
+    record = _training_record(workspace, target)
+    return None if record is None else _digest_of(base, record, record["weights"])
 
 
 def trajectory_digest(workspace: Workspace, target: Target) -> str | None:
     """Of all checkpoints that a target's training run left on its way; None while it has not been trained."""
-    folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target))
-    record = workspace.warehouse.read_json(f"{folder}/checkpoint.json")
+    record = _training_record(workspace, target)
     if record is None:
         return None
-    base, place = base_digest(workspace, target), workspace.warehouse.local(folder)
-    steps = [
-        _trained_digest(workspace, base, step_folder(place, step), record["recipe"]["adapter"])
-        for step in record["checkpoints"]
-    ]
+    base = base_digest(workspace, target)
+    steps = [_digest_of(base, record, weights) for weights in record["weights_on_the_way"]]
     return digest("trajectory", record["checkpoints"], steps)
+
+
+def _training_record(workspace: Workspace, target: Target) -> dict[str, Any] | None:
+    """What is written of a target's training run, digests of what it came to included: no weights need be fetched."""
+    folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target))
+    record: dict[str, Any] | None = workspace.warehouse.read_json(f"{folder}/{RECORD}")
+    return record
+
+
+def _digest_of(base: str, record: Mapping[str, Any], weights: str) -> str:
+    """Of weights that we trained: a whole model's, or an adapter's over its base."""
+    return weights if record["recipe"]["adapter"] == "full" else digest("merged", base, weights)
+
+
+def trained_weights(workspace: Workspace, folder: Path, adapter: str) -> str:
+    """Of the files of a checkpoint that was just trained."""
+    return (weights_digest if adapter == "full" else adapter_digest)(folder, workspace.cache)
 
 
 def sigma_folder(workspace: Workspace, target: Target) -> str:
@@ -153,13 +159,16 @@ def sigma_folder(workspace: Workspace, target: Target) -> str:
     folder, wanted = workspace.model_folder(target), target.perturbation
     search = [wanted.probe_samples, wanted.reasoning_only, wanted.skip_template_tokens, wanted.seed]
     encoding = [tokenizer_digest(folder, workspace.cache), target.template, target.max_length, target.dtype]
-    key = digest("sigma", base_digest(workspace, target), encoding, segmentation_key(workspace), search)
+    processor = processor_digest(folder, workspace.cache)
+    versions = [SIGMA_VERSION, SIGNAL_VERSIONS["perturbed_losses"]]
+    parts = [versions, encoding, processor, segmentation_key(workspace), search]
+    key = digest("sigma", base_digest(workspace, target), parts)
     return tables.checkpoint_dir(target.name, PERTURBED_ROLE, key)
 
 
 def sigma_path(workspace: Workspace, target: Target) -> str:
     """The document with the strength, and all that was tried."""
-    return f"{sigma_folder(workspace, target)}/checkpoint.json"
+    return f"{sigma_folder(workspace, target)}/{RECORD}"
 
 
 def sigma_of(workspace: Workspace, target: Target) -> float | None:

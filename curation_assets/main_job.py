@@ -23,7 +23,7 @@ from curation_assets.corpus.assets import LANDING_KEY
 from curation_assets.corpus.ingest import accept_listing, present_shards
 from curation_assets.dead_runs import bury_dead_runs, process_tags
 from curation_assets.definitions import build_definitions
-from curation_assets.fingerprints import base_digest
+from curation_assets.fingerprints import base_digest, scored_signals_fingerprint
 from curation_assets.landing_sensor import DATA_VERSION_TAG, observation
 from curation_assets.limits import Allowance, LimitReachedError, allowed
 from curation_assets.partitions import SHARDS, STAGE_TAG, range_tags, release_key, release_partitions
@@ -229,8 +229,12 @@ class MainJob:
             summary.waiting.append(waiting)
             return
         if due.perturbation_due(self.workspace, target):
+            if allowance.reached():
+                allowance.leave(target.name, "perturbation", 0, 0)
+                return
             line = f"{target.name}: searching the strength of the random perturbation"
             self._execute(line, "perturbation", [perturbation_key_of(target)])
+        summary.waiting += [reason for reason in [due.waits_for_strength(self.workspace, target)] if reason]
         present = present_shards(self.workspace)
         lacking = lacking_signals(self.workspace, self.instance, target, present)
         wanted = [shard for shard in present if any(shard in shards for shards in lacking.values())]
@@ -279,7 +283,7 @@ class MainJob:
         signals = self.workspace.settings.signals_of_scores(target)
         unmeasured = {s for signal in signals for s in due.signal_due(self.workspace, target, signal, present)}
         measured = [shard for shard in present if shard not in unmeasured]
-        if due.waits_for_pool(self.workspace, target) is None:
+        if scored_signals_fingerprint(self.workspace, target) is not None:
             wanted += [s for s in without_event(self.instance, sample_scores_key(target), measured) if s not in wanted]
         for part in self._ranges(wanted):
             self._execute(f"{target.name}: scoring {len(part)} shards", "scores", keys, shards=part)

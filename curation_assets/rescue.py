@@ -7,7 +7,8 @@ nothing runs. Asked for twice, such an asset is made twice in seconds, and is th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -24,7 +25,7 @@ from curation_assets.due import (
 from curation_assets.partitions import SHARDS, STAGE_TAG, range_tags
 from curation_assets.reports.assets import COMPARISON_KEY, PREFERENCE_KEY
 from curation_assets.scores.assets import score_keys
-from curation_assets.settings import Target
+from curation_assets.settings import Subset, Target
 from curation_assets.subsets.assets import subset_key
 from curation_assets.workspace import Workspace
 from resources.digests import digest
@@ -53,25 +54,43 @@ def rescue_requests(
 
 def _due(workspace: Workspace, instance: dg.DagsterInstance) -> list[dg.RunRequest]:
     """Everything that conditions own and the tables lack; what rests on something due comes after it."""
-    try:
-        return _due_of(workspace, instance)
-    except ModelError:
-        # Which model is not here, and the mend, the sensor says already; what rests on it cannot be compared.
+    requests: list[dg.RunRequest] = []
+    behind = set()
+    for target in workspace.settings.targets:
+        with _unless_a_model_is_gone():
+            # Stays behind if its model is not here: nothing that rests on it can be told to be up to date.
+            behind.add(target.name)
+            scores = _scores(workspace, instance, target)
+            requests += scores
+            if not scores and not manifest_due(workspace, target):
+                behind.remove(target.name)
+    subsets: list[dg.RunRequest] = []
+    for subset in workspace.settings.subsets:
+        if workspace.settings.score(subset.score).target not in behind:
+            with _unless_a_model_is_gone():
+                subsets += _subset(workspace, subset)
+    if behind or subsets:
+        return requests + subsets
+    with _unless_a_model_is_gone():
+        requests += _reports(workspace)
+    return requests
+
+
+@contextmanager
+def _unless_a_model_is_gone() -> Iterator[None]:
+    """Go on with what rests on other models; which one is not here, and the mend, the sensor says already."""
+    with suppress(ModelError):
+        yield
+
+
+def _subset(workspace: Workspace, subset: Subset) -> list[dg.RunRequest]:
+    if not subset_due(workspace, subset):
         return []
+    stored = workspace.warehouse.table_metadata(tables.subset_path(subset.name))
+    return [_request("subset", [subset_key(subset)], stored)]
 
 
-def _due_of(workspace: Workspace, instance: dg.DagsterInstance) -> list[dg.RunRequest]:
-    scores = [request for target in workspace.settings.targets for request in _scores(workspace, instance, target)]
-    behind = [target for target in workspace.settings.targets if manifest_due(workspace, target)]
-    if scores or behind:
-        return scores
-    subsets = [
-        _request("subset", [subset_key(subset)], workspace.warehouse.table_metadata(tables.subset_path(subset.name)))
-        for subset in workspace.settings.subsets
-        if subset_due(workspace, subset)
-    ]
-    if subsets:
-        return subsets
+def _reports(workspace: Workspace) -> list[dg.RunRequest]:
     reports = []
     if comparison_due(workspace):
         stored = workspace.warehouse.table_metadata(tables.subset_comparison_path())

@@ -258,6 +258,12 @@ class Settings(Section):
                 return (
                     f"target {one.name} does not train every weight: add adapter: full, or preset: grape, to its warmup"
                 )
+        models = [(one.model, one.revision, one.trust_remote_code) for one in (target, before[start])]
+        if models[0] != models[1]:
+            return (
+                f"target {start} is another model ({before[start].model}): a run goes on from weights of its own "
+                "target's model, revision and trust_remote_code"
+            )
         theirs = {"base_likelihoods", "perturbed_losses"} & set(target.signals)
         if theirs:
             return f"{', '.join(sorted(theirs))} look at the target's model as it is: leave them out, or start"

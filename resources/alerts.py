@@ -13,10 +13,11 @@ import urllib3
 
 from resources.errors import UserError
 
-COMMAND_SECONDS = 60.0
-"""A command that takes longer is stopped: it would hold up the sensor that waits for it."""
-WEBHOOK_SECONDS = 10.0
-TRIES = 3
+COMMAND_SECONDS = 20.0
+"""A command that takes longer is stopped. A sensor that waits for all channels has 60 seconds for its tick."""
+WEBHOOK_SECONDS = 5.0
+TRIES = 2
+"""Beside the first one."""
 SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """Environment variables whose values never leave the machine in an alert."""
 SHORTEST_SECRET = 6
@@ -62,6 +63,10 @@ class Channels:
         """Whether there is any."""
         return self.command is not None or self.webhook_variable is not None
 
+    def secrets(self) -> list[str]:
+        """Environment variables whose values no alert holds."""
+        return [*SECRETS, *([] if self.webhook_variable is None else [self.webhook_variable])]
+
 
 def send(alert: Alert, channels: Channels) -> None:
     """Deliver an alert to every channel; one that fails does not keep it from the other.
@@ -70,7 +75,10 @@ def send(alert: Alert, channels: Channels) -> None:
         AlertError: a channel failed; what went wrong with each that did.
     """
     variable = channels.webhook_variable
-    document = _without_secrets(alert.document(), (*SECRETS, *([variable] if variable else [])))
+    document = alert.document()
+    for name in channels.secrets():
+        # As JSON writes it, so that a value with quotes is found, too.
+        document = _without(document, json.dumps(_secret(name))[1:-1].encode(), f"({name})".encode())
     problems = []
     if channels.command is not None:
         problems.append(_run(channels.command, document))
@@ -81,15 +89,21 @@ def send(alert: Alert, channels: Channels) -> None:
         raise AlertError("; ".join(failed))
 
 
-def _without_secrets(document: bytes, variables: Sequence[str]) -> bytes:
-    """The document with the values of secret variables taken out, wherever an error message brought them in."""
-    for name in variables:
-        value = os.environ.get(name, "")
-        # As JSON writes it, so that a value with quotes is found, too; a short one would hit ordinary words.
-        written = json.dumps(value)[1:-1].encode()
-        if len(value) >= SHORTEST_SECRET:
-            document = document.replace(written, f"({name})".encode())
-    return document
+def masked(text: str, channels: Channels) -> str:
+    """Text without the values of secret variables: to be called before a text is cut, or half of one may be left."""
+    for name in channels.secrets():
+        text = _without(text.encode(), _secret(name).encode(), f"({name})".encode()).decode()
+    return text
+
+
+def _secret(name: str) -> str:
+    """A variable's value, if it is long enough for a secret: a short one would hit ordinary words."""
+    value = os.environ.get(name, "")
+    return value if len(value) >= SHORTEST_SECRET else ""
+
+
+def _without(text: bytes, value: bytes, name: bytes) -> bytes:
+    return text.replace(value, name) if value else text
 
 
 def _run(command: Sequence[str], document: bytes) -> str | None:
@@ -117,10 +131,16 @@ def _post(variable: str, document: bytes) -> str | None:
     if not address:
         return f"alerts.webhook_variable: the environment has no {variable}; set it to the webhook's address"
     retry = urllib3.Retry(
-        TRIES, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504), allowed_methods=None, redirect=0
+        TRIES,
+        backoff_factor=0.5,
+        status_forcelist=(429, 500, 502, 503, 504),
+        allowed_methods=None,
+        redirect=0,
+        # A service may ask for minutes, which a sensor does not have.
+        respect_retry_after_header=False,
     )
     try:
-        with urllib3.PoolManager(retries=retry, timeout=WEBHOOK_SECONDS) as pool:
+        with urllib3.PoolManager(retries=retry, timeout=urllib3.Timeout(total=WEBHOOK_SECONDS)) as pool:
             answer = pool.request("POST", address, body=document, headers={"Content-Type": "application/json"})
     except urllib3.exceptions.MaxRetryError as error:
         kind = type(error.reason).__name__ if error.reason is not None else "no answer"

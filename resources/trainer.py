@@ -6,6 +6,7 @@ the training stack.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ __all__ = [
     "train",
 ]
 
-TRAINER_VERSION = 2
+TRAINER_VERSION = 3
 STATE = "state.safetensors"
 STEPS = "steps"
 
@@ -146,8 +147,9 @@ def train(
         recipe: hyper-parameters.
         weights: of the losses of tokens and steps.
         trajectory: checkpoints on the way.
-        work: folder that a killed run goes on from when it is called again with the same arguments; emptied at the end.
-            A run that diverges leaves there what it had before. None: killed, it begins anew.
+        work: folder that a killed run goes on from when it is called again with the same arguments; no other run may
+            use it meanwhile. It stays, also of a run that diverges: whoever gave it removes it once the checkpoint is
+            safe. None: killed, it begins anew.
         progress: called with the number of optimizer steps that were taken since the last call.
 
     Raises:
@@ -159,7 +161,11 @@ def train(
     loop, encoded = _prepare(spec, samples, recipe, weights, peft)
     identity = digest("training", TRAINER_VERSION, _facts(spec, recipe, wanted), _examples_digest(loop))
     place = work if work is not None else out / ".work"
-    if loop.go_on(place / STATE, identity):
+
+    def whole(done: int) -> bool:
+        return all(step_folder(place, step).is_dir() for step in wanted.steps(loop.total) if step <= done)
+
+    if loop.go_on(place / STATE, identity, whole):
         (progress or _nothing)(loop.done)
     elif place.exists():
         shutil.rmtree(place)
@@ -170,9 +176,10 @@ def train(
         if work is None or not (place / STATE).exists():
             raise
         raise TrainingError(f"{error}; what there was before lies in {place}") from error
-    if checkpoints:
-        shutil.move(str(place / STEPS), str(out / STEPS))
-    shutil.rmtree(place, ignore_errors=True)
+    for step in checkpoints:
+        shutil.copytree(step_folder(place, step), step_folder(out, step), copy_function=_link)
+    if work is None:
+        shutil.rmtree(place, ignore_errors=True)
     facts = loop.facts
     return TrainingRecord(
         steps=loop.done,
@@ -183,6 +190,15 @@ def train(
         sample_ids=[item.sample.sample_id for item in encoded],
         checkpoints=checkpoints,
     )
+
+
+def _link(source: str, target: str) -> str:
+    """The same file under another name, or a copy where the file system has no such thing; neither is changed later."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return target
 
 
 def _nothing(_steps: int) -> None:

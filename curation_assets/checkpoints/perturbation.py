@@ -72,11 +72,17 @@ def search_sigma(workspace: Workspace, target: Target, scoring: PerturbedPass) -
     It is frozen then: whoever finds one first counts.
 
     Raises:
+        CheckpointError: the pool is empty.
         ScoringError: no strength will do.
     """
     from resources.scoring.sigma import find_sigma  # noqa: PLC0415
 
     wanted, ids = target.perturbation, pool_of(workspace)["sample_id"]
+    if ids.is_empty():
+        raise CheckpointError(
+            f"target {target.name}: the strength of its random perturbation is searched for on the pool, which is "
+            "empty: read and filter the corpus first (`curate run`), or set perturbation.sigma"
+        )
     drawn = draw_samples(ids, min(1.0, wanted.probe_samples / len(ids)), wanted.seed)
     samples = samples_of(workspace, corpus_rows(workspace, drawn), _steps_of(workspace, drawn))
     request = perturbed_request(target, None)

@@ -6,18 +6,22 @@ By default it is GRACE's warm-up. With the recipe of S2L it is a reference run, 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from filelock import FileLock, Timeout
 
 from curation_assets import tables
 from curation_assets.checkpoint_settings import Warmup
 from curation_assets.corpus.ingest import corpus_rows, pool_rows, present_shards
-from curation_assets.fingerprints import WARMUP_ROLE, warmup_key
+from curation_assets.fingerprints import WARMUP_ROLE, trained_weights, warmup_key
 from curation_assets.progress import track
 from curation_assets.quality.checks import QualityError
 from curation_assets.quality.filtered_pool import pool_due, without_filtered
@@ -28,14 +32,11 @@ from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.errors import UserError
 from resources.scoring.samples import Sample
-from resources.trainer import TrainingSpec, Trajectory, train
+from resources.trainer import TrainingSpec, Trajectory, step_folder, train
 from resources.training.examples import steps_of
+from resources.training.files import RECORD, TRAINED_ON
 
-RECORD = "checkpoint.json"
-"""What a checkpoint's folder holds beside the adapter: with it, it is whole."""
-
-TRAINED_ON = "trained_on.parquet"
-"""The sample_ids that it was trained on."""
+logger = logging.getLogger("curation")
 
 
 class CheckpointError(UserError):
@@ -158,16 +159,46 @@ def train_warmup(workspace: Workspace, target: Target) -> WarmupCheckpoint:
     if waiting is not None:
         raise CheckpointError(waiting)
     training = training_samples(workspace, target)
-    folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target))
+    key = warmup_key(workspace, target)
+    folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, key)
+    # Other warehouses, and a pool that has grown since a run was killed, train something else under this key.
+    drawn = digest([sample.sample_id for sample in training])
+    work = workspace.work_folder(f"warmup-{key}-{digest(workspace.warehouse.storage.shown(folder), drawn)}")
 
     def fill(place: Path) -> None:
-        _train(workspace, target, training, place)
+        _train(workspace, target, training, place, work)
 
-    workspace.warehouse.create_folder(folder, fill, last=RECORD)
-    trained = warmup_checkpoint(workspace, target)
-    if trained is None:
+    with alone(work):
+        known = warmup_checkpoint(workspace, target)
+        if known is None:
+            workspace.warehouse.create_folder(folder, fill, last=RECORD)
+            known = warmup_checkpoint(workspace, target)
+        shutil.rmtree(work, ignore_errors=True)
+    if known is None:
         raise CheckpointError(f"{folder} has no {RECORD}: remove the folder and train again")
-    return trained
+    return known
+
+
+@contextmanager
+def alone(work: Path) -> Iterator[None]:
+    """Be the only process of this machine that works in a folder; wait for the one that does."""
+    work.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work.with_name(f"{work.name}.lock"))
+    if not _taken(lock):
+        logger.info("another process trains in %s: waiting for it", work)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _taken(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
 
 
 def training_samples(workspace: Workspace, target: Target) -> list[Sample]:
@@ -188,7 +219,7 @@ def training_samples(workspace: Workspace, target: Target) -> list[Sample]:
     ]
 
 
-def _train(workspace: Workspace, target: Target, training: Sequence[Sample], place: Path) -> None:
+def _train(workspace: Workspace, target: Target, training: Sequence[Sample], place: Path, work: Path) -> None:
     warmup = target.warmup
     assert isinstance(warmup, Warmup)
     recipe = warmup.recipe()
@@ -201,7 +232,6 @@ def _train(workspace: Workspace, target: Target, training: Sequence[Sample], pla
         dtype=target.dtype,
         trust_remote_code=target.trust_remote_code,
     )
-    work = workspace.work_folder(f"warmup-{warmup_key(workspace, target)}")
     trajectory = Trajectory(every=warmup.save_every or 0)
     with track(f"{target.name}: training its checkpoint", steps_of(len(training), recipe)) as advance:
         record = train(
@@ -223,6 +253,10 @@ def _train(workspace: Workspace, target: Target, training: Sequence[Sample], pla
         "gradient_norms": record.gradient_norms,
         "learning_rates": record.learning_rates,
         "checkpoints": record.checkpoints,
+        "weights": trained_weights(workspace, place, recipe.adapter),
+        "weights_on_the_way": [
+            trained_weights(workspace, step_folder(place, step), recipe.adapter) for step in record.checkpoints
+        ],
         "recipe": vars(recipe),
         "base": target.model,
         "release": warmup.release,

@@ -14,7 +14,6 @@ from typing import Any
 
 from curation_assets import tables
 from curation_assets.checkpoints.perturbation import wants_perturbation
-from curation_assets.checkpoints.warmup import RECORD
 from curation_assets.corpus.purged import used_images
 from curation_assets.fingerprints import WARMUP_ROLE, sigma_folder, warmup_key
 from curation_assets.progress import track
@@ -22,6 +21,7 @@ from curation_assets.releases.build import MANIFEST
 from curation_assets.signals.store import signal_dir
 from curation_assets.workspace import Workspace
 from resources.storage import MAKING, StoredFile
+from resources.training.files import RECORD
 from resources.warehouse import Warehouse
 
 DAY = 24 * 60 * 60.0

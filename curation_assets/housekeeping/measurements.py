@@ -20,7 +20,7 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.checkpoints.perturbation import wants_perturbation
-from curation_assets.checkpoints.warmup import RECORD, warmup_checkpoint
+from curation_assets.checkpoints.warmup import warmup_checkpoint
 from curation_assets.corpus.purged import PurgedList
 from curation_assets.fingerprints import (
     PERTURBED_ROLE,
@@ -42,6 +42,7 @@ from resources.errors import UserError
 from resources.measurements import Measurements
 from resources.model_files import ModelError
 from resources.storage import Storage
+from resources.training.files import RECORD
 from resources.warehouse import DOCUMENT, TABLE
 
 INDEX = "measurements.json"

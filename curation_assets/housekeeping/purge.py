@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.checkpoints.warmup import TRAINED_ON
 from curation_assets.corpus.ingest import stored_shard_rows, write_shard_rows
 from curation_assets.corpus.purged import PurgedList, add_purged, drop_images, kept_images, rows_without_purged
 from curation_assets.fingerprints import corpus_fingerprint, steps_fingerprint
@@ -26,6 +25,7 @@ from resources.digests import digest
 from resources.errors import UserError
 from resources.landing import file_name
 from resources.measurements import Measurements
+from resources.training.files import TRAINED_ON
 from resources.warehouse import DOCUMENT, TABLE, Warehouse
 
 LEAST_PREFIX = 8

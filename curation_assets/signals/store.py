@@ -89,7 +89,7 @@ def role_of(target: Target) -> str:
 
 
 def signal_dir(workspace: Workspace, target: Target, signal: SignalName) -> str | None:
-    """Folder of a signal's current table; None while the target's warm-up has not been trained."""
+    """Folder of a signal's current table; None while something that it is measured at is not there."""
     fingerprint = signal_fingerprint(workspace, target, signal)
     return None if fingerprint is None else tables.signal_dir(target.name, role_of(target), signal, fingerprint)
 
@@ -145,13 +145,19 @@ class SignalStore:
         """The store of a target's signal.
 
         Raises:
-            MeasuringError: the target's warm-up has not been trained.
+            MeasuringError: the target's warm-up has not been trained, or how strong its random perturbation is has not
+                been searched for.
         """
         folder = signal_dir(workspace, target, signal)
-        if folder is None:
+        if folder is None and target.warmup != "none" and signal_dir(workspace, target, "likelihoods") is None:
             raise MeasuringError(
                 f"the warm-up of target {target.name} has not been trained: materialize "
                 f"{target.name}/warmup_checkpoint, or use `curate run`"
+            )
+        if folder is None:
+            raise MeasuringError(
+                f"the strength of target {target.name}'s random perturbation is not known: materialize "
+                f"{target.name}/perturbation, use `curate run`, or set perturbation.sigma"
             )
         return cls(workspace.warehouse, folder, image_limits_key(workspace, target))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -52,7 +52,8 @@ class Loop:
         recipe: hyper-parameters.
         device: of the model.
         half: run the model under bfloat16 autocast; what is trained stays in fp32.
-        piece_tokens: token budget of one forward and backward, padding included; it changes nothing but memory.
+        piece_tokens: token budget of one forward and backward, padding included; it changes memory, and which draws of
+            dropout a sample gets.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Loop:
         loss = 0.0
         pieces = plan_batches([len(example.encoded) for example in batch], self.piece_tokens)
         for place, piece in enumerate(pieces):
-            # Dropout's draws, whatever was drawn before.
+            # Dropout's draws, whatever was drawn before: a run that goes on draws what it would have drawn.
             torch.manual_seed(recipe.seed + STEP_STRIDE * (number * len(batch) + place + 1))
             part = self._loss([batch[position] for position in piece]) / max(1, labels)
             part.backward()
@@ -148,7 +149,7 @@ class Loop:
         )
 
     def moments(self) -> dict[str, Tensor]:
-        """AdamW's state, by `exp_avg.NAME` and `exp_avg_sq.NAME`; empty before the first step."""
+        """AdamW's state, by `exp_avg.NAME` and `exp_avg_sq.NAME`, of the weights that ever had a gradient."""
         return {
             f"{moment}.{name}": self.optimizer.state[weight][moment]
             for name, weight in self.trained.items()
@@ -159,25 +160,40 @@ class Loop:
     def keep(self, path: Path, identity: str) -> None:
         """Write all that is needed to go on, whole or not at all; `identity` says of what run it is."""
         tensors = {f"weights.{name}": weight.detach() for name, weight in self.trained.items()} | self.moments()
-        said = {"identity": identity, "facts": json.dumps([asdict(fact) for fact in self.facts])}
+        # A weight that had no gradient in some steps (an expert that no token went to) has taken fewer.
+        taken = {
+            name: int(self.optimizer.state[weight]["step"])
+            for name, weight in self.trained.items()
+            if weight in self.optimizer.state
+        }
+        facts = json.dumps([asdict(fact) for fact in self.facts])
+        said = {"identity": identity, "facts": facts, "taken": json.dumps(taken)}
         with replacing(path) as beside:
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, beside, said)
 
-    def go_on(self, path: Path, identity: str) -> bool:
-        """Take up what `keep` wrote of the same run; False, and nothing changed, if there is none."""
+    def go_on(self, path: Path, identity: str, whole: Callable[[int], bool]) -> bool:
+        """Take up what `keep` wrote of the same run; False, and nothing changed, if there is none.
+
+        Args:
+            path: of the state.
+            identity: of the run.
+            whole: whether all that the run leaves on its way is there up to a step.
+        """
         if not path.is_file():
             return False
         with safe_open(path, "pt", device=str(self.device)) as kept:
             said = kept.metadata()
-            if said.get("identity") != identity:
+            facts = json.loads(said["facts"])
+            if said["identity"] != identity or not whole(len(facts)):
                 return False
-            self.facts = [StepFacts(**fact) for fact in json.loads(said["facts"])]
+            self.facts = [StepFacts(**fact) for fact in facts]
+            taken = json.loads(said["taken"])
             with torch.no_grad():
                 for name, weight in self.trained.items():
                     weight.copy_(kept.get_tensor(f"weights.{name}"))
-                    if self.done:
+                    if name in taken:
                         state = {moment: kept.get_tensor(f"{moment}.{name}") for moment in MOMENTS}
-                        self.optimizer.state[weight] = {"step": torch.tensor(float(self.done)), **state}
+                        self.optimizer.state[weight] = {"step": torch.tensor(float(taken[name])), **state}
         return True
 
 

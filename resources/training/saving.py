@@ -10,12 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from resources.training.examples import TrainingError
+from resources.training.files import OPTIMIZER, RECORD, TRAINED_ON, WEIGHTS
 from resources.training.loop import Loop
-
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-"""Endings of files that hold weights: a trained model's folder has its own."""
-OPTIMIZER = "optimizer.safetensors"
-"""AdamW's moments at a checkpoint of a trajectory."""
 
 
 def save_checkpoint(loop: Loop, folder: Path, source: Path, dtype: torch.dtype, *, optimizer: bool = False) -> None:
@@ -41,7 +37,8 @@ def save_checkpoint(loop: Loop, folder: Path, source: Path, dtype: torch.dtype, 
 def _save_whole(model: Any, folder: Path, source: Path, dtype: torch.dtype) -> None:
     """The model as `from_pretrained` loads it, with the tokenizer's and processor's files as they were."""
     for file in sorted(source.iterdir()):
-        if file.is_file() and not file.name.endswith((*WEIGHTS, ".index.json")):
+        # A model that is a checkpoint of ours has records, which are not those of this one.
+        if file.is_file() and not file.name.endswith((*WEIGHTS, ".index.json", RECORD, TRAINED_ON)):
             shutil.copyfile(file, folder / file.name)
     # Trained in fp32, kept as it is measured. The model goes on as it was: each tensor is cast by itself.
     weights = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,11 +27,12 @@ from resources.digests import hash_file
 from resources.scoring.encoding import Encoder
 from resources.scoring.loading import encoding_parts
 from resources.scoring.samples import Encoded
-from resources.trainer import TrainingRecord, TrainingSpec, Trajectory, train
+from resources.trainer import TrainingRecord, TrainingSpec, Trajectory, step_folder, train
 from resources.training.examples import LossWeights, TrainingError, make_examples, order_of_epoch, steps_of
 from resources.training.loop import Loop
 from resources.training.recipe import PRESETS, Recipe, recipe_of
 from resources.training.saving import save_checkpoint
+from tests.models import write_tiny_qwen3_vl
 from tests.scoring.cases import random_samples
 
 SAMPLES = random_samples(11, seed=3)
@@ -230,6 +232,19 @@ def test_checkpointed_activations_give_the_same_losses(tiny_model: Path, tmp_pat
 
 LORA = Recipe(learning_rate=1e-3, batch_size=3, epochs=3, lora_dropout=0.2)
 
+
+class Interrupt:
+    """Ctrl-C after so many steps."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self, steps: int) -> None:
+        self.left -= steps
+        if self.left <= 0:
+            raise KeyboardInterrupt
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -263,21 +278,58 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(tiny_model: Path, tmp_pat
     assert told[0] > 1  # what had been done before
     for name in ("adapter_model.safetensors", "steps/0000004/adapter_model.safetensors"):
         assert hash_file(tmp_path / "out" / name) == hash_file(tmp_path / "twin" / name)
-    assert not work.exists()
+
+
+def test_weights_without_a_gradient_are_gone_on_from_too(tmp_path: Path) -> None:
+    model = write_tiny_qwen3_vl(tmp_path / "model")  # on text alone, nothing comes to its vision tower
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tmp_path / "a", FULL, work=tmp_path / "work", keep_seconds=0.0, progress=Interrupt(3))
+    record = run(model, tmp_path / "b", FULL, work=tmp_path / "work")
+    assert record == run(model, tmp_path / "twin", FULL)
+    assert hash_file(tmp_path / "b" / "model.safetensors") == hash_file(tmp_path / "twin" / "model.safetensors")
+
+
+def test_every_weight_goes_on_from_its_own_number_of_steps(tiny_model: Path, tmp_path: Path) -> None:
+    made = []
+    for number in range(2):
+        model = AutoModelForCausalLM.from_pretrained(tiny_model)
+        loop = Loop(model, make_examples(encoded(tiny_model), None), FULL, torch.device("cpu"))
+        if number:
+            assert loop.go_on(tmp_path / "state", "run", lambda _done: True)
+        else:
+            resting = next(iter(loop.trained.values()))
+            # As an expert that no token of the first step goes to.
+            resting.requires_grad_(False)
+            loop.step()
+            resting.requires_grad_(True)
+            loop.step()
+            loop.keep(tmp_path / "state", "run")
+        loop.step()
+        made.append(loop)
+    for one, other in zip(made[0].trained.values(), made[1].trained.values(), strict=True):
+        assert torch.equal(one, other)
+        assert made[0].optimizer.state[one]["step"] == made[1].optimizer.state[other]["step"]
+
+
+def test_a_run_whose_checkpoints_on_the_way_are_gone_begins_anew(tiny_model: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"work": tmp_path / "work", "trajectory": Trajectory(every=2)}
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_model, tmp_path / "a", LORA, keep_seconds=0.0, progress=Interrupt(5), **options)
+    shutil.rmtree(step_folder(tmp_path / "work", 2))
+    told: list[int] = []
+    record = run(tiny_model, tmp_path / "b", LORA, progress=told.append, **options)
+    assert told[0] == 1
+    assert all(step_folder(tmp_path / "b", step).is_dir() for step in record.checkpoints)
 
 
 def test_a_state_of_another_run_is_not_gone_on_from(tiny_model: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     with pytest.raises(KeyboardInterrupt):
-        run(tiny_model, tmp_path / "a", LORA, work=work, keep_seconds=0.0, progress=interrupt)
+        run(tiny_model, tmp_path / "a", LORA, work=work, keep_seconds=0.0, progress=Interrupt(2))
     assert (work / "state.safetensors").exists()
     other = replace(LORA, seed=1)
     record = run(tiny_model, tmp_path / "b", other, work=work)
     assert record == run(tiny_model, tmp_path / "twin", other)
-
-
-def interrupt(_steps: int) -> None:
-    raise KeyboardInterrupt
 
 
 def test_a_run_that_diverges_keeps_what_it_had_and_says_where(tiny_model: Path, tmp_path: Path) -> None:
