@@ -11,10 +11,11 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+from resources.pieces import FIRST, pieces
 from resources.quiet import quieten_transformers
 from resources.scoring.samples import PerturbedRequest, PerturbedSignals, Request, Sample, SampleSignals
 from resources.scoring.spec import PassSpec, PerturbedSpec
-from resources.trajectory import Opening, Pass, specs_of, start_of, stay_loaded, with_trajectories
+from resources.trajectory import CHUNK, Opening, Pass, specs_of, start_of, stay_loaded, with_trajectories
 
 if TYPE_CHECKING:
     from resources.embedder import EmbeddingPass
@@ -129,7 +130,11 @@ class Scorer:
         elif request.trajectory or request.base_likelihoods:
             checkpoints = self._checkpoints if request.trajectory else ()
             start = self._start if request.base_likelihoods else None
-            yield from with_trajectories(samples, request, lambda: self._pass, checkpoints, start, progress)
+            # A model that is loaded for each piece is loaded for large ones.
+            first = CHUNK if request.trajectory and not stay_loaded(self.spec) else FIRST
+            yield from with_trajectories(
+                samples, request, lambda: self._pass, checkpoints, start, progress, first=first
+            )
         else:
             yield from self._pass.stream(samples, request, progress)
 
@@ -138,8 +143,8 @@ class Scorer:
     ) -> Generator[list[SampleSignals], None, None]:
         """Early losses at perturbed checkpoints beside whatever else is asked for, some samples after another."""
         assert self.perturbed is not None, "nothing is said of perturbed checkpoints"
-        for start in range(0, len(samples), PERTURBED_CHUNK):
-            chunk = samples[start : start + PERTURBED_CHUNK]
+        for start, end in pieces(len(samples), PERTURBED_CHUNK):
+            chunk = samples[start:end]
             own = self.measure(chunk, request) if request != Request() else ()
             results = {result.position: result for batch in own for result in batch}
             for window in self.perturbed_pass.stream(chunk, self.perturbed[1]):

@@ -5,6 +5,7 @@ S2L clusters the latter; learnability is the fall from the former.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -12,12 +13,15 @@ from typing import Protocol
 
 import numpy as np
 
+from resources.pieces import pieces
 from resources.scoring.samples import Request, Sample, SampleSignals
 from resources.scoring.spec import PassSpec
 
 CHUNK = 4096
-"""Samples that are measured at all checkpoints before the next ones: a model is loaded for so many at a time."""
+"""Most samples that are measured at all checkpoints before the next ones; a model that does not stay loaded is loaded
+for so many at a time."""
 
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 KEPT_BYTES = 2 * 2**30
 """Weights of all checkpoints together up to which they stay loaded."""
 
@@ -50,9 +54,13 @@ def start_of(spec: PassSpec) -> PassSpec:
 
 
 def stay_loaded(spec: PassSpec) -> bool:
-    """Whether all checkpoints fit into memory together: each holds weights of the size of the model's."""
-    own = sum(file.stat().st_size for file in spec.model_folder.glob("*.safetensors"))
-    return own * len(spec.trajectory) <= KEPT_BYTES
+    """Whether all checkpoints fit into memory together: each holds as many weights as the model, in the type that it
+    is measured in."""
+    config = json.loads((spec.model_folder / "config.json").read_text())
+    kept_in = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    on_disk = sum(file.stat().st_size for file in spec.model_folder.glob("*.safetensors"))
+    loaded = on_disk / ITEM_BYTES.get(kept_in, 4) * ITEM_BYTES[spec.dtype]
+    return loaded * len(spec.trajectory) <= KEPT_BYTES
 
 
 def with_trajectories(
@@ -62,6 +70,8 @@ def with_trajectories(
     checkpoints: Sequence[Opening],
     start: Opening | None,
     progress: Progress | None = None,
+    *,
+    first: int = CHUNK,
 ) -> Iterator[list[SampleSignals]]:
     """Measure samples at the target's own checkpoint, as far as that is asked for, and their losses at others.
 
@@ -72,10 +82,11 @@ def with_trajectories(
         checkpoints: of the trajectory, in the order of their steps; none if it is not asked for.
         start: the model before the run; None if it is not asked for.
         progress: called with the number of samples done since the last call.
+        first: samples of the first piece that results are given of (`resources.pieces`).
     """
     own = replace(request, trajectory=False, base_likelihoods=False)
-    for begin in range(0, len(samples), CHUNK):
-        chunk = samples[begin : begin + CHUNK]
+    for begin, end in pieces(len(samples), CHUNK, first):
+        chunk = samples[begin:end]
         results = _by_position(here().stream(chunk, own)) if own != Request() else {}
         if start is not None:
             for position, losses in _losses(chunk, [start], results).items():

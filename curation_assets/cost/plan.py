@@ -41,6 +41,7 @@ from curation_assets.shares import ceil_share
 from curation_assets.signals.store import SignalStore, signal_dir
 from curation_assets.validation.measure import validation_of
 from curation_assets.workspace import Workspace
+from resources.training.examples import steps_of
 
 
 @dataclass(frozen=True)
@@ -370,13 +371,16 @@ def _waiting(workspace: Workspace, target: Target, pool: Pool) -> str | None:
 
 def _warmup(target: Target, drawn: int, count: TokenCount, probe: Probe | None) -> WarmupPlan:
     assert target.warmup != "none"
-    cost = training(drawn, target.warmup.recipe().epochs)
+    recipe = target.warmup.recipe()
+    # Samples that it looks at, of which max_steps may leave some out.
+    seen = min(drawn * recipe.epochs, steps_of(drawn, recipe) * recipe.batch_size)
+    cost = training(seen)
     seconds = None
     if probe is not None and probe.tokens and count.forward_rows:
         # On one device, whatever number of them measures.
         one = probe.seconds / probe.tokens * count.forward_tokens / count.forward_rows
         seconds = cost * one
-    return WarmupPlan(drawn, target.warmup.recipe().epochs, cost, seconds)
+    return WarmupPlan(drawn, recipe.epochs, cost, seconds)
 
 
 def _scores(workspace: Workspace, target: Target, pool: Pool, drawn: int) -> Sequence[ScorePlan]:

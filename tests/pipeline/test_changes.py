@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 
 from curation_assets import rescue
-from curation_assets.alerts import RETRIED_TAG, alert_sensors
+from curation_assets.alerts import RETRIED_TAG, alert_sensors, failure_alert
 from curation_assets.corpus.assets import RAW_CORPUS_KEY
 from curation_assets.definitions import build_definitions
 from curation_assets.rescue import PATIENCE_SECONDS, rescue_requests
@@ -249,6 +249,31 @@ def test_a_refused_listing_is_told_of_once_and_again_after_it_was_mended(daemon:
     first, second = alerts(told)
     assert first["event"] == second["event"] == "landing_refused"
     assert "3 of 6 files are gone" in first["text"]
+
+
+def test_a_channel_that_fails_is_tried_once_and_hides_nothing(
+    daemon: Daemon, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    count = tmp_path / "tries"
+    script = f"open({str(count)!r}, 'a').write('x'); raise SystemExit(3)"
+    config = daemon.workspace.config_file
+    config.write_text(config.read_text() + f"alerts: {{command: [{sys.executable}, -c, {json.dumps(script)}]}}\n")
+    daemon.reload()
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
+        (landed(daemon.workspace) / name).unlink()
+    for lost in (3, 4):
+        for _ in range(2):
+            with pytest.raises(LandingError, match=f"{lost} of 6 files are gone"):
+                daemon.tick("landing")
+        (landed(daemon.workspace) / "d.jsonl").unlink(missing_ok=True)
+    assert count.read_text() == "x"
+    assert "nobody was told that sensor landing cannot go on" in caplog.text
+
+
+def test_an_alert_is_short_whatever_failed() -> None:
+    run = dg.DagsterRun(job_name="x", run_id="12345678-aaaa")
+    alert = failure_alert(run, "e" * 100_000, "curation.yaml")
+    assert len(alert.document()) < 4000
 
 
 def test_nobody_is_told_where_nobody_is_named(daemon: Daemon) -> None:

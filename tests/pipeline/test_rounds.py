@@ -115,6 +115,13 @@ def changed(**warmup: Any) -> dict[str, Any]:
     return dict(document)
 
 
+def test_a_run_goes_on_from_weights_of_its_own_model_alone() -> None:
+    document = changed()
+    document["targets"][1]["model"] = "other"
+    with pytest.raises(ValidationError, match=r"target round_1 is another model \(other\)"):
+        Settings.model_validate(document)
+
+
 @pytest.mark.parametrize(
     ("warmup", "message"),
     [

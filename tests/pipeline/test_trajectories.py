@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
+from curation_assets.checkpoint_settings import Warmup
 from curation_assets.checkpoints.warmup import warmup_checkpoint
 from curation_assets.cost.plan import make_plan
 from curation_assets.scores.registry import method_of
@@ -100,9 +101,11 @@ def test_losses_are_those_of_each_checkpoint_and_s2l_chooses_by_them(
     sources = corpus.join(stored, on="sample_id").sort("sample_id")["source"].rank("dense").cast(int).to_numpy()
     vectors = np.array(stored["losses"].to_list(), dtype=np.float32)
     assert subset_ids(workspace) == ids.gather(s2l(vectors, ids, sources, 7, 4, 3)).to_list()
-    assert (
-        method_of(workspace.settings.score("clusters")).unfaithful(target, workspace.settings.score("clusters")) == []
-    )
+    clusters = workspace.settings.score("clusters")
+    (reason,) = method_of(clusters).unfaithful(target, clusters)
+    assert reason.startswith("the reference run is trained with learning_rate 0.001 (S2L: 2e-05), epochs 2 (S2L: 4)")
+    faithful = target.model_copy(update={"warmup": Warmup(preset="s2l", adapter="lora", save_every=1)})
+    assert method_of(clusters).unfaithful(faithful, clusters) == []
 
 
 def loaded(model: Path, folder: Path, adapter: str) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from resources.alerts import Alert, AlertError, Channels, send
+from resources.alerts import Alert, AlertError, Channels, masked, send
 
 ALERT = Alert("run_failed", "curation: run 1234 failed: no room", {"run_id": "1234", "assets": ["raw_corpus"]})
 
@@ -31,6 +31,8 @@ class Hook:
                 if status == 200:
                     owner.taken.append(json.loads(body))
                 self.send_response(status)
+                if status == 429:
+                    self.send_header("Retry-After", "600")
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
@@ -113,3 +115,10 @@ def test_secrets_of_the_environment_do_not_leave_with_an_error(tmp_path: Path, m
     text = (tmp_path / "alert.json").read_text()
     assert "secret/value" not in text
     assert json.loads(text)["text"] == "denied for (AWS_SECRET_ACCESS_KEY)"
+
+
+def test_a_secret_is_taken_out_before_a_text_is_cut(hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "topsecretvalue")
+    text = f"x topsecretvalue and {hook.address}"
+    assert masked(text, Channels(webhook_variable="WEBHOOK")) == "x (AWS_SECRET_ACCESS_KEY) and (WEBHOOK)"
+    assert masked("a text", Channels()) == "a text"

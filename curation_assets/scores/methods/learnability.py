@@ -32,6 +32,8 @@ def _score(inputs: ScoreInputs, section: LearnabilityScore) -> Scored:
 
 
 def _unfaithful(target: Target, _section: LearnabilityScore) -> Sequence[str]:
+    if target.warmup != "none" and target.warmup.release is not None:
+        return [f"theta_ref is trained on release {target.warmup.release}, not on the whole pool"]
     if target.warmup != "none" and target.warmup.fraction < 1.0:
         return [f"theta_ref is trained on {target.warmup.fraction:.0%} of the pool, not on all of it"]
     return []

@@ -9,6 +9,7 @@ import polars as pl
 
 from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, values
 from curation_assets.subsets.selector import S2L
+from resources.training.recipe import PRESETS
 
 if TYPE_CHECKING:
     from curation_assets.settings import Target
@@ -23,15 +24,23 @@ class S2LScore(ScoreSection):
     method: Literal["s2l"] = "s2l"
 
 
+FREE = ("seed", "adapter", "lora_rank", "lora_alpha", "lora_dropout", "lora_modules")
+"""Of a recipe what S2L leaves open: a reference model is trained whole, or with an adapter."""
+
+
 def _score(inputs: ScoreInputs, _section: S2LScore) -> Scored:
     rows = inputs.signals["loss_trajectories"].filter(pl.col("losses").is_not_null())
     return values(rows, pl.col("losses").list.first().cast(pl.Float64) - pl.col("losses").list.last())
 
 
 def _unfaithful(target: Target, _section: S2LScore) -> Sequence[str]:
-    if target.warmup != "none" and target.warmup.preset != "s2l":
-        return [f"the reference run is trained by the recipe of {target.warmup.preset}, not by S2L's"]
-    return []
+    if target.warmup == "none":
+        return []
+    own, source = vars(target.warmup.recipe()), vars(PRESETS["s2l"])
+    others = ", ".join(
+        f"{name} {own[name]} (S2L: {source[name]})" for name in source if name not in FREE and own[name] != source[name]
+    )
+    return [f"the reference run is trained with {others}"] if others else []
 
 
 METHODS = [
