@@ -268,7 +268,7 @@ def name_objection(name: str) -> str | None:
 def told(objections: Iterable[tuple[str, str]]) -> list[str]:
     """What is said of files that are no shards: of images that rows may refer to nothing."""
     return [
-        _printable(name) + reason for name, reason in objections if reason or not name.lower().endswith(IMAGE_SUFFIXES)
+        printable(name) + reason for name, reason in objections if reason or not name.lower().endswith(IMAGE_SUFFIXES)
     ]
 
 
@@ -280,5 +280,6 @@ def _is_unicode(name: str) -> bool:
     return True
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
+    """A name as one line that says all of it: what a terminal would obey, break at or leave out is escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)

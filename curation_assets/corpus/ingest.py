@@ -16,7 +16,7 @@ from curation_assets.corpus.reading import Account, ShardReader, ShardRows, acco
 from curation_assets.fingerprints import corpus_fingerprint
 from curation_assets.workspace import Workspace
 from resources.digests import digest
-from resources.landing import UNREADABLE, LandingError, file_name
+from resources.landing import UNREADABLE, LandingError, file_name, printable
 
 READ_ATTEMPTS = 3
 LARGEST_LOSS = 0.2
@@ -189,8 +189,8 @@ def _file(workspace: Workspace, shard: str) -> Path | None:
 def _gone(workspace: Workspace, shard: str) -> IngestedShard:
     """What is stored of a shard whose file is no longer there; an empty shard if nothing is."""
     problem = (
-        f"{file_name(shard)} is no longer in the landing area: its tables are kept and its samples leave the "
-        "subsets; put the file back to use it again"
+        f"{printable(file_name(shard))} is no longer in the landing area: its tables are kept and its samples leave "
+        "the subsets; put the file back to use it again"
     )
     stored = workspace.warehouse.table_metadata(_raw_path(shard))
     if not stored:
@@ -228,10 +228,11 @@ def _check_losses(workspace: Workspace, landed: set[str]) -> None:
     recorded = workspace.warehouse.read_json(LISTING) or {"shards": []}
     lost = sorted(set(recorded["shards"]) - landed)
     if len(lost) > LARGEST_LOSS * len(recorded["shards"]):
+        some = ", ".join(printable(file_name(shard)) for shard in lost[:3])
         raise LandingError(
             f"{len(lost)} of {len(recorded['shards'])} files are gone from {workspace.landing.place} at once "
-            f"({', '.join(file_name(shard) for shard in lost[:3])}): put them back, or confirm that they are meant "
-            "to be gone with `curate run --accept-removals`"
+            f"({some}): put them back, or confirm that they are meant to be gone with "
+            "`curate run --accept-removals`"
         )
 
 

@@ -28,6 +28,7 @@ from curation_assets.corpus.shapes import Shapes
 from curation_assets.corpus.slices import corpus_slice, messages_json
 from curation_assets.corpus_settings import Columns, Corpus
 from curation_assets.tables import RAW_CORPUS, REJECTED_ROWS
+from resources.landing import printable
 
 DETECTION_ROWS = 50
 # Rows are held while the format is not known: a file of broken lines must not fill the memory.
@@ -160,7 +161,9 @@ class ShardReader:
         self.format = UNKNOWN
         self.file_problem: str | None = None
         if data is None:
-            self.file_problem = f"{name} cannot be opened: check that it is there and that this user may read it"
+            self.file_problem = (
+                f"{printable(name)} cannot be opened: check that it is there and that this user may read it"
+            )
 
     def pieces(self) -> Iterator[Piece]:
         """The rows, some tens of MiB at a time."""

@@ -28,7 +28,7 @@ from curation_assets.steps.segmentation import segment_frame
 from curation_assets.validation.measure import validation_of
 from curation_assets.validation.sets import ValidationSetError, read_validation
 from curation_assets.workspace import Workspace
-from resources.landing import LandingFile
+from resources.landing import LandingFile, printable
 from resources.scoring.samples import Sample
 
 LOOK_BYTES = 16 * 2**20
@@ -198,7 +198,7 @@ def _look_at_files(scratch: Workspace, files: Sequence[LandingFile]) -> tuple[di
                 # A run makes an empty shard of it, and says so too.
                 problem = f"it cannot be opened: {error.strerror or error}"
             if problem is not None:
-                problems.append(f"{file.name}: {problem}")
+                problems.append(f"{printable(file.name)}: {problem}")
             advance(1)
     return heads, problems
 

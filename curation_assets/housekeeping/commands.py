@@ -67,6 +67,7 @@ def gc(
     with clear_errors():
         from curation_assets.cost.show import size_text
         from curation_assets.housekeeping.gc import clear, look
+        from resources.landing import printable
 
         workspace = load_workspace(config)
         refuse_beside_a_run(workspace, "nothing can be cleared away now")
@@ -82,7 +83,7 @@ def gc(
             confirm(f"Remove {size} from {workspace.warehouse.storage.place} for good?", yes)
             changed = clear(workspace, finds)
             for find in changed:
-                console.print(f"kept after all, written to meanwhile: {find.what}", markup=False, soft_wrap=True)
+                console.print(f"kept after all, written to meanwhile: {printable(find.what)}", soft_wrap=True)
             console.print(f"removed {size_text(sum(find.size for find in removed if find not in changed))}")
 
 
@@ -132,8 +133,8 @@ def purge(
 
 
 def _show_purged(done: Purged, workspace: Workspace) -> None:
-    from curation_assets.reports.text import harmless
     from curation_assets.terminal import simple_table
+    from resources.landing import printable
 
     rows = [(path, count) for path, count in sorted(done.tables.items())]
     rows += [(f"images/{name}", 1) for name in done.images]
@@ -147,7 +148,7 @@ def _show_purged(done: Purged, workspace: Workspace) -> None:
             (f"checkpoint {folder}", "it was trained on the sample: delete the folder to train it, and measure, anew")
             for folder in done.checkpoints
         ),
-        *((f"file {harmless(name)}, row {row}", "take the row out of it") for name, row in done.files),
+        *((f"file {printable(name)}, row {row}", "take the row out of it") for name, row in done.files),
     ]
     if held:
         console.print(simple_table("still held by", ("what", "what to do"), held))

@@ -34,8 +34,10 @@ def benchmark_files(workspace: Workspace) -> dict[str, Path]:
     contamination = workspace.settings.corpus.filters.contamination
     found: dict[str, Path] = {}
     for pattern in [] if contamination is None else contamination.files:
-        # Path.glob takes no absolute patterns.
-        paths = sorted(glob(str(workspace.folder / Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
+        # Path.glob takes no absolute patterns. The folder is none: its name may hold brackets.
+        wanted = str(Path(pattern).expanduser())
+        found_here = glob(wanted, root_dir=workspace.folder, recursive=True)  # noqa: PTH207
+        paths = sorted(str(workspace.folder / path) for path in found_here)
         if not paths:
             raise QualityError(
                 f"{workspace.config_file}: corpus.filters.contamination: {pattern!r} matches no file in "

@@ -21,7 +21,7 @@ from curation_assets.subsets.select import select, wanted_fingerprint
 from curation_assets.workspace import Workspace
 from resources.digests import bytes_digest
 from resources.errors import UserError
-from resources.landing import file_name
+from resources.landing import file_name, printable
 
 MANIFEST = "manifest.json"
 CHECKSUMS = "SHA256SUMS"
@@ -194,12 +194,12 @@ def _kept_image(workspace: Workspace, name: str, shard: str) -> bytes:
     except OSError as error:
         raise ReleaseError(
             f"image {path} cannot be read ({type(error).__name__}): put it back, or delete {table} and use "
-            f"`curate run`, which reads {file_name(shard)} again and keeps its images anew"
+            f"`curate run`, which reads {printable(file_name(shard))} again and keeps its images anew"
         ) from error
     if bytes_digest(data) != name:
         raise ReleaseError(
             f"image {path} is damaged, its bytes do not match its name: delete it and {table}, and use `curate run`, "
-            f"which reads {file_name(shard)} again and keeps its images anew"
+            f"which reads {printable(file_name(shard))} again and keeps its images anew"
         )
     return data
 
