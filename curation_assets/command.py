@@ -17,9 +17,9 @@ from resources.scoring.errors import ScoringError
 if TYPE_CHECKING:
     from curation_assets.workspace import Workspace
 
-# What is printed may come from anywhere: none of it is markup.
-console = Console(markup=False)
-errors = Console(stderr=True, markup=False)
+# What is printed may come from anywhere: none of it is markup, or the name of a picture.
+console = Console(markup=False, emoji=False)
+errors = Console(stderr=True, markup=False, emoji=False)
 
 ConfigOption = Annotated[
     Path | None,

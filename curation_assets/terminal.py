@@ -126,7 +126,7 @@ def _cell_text(cell: object) -> str:
     if isinstance(cell, float):
         return f"{cell:.3f}"
     if isinstance(cell, dict):
-        return ", ".join(f"{harmless(name)} {_item_text(item)}" for name, item in cell.items())
+        return ", ".join(f"{harmless(shortened(name, LONGEST_CELL))} {_item_text(item)}" for name, item in cell.items())
     if isinstance(cell, list):
         shown = ", ".join(_item_text(item) for item in cell[:LONG_LIST])
         return f"[{shown}, … {len(cell):,} values]" if len(cell) > LONG_LIST else f"[{shown}]"
@@ -134,7 +134,7 @@ def _cell_text(cell: object) -> str:
 
 
 def _item_text(item: object) -> str:
-    return f"{item:.4g}" if isinstance(item, float) else harmless(repr(item))
+    return f"{item:.4g}" if isinstance(item, float) else harmless(shortened(repr(item), LONGEST_CELL))
 
 
 def trace(row: dict[str, object], steps: pl.DataFrame, scores: pl.DataFrame, sample: dict[str, object]) -> Group:
@@ -172,7 +172,7 @@ def trace(row: dict[str, object], steps: pl.DataFrame, scores: pl.DataFrame, sam
 
 
 def _fact(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else harmless(value)
+    return f"{value:.6g}" if isinstance(value, float) else harmless(shortened(str(value), LONGEST_CELL))
 
 
 def _prompt(row: dict[str, object]) -> Panel:

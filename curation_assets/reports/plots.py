@@ -29,7 +29,7 @@ def histogram(groups: Mapping[str, Sequence[float]], title: str, x_label: str) -
     for color, (name, group) in zip(COLORS, groups.items(), strict=False):
         label = f"{name} ({len(group):,})"
         axes.hist(list(group), bins=BINS, range=(low, high), color=color, alpha=0.75, label=_plain(label))
-    axes.set_xlabel(x_label)
+    axes.set_xlabel(_plain(x_label))
     axes.set_ylabel("samples")
     if groups:
         axes.legend(frameon=False)
@@ -40,8 +40,8 @@ def curve(values: Sequence[float], title: str, x_label: str, y_label: str) -> st
     """One curve over 1, 2, 3, ..."""
     figure, axes = _figure(title)
     axes.plot(range(1, len(values) + 1), list(values), color=COLORS[1], marker="o", markersize=3)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    axes.set_xlabel(_plain(x_label))
+    axes.set_ylabel(_plain(y_label))
     return _markdown(figure, title)
 
 
@@ -49,8 +49,8 @@ def scatter(x: Sequence[float], y: Sequence[float], title: str, x_label: str, y_
     """Points, faint where there are many."""
     figure, axes = _figure(title)
     axes.scatter(list(x), list(y), s=8, color=COLORS[1], alpha=0.35, linewidths=0)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    axes.set_xlabel(_plain(x_label))
+    axes.set_ylabel(_plain(y_label))
     return _markdown(figure, title)
 
 
@@ -98,12 +98,12 @@ def stacked_bars(shares: Mapping[str, Mapping[str, float]], title: str, x_label:
     begin = [0.0] * len(names)
     for number, part in enumerate(dict.fromkeys(part for bar in shares.values() for part in bar)):
         widths = [shares[name].get(part, 0.0) for name in names]
-        bars = [_plain(name) for name in names]
-        axes.barh(bars, widths, left=begin, label=_plain(part), color=f"C{number % 10}", alpha=0.85)
+        # By number: names that are shown alike are still two bars.
+        axes.barh(range(len(names)), widths, left=begin, label=_plain(part), color=f"C{number % 10}", alpha=0.85)
         begin = [start + width for start, width in zip(begin, widths, strict=True)]
+    axes.set_yticks(range(len(names)), [_plain(name) for name in names], fontsize=8)
     axes.set_xlim(0, 1)
-    axes.set_xlabel(x_label)
-    axes.tick_params(axis="y", labelsize=8)
+    axes.set_xlabel(_plain(x_label))
     if shares:
         axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _markdown(figure, title)
@@ -131,7 +131,7 @@ def _figure(title: str, height: float = 3.2) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(6.4, height), dpi=110, layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title(_plain(title), fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 

@@ -9,6 +9,7 @@ from curation_assets import tables
 from curation_assets.asset_metadata import OWNERS, column_schema, markdown_table, row_count
 from curation_assets.checkpoints.assets import measured_checkpoint_key
 from curation_assets.corpus_settings import ValidationSet
+from curation_assets.reports.text import escape_cell
 from curation_assets.settings import Target
 from curation_assets.validation.measure import measure_validation, validation_of
 from curation_assets.validation.sets import overlap_with_pool, write_validation
@@ -41,7 +42,7 @@ def validation_set_asset(validation: ValidationSet) -> dg.AssetsDefinition:
     @dg.asset(
         key=key,
         group_name="validation",
-        description=f"Held-out samples of {validation.path}: methods compare the pool with them.",
+        description=f"Held-out samples of {escape_cell(validation.path)}: methods compare the pool with them.",
         metadata=column_schema(tables.RAW_CORPUS),
         owners=OWNERS,
         kinds={"polars", "parquet"},
