@@ -218,6 +218,14 @@ for path in map(Path, sys.argv[1:]):
 """
 
 
+def read_elsewhere(folder: Path) -> list[str]:
+    """What a process of its own says of a folder's files: rows that are rejected, and what is wrong with the file."""
+    command = [sys.executable, "-c", READER, *map(str, sorted(folder.iterdir()))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.splitlines()
+
+
 def test_bombs_are_read_in_little_memory(tmp_path: Path) -> None:
     """In a process that may have 4 GiB, of which the libraries take a part."""
     bombs = {
@@ -229,12 +237,24 @@ def test_bombs_are_read_in_little_memory(tmp_path: Path) -> None:
     }
     for name, data in bombs.items():
         (tmp_path / name).write_bytes(data)
-    command = [sys.executable, "-c", READER, *map(str, sorted(tmp_path.iterdir()))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = done.stdout.splitlines()
+    found = read_elsewhere(tmp_path)
     assert len(found) == len(bombs)
     assert all(line.startswith("1 ") or "unpacks" in line for line in found), found
+
+
+def test_a_footer_that_lies_about_the_packing_ends_no_process(tmp_path: Path) -> None:
+    """Dictionaries that are looked into: pyarrow aborts where it is asked by which codec, and the footer names none."""
+    data = dictionary(100_000, 20)
+    zstd = b"response\x15\x0c"
+    assert data.count(zstd) == 1
+    for codec in [*range(16), 50, 127]:
+        said = varint(codec, 1 if codec < 64 else 2)
+        (tmp_path / f"{codec:03}.parquet").write_bytes(data.replace(zstd, zstd[:-1] + said))
+    found = read_elsewhere(tmp_path)
+    assert len(found) == 18
+    # By their own codec all rows are read; else the file is named with the reason.
+    assert [number for number, line in enumerate(found) if line == "0 None"] == [6]
+    assert all(line.startswith("1 ") and "None" not in line for line in (*found[:6], *found[7:])), found
 
 
 def test_looks_before_a_run_are_bounded_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
