@@ -8,7 +8,7 @@ from pydantic import Field
 
 from curation_assets.sections import Name, Section
 from resources.scoring.spec import SOURCE_RADII, RadiusUnit
-from resources.training.recipe import PRESETS, Adapter, Recipe, Schedule, recipe_of
+from resources.training.recipe import PRESETS, Adapter, Likelihood, Normalise, Recipe, Schedule, recipe_of
 
 Preset = Literal["grace", "temp", "grape", "s2l", "less"]
 assert set(get_args(Preset)) == set(PRESETS)
@@ -16,27 +16,11 @@ assert set(get_args(Preset)) == set(PRESETS)
 RELEASE = r"^[a-z][a-z0-9_]*@[1-9][0-9]*$"
 """A subset's name and the number of its release."""
 
-OWN = ("preset", "fraction", "min_pool", "save_every", "release", "start")
-"""Keys that are no hyper-parameters of the recipe."""
 
-
-class Warmup(Section):
-    """The run that makes a target's checkpoint: its model, fine-tuned once on a random share of the pool, then frozen.
-
-    By default GRACE's warm-up. What is not said is the preset's (docs/methods.md).
-    """
+class FineTuning(Section):
+    """Hyper-parameters of a fine-tuning run: a preset's, but for what is said here (docs/methods.md)."""
 
     preset: Preset = Field("grace", description="whose recipe: hyper-parameters that are not named here are its")
-    fraction: float = Field(0.05, gt=0, le=1, description="gamma, share of the pool's samples without images")
-    min_pool: int = Field(100, ge=1, description="samples without images that the pool must hold before it is trained")
-    release: str | None = Field(
-        None,
-        pattern=RELEASE,
-        description="train on a release, as in grape_1@1: fraction and min_pool do not count (multi-round GRAPE)",
-    )
-    start: Name | None = Field(
-        None, description="go on from the weights that another target's run came to; both train every weight"
-    )
     adapter: Adapter | None = Field(None, description="lora, or full: every weight")
     lora_rank: int | None = Field(None, ge=1)
     lora_alpha: int | None = Field(None, ge=1)
@@ -49,14 +33,41 @@ class Warmup(Section):
     batch_size: int | None = Field(None, ge=1, description="samples an optimizer step")
     length_grouped: bool | None = Field(None, description="samples of similar length share a batch")
     weight_decay: float | None = Field(None, ge=0)
+    likelihood_weights: Likelihood | None = Field(
+        None, description="current: a token's loss is weighted by its likelihood (token-level GRAPE)"
+    )
+    normalise: Normalise | None = Field(None, description="mean1: these weights have mean 1 in each response")
+
+    def recipe(self, seed: int = 0) -> Recipe:
+        """The whole recipe: the preset's with what is said here."""
+        said = self.model_dump(include=set(FineTuning.model_fields) - {"preset"})
+        return recipe_of(self.preset, **said, seed=seed)
+
+
+class Warmup(FineTuning):
+    """The run that makes a target's checkpoint: its model, fine-tuned once on a random share of the pool, then frozen.
+
+    By default GRACE's warm-up. What is not said is the preset's (docs/methods.md).
+    """
+
+    fraction: float = Field(0.05, gt=0, le=1, description="gamma, share of the pool's samples without images")
+    min_pool: int = Field(100, ge=1, description="samples without images that the pool must hold before it is trained")
+    release: str | None = Field(
+        None,
+        pattern=RELEASE,
+        description="train on a release, as in grape_1@1: fraction and min_pool do not count (multi-round GRAPE)",
+    )
+    start: Name | None = Field(
+        None, description="go on from the weights that another target's run came to; both train every weight"
+    )
     seed: int = Field(0, ge=0, lt=2**32)
     save_every: int | None = Field(
         None, ge=1, description="optimizer steps between checkpoints on the way, which loss_trajectories is measured at"
     )
 
-    def recipe(self) -> Recipe:
-        """The whole recipe: the preset's with what is said here."""
-        return recipe_of(self.preset, **self.model_dump(exclude=set(OWN)))
+    def recipe(self, seed: int | None = None) -> Recipe:
+        """The whole recipe: the preset's with what is said here, its seed included."""
+        return super().recipe(self.seed if seed is None else seed)
 
 
 class Perturbation(Section):

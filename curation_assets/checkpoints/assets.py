@@ -1,5 +1,6 @@
 """Assets of the checkpoints stage, made for every target of the configuration."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
@@ -82,6 +83,7 @@ def _warmup_asset(target: Target, base_model: dg.SourceAsset) -> dg.AssetsDefini
                 "tokens": record["tokens"],
                 "recipe": dg.MetadataValue.json(record["recipe"]),
                 "checkpoints": ", ".join(map(str, record["checkpoints"])) or "(the last one)",
+                **_distance(record),
                 "loss": dg.MetadataValue.md(curve(record["losses"], "loss", "step", "loss")),
                 "gradient_norm": dg.MetadataValue.md(
                     curve(record["gradient_norms"], "norm of the gradient", "step", "norm")
@@ -90,6 +92,23 @@ def _warmup_asset(target: Target, base_model: dg.SourceAsset) -> dg.AssetsDefini
         )
 
     return warmup_checkpoint
+
+
+def _distance(record: Mapping[str, Any]) -> dict[str, Any]:
+    """How far training moved the weights, as numbers and plots."""
+    found = record["distance"]
+    layers = {layer: value for layer, value in found["by_layer"].items() if layer.isdecimal()}
+    made: dict[str, Any] = {
+        "parameter_distance": found["all"],
+        "distance_by_layer": markdown_table(("layer", "||theta_ft - theta_0||"), list(found["by_layer"].items())),
+    }
+    if len(layers) > 1:
+        plot = curve(list(layers.values()), "distance from the base model", "layer, from 1", "L2 norm")
+        made["distance_of_layers"] = dg.MetadataValue.md(plot)
+    if len(found["on_the_way"]) > 1:
+        plot = curve(found["on_the_way"], "distance from the base model", "checkpoint on the way", "L2 norm")
+        made["distance_on_the_way"] = dg.MetadataValue.md(plot)
+    return made
 
 
 def _trained_on(warmup: Warmup) -> list[dg.AssetKey]:

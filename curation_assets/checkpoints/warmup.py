@@ -257,12 +257,25 @@ def _train(workspace: Workspace, target: Target, training: Sequence[Sample], pla
         "weights_on_the_way": [
             trained_weights(workspace, step_folder(place, step), recipe.adapter) for step in record.checkpoints
         ],
+        "distance": _distances(workspace, target, place, record.checkpoints),
         "recipe": vars(recipe),
         "base": target.model,
         "release": warmup.release,
         "start": warmup.start,
     }
     (place / RECORD).write_text(json.dumps(document, indent=1, sort_keys=True))
+
+
+def _distances(workspace: Workspace, target: Target, place: Path, steps: Sequence[int]) -> dict[str, Any]:
+    """How far the run moved the target's model (L2 norm over parameters): in all, by layer, and on its way."""
+    from resources.scoring.distances import by_layer, distances, total  # noqa: PLC0415
+
+    def of(folder: Path) -> dict[str, float]:
+        return distances(folder, workspace.model_folder(target), trust_remote_code=target.trust_remote_code)
+
+    norms = of(place)
+    on_the_way = [total(of(step_folder(place, step))) for step in steps]
+    return {"all": total(norms), "by_layer": by_layer(norms), "on_the_way": on_the_way}
 
 
 def _started_from(workspace: Workspace, target: Target) -> Path:

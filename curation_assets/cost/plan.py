@@ -372,9 +372,8 @@ def _waiting(workspace: Workspace, target: Target, pool: Pool) -> str | None:
 def _warmup(target: Target, drawn: int, count: TokenCount, probe: Probe | None) -> WarmupPlan:
     assert target.warmup != "none"
     recipe = target.warmup.recipe()
-    # Samples that it looks at, of which max_steps may leave some out.
-    seen = min(drawn * recipe.epochs, steps_of(drawn, recipe) * recipe.batch_size)
-    cost = training(seen)
+    # max_steps may leave some samples out.
+    cost = training(min(drawn * recipe.epochs, steps_of(drawn, recipe) * recipe.batch_size))
     seconds = None
     if probe is not None and probe.tokens and count.forward_rows:
         # On one device, whatever number of them measures.

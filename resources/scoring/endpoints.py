@@ -77,12 +77,21 @@ def direction_to(endpoint: Path, base: Path, *, trust_remote_code: bool = False)
             than products of LoRA factors, or it does not differ from the base.
     """
     if (endpoint / ADAPTER_SETTINGS).is_file():
-        return normalised(dict(_lora_products(endpoint)), endpoint)
+        return normalised(dict(lora_products(endpoint)), endpoint)
+    return normalised(differences_of_models(endpoint, base, trust_remote_code=trust_remote_code), endpoint)
+
+
+def differences_of_models(endpoint: Path, base: Path, *, trust_remote_code: bool = False) -> dict[str, Tensor]:
+    """theta_f - theta_0 of two model folders, by name, in fp32 on the CPU.
+
+    Raises:
+        EndpointError: see `direction_to`.
+    """
     started, ignored = _load(base, trust_remote_code)
     arrived, unknown = _load(endpoint, trust_remote_code)
     if unknown - ignored:
         raise EndpointError(f"{endpoint} holds tensors that its model does not have: {_some(unknown - ignored)}")
-    return normalised(_differences(started, arrived, endpoint), endpoint)
+    return _differences(started, arrived, endpoint)
 
 
 def normalised(differences: dict[str, Tensor], endpoint: Path) -> Direction:
@@ -91,7 +100,7 @@ def normalised(differences: dict[str, Tensor], endpoint: Path) -> Direction:
     Raises:
         EndpointError: there is no difference, or it is not finite.
     """
-    squares = {name: _squared_norm(tensor) for name, tensor in differences.items()}
+    squares = {name: squared_norm(tensor) for name, tensor in differences.items()}
     distance = math.sqrt(sum(squares.values()))
     if not math.isfinite(distance):
         raise EndpointError(f"{endpoint} holds weights that are not finite: give another endpoint")
@@ -154,7 +163,7 @@ def _load(folder: Path, trust_remote_code: bool) -> tuple[dict[str, Weight], set
     return weights_of(model), set(found["unexpected_keys"])
 
 
-def _lora_products(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def lora_products(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """scale x B A by the name of the weight that it is added to, in fp32.
 
     Raises:
@@ -220,7 +229,8 @@ def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
     return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
-def _squared_norm(tensor: Tensor) -> float:
+def squared_norm(tensor: Tensor) -> float:
+    """Sum of squares, in fp64."""
     return sum(float(part.double().square().sum()) for part in tensor.flatten().split(SLICE))
 
 

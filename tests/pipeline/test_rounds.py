@@ -115,6 +115,14 @@ def changed(**warmup: Any) -> dict[str, Any]:
     return dict(document)
 
 
+def test_a_run_can_be_trained_with_the_loss_of_token_level_grape() -> None:
+    warmup = {"likelihood_weights": "current", "normalise": "mean1"}
+    settings = Settings.model_validate(changed(**warmup))
+    run_of = settings.target("round_1").warmup
+    assert run_of != "none"
+    assert (run_of.recipe().likelihood_weights, run_of.recipe().normalise) == ("current", "mean1")
+
+
 def test_a_run_goes_on_from_weights_of_its_own_model_alone() -> None:
     document = changed()
     document["targets"][1]["model"] = "other"

@@ -68,6 +68,8 @@ def test_losses_are_those_of_each_checkpoint_and_s2l_chooses_by_them(
     checkpoint = warmup_checkpoint(workspace, target)
     assert checkpoint is not None
     assert checkpoint.record["checkpoints"] == [2, 4, 6]
+    distance = checkpoint.record["distance"]
+    assert distance["on_the_way"][-1] == distance["all"] > distance["on_the_way"][0] > 0.0
     stored = signal_rows(workspace, "loss_trajectories")
     corpus = read_stored(workspace, "raw_corpus").collect()
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
