@@ -61,6 +61,12 @@ class Warmup(FineTuning):
         None, description="go on from the weights that another target's run came to; both train every weight"
     )
     seed: int = Field(0, ge=0, lt=2**32)
+    retrain_growth: float | None = Field(
+        None, gt=0, description="train once more when the pool has grown by this share since; null: never"
+    )
+    generation: int = Field(
+        0, ge=0, description="raised, it is trained once more, on a draw of the pool as it is then (by hand)"
+    )
     save_every: int | None = Field(
         None, ge=1, description="optimizer steps between checkpoints on the way, which loss_trajectories is measured at"
     )

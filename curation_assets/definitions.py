@@ -5,6 +5,7 @@ import dagster as dg
 from curation_assets.automation import sensors
 from curation_assets.checkpoints.assets import checkpoint_assets
 from curation_assets.corpus.assets import corpus, landing_files
+from curation_assets.evaluation.assets import evaluation_assets
 from curation_assets.quality.assets import quality_assets
 from curation_assets.releases.assets import release_asset
 from curation_assets.reports.assets import report_assets
@@ -31,6 +32,7 @@ def build_definitions(workspace: Workspace) -> dg.Definitions:
     for subset in settings.subsets:
         assets += [subset_asset(workspace, subset), release_asset(subset)]
     assets += report_assets(workspace)
+    assets += evaluation_assets(workspace)
     return dg.Definitions(
         assets=assets,
         sensors=sensors(workspace),

@@ -6,7 +6,7 @@ is due (`curation_assets.due`) in contiguous ranges. A second call with nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import dagster as dg
@@ -23,6 +23,7 @@ from curation_assets.corpus.assets import LANDING_KEY
 from curation_assets.corpus.ingest import accept_listing, present_shards
 from curation_assets.dead_runs import bury_dead_runs, process_tags
 from curation_assets.definitions import build_definitions
+from curation_assets.evaluation.assets import EVALUATION_KEY
 from curation_assets.fingerprints import base_digest, scored_signals_fingerprint
 from curation_assets.landing_sensor import DATA_VERSION_TAG, observation
 from curation_assets.limits import Allowance, LimitReachedError, allowed
@@ -148,6 +149,13 @@ class MainJob:
         self.instance.add_dynamic_partitions(str(release_partitions(subset.name).name), [key])
         self._execute(f"releasing {key}", "release", [asset], partition=key)
         return read_release(self.workspace, subset, number), latest is None or latest.number != number
+
+    def evaluate(self, seeds: Sequence[int] = (), subsets: Sequence[str] = ()) -> None:
+        """Fine-tune and ask what the evaluation of the configuration lacks: `evaluation.summary.write_evaluation`."""
+        bury_dead_runs(self.instance)
+        name = "__".join(EVALUATION_KEY.path)
+        config = {"ops": {name: {"config": {"seeds": list(seeds), "subsets": list(subsets)}}}}
+        self._execute("evaluating subsets", "evaluation", [EVALUATION_KEY], config=config)
 
     def _check_models(self) -> None:
         """Refuse unusable models before any work, and report the base models' versions."""
@@ -319,6 +327,7 @@ class MainJob:
         *,
         shards: Sequence[str] = (),
         partition: str | None = None,
+        config: Mapping[str, object] | None = None,
     ) -> None:
         """Materialize assets in process; errors of the stage come out as they are."""
         self._announce(line)
@@ -326,7 +335,7 @@ class MainJob:
         # What takes long sees what others write meanwhile; after it everything is looked at anew.
         with one_look(on=False):
             self._job.execute_in_process(
-                run_config=QUIET,
+                run_config=QUIET | dict(config or {}),
                 instance=self.instance,
                 asset_selection=list(selection),
                 partition_key=partition,

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from curation_assets.checkpoint_settings import Perturbation, Warmup
 from curation_assets.corpus_settings import Corpus, ValidationSet
+from curation_assets.evaluation_settings import Evaluation, refuse_unknown_names
 from curation_assets.running_settings import S3, Alerts, Engine, Freshness, Limits
 from curation_assets.scores.method import ScoreSection
 from curation_assets.scores.registry import METHODS, method_of
@@ -199,6 +200,7 @@ class Settings(Section):
     alerts: Alerts = Alerts()
     freshness: Freshness = Freshness()
     releases: Releases = Releases()
+    evaluation: Evaluation | None = Field(None, description="what `curate evaluate` trains and asks")
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Settings:
@@ -302,6 +304,10 @@ class Settings(Section):
                 at, wrong = what_shares_cannot(subset.budget.tokens is not None, bool(subset.stratify), selector.kind)
                 if wrong is not None:
                     raise LocatedError(["subsets", position, at], wrong)
+        if self.evaluation is not None:
+            chosen_by = {subset.name: self.score(subset.score).target for subset in self.subsets}
+            without_head = [target.name for target in self.targets if target.embedding_model]
+            refuse_unknown_names(self.evaluation, chosen_by, list(targets), without_head)
         return self
 
     def target(self, name: str) -> Target:

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import polars as pl
 
-from curation_assets import tables
+from curation_assets import evaluation_tables, tables
 from curation_assets.scores.registry import method_of
 from curation_assets.sections import SignalName, unknown
 from curation_assets.settings import Target
@@ -44,7 +44,8 @@ def read_stored(
         raise TableRequestError(f"there is no table {name!r}; tables are {', '.join(tables.ALL_TABLES)}")
     frame = _scan(workspace, name, target, score, subset)
     if frame is None:
-        raise TableRequestError(f"table {name} holds nothing yet: run `curate run` first")
+        command = "curate evaluate" if name in evaluation_tables.EVALUATION_TABLES else "curate run"
+        raise TableRequestError(f"table {name} holds nothing yet: run `{command}` first")
     return frame
 
 
@@ -52,11 +53,17 @@ def _scan(
     workspace: Workspace, name: str, target: str | None, score: str | None, subset: str | None
 ) -> pl.LazyFrame | None:
     warehouse, settings = workspace.warehouse, workspace.settings
-    folders = {"raw_corpus": tables.raw_corpus_dir(), "rejected_rows": tables.rejected_rows_dir()}
+    folders = {
+        "raw_corpus": tables.raw_corpus_dir(),
+        "rejected_rows": tables.rejected_rows_dir(),
+        "post_training_answers": evaluation_tables.answers_dir(),
+    }
     files = {
         "pool": tables.pool_path(),
         "subset_comparison": tables.subset_comparison_path(),
         "preference": tables.preference_path(),
+        "post_training_eval": evaluation_tables.post_training_eval_path(),
+        "post_training_runs": evaluation_tables.post_training_runs_path(),
     }
     if name in folders:
         return warehouse.scan(folders[name])

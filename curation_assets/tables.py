@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from curation_assets.evaluation_tables import EVALUATION_TABLES
 from curation_assets.signal_tables import (
     BASE_LIKELIHOODS,
     EMBEDDINGS_LAST,
@@ -270,6 +271,7 @@ ALL_TABLES = {
         SUBSET,
         SUBSET_COMPARISON,
         PREFERENCE,
+        *EVALUATION_TABLES.values(),
     )
 }
 

@@ -31,6 +31,7 @@ subsets:
   - {name: grace_20, score: grace, budget: {fraction: 0.2}}
   - {name: base_1000, score: grace_base, budget: {samples: 1000}}
 releases: {policy: on_change}
+evaluation: {benchmarks: [{name: held_out, path: ./held_out.jsonl}], target: small, models: [base_only]}
 """
 
 

@@ -109,6 +109,30 @@ def stacked_bars(shares: Mapping[str, Mapping[str, float]], title: str, x_label:
     return _markdown(figure, title)
 
 
+def intervals(
+    values: Sequence[tuple[str, float, float | None, float | None]], title: str, x_label: str, mark: float | None = None
+) -> str:
+    """A dot with its interval a name.
+
+    Args:
+        values: by row from the top its name, the value, and both ends of its interval (None: there is none).
+        title: over the picture.
+        x_label: what the values are.
+        mark: a value that the others are held against, as a line.
+    """
+    figure, axes = _figure(title, height=1.4 + 0.28 * max(1, len(values)))
+    for place, (_, value, low, high) in enumerate(values):
+        if low is not None and high is not None:
+            axes.plot([low, high], [place, place], color=COLORS[0], linewidth=2.5, solid_capstyle="butt")
+        axes.plot([value], [place], color=COLORS[1], marker="o", markersize=5)
+    if mark is not None:
+        axes.axvline(mark, color=COLORS[2], linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(values)), [_plain(name) for name, *_ in values], fontsize=8)
+    axes.set_ylim(len(values) - 0.5, -0.5)
+    axes.set_xlabel(_plain(x_label))
+    return _markdown(figure, title)
+
+
 def _plain(text: str) -> str:
     """Text from outside as a label shows it: no formulas, and nothing that a legend leaves out."""
     line = " ".join(harmless(shortened(text, LONGEST_LABEL)).split())

@@ -120,7 +120,7 @@ class ForwardPass:
         try:
             return measure_batch(self.checkpoint, self._head, encoded, described, request)
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if len(batch) == 1:
                 raise OutOfMemoryError(
@@ -143,6 +143,6 @@ OUT_OF_MEMORY = (
 """What errors say that mean it; torch's own class does not cover all of them."""
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
     """Whether a device or the machine ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)

@@ -39,7 +39,8 @@ subsets:
       fraction: 0.2
 """
 SECTIONS = (
-    "version, corpus, warehouse, s3, targets, validation, scores, subsets, engine, limits, alerts, freshness, releases"
+    "version, corpus, warehouse, s3, targets, validation, scores, subsets, engine, limits, alerts, freshness, "
+    "releases, evaluation"
 )
 
 

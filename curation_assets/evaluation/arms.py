@@ -1,0 +1,179 @@
+"""What is trained on: subsets, baselines of their sizes, the full pool; and the untouched base, which is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.checkpoints.warmup import trainable_rows
+from curation_assets.corpus.ingest import corpus_rows
+from curation_assets.draws import uniform
+from curation_assets.due import subset_due
+from curation_assets.evaluation.benchmarks import EvaluationError
+from curation_assets.evaluation_settings import Baseline, Evaluation
+from curation_assets.reports.comparison import scored_pool
+from curation_assets.sections import unknown
+from curation_assets.workspace import Workspace
+
+Kind = Literal["base", "full", "subset", "baseline"]
+
+FULL_POOL = "full pool"
+UNTOUCHED_BASE = "untouched base"
+"""Names that no subset can have."""
+
+LENGTHS: dict[Baseline, str] = {"longest": "response_tokens", "stepmax": "n_steps"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model that is fine-tuned once and asked.
+
+    Attributes:
+        model: the target whose model it is.
+        arm: what it is trained on, by name.
+        kind: of the arm.
+        selected_by: the target that chose the subset; None of other arms.
+        seed: of the run; None of the untouched base.
+        sample_ids: trained on, sorted; empty for the untouched base.
+    """
+
+    model: str
+    arm: str
+    kind: Kind
+    selected_by: str | None
+    seed: int | None
+    sample_ids: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """The run as messages call it."""
+        return f"{self.model}, {self.arm}" + ("" if self.seed is None else f", seed {self.seed}")
+
+
+def wished(workspace: Workspace, seeds: Sequence[int] | None, subsets: Sequence[str] | None) -> Evaluation:
+    """The configured evaluation, with other seeds or subsets if any are given.
+
+    Raises:
+        EvaluationError: none is configured, or there is no such seed or subset.
+    """
+    evaluation = workspace.settings.evaluation
+    if evaluation is None:
+        raise EvaluationError(
+            f"{workspace.config_file} says nothing of an evaluation: add the section, for instance "
+            "evaluation: {benchmarks: [{name: held_out, path: ./held_out.jsonl}]} (docs/evaluation.md)"
+        )
+    if seeds:
+        wrong = [seed for seed in seeds if not 0 <= seed < 2**32]
+        if wrong or len(set(seeds)) < len(seeds):
+            raise EvaluationError(f"seeds {list(seeds)}: give different whole numbers from 0 to {2**32 - 1}")
+        evaluation = evaluation.model_copy(update={"seeds": list(seeds)})
+    known = [subset.name for subset in workspace.settings.subsets]
+    for name in subsets or []:
+        if name not in known:
+            raise EvaluationError(unknown("subset", name, known))
+    if subsets:
+        evaluation = evaluation.model_copy(update={"subsets": list(dict.fromkeys(subsets))})
+    return evaluation
+
+
+def runs_of(workspace: Workspace, evaluation: Evaluation) -> list[Run]:
+    """All runs of an evaluation: of each model first the untouched base, then seed by seed every arm.
+
+    Raises:
+        EvaluationError: there is no subset, one is empty or not of this configuration, or the pool is empty.
+    """
+    chosen = _chosen_by(workspace, evaluation)
+    pool = trainable_rows(workspace)["sample_id"].sort()
+    if pool.is_empty():
+        raise EvaluationError("the pool holds no sample of text: add traces and use `curate run`")
+    subsets = {name: _samples_of_subset(workspace, name) for name in chosen}
+    sizes = sorted({len(ids) for ids in subsets.values()}, reverse=True)
+    orders = _baseline_orders(workspace, evaluation, pool)
+    runs: list[Run] = []
+    for model in evaluation.models or dict.fromkeys(chosen.values()):
+        runs.append(Run(model, UNTOUCHED_BASE, "base", None, None, ()))
+        mine = [name for name in chosen if evaluation.models is not None or chosen[name] == model]
+        for seed in evaluation.seeds:
+            runs.append(Run(model, FULL_POOL, "full", None, seed, tuple(pool.to_list())))
+            runs += [Run(model, name, "subset", chosen[name], seed, subsets[name]) for name in mine]
+            wanted = sizes if evaluation.models is not None else sorted({len(subsets[name]) for name in mine})[::-1]
+            runs += _baseline_runs(model, seed, wanted, evaluation.baselines, pool, orders)
+    return runs
+
+
+def _chosen_by(workspace: Workspace, evaluation: Evaluation) -> dict[str, str]:
+    """By subset that is evaluated, the target that chose it."""
+    settings = workspace.settings
+    of = {subset.name: settings.score(subset.score).target for subset in settings.subsets}
+    names = evaluation.subsets or [name for name in of if evaluation.target in (None, of[name])]
+    if not names:
+        which = "" if evaluation.target is None else f" that target {evaluation.target} chooses"
+        raise EvaluationError(
+            f"{workspace.config_file} has no subset{which}: add one under subsets, as in "
+            "{name: grace_20, score: grace, budget: {fraction: 0.2}}, and use `curate run`"
+        )
+    return {name: of[name] for name in names}
+
+
+def _samples_of_subset(workspace: Workspace, name: str) -> tuple[str, ...]:
+    """The samples of a subset that can be trained on, sorted."""
+    subset = workspace.settings.subset(name)
+    scan = workspace.warehouse.scan_table(tables.subset_path(name))
+    if scan is None:
+        raise EvaluationError(f"subset {name} has not been selected yet: use `curate run`")
+    if subset_due(workspace, subset):
+        raise EvaluationError(f"subset {name} is of other scores or parameters than are configured: use `curate run`")
+    ids = scan.select("sample_id").collect()["sample_id"]
+    if ids.is_empty():
+        raise EvaluationError(
+            f"subset {name} is empty: widen its filters or its budget, or leave it out (evaluation.subsets)"
+        )
+    rows = corpus_rows(workspace, ids.to_list())
+    if len(rows) < len(ids):
+        raise EvaluationError(
+            f"{len(ids) - len(rows)} of {len(ids)} samples of subset {name} are no longer in the corpus: use "
+            "`curate run`"
+        )
+    text = rows.filter(pl.col("images").list.len() == 0)["sample_id"]
+    if text.is_empty():
+        raise EvaluationError(
+            f"all {len(ids)} samples of subset {name} have images, which nothing is trained on yet: leave it out "
+            "(evaluation.subsets)"
+        )
+    return tuple(sorted(text.to_list()))
+
+
+def _baseline_orders(workspace: Workspace, evaluation: Evaluation, pool: pl.Series) -> dict[Baseline, list[str]]:
+    """By baseline that nothing is drawn for, the pool in its order, best first."""
+    wanted = [baseline for baseline in evaluation.baselines if baseline in LENGTHS]
+    if not wanted:
+        return {}
+    scored = scored_pool(workspace)
+    lengths = scored.filter(pl.col("sample_id").is_in(pool.implode()))
+    return {
+        baseline: lengths.sort(LENGTHS[baseline], "sample_id", descending=[True, False], nulls_last=True)[
+            "sample_id"
+        ].to_list()
+        for baseline in wanted
+    }
+
+
+def _baseline_runs(
+    model: str,
+    seed: int,
+    sizes: Sequence[int],
+    baselines: Sequence[Baseline],
+    pool: pl.Series,
+    orders: dict[Baseline, list[str]],
+) -> Iterator[Run]:
+    for baseline in baselines:
+        order = orders.get(baseline)
+        if order is None:
+            frame = pl.DataFrame({"sample_id": pool, "draw": uniform(pool, seed)})
+            order = frame.sort("draw", "sample_id")["sample_id"].to_list()
+        for size in sizes:
+            yield Run(model, f"{baseline} ({size})", "baseline", None, seed, tuple(sorted(order[:size])))

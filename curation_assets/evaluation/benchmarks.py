@@ -1,0 +1,148 @@
+"""Reading benchmarks: held-out prompts with their right answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from curation_assets.corpus.assemble import SHARED_NAMES
+from curation_assets.corpus.containers import read_rows
+from curation_assets.corpus.drafts import Refused
+from curation_assets.corpus.fields import Row, first_of, lookup, optional_text
+from curation_assets.corpus.readings import PROMPT_NAMES, is_conversation, prompt_turns
+from curation_assets.evaluation_settings import Benchmark, BenchmarkColumns
+from curation_assets.steps.answers import find_answer
+from curation_assets.workspace import Workspace
+from resources.digests import digest
+from resources.errors import UserError
+
+PROMPTS = (*PROMPT_NAMES, "messages")
+ANSWERS = (*SHARED_NAMES["answer"], "target", "solution")
+MOST_MISTAKES = 5
+"""Rows that an error names."""
+
+
+class EvaluationError(UserError):
+    """An evaluation cannot be made as it is configured."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A problem: its row in the file, the prompt's turns, and the right answer."""
+
+    row: int
+    turns: list[dict[str, str]]
+    reference: str
+
+
+@dataclass(frozen=True)
+class Problems:
+    """A benchmark as it was read.
+
+    Attributes:
+        name: the benchmark's.
+        digest: of the file's bytes and the columns that are read.
+        items: in the file's order.
+    """
+
+    name: str
+    digest: str
+    items: Sequence[Item]
+
+
+def read_benchmark(workspace: Workspace, benchmark: Benchmark) -> Problems:
+    """Read a benchmark's file.
+
+    A right answer that is a worked solution is what its marker gives (`####`, a box, `Answer:`), as it is in responses.
+
+    Raises:
+        EvaluationError: the file is not there or holds no row, or a row has no prompt or no answer; the message names
+            file, lines and mend.
+    """
+    path = benchmark_file(workspace, benchmark)
+    key = digest("benchmark", workspace.cache.file_digest(path), benchmark.columns.model_dump(mode="json"))
+    items: list[Item] = []
+    wrong: list[str] = []
+    for row in read_rows(path, path.name, workspace.settings.corpus.max_row_bytes):
+        try:
+            if row.problem is not None:
+                raise row.problem
+            items.append(_item(row.index, row.value or {}, benchmark.columns))
+        except Refused as refusal:
+            wrong.append(f"{_place(path, row.index)}: {refusal.detail}")
+    if wrong:
+        more = f"\nand {len(wrong) - MOST_MISTAKES} more" if len(wrong) > MOST_MISTAKES else ""
+        raise EvaluationError(f"benchmark {benchmark.name}: " + "\n".join(wrong[:MOST_MISTAKES]) + more)
+    if not items:
+        raise EvaluationError(
+            f"benchmark {benchmark.name}: {path} holds no row: put a prompt and its answer into it, or correct its "
+            f"path in {workspace.config_file}"
+        )
+    return Problems(benchmark.name, key, items)
+
+
+def benchmark_file(workspace: Workspace, benchmark: Benchmark) -> Path:
+    """The file of a benchmark.
+
+    Raises:
+        EvaluationError: it is not there.
+    """
+    path = (workspace.folder / Path(benchmark.path).expanduser()).resolve()
+    if "://" in benchmark.path or not path.is_file():
+        raise EvaluationError(
+            f"benchmark {benchmark.name}: there is no file {benchmark.path if '://' in benchmark.path else path}: "
+            f"correct its path in {workspace.config_file} (benchmarks are files of this machine)"
+        )
+    return path
+
+
+def _place(path: Path, index: int) -> str:
+    if index < 0:
+        return str(path)
+    # People count lines from 1.
+    return f"{path}, row {index + 1}" if path.name.endswith(".parquet") else f"{path}:{index + 1}"
+
+
+def _item(index: int, row: Row, columns: BenchmarkColumns) -> Item:
+    """The problem of a row.
+
+    Raises:
+        Refused: it has no prompt, no answer, or one that is no text.
+    """
+    asked = columns.prompt or first_of(row, PROMPTS)
+    talk = prompt_turns(lookup(row, asked) if asked else None, row, asked or "the prompt")
+    if talk.images:
+        raise Refused("wrong_type", "the prompt shows images, which are not asked about yet: take the row out")
+    turns = talk.turns
+    if turns and turns[-1].role == "assistant":
+        # A whole conversation: the last turn is what is to be answered.
+        turns = turns[:-1]
+    if not any(turn.content.strip() for turn in turns):
+        raise Refused("missing_prompt", f"the row has no prompt{_looked_for(columns.prompt, PROMPTS, 'prompt')}")
+    reference = _reference(row, columns, asked)
+    if reference is None:
+        raise Refused("missing_answer", f"the row has no answer{_looked_for(columns.answer, ANSWERS, 'answer')}")
+    return Item(index, [{"role": turn.role, "content": turn.content} for turn in turns], reference)
+
+
+def _reference(row: Row, columns: BenchmarkColumns, asked: str | None) -> str | None:
+    """The right answer of a row; None if it has none."""
+    name = columns.answer or first_of(row, (name for name in ANSWERS if name != asked))
+    said = optional_text(lookup(row, name), name) if name else None
+    if name is None and asked is not None and is_conversation(lookup(row, asked)):
+        last = prompt_turns(lookup(row, asked), row, asked).turns[-1]
+        said = last.content if last.role == "assistant" else None
+    return None if said is None or not said.strip() else stated_answer(said) or said.strip()
+
+
+def stated_answer(text: str) -> str | None:
+    """The answer that a text states, by the markers that segmentation knows; None if it states none."""
+    found = find_answer(text)
+    return None if found is None else text[found.start : found.end]
+
+
+def _looked_for(mapped: str | None, names: Sequence[str], what: str) -> str:
+    if mapped is not None:
+        return f" in field {mapped!r}: mend the row, or map another field (columns: {{{what}: ...}})"
+    return f" (looked for {', '.join(names)}): mend the row, or map its field (columns: {{{what}: ...}})"

@@ -1,0 +1,223 @@
+"""Training what is to be asked, and asking it: each run once, whatever it is called, and one after another.
+
+Weights are temporary: they lie in a work folder of this machine, and are deleted once all answers of a run are stored.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from curation_assets.checkpoints.warmup import alone
+from curation_assets.corpus.ingest import corpus_rows
+from curation_assets.evaluation.arms import Run, runs_of, wished
+from curation_assets.evaluation.benchmarks import EvaluationError, Problems, read_benchmark
+from curation_assets.evaluation.keys import answers_path, recipe_of_run, run_key
+from curation_assets.evaluation.matching import judged
+from curation_assets.evaluation_settings import Evaluation
+from curation_assets.evaluation_tables import POST_TRAINING_ANSWERS
+from curation_assets.progress import track
+from curation_assets.samples import samples_of
+from curation_assets.settings import Target
+from curation_assets.workspace import Workspace
+from resources.digests import atomic_write
+from resources.errors import UserError
+from resources.generation import GenerationSpec, open_generator
+from resources.trainer import TrainingSpec, train
+from resources.training.examples import steps_of
+
+TRAINED = "trained.json"
+"""Written beside the weights when they are whole: a run that is killed after that only asks."""
+NOTHING_TRAINED = {"samples": 0, "steps": 0, "tokens": 0, "loss": None}
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that an evaluation consists of.
+
+    Attributes:
+        evaluation: as it is configured or wished.
+        runs: with their keys.
+        benchmarks: as they were read.
+        lacking: by key, the benchmarks that are not answered yet; each run once.
+    """
+
+    evaluation: Evaluation
+    runs: Sequence[tuple[Run, str]]
+    benchmarks: Sequence[Problems]
+    lacking: dict[str, list[Problems]]
+
+    def due(self) -> list[tuple[Run, str]]:
+        """Runs that are still to be made, each once."""
+        first = {key: run for run, key in reversed(self.runs)}
+        return [(first[key], key) for key in self.lacking]
+
+
+def plan_evaluation(
+    workspace: Workspace, seeds: Sequence[int] | None = None, subsets: Sequence[str] | None = None
+) -> Plan:
+    """What is to be trained and asked, and what of it is there already; touches no model.
+
+    Args:
+        workspace: the configuration.
+        seeds: in place of the configured ones.
+        subsets: in place of the configured ones.
+
+    Raises:
+        EvaluationError: something is missing, with the mend.
+    """
+    evaluation = wished(workspace, seeds, subsets)
+    benchmarks = [read_benchmark(workspace, benchmark) for benchmark in evaluation.benchmarks]
+    runs = [(run, run_key(workspace, run, evaluation)) for run in runs_of(workspace, evaluation)]
+    lacking = {}
+    for _, key in runs:
+        found = _unanswered(workspace, key, benchmarks, evaluation)
+        if found:
+            lacking[key] = found
+    workspace.cache.save()
+    return Plan(evaluation, runs, benchmarks, lacking)
+
+
+def _unanswered(
+    workspace: Workspace, key: str, benchmarks: Sequence[Problems], evaluation: Evaluation
+) -> list[Problems]:
+    paths = [answers_path(key, problems, evaluation) for problems in benchmarks]
+    stored = [workspace.warehouse.table_metadata(path).get("fingerprint") for path in paths]
+    return [problems for problems, run in zip(benchmarks, stored, strict=True) if run != key]
+
+
+def make_runs(workspace: Workspace, plan: Plan) -> None:
+    """Train and ask what is due; what was stored before a kill is not done again.
+
+    Raises:
+        EvaluationError: a run cannot be trained, or its model cannot be asked; what was done before is kept.
+    """
+    due = plan.due()
+    steps = sum(_steps(run, plan.evaluation) for run, _ in due)
+    asked = sum(len(problems.items) for found in plan.lacking.values() for problems in found)
+    with track("fine-tuning, steps", steps) as train_on, track("answering, problems", asked) as answer_on:
+        for run, key in due:
+            left = [_steps(run, plan.evaluation)]
+
+            def step(count: int, left: list[int] = left) -> None:
+                count = min(count, left[0])
+                left[0] -= count
+                train_on(count)
+
+            try:
+                _make_run(workspace, run, key, plan, step, answer_on)
+            except UserError as error:
+                raise EvaluationError(f"evaluation of {run.title}: {error}") from error
+            # What another process did meanwhile, and samples that could not be used.
+            train_on(left[0])
+
+
+def _steps(run: Run, evaluation: Evaluation) -> int:
+    recipe = recipe_of_run(run, evaluation)
+    return 0 if recipe is None else steps_of(len(run.sample_ids), recipe)
+
+
+def _make_run(workspace: Workspace, run: Run, key: str, plan: Plan, step: Advance, answered: Advance) -> None:
+    """Train one run and store its answers; its weights are gone afterwards."""
+    work = workspace.work_folder(f"evaluation-{key}")
+    with alone(work):
+        lacking = _unanswered(workspace, key, plan.benchmarks, plan.evaluation)
+        if lacking:
+            facts, weights = _trained(workspace, run, plan.evaluation, work, step)
+            _ask(workspace, run, key, plan, lacking, weights, facts, answered)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _trained(
+    workspace: Workspace, run: Run, evaluation: Evaluation, work: Path, step: Advance
+) -> tuple[dict[str, Any], Path | None]:
+    """What training came to, and the folder of the weights; None of the untouched base."""
+    recipe = recipe_of_run(run, evaluation)
+    if recipe is None:
+        return NOTHING_TRAINED, None
+    weights, note = work / "weights", work / TRAINED
+    if note.is_file():
+        facts: dict[str, Any] = json.loads(note.read_text())
+        return facts, weights
+    # What a kill left while it was being written.
+    shutil.rmtree(weights, ignore_errors=True)
+    samples = samples_of(workspace, corpus_rows(workspace, list(run.sample_ids)))
+    spec = _training_spec(workspace, workspace.settings.target(run.model))
+    record = train(spec, samples, weights, recipe, work=work / "training", progress=step)
+    facts = {"samples": len(record.sample_ids), "steps": record.steps, "tokens": record.tokens}
+    facts["loss"] = record.losses[-1] if record.losses else None
+    atomic_write(note, json.dumps(facts).encode())
+    return facts, weights
+
+
+def _training_spec(workspace: Workspace, target: Target) -> TrainingSpec:
+    return TrainingSpec(
+        workspace.model_folder(target),
+        target.template,
+        target.max_length,
+        device=_device(workspace),
+        dtype=target.dtype,
+        trust_remote_code=target.trust_remote_code,
+    )
+
+
+def _device(workspace: Workspace) -> str:
+    """One device trains and answers, whatever number of them measures."""
+    return workspace.settings.engine.device.split(",")[0]
+
+
+def _ask(
+    workspace: Workspace,
+    run: Run,
+    key: str,
+    plan: Plan,
+    lacking: Sequence[Problems],
+    weights: Path | None,
+    facts: dict[str, Any],
+    answered: Advance,
+) -> None:
+    """Store a model's answers to benchmarks, one after another."""
+    target = workspace.settings.target(run.model)
+    base, adapted = workspace.model_folder(target), plan.evaluation.training.recipe().adapter == "lora"
+    spec = GenerationSpec(
+        base if weights is None or adapted else weights,
+        weights if adapted else None,
+        template=target.template,
+        max_length=target.max_length,
+        max_new_tokens=plan.evaluation.max_new_tokens,
+        device=_device(workspace),
+        dtype=target.dtype,
+        trust_remote_code=target.trust_remote_code,
+        attention=workspace.settings.engine.attention,
+        batch_tokens=plan.evaluation.batch_tokens,
+    )
+    generator = open_generator(spec)
+    for problems in lacking:
+        made = generator.generate([item.turns for item in problems.items], answered)
+        rows = []
+        for item, generated in zip(problems.items, made, strict=True):
+            answer, right = judged(generated.text, item.reference)
+            rows.append(
+                {
+                    "run": key,
+                    "benchmark": problems.name,
+                    "item": item.row,
+                    "text": generated.text,
+                    "answer": answer,
+                    "reference": item.reference,
+                    "right": right,
+                    "finished": generated.finished,
+                    "flag": generated.flag,
+                }
+            )
+        frame = POST_TRAINING_ANSWERS.conform(pl.DataFrame(rows, schema=POST_TRAINING_ANSWERS.schema))
+        metadata = {"fingerprint": key, "facts": json.dumps(facts)}
+        workspace.warehouse.write_table(answers_path(key, problems, plan.evaluation), frame, metadata)

@@ -1,0 +1,129 @@
+"""What an evaluation came to: exact match by benchmark, relative averages, and their intervals over seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import polars as pl
+
+from curation_assets.evaluation.arms import UNTOUCHED_BASE
+from curation_assets.evaluation.intervals import Interval, interval
+from curation_assets.evaluation.keys import answers_path
+from curation_assets.evaluation.runs import Plan, make_runs, plan_evaluation
+from curation_assets.evaluation_tables import (
+    POST_TRAINING_EVAL,
+    POST_TRAINING_RUNS,
+    RELATIVE_AVERAGE,
+    post_training_eval_path,
+    post_training_runs_path,
+)
+from curation_assets.workspace import Workspace
+from resources.digests import digest
+
+NOTHING_DRAWN = "one run: nothing is drawn in it"
+BY_SEED = dict[int | None, float]
+"""Exact match in percent, by seed."""
+
+
+def write_evaluation(
+    workspace: Workspace, seeds: Sequence[int] | None = None, subsets: Sequence[str] | None = None
+) -> pl.DataFrame:
+    """Train and ask what is due, and write `post_training_runs` and `post_training_eval`; gives the latter.
+
+    Args:
+        workspace: the configuration.
+        seeds: in place of the configured ones.
+        subsets: in place of the configured ones.
+
+    Raises:
+        EvaluationError: see `plan_evaluation` and `make_runs`.
+    """
+    plan = plan_evaluation(workspace, seeds, subsets)
+    make_runs(workspace, plan)
+    runs = runs_table(workspace, plan)
+    frame = summarise(runs)
+    metadata = {"fingerprint": digest("post_training_eval", [key for _, key in plan.runs], plan.evaluation.seeds)}
+    workspace.warehouse.write_table(post_training_runs_path(), runs, metadata)
+    workspace.warehouse.write_table(post_training_eval_path(), frame, metadata)
+    return frame
+
+
+def runs_table(workspace: Workspace, plan: Plan) -> pl.DataFrame:
+    """Table `post_training_runs`, from the stored answers of a plan whose runs are all made."""
+    rows: list[dict[str, Any]] = []
+    for run, key in plan.runs:
+        for problems in plan.benchmarks:
+            path = answers_path(key, problems, plan.evaluation)
+            answers = workspace.warehouse.read_columns(path, "right", "answer", "finished")
+            right = int(answers["right"].sum())
+            rows.append(
+                {
+                    "model": run.model,
+                    "arm": run.arm,
+                    "kind": run.kind,
+                    "selected_by": run.selected_by,
+                    "seed": run.seed,
+                    "benchmark": problems.name,
+                    "items": len(answers),
+                    "right": right,
+                    "answered": int(answers["answer"].is_not_null().sum()),
+                    "finished": int(answers["finished"].sum()),
+                    "exact_match": right / len(answers),
+                    **json.loads(workspace.warehouse.table_metadata(path)["facts"]),
+                    "run": key,
+                }
+            )
+    return POST_TRAINING_RUNS.conform(pl.DataFrame(rows, schema=POST_TRAINING_RUNS.schema))
+
+
+def summarise(runs: pl.DataFrame) -> pl.DataFrame:
+    """Table `post_training_eval` of `post_training_runs`, its arms in their order."""
+    rows: list[dict[str, Any]] = []
+    for model in runs["model"].unique(maintain_order=True):
+        of_model = runs.filter(pl.col("model") == model)
+        full = {name: fmean(found.values()) for name, found in _matches(of_model.filter(kind="full")).items()}
+        for arm in of_model["arm"].unique(maintain_order=True):
+            mine = of_model.filter(pl.col("arm") == arm)
+            matches = _matches(mine)
+            facts = mine.row(0, named=True)
+            tokens = int(mine.unique(["seed"])["tokens"].sum())
+            found = {name: _interval(arm, list(values.values())) for name, values in matches.items()}
+            found[RELATIVE_AVERAGE] = _relative(arm, matches, full)
+            rows += [
+                {name: facts[name] for name in ("model", "arm", "kind", "selected_by", "samples")}
+                | {"benchmark": name, "tokens": tokens, "seeds": mine["seed"].n_unique()}
+                | one._asdict()
+                for name, one in found.items()
+            ]
+    return POST_TRAINING_EVAL.conform(pl.DataFrame(rows, schema=POST_TRAINING_EVAL.schema))
+
+
+def _matches(runs: pl.DataFrame) -> dict[str, BY_SEED]:
+    """By benchmark, exact match in percent by seed."""
+    found: dict[str, BY_SEED] = {}
+    for benchmark, seed, share in runs.select("benchmark", "seed", "exact_match").iter_rows():
+        found.setdefault(benchmark, {})[seed] = 100.0 * share
+    return found
+
+
+def _interval(arm: str, values: Sequence[float]) -> Interval:
+    found = interval(values)
+    return found._replace(reason=NOTHING_DRAWN) if arm == UNTOUCHED_BASE else found
+
+
+def _relative(arm: str, matches: Mapping[str, BY_SEED], full: Mapping[str, float]) -> Interval:
+    """Mean over benchmarks of 100 m / m_full, by seed; m_full is the full pool's mean over its seeds.
+
+    Where m_full is 0 the ratio is not defined, and neither is the mean: leaving a benchmark out would change what it is
+    the mean of.
+    """
+    without = [name for name in matches if not full[name] > 0]
+    if without:
+        which = ", ".join(without)
+        return Interval(None, None, None, f"the full pool gets nothing right on {which}: 100 m / m_full is not defined")
+    seeds = list(next(iter(matches.values())))
+    values = [fmean(100.0 * of[seed] / full[name] for name, of in matches.items()) for seed in seeds]
+    return _interval(arm, values)
