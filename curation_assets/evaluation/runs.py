@@ -101,6 +101,8 @@ def make_runs(workspace: Workspace, plan: Plan) -> None:
         EvaluationError: a run cannot be trained, or its model cannot be asked; what was done before is kept.
     """
     due = plan.due()
+    if not due:
+        return
     steps = sum(_steps(run, plan.evaluation) for run, _ in due)
     asked = sum(len(problems.items) for found in plan.lacking.values() for problems in found)
     with track("fine-tuning, steps", steps) as train_on, track("answering, problems", asked) as answer_on:

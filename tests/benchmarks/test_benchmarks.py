@@ -42,6 +42,7 @@ KEYS = {
     "ingest": {"share_of_bare_polars", "peak_gib", "overhead_over_bare_dagster"},
     "registering": {"ticks", "slowest_tick_share", "page_ratio"},
     "gpu": {"mfu", "tokens_per_second", "max_relative_error_bf16"},
+    "post_training": {"relative_average", "exact_match", "sound", "tokens_trained"},
     "temp": {"early_exit_overhead", "eight_checkpoints_ratio", "perturb_restore_over_copy"},
 }
 NEED_DATA = {"forward", "scaling"}
