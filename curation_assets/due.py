@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from curation_assets import tables
 from curation_assets.checkpoints.perturbation import sigma_due, wants_perturbation
-from curation_assets.checkpoints.warmup import too_few, warmup_checkpoint
+from curation_assets.checkpoints.warmup import grown_pool, too_few, warmup_checkpoint
 from curation_assets.corpus.ingest import present_shards
 from curation_assets.corpus.purged import PurgedList
 from curation_assets.fingerprints import (
@@ -60,9 +60,11 @@ def corpus_due(workspace: Workspace, content_digests: Mapping[str, str]) -> list
 
 
 def warmup_due(workspace: Workspace, target: Target) -> bool:
-    """Whether the target wants a warm-up that is not there and the pool is large enough to train it."""
-    if target.warmup == "none" or warmup_checkpoint(workspace, target) is not None:
+    """Whether the target wants a warm-up that is not there and the pool is large enough to train it, or has grown."""
+    if target.warmup == "none":
         return False
+    if warmup_checkpoint(workspace, target) is not None:
+        return grown_pool(workspace, target) is not None
     return too_few(workspace, target) is None
 
 

@@ -99,15 +99,15 @@ def base_digest(workspace: Workspace, target: Target, download: bool = False) ->
     return digest(weights, "remote code") if target.trust_remote_code else weights
 
 
-def warmup_key(workspace: Workspace, target: Target) -> str:
-    """Of the warm-up that a target wants: base model and recipe, not the samples, which are frozen with it."""
+def recipe_key(workspace: Workspace, target: Target) -> str:
+    """Of the training run that a target wants: base model and recipe, not the samples, which are frozen with it."""
     if target.warmup == "none":
         return "none"
     run = target.warmup
     # A release is immutable, so that its name says what is in it.
     trained_on = str(run.fraction) if run.release is None else run.release
     start = None if run.start is None else warmup_key(workspace, workspace.settings.target(run.start))
-    recipe = [vars(run.recipe()), trained_on, run.save_every, start]
+    recipe = [vars(run.recipe()), trained_on, run.save_every, start, *([run.generation] if run.generation else [])]
     encoding = [target.template, target.max_length, target.dtype]
     folder = workspace.model_folder(target)
     parts: list[object] = [tokenizer_digest(folder, workspace.cache), recipe, encoding]
@@ -116,6 +116,26 @@ def warmup_key(workspace: Workspace, target: Target) -> str:
         # It may bring a chat template of its own, and says whether the tokenizer adds BOS.
         parts.append(processor)
     return digest("warmup", TRAINER_VERSION, base_digest(workspace, target), *parts)
+
+
+def warmup_key(workspace: Workspace, target: Target) -> str:
+    """Of the checkpoint that a target is measured at: of those that its recipe was trained to as the pool grew
+    (`warmup.retrain_growth`) the one of the largest pool."""
+    key = recipe_key(workspace, target)
+    if target.warmup == "none" or target.warmup.retrain_growth is None:
+        return key
+    folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, key).rpartition("/")[0]
+    found = {
+        name: workspace.warehouse.read_json(f"{folder}/{name}/{RECORD}")
+        for name in workspace.warehouse.made_folders(folder, RECORD)
+    }
+    pools = {name: record["pool"] for name, record in found.items() if record.get("recipe_key") == key}
+    return max(pools, key=lambda name: (pools[name], name), default=key)
+
+
+def grown_key(key: str, pool: int) -> str:
+    """Of a recipe's checkpoint that is trained once more, as the pool has grown to so many samples."""
+    return digest("grown", key, pool)
 
 
 def checkpoint_digest(workspace: Workspace, target: Target) -> str | None:

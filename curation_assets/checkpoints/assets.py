@@ -12,6 +12,7 @@ from curation_assets.checkpoints.warmup import train_warmup
 from curation_assets.corpus.assets import RAW_CORPUS_KEY
 from curation_assets.fingerprints import base_digest, checkpoint_digest, warmup_key
 from curation_assets.reports.plots import curve
+from curation_assets.reports.text import escape_cell
 from curation_assets.settings import Target
 from curation_assets.signals.measure import find_strength
 from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
@@ -44,7 +45,7 @@ def checkpoint_assets(target: Target) -> list[dg.AssetsDefinition | dg.SourceAss
     @dg.observable_source_asset(
         key=base_model_key(target),
         group_name=target.name,
-        description=f"Weights, config and tokenizer of {target.model}; their hash is the version.",
+        description=f"Weights, config and tokenizer of {escape_cell(target.model)}; their hash is the version.",
         tags={"layer": "source"},
     )
     def base_model(workspace: dg.ResourceParam[Workspace]) -> dg.DataVersion:
@@ -63,7 +64,7 @@ def _warmup_asset(target: Target, base_model: dg.SourceAsset) -> dg.AssetsDefini
         key=warmup_key_of(target),
         deps=[base_model, *_trained_on(target.warmup)],
         group_name=target.name,
-        description=f"{target.model}, trained once, by the recipe of {target.warmup.preset}, on "
+        description=f"{escape_cell(target.model)}, trained once, by the recipe of {target.warmup.preset}, on "
         + (target.warmup.release or f"{target.warmup.fraction:.0%} of the pool")
         + (f", going on from {target.warmup.start}." if target.warmup.start else "."),
         owners=OWNERS,

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from curation_assets import tables
 from curation_assets.checkpoint_settings import Warmup
 from curation_assets.corpus.ingest import corpus_rows, pool_rows, present_shards
-from curation_assets.fingerprints import WARMUP_ROLE, trained_weights, warmup_key
+from curation_assets.fingerprints import WARMUP_ROLE, grown_key, recipe_key, trained_weights, warmup_key
 from curation_assets.progress import track
 from curation_assets.quality.checks import QualityError
 from curation_assets.quality.filtered_pool import pool_due, without_filtered
@@ -90,6 +90,23 @@ def pool_of(workspace: Workspace) -> pl.DataFrame:
         return rows.clear()
 
 
+def grown_pool(workspace: Workspace, target: Target, size: int | None = None) -> int | None:
+    """Samples of the pool, if it has grown so much since the target's run that it is to be trained once more.
+
+    Args:
+        workspace: the configuration.
+        target: whose run.
+        size: of the pool, less samples with images; default: as it is stored.
+    """
+    trained = warmup_checkpoint(workspace, target)
+    if target.warmup == "none" or target.warmup.retrain_growth is None or trained is None:
+        return None
+    if target.warmup.release is not None:
+        return None
+    pool = len(trainable_rows(workspace)) if size is None else size
+    return pool if pool >= trained.record["pool"] * (1.0 + target.warmup.retrain_growth) else None
+
+
 def too_few(workspace: Workspace, target: Target) -> str | None:
     """Why the target's run cannot be trained yet, and the mend; None if all that it is trained on is there."""
     assert isinstance(target.warmup, Warmup)
@@ -147,19 +164,22 @@ def draw_samples(sample_ids: pl.Series, fraction: float, seed: int) -> list[str]
 def train_warmup(workspace: Workspace, target: Target) -> WarmupCheckpoint:
     """Train the target's warm-up on its share of the pool's rows of text, or give the one that is there.
 
+    It is trained once more if the pool has grown by `retrain_growth` since; the former one stays, and is measured at
+    until the new one is whole.
+
     Raises:
         CheckpointError: there are fewer such rows than the warm-up's `min_pool`.
     """
     if target.warmup == "none":
         raise CheckpointError(f"target {target.name} has warmup: none, so there is nothing to train")
-    known = warmup_checkpoint(workspace, target)
-    if known is not None:
+    known, grown = warmup_checkpoint(workspace, target), grown_pool(workspace, target)
+    if known is not None and grown is None:
         return known
     waiting = too_few(workspace, target)
     if waiting is not None:
         raise CheckpointError(waiting)
     training = training_samples(workspace, target)
-    key = warmup_key(workspace, target)
+    key = recipe_key(workspace, target) if grown is None else grown_key(recipe_key(workspace, target), grown)
     folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, key)
     # Other warehouses, and a pool that has grown since a run was killed, train something else under this key.
     drawn = digest([sample.sample_id for sample in training])
@@ -170,7 +190,7 @@ def train_warmup(workspace: Workspace, target: Target) -> WarmupCheckpoint:
 
     with alone(work):
         known = warmup_checkpoint(workspace, target)
-        if known is None:
+        if known is None or known.folder != folder:
             workspace.warehouse.create_folder(folder, fill, last=RECORD)
             known = warmup_checkpoint(workspace, target)
         shutil.rmtree(work, ignore_errors=True)
@@ -245,6 +265,8 @@ def _train(workspace: Workspace, target: Target, training: Sequence[Sample], pla
         )
     pl.DataFrame({"sample_id": record.sample_ids}).write_parquet(place / TRAINED_ON)
     document = {
+        "recipe_key": recipe_key(workspace, target),
+        "pool": None if warmup.release is not None else len(trainable_rows(workspace)),
         "drawn": len(training),
         "samples": len(record.sample_ids),
         "steps": record.steps,

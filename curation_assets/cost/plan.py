@@ -13,14 +13,8 @@ from pathlib import Path
 
 import polars as pl
 
-from curation_assets import tables
-from curation_assets.checkpoints.warmup import (
-    planned_checkpoints,
-    release_rows_of,
-    too_few_of,
-    waits_for_others,
-    warmup_checkpoint,
-)
+from curation_assets.checkpoints.warmup import planned_checkpoints
+from curation_assets.cost.drawn import drawn_samples, trains_anew, untrained, waiting_for
 from curation_assets.cost.formulas import Formula, Sizes, formula_of, training
 from curation_assets.cost.measured import (
     ALONE,
@@ -33,11 +27,9 @@ from curation_assets.cost.measured import (
 from curation_assets.cost.pool import Pool, known_samples, look_at_pool
 from curation_assets.cost.probe import Probe, run_probe
 from curation_assets.cost.tokens import TokenCount, count_tokens
-from curation_assets.quality.filtered_pool import stored_pool
 from curation_assets.scores.registry import method_of
 from curation_assets.sections import SignalName
 from curation_assets.settings import Target
-from curation_assets.shares import ceil_share
 from curation_assets.signals.store import SignalStore, signal_dir
 from curation_assets.validation.measure import validation_of
 from curation_assets.workspace import Workspace
@@ -213,13 +205,14 @@ def make_plan(workspace: Workspace, probe: bool = True) -> Plan:
 
 
 def _plan_target(workspace: Workspace, target: Target, pool: Pool, probe: bool) -> TargetPlan:
-    of_pool = _lacking(workspace, target, pool.known.with_columns(wanted=pl.lit("+".join(target.signals))))
-    held_out = _lacking(workspace, target, _held_out(workspace, target, pool))
+    anew = trains_anew(workspace, target, pool)
+    of_pool = _lacking(workspace, target, pool.known.with_columns(wanted=pl.lit("+".join(target.signals))), anew)
+    held_out = _lacking(workspace, target, _held_out(workspace, target, pool), anew)
     lacking = pl.concat([of_pool, held_out])
-    drawn = _drawn(workspace, target, pool)
+    drawn = drawn_samples(workspace, target, pool)
     count = count_tokens(workspace, target, pool, lacking, planned_checkpoints(workspace, target, drawn))
-    untrained = target.warmup != "none" and warmup_checkpoint(workspace, target) is None
-    probed = run_probe(workspace, target, pool, count, base=untrained) if probe else None
+    trains = anew or untrained(workspace, target)
+    probed = run_probe(workspace, target, pool, count, base=trains) if probe else None
     if probed is not None:
         seconds: float | None = probed.seconds_for(count.tokens)
     else:
@@ -239,8 +232,8 @@ def _plan_target(workspace: Workspace, target: Target, pool: Pool, probe: bool) 
         encoded=len(count.rows),
         of=count.of,
         exact=count.exact,
-        warmup=_warmup(target, drawn, count, probed) if untrained else None,
-        waiting=_waiting(workspace, target, pool) if untrained else None,
+        warmup=_warmup(target, drawn, count, probed) if trains else None,
+        waiting=waiting_for(workspace, target, pool) if trains else None,
         probe=probed,
         seconds=seconds,
         scores=tuple(_scores(workspace, target, pool, drawn)),
@@ -265,12 +258,16 @@ def _held_out(workspace: Workspace, target: Target, pool: Pool) -> pl.DataFrame:
     return rows.join(pool.known.select("sample_id"), on="sample_id", how="anti", maintain_order="left")
 
 
-def _lacking(workspace: Workspace, target: Target, known: pl.DataFrame) -> pl.DataFrame:
-    """The samples that lack some signal of those in `wanted`, with these in a column `lacking`, joined by +."""
+def _lacking(workspace: Workspace, target: Target, known: pl.DataFrame, anew: bool) -> pl.DataFrame:
+    """The samples that lack some signal of those in `wanted`, with these in a column `lacking`, joined by +.
+
+    With a checkpoint that is trained anew, all lack all that is not measured at the model before its run.
+    """
     names = []
     for signal in target.signals:
         lacks = _names(pl.col("wanted"), signal)
-        if signal_dir(workspace, target, signal) is not None:
+        stays = not anew or signal == "base_likelihoods"
+        if stays and signal_dir(workspace, target, signal) is not None:
             missing = SignalStore.of(workspace, target, signal).missing(known["sample_id"])
             lacks &= pl.col("sample_id").is_in(sorted(missing))
         names.append(pl.when(lacks).then(pl.lit(signal)))
@@ -333,40 +330,6 @@ def _passes(target: Target, lacking: pl.DataFrame, count: TokenCount) -> list[Pa
         cost = count.alone_rows * count.alone_tokens / count.alone_length
         passes.append(PassPlan("response alone", (ALONE,), count.alone_rows, count.alone_tokens, cost))
     return passes
-
-
-def _drawable(workspace: Workspace, pool: Pool) -> tuple[int, int]:
-    """Samples of text, which a warm-up may be drawn from, and samples with images, which it may not.
-
-    What filters are known to leave out is not among them; what has not been held against them is.
-    """
-    known = pool.known
-    if stored_pool(workspace) is not None:
-        out = workspace.warehouse.read_table(tables.pool_path()).filter(pl.col("reason").is_not_null())
-        known = known.join(out, on="sample_id", how="anti")
-    of_text = pl.col("images") == 0
-    return (
-        round(float(known.filter(of_text)["weight"].sum())),
-        round(float(known.filter(~of_text)["weight"].sum())),
-    )
-
-
-def _drawn(workspace: Workspace, target: Target, pool: Pool) -> int:
-    """Samples that the target's run is trained on, or would be."""
-    if target.warmup == "none":
-        return 0
-    if target.warmup.release is not None:
-        return release_rows_of(workspace, target.warmup.release) or 0
-    return ceil_share(Fraction(str(target.warmup.fraction)), _drawable(workspace, pool)[0])
-
-
-def _waiting(workspace: Workspace, target: Target, pool: Pool) -> str | None:
-    """What a target's run waits for before it can be trained."""
-    assert target.warmup != "none"
-    waiting = waits_for_others(workspace, target)
-    if waiting is not None or target.warmup.release is not None:
-        return waiting
-    return too_few_of(target, *_drawable(workspace, pool))
 
 
 def _warmup(target: Target, drawn: int, count: TokenCount, probe: Probe | None) -> WarmupPlan:

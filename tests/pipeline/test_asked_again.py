@@ -15,6 +15,7 @@ from curation_assets import rescue
 from curation_assets.checkpoints import warmup
 from curation_assets.checkpoints.perturbation import search_sigma
 from curation_assets.checkpoints.warmup import CheckpointError, train_warmup, warmup_checkpoint
+from curation_assets.cost.plan import make_plan
 from curation_assets.dead_runs import MOST_KILLED
 from curation_assets.dry_look import dry_look
 from curation_assets.fingerprints import sigma_of
@@ -25,7 +26,7 @@ from curation_assets.workspace import Workspace
 from resources.trainer import TrainingRecord, train
 from tests.pipeline.daemon import Daemon
 from tests.pipeline.test_temp import of_temp
-from tests.pipeline.workspaces import lose, make_workspace, rows, run
+from tests.pipeline.workspaces import landed, lose, make_workspace, rows, run, write_shard
 
 WARMUP = "{min_pool: 4, fraction: 0.5, batch_size: 2}"
 WARMUP_KEY = dg.AssetKey(["tiny", "warmup_checkpoint"])
@@ -204,3 +205,45 @@ def test_what_rests_on_a_model_that_is_here_is_rescued_beside_one_that_is_gone(
     monkeypatch.setattr(rescue, "PATIENCE_SECONDS", 0.0)
     late, _ = rescue_requests(daemon.workspace, instance, {}, now=0.0)
     assert [list(request.asset_selection or []) for request in late] == [[dg.AssetKey(["subsets", "best"])]]
+
+
+def test_a_run_is_trained_once_more_when_the_pool_has_grown_and_not_before(
+    tmp_path: Path, tiny_model: Path, instance: dg.DagsterInstance
+) -> None:
+    growing = WARMUP.replace("}", ", retrain_growth: 0.5}")
+    workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(8)}, warmup=growing)
+    target = workspace.settings.target("tiny")
+    run(workspace)
+    first = warmup_checkpoint(workspace, target)
+    assert first is not None
+    write_shard(landed(workspace) / "b.jsonl", rows(3, start=50))
+    assert run(workspace).measured == {"tiny": 3}
+    assert warmup_checkpoint(workspace, target) == first
+    write_shard(landed(workspace) / "c.jsonl", rows(1, start=90))
+    assert make_plan(workspace, probe=False).targets[0].warmup is not None
+    assert run(workspace).measured == {"tiny": 12}
+    second = warmup_checkpoint(workspace, target)
+    assert second is not None
+    assert (second.record["pool"], second.record["drawn"]) == (12, 6)
+    assert second.folder != first.folder
+    assert run(workspace).tokens_measured == 0
+    # The sensor asks for it, too.
+    write_shard(landed(workspace) / "d.jsonl", rows(6, start=120))
+    daemon = registered(workspace, instance)
+    assert asked(daemon) == [WARMUP_KEY]
+
+
+def test_a_generation_is_trained_by_hand_and_the_former_one_is_found_again(tmp_path: Path, tiny_model: Path) -> None:
+    workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(8)}, warmup=WARMUP)
+    run(workspace)
+    write_shard(landed(workspace) / "b.jsonl", rows(8, start=50))
+    run(workspace)
+    text = workspace.config_file.read_text()
+    workspace.config_file.write_text(text.replace("batch_size: 2", "batch_size: 2, generation: 1", 1))
+    again = Workspace.load(workspace.config_file)
+    assert run(again).measured == {"tiny": 16}
+    checkpoint = warmup_checkpoint(again, again.settings.target("tiny"))
+    assert checkpoint is not None
+    assert checkpoint.record["drawn"] == 8
+    workspace.config_file.write_text(text)
+    assert run(Workspace.load(workspace.config_file)).tokens_measured == 0

@@ -129,7 +129,7 @@ def markdown_values(workspace: Workspace) -> Iterator[tuple[str, str]]:
                 if isinstance(text := getattr(part, "description", None), str):
                     yield f"{event.asset_key} description", text
     graph = build_definitions(workspace).resolve_asset_graph()
-    for key in graph.get_all_asset_keys() - {dg.AssetKey(["tiny", "base_model"])}:
+    for key in graph.get_all_asset_keys():
         yield key.to_user_string(), str(graph.get(key).description)
 
 
