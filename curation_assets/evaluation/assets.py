@@ -1,5 +1,6 @@
 """The asset of the evaluation. Nothing asks for it by itself: it trains models."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
@@ -10,6 +11,7 @@ from curation_assets import evaluation_tables
 from curation_assets.asset_metadata import OWNERS, column_schema, facts_table, markdown_table, row_count
 from curation_assets.checkpoints.assets import base_model_key
 from curation_assets.corpus.assets import RAW_CORPUS_KEY
+from curation_assets.evaluation.benchmarks import prompts_in_corpus, read_benchmark
 from curation_assets.evaluation.show import arms_of, reasons_of
 from curation_assets.evaluation.summary import write_evaluation
 from curation_assets.evaluation_tables import RELATIVE_AVERAGE
@@ -60,10 +62,11 @@ def _evaluation_asset(settings: Settings) -> dg.AssetsDefinition:
         owners=OWNERS,
         kinds={"pytorch", "huggingface"},
         pool="gpu",
+        check_specs=[dg.AssetCheckSpec("disjoint_from_pool", asset=EVALUATION_KEY)],
     )
     def post_training_eval(
         config: EvaluationConfig, workspace: dg.ResourceParam[Workspace]
-    ) -> dg.MaterializeResult[Any]:
+    ) -> Iterator[dg.MaterializeResult[Any]]:
         frame = write_evaluation(workspace, config.seeds, config.subsets)
         headers, rows = arms_of(frame)
         runs = workspace.warehouse.read_table(evaluation_tables.post_training_runs_path())
@@ -74,7 +77,19 @@ def _evaluation_asset(settings: Settings) -> dg.AssetsDefinition:
             "tokens_trained": int(runs.unique(["run"])["tokens"].sum()),
             "exact_match": facts_table(_full_pool(frame)),
         }
-        return dg.MaterializeResult(metadata=metadata | _plots(frame))
+        overlap = prompts_in_corpus(workspace, [read_benchmark(workspace, one) for one in evaluation.benchmarks])
+        yield dg.MaterializeResult(
+            metadata=metadata | _plots(frame),
+            check_results=[
+                dg.AssetCheckResult(
+                    check_name="disjoint_from_pool",
+                    passed=not any(overlap.values()),
+                    severity=dg.AssetCheckSeverity.WARN,
+                    description="Held-out prompts should not be in the corpus: what is trained on would know them.",
+                    metadata={"prompts_in_corpus": overlap},
+                )
+            ],
+        )
 
     return post_training_eval
 

@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
+
+from curation_assets import tables
 from curation_assets.corpus.assemble import SHARED_NAMES
 from curation_assets.corpus.containers import read_rows
 from curation_assets.corpus.drafts import Refused
 from curation_assets.corpus.fields import Row, first_of, lookup, optional_text
+from curation_assets.corpus.identity import prompt_id
+from curation_assets.corpus.ingest import present_shards
 from curation_assets.corpus.readings import PROMPT_NAMES, is_conversation, prompt_turns
 from curation_assets.evaluation_settings import Benchmark, BenchmarkColumns
 from curation_assets.steps.answers import find_answer
@@ -29,11 +34,12 @@ class EvaluationError(UserError):
 
 @dataclass(frozen=True)
 class Item:
-    """A problem: its row in the file, the prompt's turns, and the right answer."""
+    """A problem: its row in the file, the prompt's turns, the right answer, and the prompt's id in the corpus."""
 
     row: int
     turns: list[dict[str, str]]
     reference: str
+    prompt_id: str
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,8 @@ def _item(index: int, row: Row, columns: BenchmarkColumns) -> Item:
     reference = _reference(row, columns, asked)
     if reference is None:
         raise Refused("missing_answer", f"the row has no answer{_looked_for(columns.answer, ANSWERS, 'answer')}")
-    return Item(index, [{"role": turn.role, "content": turn.content} for turn in turns], reference)
+    asking = [{"role": turn.role, "content": turn.content} for turn in turns]
+    return Item(index, asking, reference, prompt_id(turns, ()))
 
 
 def _reference(row: Row, columns: BenchmarkColumns, asked: str | None) -> str | None:
@@ -134,6 +141,17 @@ def _reference(row: Row, columns: BenchmarkColumns, asked: str | None) -> str | 
         last = prompt_turns(lookup(row, asked), row, asked).turns[-1]
         said = last.content if last.role == "assistant" else None
     return None if said is None or not said.strip() else stated_answer(said) or said.strip()
+
+
+def prompts_in_corpus(workspace: Workspace, benchmarks: Sequence[Problems]) -> dict[str, int]:
+    """By benchmark, how many of its prompts the present shards hold too: what is trained on may know their answers."""
+    corpus = workspace.warehouse.scan(tables.raw_corpus_dir(), present_shards(workspace))
+    held: set[str] = set()
+    if corpus is not None:
+        asked = pl.LazyFrame({"prompt_id": [item.prompt_id for problems in benchmarks for item in problems.items]})
+        found = corpus.select("prompt_id").unique().join(asked, on="prompt_id", how="semi").collect()
+        held = set(found["prompt_id"].to_list())
+    return {problems.name: sum(item.prompt_id in held for item in problems.items) for problems in benchmarks}
 
 
 def stated_answer(text: str) -> str | None:

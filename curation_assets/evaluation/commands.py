@@ -37,13 +37,15 @@ def evaluate(
     post_training_eval`, `curate table post_training_answers`.
     """
     with clear_errors():
+        from curation_assets.evaluation.benchmarks import prompts_in_corpus
         from curation_assets.evaluation.runs import plan_evaluation
-        from curation_assets.evaluation.show import show_evaluation, show_plan
+        from curation_assets.evaluation.show import show_evaluation, show_overlap, show_plan
 
         workspace = load_workspace(config)
         numbers = _numbers(seeds)
         # Refused before Dagster is started.
         plan = plan_evaluation(workspace, numbers, subset)
+        show_overlap(prompts_in_corpus(workspace, plan.benchmarks), console)
         if dry_run:
             show_plan(plan, console)
             return

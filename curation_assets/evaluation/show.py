@@ -43,6 +43,14 @@ def reasons_of(frame: pl.DataFrame) -> list[str]:
     return [f"{', '.join(arms)}: {reason}" for reason, arms in by_reason.iter_rows()]
 
 
+def show_overlap(found: dict[str, int], console: Console) -> None:
+    """Warn of benchmarks whose prompts are in the corpus."""
+    for name, count in found.items():
+        if count:
+            line = f"{name}: {count} of its prompts are in the corpus, and what is trained on may know their answers"
+            console.print(f"{line} (docs/evaluation.md)", style="yellow", highlight=False, soft_wrap=True)
+
+
 def show_evaluation(frame: pl.DataFrame, console: Console) -> None:
     """Print what an evaluation came to."""
     headers, rows = arms_of(frame)

@@ -189,6 +189,16 @@ def test_the_asset_says_all_of_it(made: Workspace) -> None:
     assert "nothing is drawn" in str(metadata["remarks"].value)
 
 
+def test_prompts_that_the_corpus_holds_are_told(made: Workspace) -> None:
+    asked = (made.folder / "counting.jsonl").read_text()
+    write_lines(made.folder / "counting.jsonl", [{"q": "What of 2?", "a": "7"}, {"q": "What of 70?", "a": "7"}])
+    words = ["evaluate", "--dry-run", "--config", str(made.config_file)]
+    output = CliRunner().invoke(app, words, env={"COLUMNS": "200"}).output
+    (made.folder / "counting.jsonl").write_text(asked)
+    assert "counting: 1 of its prompts are in the corpus" in output
+    assert "are in the corpus" not in CliRunner().invoke(app, words, env={"COLUMNS": "200"}).output
+
+
 def test_the_main_job_leaves_the_evaluation_alone(made: Workspace) -> None:
     before = written(made)
     other = edited(made, "max_new_tokens: 30", "max_new_tokens: 31")
