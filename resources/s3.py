@@ -11,7 +11,7 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -182,9 +182,18 @@ class S3Storage(Storage):
                 made = self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data, **condition)
                 return str(made["ETag"])
             except self.client.exceptions.ClientError as error:
-                if code_of(error) in REFUSED | NOT_THERE:
-                    return None
-                raise
+                if code_of(error) not in REFUSED | NOT_THERE:
+                    raise
+                # The answer to a put that S3 took may be lost; its second try then meets what the first one wrote.
+                again = error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
+                return self._version_if(path, data) if again else None
+
+    def _version_if(self, path: str, data: bytes) -> str | None:
+        """The ETag of an object that holds these very bytes; None if it holds others, or is not there."""
+        with suppress(FileNotFoundError):
+            found, version = self._get(path)
+            return version if found == data else None
+        return None
 
     def remove(self, path: str) -> None:
         """Delete the object."""
@@ -269,21 +278,29 @@ class S3Storage(Storage):
             claim = Claim(f"{path}/{CLAIM}", self._put_if, self._head)
             if not claim.take(unless=lambda: self.exists(f"{path}/{last}")):
                 return False
-            # What a dead maker left may have other names.
-            for left in self.walk(path):
-                self.remove(left.path)
-            files = sorted(file for file in place.rglob("*") if file.is_file())
-            for file in files:
-                name = file.relative_to(place).as_posix()
-                if name != last:
-                    if not claim.renew():
-                        return False
-                    self._upload(file, f"{path}/{name}")
+            try:
+                return self._fill_claimed(path, place, last, claim)
+            except BaseException:
+                # Whoever tries again must not wait for a maker that has given up. If this fails, too, it does.
+                with suppress(StorageError):
+                    if claim.renew():
+                        self.remove(f"{path}/{CLAIM}")
+                raise
+
+    def _fill_claimed(self, path: str, place: Path, last: str, claim: Claim) -> bool:
+        """Upload the files of a folder that nobody else makes now, the last one at the end."""
+        # What a dead maker left may have other names.
+        for left in self.walk(path):
+            self.remove(left.path)
+        for file in sorted(file for file in place.rglob("*") if file.is_file() and file != place / last):
             if not claim.renew():
                 return False
-            made = self.create(f"{path}/{last}", (place / last).read_bytes())
-            self.remove(f"{path}/{CLAIM}")
-            return made
+            self._upload(file, f"{path}/{file.relative_to(place).as_posix()}")
+        if not claim.renew():
+            return False
+        made = self.create(f"{path}/{last}", (place / last).read_bytes())
+        self.remove(f"{path}/{CLAIM}")
+        return made
 
     def _upload(self, file: Path, path: str) -> None:
         forget()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from resources.digests import now
+
+logger = logging.getLogger("curation")
 
 CLAIM_SECONDS = 300.0
 """A claim that has not been renewed for so long is a dead maker's."""
@@ -41,11 +44,16 @@ class Claim:
 
     def take(self, unless: Callable[[], bool]) -> bool:
         """Wait until nobody else holds it; False, and not taken, if the folder was made meanwhile."""
-        mine = _text()
+        mine, told = _text(), False
         while not unless():
             self._version = self._put_if(self._path, mine, IfNoneMatch="*") or self._take_over()
             if self._version is not None:
                 return True
+            if not told:
+                logger.info(
+                    "another run is making %s: waiting for it, for %.0f s if it died", self._path, CLAIM_SECONDS
+                )
+                told = True
             time.sleep(CLAIM_PAUSE)
         return False
 
@@ -58,7 +66,6 @@ class Claim:
     def _take_over(self) -> str | None:
         """The ETag of a dead maker's claim that is ours now."""
         head = self._head(self._path)
-        # A claim whose put S3 took, but whose answer was lost, is waited for like a dead maker's.
         if head is None or (datetime.now(UTC) - head["LastModified"]).total_seconds() < CLAIM_SECONDS:
             return None
         return self._put_if(self._path, _text(), IfMatch=head["ETag"])

@@ -29,8 +29,11 @@ def start(config: Path, log: Path, environment: dict[str, str], kill_at_commit: 
     return process
 
 
-def finish(process: BaseProcess, seconds: float = 300.0) -> int:
-    """The run's exit code; it is killed, and that is an error, if it takes longer."""
+def finish(process: BaseProcess, seconds: float = 900.0) -> int:
+    """The run's exit code; it is killed, and that is an error, if it takes longer.
+
+    A dead maker's claim on a folder in S3 is waited for, for five minutes (`resources.s3_claim`).
+    """
     process.join(seconds)
     if process.is_alive():
         process.kill()

@@ -190,6 +190,51 @@ def test_the_end_of_a_file_holds_its_footer(storage: Storage, columns: int) -> N
         assert pl.read_parquet_metadata(stream)["fingerprint"] == "f" * 100
 
 
+@pytest.fixture
+def forgetful(bucket: str, tmp_path: Path) -> S3Storage:
+    """A bucket whose answer to every put is lost once: the client tries again what S3 has done already."""
+    made = S3Storage(f"{bucket}/forgetful", S3Options(), tmp_path / "cache")
+    lost: set[str] = set()
+
+    def lose(request_dict: dict[str, Any], **_: Any) -> int | None:
+        if request_dict["url"] in lost:
+            return None
+        lost.add(request_dict["url"])
+        return 0
+
+    made.client.meta.events.register_first("needs-retry.s3.PutObject", lose)
+    return made
+
+
+def test_a_put_whose_answer_is_lost_counts(forgetful: S3Storage) -> None:
+    assert forgetful.create("a", b"mine")
+    assert not forgetful.create("a", b"another's")
+    assert not forgetful.create("a", b"mine")
+    assert forgetful.swap("b", None, b"1")
+    assert forgetful.read("b") == b"1"
+
+
+def test_a_claim_whose_answer_is_lost_is_not_waited_for(forgetful: S3Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resources.s3_claim.Claim._take_over", lambda _: pytest.fail("it waits for itself"))
+    assert forgetful.make_folder("made", fill_with("1"), last="manifest")
+    assert forgetful.read("made/deep/data") == b"1"
+
+
+def test_a_maker_that_gave_up_is_not_waited_for(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = S3Storage(f"{bucket}/gave-up", S3Options(), tmp_path / "cache")
+    monkeypatch.setattr("resources.s3_claim.Claim._take_over", lambda _: pytest.fail("it waits for nobody"))
+    with monkeypatch.context() as broken:
+        broken.setattr(S3Storage, "_upload", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            made.make_folder("made", fill_with("1"), last="manifest")
+    assert made.make_folder("made", fill_with("2"), last="manifest")
+    assert made.read("made/deep/data") == b"2"
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_dead_makers_claim_is_taken_over(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = S3Storage(f"{bucket}/p", S3Options(), tmp_path)
     storage.write(f"r/1/{CLAIM}", b"{}")
