@@ -15,6 +15,7 @@ from typing import IO, Any
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from curation_assets.corpus.drafts import Refused
+from curation_assets.corpus.parquet_thrift import Thrift, read_footer, whole
 
 PAGE_BYTES = 2**26
 """What any page may unpack to."""
@@ -36,7 +37,6 @@ BATCH_ROWS = 256
 SMALL_DICTIONARY = 2**16
 """Bytes of a dictionary whose entries need not be looked at: each may be as long as all of it."""
 
-LONGEST_HEADER = 2**24
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 _CODECS = ("zstd", "snappy", "gzip", "brotli", "lz4_raw")
 # Arrow looks so many bytes further, for the sake of old files.
@@ -44,9 +44,6 @@ _SLACK = 100
 _DELTA_LENGTHS, _DELTA_BYTES = 6, 7
 _REPEATING = (2, 8, _DELTA_BYTES)  # the first two are dictionaries
 _BYTES, _FIXED_BYTES = "BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"
-# Types of Thrift's compact protocol; 1 and 2 are true and false, without bytes of their own.
-_BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT, _UUID = range(3, 14)
-_DEEPEST = 8
 
 
 @dataclass(frozen=True)
@@ -121,14 +118,13 @@ class Plan:
         return Plan((*self.groups, *other.groups), rows, dictionaries, self.unpacked + other.unpacked)
 
 
-def plans(stream: IO[bytes], metadata: Any, schema: Any, allowed: int) -> Iterator[Plan]:
+def plans(stream: IO[bytes], schema: Any, allowed: int) -> Iterator[Plan]:
     """How all groups of rows are to be read, small ones together.
 
     The headers of a group's pages are read when its turn has come.
 
     Args:
         stream: the file.
-        metadata: pyarrow's, of the file.
         schema: pyarrow's schema of the file, of its columns without nesting.
         allowed: what all groups may unpack to in bytes.
 
@@ -136,9 +132,9 @@ def plans(stream: IO[bytes], metadata: Any, schema: Any, allowed: int) -> Iterat
         Refused: unpacks_too_far, or damaged_parquet where the headers cannot be read.
     """
     held: Plan | None = None
-    for number in range(metadata.num_row_groups):
+    for number, group in enumerate(_groups(stream, len(schema))):
         try:
-            plan = _plan(stream, metadata.row_group(number), number, schema, allowed)
+            plan = _plan(stream, group, number, schema, allowed)
         except Refused:
             if held is not None:
                 yield held
@@ -152,16 +148,56 @@ def plans(stream: IO[bytes], metadata: Any, schema: Any, allowed: int) -> Iterat
         yield held
 
 
-def _plan(stream: IO[bytes], group: Any, number: int, schema: Any, allowed: int) -> Plan:
+@dataclass(frozen=True)
+class _Chunk:
+    """Where a column's pages of a group begin and end in the file, and how many values they hold."""
+
+    start: int
+    end: int
+    values: int
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A group of rows by the footer."""
+
+    rows: int
+    chunks: tuple[_Chunk, ...]
+
+
+def _groups(stream: IO[bytes], columns: int) -> Iterator[_Group]:
+    """The groups of rows that the footer tells of."""
+    try:
+        for group in read_footer(stream).get(4) or ():
+            chunks = tuple(_chunk(chunk) for chunk in group.get(1) or ())
+            if len(chunks) != columns:
+                raise ValueError(f"a group has {len(chunks)} columns, and the schema {columns}")
+            yield _Group(whole(group.get(3)), chunks)
+    except (ValueError, OverflowError, AttributeError, TypeError) as error:
+        raise Refused("damaged_parquet", f"the footer is damaged ({error})") from error
+
+
+def _chunk(fields: dict[int, Any]) -> _Chunk:
+    """ColumnChunk: its meta_data is field 3, what encrypts it fields 8 and 9."""
+    if 8 in fields or 9 in fields:
+        raise ValueError("it says that a column is encrypted, which cannot be read")
+    known = fields[3] if isinstance(fields.get(3), dict) else {}
+    start, dictionary = whole(known.get(9)), known.get(11)
+    if isinstance(dictionary, int) and 0 < dictionary < start:
+        start = dictionary
+    return _Chunk(start, start + whole(known.get(7)), whole(known.get(5)))
+
+
+def _plan(stream: IO[bytes], group: _Group, number: int, schema: Any, allowed: int) -> Plan:
     """How one group is to be read."""
-    columns = [_column(stream, group.column(place), schema.column(place)) for place in range(group.num_columns)]
+    columns = [_column(stream, chunk, schema.column(place)) for place, chunk in enumerate(group.chunks)]
     unpacked = sum(column.unpacked for column in columns)
     if unpacked > allowed:
         raise _too_far(f"rows that lie together unpack to {unpacked:,} bytes, {allowed:,} are allowed")
     for column in columns:
         column.check_values(unpacked)
     dictionaries = tuple(column.path for column in columns if column.to_be_dictionary(allowed))
-    of_a_row = unpacked // max(1, group.num_rows) + sum(column.longest for column in columns if not column.nested)
+    of_a_row = unpacked // max(1, group.rows) + sum(column.longest for column in columns if not column.nested)
     rows = min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, of_a_row)))
     return Plan((number,), rows, dictionaries, unpacked)
 
@@ -170,13 +206,10 @@ def _too_far(what: str) -> Refused:
     return Refused("unpacks_too_far", f"{what}; write the file again with smaller pages and groups, or as .jsonl")
 
 
-def _column(stream: IO[bytes], chunk: Any, schema: Any) -> ColumnPages:
+def _column(stream: IO[bytes], chunk: _Chunk, schema: Any) -> ColumnPages:
     """The pages of one column of a group."""
     pages = ColumnPages(schema.path, schema.physical_type, nested=schema.max_repetition_level > 0)
-    start = chunk.data_page_offset
-    if chunk.has_dictionary_page and 0 < (chunk.dictionary_page_offset or 0) < start:
-        start = chunk.dictionary_page_offset
-    for header in _headers(stream, start, start + chunk.total_compressed_size, chunk.num_values):
+    for header in _headers(stream, chunk.start, chunk.end, chunk.values):
         if header.unpacked > max(PAGE_BYTES, PAGE_RATIO * header.packed):
             raise _too_far(
                 f"a page of column {schema.path[:100]!r} unpacks from {header.packed:,} to {header.unpacked:,} bytes"
@@ -244,7 +277,7 @@ def _headers(stream: IO[bytes], start: int, end: int, values: int) -> Iterator[P
     while start < end + _SLACK and seen < values:
         stream.seek(start)
         try:
-            header = read_header(_Thrift(stream))
+            header = read_header(Thrift(stream))
         except (ValueError, OverflowError) as error:
             raise Refused("damaged_parquet", f"the header of the page at byte {start} is damaged ({error})") from error
         yield header
@@ -253,112 +286,16 @@ def _headers(stream: IO[bytes], start: int, end: int, values: int) -> Iterator[P
         start = header.place + header.packed
 
 
-def read_header(thrift: _Thrift) -> PageHeader:
+def read_header(thrift: Thrift) -> PageHeader:
     """A page's header.
 
     Raises:
         ValueError: it is none.
     """
     fields = thrift.struct()
-    kind = _whole(fields.get(1))
+    kind = whole(fields.get(1))
     # By the kind, where the structure with the rest lies, and where the encoding in it.
     place, encoding = {_DATA: (5, 2), _DICTIONARY: (7, 2), _DATA_V2: (8, 4)}.get(kind, (0, 0))
     inner = fields.get(place)
     values, encoded = (inner.get(1), inner.get(encoding)) if isinstance(inner, dict) else (0, 0)
-    return PageHeader(kind, _whole(fields.get(3)), _whole(fields.get(2)), _whole(values), _whole(encoded), thrift.place)
-
-
-def _whole(value: object) -> int:
-    if not isinstance(value, int) or value < 0:
-        raise ValueError("a size is missing, or negative")
-    return value
-
-
-class _Thrift:
-    """Reads structures of Thrift's compact protocol, as far as page headers need it."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self._left = LONGEST_HEADER
-
-    def struct(self, depth: int = 0) -> dict[int, Any]:
-        """The fields of a structure by number: whole numbers and structures; of others only the place is passed."""
-        if depth > _DEEPEST:
-            raise ValueError("nested too deeply")
-        fields: dict[int, Any] = {}
-        number = 0
-        while kind := self._byte():
-            delta, kind = kind >> 4, kind & 0x0F
-            number = number + delta if delta else self._zigzag()
-            fields[number] = self._value(kind, depth)
-        return fields
-
-    def _value(self, kind: int, depth: int) -> Any:
-        if kind in (1, 2):
-            return kind == 1
-        if kind in (_I16, _I32, _I64):
-            return self._zigzag()
-        if kind == _STRUCT:
-            return self.struct(depth + 1)
-        if kind in (_LIST, _SET):
-            self._list(depth)
-        elif kind == _MAP:
-            self._map(depth)
-        else:
-            sizes = {_BYTE: 1, _DOUBLE: 8, _UUID: 16}
-            if kind != _BINARY and kind not in sizes:
-                raise ValueError(f"there is no type {kind}")
-            self._skip(self._varint() if kind == _BINARY else sizes[kind])
-        return None
-
-    def _list(self, depth: int) -> None:
-        head = self._byte()
-        count = self._varint() if head >> 4 == 15 else head >> 4
-        self._items(count, (head & 0x0F,), depth)
-
-    def _map(self, depth: int) -> None:
-        count = self._varint()
-        if count:
-            kinds = self._byte()
-            self._items(count, (kinds >> 4, kinds & 0x0F), depth)
-
-    def _items(self, count: int, kinds: tuple[int, ...], depth: int) -> None:
-        if depth > _DEEPEST or count > self._left:
-            raise ValueError("a list that is too long")
-        for _ in range(count):
-            for kind in kinds:
-                # In a list, truth has a byte of its own.
-                self._skip(1) if kind in (1, 2) else self._value(kind, depth + 1)
-
-    @property
-    def place(self) -> int:
-        """Where the stream is."""
-        return self._stream.tell()
-
-    def _byte(self) -> int:
-        self._left -= 1
-        data = self._stream.read(1)
-        if not data or self._left < 0:
-            raise ValueError("it does not end")
-        return data[0]
-
-    def _skip(self, count: int) -> None:
-        self._left -= count
-        if self._left < 0:
-            raise ValueError("it does not end")
-        self._stream.seek(count, 1)
-
-    def _varint(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self._byte()
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-            if shift > 63:
-                raise ValueError("a number that is too long")
-
-    def _zigzag(self) -> int:
-        value = self._varint()
-        return (value >> 1) ^ -(value & 1)
+    return PageHeader(kind, whole(fields.get(3)), whole(fields.get(2)), whole(values), whole(encoded), thrift.place)

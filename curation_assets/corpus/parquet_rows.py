@@ -86,7 +86,7 @@ def record_batches(stream: IO[bytes], allowed: int) -> Iterator[pa.RecordBatch]:
         PARQUET_ERRORS: the file is damaged.
     """
     parquet = pq.ParquetFile(stream)
-    for plan in plans(stream, parquet.metadata, parquet.schema, allowed):
+    for plan in plans(stream, parquet.schema, allowed):
         reader = parquet
         if plan.as_dictionaries:
             reader = pq.ParquetFile(stream, metadata=parquet.metadata, read_dictionary=list(plan.as_dictionaries))

@@ -140,7 +140,7 @@ def test_page_headers_of_any_bytes_are_refused_or_planned(data: st.DataObject) -
     start = parquet.metadata.row_group(0).column(0).dictionary_page_offset or 4
     changed = whole[:start] + junk + whole[start + len(junk) :]
     with contextlib.suppress(Refused):
-        found = list(plans(io.BytesIO(changed), parquet.metadata, parquet.schema, 100 * MIB))
+        found = list(plans(io.BytesIO(changed), parquet.schema, 100 * MIB))
         assert [group for plan in found for group in plan.groups] == [0, 1, 2]
 
 
