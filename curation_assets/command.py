@@ -31,8 +31,8 @@ INTERRUPTED = 130
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """Show what a user can mend as one message, and what was kept when they interrupt."""
+def clear_errors(again: str = "curate run") -> Iterator[None]:
+    """Show what a user can mend as one message, and what was kept, and what goes on from it, when they interrupt."""
     try:
         yield
     except (UserError, ScoringError) as error:
@@ -41,7 +41,7 @@ def clear_errors() -> Iterator[None]:
     except BaseException as error:
         if not _is_interrupt(error):
             raise
-        errors.print("interrupted: everything measured so far is kept; `curate run` goes on from there")
+        errors.print(f"interrupted: everything measured so far is kept; `{again}` goes on from there")
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -36,7 +36,7 @@ def evaluate(
     again nor lost when the evaluation is interrupted; its weights are deleted. Afterwards: `curate table
     post_training_eval`, `curate table post_training_answers`.
     """
-    with clear_errors():
+    with clear_errors("curate evaluate"):
         from curation_assets.evaluation.benchmarks import prompts_in_corpus
         from curation_assets.evaluation.runs import plan_evaluation
         from curation_assets.evaluation.show import show_evaluation, show_overlap, show_plan

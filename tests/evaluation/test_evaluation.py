@@ -11,7 +11,7 @@ import pytest
 from polars.testing import assert_frame_equal
 from typer.testing import CliRunner
 
-from curation_assets import tables
+from curation_assets import command, tables
 from curation_assets.cli import app
 from curation_assets.config_file import ConfigError
 from curation_assets.evaluation.arms import FULL_POOL, UNTOUCHED_BASE
@@ -97,7 +97,10 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workspac
     workspace = make_workspace(folder, tiny_model, {"a.jsonl": same_answer(8)})
     run(workspace)
     workspace = with_evaluation(workspace)
-    result = CliRunner().invoke(app, ["evaluate", "--config", str(workspace.config_file)], env={"COLUMNS": "200"})
+    with pytest.MonkeyPatch.context() as patch:
+        # COLUMNS counts only where the console has not been made yet.
+        patch.setattr(command.console, "width", 200)
+        result = CliRunner().invoke(app, ["evaluate", "--config", str(workspace.config_file)])
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
     (folder / "output.txt").write_text(result.output)
     return workspace
