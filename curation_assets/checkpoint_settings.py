@@ -68,7 +68,7 @@ class Warmup(FineTuning):
         0, ge=0, description="raised, it is trained once more, on a draw of the pool as it is then (by hand)"
     )
     save_every: int | None = Field(
-        None, ge=1, description="optimizer steps between checkpoints on the way, which loss_trajectories is measured at"
+        None, ge=1, description="optimizer steps between checkpoints on the way, which trajectories are measured at"
     )
 
     def recipe(self, seed: int | None = None) -> Recipe:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from curation_assets.command import ConfigOption, clear_errors, console, load_workspace
+from curation_assets.distillation.commands import commands as distillation_commands
 from curation_assets.evaluation.commands import commands as evaluation_commands
 from curation_assets.housekeeping.commands import commands as housekeeping_commands
 from resources.errors import UserError
@@ -29,6 +30,7 @@ app = typer.Typer(
     ),
 )
 app.add_typer(evaluation_commands)
+app.add_typer(distillation_commands)
 app.add_typer(housekeeping_commands)
 SQL_ROWS = 50
 

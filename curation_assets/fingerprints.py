@@ -43,6 +43,7 @@ SIGNAL_VERSIONS: dict[SignalName, int] = {
     "embeddings_position_weighted": 2,
     "text_embeddings": 1,
     "loss_trajectories": 1,
+    "step_gradient_trajectories": 1,
     "base_likelihoods": 1,
     "perturbed_losses": 1,
 }
@@ -50,7 +51,10 @@ SIGMA_VERSION = 1
 SCORES_VERSION = 2
 QUALITY_VERSION = 1
 
-SEGMENTED_SIGNALS: frozenset[SignalName] = frozenset({"step_gradients", "segment_likelihoods", "perturbed_losses"})
+PROXY_SIGNALS: frozenset[SignalName] = frozenset({"step_gradients", "step_gradient_trajectories"})
+"""Signals that rest on which gradient stands for a segment's."""
+
+SEGMENTED_SIGNALS: frozenset[SignalName] = PROXY_SIGNALS | {"segment_likelihoods", "perturbed_losses"}
 """Signals that rest on how responses are cut into steps, or on where their answer begins."""
 
 WARMUP_ROLE = "warmup"
@@ -230,6 +234,7 @@ def perturbed_digest(workspace: Workspace, target: Target) -> str | None:
 
 AT: dict[SignalName, Callable[[Workspace, Target], str | None]] = {
     "loss_trajectories": trajectory_digest,
+    "step_gradient_trajectories": trajectory_digest,
     "base_likelihoods": base_digest,
     "perturbed_losses": perturbed_digest,
 }
@@ -249,7 +254,7 @@ def signal_fingerprint(workspace: Workspace, target: Target, signal: SignalName)
         parts.append(processor)
     if signal in SEGMENTED_SIGNALS:
         parts.append(segmentation_key(workspace))
-    if signal == "step_gradients":
+    if signal in PROXY_SIGNALS:
         parts.append(target.proxy)
     if signal == "text_embeddings":
         parts.append(modules_digest(folder, workspace.cache))

@@ -24,6 +24,7 @@ SignalName = Literal[
     "embeddings_position_weighted",
     "text_embeddings",
     "loss_trajectories",
+    "step_gradient_trajectories",
     "base_likelihoods",
     "perturbed_losses",
 ]

@@ -44,7 +44,9 @@ class Target(Section):
     signals: list[SignalName] = Field(
         default=["step_gradients"], min_length=1, description="what one pass measures; what is not listed costs nothing"
     )
-    proxy: Proxy = Field("bias", description="which gradient stands for a segment's in step_gradients")
+    proxy: Proxy = Field(
+        "bias", description="which gradient stands for a segment's in step_gradients and their trajectories"
+    )
     warmup: Warmup | Literal["none"] = Field(
         default=Warmup(),
         description="none: measure at the base model (unfaithful to GRACE, reported so)",
@@ -76,10 +78,11 @@ class Target(Section):
             raise LocatedError(
                 ["signals"], "text_embeddings are an embedding model's: measure other signals with another target"
             )
-        if "loss_trajectories" in self.signals and (self.warmup == "none" or self.warmup.save_every is None):
+        on_the_way = [signal for signal in self.signals if signal.endswith("_trajectories")]
+        if on_the_way and (self.warmup == "none" or self.warmup.save_every is None):
             raise LocatedError(
-                ["signals", self.signals.index("loss_trajectories")],
-                "loss_trajectories are measured at the checkpoints of the target's own training run: add save_every to "
+                ["signals", self.signals.index(on_the_way[0])],
+                f"{on_the_way[0]} are measured at the checkpoints of the target's own training run: add save_every to "
                 "its warmup, as in warmup: {preset: s2l, save_every: 500}",
             )
         if "base_likelihoods" in self.signals and self.warmup == "none":

@@ -19,23 +19,29 @@ def _signal(name: str, meaning: str, columns: Mapping[str, Column], tokens: Colu
     return Table(name, meaning, {"sample_id": SAMPLE_ID, **columns, **common}, sort=("sample_id",))
 
 
+STEPS = {
+    "sample_id": SAMPLE_ID,
+    "n_steps": Column(pl.Int32, "steps K that have tokens"),
+    "step_indices": Column(pl.List(pl.Int32), "step_index of each measured step, in order"),
+}
+WITHOUT_MATRIX = Column(pl.List(pl.String), "why a sample has no matrix, or what to know about it")
+SEGMENT_TOKENS = Column(pl.List(pl.Int32), "tokens of steps 1..K, then the answer", "tokens")
+
 STEP_GRADIENTS = Table(
     "step_gradients",
     "GRACE's signal: Gram matrix of the segments' proxy gradients at a checkpoint (arXiv 2605.13130, Eq. 9 and 11)",
     {
-        "sample_id": SAMPLE_ID,
-        "n_steps": Column(pl.Int32, "steps K that have tokens"),
-        "step_indices": Column(pl.List(pl.Int32), "step_index of each measured step, in order"),
+        **STEPS,
         "gram": Column(
             pl.List(pl.Float32),
             "upper triangle by rows of M = G G^T over steps 1..K, then the answer; null if not measured",
             nullable=True,
         ),
         "norms": Column(pl.List(pl.Float32), "gradient norms of steps 1..K, then the answer", nullable=True),
-        "segment_tokens": Column(pl.List(pl.Int32), "tokens of steps 1..K, then the answer", "tokens"),
+        "segment_tokens": SEGMENT_TOKENS,
         "response_tokens": RESPONSE_TOKENS,
         "tokens": RUN_TOKENS,
-        "flags": Column(pl.List(pl.String), "why a sample has no matrix, or what to know about it"),
+        "flags": WITHOUT_MATRIX,
     },
     sort=("sample_id",),
 )
@@ -147,6 +153,24 @@ LOSS_TRAJECTORIES = _signal(
     },
 )
 
+STEP_GRADIENT_TRAJECTORIES = Table(
+    "step_gradient_trajectories",
+    "step_gradients at each of the checkpoints that the target's training run left on its way (GRACE over several)",
+    {
+        **STEPS,
+        "grams": Column(
+            pl.List(pl.List(pl.Float32)),
+            "as gram of step_gradients at each checkpoint, in the order of their steps; null if not measured",
+            nullable=True,
+        ),
+        "segment_tokens": SEGMENT_TOKENS,
+        "response_tokens": RESPONSE_TOKENS,
+        "tokens": RUN_TOKENS,
+        "flags": WITHOUT_MATRIX,
+    },
+    sort=("sample_id",),
+)
+
 BASE_LIKELIHOODS = _signal(
     "base_likelihoods",
     "mean NLL of each response at the target's model as it was before its training run (learnability)",
@@ -184,6 +208,7 @@ SIGNAL_TABLES = {
         EMBEDDINGS_POSITION_WEIGHTED,
         TEXT_EMBEDDINGS,
         LOSS_TRAJECTORIES,
+        STEP_GRADIENT_TRAJECTORIES,
         BASE_LIKELIHOODS,
         PERTURBED_LOSSES,
     )

@@ -1,4 +1,4 @@
-"""What a model answers: greedy generation, several prompts at a time.
+"""What a model answers: the likeliest token or a drawn one each time, several prompts at a time.
 
 Prompts become tokens by the encoder that samples are measured and trained with, so a model is asked in the form that it
 was taught in. Needs torch and transformers, and nothing of the data stack; both are imported inside functions.
@@ -16,7 +16,7 @@ from resources.quiet import quieten_transformers
 from resources.scoring.batching import plan_batches
 from resources.scoring.errors import ScoringError
 from resources.scoring.samples import Encoded, Sample
-from resources.scoring.spec import Template
+from resources.scoring.spec import Sampling, Template
 
 if TYPE_CHECKING:
     from resources.scoring.encoding import Encoder
@@ -77,10 +77,11 @@ class Generated:
 
 
 class Generator:
-    """A loaded model that answers prompts by always taking the likeliest token.
+    """A loaded model that answers prompts, by always taking the likeliest token or by drawing.
 
     Answers do not depend on the order of prompts or on which share a batch (where two tokens are not as good as equally
-    likely). What the model's folder says of sampling, penalties and lengths is not heeded.
+    likely, or a drawn number not as good as at the border between two). What the model's folder says of sampling,
+    penalties and lengths is not heeded.
 
     Args:
         checkpoint: the model.
@@ -97,13 +98,19 @@ class Generator:
         self.ends = _ends(checkpoint)
 
     def generate(
-        self, prompts: Sequence[Sequence[dict[str, str]]], progress: Callable[[int], None] | None = None
+        self,
+        prompts: Sequence[Sequence[dict[str, str]]],
+        progress: Callable[[int], None] | None = None,
+        sampling: Sampling | None = None,
+        names: Sequence[str] = (),
     ) -> list[Generated]:
         """The answers to prompts, in their order.
 
         Args:
             prompts: the turns of each, `{"role": ..., "content": ...}`.
             progress: called with the number of prompts that were answered since the last call.
+            sampling: how tokens are drawn; None: the likeliest is taken.
+            names: of each answer, which its draws go by, under `sampling`.
 
         Raises:
             GenerationError: a single prompt does not fit into the device's memory.
@@ -123,7 +130,8 @@ class Generator:
         lengths = [len(ids[position]) + self._room(len(ids[position])) for position in asked]
         for batch in plan_batches(lengths, self.batch_tokens):
             positions = [asked[place] for place in batch]
-            answers = self._answers([ids[position] for position in positions])
+            own = None if sampling is None else (sampling, [names[position] for position in positions])
+            answers = self._answers([ids[position] for position in positions], own)
             found |= dict(zip(positions, answers, strict=True))
             tell(len(batch))
         return [found[position] for position in range(len(prompts))]
@@ -139,21 +147,22 @@ class Generator:
         """Tokens that an answer to a prompt of so many may have."""
         return min(self.max_new_tokens, self.encoder.max_length - prompt)
 
-    def _answers(self, prompts: list[list[int]]) -> list[Generated]:
+    def _answers(self, prompts: list[list[int]], draws: tuple[Sampling, list[str]] | None) -> list[Generated]:
         """The answers to a batch, in halves where there is no memory for it."""
-        tokens = self._try(prompts)
+        tokens = self._try(prompts, draws)
         if tokens is not None:
             return [self._cut(new, self._room(len(ids))) for ids, new in zip(prompts, tokens, strict=True)]
         half = len(prompts) // 2
-        return self._answers(prompts[:half]) + self._answers(prompts[half:])
+        first, second = (None, None) if draws is None else ((draws[0], draws[1][:half]), (draws[0], draws[1][half:]))
+        return self._answers(prompts[:half], first) + self._answers(prompts[half:], second)
 
-    def _try(self, prompts: list[list[int]]) -> list[list[int]] | None:
+    def _try(self, prompts: list[list[int]], draws: tuple[Sampling, list[str]] | None) -> list[list[int]] | None:
         import torch
 
         from resources.scoring.forward import out_of_memory  # noqa: PLC0415
 
         try:
-            return self._run(prompts)
+            return self._run(prompts, draws)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -168,10 +177,12 @@ class Generator:
             torch.cuda.empty_cache()
         return None
 
-    def _run(self, prompts: list[list[int]]) -> list[list[int]]:
+    def _run(self, prompts: list[list[int]], draws: tuple[Sampling, list[str]] | None) -> list[list[int]]:
         """The new tokens of each prompt, whatever stands behind its end included."""
         import torch
-        from transformers import GenerationConfig
+        from transformers import GenerationConfig, LogitsProcessorList
+
+        from resources.scoring.sampling import DrawTokens  # noqa: PLC0415
 
         longest = max(map(len, prompts))
         ids = torch.full((len(prompts), longest), self.ends[0], dtype=torch.long)
@@ -179,8 +190,13 @@ class Generator:
         for row, prompt in enumerate(prompts):
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
             mask[row, longest - len(prompt) :] = 1
+        most = max(self._room(len(prompt)) for prompt in prompts)
+        processors = LogitsProcessorList()
+        if draws is not None:
+            numbers = [draws[0].numbers(name, most) for name in draws[1]]
+            processors.append(DrawTokens(draws[0], numbers, longest))
         options: Any = GenerationConfig(
-            max_new_tokens=max(self._room(len(prompt)) for prompt in prompts),
+            max_new_tokens=most,
             do_sample=False,
             num_beams=1,
             use_cache=True,
@@ -194,7 +210,10 @@ class Generator:
         try:
             with torch.inference_mode():
                 made = model.generate(
-                    input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=options
+                    input_ids=ids.to(device),
+                    attention_mask=mask.to(device),
+                    generation_config=options,
+                    logits_processor=processors,
                 )
         finally:
             model.generation_config = own

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from resources.pieces import FIRST, pieces
 from resources.quiet import quieten_transformers
-from resources.scoring.samples import PerturbedRequest, PerturbedSignals, Request, Sample, SampleSignals
+from resources.scoring.perturbed_samples import PerturbedRequest, PerturbedSignals
+from resources.scoring.samples import Request, Sample, SampleSignals
 from resources.scoring.spec import PassSpec, PerturbedSpec
 from resources.trajectory import CHUNK, Opening, Pass, specs_of, start_of, stay_loaded, with_trajectories
 
@@ -127,11 +128,11 @@ class Scorer:
         """
         if request.perturbed:
             yield from self._with_perturbed(samples, replace(request, perturbed=False), progress)
-        elif request.trajectory or request.base_likelihoods:
-            checkpoints = self._checkpoints if request.trajectory else ()
+        elif request.along or request.base_likelihoods:
+            checkpoints = self._checkpoints if request.along else ()
             start = self._start if request.base_likelihoods else None
             # A model that is loaded for each piece is loaded for large ones.
-            first = CHUNK if request.trajectory and not stay_loaded(self.spec) else FIRST
+            first = CHUNK if request.along and not stay_loaded(self.spec) else FIRST
             yield from with_trajectories(
                 samples, request, lambda: self._pass, checkpoints, start, progress, first=first
             )

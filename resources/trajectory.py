@@ -1,6 +1,7 @@
-"""Losses along a training run: the same samples before it, and at each of the checkpoints that it left on its way.
+"""Measuring along a training run: the same samples before it, and at each of the checkpoints that it left on its way.
 
-S2L clusters the latter; learnability is the fall from the former.
+Learnability is the fall of the loss from before it. S2L clusters losses on the way, and GRACE may average over step
+gradients there.
 """
 
 from __future__ import annotations
@@ -8,18 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from resources.pieces import pieces
-from resources.scoring.samples import Request, Sample, SampleSignals
+from resources.scoring.samples import Request, Sample, SampleSignals, StepGradients
 from resources.scoring.spec import PassSpec
 
 CHUNK = 4096
 """Most samples that are measured at all checkpoints before the next ones; a model that does not stay loaded is loaded
 for so many at a time."""
+
+NON_FINITE = "non_finite"
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 KEPT_BYTES = 2 * 2**30
@@ -39,6 +42,21 @@ class Pass(Protocol):
 
 Opening = Callable[[], AbstractContextManager[Pass]]
 """Gives the pass at a checkpoint, for as long as it is used."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What is kept of a sample at one checkpoint: mean NLL of its response, step gradients and their flags."""
+
+    loss: float | None
+    gradients: StepGradients | None
+    flags: Sequence[str]
+
+    @classmethod
+    def of(cls, result: SampleSignals) -> Visit:
+        """Of what a pass gave; losses of single tokens are let go."""
+        loss = None if result.token_nll is None else float(np.mean(result.token_nll, dtype=np.float64))
+        return cls(loss, result.step_gradients, result.gradient_flags)
 
 
 def specs_of(spec: PassSpec) -> list[PassSpec]:
@@ -73,57 +91,75 @@ def with_trajectories(
     *,
     first: int = CHUNK,
 ) -> Iterator[list[SampleSignals]]:
-    """Measure samples at the target's own checkpoint, as far as that is asked for, and their losses at others.
+    """Measure samples at the target's own checkpoint, as far as that is asked for, and along its training run.
 
     Args:
         samples: what to measure.
-        request: what is measured at the own checkpoint, beside losses at others.
+        request: what is measured at the own checkpoint, beside what is measured at others.
         here: the pass at the own checkpoint; called if anything is measured there.
         checkpoints: of the trajectory, in the order of their steps; none if it is not asked for.
         start: the model before the run; None if it is not asked for.
         progress: called with the number of samples done since the last call.
         first: samples of the first piece that results are given of (`resources.pieces`).
     """
-    own = replace(request, trajectory=False, base_likelihoods=False)
+    along = Request(token_likelihoods=request.trajectory, step_gradients=request.trajectory_gradients)
     for begin, end in pieces(len(samples), CHUNK, first):
         chunk = samples[begin:end]
-        results = _by_position(here().stream(chunk, own)) if own != Request() else {}
+        results = _by_position(here().stream(chunk, request.here)) if request.here != Request() else {}
         if start is not None:
-            for position, losses in _losses(chunk, [start], results).items():
-                results[position].base_nll = losses[0] if losses else None
+            for position, found in _visits(chunk, [start], Request(token_likelihoods=True), results).items():
+                results[position].base_nll = found[0].loss
         if checkpoints:
-            for position, losses in _losses(chunk, checkpoints, results).items():
-                results[position].trajectory = losses if len(losses) == len(checkpoints) else None
+            for position, found in _visits(chunk, checkpoints, along, results).items():
+                _add_trajectory(results[position], found)
         for position, result in results.items():
             result.position = begin + position
-            lacks = (start is not None and result.base_nll is None) or (checkpoints and result.trajectory is None)
-            if lacks and result.tokens and "non_finite" not in result.flags:
-                result.flags = [*result.flags, "non_finite"]
+            if _lacks(result, request) and result.tokens and NON_FINITE not in result.flags:
+                result.flags = [*result.flags, NON_FINITE]
         if progress is not None:
             progress(len(chunk))
         yield list(results.values())
 
 
-def _losses(
-    chunk: Sequence[Sample], checkpoints: Sequence[Opening], results: dict[int, SampleSignals]
-) -> dict[int, list[float]]:
-    """Mean losses of samples at checkpoints, by position; where there is none, one is left out.
+def _visits(
+    chunk: Sequence[Sample], checkpoints: Sequence[Opening], request: Request, results: dict[int, SampleSignals]
+) -> dict[int, list[Visit]]:
+    """What each checkpoint gave of samples, by position.
 
     Of what is not in `results` yet, the first checkpoint says what there is to say.
     """
-    losses: dict[int, list[float]] = {}
+    visits: dict[int, list[Visit]] = {}
     for checkpoint in checkpoints:
         with checkpoint() as at:
-            found = _by_position(at.stream(chunk, Request(token_likelihoods=True)))
+            found = _by_position(at.stream(chunk, request))
         for position, result in found.items():
             if position in results:
                 results[position].elsewhere_tokens += result.tokens
             else:
-                results[position] = replace(result, token_nll=None)
-            own = losses.setdefault(position, [])
-            if result.token_nll is not None:
-                own.append(float(np.mean(result.token_nll, dtype=np.float64)))
-    return losses
+                results[position] = replace(result, token_nll=None, step_gradients=None)
+            visits.setdefault(position, []).append(Visit.of(result))
+    return visits
+
+
+def _add_trajectory(result: SampleSignals, visits: Sequence[Visit]) -> None:
+    """Add what was found of a sample along the run: of each signal all checkpoints, or nothing."""
+    losses = [visit.loss for visit in visits if visit.loss is not None]
+    gradients = [visit.gradients for visit in visits if visit.gradients is not None]
+    result.trajectory = losses if len(losses) == len(visits) else None
+    result.trajectory_gradients = gradients if len(gradients) == len(visits) else None
+    # Once each: some hold at all checkpoints, some at one. Of what is missing only why it is.
+    saying = [visit for visit in visits if result.trajectory_gradients is not None or visit.gradients is None]
+    result.trajectory_gradient_flags = list(dict.fromkeys(flag for visit in saying for flag in visit.flags))
+
+
+def _lacks(result: SampleSignals, request: Request) -> bool:
+    """Whether a sample lacks what could have been measured of it at another checkpoint."""
+    gradients = request.trajectory_gradients is not None and result.trajectory_gradients is None
+    return (
+        (request.base_likelihoods and result.base_nll is None)
+        or (request.trajectory and result.trajectory is None)
+        or (gradients and not result.trajectory_gradient_flags and "truncated" not in result.flags)
+    )
 
 
 def _by_position(stream: Iterator[list[SampleSignals]]) -> dict[int, SampleSignals]:

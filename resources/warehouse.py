@@ -212,9 +212,7 @@ class Warehouse:
         return self._names(folder, DOCUMENT)
 
     def _names(self, folder: str, suffix: str) -> list[str]:
-        return sorted(
-            file.name.removesuffix(suffix) for file in self.storage.files(folder) if file.name.endswith(suffix)
-        )
+        return sorted(name.removesuffix(suffix) for name in self.storage.names(folder) if name.endswith(suffix))
 
     def files(self, folder: str) -> list[StoredFile]:
         """All files below a folder."""

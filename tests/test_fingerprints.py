@@ -51,8 +51,8 @@ def prints(workspace: Workspace) -> dict[str, str | None]:
     }
 
 
-# These two rest on a training run, of which there is none here: tests/pipeline/test_trajectories.py, test_temp.py.
-SIGNALS = set(SIGNAL_VERSIONS) - {"loss_trajectories", "perturbed_losses"}
+# These rest on a training run, of which there is none here: tests/pipeline/test_trajectories.py, test_temp.py.
+SIGNALS = set(SIGNAL_VERSIONS) - {"loss_trajectories", "step_gradient_trajectories", "perturbed_losses"}
 SEGMENTED = {"segmentation", "step_gradients", "segment_likelihoods"}
 
 

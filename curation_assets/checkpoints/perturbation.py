@@ -16,7 +16,7 @@ from curation_assets.fingerprints import endpoint_folder, sigma_of, sigma_path
 from curation_assets.samples import samples_of
 from curation_assets.settings import Target
 from curation_assets.workspace import Workspace
-from resources.scoring.samples import PerturbedRequest
+from resources.scoring.perturbed_samples import PerturbedRequest
 from resources.scoring.spec import PassSpec, PerturbedSpec
 
 if TYPE_CHECKING:

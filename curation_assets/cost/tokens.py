@@ -25,7 +25,8 @@ from curation_assets.workspace import Workspace
 from resources.embedder import describe_text, text_limits
 from resources.quiet import quieten_transformers
 from resources.scoring.images import ImageLimits
-from resources.scoring.samples import UNRUNNABLE, Encoded, PerturbedRequest, Request, Sample
+from resources.scoring.perturbed_samples import PerturbedRequest
+from resources.scoring.samples import UNRUNNABLE, Encoded, Request, Sample
 
 if TYPE_CHECKING:
     from resources.scoring.encoding import Encoder
@@ -118,7 +119,7 @@ def count_tokens(
         pool: where the samples are.
         lacking: those rows of `pool.known`, and of validation sets, that lack signals, with these in a column
             `lacking`, joined by +.
-        checkpoints: that loss_trajectories are measured at.
+        checkpoints: that trajectories are measured at.
 
     Raises:
         EncodingError: the tokenizer cannot do what encoding needs.
@@ -265,9 +266,9 @@ def _tokens_run(
         perturbed = _perturbed_tokens(encoded, perturbation)
         request = replace(request, perturbed=False)
     wanted = narrowed(request, describe(encoded, 0))
-    own = replace(wanted, unconditional=False, trajectory=False, base_likelihoods=False) != Request()
+    own = replace(wanted.here, unconditional=False) != Request()
     return (
-        len(encoded) * (own + wanted.base_likelihoods + checkpoints * wanted.trajectory) + perturbed,
+        len(encoded) * (own + wanted.base_likelihoods + checkpoints * wanted.along) + perturbed,
         encoded.response_tokens if wanted.unconditional else 0,
     )
 

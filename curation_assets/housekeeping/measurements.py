@@ -24,6 +24,7 @@ from curation_assets.checkpoints.warmup import warmup_checkpoint
 from curation_assets.corpus.purged import PurgedList
 from curation_assets.fingerprints import (
     PERTURBED_ROLE,
+    PROXY_SIGNALS,
     SEGMENTED_SIGNALS,
     SIGNAL_VERSIONS,
     WARMUP_ROLE,
@@ -210,7 +211,7 @@ def _signal_entry(workspace: Workspace, target: Target, signal: SignalName) -> d
         "dtype": target.dtype,
         "signal_version": SIGNAL_VERSIONS[signal],
     }
-    if signal == "step_gradients":
+    if signal in PROXY_SIGNALS:
         means["proxy"] = target.proxy
     if signal in SEGMENTED_SIGNALS:
         means["segmentation"] = workspace.settings.corpus.segmentation.model_dump(mode="json")

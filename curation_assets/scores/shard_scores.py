@@ -24,6 +24,13 @@ from curation_assets.workspace import Workspace
 
 FACTS = ("sample_id", "prompt_id", "shard", "row", "candidate", "source", "domain", "generator", "correct", "reward")
 
+ANSWER_NORMS: dict[SignalName, pl.Expr] = {
+    "step_gradients": pl.col("norms").list.last(),
+    # The answer's squared norm is a Gram matrix' last entry.
+    "step_gradient_trajectories": pl.col("grams").list.eval(pl.element().list.last().sqrt()).list.mean(),
+}
+"""Of signals that rest on gradients, the norm of the answer's, over several checkpoints its mean."""
+
 
 @dataclass(frozen=True)
 class ShardScores:
@@ -151,9 +158,11 @@ def _facts(samples: ShardSamples, signals: Mapping[SignalName, pl.DataFrame]) ->
     )
     facts = facts.join(lengths, on="sample_id", how="left").join(flags, on="sample_id", how="left")
     norm = pl.lit(None, dtype=pl.Float32).alias("answer_norm")
-    if "step_gradients" in signals:
-        norms = signals["step_gradients"].select("sample_id", answer_norm=pl.col("norms").list.last())
-        facts, norm = facts.join(norms, on="sample_id", how="left"), pl.col("answer_norm")
+    for signal, answer_norm in ANSWER_NORMS.items():
+        if signal in signals:
+            norms = signals[signal].select("sample_id", answer_norm=answer_norm)
+            facts, norm = facts.join(norms, on="sample_id", how="left"), pl.col("answer_norm")
+            break
     return facts.with_columns(norm, pl.col("flags").fill_null([]))
 
 

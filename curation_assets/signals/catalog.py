@@ -70,6 +70,7 @@ def request_for(target: Target, signals: Collection[SignalName]) -> Request:
         token_likelihoods="token_likelihoods" in signals,
         unconditional="unconditional_likelihoods" in signals,
         trajectory="loss_trajectories" in signals,
+        trajectory_gradients=target.proxy if "step_gradient_trajectories" in signals else None,
         base_likelihoods="base_likelihoods" in signals,
         perturbed="perturbed_losses" in signals,
         embeddings=frozenset(pooling for pooling, name in POOLINGS.items() if name in signals),
@@ -85,24 +86,35 @@ def _step_gradients(results: Sequence[SampleSignals]) -> Rows:
     rows = []
     for result in results:
         found = result.step_gradients
-        # A reason against step gradients means that NaN or Inf, if there were any, were another signal's.
-        tried = not result.gradient_flags and "truncated" not in result.flags
-        flags = _own_flags(result, missing=found is None and tried)
-        rows.append(
-            {
-                "sample_id": result.sample_id,
-                "n_steps": len(result.step_indices),
-                "step_indices": result.step_indices,
-                "gram": None if found is None else found.gram,
-                "norms": None if found is None else found.norms,
-                "segment_tokens": result.segment_tokens,
-                "response_tokens": result.response_tokens,
-                # A sample without an answer is run for other signals only: what that costs is in their tables.
-                "tokens": 0 if found is None and NON_FINITE not in flags else result.tokens,
-                "flags": [*flags, *result.gradient_flags],
-            }
-        )
+        measured = {"gram": None if found is None else found.gram, "norms": None if found is None else found.norms}
+        rows.append(measured | _of_steps(result, found is None, result.gradient_flags))
     return rows
+
+
+def _step_gradient_trajectories(results: Sequence[SampleSignals]) -> Rows:
+    rows = []
+    for result in results:
+        found = result.trajectory_gradients
+        measured = {"grams": None if found is None else [one.gram for one in found]}
+        rows.append(measured | _of_steps(result, found is None, result.trajectory_gradient_flags))
+    return rows
+
+
+def _of_steps(result: SampleSignals, missing: bool, gradient_flags: Sequence[str]) -> dict[str, Any]:
+    """What a row of step gradients says beside the matrix."""
+    # A reason against step gradients means that NaN or Inf, if there were any, were another signal's.
+    tried = not gradient_flags and "truncated" not in result.flags
+    flags = _own_flags(result, missing=missing and tried)
+    return {
+        "sample_id": result.sample_id,
+        "n_steps": len(result.step_indices),
+        "step_indices": result.step_indices,
+        "segment_tokens": result.segment_tokens,
+        "response_tokens": result.response_tokens,
+        # A sample without an answer is run for other signals only: what that costs is in their tables.
+        "tokens": 0 if missing and NON_FINITE not in flags else result.tokens,
+        "flags": [*flags, *gradient_flags],
+    }
 
 
 def _means(of: Callable[[SampleSignals], Likelihoods | SequenceLikelihoods | None]) -> Callable[..., Rows]:
@@ -261,6 +273,7 @@ SIGNALS: dict[SignalName, Signal] = {
     "loss_trajectories": Signal(
         tables.LOSS_TRAJECTORIES, "losses", partial(_elsewhere, "losses", lambda result: result.trajectory)
     ),
+    "step_gradient_trajectories": Signal(tables.STEP_GRADIENT_TRAJECTORIES, "grams", _step_gradient_trajectories),
     "perturbed_losses": Signal(tables.PERTURBED_LOSSES, "random_100", _perturbed_losses),
     "base_likelihoods": Signal(
         tables.BASE_LIKELIHOODS, "base_nll", partial(_elsewhere, "base_nll", lambda result: result.base_nll)

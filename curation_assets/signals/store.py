@@ -192,8 +192,8 @@ class SignalStore:
     def size_of(self, parts: list[str]) -> int:
         """Bytes of these parts."""
         folders = (self._measured.folder, self._left_out.folder)
-        files = {file.name: file.size for folder in folders for file in self._warehouse.storage.files(folder)}
-        return sum(files.get(f"{name}.parquet", 0) for name in parts)
+        names = [f"{name}.parquet" for name in parts]
+        return sum(size for folder in folders for size in self._warehouse.storage.sizes(folder, names).values())
 
     def parts_of(self, sample_ids: pl.Series) -> list[str]:
         """Names of the parts that hold these samples, sorted."""

@@ -78,8 +78,8 @@ def narrowed(request: Request, described: SampleSignals) -> Request:
     """What of a request can be measured of a sample."""
     if set(described.flags) & UNRUNNABLE.keys():
         return Request()
-    if request.step_gradients is not None and not _has_gradients(described):
-        request = replace(request, step_gradients=None)
+    if (request.step_gradients or request.trajectory_gradients) and not _has_gradients(described):
+        request = replace(request, step_gradients=None, trajectory_gradients=None)
     if request.unconditional and described.response_tokens < LEAST_TOKENS:
         request = replace(request, unconditional=False)
     if described.prefix_flags:

@@ -16,19 +16,10 @@ from resources.scoring.devices import WorkerGroup, make_pass
 from resources.scoring.endpoints import direction_to
 from resources.scoring.forward import ForwardPass, Progress
 from resources.scoring.measuring import describe
+from resources.scoring.perturbed_samples import PerturbedRequest, PerturbedSignals, Realised
 from resources.scoring.perturbing import PerturbationError, Perturber
 from resources.scoring.prefixes import cut_to_windows
-from resources.scoring.samples import (
-    UNRUNNABLE,
-    Encoded,
-    PerturbedRequest,
-    PerturbedSignals,
-    PrefixWindows,
-    Realised,
-    Request,
-    Sample,
-    SampleSignals,
-)
+from resources.scoring.samples import UNRUNNABLE, Encoded, PrefixWindows, Request, Sample, SampleSignals
 from resources.scoring.spec import PerturbedSpec
 
 Part = Literal["base", "random", "directional"]

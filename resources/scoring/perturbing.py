@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from resources.scoring.endpoints import Direction
 from resources.scoring.errors import ScoringError
 from resources.scoring.noise import BLOCK, Floats, Noise, spare
-from resources.scoring.samples import Realised
+from resources.scoring.perturbed_samples import Realised
 from resources.scoring.spec import SOURCE_RADII, RadiusUnit
 from resources.scoring.weights import Weight, weights_of
 

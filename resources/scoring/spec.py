@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from resources.scoring.images import ImageLimits
 
@@ -73,3 +77,32 @@ class PerturbedSpec:
     seed: int = 0
     radii: tuple[float, ...] = SOURCE_RADII
     radius_unit: RadiusUnit = "absolute"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+        temperature: logits are divided by it.
+        top_p: only the likeliest tokens that hold so much of the probability are drawn from; 1: all are.
+        seed: of all draws.
+
+    Raises:
+        ValueError: a temperature of 0 or less (ask greedily instead), or a share that is none.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0.0:
+            raise ValueError(f"temperature {self.temperature}: give one above 0, as in 0.7")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p {self.top_p}: give a share above 0 and of at most 1, as in 0.95")
+
+    def numbers(self, name: str, count: int) -> npt.NDArray[np.float64]:
+        """The uniform numbers [count] of an answer, each in [0, 1): the first ones are the same for any count."""
+        key = hashlib.blake2b(f"{self.seed}/{name}".encode(), digest_size=16).digest()
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).random(count)

@@ -25,8 +25,9 @@ from resources.scoring.endpoints import Direction
 from resources.scoring.forward import ForwardPass
 from resources.scoring.loading import Checkpoint
 from resources.scoring.perturbed import PerturbedPass
+from resources.scoring.perturbed_samples import PerturbedRequest
 from resources.scoring.perturbing import Perturber
-from resources.scoring.samples import ANSWER, Encoded, PerturbedRequest, PrefixWindows, Request
+from resources.scoring.samples import ANSWER, Encoded, PrefixWindows, Request
 from resources.scoring.weights import weights_of
 from tests.benchmarks.common import alternate, encoded, finish, median_ratio, parser, qwen2, table
 

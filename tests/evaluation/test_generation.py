@@ -153,10 +153,10 @@ def test_trained_weights_are_asked(ending_model: Path, tmp_path: Path, adapter: 
 
 def test_a_batch_that_does_not_fit_is_halved(generator: Generator) -> None:
     class Small(Generator):
-        def _run(self, prompts: list[list[int]]) -> list[list[int]]:
+        def _run(self, prompts: list[list[int]], draws: Any) -> list[list[int]]:
             if len(prompts) > most:
                 raise torch.OutOfMemoryError("out of memory")
-            return super()._run(prompts)
+            return super()._run(prompts, draws)
 
     small = Small(generator.checkpoint, generator.encoder, NEW)
     most = 1

@@ -25,7 +25,8 @@ from curation_assets.stored_tables import read_stored
 from curation_assets.subsets.temp import losses_of, temp
 from curation_assets.workspace import Workspace
 from resources.scoring.perturbed import make_perturbed_pass
-from resources.scoring.samples import PerturbedRequest, Sample, Segment
+from resources.scoring.perturbed_samples import PerturbedRequest
+from resources.scoring.samples import Sample, Segment
 from resources.scoring.spec import PassSpec, PerturbedSpec
 from tests.pipeline.workspaces import (
     instance_of,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from torch.nn import functional as F
@@ -14,15 +15,21 @@ from transformers import AutoModelForCausalLM
 
 from curation_assets.checkpoint_settings import Warmup
 from curation_assets.checkpoints.warmup import warmup_checkpoint
+from curation_assets.corpus.ingest import present_shards
 from curation_assets.cost.plan import make_plan
+from curation_assets.samples import samples_of
 from curation_assets.scores.registry import method_of
+from curation_assets.sections import SignalName
+from curation_assets.signals.measure import make_scorer, read_shard_samples
 from curation_assets.stored_tables import read_stored
 from curation_assets.subsets.s2l import s2l
 from curation_assets.workspace import Workspace
 from resources import trajectory
+from resources.scorer import Scorer
 from resources.scoring.encoding import Encoder
 from resources.scoring.loading import encoding_parts
-from resources.scoring.samples import Sample
+from resources.scoring.samples import Request, Sample
+from resources.scoring.spec import PassSpec
 from resources.trainer import step_folder
 from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, signal_rows, subset_ids, write_shard
 
@@ -31,7 +38,7 @@ WARMUP = (
     "{{preset: s2l, adapter: {adapter}, fraction: 0.5, min_pool: 4, batch_size: 4, epochs: 2, save_every: 2, "
     "learning_rate: 0.001}}"
 )
-SIGNALS = ("loss_trajectories", "likelihoods", "base_likelihoods")
+SIGNALS: tuple[SignalName, ...] = ("loss_trajectories", "likelihoods", "base_likelihoods")
 SCORES = """\
 scores:
   - {name: clusters, target: tiny, method: s2l}
@@ -43,9 +50,23 @@ subsets:
 engine"""
 
 
-def reference(folder: Path, model: Path, adapter: str) -> Workspace:
-    made = make_workspace(folder, model, SHARDS, warmup=WARMUP.format(adapter=adapter), signals=SIGNALS)
-    made.config_file.write_text(made.config_file.read_text().replace("engine", SCORES, 1))
+ALONG: tuple[SignalName, ...] = ("step_gradient_trajectories", "step_gradients")
+AVERAGED = """\
+scores:
+  - {name: grace, target: tiny, method: grace, checkpoints: all, alpha: 0.4}
+  - {name: last, target: tiny, method: grace, alpha: 0.4}
+subsets:
+  - {name: best, score: grace, budget: {samples: 7}}
+engine"""
+
+
+def reference(
+    folder: Path, model: Path, adapter: str, signals: tuple[SignalName, ...] = SIGNALS, scores: str = SCORES
+) -> Workspace:
+    made = make_workspace(folder, model, SHARDS, warmup=WARMUP.format(adapter=adapter), signals=signals)
+    text = made.config_file.read_text()
+    before, after = text[: text.find("scores:")] if "scores:" in text else "", text[text.index("engine") :]
+    made.config_file.write_text((before or text.removesuffix(after)) + scores + after.removeprefix("engine"))
     return Workspace.load(made.config_file)
 
 
@@ -143,3 +164,71 @@ def test_a_plan_counts_a_pass_for_every_checkpoint(tmp_path: Path, tiny_model: P
     (planned,) = make_plan(workspace, probe=False).targets
     assert planned.tokens == run(workspace).tokens_measured
     assert planned.passes[0].cost == pytest.approx(5 * 17)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_graces_scores_over_several_checkpoints_are_the_mean_of_those_at_each(
+    tmp_path: Path, tiny_model: Path, adapter: str
+) -> None:
+    workspace = reference(tmp_path, tiny_model, adapter, ALONG, AVERAGED)
+    unanswered = {"prompt": "What is 2 and 2?", "response": "Let us think it over\n\nand over and over again"}
+    write_shard(workspace.folder / "landing" / "c.jsonl", [unanswered])
+    summary = run(workspace)
+    target = workspace.settings.target("tiny")
+    checkpoint = warmup_checkpoint(workspace, target)
+    assert checkpoint is not None
+    folder = workspace.warehouse.local(checkpoint.folder)
+    stored = signal_rows(workspace, "step_gradient_trajectories")
+    shard = read_shard_samples(workspace, present_shards(workspace)[0], segmented=True)
+    samples = samples_of(workspace, shard.rows, shard.steps)
+    at: list[dict[str, float]] = []
+    for number, step in enumerate(checkpoint.record["checkpoints"]):
+        # A pass over this checkpoint alone, as a target's own would be.
+        (spec,) = [one for one in trajectory.specs_of(make_scorer(workspace, target).spec) if one_of(one) == step]
+        found: dict[str, list[float]] = {}
+        with Scorer(spec, "cpu") as scorer:
+            for batch in scorer.measure(samples, Request(step_gradients="bias")):
+                found |= {one.sample_id: one.step_gradients.gram for one in batch if one.step_gradients}
+        assert step_folder(folder, step) in (spec.adapter, spec.model_folder)
+        for row in stored.filter(stored["sample_id"].is_in(list(found))).iter_rows(named=True):
+            assert row["grams"][number] == pytest.approx(found[row["sample_id"]], rel=1e-4, abs=1e-9)
+        at.append({name: plain_grace(gram, 0.4) for name, gram in found.items()})
+    assert len(at) == 3
+    assert max(abs(at[0][name] - at[2][name]) for name in at[0]) > 1e-3  # the checkpoints differ
+    scores = dict(sample_scores(workspace).select("sample_id", "grace").iter_rows())
+    last = dict(sample_scores(workspace).select("sample_id", "last").iter_rows())
+    for name in at[0]:
+        assert scores[name] == pytest.approx(np.mean([one[name] for one in at]), abs=1e-4)
+        assert last[name] == pytest.approx(at[-1][name], abs=1e-4)
+    # What has no answer is run at no checkpoint, and says why.
+    (without,) = stored.filter(stored["grams"].is_null()).iter_rows(named=True)
+    assert (without["flags"], without["tokens"]) == (["no_answer"], 0)
+    assert summary.tokens_measured == 4 * int(stored["tokens"].sum())
+    steps = read_stored(workspace, "step_scores", target="tiny", score="grace").collect()
+    means = steps.group_by("sample_id").agg(value=pl.col("step_score").mean())
+    for name, value in means.iter_rows():
+        assert scores[name] == pytest.approx(value, abs=1e-9)
+
+
+def one_of(spec: PassSpec) -> int:
+    """The step of a trajectory's checkpoint."""
+    return int((spec.adapter or spec.model_folder).name)
+
+
+def plain_grace(gram: list[float], alpha: float) -> float:
+    """V from a packed Gram matrix, cosine by cosine (arXiv 2605.13130, Eq. 6-8, 12, 13)."""
+    size = int((np.sqrt(8 * len(gram) + 1) - 1) / 2)
+    matrix = np.zeros((size, size))
+    matrix[np.triu_indices(size)] = gram
+    matrix = matrix + matrix.T - np.diag(np.diag(matrix))
+    k, scores = size - 1, []
+    for step in range(k):
+        aligned = matrix[step, k] / np.sqrt(matrix[step, step] * matrix[k, k])
+        if step == 0:
+            scores.append(aligned)
+            continue
+        weights = np.zeros(size)
+        weights[:step] = 1 / step
+        consistent = matrix[step] @ weights / np.sqrt(matrix[step, step] * (weights @ matrix @ weights))
+        scores.append(alpha * aligned + (1 - alpha) * consistent)
+    return float(np.mean(scores))

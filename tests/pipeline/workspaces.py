@@ -30,6 +30,7 @@ OTHER_PASSES = (
     "text_embeddings",
     "unconditional_likelihoods",
     "loss_trajectories",
+    "step_gradient_trajectories",
     "base_likelihoods",
     "perturbed_losses",
 )

@@ -64,6 +64,10 @@ def signal_rows(signal: SignalName, rng: random.Random, ids: list[str]) -> pl.Da
             "n_steps": 0 if last else k,
             "step_indices": [] if last else list(range(1, k + 1)),
             "gram": [sum(a * b for a, b in zip(matrix[i], matrix[j], strict=True)) for i, j in pairs],
+            "grams": [
+                [scale * sum(a * b for a, b in zip(matrix[i], matrix[j], strict=True)) for i, j in pairs]
+                for scale in (1, 2)
+            ],
             "norms": [1.0] * (k + 1),
             "segment_tokens": [] if last else [rng.randint(1, 9) for _ in range(k + 1)],
             "segment_nll": [rng.random() for _ in range(k + 1)],

@@ -36,7 +36,7 @@ assert result.step_gradients is not None and len(result.step_gradients.gram) == 
 assert result.likelihoods is not None and len(result.segment_nll) == 2 and len(result.embeddings) == 1
 
 from resources.scoring.perturbed import make_perturbed_pass
-from resources.scoring.samples import PerturbedRequest
+from resources.scoring.perturbed_samples import PerturbedRequest
 from resources.scoring.sigma import find_sigma
 from resources.scoring.spec import PassSpec, PerturbedSpec
 

@@ -18,8 +18,9 @@ from resources.scoring import ahead, loading, perturbed
 from resources.scoring.encoding import Encoder
 from resources.scoring.forward import ForwardPass
 from resources.scoring.perturbed import PerturbedGroup, PerturbedPass, make_perturbed_pass
+from resources.scoring.perturbed_samples import PerturbedRequest, PerturbedSignals
 from resources.scoring.perturbing import PerturbationError, step_sizes
-from resources.scoring.samples import Encoded, PerturbedRequest, PerturbedSignals, PrefixWindows, Sample, Segment
+from resources.scoring.samples import Encoded, PrefixWindows, Sample, Segment
 from resources.scoring.spec import SOURCE_RADII, PassSpec, PerturbedSpec
 from tests.models import write_tiny_qwen3_vl
 from tests.scoring.cases import make_sample, random_samples
@@ -229,7 +230,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from resources.scoring.perturbed import make_perturbed_pass
-from resources.scoring.samples import PerturbedRequest
+from resources.scoring.perturbed_samples import PerturbedRequest
 from resources.scoring.spec import PassSpec, PerturbedSpec
 from tests.scoring.cases import random_samples
 

@@ -12,8 +12,9 @@ import torch
 
 from resources.scoring import sigma
 from resources.scoring.perturbed import PerturbedPass, make_perturbed_pass
+from resources.scoring.perturbed_samples import PerturbedRequest
 from resources.scoring.perturbing import RANDOM_SIGMAS
-from resources.scoring.samples import PerturbedRequest, PrefixWindows, Sample
+from resources.scoring.samples import PrefixWindows, Sample
 from resources.scoring.sigma import SigmaError, find_sigma
 from resources.scoring.spec import PassSpec, PerturbedSpec
 from tests.scoring.cases import random_samples

@@ -14,7 +14,8 @@ from curation_assets.sections import SignalName
 from curation_assets.settings import Target
 from curation_assets.signals.catalog import POOLINGS, SIGNALS, non_finite, request_for
 from curation_assets.signals.store import SignalStore
-from resources.scoring.samples import Likelihoods, PerturbedSignals, Request, SampleSignals, StepGradients
+from resources.scoring.perturbed_samples import PerturbedSignals
+from resources.scoring.samples import Likelihoods, Request, SampleSignals, StepGradients
 from resources.warehouse import Warehouse
 
 MEASURED = SampleSignals(
@@ -79,6 +80,11 @@ def test_a_measured_sample() -> None:
     assert perturbed["directional_1000"] == [2.0 + step for step in range(8)]
     trajectory = row("loss_trajectories", MEASURED)
     assert (trajectory["losses"], trajectory["tokens"], trajectory["flags"]) == ([2.0, 1.5, 1.25], 9, [])
+    assert row("step_gradient_trajectories", MEASURED)["grams"] is None
+    gram = MEASURED.step_gradients
+    assert gram is not None
+    along = row("step_gradient_trajectories", replace(MEASURED, trajectory_gradients=[gram, gram]))
+    assert (along["grams"], along["n_steps"]) == ([gradients["gram"]] * 2, 2)
 
 
 def test_a_vector_beyond_half_precision_is_null_and_flagged() -> None:
@@ -140,6 +146,7 @@ def test_a_request_asks_for_nothing_but_the_signals() -> None:
         token_likelihoods=True,
         unconditional=True,
         trajectory=True,
+        trajectory_gradients="lm_head",
         base_likelihoods=True,
         perturbed=True,
     )

@@ -5,7 +5,9 @@ Parameters and frames; the arithmetic over Gram matrices is `curation_assets.sco
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
@@ -33,6 +35,9 @@ class GraceScore(ScoreSection):
     aggregate: Aggregate = Field("mean", description="how step scores become the sample's")
     quantile: float = Field(0.1, ge=0, le=1, description="which one, under aggregate: quantile")
     segment_reduce: Reduce = Field("mean", description="whether a step's gradient is its tokens' mean or sum")
+    checkpoints: Literal["last", "all"] = Field(
+        "last", description="all: the mean over the checkpoints on the way of the target's training run (save_every)"
+    )
     preset: Literal["paper"] | None = Field(None, description="paper: min_steps 8")
     min_steps: int = Field(2, ge=0, description="traces with fewer steps are not eligible for selection")
 
@@ -78,7 +83,35 @@ def grace_scores(step_gradients: pl.DataFrame, section: GraceScore, steps: bool 
     return Scored(values, tables.STEP_SCORES.conform(rows))
 
 
+def mean_over_checkpoints(trajectories: pl.DataFrame, section: GraceScore, steps: bool = True) -> Scored:
+    """The mean over checkpoints of V, and of the scores of steps; see `grace_scores`.
+
+    Args:
+        trajectories: rows of `step_gradient_trajectories`, all of as many checkpoints.
+        section: the parameters.
+        steps: whether to give table `step_scores` too.
+    """
+    measured = trajectories.filter(pl.col("grams").is_not_null())
+    checkpoints = len(measured["grams"][0]) if len(measured) else 1
+    scored = [
+        grace_scores(measured.with_columns(gram=pl.col("grams").list.get(place, null_on_oob=True)), section, steps)
+        for place in range(checkpoints)
+    ]
+    of_steps = [one.steps for one in scored if one.steps is not None]
+    columns = ("answer_alignment", "trajectory_consistency", "step_score")
+    return Scored(_mean([one.values for one in scored], ["value"]), _mean(of_steps, columns) if of_steps else None)
+
+
+def _mean(frames: Sequence[pl.DataFrame], columns: Sequence[str]) -> pl.DataFrame:
+    """The mean of columns over frames of the same rows."""
+    return frames[0].with_columns(
+        (reduce(operator.add, (frame[column] for frame in frames)) / len(frames)).alias(column) for column in columns
+    )
+
+
 def _score(inputs: ScoreInputs, section: GraceScore) -> Scored:
+    if section.checkpoints == "all":
+        return mean_over_checkpoints(inputs.signals["step_gradient_trajectories"], section, inputs.steps)
     return grace_scores(inputs.signals["step_gradients"], section, inputs.steps)
 
 
@@ -94,8 +127,13 @@ METHODS = [
         source="arXiv 2605.13130, Eq. 6-9 and 11-13",
         summary="agreement of the steps' gradients with the answer's and with earlier steps'",
         section=GraceScore,
-        signals=lambda _section: ("step_gradients",),
-        reads={"step_gradients": ("n_steps", "gram", "segment_tokens")},
+        signals=lambda section: (
+            ("step_gradient_trajectories",) if section.checkpoints == "all" else ("step_gradients",)
+        ),
+        reads={
+            "step_gradients": ("n_steps", "gram", "segment_tokens"),
+            "step_gradient_trajectories": ("n_steps", "grams", "segment_tokens"),
+        },
         score=_score,
         selector=Top(),
         cost="C(lora, 5 % D, 1) + N F",

@@ -1,0 +1,138 @@
+"""Per-sample gradients of linear layers as their two factors, from one backward of a whole batch.
+
+Of a layer z = x W^T the loss's gradient is G = D^T X: X [T, d_in] what went in, D [T, d_out] the loss's gradient with
+respect to what came out. Both are taken by hooks while the backward pass goes through the layer, handed on, and let go:
+no weight's gradient is ever made. In a right-padded batch each sample's G is its own, since the loss is a sum over
+samples and nothing behind a sample's last label has a gradient. Weights are frozen, so that the graph starts at the
+embeddings and holds no more than a forward pass needs to be gone back through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from resources.scoring.collating import collate
+from resources.scoring.head import StreamedHead
+from resources.scoring.loading import Checkpoint
+from resources.scoring.samples import Encoded
+
+Take = Callable[[str, Tensor, Tensor], None]
+"""Told of a layer by its name, its inputs [B, T, d_in] and its output's gradients [B, T, d_out]; no later than it is
+called are they let go."""
+
+
+@dataclass(frozen=True)
+class ResponseLabels:
+    """Which hidden states of a batch predict the responses' tokens.
+
+    Attributes:
+        rows: which sample each label is of [N], ascending.
+        positions: position of the hidden state that predicts it [N].
+        targets: the token [N].
+        counts: labels of every sample [B].
+        reach: of every sample, one past the last position that any gradient reaches [B].
+    """
+
+    rows: Tensor
+    positions: Tensor
+    targets: Tensor
+    counts: Sequence[int]
+    reach: Sequence[int]
+
+
+def response_labels(batch: Sequence[Encoded], device: torch.device) -> ResponseLabels:
+    """Labels of the responses' tokens, EOS not among them; a first token that nothing predicts is left out."""
+    rows: list[int] = []
+    positions: list[int] = []
+    targets: list[int] = []
+    counts: list[int] = []
+    reach: list[int] = []
+    for row, encoded in enumerate(batch):
+        begin, end = max(1, encoded.prompt_tokens), encoded.prompt_tokens + encoded.response_tokens
+        rows += [row] * (end - begin)
+        positions += range(begin - 1, end - 1)
+        targets += encoded.input_ids[begin:end]
+        counts.append(end - begin)
+        reach.append(end - 1)
+    made = [torch.tensor(one, dtype=torch.long, device=device) for one in (rows, positions, targets)]
+    return ResponseLabels(made[0], made[1], made[2], counts, reach)
+
+
+def backward(
+    checkpoint: Checkpoint,
+    head: StreamedHead,
+    batch: Sequence[Encoded],
+    layers: Mapping[str, nn.Module],
+    take: Take,
+) -> Tensor:
+    """One forward and one backward of the sum over samples of the response's mean loss.
+
+    The loss's gradient at the last hidden state is the LM head's by formula, a chunk of logits at a time; only the
+    decoder is gone back through.
+
+    Args:
+        checkpoint: the weights, in eval mode.
+        head: its LM head, streamed.
+        batch: samples with at least one label each.
+        layers: linear layers of the decoder, by the name that `take` is told.
+        take: what is done with a layer's factors; see `Take`.
+
+    Returns:
+        Each sample's mean loss [B] in fp32, in nats.
+    """
+    labels = response_labels(batch, checkpoint.device)
+    counts = torch.tensor(labels.counts, device=checkpoint.device)
+    with hooked(layers, take), started_at_embeddings(checkpoint), torch.enable_grad():
+        hidden: Tensor = checkpoint.decoder(**collate(batch, checkpoint.device), use_cache=False).last_hidden_state
+        with torch.no_grad():
+            states = hidden[labels.rows, labels.positions]
+            statistics, _ = head.run(states, labels.targets, (), statistics=True, uncertainty=False)
+            shares = head.token_gradients(states, labels.targets) / counts[labels.rows].unsqueeze(1)
+            gradient = torch.zeros_like(hidden)
+            gradient[labels.rows, labels.positions] = shares.to(hidden.dtype)
+        hidden.backward(gradient)
+    losses = torch.zeros(len(batch), device=checkpoint.device)
+    return losses.index_add_(0, labels.rows, statistics.nll) / counts
+
+
+@contextmanager
+def hooked(layers: Mapping[str, nn.Module], take: Take) -> Iterator[None]:
+    """Hand on the factors of layers while a backward pass goes through them."""
+
+    def seen(name: str, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        output.register_hook(partial(_handed_on, take, name, inputs[0].detach()))
+
+    handles = [module.register_forward_hook(partial(seen, name)) for name, module in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _handed_on(take: Take, name: str, inputs: Tensor, gradients: Tensor) -> None:
+    with torch.no_grad():
+        take(name, inputs, gradients.detach())
+
+
+@contextmanager
+def started_at_embeddings(checkpoint: Checkpoint) -> Iterator[None]:
+    """Let graphs start at the input embeddings: every weight is frozen, and is left so."""
+    for parameter in checkpoint.model.parameters():
+        parameter.requires_grad_(False)
+    embeddings: nn.Module = checkpoint.model.get_input_embeddings()
+
+    def start(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        return output.detach().requires_grad_(True)
+
+    handle = embeddings.register_forward_hook(start)
+    try:
+        yield
+    finally:
+        handle.remove()

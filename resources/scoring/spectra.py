@@ -1,0 +1,174 @@
+"""Spectra of per-sample gradients, layer by layer (arXiv 2504.10766).
+
+Of the gradient G [d_out, d_in] of a projection, with s its singular values and p_i = s_i / sum s:
+
+    nuclear norm     N = sum_i s_i
+    effective rank   R = exp(-sum_i p_i ln p_i)
+    cosines          <G, G'> / (|G| |G'|), Frobenius, of projections of one layer and of neighbouring layers
+
+G is never made where its factors are smaller: with X^T = Q_X R_X and D^T = Q_D R_D, G = D^T X has the singular values
+of the core R_D R_X^T [T, T]. QR keeps what Gram matrices would square away; R_X is shared by q, k and v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from resources.scoring.attention_layers import PROJECTIONS, Projections
+
+SAME_LAYER = (("q", "o"), ("k", "v"))
+"""Projections of one layer whose gradients are held against each other, where shapes agree."""
+
+ROUNDING = 2.0**-23
+"""Of the largest row: what is no larger may be all that rounding left of a zero."""
+
+
+@dataclass
+class Spectra:
+    """Of one sample, arrays in fp64; NaN where shapes do not agree, or a gradient is zero.
+
+    Attributes:
+        nuclear_norm: N [L, 4] of q, k, v, o.
+        effective_rank: R [L, 4].
+        rows: T [L, 4], positions with a gradient: R is at most min(T, d_out, d_in).
+        same_layer: cosines of q with o, and of k with v [L, 2].
+        adjacent: cosine of each projection with that of the layer above [L-1, 4].
+    """
+
+    nuclear_norm: Tensor
+    effective_rank: Tensor
+    rows: Tensor
+    same_layer: Tensor
+    adjacent: Tensor
+
+
+def effective_rank(values: Tensor) -> Tensor:
+    """R of singular values [..., n]; NaN where all are zero."""
+    shares = values / values.sum(dim=-1, keepdim=True)
+    rank: Tensor = torch.special.entr(shares).sum(dim=-1).exp()
+    return rank
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One sample's gradient of one projection, as factors in fp32: G = D^T X.
+
+    Attributes:
+        inputs: X [T, d_in].
+        gradients: D [T, d_out].
+        core_of_inputs: R_X [T, T], or None where QR does not pay.
+    """
+
+    inputs: Tensor
+    gradients: Tensor
+    core_of_inputs: Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of G."""
+        return self.gradients.shape[1], self.inputs.shape[1]
+
+    def rows(self) -> int:
+        """T: rows of D that are not zero, but for what rounding leaves of those that are."""
+        norms = self.gradients.norm(dim=1)
+        return int((norms > ROUNDING * norms.max()).sum())
+
+    def singular_values(self) -> Tensor:
+        """Those of G, zeros left out where T is smaller than G."""
+        if self.core_of_inputs is None:
+            small = self.gradients.T @ self.inputs
+        else:
+            small = torch.linalg.qr(self.gradients.T, mode="r").R @ self.core_of_inputs.T
+        values: Tensor = torch.linalg.svdvals(small)
+        return values
+
+    def dot(self, other: Factor) -> Tensor:
+        """<G, G'>: (D D'^T) and (X X'^T) multiplied elementwise and summed."""
+        products = (self.gradients @ other.gradients.T) * (self.inputs @ other.inputs.T)
+        return products.sum(dtype=torch.float64)
+
+
+@dataclass
+class SpectraOfBatch:
+    """Takes the factors of a batch's backward pass (`resources.scoring.factors.backward`) and keeps their spectra.
+
+    Factors of a layer are let go once those of the layer below have come: of two layers at a time, whatever the depth.
+
+    Args:
+        projections: of every layer.
+        reach: positions of every sample that a gradient reaches.
+    """
+
+    projections: Sequence[Projections]
+    reach: Sequence[int]
+    spectra: list[Spectra] = field(init=False)
+    _arrived: dict[str, list[Factor]] = field(init=False, default_factory=dict)
+    _above: dict[str, list[Factor]] = field(init=False, default_factory=dict)
+    _norms_above: Tensor | None = field(init=False, default=None)
+    _shared: tuple[Tensor, list[tuple[Tensor, Tensor | None]]] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        depth = len(self.projections)
+
+        def blank(*shape: int) -> Tensor:
+            return torch.full(shape, torch.nan, dtype=torch.float64)
+
+        self.spectra = [
+            Spectra(blank(depth, 4), blank(depth, 4), blank(depth, 4), blank(depth, 2), blank(max(0, depth - 1), 4))
+            for _ in self.reach
+        ]
+
+    def take(self, name: str, inputs: Tensor, gradients: Tensor) -> None:
+        """Take a layer's factors; its name is `NUMBER.PROJECTION`."""
+        number, _, projection = name.partition(".")
+        layer = int(number)
+        for own, part in self.projections[layer].split(projection, gradients):
+            pairs = zip(self._inputs(inputs), part, self.reach, strict=True)
+            self._arrived[own] = [Factor(x, d[:n].float(), core) for (x, core), d, n in pairs]
+        if len(self._arrived) == len(PROJECTIONS):
+            self._finish(layer)
+
+    def _inputs(self, inputs: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Of every sample X and R_X: made once for q, k and v, which take the same."""
+        if self._shared is None or self._shared[0].data_ptr() != inputs.data_ptr():
+            made = []
+            for x, n in zip(inputs, self.reach, strict=True):
+                own = x[:n].float()
+                pays = n < own.shape[1]
+                made.append((own, torch.linalg.qr(own.T, mode="r").R if pays else None))
+            self._shared = (inputs, made)
+        return self._shared[1]
+
+    def _finish(self, layer: int) -> None:
+        """All four projections of a layer have come."""
+        norms = torch.zeros(len(self.reach), len(PROJECTIONS), dtype=torch.float64)
+        for sample, spectra in enumerate(self.spectra):
+            for place, projection in enumerate(PROJECTIONS):
+                factor = self._arrived[projection][sample]
+                values = factor.singular_values().double().cpu()
+                spectra.nuclear_norm[layer, place] = values.sum()
+                spectra.effective_rank[layer, place] = effective_rank(values)
+                spectra.rows[layer, place] = factor.rows()
+                norms[sample, place] = values.square().sum().sqrt()
+            self._cosines(layer, sample, norms[sample])
+        self._above, self._arrived = self._arrived, {}
+        self._norms_above, self._shared = norms, None
+
+    def _cosines(self, layer: int, sample: int, norms: Tensor) -> None:
+        spectra = self.spectra[sample]
+        for place, pair in enumerate(SAME_LAYER):
+            one, other = (self._arrived[name][sample] for name in pair)
+            if one.shape == other.shape:
+                scale = norms[PROJECTIONS.index(pair[0])] * norms[PROJECTIONS.index(pair[1])]
+                spectra.same_layer[layer, place] = one.dot(other).cpu() / scale
+        if self._norms_above is None:
+            return
+        for place, name in enumerate(PROJECTIONS):
+            one, other = self._arrived[name][sample], self._above[name][sample]
+            if one.shape == other.shape:
+                scale = norms[place] * self._norms_above[sample, place]
+                spectra.adjacent[layer, place] = one.dot(other).cpu() / scale

@@ -1,0 +1,179 @@
+"""Spectra of per-sample gradients from factors, against autograd's whole weight gradients and their SVD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
+
+from resources.scoring.attention_layers import PROJECTIONS, AttentionError, attention_projections
+from resources.scoring.encoding import Encoder
+from resources.scoring.factors import backward
+from resources.scoring.head import StreamedHead
+from resources.scoring.loading import Checkpoint, load_checkpoint
+from resources.scoring.samples import Encoded
+from resources.scoring.spectra import Spectra, SpectraOfBatch, effective_rank
+from tests.models import byte_tokenizer, write_tiny_gemma3, write_tiny_llava, write_tiny_model, write_tiny_qwen3_vl
+from tests.scoring.cases import make_sample, random_samples
+
+TINY: dict[str, Any] = {"vocab_size": 258, "eos_token_id": 0, "pad_token_id": 1, "bos_token_id": 0}
+LLAMA = TINY | {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+    "tie_word_embeddings": False,
+}
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA | {"num_key_value_heads": 4})),
+    "gemma": lambda: GemmaForCausalLM(GemmaConfig(**LLAMA | {"head_dim": 16})),
+    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**LLAMA)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(**TINY, n_embd=32, n_layer=3, n_head=4, n_positions=512, initializer_range=0.3)
+    ),
+    "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**LLAMA | {"num_key_value_heads": 4})),
+}
+
+
+def made(folder: Path, family: str) -> Checkpoint:
+    torch.manual_seed(3)
+    writers = {"qwen3_vl": write_tiny_qwen3_vl, "llava": write_tiny_llava, "gemma3": write_tiny_gemma3}
+    if family in writers:
+        return load_checkpoint(writers[family](folder), device="cpu")
+    if family == "qwen2":
+        return load_checkpoint(write_tiny_model(folder), device="cpu")
+    model = FAMILIES[family]()
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return load_checkpoint(folder, device="cpu")
+
+
+def encoded_samples(checkpoint: Checkpoint, count: int = 5, seed: int = 1) -> list[Encoded]:
+    encoder = Encoder(
+        checkpoint.tokenizer,
+        "auto",
+        checkpoint.max_length,
+        processor=checkpoint.processor,
+        vocabulary=checkpoint.vocabulary,
+    )
+    # A short one is of fewer rows than any projection has columns, the others of more.
+    return encoder.encode([make_sample(["yes"], "2", "?"), *random_samples(count - 1, seed)])
+
+
+def spectra_of(checkpoint: Checkpoint, batch: list[Encoded]) -> tuple[list[Spectra], Tensor]:
+    projections = attention_projections(checkpoint)
+    layers = {f"{n}.{name}": one for n, layer in enumerate(projections) for name, one in layer.layers.items()}
+    taker = SpectraOfBatch(projections, [len(encoded) - 1 for encoded in batch])
+    losses = backward(checkpoint, StreamedHead(checkpoint.head), batch, layers, taker.take)
+    return taker.spectra, losses
+
+
+def whole_gradients(checkpoint: Checkpoint, encoded: Encoded) -> tuple[list[dict[str, Tensor]], float]:
+    """G of every projection by autograd: one sample, full logits, the weights' own gradients."""
+    model = checkpoint.model
+    model.requires_grad_(True)
+    ids = torch.tensor([encoded.input_ids])
+    logits = model(input_ids=ids).logits[0]
+    places = range(max(1, encoded.prompt_tokens), encoded.prompt_tokens + encoded.response_tokens)
+    loss = torch.stack([F.cross_entropy(logits[at - 1], ids[0, at]) for at in places]).mean()
+    found = []
+    for layer in attention_projections(checkpoint):
+        own: dict[str, Tensor] = {}
+        for name, module in layer.layers.items():
+            weight: Any = module.weight
+            (gradient,) = torch.autograd.grad(loss, [weight], retain_graph=True)
+            if type(module).__name__ == "Conv1D":
+                gradient = gradient.T
+            for part, rows in layer.split(name, gradient.T[None]):
+                own[part] = rows[0].T
+        found.append(own)
+    model.requires_grad_(False)
+    return found, float(loss.detach())
+
+
+def cosine(one: Tensor, other: Tensor) -> float:
+    return float(F.cosine_similarity(one.flatten().double(), other.flatten().double(), dim=0))
+
+
+@pytest.mark.parametrize("family", ["qwen2", *FAMILIES, "qwen3_vl", "llava", "gemma3"])
+def test_spectra_are_those_of_autograds_gradients(tmp_path: Path, family: str) -> None:
+    checkpoint = made(tmp_path / "model", family)
+    batch = encoded_samples(checkpoint)
+    found, losses = spectra_of(checkpoint, batch)
+    assert not any(parameter.requires_grad for parameter in checkpoint.model.parameters())
+    for encoded, spectra, loss in zip(batch, found, losses, strict=True):
+        expected, by_autograd = whole_gradients(checkpoint, encoded)
+        assert float(loss) == pytest.approx(by_autograd, rel=1e-4)
+        for layer, own in enumerate(expected):
+            for place, name in enumerate(PROJECTIONS):
+                values = torch.linalg.svdvals(own[name].double())
+                assert spectra.nuclear_norm[layer, place] == pytest.approx(float(values.sum()), rel=1e-4)
+                assert spectra.effective_rank[layer, place] == pytest.approx(float(effective_rank(values)), rel=1e-3)
+                rank = min(int(spectra.rows[layer, place]), *own[name].shape)
+                assert spectra.effective_rank[layer, place] <= rank * (1 + 1e-6)
+                if layer:
+                    below = expected[layer - 1][name]
+                    assert spectra.adjacent[layer - 1, place] == pytest.approx(cosine(below, own[name]), abs=1e-4)
+            for place, (one, other) in enumerate((("q", "o"), ("k", "v"))):
+                if own[one].shape == own[other].shape:
+                    assert spectra.same_layer[layer, place] == pytest.approx(cosine(own[one], own[other]), abs=1e-4)
+                else:
+                    assert spectra.same_layer[layer, place].isnan()
+
+
+def test_neither_batches_nor_padding_matter(tmp_path: Path) -> None:
+    checkpoint = made(tmp_path / "model", "qwen2")
+    batch = encoded_samples(checkpoint, 6)
+    together, _ = spectra_of(checkpoint, batch)
+    for encoded, spectra in zip(batch, together, strict=True):
+        (alone,), _ = spectra_of(checkpoint, [encoded])
+        torch.testing.assert_close(spectra.nuclear_norm, alone.nuclear_norm, rtol=1e-4, atol=0)
+        torch.testing.assert_close(spectra.effective_rank, alone.effective_rank, rtol=1e-3, atol=0)
+        assert torch.equal(spectra.rows, alone.rows)
+
+
+def test_prompt_rows_count_in_lower_layers_and_not_in_the_last(tmp_path: Path) -> None:
+    checkpoint = made(tmp_path / "model", "llama")
+    (encoded,) = encoded_samples(checkpoint)[1:2]
+    ((spectra,), _) = spectra_of(checkpoint, [encoded])
+    last, first = spectra.rows[-1], spectra.rows[0]
+    # What follows the last layer's o and q looks at labelled positions alone; k and v are looked at by these.
+    assert last[0] == last[3] == encoded.response_tokens
+    assert last[1] == last[2] == len(encoded) - 2
+    # The first position has nothing but itself to look at: how it asks does not matter.
+    assert first.tolist() == [len(encoded) - 3, *[len(encoded) - 2] * 3]
+
+
+def test_effective_rank() -> None:
+    assert effective_rank(torch.ones(7)) == pytest.approx(7.0)
+    assert effective_rank(torch.tensor([3.0, 0.0, 0.0])) == pytest.approx(1.0)
+    assert effective_rank(torch.zeros(3)).isnan()
+
+
+def test_an_unknown_kind_of_attention_is_refused(tmp_path: Path) -> None:
+    checkpoint = made(tmp_path / "model", "llama")
+    decoder: Any = checkpoint.decoder
+    layer = decoder.layers[1].self_attn
+    layer.strange, layer.q_proj = layer.q_proj, torch.nn.Identity()
+    with pytest.raises(AttentionError, match=r"layer 1 .*has .*strange"):
+        attention_projections(checkpoint)
