@@ -9,6 +9,9 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+# Dagster's own API for one partition at a time asks the event log for all of them at every call.
+from dagster._core.execution.context.metadata_logging import AssetMetadataHandle, OutputMetadataAccumulator
+
 from curation_assets.reports.text import escape_cell
 from curation_assets.running_settings import Freshness
 from curation_assets.tables import Table
@@ -59,3 +62,26 @@ def facts_table(facts: Mapping[str, object]) -> dg.MetadataValue[Any]:
 def finite(frame: pl.DataFrame, column: str) -> list[float]:
     """The finite values of a column, for a plot."""
     return [float(value) for value in frame[column].drop_nulls().to_list() if abs(value) < float("inf")]
+
+
+def tell_partitions(
+    context: dg.AssetExecutionContext, asset_key: dg.AssetKey, metadata: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Say of every partition of a run what its materialization shows: `add_asset_metadata` for all of them at once.
+
+    One at a time takes time that grows with the square of the partitions
+    (tests/pipeline/test_partition_metadata.py holds the two against each other).
+
+    Args:
+        context: the running asset's.
+        asset_key: of the asset, or of one of several.
+        metadata: by partition, all of which the run materializes.
+    """
+    step = context.get_step_execution_context()
+    told = {
+        AssetMetadataHandle(asset_key=asset_key, partition_key=partition): dict(values)
+        for partition, values in metadata.items()
+    }
+    both = dict(step._metadata_accumulator.per_output_metadata)
+    both.update(told)
+    step._metadata_accumulator = OutputMetadataAccumulator(per_output_metadata=both)

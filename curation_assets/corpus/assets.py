@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from curation_assets import tables
-from curation_assets.asset_metadata import OWNERS, column_schema, markdown_table
+from curation_assets.asset_metadata import OWNERS, column_schema, markdown_table, tell_partitions
 from curation_assets.corpus.many_shards import ingest_shards
 from curation_assets.fingerprints import CORPUS_VERSION
 from curation_assets.partitions import SHARDS
@@ -58,8 +58,10 @@ def corpus(
     """Read landing files into samples and rejected rows; nothing that arrives disappears."""
     unaccounted: list[str] = []
     unreadable: list[tuple[str, str]] = []
-    with track("reading shards", len(context.partition_keys)) as advance:
-        shards = context.partition_keys
+    shards = context.partition_keys
+    accepted: dict[str, dict[str, Any]] = {}
+    rejected: dict[str, dict[str, Any]] = {}
+    with track("reading shards", len(shards)) as advance:
         for shard, ingested in zip(shards, ingest_shards(workspace, shards), strict=True):
             found = ingested.account
             if not found.balanced:
@@ -67,24 +69,24 @@ def corpus(
             if ingested.file_problem:
                 unreadable.append((shard, ingested.file_problem))
             shared = {"fingerprint": ingested.fingerprint, "content_digest": ingested.content_digest}
-            accepted = shared | {
+            accepted[shard] = shared | {
                 "dagster/partition_row_count": found.candidates_accepted,
                 "rows_in": found.rows_in,
                 "format": ingested.format,
             }
-            rejected: dict[str, Any] = shared | {"dagster/partition_row_count": sum(ingested.reasons.values())}
+            rejected[shard] = shared | {"dagster/partition_row_count": sum(ingested.reasons.values())}
             if ingested.reasons:
-                rejected["reasons"] = markdown_table(("reason", "rows"), ingested.reasons.items())
-            context.add_asset_metadata(accepted, asset_key=RAW_CORPUS_KEY, partition_key=shard)
-            context.add_asset_metadata(rejected, asset_key=REJECTED_ROWS_KEY, partition_key=shard)
+                rejected[shard]["reasons"] = markdown_table(("reason", "rows"), ingested.reasons.items())
             advance(1)
+    tell_partitions(context, RAW_CORPUS_KEY, accepted)
+    tell_partitions(context, REJECTED_ROWS_KEY, rejected)
     yield dg.MaterializeResult(
         asset_key=RAW_CORPUS_KEY,
         check_results=[
             dg.AssetCheckResult(
                 check_name="rows_accounted_for",
                 passed=not unaccounted,
-                metadata={"shards": len(context.partition_keys), "not_accounted_for": unaccounted},
+                metadata={"shards": len(shards), "not_accounted_for": unaccounted},
             ),
             dg.AssetCheckResult(
                 check_name="files_readable",

@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 
 from curation_assets import tables
-from curation_assets.asset_metadata import OWNERS, column_schema, markdown_table, row_count
+from curation_assets.asset_metadata import OWNERS, column_schema, markdown_table, row_count, tell_partitions
 from curation_assets.corpus.assets import RAW_CORPUS_KEY
 from curation_assets.corpus.ingest import present_shards
 from curation_assets.corpus_settings import CorpusFilters
@@ -46,10 +46,12 @@ def _quality_asset() -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
     ) -> dg.MaterializeResult[Any]:
         shards = context.partition_keys
+        told = {}
         with track("checking shards", len(shards)) as advance:
             for shard, checked in zip(shards, check_shards(workspace, shards), strict=True):
-                context.add_asset_metadata(row_count(len(checked), partitioned=True), partition_key=shard)
+                told[shard] = row_count(len(checked), partitioned=True)
                 advance(1)
+        tell_partitions(context, context.asset_key, told)
         return dg.MaterializeResult()
 
     return sample_quality

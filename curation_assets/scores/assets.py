@@ -7,7 +7,15 @@ import dagster as dg
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.asset_metadata import OWNERS, column_schema, finite, freshness_policy, markdown_table, row_count
+from curation_assets.asset_metadata import (
+    OWNERS,
+    column_schema,
+    finite,
+    freshness_policy,
+    markdown_table,
+    row_count,
+    tell_partitions,
+)
 from curation_assets.conditions import FOLLOW_UPSTREAM
 from curation_assets.fingerprints import scores_key
 from curation_assets.partitions import SHARDS
@@ -83,17 +91,18 @@ def score_assets(workspace: Workspace, target: Target) -> list[dg.AssetsDefiniti
         context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
     ) -> Iterator[dg.MaterializeResult[Any]]:
         scored: list[ShardScores] = []
+        told = {}
         with track(f"{target.name}: scoring shards", len(context.partition_keys)) as advance:
             shards = context.partition_keys
             for shard, result in zip(shards, score_shards(workspace, target, shards), strict=True):
                 scored.append(result)
-                metadata = {
+                told[shard] = {
                     "dagster/partition_row_count": result.rows,
                     "scored": result.scored,
                     "without_score": markdown_table(("reason", "samples"), result.without_score.items()),
                 }
-                context.add_asset_metadata(metadata, asset_key=sample_key, partition_key=shard)
                 advance(1)
+        tell_partitions(context, sample_key, told)
         if step_scores_key(target) in keys:
             yield dg.MaterializeResult(asset_key=step_scores_key(target))
         yield dg.MaterializeResult(asset_key=sample_key, check_results=_checks(scored))

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from curation_assets import tables
-from curation_assets.asset_metadata import OWNERS, column_schema, markdown_table
+from curation_assets.asset_metadata import OWNERS, column_schema, markdown_table, tell_partitions
 from curation_assets.checkpoints.assets import measured_checkpoint_key, perturbation_key_of
 from curation_assets.corpus.assets import RAW_CORPUS_KEY
 from curation_assets.fingerprints import SEGMENTED_SIGNALS, SIGNAL_VERSIONS
@@ -55,14 +55,15 @@ def signal_assets(target: Target) -> list[dg.AssetsDefinition]:
             for signal, record in records.items():
                 broken[signal] += non_finite(record.without_value)
         left = len(context.partition_keys) - len(finished)
-        for record in (record for records in finished for record in records.values()):
-            key = signal_key(target, record.signal)
-            if left:
-                # A result would speak for the whole range: only what is finished is said to be there.
-                event = dg.AssetMaterialization(key, metadata=_metadata(record), partition=record.shard)
-                context.log_event(event)
-            else:
-                context.add_asset_metadata(_metadata(record), asset_key=key, partition_key=record.shard)
+        for signal in selected:
+            key = signal_key(target, signal)
+            told = {records[signal].shard: _metadata(records[signal]) for records in finished}
+            if not left:
+                tell_partitions(context, key, told)
+                continue
+            # A result would speak for the whole range: only what is finished is said to be there.
+            for shard, metadata in told.items():
+                context.log_event(dg.AssetMaterialization(key, metadata=metadata, partition=shard))
         if left:
             context.log.warning(f"stopped at a limit (limits in curation.yaml): {left} shards are left due")
             return

@@ -6,7 +6,7 @@ import dagster as dg
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.asset_metadata import OWNERS, column_schema
+from curation_assets.asset_metadata import OWNERS, column_schema, tell_partitions
 from curation_assets.corpus.assets import RAW_CORPUS_KEY
 from curation_assets.fingerprints import SEGMENTATION_VERSION
 from curation_assets.partitions import SHARDS
@@ -33,19 +33,18 @@ def segmented_steps(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult[Any]:
     """Cut every response into steps and an answer, by characters."""
+    told = {}
     with track("segmenting shards", len(context.partition_keys)) as advance:
         for shard in context.partition_keys:
             steps = segment_shard(workspace, shard)
             spans = steps.filter(pl.col("kind") == "step")
-            context.add_asset_metadata(
-                {
-                    "dagster/partition_row_count": len(steps),
-                    "samples": steps["sample_id"].n_unique(),
-                    "steps": len(spans),
-                    "answers": len(steps) - len(spans),
-                    "merged_samples": steps.filter("merged")["sample_id"].n_unique(),
-                },
-                partition_key=shard,
-            )
+            told[shard] = {
+                "dagster/partition_row_count": len(steps),
+                "samples": steps["sample_id"].n_unique(),
+                "steps": len(spans),
+                "answers": len(steps) - len(spans),
+                "merged_samples": steps.filter("merged")["sample_id"].n_unique(),
+            }
             advance(1)
+    tell_partitions(context, context.asset_key, told)
     return dg.MaterializeResult()
