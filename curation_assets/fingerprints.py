@@ -46,6 +46,7 @@ SIGNAL_VERSIONS: dict[SignalName, int] = {
     "step_gradient_trajectories": 1,
     "base_likelihoods": 1,
     "perturbed_losses": 1,
+    "gradient_spectra": 1,
 }
 SIGMA_VERSION = 1
 SCORES_VERSION = 2

@@ -27,6 +27,7 @@ SignalName = Literal[
     "step_gradient_trajectories",
     "base_likelihoods",
     "perturbed_losses",
+    "gradient_spectra",
 ]
 
 

@@ -194,6 +194,25 @@ PERTURBED_LOSSES = _signal(
     },
 )
 
+
+def _by_layer(inner: type[pl.DataType] | pl.DataType, meaning: str) -> Column:
+    return Column(pl.List(pl.List(inner)), f"{meaning}; null if not measured", nullable=True)
+
+
+GRADIENT_SPECTRA = _signal(
+    "gradient_spectra",
+    "singular values of each response's gradient, summed up by layer and projection q, k, v, o (arXiv 2504.10766)",
+    {
+        "loss": Column(pl.Float64, "mean NLL of the response, whose gradient it is", "nats", nullable=True),
+        "nuclear_norm": _by_layer(pl.Float32, "N [L][4], the sum of the singular values"),
+        "effective_rank": _by_layer(pl.Float32, "R [L][4], exp of their entropy; null of a gradient that is zero"),
+        "rows": _by_layer(pl.Int32, "T [L][4], positions that a gradient reaches"),
+        "largest_rank": _by_layer(pl.Int32, "min(T, d_out, d_in) [L][4], which R cannot exceed"),
+        "same_layer": _by_layer(pl.Float32, "cosines of q with o and of k with v [L][2]; null where shapes differ"),
+        "adjacent": _by_layer(pl.Float32, "cosine of each projection with that of the layer above [L-1][4]"),
+    },
+)
+
 SIGNAL_TABLES = {
     table.name: table
     for table in (
@@ -211,5 +230,6 @@ SIGNAL_TABLES = {
         STEP_GRADIENT_TRAJECTORIES,
         BASE_LIKELIHOODS,
         PERTURBED_LOSSES,
+        GRADIENT_SPECTRA,
     )
 }

@@ -266,7 +266,7 @@ def _tokens_run(
         perturbed = _perturbed_tokens(encoded, perturbation)
         request = replace(request, perturbed=False)
     wanted = narrowed(request, describe(encoded, 0))
-    own = replace(wanted.here, unconditional=False) != Request()
+    own = (replace(wanted.here, unconditional=False, spectra=False) != Request()) + wanted.spectra
     return (
         len(encoded) * (own + wanted.base_likelihoods + checkpoints * wanted.along) + perturbed,
         encoded.response_tokens if wanted.unconditional else 0,

@@ -72,6 +72,7 @@ def request_for(target: Target, signals: Collection[SignalName]) -> Request:
         trajectory="loss_trajectories" in signals,
         trajectory_gradients=target.proxy if "step_gradient_trajectories" in signals else None,
         base_likelihoods="base_likelihoods" in signals,
+        spectra="gradient_spectra" in signals,
         perturbed="perturbed_losses" in signals,
         embeddings=frozenset(pooling for pooling, name in POOLINGS.items() if name in signals),
     )
@@ -219,6 +220,25 @@ def _perturbed_losses(results: Sequence[SampleSignals]) -> Rows:
     return rows
 
 
+def _gradient_spectra(results: Sequence[SampleSignals]) -> Rows:
+    rows = []
+    for result in results:
+        found = result.spectra
+        flags = _flags_without_segments(result, missing=found is None)
+        if found is None and not result.labels and not flags:
+            flags.append("single_token_response")
+        rows.append(
+            {
+                "sample_id": result.sample_id,
+                "response_tokens": result.response_tokens,
+                "tokens": 0 if found is None and NON_FINITE not in flags else result.tokens,
+                "flags": flags,
+            }
+            | ({} if found is None else asdict(found))
+        )
+    return rows
+
+
 def _embeddings(pooling: Pooling, results: Sequence[SampleSignals]) -> Rows:
     rows = []
     for result in results:
@@ -278,6 +298,7 @@ SIGNALS: dict[SignalName, Signal] = {
     "base_likelihoods": Signal(
         tables.BASE_LIKELIHOODS, "base_nll", partial(_elsewhere, "base_nll", lambda result: result.base_nll)
     ),
+    "gradient_spectra": Signal(tables.GRADIENT_SPECTRA, "nuclear_norm", _gradient_spectra),
     **{
         name: Signal(tables.SIGNAL_TABLES[name], "vector", partial(_embeddings, pooling))
         for pooling, name in POOLINGS.items()

@@ -123,7 +123,7 @@ def find_strength(workspace: Workspace, target: Target) -> dict[str, Any]:
 
 def tokens_run(result: SampleSignals) -> int:
     """Tokens that were run through models for a sample, in all passes."""
-    return result.tokens + result.unconditional_tokens + result.elsewhere_tokens
+    return result.tokens + result.unconditional_tokens + result.backward_tokens + result.elsewhere_tokens
 
 
 def measure_shards(

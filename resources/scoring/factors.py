@@ -36,32 +36,27 @@ class ResponseLabels:
         positions: position of the hidden state that predicts it [N].
         targets: the token [N].
         counts: labels of every sample [B].
-        reach: of every sample, one past the last position that any gradient reaches [B].
     """
 
     rows: Tensor
     positions: Tensor
     targets: Tensor
-    counts: Sequence[int]
-    reach: Sequence[int]
+    counts: Tensor
+
+
+def reaches(batch: Sequence[Encoded]) -> list[int]:
+    """Of every sample, one past the last position that a gradient reaches: what predicts the response's last token."""
+    return [encoded.prompt_tokens + encoded.response_tokens - 1 for encoded in batch]
 
 
 def response_labels(batch: Sequence[Encoded], device: torch.device) -> ResponseLabels:
     """Labels of the responses' tokens, EOS not among them; a first token that nothing predicts is left out."""
-    rows: list[int] = []
-    positions: list[int] = []
-    targets: list[int] = []
-    counts: list[int] = []
-    reach: list[int] = []
-    for row, encoded in enumerate(batch):
-        begin, end = max(1, encoded.prompt_tokens), encoded.prompt_tokens + encoded.response_tokens
-        rows += [row] * (end - begin)
-        positions += range(begin - 1, end - 1)
-        targets += encoded.input_ids[begin:end]
-        counts.append(end - begin)
-        reach.append(end - 1)
-    made = [torch.tensor(one, dtype=torch.long, device=device) for one in (rows, positions, targets)]
-    return ResponseLabels(made[0], made[1], made[2], counts, reach)
+    spans = [range(max(1, one.prompt_tokens), reach + 1) for one, reach in zip(batch, reaches(batch), strict=True)]
+    rows = [row for row, span in enumerate(spans) for _ in span]
+    positions = [at - 1 for span in spans for at in span]
+    targets = [one.input_ids[at] for one, span in zip(batch, spans, strict=True) for at in span]
+    made = [torch.tensor(one, device=device) for one in (rows, positions, targets, list(map(len, spans)))]
+    return ResponseLabels(*made)
 
 
 def backward(
@@ -87,7 +82,7 @@ def backward(
         Each sample's mean loss [B] in fp32, in nats.
     """
     labels = response_labels(batch, checkpoint.device)
-    counts = torch.tensor(labels.counts, device=checkpoint.device)
+    counts = labels.counts
     with hooked(layers, take), started_at_embeddings(checkpoint), torch.enable_grad():
         hidden: Tensor = checkpoint.decoder(**collate(batch, checkpoint.device), use_cache=False).last_hidden_state
         with torch.no_grad():

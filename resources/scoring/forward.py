@@ -16,6 +16,7 @@ from resources.scoring.batching import plan_batches
 from resources.scoring.collating import batch_key
 from resources.scoring.encoding import Encoder
 from resources.scoring.errors import ScoringError
+from resources.scoring.gradient_pass import SHARE
 from resources.scoring.head import StreamedHead
 from resources.scoring.loading import Checkpoint
 from resources.scoring.measuring import describe, measure_batch, narrowed, needed
@@ -94,7 +95,8 @@ class ForwardPass:
         for wanted, items in groups.items():
             lengths = [len(encoded) for encoded, _ in items]
             keys = [batch_key(encoded) for encoded, _ in items]
-            for batch in plan_batches(lengths, self.batch_tokens, keys):
+            budget = max(1, self.batch_tokens // SHARE) if wanted.spectra else self.batch_tokens
+            for batch in plan_batches(lengths, budget, keys):
                 yield from self._run([items[position] for position in batch], wanted)
 
     def _run(self, batch: list[tuple[Encoded, SampleSignals]], request: Request) -> Iterator[list[SampleSignals]]:

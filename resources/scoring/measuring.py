@@ -17,6 +17,7 @@ from torch import Tensor
 
 from resources.scoring.collating import collate
 from resources.scoring.embeddings import pool
+from resources.scoring.gradient_pass import add_spectra
 from resources.scoring.head import StreamedHead, TokenStatistics
 from resources.scoring.labels import Labels, SampleLabels, label_batch, segment_order
 from resources.scoring.loading import Checkpoint
@@ -80,6 +81,8 @@ def narrowed(request: Request, described: SampleSignals) -> Request:
         return Request()
     if (request.step_gradients or request.trajectory_gradients) and not _has_gradients(described):
         request = replace(request, step_gradients=None, trajectory_gradients=None)
+    if request.spectra and not described.labels:
+        request = replace(request, spectra=False)
     if request.unconditional and described.response_tokens < LEAST_TOKENS:
         request = replace(request, unconditional=False)
     if described.prefix_flags:
@@ -102,7 +105,13 @@ def measure_batch(
     described: Sequence[SampleSignals],
     request: Request,
 ) -> list[SampleSignals]:
-    """Run a batch, a second time without prompts if that is asked for; see `_measure`."""
+    """Run a batch, again there and back or without prompts if that is asked for; see `_measure`."""
+    if request.spectra:
+        given = replace(request, spectra=False)
+        results = list(described)
+        if given != Request():
+            results = measure_batch(checkpoint, head, batch, described, given)
+        return add_spectra(checkpoint, head, batch, results)
     if not request.unconditional:
         return _measure(checkpoint, head, batch, described, request)
     given = replace(request, unconditional=False)

@@ -172,6 +172,8 @@ class Request:
             (`resources.scoring.unconditional`).
         prefix_losses: mean NLL of the response's first tokens. Alone, no more than these are run; together with
             another signal they are read off its pass.
+        spectra: what the singular values of every attention projection's gradient say: a pass of its own, with its
+            way back (`resources.scoring.spectra`).
         trajectory: mean NLL of the response at every checkpoint of `PassSpec.trajectory`: a pass at each
             (`resources.trajectory`; a single pass knows nothing of it).
         trajectory_gradients: GRACE's Gram matrix under this proxy at every such checkpoint, or None: likewise.
@@ -187,6 +189,7 @@ class Request:
     token_likelihoods: bool = False
     unconditional: bool = False
     prefix_losses: PrefixWindows | None = None
+    spectra: bool = False
     trajectory: bool = False
     trajectory_gradients: Proxy | None = None
     base_likelihoods: bool = False
@@ -214,6 +217,32 @@ class StepGradients:
 
     gram: list[float]
     norms: list[float]
+
+
+@dataclass(frozen=True)
+class GradientSpectra:
+    """What the singular values of a sample's gradients say (arXiv 2504.10766): see `resources.scoring.spectra`.
+
+    Lists by layer, first to last, then by projection: q, k, v, o. None where a gradient is zero, or where shapes that
+    would be compared do not agree.
+
+    Attributes:
+        loss: mean NLL of the response, whose gradient it is, in nats.
+        nuclear_norm: N [L][4].
+        effective_rank: R [L][4].
+        rows: T [L][4], positions that a gradient reaches.
+        largest_rank: min(T, d_out, d_in) [L][4], which R cannot exceed.
+        same_layer: cosines of q with o and of k with v [L][2].
+        adjacent: cosine of each projection with that of the layer above [L-1][4].
+    """
+
+    loss: float
+    nuclear_norm: list[list[float]]
+    effective_rank: list[list[float | None]]
+    rows: list[list[int]]
+    largest_rank: list[list[int]]
+    same_layer: list[list[float | None]]
+    adjacent: list[list[float | None]]
 
 
 @dataclass(frozen=True)
@@ -288,6 +317,8 @@ class SampleSignals:
             one is missing if nothing stands before it.
         unconditional_nll: mean -log p of the response's second to last token, given the response's own tokens only.
         unconditional_tokens: tokens run for it.
+        spectra: see `GradientSpectra`.
+        backward_tokens: tokens run for it, there and back.
         prefix_nll: mean -log p, in nats, by window length.
         trajectory: mean -log p of the response at each checkpoint of a trajectory, in nats.
         trajectory_gradients: see `StepGradients`, at each checkpoint of a trajectory.
@@ -315,6 +346,8 @@ class SampleSignals:
     token_nll: npt.NDArray[np.float32] | None = None
     unconditional_nll: float | None = None
     unconditional_tokens: int = 0
+    spectra: GradientSpectra | None = None
+    backward_tokens: int = 0
     prefix_nll: dict[int, float] | None = None
     trajectory: list[float] | None = None
     trajectory_gradients: list[StepGradients] | None = None
@@ -322,3 +355,8 @@ class SampleSignals:
     base_nll: float | None = None
     perturbed: PerturbedSignals | None = None
     elsewhere_tokens: int = 0
+
+    @property
+    def labels(self) -> int:
+        """Tokens of the response that something stands before."""
+        return self.response_tokens - (not self.prompt_tokens)

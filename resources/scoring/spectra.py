@@ -34,16 +34,30 @@ class Spectra:
     Attributes:
         nuclear_norm: N [L, 4] of q, k, v, o.
         effective_rank: R [L, 4].
-        rows: T [L, 4], positions with a gradient: R is at most min(T, d_out, d_in).
+        rows: T [L, 4], positions with a gradient.
+        largest_rank: min(T, d_out, d_in) [L, 4], which R cannot exceed.
         same_layer: cosines of q with o, and of k with v [L, 2].
         adjacent: cosine of each projection with that of the layer above [L-1, 4].
+        finite: whether all gradients were; if not, the others are not to be looked at.
     """
 
     nuclear_norm: Tensor
     effective_rank: Tensor
     rows: Tensor
+    largest_rank: Tensor
     same_layer: Tensor
     adjacent: Tensor
+    finite: bool = True
+
+    @classmethod
+    def blank(cls, depth: int) -> Spectra:
+        """Of so many layers, with nothing in it yet."""
+
+        def nan(rows: int, columns: int) -> Tensor:
+            return torch.full((rows, columns), torch.nan, dtype=torch.float64)
+
+        four = [nan(depth, 4) for _ in range(4)]
+        return cls(four[0], four[1], four[2], four[3], nan(depth, 2), nan(max(0, depth - 1), 4))
 
 
 def effective_rank(values: Tensor) -> Tensor:
@@ -71,6 +85,11 @@ class Factor:
     def shape(self) -> tuple[int, int]:
         """Of G."""
         return self.gradients.shape[1], self.inputs.shape[1]
+
+    @property
+    def finite(self) -> bool:
+        """Whether X and D hold no NaN and no Inf."""
+        return bool(self.inputs.isfinite().all() and self.gradients.isfinite().all())
 
     def rows(self) -> int:
         """T: rows of D that are not zero, but for what rounding leaves of those that are."""
@@ -112,15 +131,7 @@ class SpectraOfBatch:
     _shared: tuple[Tensor, list[tuple[Tensor, Tensor | None]]] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        depth = len(self.projections)
-
-        def blank(*shape: int) -> Tensor:
-            return torch.full(shape, torch.nan, dtype=torch.float64)
-
-        self.spectra = [
-            Spectra(blank(depth, 4), blank(depth, 4), blank(depth, 4), blank(depth, 2), blank(max(0, depth - 1), 4))
-            for _ in self.reach
-        ]
+        self.spectra = [Spectra.blank(len(self.projections)) for _ in self.reach]
 
     def take(self, name: str, inputs: Tensor, gradients: Tensor) -> None:
         """Take a layer's factors; its name is `NUMBER.PROJECTION`."""
@@ -138,7 +149,7 @@ class SpectraOfBatch:
             made = []
             for x, n in zip(inputs, self.reach, strict=True):
                 own = x[:n].float()
-                pays = n < own.shape[1]
+                pays = n < own.shape[1] and bool(own.isfinite().all())
                 made.append((own, torch.linalg.qr(own.T, mode="r").R if pays else None))
             self._shared = (inputs, made)
         return self._shared[1]
@@ -149,10 +160,15 @@ class SpectraOfBatch:
         for sample, spectra in enumerate(self.spectra):
             for place, projection in enumerate(PROJECTIONS):
                 factor = self._arrived[projection][sample]
+                if not factor.finite:
+                    # No decomposition of it: what is said of the sample is that.
+                    spectra.finite = False
+                    continue
                 values = factor.singular_values().double().cpu()
                 spectra.nuclear_norm[layer, place] = values.sum()
                 spectra.effective_rank[layer, place] = effective_rank(values)
-                spectra.rows[layer, place] = factor.rows()
+                spectra.rows[layer, place] = rows = factor.rows()
+                spectra.largest_rank[layer, place] = min(rows, *factor.shape)
                 norms[sample, place] = values.square().sum().sqrt()
             self._cosines(layer, sample, norms[sample])
         self._above, self._arrived = self._arrived, {}

@@ -33,6 +33,7 @@ OTHER_PASSES = (
     "step_gradient_trajectories",
     "base_likelihoods",
     "perturbed_losses",
+    "gradient_spectra",
 )
 PASS_SIGNALS = tuple(signal for signal in SIGNALS if signal not in OTHER_PASSES)
 """All signals of one pass over a language model, of its weights as they are."""

@@ -25,7 +25,7 @@ from transformers import (
 
 from resources.scoring.attention_layers import PROJECTIONS, AttentionError, attention_projections
 from resources.scoring.encoding import Encoder
-from resources.scoring.factors import backward
+from resources.scoring.factors import backward, reaches
 from resources.scoring.head import StreamedHead
 from resources.scoring.loading import Checkpoint, load_checkpoint
 from resources.scoring.samples import Encoded
@@ -83,7 +83,7 @@ def encoded_samples(checkpoint: Checkpoint, count: int = 5, seed: int = 1) -> li
 def spectra_of(checkpoint: Checkpoint, batch: list[Encoded]) -> tuple[list[Spectra], Tensor]:
     projections = attention_projections(checkpoint)
     layers = {f"{n}.{name}": one for n, layer in enumerate(projections) for name, one in layer.layers.items()}
-    taker = SpectraOfBatch(projections, [len(encoded) - 1 for encoded in batch])
+    taker = SpectraOfBatch(projections, reaches(batch))
     losses = backward(checkpoint, StreamedHead(checkpoint.head), batch, layers, taker.take)
     return taker.spectra, losses
 
@@ -129,7 +129,8 @@ def test_spectra_are_those_of_autograds_gradients(tmp_path: Path, family: str) -
                 values = torch.linalg.svdvals(own[name].double())
                 assert spectra.nuclear_norm[layer, place] == pytest.approx(float(values.sum()), rel=1e-4)
                 assert spectra.effective_rank[layer, place] == pytest.approx(float(effective_rank(values)), rel=1e-3)
-                rank = min(int(spectra.rows[layer, place]), *own[name].shape)
+                rank = spectra.largest_rank[layer, place]
+                assert rank == min(int(spectra.rows[layer, place]), *own[name].shape)
                 assert spectra.effective_rank[layer, place] <= rank * (1 + 1e-6)
                 if layer:
                     below = expected[layer - 1][name]

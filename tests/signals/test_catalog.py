@@ -148,6 +148,7 @@ def test_a_request_asks_for_nothing_but_the_signals() -> None:
         trajectory=True,
         trajectory_gradients="lm_head",
         base_likelihoods=True,
+        spectra=True,
         perturbed=True,
     )
 
