@@ -85,15 +85,18 @@ def backward(
     counts = labels.counts
     with hooked(layers, take), started_at_embeddings(checkpoint), torch.enable_grad():
         hidden: Tensor = checkpoint.decoder(**collate(batch, checkpoint.device), use_cache=False).last_hidden_state
-        with torch.no_grad():
+        # As in a forward pass, which may have made the head's buffers.
+        with torch.inference_mode():
             states = hidden[labels.rows, labels.positions]
             statistics, _ = head.run(states, labels.targets, (), statistics=True, uncertainty=False)
             shares = head.token_gradients(states, labels.targets) / counts[labels.rows].unsqueeze(1)
+        with torch.no_grad():
             gradient = torch.zeros_like(hidden)
             gradient[labels.rows, labels.positions] = shares.to(hidden.dtype)
         hidden.backward(gradient)
     losses = torch.zeros(len(batch), device=checkpoint.device)
-    return losses.index_add_(0, labels.rows, statistics.nll) / counts
+    with torch.no_grad():
+        return losses.index_add_(0, labels.rows, statistics.nll) / counts
 
 
 @contextmanager

@@ -37,7 +37,12 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def qwen2(
-    vocabulary: int = 32_000, hidden: int = 512, layers: int = 8, intermediate: int = 1408, context: int = 32_768
+    vocabulary: int = 32_000,
+    hidden: int = 512,
+    layers: int = 8,
+    intermediate: int = 1408,
+    context: int = 32_768,
+    key_value_heads: int | None = None,
 ) -> tuple[Any, Checkpoint]:
     """A Qwen2 of random weights, whole and taken apart; its tokenizer is not needed."""
     torch.manual_seed(0)
@@ -47,7 +52,7 @@ def qwen2(
         intermediate_size=intermediate,
         num_hidden_layers=layers,
         num_attention_heads=max(1, hidden // 64),
-        num_key_value_heads=max(1, hidden // 256),
+        num_key_value_heads=key_value_heads or max(1, hidden // 256),
         max_position_embeddings=context,
         tie_word_embeddings=True,
     )
@@ -60,6 +65,7 @@ def qwen2(
         device=torch.device("cpu"),
         max_length=context,
         vocabulary=vocabulary,
+        model=model,
     )
     return model, checkpoint
 

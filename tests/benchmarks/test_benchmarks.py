@@ -43,6 +43,7 @@ KEYS = {
     "registering": {"ticks", "slowest_tick_share", "page_ratio"},
     "gpu": {"mfu", "tokens_per_second", "max_relative_error_bf16"},
     "post_training": {"relative_average", "exact_match", "sound", "tokens_trained"},
+    "gradients": {"spectra_speedup", "spectra_max_relative_error"},
     "temp": {"early_exit_overhead", "eight_checkpoints_ratio", "perturb_restore_over_copy"},
 }
 NEED_DATA = {"forward", "scaling"}

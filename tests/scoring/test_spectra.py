@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,12 @@ from transformers import (
 from resources.scoring.attention_layers import PROJECTIONS, AttentionError, attention_projections
 from resources.scoring.encoding import Encoder
 from resources.scoring.factors import backward, reaches
+from resources.scoring.forward import ForwardPass
+from resources.scoring.gradient_pass import add_spectra
 from resources.scoring.head import StreamedHead
 from resources.scoring.loading import Checkpoint, load_checkpoint
-from resources.scoring.samples import Encoded
+from resources.scoring.measuring import describe
+from resources.scoring.samples import Encoded, Request, Sample
 from resources.scoring.spectra import Spectra, SpectraOfBatch, effective_rank
 from tests.models import byte_tokenizer, write_tiny_gemma3, write_tiny_llava, write_tiny_model, write_tiny_qwen3_vl
 from tests.scoring.cases import make_sample, random_samples
@@ -178,3 +182,60 @@ def test_an_unknown_kind_of_attention_is_refused(tmp_path: Path) -> None:
     layer.strange, layer.q_proj = layer.q_proj, torch.nn.Identity()
     with pytest.raises(AttentionError, match=r"layer 1 .*has .*strange"):
         attention_projections(checkpoint)
+
+
+def test_the_pass_gives_spectra_beside_anything_else_and_says_what_it_ran(tmp_path: Path) -> None:
+    checkpoint = made(tmp_path / "model", "qwen2")
+    encoder = Encoder(
+        checkpoint.tokenizer, "auto", checkpoint.max_length, processor=None, vocabulary=checkpoint.vocabulary
+    )
+    samples = [
+        *random_samples(5, 2),
+        make_sample(["no answer here"], None, name="open"),
+        Sample("void", [{"role": "user", "content": "?"}], ""),
+    ]
+    alone = {one.sample_id: one for one in ForwardPass(checkpoint, encoder).measure(samples, Request(spectra=True))}
+    both = Request(spectra=True, likelihoods=True, unconditional=True)
+    for result in ForwardPass(checkpoint, encoder, batch_tokens=64).measure(samples, both):
+        other = alone[result.sample_id]
+        if result.sample_id == "void":
+            assert (result.spectra, other.spectra) == (None, None)
+            assert (result.tokens, result.backward_tokens, result.flags) == (0, 0, ["empty_response"])
+            continue
+        assert result.tokens == result.backward_tokens == other.tokens
+        assert other.backward_tokens == 0
+        assert result.spectra is not None
+        assert other.spectra is not None
+        assert result.likelihoods is not None
+        assert result.spectra.loss == pytest.approx(result.likelihoods.mean_nll, rel=1e-4)
+        for own, theirs in zip(result.spectra.nuclear_norm, other.spectra.nuclear_norm, strict=True):
+            assert own == pytest.approx(theirs, rel=1e-4)
+        assert result.spectra.rows == other.spectra.rows
+
+
+def test_a_sample_that_is_not_finite_spoils_no_other(tmp_path: Path) -> None:
+    checkpoint = made(tmp_path / "model", "qwen2")
+    whole = encoded_samples(checkpoint, 4)
+    bad = 90  # a token of no other sample
+    while any(bad in one.input_ids for one in whole):
+        bad += 1
+    broken = replace(whole[1], input_ids=[bad, *whole[1].input_ids[1:]])
+    with torch.no_grad():
+        checkpoint.model.get_input_embeddings().weight[bad] = torch.nan
+    batch = [whole[0], broken, *whole[2:]]
+    described = [describe(one, place) for place, one in enumerate(batch)]
+    found = add_spectra(checkpoint, StreamedHead(checkpoint.head), batch, described)
+    assert [one.spectra is None for one in found] == [False, True, False, False]
+    assert found[1].flags == ["non_finite"]
+    expected = add_spectra(checkpoint, StreamedHead(checkpoint.head), whole[:1], described[:1])
+    assert found[0].spectra is not None
+    assert expected[0].spectra is not None
+    for own, theirs in zip(found[0].spectra.nuclear_norm, expected[0].spectra.nuclear_norm, strict=True):
+        assert own == pytest.approx(theirs, rel=1e-4)
+
+
+def test_no_weights_gradient_is_made_and_no_hook_stays(tmp_path: Path) -> None:
+    checkpoint = made(tmp_path / "model", "qwen2")
+    spectra_of(checkpoint, encoded_samples(checkpoint, 2))
+    assert all(parameter.grad is None for parameter in checkpoint.model.parameters())
+    assert not any(module._forward_hooks for module in checkpoint.model.modules())
