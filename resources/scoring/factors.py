@@ -88,15 +88,15 @@ def backward(
         # As in a forward pass, which may have made the head's buffers.
         with torch.inference_mode():
             states = hidden[labels.rows, labels.positions]
-            statistics, _ = head.run(states, labels.targets, (), statistics=True, uncertainty=False)
-            shares = head.token_gradients(states, labels.targets) / counts[labels.rows].unsqueeze(1)
+            nll = torch.empty(len(states), device=states.device)
+            shares = head.token_gradients(states, labels.targets, nll) / counts[labels.rows].unsqueeze(1)
         with torch.no_grad():
             gradient = torch.zeros_like(hidden)
             gradient[labels.rows, labels.positions] = shares.to(hidden.dtype)
         hidden.backward(gradient)
     losses = torch.zeros(len(batch), device=checkpoint.device)
     with torch.no_grad():
-        return losses.index_add_(0, labels.rows, statistics.nll) / counts
+        return losses.index_add_(0, labels.rows, nll) / counts
 
 
 @contextmanager

@@ -194,12 +194,17 @@ class StreamedHead:
         sums.flush()
         return found, gradients
 
-    def token_gradients(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """u = (J * (p - y)) W of every label row [N, d] in fp32: a product with W for each row."""
+    def token_gradients(self, hidden: Tensor, targets: Tensor, nll: Tensor | None = None) -> Tensor:
+        """u = (J * (p - y)) W of every label row [N, d] in fp32: a product with W for each row.
+
+        If `nll` [N] is given, the rows' losses are written into it.
+        """
         result = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
         for start in range(0, len(hidden), self.rows):
             rows = slice(start, start + self.rows)
             chunk = self._chunk(hidden[rows], targets[rows], None, start)
+            if nll is not None:
+                nll[rows] = chunk.nll()
             weights = chunk.finish_residual()
             result[rows] = times_head(chunk.exponentials * weights.unsqueeze(1), self.head.weight)
         return result

@@ -105,9 +105,9 @@ class Factor:
         values: Tensor = torch.linalg.svdvals(small)
         return values
 
-    def dot(self, other: Factor) -> Tensor:
-        """<G, G'>: (D D'^T) and (X X'^T) multiplied elementwise and summed."""
-        products = (self.gradients @ other.gradients.T) * (self.inputs @ other.inputs.T)
+    def dot(self, other: Factor, inputs: Tensor) -> Tensor:
+        """<G, G'>: (D D'^T) and X X'^T, which is given, multiplied elementwise and summed."""
+        products: Tensor = torch.linalg.vecdot(self.gradients @ other.gradients.T, inputs)
         return products.sum(dtype=torch.float64)
 
 
@@ -175,16 +175,27 @@ class SpectraOfBatch:
         self._norms_above, self._shared = norms, None
 
     def _cosines(self, layer: int, sample: int, norms: Tensor) -> None:
-        spectra = self.spectra[sample]
-        for place, pair in enumerate(SAME_LAYER):
-            one, other = (self._arrived[name][sample] for name in pair)
-            if one.shape == other.shape:
-                scale = norms[PROJECTIONS.index(pair[0])] * norms[PROJECTIONS.index(pair[1])]
-                spectra.same_layer[layer, place] = one.dot(other).cpu() / scale
+        """Of a layer's projections with one another, and with those of the layer above."""
+        spectra, own = self.spectra[sample], {name: factors[sample] for name, factors in self._arrived.items()}
+        for place, (one, other) in enumerate(SAME_LAYER):
+            scale = norms[PROJECTIONS.index(one)] * norms[PROJECTIONS.index(other)]
+            spectra.same_layer[layer, place] = _cosine(own[one], own[other], scale, {})
         if self._norms_above is None:
             return
+        products: dict[tuple[int, int], Tensor] = {}
         for place, name in enumerate(PROJECTIONS):
-            one, other = self._arrived[name][sample], self._above[name][sample]
-            if one.shape == other.shape:
-                scale = norms[place] * self._norms_above[sample, place]
-                spectra.adjacent[layer, place] = one.dot(other).cpu() / scale
+            scale = norms[place] * self._norms_above[sample, place]
+            spectra.adjacent[layer, place] = _cosine(own[name], self._above[name][sample], scale, products)
+
+
+def _cosine(one: Factor, other: Factor, scale: Tensor, products: dict[tuple[int, int], Tensor]) -> Tensor:
+    """The cosine of two gradients whose norms' product is given; NaN where shapes differ.
+
+    Products X X'^T are kept in `products`: those of q, k and v are one.
+    """
+    if one.shape != other.shape:
+        return torch.tensor(torch.nan)
+    key = (one.inputs.data_ptr(), other.inputs.data_ptr())
+    if key not in products:
+        products[key] = one.inputs @ other.inputs.T
+    return one.dot(other, products[key]).cpu() / scale

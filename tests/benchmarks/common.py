@@ -152,14 +152,14 @@ def hardware() -> str:
     return f"{name}-{os.cpu_count()}-cpus"
 
 
-def finish(name: str, result: Mapping[str, object], options: argparse.Namespace) -> None:
-    """Print the result as the last line, and keep it if asked to."""
+def finish(name: str, result: Mapping[str, object], options: argparse.Namespace, part: str | None = None) -> None:
+    """Print the result as the last line, and keep it if asked to; `part`: what `--only` named."""
     line = json.dumps(result)
     if options.keep:
         RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-{name}-{hardware()}.json"
+        path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-{name}{f'-{part}' if part else ''}-{hardware()}.json"
         kept = {
-            "command": f"python -m tests.benchmarks.{name}",
+            "command": f"python -m tests.benchmarks.{name}" + (f" --only {part}" if part else ""),
             "hardware": hardware(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.gradients
 
-A Qwen2 of random weights with hidden size 1,024, 8 layers, intermediate size 2,816 and vocabulary 32,000; sequences of
+A Qwen2 of random weights with hidden size 1,024, 8 layers, intermediate size 2,816 and vocabulary 1,000; sequences of
 256 tokens of which all but the first are labels. One thread. The other side goes there and back for one sequence at a
 time with the gradients of q, k, v and o, and decomposes each with `torch.linalg.svd`; `svdvals` is the same without
 singular vectors.
@@ -86,8 +86,8 @@ def main() -> None:
     given = options.parse_args()
     torch.set_num_threads(given.threads or 1)
     hidden, layers, tokens = (64, 2, 32) if given.small else (1024, 8, 256)
-    model, checkpoint = qwen2(32_000, hidden, layers, hidden * 11 // 4, 4096, key_value_heads=max(1, hidden // 64))
-    batch = even_samples(given.batch, tokens, 8, 32_000)
+    model, checkpoint = qwen2(1_000, hidden, layers, hidden * 11 // 4, 4096, key_value_heads=max(1, hidden // 64))
+    batch = even_samples(given.batch, tokens, 8, 1_000)
     reference = naive(model, checkpoint, batch[0], torch.linalg.svdvals)
     error = largest_error(ours(checkpoint, batch)[0], reference)
     sides = {

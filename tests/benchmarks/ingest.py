@@ -110,29 +110,14 @@ def read_rounds(folder: Path, count: int, rounds: int, with_datatrove: bool) -> 
     return said
 
 
-def main() -> None:
-    """Run all sides and print what they took."""
-    options = parser(__doc__)
-    options.add_argument("--rows", type=int, help="rows to read; default 1,000,000, with --small 4,000")
-    options.add_argument("--no-datatrove", action="store_true", help="leave datatrove out: it needs pip and an index")
-    given = options.parse_args()
-    rows = given.rows or (4_000 if given.small else 1_000_000)
-    with tempfile.TemporaryDirectory(prefix="curation-ingest-") as name:
-        folder = Path(name)
-        said = read_rounds(folder, rows, given.rounds, not given.no_datatrove and not given.small)
-        seconds = {side: [one["seconds"] for one in answers] for side, answers in said.items()}
-        shards = 10 if given.small else 100
-        workspace = measured_workspace(folder / "measured", shards)
-        pairs = [
-            (our_seconds(workspace, folder / f"ours-{n}"), bare_seconds(workspace, folder / f"bare-{n}", shards))
-            for n in range(given.rounds)
-        ]
+def reading(folder: Path, rows: int, rounds: int, with_datatrove: bool) -> dict[str, object]:
+    """Figures of reading."""
+    said = read_rounds(folder, rows, rounds, with_datatrove)
+    seconds = {side: [one["seconds"] for one in answers] for side, answers in said.items()}
     result: dict[str, object] = {
         "rows": rows,
         "share_of_bare_polars": median_ratio(seconds["polars"], seconds["ours"]),
         "peak_gib": round(max(one["peak_gib"] for one in said["ours"]), 3),
-        "overhead_over_bare_dagster": median_ratio([ours for ours, _ in pairs], [bare for _, bare in pairs]),
-        "shards": shards,
     }
     peers = [side for side in seconds if side.startswith("datatrove")]
     if peers:
@@ -144,8 +129,36 @@ def main() -> None:
         for side, times in seconds.items()
     ]
     print(table(("side", "seconds (median)", "peak GiB"), medians))
+    return result
+
+
+def orchestration(folder: Path, shards: int, rounds: int) -> dict[str, object]:
+    """Figures of orchestration."""
+    workspace = measured_workspace(folder / "measured", shards)
+    pairs = [
+        (our_seconds(workspace, folder / f"ours-{n}"), bare_seconds(workspace, folder / f"bare-{n}", shards))
+        for n in range(rounds)
+    ]
     print(table(("ours, s", "bare Dagster, s"), [(round(a, 2), round(b, 2)) for a, b in pairs]))
-    finish("ingest", result, given)
+    return {"shards": shards, "overhead_over_bare_dagster": median_ratio(*zip(*pairs, strict=True))}
+
+
+def main() -> None:
+    """Run all sides and print what they took."""
+    options = parser(__doc__)
+    options.add_argument("--rows", type=int, help="rows to read; default 1,000,000, with --small 4,000")
+    options.add_argument("--no-datatrove", action="store_true", help="leave datatrove out: it needs pip and an index")
+    options.add_argument("--only", choices=("reading", "orchestration"), help="one part alone")
+    given = options.parse_args()
+    rows = given.rows or (4_000 if given.small else 1_000_000)
+    result: dict[str, object] = {}
+    with tempfile.TemporaryDirectory(prefix="curation-ingest-") as name:
+        folder = Path(name)
+        if given.only != "orchestration":
+            result |= reading(folder, rows, given.rounds, not given.no_datatrove and not given.small)
+        if given.only != "reading":
+            result |= orchestration(folder, 10 if given.small else 100, given.rounds)
+    finish("ingest", result, given, given.only)
 
 
 if __name__ == "__main__":
