@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from curation_assets.checkpoints.perturbation import perturbed_request
+from curation_assets.cost.formulas import GRADIENT
 from curation_assets.cost.pool import Pool
 from curation_assets.draws import draw_bits
 from curation_assets.fingerprints import SEGMENTED_SIGNALS
@@ -85,8 +86,12 @@ class TokenCount:
 
     @property
     def forward_passes(self) -> float:
-        """Forward passes over whole samples: as many as these samples, or more where there are several checkpoints."""
-        passes = pl.when(pl.col("forward") > 0).then(pl.col("forward") / pl.col("length")).otherwise(0)
+        """Forward passes over whole samples: as many as these samples, or more where there are several checkpoints.
+
+        One there and back counts as three.
+        """
+        back = pl.col("lacking").str.contains("gradient_spectra", literal=True).cast(pl.Int64) * (GRADIENT - 1)
+        passes = pl.when(pl.col("forward") > 0).then(pl.col("forward") / pl.col("length") + back).otherwise(0)
         return float(self.rows.select((passes * pl.col("weight")).sum()).item())
 
     @property

@@ -37,6 +37,7 @@ def test_spectra_are_stored_by_layer_scored_and_planned(tmp_path: Path, tiny_mod
     (planned,) = make_plan(workspace, probe=False).targets
     summary = run(workspace)
     assert planned.tokens == summary.tokens_measured
+    assert planned.passes[0].cost == pytest.approx(3 * 8)
     stored = signal_rows(workspace, "gradient_spectra")
     ranks, norms, largest = (
         np.array(stored[name].to_list(), dtype=float) for name in ("effective_rank", "nuclear_norm", "largest_rank")
