@@ -275,7 +275,7 @@ class FolderStorage(Storage):
         try:
             with os.scandir(self.root / folder) as entries:
                 return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def sizes(self, folder: str, names: Collection[str]) -> dict[str, int]:

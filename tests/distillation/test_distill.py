@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 from curation_assets.cli import app
 from curation_assets.distillation import responses
 from curation_assets.distillation.responses import DistillationError, Wish, distill, generator_of, record_path
+from curation_assets.main_job import MainJob
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
 from resources.generation import Generator
 from resources.scoring.spec import Sampling
 from tests.models import write_tiny_model
-from tests.pipeline.workspaces import make_workspace, rows, run, write_shard
+from tests.pipeline.workspaces import instance_of, make_workspace, rows, run, use_bucket, write_shard
 
 WARMUP = "{fraction: 0.5, min_pool: 4, batch_size: 4}"
 WISH = Wish(responses=3, sampling=Sampling(temperature=1.5, seed=2), max_new_tokens=12)
@@ -158,3 +159,21 @@ def test_the_command(tmp_path: Path, ending_model: Path) -> None:
         refused = CliRunner().invoke(app, [*asking, *words])
         assert refused.exit_code == 1
         assert said in refused.output
+
+
+def test_responses_land_in_a_bucket_where_the_landing_area_is_one(
+    tmp_path: Path, ending_model: Path, bucket: str
+) -> None:
+    use_bucket(bucket)
+    try:
+        workspace = make_workspace(tmp_path, ending_model, {"a.jsonl": rows(5)})
+    finally:
+        use_bucket(None)
+    run(workspace)
+    done = distill(workspace, workspace.settings.target("tiny"), WISH)
+    assert done.place.startswith(f"{bucket}/")
+    assert done.written
+    # Not `run`, which has the bucket hold what the test's folder does.
+    MainJob(workspace, instance_of(workspace)).run()
+    after = read_stored(workspace, "raw_corpus").collect()
+    assert len(after.filter(after["generator"] == done.generator)) == done.written
