@@ -349,6 +349,7 @@ def ui(
         command = [sys.executable, "-m", "dagster", "dev", "-m", "curation_assets.definitions"]
         command += ["--port", str(port), "--host", host]
         console.print(f"http://{host}:{port}")
+        console.print(f"{workspace.config_file} is read now: after an edit, stop this and start it again", style="dim")
         os.execve(sys.executable, command, environment)
 
 

@@ -41,7 +41,7 @@ def clear_errors(again: str = "curate run") -> Iterator[None]:
     except BaseException as error:
         if not _is_interrupt(error):
             raise
-        errors.print(f"interrupted: everything measured so far is kept; `{again}` goes on from there")
+        errors.print(f"interrupted: what was done so far is kept; `{again}` goes on from there")
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -94,6 +94,8 @@ def write_config(folder: Path, model: str, out: Path, force: bool = False) -> Fo
     if Path(model).expanduser().is_dir():
         # Named from where the command runs; the configuration file may lie elsewhere.
         model = _relative(Path(model).expanduser(), out.parent)
+    elif model.startswith((".", "/", "~")):
+        raise InitError(f"there is no folder {model}: correct --model (a folder, or a hub id as in Qwen/Qwen3-4B)")
     try:
         data = render_config(look, _relative(folder, out.parent), model).encode()
     except UnicodeEncodeError as error:

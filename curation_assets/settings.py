@@ -143,6 +143,7 @@ class Filters(Section):
 
     sources: list[str] | None = Field(None, min_length=1, description="only samples of these sources")
     generators: list[str] | None = Field(None, min_length=1, description="only responses of these generators")
+    exclude_generators: list[str] | None = Field(None, min_length=1, description="no responses of these generators")
     correct: bool | None = Field(None, description="true: only responses that the row, or its answer, says are right")
     min_tokens: int | None = Field(None, ge=1, description="of the response")
     max_tokens: int | None = Field(None, ge=1, description="of the response")

@@ -68,7 +68,9 @@ def run_sql(workspace: Workspace, query: str) -> pl.DataFrame:
             connection.execute("set lock_configuration = true")
             found = pl.from_arrow(connection.sql(query).to_arrow_table())
         except duckdb.Error as error:
-            raise SqlError(f"{error}\nviews are {', '.join(view_names(workspace))}") from error
+            empty = ", ".join(_not_stored(workspace, query))
+            missing = f"\nnothing is stored yet of {empty} (a pool only where corpus.filters are set)" if empty else ""
+            raise SqlError(f"{error}{missing}\nviews are {', '.join(view_names(workspace))}") from error
     assert isinstance(found, pl.DataFrame)
     return found
 
@@ -89,6 +91,14 @@ def _views(workspace: Workspace, query: str) -> Iterator[tuple[str, str, pl.Lazy
         except TableRequestError:
             # Nothing is stored yet: then there is no such view, as DuckDB says.
             continue
+
+
+def _not_stored(workspace: Workspace, query: str) -> list[str]:
+    """The tables that a query may mean and that hold nothing yet."""
+    there = {(schema, name) for schema, name, _ in _views(workspace, query)}
+    words = {word.lower() for word in re.findall(r"\w+", query)}
+    meant = [(schema, name) for schema, name, _ in _known(workspace) if name.lower() in words]
+    return sorted({name for schema, name in meant if (schema, name) not in there})
 
 
 def _known(workspace: Workspace) -> Iterator[tuple[str, str, dict[str, str]]]:

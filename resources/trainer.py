@@ -41,7 +41,7 @@ __all__ = [
     "train",
 ]
 
-TRAINER_VERSION = 3
+TRAINER_VERSION = 4
 STATE = "state.safetensors"
 STEPS = "steps"
 

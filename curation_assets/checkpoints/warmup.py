@@ -38,6 +38,9 @@ from resources.training.files import RECORD, TRAINED_ON
 
 logger = logging.getLogger("curation")
 
+FEW_STEPS = 5
+"""Optimizer steps below which a run is told of."""
+
 
 class CheckpointError(UserError):
     """A checkpoint cannot be made, or is not there."""
@@ -262,6 +265,14 @@ def _train(workspace: Workspace, target: Target, training: Sequence[Sample], pla
             trajectory=trajectory,
             work=work,
             progress=advance,
+        )
+    if record.steps < FEW_STEPS:
+        logger.warning(
+            "target %s: its checkpoint came of %d optimizer steps on %d samples, which is hardly a training run: raise "
+            "warmup.fraction or warmup.epochs, lower warmup.batch_size, or raise warmup.generation when there are more",
+            target.name,
+            record.steps,
+            len(record.sample_ids),
         )
     pl.DataFrame({"sample_id": record.sample_ids}).write_parquet(place / TRAINED_ON)
     document = {

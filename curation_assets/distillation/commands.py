@@ -31,15 +31,18 @@ def distill(
     to: Annotated[
         str | None, typer.Option(help="Folder or s3://bucket/prefix to write to; default: the landing area.")
     ] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Ask what was asked before once more.")] = False,
     config: ConfigOption = None,
 ) -> None:
     """Let a target's checkpoint answer the prompts of the pool (self-distillation).
 
     What it says lands as one more file of traces whose rows name it as `generator`; the next `curate run` carries them
-    through like any others. `filters: {generators: [NAME]}` of a subset then chooses among them alone.
+    through like any others: they join the pool, out of which every subset chooses. `filters: {generators: [NAME]}` of a
+    subset chooses among them alone, `exclude_generators: [NAME]` among the others. A response that the corpus holds
+    already is left out.
 
-    Prompts that were asked before, of the same checkpoint in the same way, are not asked again: call it once more when
-    the corpus has grown. Ctrl-C loses nothing.
+    Prompts that were asked before, of the same checkpoint in the same way, are not asked again (more `--responses` add
+    those that are missing): call it once more when the corpus has grown. Ctrl-C loses nothing.
     """
     with clear_errors("curate distill"):
         from curation_assets.distillation.responses import Wish
@@ -59,9 +62,11 @@ def distill(
             raise UserError(str(error)) from error
         wish = Wish(responses, sampling, max_new_tokens, prompts)
         with progress_bars(console):
-            done = ask(workspace, workspace.settings.target(target or names[0]), wish, to)
+            done = ask(workspace, workspace.settings.target(target or names[0]), wish, to, anew)
         if not done.asked:
-            console.print(f"generator {done.generator}: all {done.before:,} prompts were asked before")
+            where = ", ".join(done.files) or "no file: nothing that was said could be used"
+            line = f"generator {done.generator}: all {done.before:,} prompts were asked before; what was said lies in "
+            console.print(f"{line}{where} (--anew asks again)", soft_wrap=True)
             return
         again = f" ({done.before:,} were asked before)" if done.before else ""
         console.print(f"generator {done.generator}: {done.asked:,} prompts asked{again}", soft_wrap=True)

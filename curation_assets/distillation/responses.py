@@ -16,14 +16,15 @@ from typing import Any
 import orjson
 import polars as pl
 
+from curation_assets import tables
 from curation_assets.checkpoints.warmup import alone, trainable_rows, warmup_checkpoint
-from curation_assets.corpus.ingest import corpus_rows
+from curation_assets.corpus.ingest import corpus_rows, present_shards
 from curation_assets.draws import uniform
 from curation_assets.fingerprints import checkpoint_digest
 from curation_assets.progress import track
 from curation_assets.settings import Target
 from curation_assets.workspace import Workspace
-from resources.digests import digest
+from resources.digests import atomic_write, digest
 from resources.errors import UserError
 from resources.generation import Generated, GenerationSpec, Generator, open_generator
 from resources.scoring.spec import Sampling
@@ -62,6 +63,7 @@ class Distilled:
         place: the file that was written; empty if there was nothing to ask.
         asked: prompts of this call.
         before: prompts that had been asked before.
+        files: that were written before.
         written: responses in the file.
         left_out: the others, by reason.
     """
@@ -70,6 +72,7 @@ class Distilled:
     place: str
     asked: int
     before: int
+    files: list[str]
     written: int
     left_out: dict[str, int]
 
@@ -85,7 +88,7 @@ def generator_of(workspace: Workspace, target: Target, wish: Wish) -> str:
         raise DistillationError(
             f"the checkpoint of target {target.name} has not been trained: use `curate run` before `curate distill`"
         )
-    asking = [asdict(wish.sampling), wish.responses, wish.max_new_tokens, target.template, target.max_length]
+    asking = [asdict(wish.sampling), wish.max_new_tokens, target.template, target.max_length]
     return f"{target.name}-{digest('distilled', weights, target.dtype, asking)[:12]}"
 
 
@@ -94,7 +97,7 @@ def record_path(generator: str) -> str:
     return f"distilled/{generator}.json"
 
 
-def distill(workspace: Workspace, target: Target, wish: Wish, to: str | None = None) -> Distilled:
+def distill(workspace: Workspace, target: Target, wish: Wish, to: str | None = None, anew: bool = False) -> Distilled:
     """Ask what has not been asked yet, and write one file of rows of format `messages`.
 
     Args:
@@ -102,6 +105,7 @@ def distill(workspace: Workspace, target: Target, wish: Wish, to: str | None = N
         target: whose checkpoint is asked.
         wish: what.
         to: folder or s3://bucket/prefix of the file; default: the landing area.
+        anew: whether what was asked before is asked again.
 
     Raises:
         DistillationError: see `generator_of`; or the corpus would not read such a file.
@@ -111,29 +115,34 @@ def distill(workspace: Workspace, target: Target, wish: Wish, to: str | None = N
     generator = generator_of(workspace, target, wish)
     work = workspace.work_folder(f"distill-{generator}")
     with alone(work):
-        record: dict[str, Any] = workspace.warehouse.read_json(record_path(generator)) or {"files": {}}
-        asked = {prompt for prompts in record["files"].values() for prompt in prompts}
+        record: dict[str, Any] = workspace.warehouse.read_json(record_path(generator)) or {}
+        before: dict[str, int] = {} if anew else record.get("asked", {})
         rows = prompts_of_pool(workspace, wish, generator)
-        left = rows.filter(~pl.col("prompt_id").is_in(list(asked)))
+        count = pl.col("prompt_id").replace_strict(before, default=0, return_dtype=pl.Int64)
+        left = rows.with_columns(first=count).filter(pl.col("first") < wish.responses)
+        files = list(record.get("files", []))
         if not len(left):
-            return Distilled(generator, "", 0, len(rows), 0, {})
+            return Distilled(generator, "", 0, len(rows), files, 0, {})
         found = list(_asked(workspace, target, wish, generator, left, work))
+        _leave_out_known(workspace, found)
         kept = [line["row"] for line in found if line["reason"] is None]
         place = to or workspace.settings.corpus.landing
         storage = workspace.storage_at(place if "://" in place else str(workspace.folder / Path(place).expanduser()))
         # By what was asked: a call that was killed before it told the record writes the same file again.
-        name = f"distilled-{generator}-{digest('asked', left['prompt_id'].to_list())[:8]}.jsonl"
+        name = f"distilled-{generator}-{digest('asked', left.select('prompt_id', 'first').rows(), wish.responses)[:8]}"
+        shown = storage.shown(f"{name}.jsonl")
         if kept:
             storage.prepare()
-            storage.write(name, b"".join(orjson.dumps(row) + b"\n" for row in kept))
+            storage.write(f"{name}.jsonl", b"".join(orjson.dumps(row) + b"\n" for row in kept))
         record |= {"target": target.name, "model": target.model, "checkpoint": checkpoint_digest(workspace, target)}
-        record |= {"responses": wish.responses, "max_new_tokens": wish.max_new_tokens} | asdict(wish.sampling)
-        record["files"][name] = left["prompt_id"].to_list()
+        record |= {"max_new_tokens": wish.max_new_tokens} | asdict(wish.sampling)
+        record["asked"] = {**before, **dict.fromkeys(left["prompt_id"], wish.responses)}
+        record["files"] = list(dict.fromkeys([*files, *([shown] if kept else [])]))
         workspace.warehouse.write_json(record_path(generator), record)
         shutil.rmtree(work, ignore_errors=True)
     reasons = [line["reason"] for line in found if line["reason"] is not None]
     left_out = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
-    return Distilled(generator, storage.shown(name), len(left), len(rows) - len(left), len(kept), left_out)
+    return Distilled(generator, shown, len(left), len(rows) - len(left), files, len(kept), left_out)
 
 
 def prompts_of_pool(workspace: Workspace, wish: Wish, generator: str) -> pl.DataFrame:
@@ -166,32 +175,49 @@ def _asked(
 ) -> Iterator[dict[str, Any]]:
     """What was said, a line a response: piece by piece, those that an earlier call came to first."""
     model: Generator | None = None
-    with track(f"{target.name}: answering", len(rows) * wish.responses) as advance:
+    total = int((wish.responses - rows["first"]).sum())
+    with track(f"{target.name}: answering", total) as advance:
         for piece in rows.iter_slices(PIECE):
-            names = [f"{prompt}/{k}" for prompt in piece["prompt_id"] for k in range(wish.responses)]
+            asking = [
+                (row, f"{row['prompt_id']}/{number}")
+                for row in piece.iter_rows(named=True)
+                for number in range(row["first"], wish.responses)
+            ]
+            names = [name for _, name in asking]
             part = work / f"{digest('piece', generator, names)}.jsonl"
             if part.is_file():
                 advance(len(names))
             else:
                 model = model or open_generator(_spec(workspace, target, wish))
-                turns = [json.loads(messages) for messages in piece["messages"] for _ in range(wish.responses)]
-                said = model.generate(turns, advance, wish.sampling, names)
-                _keep(part, piece, said, wish.responses, generator)
+                turns = [json.loads(row["messages"]) for row, _ in asking]
+                _keep(part, [row for row, _ in asking], model.generate(turns, advance, wish.sampling, names), generator)
             yield from (orjson.loads(line) for line in part.read_bytes().splitlines())
 
 
-def _keep(part: Path, piece: pl.DataFrame, said: Sequence[Generated], responses: int, generator: str) -> None:
+def _keep(part: Path, rows: Sequence[dict[str, Any]], said: Sequence[Generated], generator: str) -> None:
     """Write the lines of a piece, whole or not at all."""
     lines = []
-    for place, row in enumerate(piece.iter_rows(named=True)):
-        for answer in said[place * responses : (place + 1) * responses]:
-            made = {"messages": [*json.loads(row["messages"]), {"role": "assistant", "content": answer.text}]}
-            facts = {name: row[name] for name in ("source", "domain", "answer") if row[name] is not None}
-            lines.append({"row": made | facts | {"generator": generator}, "reason": _objection(answer)})
-    part.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = part.with_suffix(".tmp")
-    unfinished.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
-    unfinished.replace(part)
+    for row, answer in zip(rows, said, strict=True):
+        made = {"messages": [*json.loads(row["messages"]), {"role": "assistant", "content": answer.text}]}
+        facts = {name: row[name] for name in ("source", "domain", "answer") if row[name] is not None}
+        line = {"row": made | facts | {"generator": generator}, "reason": _objection(answer)}
+        lines.append(line | {"prompt_id": row["prompt_id"]})
+    atomic_write(part, b"".join(orjson.dumps(line) + b"\n" for line in lines))
+
+
+def _leave_out_known(workspace: Workspace, lines: Sequence[dict[str, Any]]) -> None:
+    """Give responses that are there already a reason not to be written: the pool has each text of a prompt once."""
+    prompts = pl.LazyFrame({"prompt_id": sorted({line["prompt_id"] for line in lines})})
+    scan = workspace.warehouse.scan(tables.raw_corpus_dir(), present_shards(workspace))
+    known: set[tuple[str, str]] = set()
+    if scan is not None:
+        there = scan.select("prompt_id", "response").join(prompts, on="prompt_id", how="semi").collect()
+        known = set(there.iter_rows())
+    for line in lines:
+        said = (line["prompt_id"], line["row"]["messages"][-1]["content"])
+        if line["reason"] is None and said in known:
+            line["reason"] = "already_there"
+        known.add(said)
 
 
 def _objection(answer: Generated) -> str | None:
@@ -200,6 +226,8 @@ def _objection(answer: Generated) -> str | None:
         return answer.flag
     if not answer.finished:
         return "not_finished"
+    if "\0" in answer.text:
+        return "nul_byte"
     return None if answer.text.strip() else "blank"
 
 

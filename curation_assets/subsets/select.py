@@ -262,6 +262,8 @@ def passes(filters: Filters) -> pl.Expr:
     for column, wanted in (("source", filters.sources), ("generator", filters.generators)):
         if wanted is not None:
             conditions.append(pl.col(column).is_in(wanted).fill_null(value=False))
+    if filters.exclude_generators is not None:
+        conditions.append(~pl.col("generator").is_in(filters.exclude_generators).fill_null(value=False))
     if filters.correct is not None:
         said = pl.coalesce("correct", "verified")
         conditions.append((said == filters.correct).fill_null(value=False))

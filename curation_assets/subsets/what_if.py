@@ -91,7 +91,8 @@ class WhatIf:
         """What to know about the choice."""
         pool, filters = self.selection.pool, self.subset.filters
         found = []
-        for column, wanted in (("source", filters.sources), ("generator", filters.generators)):
+        named = [*(filters.generators or ()), *(filters.exclude_generators or ())]
+        for column, wanted in (("source", filters.sources), ("generator", named)):
             absent = sorted(set(wanted or []) - set(pool[column].drop_nulls().to_list()))
             if absent:
                 found.append(f"no sample of the pool has {column} {', '.join(map(repr, absent))}")

@@ -74,7 +74,8 @@ class Loop:
         schedule: Any = get_scheduler(
             recipe.schedule if recipe.schedule != "constant" else "constant_with_warmup",
             self.optimizer,
-            num_warmup_steps=math.ceil(recipe.warmup_ratio * self.total),
+            # The first of them has a rate of 0: a run of one step would train nothing.
+            num_warmup_steps=min(math.ceil(recipe.warmup_ratio * self.total), self.total - 1),
             num_training_steps=self.total,
         )
         self._share_of_rate = schedule.lr_lambdas[0]

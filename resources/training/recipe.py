@@ -23,7 +23,7 @@ class Recipe:
         lora_modules: names of the linear layers that are adapted; empty: all but the LM head.
         learning_rate: its peak.
         schedule: how it falls after the warm-up: to 0 by a cosine or a line, or not at all.
-        warmup_ratio: share of the steps in which it rises from 0, rounded up.
+        warmup_ratio: share of the steps in which it rises from 0, rounded up; never all of them.
         epochs: passes over the samples.
         max_steps: the run ends after so many optimizer steps; None: after its epochs.
         batch_size: samples an optimizer step; how many run together is a matter of memory and changes nothing.

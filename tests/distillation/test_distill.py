@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from curation_assets.cli import app
 from curation_assets.distillation import responses
 from curation_assets.distillation.responses import DistillationError, Wish, distill, generator_of, record_path
 from curation_assets.main_job import MainJob
+from curation_assets.settings import Filters
 from curation_assets.stored_tables import read_stored
+from curation_assets.subsets.select import passes
 from curation_assets.workspace import Workspace
 from resources.generation import Generator
 from resources.scoring.spec import Sampling
@@ -50,6 +53,10 @@ def test_responses_land_run_through_and_are_asked_for_once(tmp_path: Path, endin
     done = distill(workspace, target, WISH)
     assert (done.asked, done.before) == (9, 0)
     assert done.written + sum(done.left_out.values()) == 27
+    texts = [
+        (row["messages"][0]["content"], row["messages"][-1]["content"]) for row in written(workspace, done.generator)
+    ]
+    assert len(set(texts)) == done.written
     assert 0 < done.left_out["not_finished"] < 27
     assert len(written(workspace, done.generator)) == done.written
     # They are samples of the prompts that were asked, told apart by their generator.
@@ -63,7 +70,8 @@ def test_responses_land_run_through_and_are_asked_for_once(tmp_path: Path, endin
     record = workspace.warehouse.read_json(record_path(done.generator))
     assert (record["target"], record["temperature"], len(record["files"])) == ("tiny", 1.5, 1)
     # Nothing is asked twice, a new prompt alone is.
-    assert distill(workspace, target, WISH).asked == 0
+    again = distill(workspace, target, WISH)
+    assert (again.asked, again.files) == (0, [done.place])
     write_shard(workspace.folder / "landing" / "b.jsonl", rows(2, start=70))
     run(workspace)
     more = distill(workspace, target, WISH)
@@ -78,10 +86,9 @@ def test_answers_are_those_of_the_checkpoint_and_depend_on_nothing_else(
     target = workspace.settings.target("tiny")
     done = distill(workspace, target, WISH, str(tmp_path / "once"))
     first = Path(done.place).read_bytes()
-    # In other pieces, and on a workspace that holds fewer prompts.
+    # In other pieces.
     monkeypatch.setattr(responses, "PIECE", 2)
-    workspace.warehouse.write_json(record_path(done.generator), {"files": {}})
-    again = distill(workspace, target, WISH, str(tmp_path / "again"))
+    again = distill(workspace, target, WISH, str(tmp_path / "again"), anew=True)
     assert Path(again.place).read_bytes() == first
     # Whose checkpoint, and how it was asked, makes another generator.
     base = Workspace.load(make_workspace(tmp_path / "base", ending_model, {"a.jsonl": rows(9)}).config_file)
@@ -89,7 +96,35 @@ def test_answers_are_those_of_the_checkpoint_and_depend_on_nothing_else(
     untrained = distill(base, base.settings.target("tiny"), WISH)
     assert untrained.generator != done.generator
     assert written(base, untrained.generator) != [json.loads(line) for line in first.splitlines()]
-    assert generator_of(workspace, target, Wish(responses=3)) != done.generator
+    assert generator_of(workspace, target, replace(WISH, max_new_tokens=13)) != done.generator
+
+
+def test_more_responses_are_those_that_are_missing(tmp_path: Path, ending_model: Path) -> None:
+    workspace = measured(tmp_path, ending_model, "none")
+    target = workspace.settings.target("tiny")
+    whole = distill(workspace, target, replace(WISH, responses=5), str(tmp_path / "whole"))
+    expected = Path(whole.place).read_text().splitlines()
+    two = distill(workspace, target, replace(WISH, responses=2), str(tmp_path / "parts"), anew=True)
+    five = distill(workspace, target, replace(WISH, responses=5), str(tmp_path / "parts"))
+    assert two.generator == five.generator == whole.generator
+    assert (two.asked, five.asked) == (9, 9)
+    lines = [line for one in (two, five) for line in Path(one.place).read_text().splitlines()]
+    # Each once: what came twice was left out of the later file, unless the earlier one has not been read yet.
+    assert set(lines) == set(expected)
+
+
+def test_what_the_corpus_holds_is_left_out(tmp_path: Path, ending_model: Path) -> None:
+    workspace = measured(tmp_path, ending_model, "none")
+    target = workspace.settings.target("tiny")
+    first = distill(workspace, target, WISH)
+    run(workspace)
+    again = distill(workspace, target, WISH, str(tmp_path / "again"), anew=True)
+    assert (again.written, again.place) == (0, again.place)
+    assert again.left_out["already_there"] == first.written + first.left_out.get("already_there", 0)
+    pool = read_stored(workspace, "raw_corpus").collect()
+    others = pool.filter(passes(Filters(exclude_generators=[first.generator])))
+    assert len(others) == 9
+    assert len(pool.filter(passes(Filters(generators=[first.generator])))) == len(pool) - 9
 
 
 def test_a_killed_call_goes_on_after_its_last_piece(
@@ -98,7 +133,7 @@ def test_a_killed_call_goes_on_after_its_last_piece(
     workspace = measured(tmp_path, ending_model)
     target = workspace.settings.target("tiny")
     whole = distill(workspace, target, WISH, str(tmp_path / "whole"))
-    workspace.warehouse.write_json(record_path(whole.generator), {"files": {}})
+    workspace.warehouse.write_json(record_path(whole.generator), {})
     monkeypatch.setattr(responses, "PIECE", 2)
     generate = Generator.generate
     calls: list[int] = []
