@@ -171,6 +171,15 @@ def test_the_learning_rate_is_transformers_own(tiny_model: Path, tmp_path: Path,
     assert record.learning_rates == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_a_run_of_one_step_trains(tiny_model: Path, tmp_path: Path, schedule: Any) -> None:
+    recipe = replace(FULL, schedule=schedule, warmup_ratio=0.05, batch_size=len(SAMPLES), epochs=1)
+    record = run(tiny_model, tmp_path, recipe)
+    assert record.learning_rates == [recipe.learning_rate]
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny_model, tmp_path))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 def test_every_epoch_has_every_sample_once_in_an_order_of_its_own(grouped: bool) -> None:
     lengths = [(7 * n) % 50 + 1 for n in range(200)]
