@@ -11,6 +11,7 @@ from curation_assets.main_job import RunSummary
 from curation_assets.quality.filtered_pool import reason_counts, stored_pool
 from curation_assets.scores.registry import method_of
 from curation_assets.settings import Subset
+from curation_assets.signals.catalog import SIGNALS
 from curation_assets.subsets.select import select
 from curation_assets.terminal import progress_bars, simple_table
 from curation_assets.validation.measure import validation_of
@@ -30,8 +31,9 @@ def show_summary(workspace: Workspace, summary: RunSummary, console: Console) ->
     for target, signals in summary.without_signal.items():
         for signal, without in signals.items():
             counts = ", ".join(f"{count} x {reason}" for reason, count in without.items())
-            where = f"curate table {signal}" + (f" --target {target}" if len(workspace.settings.targets) > 1 else "")
-            console.print(f"without {signal}: {counts}; see: {where}", style="yellow", soft_wrap=True)
+            view = f"{target}.{signal}" if len(workspace.settings.targets) > 1 else signal
+            query = f"select sample_id, flags from {view} where {SIGNALS[signal].value} is null"
+            console.print(f'without {signal}: {counts}; see: curate sql "{query}"', style="yellow", soft_wrap=True)
     for line in summary.waiting:
         console.print(f"waiting: {line}", style="yellow", markup=False)
     if summary.stopped is not None:

@@ -38,8 +38,11 @@ def histogram(groups: Mapping[str, Sequence[float]], title: str, x_label: str) -
 
 def curve(values: Sequence[float], title: str, x_label: str, y_label: str) -> str:
     """One curve over 1, 2, 3, ..."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _figure(title)
     axes.plot(range(1, len(values) + 1), list(values), color=COLORS[1], marker="o", markersize=3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(_plain(x_label))
     axes.set_ylabel(_plain(y_label))
     return _markdown(figure, title)
