@@ -32,9 +32,10 @@ REFERENCE = "ground_truth"
 GENERATORS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 HELD_OUT_ROWS = 50
 OF_LIKELIHOODS = {"likelihoods", "unconditional_likelihoods"}
-NOT_COMPARED = frozenset({"embedding_similarity", "s2l", "temp"})
-"""Methods that are not compared here: the first is measured by an embedding model, S2L wants a long training run, and
-TEMP tells responses apart by early losses, in windows of which most of these responses are shorter."""
+NOT_COMPARED = frozenset({"embedding_similarity", "s2l", "temp", "spectra"})
+"""Methods that are not compared here: the first is measured by an embedding model, S2L wants a long training run, TEMP
+tells responses apart by early losses, in windows of which most of these responses are shorter, and spectra take a pass
+there and back."""
 
 CORPUS = """\
 corpus:
