@@ -68,8 +68,8 @@ def signal_rows(signal: SignalName, rng: random.Random, ids: list[str]) -> pl.Da
                 [scale * sum(a * b for a, b in zip(matrix[i], matrix[j], strict=True)) for i, j in pairs]
                 for scale in (1, 2)
             ],
-            "nuclear_norm": [[rng.random() + 1 for _ in range(4)] for _ in range(3)],
-            "effective_rank": [[rng.random() + k for _ in range(4)] for _ in range(3)],
+            "nuclear_norm": [[k + 1.5, 1.0, 2.0, k + 0.5]] * 3,
+            "effective_rank": [[k + 0.25, 1.0, 2.0, k + 0.75]] * 3,
             "largest_rank": [[8, 4, 4, 8]] * 3,
             "rows": [[9] * 4] * 3,
             "same_layer": [[0.1, None]] * 3,
