@@ -69,7 +69,7 @@ def tell_partitions(
 ) -> None:
     """Say of every partition of a run what its materialization shows: `add_asset_metadata` for all of them at once.
 
-    One at a time takes time that grows with the square of the partitions
+    One at a time looks all of them up in the event log at every call
     (tests/pipeline/test_partition_metadata.py holds the two against each other).
 
     Args:

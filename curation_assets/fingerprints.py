@@ -12,7 +12,7 @@ from typing import Any
 
 from curation_assets import tables
 from curation_assets.scores.method import ScoreSection
-from curation_assets.sections import SignalName
+from curation_assets.sections import ALONG_A_RUN, SignalName
 from curation_assets.settings import Target
 from curation_assets.workspace import Workspace
 from resources.digests import digest
@@ -234,8 +234,7 @@ def perturbed_digest(workspace: Workspace, target: Target) -> str | None:
 
 
 AT: dict[SignalName, Callable[[Workspace, Target], str | None]] = {
-    "loss_trajectories": trajectory_digest,
-    "step_gradient_trajectories": trajectory_digest,
+    **dict.fromkeys(ALONG_A_RUN, trajectory_digest),
     "base_likelihoods": base_digest,
     "perturbed_losses": perturbed_digest,
 }

@@ -47,6 +47,11 @@ class Engine(Section):
             )
         return device
 
+    @property
+    def one_device(self) -> str:
+        """What trains and answers: one device, whatever number of them measures."""
+        return self.device.split(",")[0]
+
 
 class Limits(Section):
     """How much may be measured: by one `curate run`, and by all runs together that sensors launch in a day (UTC)."""

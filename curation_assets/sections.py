@@ -30,6 +30,9 @@ SignalName = Literal[
     "gradient_spectra",
 ]
 
+ALONG_A_RUN: tuple[SignalName, ...] = ("loss_trajectories", "step_gradient_trajectories")
+"""Signals that are measured at the checkpoints that a training run left on its way."""
+
 
 def unknown(kind: str, name: str, known: Iterable[str], plural: str | None = None) -> str:
     """What to say of a name that is none: the one that was probably meant, else all that there are."""

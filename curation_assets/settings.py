@@ -16,7 +16,7 @@ from curation_assets.evaluation_settings import Evaluation, refuse_unknown_names
 from curation_assets.running_settings import S3, Alerts, Engine, Freshness, Limits
 from curation_assets.scores.method import ScoreSection
 from curation_assets.scores.registry import METHODS, method_of
-from curation_assets.sections import LocatedError, Name, Section, SignalName, unknown
+from curation_assets.sections import ALONG_A_RUN, LocatedError, Name, Section, SignalName, unknown
 from curation_assets.subsets.selector import BY_SHARES, AnySelector, SelectorKind
 from curation_assets.subsets.suits import what_a_selector_lacks, what_shares_cannot
 from curation_assets.tables import SAMPLE_SCORES
@@ -78,12 +78,12 @@ class Target(Section):
             raise LocatedError(
                 ["signals"], "text_embeddings are an embedding model's: measure other signals with another target"
             )
-        on_the_way = [signal for signal in self.signals if signal.endswith("_trajectories")]
+        on_the_way = [signal for signal in self.signals if signal in ALONG_A_RUN]
         if on_the_way and (self.warmup == "none" or self.warmup.save_every is None):
             raise LocatedError(
                 ["signals", self.signals.index(on_the_way[0])],
                 f"{on_the_way[0]} are measured at the checkpoints of the target's own training run: add save_every to "
-                "its warmup, as in warmup: {preset: s2l, save_every: 500}",
+                "its warmup, as in warmup: {save_every: 500}",
             )
         if "base_likelihoods" in self.signals and self.warmup == "none":
             raise LocatedError(

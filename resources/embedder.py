@@ -14,7 +14,7 @@ import numpy as np
 
 from resources.errors import UserError
 from resources.model_files import ModelError
-from resources.scoring.samples import Request, Sample, SampleSignals
+from resources.scoring.samples import NON_FINITE, Request, Sample, SampleSignals
 from resources.scoring.spec import PassSpec
 
 WINDOW = 512
@@ -80,7 +80,7 @@ class EmbeddingPass:
                 if np.isfinite(vector).all():
                     results[place].embeddings["text"] = np.asarray(vector, dtype=np.float32)
                 else:
-                    results[place].flags.append("non_finite")
+                    results[place].flags.append(NON_FINITE)
             if progress is not None:
                 progress(len(results))
             yield results

@@ -15,14 +15,12 @@ from typing import Protocol
 import numpy as np
 
 from resources.pieces import pieces
-from resources.scoring.samples import Request, Sample, SampleSignals, StepGradients
+from resources.scoring.samples import NON_FINITE, Request, Sample, SampleSignals, StepGradients
 from resources.scoring.spec import PassSpec
 
 CHUNK = 4096
 """Most samples that are measured at all checkpoints before the next ones; a model that does not stay loaded is loaded
 for so many at a time."""
-
-NON_FINITE = "non_finite"
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 KEPT_BYTES = 2 * 2**30

@@ -53,6 +53,11 @@ class WarmupCheckpoint:
     folder: str
     record: dict[str, Any]
 
+    def weights(self, workspace: Workspace, model: Path) -> tuple[Path, Path | None]:
+        """The model's folder and the adapter's over it: the target's `model`, or what the run made of all of it."""
+        folder = workspace.warehouse.local(self.folder)
+        return (folder, None) if self.record["recipe"]["adapter"] == "full" else (model, folder)
+
     @property
     def key(self) -> str:
         """Of its recipe and base: the folder's name."""
@@ -250,8 +255,7 @@ def _train(workspace: Workspace, target: Target, training: Sequence[Sample], pla
         _started_from(workspace, target),
         target.template,
         target.max_length,
-        # One device trains, whatever number of them measures.
-        device=workspace.settings.engine.device.split(",")[0],
+        device=workspace.settings.engine.one_device,
         dtype=target.dtype,
         trust_remote_code=target.trust_remote_code,
     )

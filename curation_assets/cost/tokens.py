@@ -90,7 +90,7 @@ class TokenCount:
 
         One there and back counts as three.
         """
-        back = pl.col("lacking").str.contains("gradient_spectra", literal=True).cast(pl.Int64) * (GRADIENT - 1)
+        back = pl.col("lacking").str.split("+").list.contains("gradient_spectra").cast(pl.Int64) * (GRADIENT - 1)
         passes = pl.when(pl.col("forward") > 0).then(pl.col("forward") / pl.col("length") + back).otherwise(0)
         return float(self.rows.select((passes * pl.col("weight")).sum()).item())
 

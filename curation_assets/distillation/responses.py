@@ -60,7 +60,7 @@ class Distilled:
 
     Attributes:
         generator: what its rows are known by.
-        place: the file that was written; empty if there was nothing to ask.
+        place: the file that was written; empty if there was nothing to write.
         asked: prompts of this call.
         before: prompts that had been asked before.
         files: that were written before.
@@ -142,7 +142,7 @@ def distill(workspace: Workspace, target: Target, wish: Wish, to: str | None = N
         shutil.rmtree(work, ignore_errors=True)
     reasons = [line["reason"] for line in found if line["reason"] is not None]
     left_out = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
-    return Distilled(generator, shown, len(left), len(rows) - len(left), files, len(kept), left_out)
+    return Distilled(generator, shown if kept else "", len(left), len(rows) - len(left), files, len(kept), left_out)
 
 
 def prompts_of_pool(workspace: Workspace, wish: Wish, generator: str) -> pl.DataFrame:
@@ -236,8 +236,7 @@ def _spec(workspace: Workspace, target: Target, wish: Wish) -> GenerationSpec:
     model, adapter = workspace.model_folder(target), None
     checkpoint = None if target.warmup == "none" else warmup_checkpoint(workspace, target)
     if checkpoint is not None:
-        folder = workspace.warehouse.local(checkpoint.folder)
-        model, adapter = (folder, None) if checkpoint.record["recipe"]["adapter"] == "full" else (model, folder)
+        model, adapter = checkpoint.weights(workspace, model)
     engine = workspace.settings.engine
     return GenerationSpec(
         model,
@@ -245,7 +244,7 @@ def _spec(workspace: Workspace, target: Target, wish: Wish) -> GenerationSpec:
         template=target.template,
         max_length=target.max_length,
         max_new_tokens=wish.max_new_tokens,
-        device=engine.device.split(",")[0],
+        device=engine.one_device,
         dtype=target.dtype,
         trust_remote_code=target.trust_remote_code,
         attention=engine.attention,

@@ -165,15 +165,10 @@ def _training_spec(workspace: Workspace, target: Target) -> TrainingSpec:
         workspace.model_folder(target),
         target.template,
         target.max_length,
-        device=_device(workspace),
+        device=workspace.settings.engine.one_device,
         dtype=target.dtype,
         trust_remote_code=target.trust_remote_code,
     )
-
-
-def _device(workspace: Workspace) -> str:
-    """One device trains and answers, whatever number of them measures."""
-    return workspace.settings.engine.device.split(",")[0]
 
 
 def _ask(
@@ -195,7 +190,7 @@ def _ask(
         template=target.template,
         max_length=target.max_length,
         max_new_tokens=plan.evaluation.max_new_tokens,
-        device=_device(workspace),
+        device=workspace.settings.engine.one_device,
         dtype=target.dtype,
         trust_remote_code=target.trust_remote_code,
         attention=workspace.settings.engine.attention,

@@ -15,6 +15,7 @@ from curation_assets.sections import SignalName
 from curation_assets.settings import Target
 from curation_assets.tables import Table
 from resources.scoring.samples import (
+    NON_FINITE,
     UNRUNNABLE,
     Likelihoods,
     Pooling,
@@ -23,7 +24,6 @@ from resources.scoring.samples import (
     SequenceLikelihoods,
 )
 
-NON_FINITE = "non_finite"
 HALF_MAXIMUM = float(np.finfo(np.float16).max)
 
 # How cutting met the segments is a fact about these: a signal that does not rest on them knows one way.

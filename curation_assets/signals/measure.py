@@ -73,14 +73,15 @@ def make_scorer(workspace: Workspace, target: Target) -> Scorer:
     Raises:
         MeasuringError: the warm-up has not been trained.
     """
-    model, adapter = workspace.model_folder(target), None
+    base = workspace.model_folder(target)
+    model, adapter = base, None
     trajectory: tuple[Path, ...] = ()
     if target.warmup != "none":
         checkpoint = warmup_checkpoint(workspace, target)
         if checkpoint is None:
             raise MeasuringError(f"the warm-up of target {target.name} has not been trained: use `curate run`")
+        model, adapter = checkpoint.weights(workspace, base)
         folder = workspace.warehouse.local(checkpoint.folder)
-        model, adapter = (folder, None) if checkpoint.record["recipe"]["adapter"] == "full" else (model, folder)
         trajectory = tuple(step_folder(folder, step) for step in checkpoint.record["checkpoints"])
     engine, images = workspace.settings.engine, workspace.settings.corpus.images
     spec = PassSpec(
@@ -97,13 +98,13 @@ def make_scorer(workspace: Workspace, target: Target) -> Scorer:
         images=ImageLimits(images.max_pixels, images.max_bytes, images.fetch_remote),
         embedding_model=target.embedding_model,
         trajectory=trajectory,
-        base=workspace.model_folder(target),
+        base=base,
     )
     sigma = sigma_of(workspace, target) if wants_perturbation(target) else None
     if sigma is None:
         return Scorer(spec, engine.device)
     # theta_0 is the model before its training run, whatever the target is measured at.
-    start = replace(spec, model_folder=workspace.model_folder(target), adapter=None, trajectory=())
+    start = replace(spec, model_folder=base, adapter=None, trajectory=())
     perturbed = (perturbed_spec(workspace, target, start), perturbed_request(target, sigma))
     return Scorer(spec, engine.device, perturbed)
 

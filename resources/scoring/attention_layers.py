@@ -9,9 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from resources.scoring.errors import ScoringError
-from resources.scoring.loading import Checkpoint
+from resources.scoring.spec import PROJECTIONS
 
-PROJECTIONS = ("q", "k", "v", "o")
 SEPARATE = {"q": ("q_proj",), "k": ("k_proj",), "v": ("v_proj",), "o": ("o_proj", "out_proj", "dense", "c_proj")}
 BEHIND_ONE_ANOTHER = {"phi3": "qkv_proj", "gpt2": "c_attn"}
 """By family, the layer that is q, k and v in one: first all of q, then k, then v."""
@@ -52,14 +51,14 @@ class Projections:
             yield projection, by_head[..., place, :].flatten(-2)
 
 
-def attention_projections(checkpoint: Checkpoint) -> list[Projections]:
-    """Of every layer of the text decoder, first to last.
+def attention_projections(decoder: nn.Module, config: Any) -> list[Projections]:
+    """Of every layer of a model's text decoder, first to last, by its modules and its configuration.
 
     Raises:
         AttentionError: a layer's projections have names that we do not know, or sizes that do not add up.
     """
-    config: Any = checkpoint.model.config.get_text_config(decoder=True)
-    blocks = _blocks(checkpoint.decoder, int(config.num_hidden_layers))
+    config = config.get_text_config(decoder=True)
+    blocks = _blocks(decoder, int(config.num_hidden_layers))
     return [_of_block(block, config, number) for number, block in enumerate(blocks)]
 
 

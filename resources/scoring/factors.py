@@ -84,7 +84,7 @@ def backward(
     labels = response_labels(batch, checkpoint.device)
     counts = labels.counts
     with hooked(layers, take), started_at_embeddings(checkpoint), torch.enable_grad():
-        hidden: Tensor = checkpoint.decoder(**collate(batch, checkpoint.device), use_cache=False).last_hidden_state
+        hidden: Tensor = checkpoint.uncompiled(**collate(batch, checkpoint.device), use_cache=False).last_hidden_state
         # As in a forward pass, which may have made the head's buffers.
         with torch.inference_mode():
             states = hidden[labels.rows, labels.positions]
@@ -121,9 +121,7 @@ def _handed_on(take: Take, name: str, inputs: Tensor, gradients: Tensor) -> None
 
 @contextmanager
 def started_at_embeddings(checkpoint: Checkpoint) -> Iterator[None]:
-    """Let graphs start at the input embeddings: every weight is frozen, and is left so."""
-    for parameter in checkpoint.model.parameters():
-        parameter.requires_grad_(False)
+    """Let graphs start at the input embeddings: every weight is frozen (`load_checkpoint`)."""
     embeddings: nn.Module = checkpoint.model.get_input_embeddings()
 
     def start(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ class ForwardPass:
         self.checkpoint = checkpoint
         self.encoder = encoder
         self.batch_tokens = batch_tokens
+        self.backward_tokens = max(1, batch_tokens // SHARE)
         self._head = StreamedHead(checkpoint.head, head_memory)
 
     def measure(self, samples: Sequence[Sample], request: Request) -> list[SampleSignals]:
@@ -95,19 +96,26 @@ class ForwardPass:
         for wanted, items in groups.items():
             lengths = [len(encoded) for encoded, _ in items]
             keys = [batch_key(encoded) for encoded, _ in items]
-            budget = max(1, self.batch_tokens // SHARE) if wanted.spectra else self.batch_tokens
-            for batch in plan_batches(lengths, budget, keys):
+            for batch in plan_batches(lengths, self._budget(wanted), keys):
                 yield from self._run([items[position] for position in batch], wanted)
+
+    def _budget(self, request: Request) -> int:
+        """Tokens of a batch: fewer where activations of all layers stay until the way back."""
+        return self.backward_tokens if request.spectra else self.batch_tokens
 
     def _run(self, batch: list[tuple[Encoded, SampleSignals]], request: Request) -> Iterator[list[SampleSignals]]:
         """Measure one batch, in halves if it is larger than the device has proved to have memory for."""
         tokens = len(batch) * max(len(encoded) for encoded, _ in batch)
-        if len(batch) == 1 or tokens <= self.batch_tokens:
+        if len(batch) == 1 or tokens <= self._budget(request):
             results = self._try(batch, request)
             if results is not None:
                 yield results
                 return
-            self.batch_tokens = min(self.batch_tokens, max(1, tokens // 2))
+            lowered = min(self._budget(request), max(1, tokens // 2))
+            if request.spectra:
+                self.backward_tokens = lowered
+            else:
+                self.batch_tokens = lowered
         half = len(batch) // 2
         yield from self._run(batch[:half], request)
         yield from self._run(batch[half:], request)

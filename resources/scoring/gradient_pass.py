@@ -8,17 +8,15 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from resources.scoring.attention_layers import attention_projections
+from resources.scoring.attention_layers import AttentionError
 from resources.scoring.factors import backward, reaches
 from resources.scoring.head import StreamedHead
 from resources.scoring.loading import Checkpoint
-from resources.scoring.samples import Encoded, GradientSpectra, SampleSignals
+from resources.scoring.samples import NON_FINITE, Encoded, GradientSpectra, SampleSignals
 from resources.scoring.spectra import Spectra, SpectraOfBatch
 
 SHARE = 8
 """Of a batch's tokens, the part that goes there and back at once: activations of all layers stay meanwhile."""
-
-NON_FINITE = "non_finite"
 
 
 def add_spectra(
@@ -31,21 +29,23 @@ def add_spectra(
         head: its LM head, streamed.
         batch: samples with at least one label each.
         results: what is known of them.
+
+    Raises:
+        AttentionError: the attention projections are not known to us, or the model does not run them all.
     """
-    projections = attention_projections(checkpoint)
+    projections = checkpoint.attention
     layers = {f"{number}.{name}": one for number, own in enumerate(projections) for name, one in own.layers.items()}
     taker = SpectraOfBatch(projections, reaches(batch))
     losses = backward(checkpoint, head, batch, layers, taker.take).tolist()
+    if any(spectra.finite and spectra.nuclear_norm.isnan().any() for spectra in taker.spectra):
+        raise AttentionError("no gradient came by some layer's attention projections: the model does not run them all")
     added = []
     for encoded, result, loss, spectra in zip(batch, results, losses, taker.spectra, strict=True):
         found = _plain(loss, spectra) if math.isfinite(loss) and spectra.finite else None
         flags = result.flags if found is not None or NON_FINITE in result.flags else [*result.flags, NON_FINITE]
-        tokens = len(encoded)
-        if not result.tokens:
-            # Nothing else is measured of it: these are all the tokens that are run.
-            added.append(replace(result, spectra=found, tokens=tokens, flags=flags))
-        else:
-            added.append(replace(result, spectra=found, backward_tokens=tokens, flags=flags))
+        # Where nothing else is measured of it these are all the tokens that are run.
+        ran = {"backward_tokens" if result.tokens else "tokens": len(encoded)}
+        added.append(replace(result, spectra=found, flags=flags, **ran))  # type: ignore[arg-type]
     return added
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from resources.scoring.attention_layers import Projections, attention_projections
 from resources.scoring.errors import ScoringError
 from resources.scoring.head import Head
 
@@ -65,6 +67,21 @@ class Checkpoint:
     vocabulary: int
     processor: Any = None
     model: Any = None
+
+    @cached_property
+    def uncompiled(self) -> nn.Module:
+        """The decoder as it was loaded: hooks on the layers of a compiled one may not be called."""
+        found: nn.Module = getattr(self.decoder, "_orig_mod", self.decoder)
+        return found
+
+    @cached_property
+    def attention(self) -> list[Projections]:
+        """The attention projections of every layer.
+
+        Raises:
+            AttentionError: they are not known to us.
+        """
+        return attention_projections(self.uncompiled, self.model.config)
 
 
 def pick_device(name: str) -> torch.device:

@@ -25,6 +25,7 @@ from resources.scoring.prefixes import cut_to_windows, reasons_without_windows
 from resources.scoring.proxies import gram_of_gradients, linear_gram, lm_head_gram
 from resources.scoring.samples import (
     ANSWER,
+    NON_FINITE,
     UNRUNNABLE,
     Encoded,
     Likelihoods,
@@ -211,8 +212,8 @@ def _to_numpy(statistics: TokenStatistics) -> dict[str, Floats]:
 
 
 def _flag_non_finite(result: SampleSignals) -> None:
-    if "non_finite" not in result.flags:
-        result.flags.append("non_finite")
+    if NON_FINITE not in result.flags:
+        result.flags.append(NON_FINITE)
 
 
 def _add_gradients(result: SampleSignals, gram: Floats) -> None:

@@ -19,7 +19,7 @@ from resources.scoring.measuring import describe
 from resources.scoring.perturbed_samples import PerturbedRequest, PerturbedSignals, Realised
 from resources.scoring.perturbing import PerturbationError, Perturber
 from resources.scoring.prefixes import cut_to_windows
-from resources.scoring.samples import UNRUNNABLE, Encoded, PrefixWindows, Request, Sample, SampleSignals
+from resources.scoring.samples import NON_FINITE, UNRUNNABLE, Encoded, PrefixWindows, Request, Sample, SampleSignals
 from resources.scoring.spec import PerturbedSpec
 
 Part = Literal["base", "random", "directional"]
@@ -196,8 +196,8 @@ def _add(result: PerturbedSignals, part: Part, found: Sequence[SampleSignals]) -
     result.tokens += sum(one.tokens for one in found)
     losses = [one.prefix_nll for one in found if one.prefix_nll is not None]
     if len(losses) < len(found):
-        if "non_finite" not in result.flags:
-            result.flags.append("non_finite")
+        if NON_FINITE not in result.flags:
+            result.flags.append(NON_FINITE)
     elif part == "base":
         (result.base,) = losses
     elif part == "random":

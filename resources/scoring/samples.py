@@ -102,6 +102,9 @@ class Encoded:
         return len(self.input_ids)
 
 
+NON_FINITE = "non_finite"
+"""The flag of a sample of which something that was asked for is NaN or Inf."""
+
 UNRUNNABLE = {
     "template_refused": "the chat template refuses the prompt's turns",
     "prompt_too_long": "the prompt alone fills the maximum length",

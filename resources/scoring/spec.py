@@ -17,6 +17,9 @@ Template = Literal["auto", "chat", "plain", "question_answer"]
 RadiusUnit = Literal["absolute", "distance"]
 """Radii of perturbed checkpoints as they are, or as fractions of the endpoint's distance from the base."""
 
+PROJECTIONS = ("q", "k", "v", "o")
+"""Of attention, in the order in which gradient spectra list them."""
+
 SOURCE_RADII = tuple(1.0 + 9.0 * step / 7.0 for step in range(8))
 """linspace(1, 10, 8): how far TEMP's directional checkpoints lie from the base (arXiv 2606.26797)."""
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from resources.scoring.attention_layers import PROJECTIONS, Projections
+from resources.scoring.attention_layers import Projections
+from resources.scoring.spec import PROJECTIONS
 
 SAME_LAYER = (("q", "o"), ("k", "v"))
 """Projections of one layer whose gradients are held against each other, where shapes agree."""

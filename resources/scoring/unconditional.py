@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from resources.scoring.samples import Encoded, SampleSignals
+from resources.scoring.samples import NON_FINITE, Encoded, SampleSignals
 
 LEAST_TOKENS = 2
 """A response of one token has none that could be predicted without the prompt."""
@@ -31,7 +31,7 @@ def add_unconditional(results: Sequence[SampleSignals], alone: Sequence[SampleSi
     for result, own in zip(results, alone, strict=True):
         nll = None if own.token_nll is None else float(np.mean(own.token_nll, dtype=np.float64))
         flags = result.flags
-        if nll is None and "non_finite" not in flags:
-            flags = [*flags, "non_finite"]
+        if nll is None and NON_FINITE not in flags:
+            flags = [*flags, NON_FINITE]
         added.append(replace(result, unconditional_nll=nll, unconditional_tokens=own.tokens, flags=flags))
     return added

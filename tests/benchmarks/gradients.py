@@ -9,8 +9,8 @@ singular vectors.
 
 Sides run in turn; ratios are medians over rounds, of wall time, with CPU time beside it. The last line is one JSON
 object: `spectra_speedup` (time of the other side over ours, a sequence), `spectra_cpu_speedup`,
-`spectra_speedup_over_svdvals` and `spectra_max_relative_error` (nuclear norm and effective rank of any layer and
-projection).
+`spectra_speedup_over_svdvals`, `spectra_over_passes` (ours over the same passes with nothing made of the gradients)
+and `spectra_max_relative_error` (nuclear norm and effective rank of any layer and projection).
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resources.scoring.attention_layers import PROJECTIONS, attention_projections
+from resources.scoring.factors import backward
 from resources.scoring.gradient_pass import add_spectra
 from resources.scoring.head import StreamedHead
 from resources.scoring.loading import Checkpoint
 from resources.scoring.measuring import describe
 from resources.scoring.samples import Encoded, GradientSpectra
+from resources.scoring.spec import PROJECTIONS
 from resources.scoring.spectra import effective_rank
 from tests.benchmarks.common import even_samples, finish, median_ratio, parser, qwen2, table
 
@@ -42,9 +43,14 @@ def ours(checkpoint: Checkpoint, batch: Sequence[Encoded]) -> list[GradientSpect
     return [one for one in found if one is not None]
 
 
+def passes(checkpoint: Checkpoint, batch: Sequence[Encoded]) -> None:
+    """There and back, with nothing made of the gradients."""
+    backward(checkpoint, StreamedHead(checkpoint.head), batch, {}, lambda _name, _inputs, _gradients: None)
+
+
 def naive(model: Any, checkpoint: Checkpoint, one: Encoded, values: Callable[[Tensor], Tensor]) -> Found:
     """Spectra of one sequence: its weights' gradients by autograd, each decomposed."""
-    layers = attention_projections(checkpoint)
+    layers = checkpoint.attention
     weights: list[Any] = [layer.layers[name].weight for layer in layers for name in PROJECTIONS]
     for weight in weights:
         weight.requires_grad_(True)
@@ -92,14 +98,15 @@ def main() -> None:
     error = largest_error(ours(checkpoint, batch)[0], reference)
     sides = {
         "ours": lambda: ours(checkpoint, batch),
+        "passes": lambda: passes(checkpoint, batch),
         "svd": lambda: naive(model, checkpoint, batch[0], with_vectors),
         "svdvals": lambda: naive(model, checkpoint, batch[0], torch.linalg.svdvals),
     }
     took: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for number in range(given.rounds):
         names = list(sides)
-        for name in names[number % 3 :] + names[: number % 3]:
-            share = given.batch if name == "ours" else 1
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            share = given.batch if name in ("ours", "passes") else 1
             wall, cpu = timed(sides[name])
             took[name].append((wall / share, cpu / share))
     walls = {name: [wall for wall, _ in own] for name, own in took.items()}
@@ -110,6 +117,7 @@ def main() -> None:
         "spectra_speedup": median_ratio(walls["svd"], walls["ours"]),
         "spectra_cpu_speedup": median_ratio(cpus["svd"], cpus["ours"]),
         "spectra_speedup_over_svdvals": median_ratio(walls["svdvals"], walls["ours"]),
+        "spectra_over_passes": median_ratio(walls["ours"], walls["passes"]),
         "spectra_max_relative_error": error,
     }
     finish("gradients", result, given)

@@ -343,3 +343,24 @@ def test_what_is_not_faithful_is_said() -> None:
     section = grape.section(name="m", target="t", method="grape")
     assert grape.unfaithful(base, section) == []
     assert len(grape.unfaithful(warm, section)) == 2
+
+
+def test_a_gradient_that_is_zero_spoils_no_mean_of_spectra() -> None:
+    row = {
+        "sample_id": "a",
+        "nuclear_norm": [[4.0, 2.0, 0.0, 6.0]],
+        "effective_rank": [[2.0, 4.0, None, 3.0]],
+        "largest_rank": [[4, 4, 0, 3]],
+    }
+    table = tables.SIGNAL_TABLES["gradient_spectra"]
+    made = dict.fromkeys(table.columns) | row | {"response_tokens": 3, "tokens": 5, "flags": []}
+    frame = table.conform(pl.DataFrame([made], schema=table.schema, strict=False))
+    method = METHODS["spectra"]
+    for options, expected in (
+        ({}, 3.0),
+        ({"length_control": "largest_rank"}, (0.5 + 1.0 + 1.0) / 3),
+        ({"metric": "nuclear_norm", "length_control": "largest_rank"}, -(1.0 + 0.5 + 0.0 + 2.0) / 4),
+        ({"projection": "v"}, None),
+    ):
+        found = method.score(ScoreInputs(pl.DataFrame(), {"gradient_spectra": frame}), section_of(method, **options))
+        assert found.values["value"].to_list() == [expected if expected is None else pytest.approx(expected)]

@@ -24,7 +24,8 @@ from transformers import (
     Phi3ForCausalLM,
 )
 
-from resources.scoring.attention_layers import PROJECTIONS, AttentionError, attention_projections
+from resources.scoring import measuring
+from resources.scoring.attention_layers import AttentionError
 from resources.scoring.encoding import Encoder
 from resources.scoring.factors import backward, reaches
 from resources.scoring.forward import ForwardPass
@@ -33,6 +34,7 @@ from resources.scoring.head import StreamedHead
 from resources.scoring.loading import Checkpoint, load_checkpoint
 from resources.scoring.measuring import describe
 from resources.scoring.samples import Encoded, Request, Sample
+from resources.scoring.spec import PROJECTIONS
 from resources.scoring.spectra import Spectra, SpectraOfBatch, effective_rank
 from tests.models import byte_tokenizer, write_tiny_gemma3, write_tiny_llava, write_tiny_model, write_tiny_qwen3_vl
 from tests.scoring.cases import make_sample, random_samples
@@ -85,7 +87,7 @@ def encoded_samples(checkpoint: Checkpoint, count: int = 5, seed: int = 1) -> li
 
 
 def spectra_of(checkpoint: Checkpoint, batch: list[Encoded]) -> tuple[list[Spectra], Tensor]:
-    projections = attention_projections(checkpoint)
+    projections = checkpoint.attention
     layers = {f"{n}.{name}": one for n, layer in enumerate(projections) for name, one in layer.layers.items()}
     taker = SpectraOfBatch(projections, reaches(batch))
     losses = backward(checkpoint, StreamedHead(checkpoint.head), batch, layers, taker.take)
@@ -101,7 +103,7 @@ def whole_gradients(checkpoint: Checkpoint, encoded: Encoded) -> tuple[list[dict
     places = range(max(1, encoded.prompt_tokens), encoded.prompt_tokens + encoded.response_tokens)
     loss = torch.stack([F.cross_entropy(logits[at - 1], ids[0, at]) for at in places]).mean()
     found = []
-    for layer in attention_projections(checkpoint):
+    for layer in checkpoint.attention:
         own: dict[str, Tensor] = {}
         for name, module in layer.layers.items():
             weight: Any = module.weight
@@ -181,7 +183,7 @@ def test_an_unknown_kind_of_attention_is_refused(tmp_path: Path) -> None:
     layer = decoder.layers[1].self_attn
     layer.strange, layer.q_proj = layer.q_proj, torch.nn.Identity()
     with pytest.raises(AttentionError, match=r"layer 1 .*has .*strange"):
-        attention_projections(checkpoint)
+        _ = checkpoint.attention
 
 
 def test_the_pass_gives_spectra_beside_anything_else_and_says_what_it_ran(tmp_path: Path) -> None:
@@ -239,3 +241,47 @@ def test_no_weights_gradient_is_made_and_no_hook_stays(tmp_path: Path) -> None:
     spectra_of(checkpoint, encoded_samples(checkpoint, 2))
     assert all(parameter.grad is None for parameter in checkpoint.model.parameters())
     assert not any(module._forward_hooks for module in checkpoint.model.modules())
+
+
+def test_layers_of_a_compiled_decoder_are_seen_all_the_same(tmp_path: Path) -> None:
+    checkpoint = made(tmp_path / "model", "qwen2")
+    batch = encoded_samples(checkpoint, 2)
+    expected, _ = spectra_of(checkpoint, batch)
+    compiled: Any = torch.compile(checkpoint.decoder, backend="eager")
+    found, _ = spectra_of(replace(checkpoint, decoder=compiled), batch)
+    for own, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(own.nuclear_norm, theirs.nuclear_norm)
+
+
+def test_a_layer_that_is_not_run_is_an_error_and_no_gap(tmp_path: Path) -> None:
+    checkpoint = made(tmp_path / "model", "qwen2")
+    batch = encoded_samples(checkpoint, 2)
+    spare = made(tmp_path / "spare", "qwen2").attention[1]
+    checkpoint.attention[1] = spare
+    described = [describe(one, place) for place, one in enumerate(batch)]
+    with pytest.raises(AttentionError, match="does not run them all"):
+        add_spectra(checkpoint, StreamedHead(checkpoint.head), batch, described)
+
+
+def test_memory_that_runs_out_on_the_way_back_leaves_forward_batches_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = made(tmp_path / "model", "qwen2")
+    encoder = Encoder(
+        checkpoint.tokenizer, "auto", checkpoint.max_length, processor=None, vocabulary=checkpoint.vocabulary
+    )
+    within = ForwardPass(checkpoint, encoder, batch_tokens=8 * 600)
+    attempts: list[int] = []
+
+    def short(*given: Any) -> Any:
+        attempts.append(len(given[2]))
+        if len(given[2]) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return add_spectra(*given)
+
+    monkeypatch.setattr(measuring, "add_spectra", short)
+    found = within.measure(random_samples(5, 2), Request(spectra=True))
+    assert all(one.spectra is not None for one in found)
+    assert max(attempts) > 1
+    assert within.backward_tokens < 600
+    assert within.batch_tokens == 8 * 600

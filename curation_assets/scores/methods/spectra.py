@@ -9,8 +9,7 @@ from pydantic import Field
 
 from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, values
 from curation_assets.subsets.selector import Top
-
-PROJECTIONS = ("q", "k", "v", "o")
+from resources.scoring.spec import PROJECTIONS
 
 
 class SpectraScore(ScoreSection):
@@ -38,7 +37,8 @@ def layer_means(rows: pl.DataFrame, section: SpectraScore) -> pl.DataFrame:
         flat = flat.filter(place == PROJECTIONS.index(section.projection))
     value = pl.col("value").cast(pl.Float64)
     if section.length_control == "largest_rank":
-        value = value / pl.col("bound")
+        # A gradient that is zero has no rows: its norm of 0 stays what it is.
+        value = value / pl.max_horizontal("bound", 1)
     return flat.group_by("sample_id", maintain_order=True).agg(value.mean())
 
 
