@@ -121,7 +121,11 @@ def test_nothing_is_stored(workspace: Workspace) -> None:
         (["alpha=[1"], None, "the value is not YAML"),
         (["method=magic"], None, "there is no method 'magic'; methods are"),
         (["selector.kind=per_prompt", "selector.k=0"], None, "selector"),
-        (["filters.colour=red"], None, "filters.colour: unknown key; known keys are sources, generators, exclude_generators, correct"),
+        (
+            ["filters.colour=red"],
+            None,
+            "filters.colour: unknown key; known keys are sources, generators, exclude_generators, correct",
+        ),
         (["filters.source=[a]"], None, "filters.source: unknown key; did you mean 'sources'?"),
         (["selector.kind=nosuch"], None, "selector.kind: there is no kind 'nosuch'; known ones are top, per_prompt"),
         (["target=foo"], None, "target: there is no target 'foo'; targets are tiny"),
