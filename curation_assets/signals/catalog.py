@@ -234,7 +234,7 @@ def _gradient_spectra(results: Sequence[SampleSignals]) -> Rows:
                 "tokens": 0 if found is None and NON_FINITE not in flags else result.tokens,
                 "flags": flags,
             }
-            | ({} if found is None else asdict(found))
+            | ({} if found is None else {"loss": result.response_loss, **asdict(found)})
         )
     return rows
 

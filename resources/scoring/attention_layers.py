@@ -58,12 +58,16 @@ def attention_projections(decoder: nn.Module, config: Any) -> list[Projections]:
         AttentionError: a layer's projections have names that we do not know, or sizes that do not add up.
     """
     config = config.get_text_config(decoder=True)
-    blocks = _blocks(decoder, int(config.num_hidden_layers))
-    return [_of_block(block, config, number) for number, block in enumerate(blocks)]
+    return [_of_block(block, config, number) for number, block in enumerate(decoder_blocks(decoder, config))]
 
 
-def _blocks(decoder: nn.Module, count: int) -> nn.ModuleList:
-    """The decoder's layers; a vision tower beside it has another name, or another number of them."""
+def decoder_blocks(decoder: nn.Module, config: Any) -> nn.ModuleList:
+    """The text decoder's layers; a vision tower beside it has another name, or another number of them.
+
+    Raises:
+        AttentionError: there is no such list.
+    """
+    count = int(config.get_text_config(decoder=True).num_hidden_layers)
     lists = [(name, one) for name, one in decoder.named_modules() if isinstance(one, nn.ModuleList)]
     found = [one for name, one in lists if len(one) == count and not {"vision", "visual"} & set(_words(name))]
     if not found:
@@ -76,7 +80,7 @@ def _words(name: str) -> list[str]:
 
 
 def _of_block(block: nn.Module, config: Any, number: int) -> Projections:
-    linear = {name: one for name, one in block.named_modules() if _is_linear(one)}
+    linear = {name: one for name, one in block.named_modules() if is_linear(one)}
     attention = {name: one for name, one in linear.items() if "attn" in name.lower() or "attention" in name.lower()}
     by_name = {name.rsplit(".", 1)[-1]: one for name, one in (attention or linear).items()}
     found = {p: by_name[name] for p, names in SEPARATE.items() for name in names[::-1] if name in by_name}
@@ -98,7 +102,7 @@ def _of_block(block: nn.Module, config: Any, number: int) -> Projections:
     return Projections(layers, sizes=(heads * width, kv, kv))
 
 
-def _is_linear(module: nn.Module) -> bool:
+def is_linear(module: nn.Module) -> bool:
     """Whether it is a linear layer, an adapter's around one (peft) included."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(module, nn.Embedding)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,18 @@ from resources.scoring.samples import Encoded
 Take = Callable[[str, Tensor, Tensor], None]
 """Told of a layer by its name, its inputs [B, T, d_in] and its output's gradients [B, T, d_out]; no later than it is
 called are they let go."""
+
+
+class Taker(NamedTuple):
+    """What is made of one backward pass.
+
+    Attributes:
+        layers: linear layers of the decoder, by the name that `take` is told.
+        take: what is done with a layer's factors.
+    """
+
+    layers: Mapping[str, nn.Module]
+    take: Take
 
 
 @dataclass(frozen=True)
@@ -63,8 +76,7 @@ def backward(
     checkpoint: Checkpoint,
     head: StreamedHead,
     batch: Sequence[Encoded],
-    layers: Mapping[str, nn.Module],
-    take: Take,
+    takers: Sequence[Taker],
 ) -> Tensor:
     """One forward and one backward of the sum over samples of the response's mean loss.
 
@@ -75,15 +87,14 @@ def backward(
         checkpoint: the weights, in eval mode.
         head: its LM head, streamed.
         batch: samples with at least one label each.
-        layers: linear layers of the decoder, by the name that `take` is told.
-        take: what is done with a layer's factors; see `Take`.
+        takers: what is made of it.
 
     Returns:
         Each sample's mean loss [B] in fp32, in nats.
     """
     labels = response_labels(batch, checkpoint.device)
     counts = labels.counts
-    with hooked(layers, take), started_at_embeddings(checkpoint), torch.enable_grad():
+    with hooked(takers), started_at_embeddings(checkpoint), torch.enable_grad():
         hidden: Tensor = checkpoint.uncompiled(**collate(batch, checkpoint.device), use_cache=False).last_hidden_state
         # As in a forward pass, which may have made the head's buffers.
         with torch.inference_mode():
@@ -100,13 +111,14 @@ def backward(
 
 
 @contextmanager
-def hooked(layers: Mapping[str, nn.Module], take: Take) -> Iterator[None]:
+def hooked(takers: Sequence[Taker]) -> Iterator[None]:
     """Hand on the factors of layers while a backward pass goes through them."""
 
-    def seen(name: str, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        output.register_hook(partial(_handed_on, take, name, inputs[0].detach()))
+    def seen(taker: Taker, name: str, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        output.register_hook(partial(_handed_on, taker.take, name, inputs[0].detach()))
 
-    handles = [module.register_forward_hook(partial(seen, name)) for name, module in layers.items()]
+    pairs = [(taker, name, module) for taker in takers for name, module in taker.layers.items()]
+    handles = [module.register_forward_hook(partial(seen, taker, name)) for taker, name, module in pairs]
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from resources.scoring.batching import plan_batches
 from resources.scoring.collating import batch_key
 from resources.scoring.encoding import Encoder
 from resources.scoring.errors import ScoringError
-from resources.scoring.gradient_pass import SHARE
+from resources.scoring.gradient_pass import SHARE, GradientPass
 from resources.scoring.head import StreamedHead
 from resources.scoring.loading import Checkpoint
 from resources.scoring.measuring import describe, measure_batch, narrowed, needed
@@ -51,6 +51,7 @@ class ForwardPass:
         self.batch_tokens = batch_tokens
         self.backward_tokens = max(1, batch_tokens // SHARE)
         self._head = StreamedHead(checkpoint.head, head_memory)
+        self._gradients = GradientPass(checkpoint, self._head)
 
     def measure(self, samples: Sequence[Sample], request: Request) -> list[SampleSignals]:
         """Measure samples; results are in the order of the samples."""
@@ -101,7 +102,7 @@ class ForwardPass:
 
     def _budget(self, request: Request) -> int:
         """Tokens of a batch: fewer where activations of all layers stay until the way back."""
-        return self.backward_tokens if request.spectra else self.batch_tokens
+        return self.batch_tokens if request.forward == request else self.backward_tokens
 
     def _run(self, batch: list[tuple[Encoded, SampleSignals]], request: Request) -> Iterator[list[SampleSignals]]:
         """Measure one batch, in halves if it is larger than the device has proved to have memory for."""
@@ -112,10 +113,10 @@ class ForwardPass:
                 yield results
                 return
             lowered = min(self._budget(request), max(1, tokens // 2))
-            if request.spectra:
-                self.backward_tokens = lowered
-            else:
+            if request.forward == request:
                 self.batch_tokens = lowered
+            else:
+                self.backward_tokens = lowered
         half = len(batch) // 2
         yield from self._run(batch[:half], request)
         yield from self._run(batch[half:], request)
@@ -128,7 +129,7 @@ class ForwardPass:
         """
         encoded, described = [item[0] for item in batch], [item[1] for item in batch]
         try:
-            return measure_batch(self.checkpoint, self._head, encoded, described, request)
+            return measure_batch(self.checkpoint, self._head, self._gradients, encoded, described, request)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise

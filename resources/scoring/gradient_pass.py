@@ -3,55 +3,179 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache, cached_property
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from resources.scoring.attention_layers import AttentionError
-from resources.scoring.factors import backward, reaches
+from resources.scoring.factors import Taker, backward, reaches
+from resources.scoring.features import Block, FeaturesOfBatch, NormsOfBatch, Sketch, quantised
+from resources.scoring.freed_memory import keep_freed_memory
+from resources.scoring.gradient_spec import FeatureSpec, GradientWeights
 from resources.scoring.head import StreamedHead
 from resources.scoring.loading import Checkpoint
-from resources.scoring.samples import NON_FINITE, Encoded, GradientSpectra, SampleSignals
+from resources.scoring.samples import (
+    NON_FINITE,
+    Encoded,
+    GradientFeatures,
+    GradientSpectra,
+    Request,
+    SampleSignals,
+)
 from resources.scoring.spectra import Spectra, SpectraOfBatch
+from resources.scoring.trained_matrices import (
+    GradientError,
+    Matrix,
+    adam_moments,
+    linear_layers,
+    trained_matrices,
+)
 
 SHARE = 8
 """Of a batch's tokens, the part that goes there and back at once: activations of all layers stay meanwhile."""
 
+Add = Callable[[SampleSignals, int], bool]
+"""Adds what was found of the batch's sample of that number to its result; whether it is finite."""
 
-def add_spectra(
-    checkpoint: Checkpoint, head: StreamedHead, batch: Sequence[Encoded], results: Sequence[SampleSignals]
-) -> list[SampleSignals]:
-    """Results with the spectra of the same samples.
+
+class GradientPass:
+    """Goes there and back at one checkpoint.
 
     Args:
         checkpoint: the weights to measure at.
         head: its LM head, streamed.
-        batch: samples with at least one label each.
-        results: what is known of them.
-
-    Raises:
-        AttentionError: the attention projections are not known to us, or the model does not run them all.
     """
-    projections = checkpoint.attention
-    layers = {f"{number}.{name}": one for number, own in enumerate(projections) for name, one in own.layers.items()}
-    taker = SpectraOfBatch(projections, reaches(batch))
-    losses = backward(checkpoint, head, batch, layers, taker.take).tolist()
-    if any(spectra.finite and spectra.nuclear_norm.isnan().any() for spectra in taker.spectra):
-        raise AttentionError("no gradient came by some layer's attention projections: the model does not run them all")
-    added = []
-    for encoded, result, loss, spectra in zip(batch, results, losses, taker.spectra, strict=True):
-        found = _plain(loss, spectra) if math.isfinite(loss) and spectra.finite else None
-        flags = result.flags if found is not None or NON_FINITE in result.flags else [*result.flags, NON_FINITE]
-        # Where nothing else is measured of it these are all the tokens that are run.
-        ran = {"backward_tokens" if result.tokens else "tokens": len(encoded)}
-        added.append(replace(result, spectra=found, flags=flags, **ran))  # type: ignore[arg-type]
-    return added
+
+    def __init__(self, checkpoint: Checkpoint, head: StreamedHead) -> None:
+        self.checkpoint = checkpoint
+        self.head = head
+        if checkpoint.device.type == "cpu":
+            keep_freed_memory()
+        # What is found once stays for every batch.
+        self._matrices = cache(self._find_matrices)
+        self._sketch = cache(self._draw_sketch)
+        self._moments = cache(self._read_moments)
+
+    def add(self, batch: Sequence[Encoded], results: Sequence[SampleSignals], request: Request) -> list[SampleSignals]:
+        """Results with what is asked for of the same samples' gradients, all of it from one backward.
+
+        Args:
+            batch: samples with at least one label each.
+            results: what is known of them.
+            request: what is asked for; only what is made of gradients is looked at.
+
+        Raises:
+            AttentionError: the attention projections are not known to us, or the model does not run them all.
+            GradientError: the gradients that are asked for are not known of this model or checkpoint.
+        """
+        made = self._takers(batch, request)
+        losses = backward(self.checkpoint, self.head, batch, [taker for taker, _ in made]).tolist()
+        added = []
+        for row, (encoded, result, loss) in enumerate(zip(batch, results, losses, strict=True)):
+            # Where nothing else is measured of it these are all the tokens that are run.
+            ran = {"backward_tokens" if result.tokens else "tokens": len(encoded)}
+            own = replace(result, flags=list(result.flags), **ran)  # type: ignore[arg-type]
+            if math.isfinite(loss):
+                own.response_loss = loss
+            # Each is added, whatever the one before it said.
+            finite = [math.isfinite(loss) and add(own, row) for _, add in made]
+            if not all(finite) and NON_FINITE not in own.flags:
+                own.flags.append(NON_FINITE)
+            added.append(own)
+        return added
+
+    def _takers(self, batch: Sequence[Encoded], request: Request) -> list[tuple[Taker, Add]]:
+        """What is made of the backward pass, and how it gets into results."""
+        made = []
+        if request.spectra:
+            made.append(self._spectra(batch))
+        if request.gradient_norms is not None:
+            made.append(self._norms(len(batch), request.gradient_norms))
+        if request.features is not None:
+            made.append(self._features(len(batch), request.features, adam=False))
+        if request.adam_features is not None:
+            made.append(self._features(len(batch), request.adam_features, adam=True))
+        return made
+
+    def _spectra(self, batch: Sequence[Encoded]) -> tuple[Taker, Add]:
+        projections = self.checkpoint.attention
+        layers = {f"{number}.{name}": one for number, own in enumerate(projections) for name, one in own.layers.items()}
+        spectra = SpectraOfBatch(projections, reaches(batch))
+
+        def add(result: SampleSignals, row: int) -> bool:
+            found = spectra.spectra[row]
+            if found.finite and found.nuclear_norm.isnan().any():
+                raise AttentionError(
+                    "no gradient came by some layer's attention projections: the model does not run them all"
+                )
+            if found.finite:
+                result.spectra = _plain(found)
+            return found.finite
+
+        return Taker(layers, spectra.take), add
+
+    def _norms(self, count: int, weights: GradientWeights) -> tuple[Taker, Add]:
+        matrices: dict[str, list[Matrix]] = {}
+        for matrix in self._matrices(weights):
+            matrices.setdefault(matrix.layer, []).append(matrix)
+        norms = NormsOfBatch(matrices, count, self.checkpoint.device)
+
+        def add(result: SampleSignals, row: int) -> bool:
+            _all_came(matrices, norms.seen)
+            norm = float(norms.norms()[row])
+            if math.isfinite(norm):
+                result.gradient_norm = norm
+            return math.isfinite(norm)
+
+        return Taker(self._of(matrices), norms.take), add
+
+    def _features(self, count: int, spec: FeatureSpec, *, adam: bool) -> tuple[Taker, Add]:
+        sketch = self._sketch(spec)
+        moments = self._moments(spec.weights) if adam else None
+        features = FeaturesOfBatch(sketch, count, self.checkpoint.device, moments, spec.epsilon_inside)
+
+        def add(result: SampleSignals, row: int) -> bool:
+            _all_came(sketch.blocks, features.seen)
+            vector = features.vectors[row]
+            if not bool(vector.isfinite().all()):
+                return False
+            values, scale = quantised(vector)
+            found = GradientFeatures(values.cpu().numpy(), scale)
+            if adam:
+                result.adam_features = found
+            else:
+                result.features = found
+            return True
+
+        return Taker(self._of(sketch.blocks), features.take), add
+
+    @cached_property
+    def _layers(self) -> dict[str, nn.Module]:
+        return linear_layers(self.checkpoint)
+
+    def _of(self, names: dict[str, list[Matrix]] | dict[str, list[Block]]) -> dict[str, nn.Module]:
+        return {name: self._layers[name] for name in names}
+
+    def _find_matrices(self, weights: GradientWeights) -> list[Matrix]:
+        return trained_matrices(self.checkpoint, weights)
+
+    def _draw_sketch(self, spec: FeatureSpec) -> Sketch:
+        return Sketch.of(self._matrices(spec.weights), spec, self.checkpoint.device)
+
+    def _read_moments(self, weights: GradientWeights) -> dict[str, tuple[Tensor, Tensor]]:
+        return adam_moments(self.checkpoint, self._matrices(weights))
 
 
-def _plain(loss: float, spectra: Spectra) -> GradientSpectra:
+def _all_came(wanted: dict[str, list[Matrix]] | dict[str, list[Block]], seen: set[str]) -> None:
+    missing = sorted(wanted.keys() - seen)
+    if missing:
+        raise GradientError(f"no gradient came by {', '.join(missing[:3])}: the model does not run all its layers")
+
+
+def _plain(spectra: Spectra) -> GradientSpectra:
     return GradientSpectra(
-        loss=loss,
         nuclear_norm=spectra.nuclear_norm.tolist(),
         effective_rank=_with_none(spectra.effective_rank),
         rows=spectra.rows.long().tolist(),

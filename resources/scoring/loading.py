@@ -57,6 +57,8 @@ class Checkpoint:
         vocabulary: rows of the input embedding.
         processor: what turns images into model inputs; None for a text model, or if the folder has none.
         model: the whole model that decoder and head are parts of: its named parameters are the weights.
+        folder: where it was loaded from.
+        adapter: the LoRA folder that was applied to it, or None.
     """
 
     decoder: nn.Module
@@ -67,6 +69,8 @@ class Checkpoint:
     vocabulary: int
     processor: Any = None
     model: Any = None
+    folder: Path | None = None
+    adapter: Path | None = None
 
     @cached_property
     def uncompiled(self) -> nn.Module:
@@ -140,7 +144,8 @@ def load_checkpoint(
     model = model.to(target).eval()
     model.requires_grad_(False)
     parts = encoding_parts(folder, model, max_length, trust_remote_code)
-    checkpoint = Checkpoint(decoder=_decoder(model), head=_head(model), device=target, model=model, **parts)
+    where: dict[str, Any] = {"folder": Path(folder), "adapter": adapter if adapter is None else Path(adapter)}
+    checkpoint = Checkpoint(decoder=_decoder(model), head=_head(model), device=target, model=model, **where, **parts)
     _check_logits(model, checkpoint)
     _check_causal(model, checkpoint)
     if compile_model:

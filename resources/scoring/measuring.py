@@ -17,7 +17,7 @@ from torch import Tensor
 
 from resources.scoring.collating import collate
 from resources.scoring.embeddings import pool
-from resources.scoring.gradient_pass import add_spectra
+from resources.scoring.gradient_pass import GradientPass
 from resources.scoring.head import StreamedHead, TokenStatistics
 from resources.scoring.labels import Labels, SampleLabels, label_batch, segment_order
 from resources.scoring.loading import Checkpoint
@@ -82,8 +82,8 @@ def narrowed(request: Request, described: SampleSignals) -> Request:
         return Request()
     if (request.step_gradients or request.trajectory_gradients) and not _has_gradients(described):
         request = replace(request, step_gradients=None, trajectory_gradients=None)
-    if request.spectra and not described.labels:
-        request = replace(request, spectra=False)
+    if not described.labels:
+        request = request.forward
     if request.unconditional and described.response_tokens < LEAST_TOKENS:
         request = replace(request, unconditional=False)
     if described.prefix_flags:
@@ -102,17 +102,17 @@ def needed(encoded: Encoded, request: Request) -> Encoded:
 def measure_batch(
     checkpoint: Checkpoint,
     head: StreamedHead,
+    gradients: GradientPass,
     batch: Sequence[Encoded],
     described: Sequence[SampleSignals],
     request: Request,
 ) -> list[SampleSignals]:
     """Run a batch, again there and back or without prompts if that is asked for; see `_measure`."""
-    if request.spectra:
-        given = replace(request, spectra=False)
+    if request.forward != request:
         results = list(described)
-        if given != Request():
-            results = measure_batch(checkpoint, head, batch, described, given)
-        return add_spectra(checkpoint, head, batch, results)
+        if request.forward != Request():
+            results = measure_batch(checkpoint, head, gradients, batch, described, request.forward)
+        return gradients.add(batch, results, request)
     if not request.unconditional:
         return _measure(checkpoint, head, batch, described, request)
     given = replace(request, unconditional=False)

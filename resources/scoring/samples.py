@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resources.scoring.errors import ScoringError
+from resources.scoring.gradient_spec import FeatureSpec, GradientWeights
 
 if TYPE_CHECKING:
     from resources.scoring.perturbed_samples import PerturbedSignals
@@ -177,9 +178,15 @@ class Request:
             another signal they are read off its pass.
         spectra: what the singular values of every attention projection's gradient say: a pass of its own, with its
             way back (`resources.scoring.spectra`).
+        gradient_norms: norm of the gradient with respect to these weights: from the same way there and back as
+            `spectra` and features (`resources.scoring.gradient_pass`).
+        features: the gradient as one short vector: likewise.
+        adam_features: the direction that Adam would take as such a vector; needs a checkpoint with AdamW's moments.
         trajectory: mean NLL of the response at every checkpoint of `PassSpec.trajectory`: a pass at each
             (`resources.trajectory`; a single pass knows nothing of it).
         trajectory_gradients: GRACE's Gram matrix under this proxy at every such checkpoint, or None: likewise.
+        trajectory_features: the gradient as one short vector at every such checkpoint: likewise.
+        trajectory_adam_features: Adam's direction as such a vector: likewise.
         base_likelihoods: mean NLL of the response at the model that the training run started with: likewise.
         perturbed: early losses at perturbed checkpoints: likewise (`resources.scoring.perturbed`).
     """
@@ -193,20 +200,48 @@ class Request:
     unconditional: bool = False
     prefix_losses: PrefixWindows | None = None
     spectra: bool = False
+    gradient_norms: GradientWeights | None = None
+    features: FeatureSpec | None = None
+    adam_features: FeatureSpec | None = None
     trajectory: bool = False
     trajectory_gradients: Proxy | None = None
+    trajectory_features: FeatureSpec | None = None
+    trajectory_adam_features: FeatureSpec | None = None
     base_likelihoods: bool = False
     perturbed: bool = False
 
     @property
     def along(self) -> bool:
         """Whether anything is measured at the checkpoints of a trajectory."""
-        return self.trajectory or self.trajectory_gradients is not None
+        return self.on_the_way != Request()
+
+    @property
+    def on_the_way(self) -> Request:
+        """What is measured at each checkpoint of a trajectory."""
+        return Request(
+            token_likelihoods=self.trajectory,
+            step_gradients=self.trajectory_gradients,
+            features=self.trajectory_features,
+            adam_features=self.trajectory_adam_features,
+        )
 
     @property
     def here(self) -> Request:
         """What of it is measured at the target's own checkpoint."""
-        return replace(self, trajectory=False, trajectory_gradients=None, base_likelihoods=False, perturbed=False)
+        return replace(
+            self,
+            trajectory=False,
+            trajectory_gradients=None,
+            trajectory_features=None,
+            trajectory_adam_features=None,
+            base_likelihoods=False,
+            perturbed=False,
+        )
+
+    @property
+    def forward(self) -> Request:
+        """What of it needs no way back."""
+        return replace(self, spectra=False, gradient_norms=None, features=None, adam_features=None)
 
 
 @dataclass(frozen=True)
@@ -230,7 +265,6 @@ class GradientSpectra:
     would be compared do not agree.
 
     Attributes:
-        loss: mean NLL of the response, whose gradient it is, in nats.
         nuclear_norm: N [L][4].
         effective_rank: R [L][4].
         rows: T [L][4], positions that a gradient reaches.
@@ -239,13 +273,25 @@ class GradientSpectra:
         adjacent: cosine of each projection with that of the layer above [L-1][4].
     """
 
-    loss: float
     nuclear_norm: list[list[float]]
     effective_rank: list[list[float | None]]
     rows: list[list[int]]
     largest_rank: list[list[int]]
     same_layer: list[list[float | None]]
     adjacent: list[list[float | None]]
+
+
+@dataclass(frozen=True, eq=False)
+class GradientFeatures:
+    """A sample's gradient as one short vector: see `resources.scoring.features`.
+
+    Attributes:
+        values: [k] in int8.
+        scale: what one of them stands for; 0 of a gradient that is zero.
+    """
+
+    values: npt.NDArray[np.int8]
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -321,11 +367,17 @@ class SampleSignals:
         unconditional_nll: mean -log p of the response's second to last token, given the response's own tokens only.
         unconditional_tokens: tokens run for it.
         spectra: see `GradientSpectra`.
-        backward_tokens: tokens run for it, there and back.
+        gradient_norm: norm of the gradient.
+        features: see `GradientFeatures`.
+        adam_features: the same of the direction that Adam would take.
+        response_loss: mean -log p of the response, whose gradient all these are of, in nats.
+        backward_tokens: tokens run for them, there and back.
         prefix_nll: mean -log p, in nats, by window length.
         trajectory: mean -log p of the response at each checkpoint of a trajectory, in nats.
         trajectory_gradients: see `StepGradients`, at each checkpoint of a trajectory.
         trajectory_gradient_flags: as `gradient_flags`, of these.
+        trajectory_features: see `GradientFeatures`, at each checkpoint of a trajectory.
+        trajectory_adam_features: the same of the direction that Adam would take.
         base_nll: mean -log p of the response at the model before its training run, in nats.
         perturbed: early losses at perturbed checkpoints.
         elsewhere_tokens: tokens run at other checkpoints for these, but for those of `tokens`.
@@ -350,11 +402,17 @@ class SampleSignals:
     unconditional_nll: float | None = None
     unconditional_tokens: int = 0
     spectra: GradientSpectra | None = None
+    gradient_norm: float | None = None
+    features: GradientFeatures | None = None
+    adam_features: GradientFeatures | None = None
+    response_loss: float | None = None
     backward_tokens: int = 0
     prefix_nll: dict[int, float] | None = None
     trajectory: list[float] | None = None
     trajectory_gradients: list[StepGradients] | None = None
     trajectory_gradient_flags: list[str] = field(default_factory=list)
+    trajectory_features: list[GradientFeatures] | None = None
+    trajectory_adam_features: list[GradientFeatures] | None = None
     base_nll: float | None = None
     perturbed: PerturbedSignals | None = None
     elsewhere_tokens: int = 0

@@ -25,11 +25,10 @@ from transformers import get_scheduler
 from resources.digests import replacing
 from resources.scoring.batching import plan_batches
 from resources.scoring.collating import collate
+from resources.scoring.gradient_spec import MOMENTS
 from resources.training.examples import Example, TrainingError, order_of_epoch, steps_of
 from resources.training.recipe import Recipe
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW remembers of every weight: running means of its gradient and of the gradient's square."""
 STEP_STRIDE = 1_000_003
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from resources.scoring.gradient_spec import OPTIMIZER
 from resources.training.examples import TrainingError
-from resources.training.files import OPTIMIZER, RECORD, TRAINED_ON, WEIGHTS
+from resources.training.files import RECORD, TRAINED_ON, WEIGHTS
 from resources.training.loop import Loop
 
 

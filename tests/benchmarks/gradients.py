@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resources.scoring.factors import backward
-from resources.scoring.gradient_pass import add_spectra
+from resources.scoring.gradient_pass import GradientPass
 from resources.scoring.head import StreamedHead
 from resources.scoring.loading import Checkpoint
 from resources.scoring.measuring import describe
-from resources.scoring.samples import Encoded, GradientSpectra
+from resources.scoring.samples import Encoded, GradientSpectra, Request
 from resources.scoring.spec import PROJECTIONS
 from resources.scoring.spectra import effective_rank
 from tests.benchmarks.common import even_samples, finish, median_ratio, parser, qwen2, table
@@ -39,13 +39,14 @@ Found = dict[str, list[list[float]]]
 def ours(checkpoint: Checkpoint, batch: Sequence[Encoded]) -> list[GradientSpectra]:
     """Spectra of a batch, as the pass measures them."""
     described = [describe(one, place) for place, one in enumerate(batch)]
-    found = [one.spectra for one in add_spectra(checkpoint, StreamedHead(checkpoint.head), batch, described)]
+    passing = GradientPass(checkpoint, StreamedHead(checkpoint.head))
+    found = [one.spectra for one in passing.add(batch, described, Request(spectra=True))]
     return [one for one in found if one is not None]
 
 
 def passes(checkpoint: Checkpoint, batch: Sequence[Encoded]) -> None:
     """There and back, with nothing made of the gradients."""
-    backward(checkpoint, StreamedHead(checkpoint.head), batch, {}, lambda _name, _inputs, _gradients: None)
+    backward(checkpoint, StreamedHead(checkpoint.head), batch, [])
 
 
 def naive(model: Any, checkpoint: Checkpoint, one: Encoded, values: Callable[[Tensor], Tensor]) -> Found:

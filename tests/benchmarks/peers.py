@@ -1,4 +1,4 @@
-"""Our forward pass against gradient-based peers: the same model, the same tokens, one thread each, in turn.
+"""Our passes against gradient-based peers: the same model, the same tokens, one thread each, in turn.
 
     python -m tests.benchmarks.peers
 
@@ -9,6 +9,8 @@ batch sizes when it starts and keeps the fastest, no side reads files or turns t
 runs, and none forms a key-value cache. Sides:
   grace                        ours, eight steps a sequence
   forward                      model(ids) and cross-entropy in inference mode: the unit
+  features                     ours: gradient features, 16 x 16 of every linear layer
+  features 8192                the same, 64 x 64 of every linear layer, added into 8,192 numbers
   less loop                    gradients of one sequence at a time by all linear weights, no projection
   bergson                      gradients in memory, 16 x 16 a layer, the model prepared as its `build` prepares it
   bergson, trimmed             the same numbers, the model prepared so that autograd does the least for them
@@ -20,7 +22,8 @@ Before the result counts it is checked that every side's numbers are finite, non
 and that the unprojected gradients of all peers have the same norms.
 
 The last line is one JSON object; ratios are medians over rounds. `speedup_over_X` is the time of X over that of
-grace, `X_over_forward` over that of the bare forward pass.
+grace, `X_over_forward` over that of the bare forward pass; `features_speedup_over_bergson` is the time of bergson over
+that of our features of the same projection, `features_speedup_over_bergson_trimmed` likewise.
 """
 
 from __future__ import annotations
@@ -70,7 +73,7 @@ PEERS = {
     "bergson": Peer("bergson", "bergson==2.5.1", ("bergson", "bergson, trimmed")),
     "traker": Peer("traker", "traker==0.3.2", ("traker 512", "traker 512, batches of 8", "traker 512, stored")),
 }
-OURS = ("grace", "forward", "less loop")
+OURS = ("grace", "features", "features 8192", "forward", "less loop")
 REPRESENTATIVES = ("grace", *(peer.sides[0] for peer in PEERS.values()))
 """One side of every environment; the versions are the same on all of them."""
 
@@ -227,8 +230,12 @@ def report(workers: Sequence[Worker], seconds: Mapping[str, Sequence[Mapping[str
         if side in ("grace", "forward"):
             continue
         key = side.replace(",", "").replace(" ", "_")
-        result[f"speedup_over_{key}"] = median_ratio(times, wall["grace"])
+        if not side.startswith("features"):
+            result[f"speedup_over_{key}"] = median_ratio(times, wall["grace"])
         result[f"{key.replace('_512', '')}_over_forward"] = median_ratio(times, wall["forward"])
+    for side in PEERS["bergson"].sides:
+        if side in wall:
+            result[f"features_speedup_over_{side.replace(', ', '_')}"] = median_ratio(wall[side], wall["features"])
     result["batches"] = {one.side: one.about["batch"] for one in workers}
     result["versions"] = {one.side: one.about["versions"] for one in workers if one.side in REPRESENTATIVES}
     return result

@@ -44,6 +44,11 @@ KEYS = {
     "gpu": {"mfu", "tokens_per_second", "max_relative_error_bf16"},
     "post_training": {"relative_average", "exact_match", "sound", "tokens_trained"},
     "gradients": {"spectra_speedup", "spectra_max_relative_error"},
+    "features": {
+        "features_8192_pearson",
+        "features_int8_loss",
+        "all_signals_over_dearest",
+    },
     "temp": {"early_exit_overhead", "eight_checkpoints_ratio", "perturb_restore_over_copy"},
 }
 NEED_DATA = {"forward", "scaling"}

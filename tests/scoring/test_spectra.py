@@ -24,12 +24,11 @@ from transformers import (
     Phi3ForCausalLM,
 )
 
-from resources.scoring import measuring
 from resources.scoring.attention_layers import AttentionError
 from resources.scoring.encoding import Encoder
-from resources.scoring.factors import backward, reaches
+from resources.scoring.factors import Taker, backward, reaches
 from resources.scoring.forward import ForwardPass
-from resources.scoring.gradient_pass import add_spectra
+from resources.scoring.gradient_pass import GradientPass
 from resources.scoring.head import StreamedHead
 from resources.scoring.loading import Checkpoint, load_checkpoint
 from resources.scoring.measuring import describe
@@ -90,7 +89,7 @@ def spectra_of(checkpoint: Checkpoint, batch: list[Encoded]) -> tuple[list[Spect
     projections = checkpoint.attention
     layers = {f"{n}.{name}": one for n, layer in enumerate(projections) for name, one in layer.layers.items()}
     taker = SpectraOfBatch(projections, reaches(batch))
-    losses = backward(checkpoint, StreamedHead(checkpoint.head), batch, layers, taker.take)
+    losses = backward(checkpoint, StreamedHead(checkpoint.head), batch, [Taker(layers, taker.take)])
     return taker.spectra, losses
 
 
@@ -115,6 +114,10 @@ def whole_gradients(checkpoint: Checkpoint, encoded: Encoded) -> tuple[list[dict
         found.append(own)
     model.requires_grad_(False)
     return found, float(loss.detach())
+
+
+def gradient_pass(checkpoint: Checkpoint) -> GradientPass:
+    return GradientPass(checkpoint, StreamedHead(checkpoint.head))
 
 
 def cosine(one: Tensor, other: Tensor) -> float:
@@ -209,7 +212,7 @@ def test_the_pass_gives_spectra_beside_anything_else_and_says_what_it_ran(tmp_pa
         assert result.spectra is not None
         assert other.spectra is not None
         assert result.likelihoods is not None
-        assert result.spectra.loss == pytest.approx(result.likelihoods.mean_nll, rel=1e-4)
+        assert result.response_loss == pytest.approx(result.likelihoods.mean_nll, rel=1e-4)
         for own, theirs in zip(result.spectra.nuclear_norm, other.spectra.nuclear_norm, strict=True):
             assert own == pytest.approx(theirs, rel=1e-4)
         assert result.spectra.rows == other.spectra.rows
@@ -226,10 +229,10 @@ def test_a_sample_that_is_not_finite_spoils_no_other(tmp_path: Path) -> None:
         checkpoint.model.get_input_embeddings().weight[bad] = torch.nan
     batch = [whole[0], broken, *whole[2:]]
     described = [describe(one, place) for place, one in enumerate(batch)]
-    found = add_spectra(checkpoint, StreamedHead(checkpoint.head), batch, described)
+    found = gradient_pass(checkpoint).add(batch, described, Request(spectra=True))
     assert [one.spectra is None for one in found] == [False, True, False, False]
     assert found[1].flags == ["non_finite"]
-    expected = add_spectra(checkpoint, StreamedHead(checkpoint.head), whole[:1], described[:1])
+    expected = gradient_pass(checkpoint).add(whole[:1], described[:1], Request(spectra=True))
     assert found[0].spectra is not None
     assert expected[0].spectra is not None
     for own, theirs in zip(found[0].spectra.nuclear_norm, expected[0].spectra.nuclear_norm, strict=True):
@@ -260,7 +263,7 @@ def test_a_layer_that_is_not_run_is_an_error_and_no_gap(tmp_path: Path) -> None:
     checkpoint.attention[1] = spare
     described = [describe(one, place) for place, one in enumerate(batch)]
     with pytest.raises(AttentionError, match="does not run them all"):
-        add_spectra(checkpoint, StreamedHead(checkpoint.head), batch, described)
+        gradient_pass(checkpoint).add(batch, described, Request(spectra=True))
 
 
 def test_memory_that_runs_out_on_the_way_back_leaves_forward_batches_as_they_are(
@@ -273,13 +276,15 @@ def test_memory_that_runs_out_on_the_way_back_leaves_forward_batches_as_they_are
     within = ForwardPass(checkpoint, encoder, batch_tokens=8 * 600)
     attempts: list[int] = []
 
-    def short(*given: Any) -> Any:
-        attempts.append(len(given[2]))
-        if len(given[2]) > 1:
-            raise torch.OutOfMemoryError("out of memory")
-        return add_spectra(*given)
+    real = GradientPass.add
 
-    monkeypatch.setattr(measuring, "add_spectra", short)
+    def short(own: GradientPass, batch: Any, *given: Any) -> Any:
+        attempts.append(len(batch))
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(own, batch, *given)
+
+    monkeypatch.setattr(GradientPass, "add", short)
     found = within.measure(random_samples(5, 2), Request(spectra=True))
     assert all(one.spectra is not None for one in found)
     assert max(attempts) > 1

@@ -1,16 +1,21 @@
-"""GRACE, the bare forward pass and a loop over gradients in the manner of LESS, in our environment."""
+"""GRACE, gradient features, the bare forward pass and a loop over gradients as LESS has it, in our environment."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
 from resources.scoring.forward import ForwardPass
-from resources.scoring.head import Head
+from resources.scoring.gradient_pass import GradientPass
+from resources.scoring.gradient_spec import FeatureSpec
+from resources.scoring.head import Head, StreamedHead
 from resources.scoring.loading import Checkpoint
-from resources.scoring.samples import Encoded
+from resources.scoring.measuring import describe
+from resources.scoring.samples import Encoded, Request, SampleSignals
 from tests.benchmarks.common import even_samples
 from tests.benchmarks.forward import GRACE
 from tests.benchmarks.peer_workers.protocol import Side, linear_weights, load_model, serve
@@ -19,31 +24,61 @@ STEPS = 8
 BATCHES = (1, 2, 4, 8, 16, 32)
 
 
-def grace(folder: Path) -> Side:
-    """Our pass, eight steps a sequence."""
+def taken_apart(folder: Path) -> Checkpoint:
+    """The model as our pass takes it."""
     model = load_model(folder).requires_grad_(False)
-    checkpoint = Checkpoint(
+    return Checkpoint(
         decoder=model.model,
         head=Head(model.lm_head.weight.detach()),
         tokenizer=None,
         device=torch.device("cpu"),
         max_length=model.config.max_position_embeddings,
         vocabulary=model.config.vocab_size,
+        model=model,
     )
 
-    samples: list[Encoded] = []
+
+@cache
+def samples_of(vocabulary: int, count: int, tokens: int) -> list[Encoded]:
+    """The sequences as samples: nobody else turns text into tokens or tokens into samples while the clock runs."""
+    return even_samples(count, tokens, STEPS, vocabulary)
+
+
+def grace(folder: Path) -> Side:
+    """Our pass, eight steps a sequence."""
+    checkpoint = taken_apart(folder)
 
     def run(ids: torch.Tensor, batch: int) -> torch.Tensor:
-        if not samples:  # nobody else turns text into tokens or tokens into samples while the clock runs
-            count, tokens = ids.shape
-            samples.extend(even_samples(count, tokens, STEPS, checkpoint.vocabulary))
-            assert [sample.input_ids for sample in samples] == ids.tolist(), "not the tokens of the other sides"
+        samples = samples_of(checkpoint.vocabulary, *ids.shape)
+        assert [sample.input_ids for sample in samples] == ids.tolist(), "not the tokens of the other sides"
         scoring = ForwardPass(checkpoint, None, batch * ids.shape[1])  # type: ignore[arg-type]
         found = {one.position: one.step_gradients for batch in scoring.measure_encoded(samples, GRACE) for one in batch}
         grams = [gradients.gram for position in range(len(ids)) if (gradients := found[position]) is not None]
         return torch.stack([torch.tensor(gram) for gram in grams])
 
     return Side(run, BATCHES, f"{STEPS} steps a sequence")
+
+
+def features(projection: int, folder: Path) -> Side:
+    """Our gradient features: a two-sided projection of the gradient of every linear layer of the decoder."""
+    checkpoint, spec = taken_apart(folder), FeatureSpec("layers", projection)
+    passing = GradientPass(checkpoint, StreamedHead(checkpoint.head))
+
+    def add(samples: Sequence[Encoded], request: Request) -> list[SampleSignals]:
+        described = [describe(sample, place) for place, sample in enumerate(samples)]
+        return passing.add(samples, described, request)
+
+    def run(ids: torch.Tensor, batch: int) -> torch.Tensor:
+        samples, request = samples_of(checkpoint.vocabulary, *ids.shape), Request(features=spec)
+        found = [one for start in range(0, len(ids), batch) for one in add(samples[start : start + batch], request)]
+        vectors = [one.features for one in found if one.features is not None]
+        return torch.stack([torch.from_numpy(vector.values) * vector.scale for vector in vectors])
+
+    def norms(ids: torch.Tensor) -> torch.Tensor:
+        samples = samples_of(checkpoint.vocabulary, *ids.shape)
+        return torch.tensor([one.gradient_norm for one in add(samples, Request(gradient_norms="layers"))])
+
+    return Side(run, BATCHES, f"{projection} x {projection} a layer, 8,192 numbers in int8 stored at most", norms)
 
 
 def forward(folder: Path) -> Side:
@@ -83,4 +118,11 @@ def less_loop(folder: Path) -> Side:
 
 
 if __name__ == "__main__":
-    serve(lambda name, folder: {"grace": grace, "forward": forward, "less loop": less_loop}[name](folder))
+    sides: dict[str, Callable[[Path], Side]] = {
+        "grace": grace,
+        "features": partial(features, 16),
+        "features 8192": partial(features, 64),
+        "forward": forward,
+        "less loop": less_loop,
+    }
+    serve(lambda name, folder: sides[name](folder))
