@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -67,8 +67,10 @@ class Warmup(FineTuning):
     generation: int = Field(
         0, ge=0, description="raised, it is trained once more, on a draw of the pool as it is then (by hand)"
     )
-    save_every: int | None = Field(
-        None, ge=1, description="optimizer steps between checkpoints on the way, which trajectories are measured at"
+    save_every: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = Field(
+        None,
+        description="optimizer steps between checkpoints on the way, which trajectories are measured at; epoch: at the "
+        "end of each (LESS)",
     )
 
     def recipe(self, seed: int | None = None) -> Recipe:

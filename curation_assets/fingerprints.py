@@ -47,6 +47,10 @@ SIGNAL_VERSIONS: dict[SignalName, int] = {
     "base_likelihoods": 1,
     "perturbed_losses": 1,
     "gradient_spectra": 1,
+    "gradient_norms": 1,
+    "gradient_features": 1,
+    "gradient_feature_trajectories": 1,
+    "adam_feature_trajectories": 1,
 }
 SIGMA_VERSION = 1
 SCORES_VERSION = 2
@@ -54,6 +58,11 @@ QUALITY_VERSION = 1
 
 PROXY_SIGNALS: frozenset[SignalName] = frozenset({"step_gradients", "step_gradient_trajectories"})
 """Signals that rest on which gradient stands for a segment's."""
+
+FEATURE_SIGNALS: frozenset[SignalName] = frozenset(
+    {"gradient_features", "gradient_feature_trajectories", "adam_feature_trajectories"}
+)
+"""Signals that are gradients made into one vector each."""
 
 SEGMENTED_SIGNALS: frozenset[SignalName] = PROXY_SIGNALS | {"segment_likelihoods", "perturbed_losses"}
 """Signals that rest on how responses are cut into steps, or on where their answer begins."""
@@ -113,6 +122,9 @@ def recipe_key(workspace: Workspace, target: Target) -> str:
     trained_on = str(run.fraction) if run.release is None else run.release
     start = None if run.start is None else warmup_key(workspace, workspace.settings.target(run.start))
     recipe = [vars(run.recipe()), trained_on, run.save_every, start, *([run.generation] if run.generation else [])]
+    if wants_moments(target):
+        # Runs without them were trained before there was such a thing.
+        recipe.append("moments")
     encoding = [target.template, target.max_length, target.dtype]
     folder = workspace.model_folder(target)
     parts: list[object] = [tokenizer_digest(folder, workspace.cache), recipe, encoding]
@@ -121,6 +133,18 @@ def recipe_key(workspace: Workspace, target: Target) -> str:
         # It may bring a chat template of its own, and says whether the tokenizer adds BOS.
         parts.append(processor)
     return digest("warmup", TRAINER_VERSION, base_digest(workspace, target), *parts)
+
+
+def wants_moments(target: Target) -> bool:
+    """Whether AdamW's moments are kept beside the checkpoints of a target's run."""
+    return "adam_feature_trajectories" in target.signals
+
+
+def gradient_weights(target: Target) -> str:
+    """With respect to what a target's gradients are taken: `adapter` or `layers`."""
+    if target.gradients.weights != "auto":
+        return target.gradients.weights
+    return "adapter" if target.warmup != "none" and target.warmup.recipe().adapter == "lora" else "layers"
 
 
 def warmup_key(workspace: Workspace, target: Target) -> str:
@@ -256,6 +280,12 @@ def signal_fingerprint(workspace: Workspace, target: Target, signal: SignalName)
         parts.append(segmentation_key(workspace))
     if signal in PROXY_SIGNALS:
         parts.append(target.proxy)
+    if signal == "gradient_norms":
+        parts.append(gradient_weights(target))
+    if signal in FEATURE_SIGNALS:
+        inside = signal == "adam_feature_trajectories" and target.gradients.parity == "as_coded"
+        sketch = target.gradients
+        parts.append([gradient_weights(target), sketch.projection, sketch.dimension, sketch.seed, inside])
     if signal == "text_embeddings":
         parts.append(modules_digest(folder, workspace.cache))
     return digest(signal, SIGNAL_VERSIONS[signal], *parts)

@@ -28,9 +28,18 @@ SignalName = Literal[
     "base_likelihoods",
     "perturbed_losses",
     "gradient_spectra",
+    "gradient_norms",
+    "gradient_features",
+    "gradient_feature_trajectories",
+    "adam_feature_trajectories",
 ]
 
-ALONG_A_RUN: tuple[SignalName, ...] = ("loss_trajectories", "step_gradient_trajectories")
+ALONG_A_RUN: tuple[SignalName, ...] = (
+    "loss_trajectories",
+    "step_gradient_trajectories",
+    "gradient_feature_trajectories",
+    "adam_feature_trajectories",
+)
 """Signals that are measured at the checkpoints that a training run left on its way."""
 
 

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from curation_assets.checkpoint_settings import Perturbation, Warmup
 from curation_assets.corpus_settings import Corpus, ValidationSet
 from curation_assets.evaluation_settings import Evaluation, refuse_unknown_names
+from curation_assets.gradient_settings import Gradients
 from curation_assets.running_settings import S3, Alerts, Engine, Freshness, Limits
 from curation_assets.scores.method import ScoreSection
 from curation_assets.scores.registry import METHODS, method_of
@@ -55,6 +56,7 @@ class Target(Section):
     perturbation: Perturbation = Field(
         default=Perturbation(), description="the checkpoints that perturbed_losses are measured at"
     )
+    gradients: Gradients = Field(default=Gradients(), description="what gradient norms and features are of")
     template: Template = Field(
         "auto",
         description="auto: the tokenizer's chat template if it has one; plain: turns joined by newlines; "
@@ -91,6 +93,9 @@ class Target(Section):
                 "base_likelihoods tell a trained checkpoint from the model that it was trained from; with warmup: none "
                 "these are one: use likelihoods",
             )
+        wrong = self._what_gradients_lack()
+        if wrong is not None:
+            raise LocatedError(["gradients", "weights"], wrong)
         of_path = self.perturbation.directional and self.perturbation.endpoint is None
         if "perturbed_losses" in self.signals and of_path and self.warmup == "none":
             raise LocatedError(
@@ -102,6 +107,18 @@ class Target(Section):
         if self.embedding_model and self.warmup != "none":
             raise LocatedError(["signals"], "an embedding model is measured as it is: add warmup: none")
         return self
+
+    def _what_gradients_lack(self) -> str | None:
+        """Why gradients cannot be taken as they are asked for, and the mend; None if they can."""
+        adapter = self.warmup != "none" and self.warmup.recipe().adapter == "lora"
+        if self.gradients.weights == "adapter" and not adapter:
+            return "the target's run trains no adapter: take the gradients of layers (weights: layers)"
+        if "adam_feature_trajectories" in self.signals and self.gradients.weights == "layers" and adapter:
+            return (
+                "adam_feature_trajectories are directions of what the target's run trains, which is an adapter: take "
+                "weights: adapter, or train every weight (warmup: {adapter: full})"
+            )
+        return None
 
     @property
     def embedding_model(self) -> bool:
@@ -333,6 +350,16 @@ class Settings(Section):
     def scores_of(self, target: str) -> list[ScoreSection]:
         """The scores that are computed from a target's signals."""
         return [score for score in self.scores if score.target == target]
+
+    def measured_signals(self, target: Target) -> list[SignalName]:
+        """All signals that are measured with a target: its own, then those of validation sets alone."""
+        held_out = [
+            signal
+            for score in self.scores_of(target.name)
+            if method_of(score).validation(score)
+            for signal in method_of(score).validation_signals(score)
+        ]
+        return [*target.signals, *dict.fromkeys(signal for signal in held_out if signal not in target.signals)]
 
     def signals_of_scores(self, target: Target) -> list[SignalName]:
         """The signals that a target's `sample_scores` rest on: those of its scores, or one that tells lengths."""

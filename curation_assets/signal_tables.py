@@ -213,6 +213,53 @@ GRADIENT_SPECTRA = _signal(
     },
 )
 
+GRADIENT_NORMS = _signal(
+    "gradient_norms",
+    "norm of each response's gradient with respect to what the target trains, or its linear layers (GraNd)",
+    {
+        "loss": Column(pl.Float64, "mean NLL of the response, whose gradient it is", "nats", nullable=True),
+        "gradient_norm": Column(pl.Float64, "L2 norm of the whole gradient; null if not measured", nullable=True),
+    },
+)
+
+GRADIENT_FEATURES = _signal(
+    "gradient_features",
+    "each response's gradient, randomly projected: dot products are those of gradients on average",
+    {
+        "features": Column(pl.List(pl.Int8), "the vector [k], in units of scale; null if not measured", nullable=True),
+        "scale": Column(
+            pl.Float32, "what one of these numbers stands for; 0 of a gradient that is zero", nullable=True
+        ),
+    },
+)
+
+
+def _features_along_a_run(name: str, of: str) -> Table:
+    meaning = f"{of}, randomly projected, at each of the checkpoints that the target's training run left on its way"
+    return _signal(
+        name,
+        meaning,
+        {
+            "features": Column(
+                pl.List(pl.List(pl.Int8)),
+                "the vectors [T][k], in units of their scales; null if not measured",
+                nullable=True,
+            ),
+            "scales": Column(pl.List(pl.Float32), "what one number of each vector stands for [T]", nullable=True),
+            "weights": Column(
+                pl.List(pl.Float32),
+                "of each checkpoint [T]: mean learning rate of the epoch that it lies in, over their sum",
+                nullable=True,
+            ),
+        },
+    )
+
+
+GRADIENT_FEATURE_TRAJECTORIES = _features_along_a_run("gradient_feature_trajectories", "each response's gradient")
+ADAM_FEATURE_TRAJECTORIES = _features_along_a_run(
+    "adam_feature_trajectories", "the direction in which Adam would go by each response's gradient (LESS)"
+)
+
 SIGNAL_TABLES = {
     table.name: table
     for table in (
@@ -231,5 +278,9 @@ SIGNAL_TABLES = {
         BASE_LIKELIHOODS,
         PERTURBED_LOSSES,
         GRADIENT_SPECTRA,
+        GRADIENT_NORMS,
+        GRADIENT_FEATURES,
+        GRADIENT_FEATURE_TRAJECTORIES,
+        ADAM_FEATURE_TRAJECTORIES,
     )
 }

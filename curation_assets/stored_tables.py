@@ -105,7 +105,7 @@ def _measured(workspace: Workspace, target: Target, signal: SignalName) -> pl.La
     stored = None
     if signal_dir(workspace, target, signal) is not None:
         stored = SignalStore.of(workspace, target, signal).scan()
-    if stored is None and signal not in target.signals:
+    if stored is None and signal not in workspace.settings.measured_signals(target):
         raise TableRequestError(
             f"target {target.name} does not measure {signal}: add it to targets.signals in curation.yaml"
         )

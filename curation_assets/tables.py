@@ -10,10 +10,14 @@ import polars as pl
 
 from curation_assets.evaluation_tables import EVALUATION_TABLES
 from curation_assets.signal_tables import (
+    ADAM_FEATURE_TRAJECTORIES,
     BASE_LIKELIHOODS,
     EMBEDDINGS_LAST,
     EMBEDDINGS_MEAN,
     EMBEDDINGS_POSITION_WEIGHTED,
+    GRADIENT_FEATURE_TRAJECTORIES,
+    GRADIENT_FEATURES,
+    GRADIENT_NORMS,
     GRADIENT_SPECTRA,
     LIKELIHOODS,
     LOSS_TRAJECTORIES,
@@ -30,10 +34,14 @@ from curation_assets.signal_tables import (
 from curation_assets.table import PROMPT_ID, ROW, SAMPLE_ID, SHARD, Column, Table, TableError
 
 __all__ = [
+    "ADAM_FEATURE_TRAJECTORIES",
     "BASE_LIKELIHOODS",
     "EMBEDDINGS_LAST",
     "EMBEDDINGS_MEAN",
     "EMBEDDINGS_POSITION_WEIGHTED",
+    "GRADIENT_FEATURES",
+    "GRADIENT_FEATURE_TRAJECTORIES",
+    "GRADIENT_NORMS",
     "GRADIENT_SPECTRA",
     "LIKELIHOODS",
     "LOSS_TRAJECTORIES",

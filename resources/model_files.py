@@ -11,6 +11,7 @@ from typing import Any
 
 from resources.digests import DigestCache, digest
 from resources.errors import UserError
+from resources.scoring.gradient_spec import OPTIMIZER
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -153,7 +154,9 @@ def weight_files(folder: Path) -> list[Path]:
     named = _named_weights(folder)
     if any(".." in Path(name).parts or Path(name).is_absolute() for name in named):
         raise ModelError(f"model folder {folder}: {INDEX_FILE} leads out of the folder")
-    return sorted({*folder.glob("*.safetensors"), *(folder / name for name in named if (folder / name).is_file())})
+    found = {*folder.glob("*.safetensors"), *(folder / name for name in named if (folder / name).is_file())}
+    # What Adam remembers lies beside the weights, and is none.
+    return sorted(file for file in found if file.name != OPTIMIZER)
 
 
 def weights_digest(folder: Path, cache: DigestCache) -> str:

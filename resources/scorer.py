@@ -134,7 +134,14 @@ class Scorer:
             # A model that is loaded for each piece is loaded for large ones.
             first = CHUNK if request.along and not stay_loaded(self.spec) else FIRST
             yield from with_trajectories(
-                samples, request, lambda: self._pass, checkpoints, start, progress, first=first
+                samples,
+                request,
+                lambda: self._pass,
+                checkpoints,
+                start,
+                progress,
+                first=first,
+                weights=self.spec.trajectory_weights,
             )
         else:
             yield from self._pass.stream(samples, request, progress)

@@ -10,9 +10,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from resources.digests import digest
 from resources.quiet import quieten_transformers
@@ -24,6 +24,7 @@ from resources.training.examples import (
     encode_for_training,
     make_examples,
     order_of_epoch,
+    steps_in_epoch,
 )
 from resources.training.recipe import Recipe
 
@@ -79,17 +80,24 @@ class Trajectory:
     """Which checkpoints a run leaves on its way.
 
     Attributes:
-        every: after every so many steps (and after the last one); 0: none.
+        every: after every so many steps, or each epoch (and after the last step); 0: none.
         at: after these steps, too.
         optimizer: with AdamW's moments beside each.
     """
 
-    every: int = 0
+    every: int | Literal["epoch"] = 0
     at: tuple[int, ...] = ()
     optimizer: bool = False
 
+    def over(self, samples: int, recipe: Recipe) -> Trajectory:
+        """The same with epochs counted in steps, of a run over so many samples."""
+        if self.every != "epoch":
+            return self
+        return replace(self, every=steps_in_epoch(samples, recipe.batch_size))
+
     def wants(self, step: int, last: int) -> bool:
         """Whether a checkpoint is left after this step of a run with so many."""
+        assert self.every != "epoch", "epochs are counted in steps first"
         return step in self.at or (self.every > 0 and (step % self.every == 0 or step == last))
 
     def steps(self, last: int) -> list[int]:
@@ -157,8 +165,8 @@ def train(
     """
     peft = _training_stack(recipe)
     quieten_transformers()
-    wanted = trajectory or Trajectory()
     loop, encoded = _prepare(spec, samples, recipe, weights, peft)
+    wanted = (trajectory or Trajectory()).over(len(encoded), recipe)
     identity = digest("training", TRAINER_VERSION, _facts(spec, recipe, wanted), _examples_digest(loop))
     place = work if work is not None else out / ".work"
 
@@ -310,7 +318,7 @@ def _examples_digest(loop: Loop) -> str:
 def _tokens_run(loop: Loop) -> int:
     """Tokens of the samples of every step."""
     size, count = loop.recipe.batch_size, len(loop.lengths)
-    whole, left = divmod(loop.done, -(-count // size))
+    whole, left = divmod(loop.done, steps_in_epoch(count, size))
     tokens = whole * sum(loop.lengths)
     if left:
         tokens += sum(

@@ -7,15 +7,15 @@ gradients there.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from resources.pieces import pieces
-from resources.scoring.samples import NON_FINITE, Request, Sample, SampleSignals, StepGradients
+from resources.scoring.samples import NON_FINITE, GradientFeatures, Request, Sample, SampleSignals, StepGradients
 from resources.scoring.spec import PassSpec
 
 CHUNK = 4096
@@ -26,6 +26,7 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 KEPT_BYTES = 2 * 2**30
 """Weights of all checkpoints together up to which they stay loaded."""
 
+T = TypeVar("T")
 Progress = Callable[[int], None]
 
 
@@ -44,17 +45,27 @@ Opening = Callable[[], AbstractContextManager[Pass]]
 
 @dataclass(frozen=True)
 class Visit:
-    """What is kept of a sample at one checkpoint: mean NLL of its response, step gradients and their flags."""
+    """What is kept of a sample at one checkpoint.
+
+    Attributes:
+        loss: mean NLL of its response.
+        gradients: of its steps.
+        features: of its gradient.
+        adam_features: of the direction that Adam would take.
+        flags: of the step gradients.
+    """
 
     loss: float | None
     gradients: StepGradients | None
+    features: GradientFeatures | None
+    adam_features: GradientFeatures | None
     flags: Sequence[str]
 
     @classmethod
     def of(cls, result: SampleSignals) -> Visit:
         """Of what a pass gave; losses of single tokens are let go."""
         loss = None if result.token_nll is None else float(np.mean(result.token_nll, dtype=np.float64))
-        return cls(loss, result.step_gradients, result.gradient_flags)
+        return cls(loss, result.step_gradients, result.features, result.adam_features, result.gradient_flags)
 
 
 def specs_of(spec: PassSpec) -> list[PassSpec]:
@@ -88,6 +99,7 @@ def with_trajectories(
     progress: Progress | None = None,
     *,
     first: int = CHUNK,
+    weights: Sequence[float] = (),
 ) -> Iterator[list[SampleSignals]]:
     """Measure samples at the target's own checkpoint, as far as that is asked for, and along its training run.
 
@@ -99,8 +111,8 @@ def with_trajectories(
         start: the model before the run; None if it is not asked for.
         progress: called with the number of samples done since the last call.
         first: samples of the first piece that results are given of (`resources.pieces`).
+        weights: of the checkpoints, as `PassSpec.trajectory_weights`.
     """
-    along = Request(token_likelihoods=request.trajectory, step_gradients=request.trajectory_gradients)
     for begin, end in pieces(len(samples), CHUNK, first):
         chunk = samples[begin:end]
         results = _by_position(here().stream(chunk, request.here)) if request.here != Request() else {}
@@ -108,8 +120,9 @@ def with_trajectories(
             for position, found in _visits(chunk, [start], Request(token_likelihoods=True), results).items():
                 results[position].base_nll = found[0].loss
         if checkpoints:
-            for position, found in _visits(chunk, checkpoints, along, results).items():
+            for position, found in _visits(chunk, checkpoints, request.on_the_way, results).items():
                 _add_trajectory(results[position], found)
+                results[position].trajectory_weights = list(weights)
         for position, result in results.items():
             result.position = begin + position
             if _lacks(result, request) and result.tokens and NON_FINITE not in result.flags:
@@ -132,30 +145,42 @@ def _visits(
             found = _by_position(at.stream(chunk, request))
         for position, result in found.items():
             if position in results:
-                results[position].elsewhere_tokens += result.tokens
+                results[position].elsewhere_tokens += result.tokens + result.backward_tokens
             else:
-                results[position] = replace(result, token_nll=None, step_gradients=None)
+                results[position] = replace(
+                    result, token_nll=None, step_gradients=None, features=None, adam_features=None
+                )
             visits.setdefault(position, []).append(Visit.of(result))
     return visits
 
 
 def _add_trajectory(result: SampleSignals, visits: Sequence[Visit]) -> None:
     """Add what was found of a sample along the run: of each signal all checkpoints, or nothing."""
-    losses = [visit.loss for visit in visits if visit.loss is not None]
-    gradients = [visit.gradients for visit in visits if visit.gradients is not None]
-    result.trajectory = losses if len(losses) == len(visits) else None
-    result.trajectory_gradients = gradients if len(gradients) == len(visits) else None
+    result.trajectory = _all_of(visit.loss for visit in visits)
+    result.trajectory_gradients = _all_of(visit.gradients for visit in visits)
+    result.trajectory_features = _all_of(visit.features for visit in visits)
+    result.trajectory_adam_features = _all_of(visit.adam_features for visit in visits)
     # Once each: some hold at all checkpoints, some at one. Of what is missing only why it is.
     saying = [visit for visit in visits if result.trajectory_gradients is not None or visit.gradients is None]
     result.trajectory_gradient_flags = list(dict.fromkeys(flag for visit in saying for flag in visit.flags))
 
 
+def _all_of(found: Iterable[T | None]) -> list[T] | None:
+    """What was found at every checkpoint, or None if it was not at some."""
+    values = list(found)
+    there = [value for value in values if value is not None]
+    return there if len(there) == len(values) else None
+
+
 def _lacks(result: SampleSignals, request: Request) -> bool:
     """Whether a sample lacks what could have been measured of it at another checkpoint."""
     gradients = request.trajectory_gradients is not None and result.trajectory_gradients is None
+    features = request.trajectory_features is not None and result.trajectory_features is None
+    directions = request.trajectory_adam_features is not None and result.trajectory_adam_features is None
     return (
         (request.base_likelihoods and result.base_nll is None)
         or (request.trajectory and result.trajectory is None)
+        or ((features or directions) and result.labels > 0)
         or (gradients and not result.trajectory_gradient_flags and "truncated" not in result.flags)
     )
 

@@ -16,6 +16,7 @@ from curation_assets.fingerprints import (
     signal_fingerprint,
     warmup_key,
 )
+from curation_assets.sections import ALONG_A_RUN
 from curation_assets.settings import Settings
 from curation_assets.subsets.select import parameters_digest
 from curation_assets.workspace import Workspace
@@ -52,7 +53,7 @@ def prints(workspace: Workspace) -> dict[str, str | None]:
 
 
 # These rest on a training run, of which there is none here: tests/pipeline/test_trajectories.py, test_temp.py.
-SIGNALS = set(SIGNAL_VERSIONS) - {"loss_trajectories", "step_gradient_trajectories", "perturbed_losses"}
+SIGNALS = set(SIGNAL_VERSIONS) - {*ALONG_A_RUN, "perturbed_losses"}
 SEGMENTED = {"segmentation", "step_gradients", "segment_likelihoods"}
 
 
@@ -68,6 +69,11 @@ SEGMENTED = {"segmentation", "step_gradients", "segment_likelihoods"}
         ("targets.0.max_length", 64, SIGNALS),
         ("targets.0.dtype", "bfloat16", SIGNALS),
         ("targets.0.proxy", "lm_head", {"step_gradients"}),
+        ("targets.0.gradients", {"weights": "layers"}, set()),
+        ("targets.0.gradients", {"projection": 8}, {"gradient_features"}),
+        ("targets.0.gradients", {"dimension": 4096}, {"gradient_features"}),
+        ("targets.0.gradients", {"seed": 1}, {"gradient_features"}),
+        ("targets.0.gradients", {"parity": "as_coded"}, set()),
         ("targets.0.signals", ["step_gradients", "likelihoods"], set()),
         ("corpus.images.max_pixels", 100, set()),
         ("corpus.images.fetch_remote", True, set()),
@@ -106,6 +112,7 @@ def test_a_setting_changes_what_depends_on_it_and_nothing_else(
         ("adapter", "lora", False),
         ("lora_rank", 8, False),
         ("save_every", 5, True),
+        ("save_every", "epoch", True),
         ("seed", 1, True),
         ("min_pool", 7, False),
     ],

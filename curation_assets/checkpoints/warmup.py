@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,7 +21,14 @@ from filelock import FileLock, Timeout
 from curation_assets import tables
 from curation_assets.checkpoint_settings import Warmup
 from curation_assets.corpus.ingest import corpus_rows, pool_rows, present_shards
-from curation_assets.fingerprints import WARMUP_ROLE, grown_key, recipe_key, trained_weights, warmup_key
+from curation_assets.fingerprints import (
+    WARMUP_ROLE,
+    grown_key,
+    recipe_key,
+    trained_weights,
+    wants_moments,
+    warmup_key,
+)
 from curation_assets.progress import track
 from curation_assets.quality.checks import QualityError
 from curation_assets.quality.filtered_pool import pool_due, without_filtered
@@ -33,7 +40,7 @@ from resources.digests import digest
 from resources.errors import UserError
 from resources.scoring.samples import Sample
 from resources.trainer import TrainingSpec, Trajectory, step_folder, train
-from resources.training.examples import steps_of
+from resources.training.examples import steps_in_epoch, steps_of
 from resources.training.files import RECORD, TRAINED_ON
 
 logger = logging.getLogger("curation")
@@ -78,7 +85,8 @@ def planned_checkpoints(workspace: Workspace, target: Target, drawn: int) -> int
     trained = warmup_checkpoint(workspace, target)
     if trained is not None:
         return len(trained.record["checkpoints"])
-    return len(Trajectory(every=target.warmup.save_every).steps(steps_of(drawn, target.warmup.recipe())))
+    recipe = target.warmup.recipe()
+    return len(_trajectory(target).over(drawn, recipe).steps(steps_of(drawn, recipe)))
 
 
 def trainable_rows(workspace: Workspace) -> pl.DataFrame:
@@ -259,14 +267,13 @@ def _train(workspace: Workspace, target: Target, training: Sequence[Sample], pla
         dtype=target.dtype,
         trust_remote_code=target.trust_remote_code,
     )
-    trajectory = Trajectory(every=warmup.save_every or 0)
     with track(f"{target.name}: training its checkpoint", steps_of(len(training), recipe)) as advance:
         record = train(
             spec,
             training,
             place,
             recipe,
-            trajectory=trajectory,
+            trajectory=_trajectory(target),
             work=work,
             progress=advance,
         )
@@ -301,6 +308,28 @@ def _train(workspace: Workspace, target: Target, training: Sequence[Sample], pla
         "start": warmup.start,
     }
     (place / RECORD).write_text(json.dumps(document, indent=1, sort_keys=True))
+
+
+def _trajectory(target: Target) -> Trajectory:
+    """The checkpoints that a target's run leaves on its way."""
+    assert isinstance(target.warmup, Warmup)
+    return Trajectory(every=target.warmup.save_every or 0, optimizer=wants_moments(target))
+
+
+def trajectory_weights(record: Mapping[str, Any]) -> tuple[float, ...]:
+    """Of each checkpoint on the way its weight: the mean learning rate of the epoch that it lies in, over their sum.
+
+    LESS weighs checkpoints so (arXiv 2402.04333, Definition 3.1).
+    """
+    steps = steps_in_epoch(record["samples"], record["recipe"]["batch_size"])
+    rates = record["learning_rates"]
+    means = []
+    for step in record["checkpoints"]:
+        first = (step - 1) // steps * steps
+        epoch = rates[first : first + steps]
+        means.append(sum(epoch) / len(epoch))
+    total = sum(means)
+    return tuple(mean / total for mean in means)
 
 
 def _distances(workspace: Workspace, target: Target, place: Path, steps: Sequence[int]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class MeasuredWarmup:
 def measured_passes(workspace: Workspace, target: Target) -> list[MeasuredPass]:
     """What the records under the current fingerprints tell of, by the signals that were measured together."""
     records: dict[str, list[tuple[SignalName, dict[str, Any]]]] = {}
-    for signal in target.signals:
+    for signal in workspace.settings.measured_signals(target):
         folder = signal_dir(workspace, target, signal)
         if folder is None:
             continue
@@ -126,7 +126,7 @@ def measured_warmup(workspace: Workspace, target: Target) -> MeasuredWarmup | No
 def mean_length(workspace: Workspace, target: Target) -> float | None:
     """Mean tokens of a sample that was run with its prompt, by the stored signal that most were run for."""
     most: tuple[int, float] | None = None
-    for signal in target.signals:
+    for signal in workspace.settings.measured_signals(target):
         if signal == ALONE or signal_dir(workspace, target, signal) is None:
             continue
         stored = SignalStore.of(workspace, target, signal).scan()

@@ -224,9 +224,10 @@ def _plan_target(workspace: Workspace, target: Target, pool: Pool, probe: bool) 
         samples=round(float(lacking["weight"].sum())),
         held_out=len(held_out),
         signals=tuple(
-            _signal(workspace, target, signal, pool, of_pool, held_out, parts, probed) for signal in target.signals
+            _signal(workspace, target, signal, pool, of_pool, held_out, parts, probed)
+            for signal in workspace.settings.measured_signals(target)
         ),
-        passes=tuple(_passes(target, lacking, count)),
+        passes=tuple(_passes(workspace.settings.measured_signals(target), lacking, count)),
         tokens=count.tokens,
         tokens_margin=count.margin,
         encoded=len(count.rows),
@@ -245,17 +246,20 @@ def _plan_target(workspace: Workspace, target: Target, pool: Pool, probe: bool) 
 def _held_out(workspace: Workspace, target: Target, pool: Pool) -> pl.DataFrame:
     """Samples of validation sets, with the signals that scores look at in a column `wanted`, joined by +.
 
-    Those that the pool holds too are measured with it.
+    Of those that the pool holds too these are the signals that are not measured with it.
     """
+    measured, with_pool = workspace.settings.measured_signals(target), pool.known["sample_id"].implode()
     parts = [pool.known.clear().with_columns(wanted=pl.lit(""))]
     for name, signals in validation_of(workspace, target).items():
         head = pool.held_out.get(workspace.validation_shard(name))
         if head is not None:
-            wanted = pl.lit("+".join(signal for signal in target.signals if signal in signals))
-            parts.append(known_samples(head.rows.lazy(), head.weight).with_columns(wanted=wanted))
+            known = known_samples(head.rows.lazy(), head.weight)
+            alone = "+".join(signal for signal in measured if signal in signals and signal not in target.signals)
+            wanted = "+".join(signal for signal in measured if signal in signals)
+            held = pl.col("sample_id").is_in(with_pool)
+            parts.append(known.with_columns(wanted=pl.when(held).then(pl.lit(alone)).otherwise(pl.lit(wanted))))
     own = pl.all().exclude("sample_id", "wanted").first()
-    rows = pl.concat(parts).group_by("sample_id", maintain_order=True).agg(own, pl.col("wanted").str.join("+"))
-    return rows.join(pool.known.select("sample_id"), on="sample_id", how="anti", maintain_order="left")
+    return pl.concat(parts).group_by("sample_id", maintain_order=True).agg(own, pl.col("wanted").str.join("+"))
 
 
 def _lacking(workspace: Workspace, target: Target, known: pl.DataFrame, anew: bool) -> pl.DataFrame:
@@ -264,7 +268,7 @@ def _lacking(workspace: Workspace, target: Target, known: pl.DataFrame, anew: bo
     With a checkpoint that is trained anew, all lack all that is not measured at the model before its run.
     """
     names = []
-    for signal in target.signals:
+    for signal in workspace.settings.measured_signals(target):
         lacks = _names(pl.col("wanted"), signal)
         stays = not anew or signal == "base_likelihoods"
         if stays and signal_dir(workspace, target, signal) is not None:
@@ -317,9 +321,9 @@ def _parts(
     return max(shards, round(min(batches, shards + more)))
 
 
-def _passes(target: Target, lacking: pl.DataFrame, count: TokenCount) -> list[PassPlan]:
+def _passes(signals: Sequence[SignalName], lacking: pl.DataFrame, count: TokenCount) -> list[PassPlan]:
     """The passes of a run: one for all signals together, and one over the responses alone if that is lacking."""
-    wanted = [signal for signal in target.signals if lacking.select(_lacks(signal).any()).item()]
+    wanted = [signal for signal in signals if lacking.select(_lacks(signal).any()).item()]
     together = tuple(signal for signal in wanted if signal != ALONE)
     passes = []
     if count.forward_tokens:

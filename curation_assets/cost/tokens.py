@@ -47,8 +47,11 @@ LEAST_OF_KIND = 100
 CHUNK = 128
 SEED = 0
 
-Counter = Callable[[Sequence[Sample], Request], Iterator[tuple[str, int, int, int]]]
-"""Gives of each sample sample_id, length, tokens run with the prompt, tokens run of the response alone."""
+Counted = tuple[str, int, int, int, int]
+"""Of a sample sample_id, length, tokens run with the prompt, tokens run of the response alone, ways back."""
+
+Counter = Callable[[Sequence[Sample], Request], Iterator[Counted]]
+"""Counts what is run of samples."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class TokenCount:
     Attributes:
         rows: of each sample that was encoded sample_id, shard, the signals that it lacks (`lacking`, joined by +),
             number of images, `length` in tokens as a run would pass it, `forward` and `alone` (tokens that are run
-            with the prompt, and of the response alone), and how many samples it stands for (`weight`).
+            with the prompt, and of the response alone), how often it is gone back through (`back`), and how many
+            samples it stands for (`weight`).
         of: samples that lack some signal and were seen.
         exact: whether every sample was seen and encoded.
         margin: twice the standard error of `tokens` that encoding a sample only brings; 0 if all were encoded.
@@ -90,7 +94,7 @@ class TokenCount:
 
         One there and back counts as three.
         """
-        back = pl.col("lacking").str.split("+").list.contains("gradient_spectra").cast(pl.Int64) * (GRADIENT - 1)
+        back = pl.col("back") * (GRADIENT - 1)
         passes = pl.when(pl.col("forward") > 0).then(pl.col("forward") / pl.col("length") + back).otherwise(0)
         return float(self.rows.select((passes * pl.col("weight")).sum()).item())
 
@@ -130,9 +134,11 @@ def count_tokens(
         EncodingError: the tokenizer cannot do what encoding needs.
     """
     chosen = _chosen(lacking, pool.estimated)
-    schema = {"sample_id": pl.String, "length": pl.Int64, "forward": pl.Int64, "alone": pl.Int64}
+    numbers = dict.fromkeys(("length", "forward", "alone", "back"), pl.Int64)
+    schema = {"lacking": pl.String, "sample_id": pl.String, **numbers}
     counts = pl.DataFrame(list(_encode(workspace, target, pool, chosen, checkpoints)), schema=schema, orient="row")
-    rows = chosen.join(counts, on="sample_id", how="inner", maintain_order="left")
+    # A sample of the pool and of a validation set may be run for different signals.
+    rows = chosen.join(counts, on=["sample_id", "lacking"], how="inner", maintain_order="left")
     margin = _margin(lacking, rows) if len(chosen) < len(lacking) else 0.0
     whole = len(chosen) == len(lacking) and not pool.estimated
     return TokenCount(rows, len(lacking), whole, margin)
@@ -216,8 +222,8 @@ def _margin(lacking: pl.DataFrame, rows: pl.DataFrame) -> float:
 
 def _encode(
     workspace: Workspace, target: Target, pool: Pool, chosen: pl.DataFrame, checkpoints: int
-) -> Iterator[tuple[str, int, int, int]]:
-    """Of each row sample_id, length, tokens with the prompt, tokens of the response alone."""
+) -> Iterator[tuple[str | int, ...]]:
+    """Of each row what it lacks, and what is run of it."""
     if chosen.is_empty():
         return
     if target.embedding_model:
@@ -231,7 +237,7 @@ def _encode(
             samples = pool.samples(str(shard), rows["sample_id"].to_list(), segmented(signals))
             for start in range(0, len(samples), CHUNK):
                 chunk = samples[start : start + CHUNK]
-                yield from count(chunk, request)
+                yield from ((str(lacking), *counted) for counted in count(chunk, request))
                 advance(len(chunk))
 
 
@@ -239,7 +245,7 @@ def _pass_counter(workspace: Workspace, target: Target, checkpoints: int) -> Cou
     """Counts what a pass over a language model runs."""
     encoder, perturbation = make_encoder(workspace, target), perturbed_request(target, 1.0)
 
-    def count(samples: Sequence[Sample], request: Request) -> Iterator[tuple[str, int, int, int]]:
+    def count(samples: Sequence[Sample], request: Request) -> Iterator[Counted]:
         for encoded in encoder.encode(samples):
             yield (encoded.sample.sample_id, len(encoded), *_tokens_run(encoded, request, checkpoints, perturbation))
 
@@ -252,18 +258,18 @@ def _text_counter(workspace: Workspace, target: Target) -> Counter:
     folder = workspace.model_folder(target)
     tokenizer, longest = text_limits(folder, target.max_length, target.trust_remote_code)
 
-    def count(samples: Sequence[Sample], _request: Request) -> Iterator[tuple[str, int, int, int]]:
+    def count(samples: Sequence[Sample], _request: Request) -> Iterator[Counted]:
         for sample in samples:
             tokens = describe_text(tokenizer, longest, sample).tokens
-            yield sample.sample_id, tokens, tokens, 0
+            yield sample.sample_id, tokens, tokens, 0, 0
 
     return count
 
 
 def _tokens_run(
     encoded: Encoded, request: Request, checkpoints: int, perturbation: PerturbedRequest
-) -> tuple[int, int]:
-    """Tokens that are run of a sample for a request: with the prompt, and of the response alone."""
+) -> tuple[int, int, int]:
+    """Tokens that are run of a sample for a request, with the prompt and of the response alone, and ways back."""
     from resources.scoring.measuring import describe, narrowed  # noqa: PLC0415
 
     perturbed = 0
@@ -271,11 +277,17 @@ def _tokens_run(
         perturbed = _perturbed_tokens(encoded, perturbation)
         request = replace(request, perturbed=False)
     wanted = narrowed(request, describe(encoded, 0))
-    own = (replace(wanted.here, unconditional=False, spectra=False) != Request()) + wanted.spectra
-    return (
-        len(encoded) * (own + wanted.base_likelihoods + checkpoints * wanted.along) + perturbed,
-        encoded.response_tokens if wanted.unconditional else 0,
-    )
+    there, back = _passes(replace(wanted.here, unconditional=False))
+    there_on_the_way, back_on_the_way = _passes(wanted.on_the_way)
+    passes = there + wanted.base_likelihoods + checkpoints * there_on_the_way
+    alone = encoded.response_tokens if wanted.unconditional else 0
+    return len(encoded) * passes + perturbed, alone, back + checkpoints * back_on_the_way
+
+
+def _passes(request: Request) -> tuple[int, int]:
+    """Passes of a request at one checkpoint: how often it is gone through there, and how often back."""
+    back = int(request.forward != request)
+    return back + (request.forward != Request()), back
 
 
 def _perturbed_tokens(encoded: Encoded, request: PerturbedRequest) -> int:

@@ -163,7 +163,7 @@ def _wanted(workspace: Workspace) -> set[str]:
             wanted.add(tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target)))
         if wants_perturbation(target):
             wanted.add(sigma_folder(workspace, target))
-        folders = [signal_dir(workspace, target, signal) for signal in target.signals]
+        folders = [signal_dir(workspace, target, signal) for signal in settings.measured_signals(target)]
         wanted |= {folder for folder in folders if folder is not None}
     return wanted
 

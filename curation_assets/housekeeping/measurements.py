@@ -163,7 +163,7 @@ def _storage(workspace: Workspace, place: str) -> Storage:
 
 def _entries(workspace: Workspace, target: Target) -> list[dict[str, Any]]:
     """What an export says of a target's signals, and of the warm-up that they rest on."""
-    made = [_signal_entry(workspace, target, signal) for signal in target.signals]
+    made = [_signal_entry(workspace, target, signal) for signal in workspace.settings.measured_signals(target)]
     checkpoint = None if target.warmup == "none" else warmup_checkpoint(workspace, target)
     if checkpoint is not None:
         made.append(
@@ -375,7 +375,7 @@ def _wanted(workspace: Workspace) -> set[str] | None:
 
 
 def _wanted_of(workspace: Workspace, target: Target) -> Iterable[str]:
-    folders = [signal_dir(workspace, target, signal) for signal in target.signals]
+    folders = [signal_dir(workspace, target, signal) for signal in workspace.settings.measured_signals(target)]
     checkpoint = None if target.warmup == "none" else warmup_checkpoint(workspace, target)
     strength = [sigma_folder(workspace, target)] if wants_perturbation(target) else []
     return [folder for folder in folders if folder] + ([checkpoint.folder] if checkpoint else []) + strength

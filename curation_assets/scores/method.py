@@ -17,6 +17,7 @@ from pydantic import Field
 
 from curation_assets.sections import Name, Section, SignalName
 from curation_assets.subsets.selector import AnySelector
+from curation_assets.subsets.vectors import matrix
 
 if TYPE_CHECKING:
     from curation_assets.settings import Target
@@ -39,7 +40,7 @@ class ScoreInputs:
         samples: facts of each sample: the columns of table `sample_scores` beside the scores.
         signals: by name, rows of the signals that the method asked for, in any order, with at least the columns
             that it reads.
-        validation: embeddings [M, d] of the validation sets that the method asked for, by name.
+        validation: vectors [M, d] of the validation sets that the method asked for, by name.
         steps: whether scores of steps are wanted too; then the signals have all their columns.
     """
 
@@ -76,8 +77,9 @@ class Method:
         reads: of each of these signals, the columns that the score of a sample is made from.
         selector: how it chooses, unless a subset says otherwise.
         validation: names of the validation sets that its score compares with.
+        measured_of_validation: signals of these sets, if they are not those of the samples.
         vectors: the signal with the embeddings that its selector looks at, if it looks at any.
-        vector: of its rows, the list that is a sample's vector.
+        to_vectors: of its rows, or of those of a validation set, none null, the vectors [n, d].
         highest_first: whether the best samples have the highest score.
         cost: in the units of the GRAPE paper's Table 13: N samples, forward cost F.
         unfaithful: what parts a target and parameters from the source; empty if nothing does.
@@ -93,12 +95,17 @@ class Method:
     selector: AnySelector
     reads: Mapping[SignalName, tuple[str, ...]] = field(default_factory=dict)
     validation: Callable[[Any], tuple[str, ...]] = lambda _section: ()
+    measured_of_validation: Callable[[Any], tuple[SignalName, ...]] | None = None
     vectors: SignalName | None = None
-    vector: pl.Expr = field(default_factory=lambda: pl.col("vector"))
+    to_vectors: Callable[[pl.DataFrame], NDArray[np.float32]] = lambda rows: matrix(rows["vector"])
     highest_first: bool = True
     cost: str = "N F"
     unfaithful: Callable[[Target, Any], Sequence[str]] = lambda _target, _section: ()
     scores_steps: bool = False
+
+    def validation_signals(self, section: ScoreSection) -> tuple[SignalName, ...]:
+        """The signals that are measured of validation sets; the first one's are the vectors that are compared with."""
+        return (self.measured_of_validation or self.signals)(section)
 
 
 def values(frame: pl.DataFrame, value: pl.Expr) -> Scored:

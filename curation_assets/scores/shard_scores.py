@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from curation_assets import tables
 from curation_assets.fingerprints import scored_signals_fingerprint, shard_scores_fingerprint
-from curation_assets.scores.method import ScoreInputs, ScoreSection
+from curation_assets.scores.method import ScoreInputs
 from curation_assets.scores.registry import method_of
 from curation_assets.scores.verify import verified
 from curation_assets.sections import SignalName
@@ -19,7 +19,7 @@ from curation_assets.settings import Target
 from curation_assets.signals.catalog import SIGNALS
 from curation_assets.signals.measure import ShardSamples, read_shard_samples
 from curation_assets.signals.store import MeasuringError, SignalStore, recorded_left_out
-from curation_assets.validation.measure import set_vectors, validation_key, validation_of
+from curation_assets.validation.measure import validation_key, validation_vectors
 from curation_assets.workspace import Workspace
 
 FACTS = ("sample_id", "prompt_id", "shard", "row", "candidate", "source", "domain", "generator", "correct", "reward")
@@ -58,27 +58,22 @@ class SharedInputs:
     Attributes:
         stores: the signals that the target's scores rest on.
         sets: fingerprints of the validation sets that they look at.
-        vectors: by set and signal, the embeddings [M, d] that scores compare with.
+        vectors: by score and set, the vectors [M, d] that it compares with.
     """
 
     stores: Mapping[SignalName, SignalStore]
     sets: Mapping[str, str | None]
-    vectors: Mapping[tuple[str, SignalName], NDArray[np.float32]]
+    vectors: Mapping[str, Mapping[str, NDArray[np.float32]]]
 
     @classmethod
     def read(cls, workspace: Workspace, target: Target) -> SharedInputs:
         """Read them; fingerprints first: if a set changes meanwhile, the scores are due again."""
-        sets = validation_of(workspace, target)
+        scores = workspace.settings.scores_of(target.name)
         return cls(
             stores={s: SignalStore.of(workspace, target, s) for s in workspace.settings.signals_of_scores(target)},
             sets=validation_key(workspace, target),
-            vectors={(n, s): set_vectors(workspace, target, n, s) for n, signals in sets.items() for s in signals},
+            vectors={score.name: validation_vectors(workspace, target, score) for score in scores},
         )
-
-    def of(self, score: ScoreSection) -> dict[str, NDArray[np.float32]]:
-        """By name, the embeddings of the sets that a score compares with."""
-        method = method_of(score)
-        return {name: self.vectors[name, method.signals(score)[0]] for name in method.validation(score)}
 
 
 def score_shards(workspace: Workspace, target: Target, shards: Sequence[str]) -> Iterator[ShardScores]:
@@ -112,7 +107,7 @@ def score_shard(workspace: Workspace, target: Target, shard: str, shared: Shared
     metadata = {"fingerprint": fingerprint}
     scores = workspace.settings.scores_of(target.name)
     for score in scores:
-        inputs = ScoreInputs(facts, signals, validation=shared.of(score))
+        inputs = ScoreInputs(facts, signals, validation=shared.vectors[score.name])
         scored = method_of(score).score(inputs, score)
         if scored.steps is not None:
             path = f"{tables.step_scores_dir(target.name, score.name)}/{shard}.parquet"

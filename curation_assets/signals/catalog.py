@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from curation_assets.tables import Table
 from resources.scoring.samples import (
     NON_FINITE,
     UNRUNNABLE,
+    GradientFeatures,
     Likelihoods,
     Pooling,
     Request,
@@ -73,6 +74,10 @@ def request_for(target: Target, signals: Collection[SignalName]) -> Request:
         trajectory_gradients=target.proxy if "step_gradient_trajectories" in signals else None,
         base_likelihoods="base_likelihoods" in signals,
         spectra="gradient_spectra" in signals,
+        gradient_norms=target.gradients.weights if "gradient_norms" in signals else None,
+        features=target.gradients.spec() if "gradient_features" in signals else None,
+        trajectory_features=target.gradients.spec() if "gradient_feature_trajectories" in signals else None,
+        trajectory_adam_features=target.gradients.spec() if "adam_feature_trajectories" in signals else None,
         perturbed="perturbed_losses" in signals,
         embeddings=frozenset(pooling for pooling, name in POOLINGS.items() if name in signals),
     )
@@ -220,23 +225,51 @@ def _perturbed_losses(results: Sequence[SampleSignals]) -> Rows:
     return rows
 
 
-def _gradient_spectra(results: Sequence[SampleSignals]) -> Rows:
-    rows = []
-    for result in results:
-        found = result.spectra
-        flags = _flags_without_segments(result, missing=found is None)
-        if found is None and not result.labels and not flags:
-            flags.append("single_token_response")
-        rows.append(
-            {
+def _of_gradients(of: Callable[[SampleSignals], Mapping[str, object] | None]) -> Callable[..., Rows]:
+    """Rows of a signal that is made of a sample's gradient: its own columns, null where there are none."""
+
+    def rows(results: Sequence[SampleSignals]) -> Rows:
+        made = []
+        for result in results:
+            found = of(result)
+            flags = _flags_without_segments(result, missing=found is None)
+            if found is None and not result.labels and not flags:
+                flags.append("single_token_response")
+            common = {
                 "sample_id": result.sample_id,
                 "response_tokens": result.response_tokens,
                 "tokens": 0 if found is None and NON_FINITE not in flags else result.tokens,
                 "flags": flags,
             }
-            | ({} if found is None else {"loss": result.response_loss, **asdict(found)})
-        )
+            made.append({**common, **(found or {})})
+        return made
+
     return rows
+
+
+def _spectra(result: SampleSignals) -> dict[str, object] | None:
+    return None if result.spectra is None else {"loss": result.response_loss, **asdict(result.spectra)}
+
+
+def _norms(result: SampleSignals) -> dict[str, object] | None:
+    norm = result.gradient_norm
+    return None if norm is None else {"loss": result.response_loss, "gradient_norm": norm}
+
+
+def _features(result: SampleSignals) -> dict[str, object] | None:
+    found = result.features
+    return None if found is None else {"features": found.values, "scale": found.scale}
+
+
+def _along(of: Callable[[SampleSignals], list[GradientFeatures] | None], result: SampleSignals) -> Any:
+    found = of(result)
+    if found is None:
+        return None
+    return {
+        "features": [one.values for one in found],
+        "scales": [one.scale for one in found],
+        "weights": result.trajectory_weights,
+    }
 
 
 def _embeddings(pooling: Pooling, results: Sequence[SampleSignals]) -> Rows:
@@ -298,7 +331,19 @@ SIGNALS: dict[SignalName, Signal] = {
     "base_likelihoods": Signal(
         tables.BASE_LIKELIHOODS, "base_nll", partial(_elsewhere, "base_nll", lambda result: result.base_nll)
     ),
-    "gradient_spectra": Signal(tables.GRADIENT_SPECTRA, "nuclear_norm", _gradient_spectra),
+    "gradient_spectra": Signal(tables.GRADIENT_SPECTRA, "nuclear_norm", _of_gradients(_spectra)),
+    "gradient_norms": Signal(tables.GRADIENT_NORMS, "gradient_norm", _of_gradients(_norms)),
+    "gradient_features": Signal(tables.GRADIENT_FEATURES, "features", _of_gradients(_features)),
+    "gradient_feature_trajectories": Signal(
+        tables.GRADIENT_FEATURE_TRAJECTORIES,
+        "features",
+        _of_gradients(partial(_along, lambda result: result.trajectory_features)),
+    ),
+    "adam_feature_trajectories": Signal(
+        tables.ADAM_FEATURE_TRAJECTORIES,
+        "features",
+        _of_gradients(partial(_along, lambda result: result.trajectory_adam_features)),
+    ),
     **{
         name: Signal(tables.SIGNAL_TABLES[name], "vector", partial(_embeddings, pooling))
         for pooling, name in POOLINGS.items()

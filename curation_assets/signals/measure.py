@@ -23,7 +23,7 @@ from curation_assets.checkpoints.perturbation import (
     search_sigma,
     wants_perturbation,
 )
-from curation_assets.checkpoints.warmup import warmup_checkpoint
+from curation_assets.checkpoints.warmup import trajectory_weights, warmup_checkpoint
 from curation_assets.fingerprints import SEGMENTED_SIGNALS, image_limits_key, input_fingerprint, sigma_of
 from curation_assets.limits import LimitReachedError, Meter, current_allowance
 from curation_assets.progress import track
@@ -76,6 +76,7 @@ def make_scorer(workspace: Workspace, target: Target) -> Scorer:
     base = workspace.model_folder(target)
     model, adapter = base, None
     trajectory: tuple[Path, ...] = ()
+    weights: tuple[float, ...] = ()
     if target.warmup != "none":
         checkpoint = warmup_checkpoint(workspace, target)
         if checkpoint is None:
@@ -83,6 +84,7 @@ def make_scorer(workspace: Workspace, target: Target) -> Scorer:
         model, adapter = checkpoint.weights(workspace, base)
         folder = workspace.warehouse.local(checkpoint.folder)
         trajectory = tuple(step_folder(folder, step) for step in checkpoint.record["checkpoints"])
+        weights = trajectory_weights(checkpoint.record) if trajectory else ()
     engine, images = workspace.settings.engine, workspace.settings.corpus.images
     spec = PassSpec(
         model_folder=model,
@@ -98,6 +100,7 @@ def make_scorer(workspace: Workspace, target: Target) -> Scorer:
         images=ImageLimits(images.max_pixels, images.max_bytes, images.fetch_remote),
         embedding_model=target.embedding_model,
         trajectory=trajectory,
+        trajectory_weights=weights,
         base=base,
     )
     sigma = sigma_of(workspace, target) if wants_perturbation(target) else None

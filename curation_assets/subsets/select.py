@@ -22,7 +22,6 @@ from curation_assets.subsets.budget import most_samples, strata, take_within
 from curation_assets.subsets.features import Features
 from curation_assets.subsets.selector import AnySelector
 from curation_assets.subsets.selectors import BY_VECTORS, Candidates, ascending, order_by, order_by_stratum
-from curation_assets.subsets.vectors import matrix
 from curation_assets.validation.measure import validation_key, validation_vectors
 from curation_assets.workspace import Workspace
 from resources.digests import bytes_digest, digest
@@ -150,7 +149,7 @@ def features_of(workspace: Workspace, score: ScoreSection) -> Features | None:
         stored = SignalStore.of(workspace, target, signal).rows(sample_ids)
         assert stored is not None
         wanted = sample_ids.to_frame("sample_id").join(stored, on="sample_id", how="left", maintain_order="left")
-        return matrix(wanted.select(method_of(score).vector).to_series())
+        return method_of(score).to_vectors(wanted)
 
     def validation() -> NDArray[np.float32]:
         return np.concatenate(list(validation_vectors(workspace, target, score).values()))

@@ -108,10 +108,18 @@ class Temp(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="of k-means, and of the draws among singletons")
 
 
-SelectorKind = Literal["top", "per_prompt", "band", "random", "round_robin", "k_center", "s2l", "temp"]
+class Tagcos(Section):
+    """Clusters of gradients, of each a share by its size, by matching pursuit of its mean (TAGCOS)."""
+
+    kind: Literal["tagcos"] = "tagcos"
+    clusters: int = Field(100, ge=1, description="of k-means")
+    seed: int = Field(0, ge=0, lt=2**63, description="of k-means")
+
+
+SelectorKind = Literal["top", "per_prompt", "band", "random", "round_robin", "k_center", "s2l", "temp", "tagcos"]
 AnySelector = Annotated[
-    Top | PerPrompt | Band | Random | RoundRobin | KCenter | S2L | Temp, Field(discriminator="kind")
+    Top | PerPrompt | Band | Random | RoundRobin | KCenter | S2L | Temp | Tagcos, Field(discriminator="kind")
 ]
 
-BY_SHARES = (S2L, Temp)
+BY_SHARES = (S2L, Temp, Tagcos)
 """Selectors that share a budget out by themselves: what they choose is of one size, and not of strata."""

@@ -21,7 +21,19 @@ from curation_assets.subsets.features import Features
 from curation_assets.subsets.k_center import k_center
 from curation_assets.subsets.round_robin import round_robin
 from curation_assets.subsets.s2l import s2l
-from curation_assets.subsets.selector import S2L, Band, KCenter, Original, PerPrompt, Random, RoundRobin, Temp, Top
+from curation_assets.subsets.selector import (
+    S2L,
+    Band,
+    KCenter,
+    Original,
+    PerPrompt,
+    Random,
+    RoundRobin,
+    Tagcos,
+    Temp,
+    Top,
+)
+from curation_assets.subsets.tagcos import tagcos
 from curation_assets.subsets.temp import difficult, losses_of, temp
 
 MIDDLE_BEGINS = Fraction("0.33")
@@ -31,7 +43,7 @@ Positions = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
-BY_VECTORS = (KCenter, RoundRobin, S2L, Temp)
+BY_VECTORS = (KCenter, RoundRobin, S2L, Temp, Tagcos)
 """Selectors that compare samples with one another or with many: what they do not have to order costs nothing."""
 
 
@@ -306,6 +318,15 @@ def _temp(selector: Temp, found: Candidates) -> Choice:
     return Choice(places[temp(losses.random, losses.path, own["sample_id"], domains, sources, limit, selector.seed)])
 
 
+def _tagcos(selector: Tagcos, found: Candidates) -> Choice:
+    features, places = _features(selector.kind, found), np.flatnonzero(found.may)
+    if not len(places):
+        return Choice(places)
+    ids = found.pool["sample_id"].gather(places)
+    limit = len(places) if found.limit is None else found.limit
+    return Choice(places[tagcos(features.vectors(ids), ids, limit, selector.clusters, selector.seed)])
+
+
 def _tie_rank(ids: pl.Series) -> Positions:
     """The place of each id among all in order."""
     rank: Positions = ids.rank("ordinal").cast(pl.Int64).to_numpy()
@@ -321,4 +342,5 @@ _SELECTORS: dict[type, Callable[[Any, Candidates], Choice]] = {
     KCenter: _k_center,
     S2L: _s2l,
     Temp: _temp,
+    Tagcos: _tagcos,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from curation_assets.scores.method import ScoreSection
 from curation_assets.scores.registry import method_of
-from curation_assets.subsets.selector import S2L, AnySelector, KCenter, RoundRobin, Temp
+from curation_assets.subsets.selector import S2L, AnySelector, KCenter, RoundRobin, Tagcos, Temp
 
 
 def what_a_selector_lacks(selector: AnySelector | None, score: ScoreSection) -> str | None:
@@ -13,7 +13,7 @@ def what_a_selector_lacks(selector: AnySelector | None, score: ScoreSection) -> 
     if isinstance(selector, RoundRobin) and not method.validation(score):
         return (
             f"round_robin goes round validation samples, which method {method.name} does not have; choose a score "
-            "with method rds, rds_plus or embedding_similarity, or another selector"
+            "with method rds, rds_plus, embedding_similarity or less, or another selector"
         )
     if isinstance(selector, S2L) and method.vectors != "loss_trajectories":
         return (
@@ -24,6 +24,11 @@ def what_a_selector_lacks(selector: AnySelector | None, score: ScoreSection) -> 
         return (
             f"temp looks at losses at perturbed checkpoints, which method {method.name} does not have; choose a score "
             "with method temp, or another selector"
+        )
+    if isinstance(selector, Tagcos) and method.vectors != "adam_feature_trajectories":
+        return (
+            f"tagcos clusters gradients along a run, which method {method.name} does not have; choose a score with "
+            "method tagcos or less, or another selector"
         )
     if isinstance(selector, KCenter) and method.vectors is None:
         return (
@@ -38,5 +43,5 @@ def what_shares_cannot(by_tokens: bool, by_strata: bool, kind: str) -> tuple[str
     if by_tokens:
         return "budget", f"selector {kind} shares out a number of samples; give a fraction or samples"
     if by_strata:
-        return "stratify", f"selector {kind} gives every source its share by itself; leave stratify out"
+        return "stratify", f"selector {kind} gives every group its share by itself; leave stratify out"
     return "", None

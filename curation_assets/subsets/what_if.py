@@ -209,12 +209,12 @@ def _check_validation(settings: Settings, score: ScoreSection) -> None:
     """A set that no configured score looks at by the same signal is not measured, and a run would not measure it."""
     method = method_of(score)
     measured = {
-        (name, method_of(other).signals(other)[0])
+        (name, method_of(other).validation_signals(other)[0])
         for other in settings.scores_of(score.target)
         for name in method_of(other).validation(other)
     }
     for validation in method.validation(score):
-        if (validation, method.signals(score)[0]) not in measured:
+        if (validation, method.validation_signals(score)[0]) not in measured:
             raise SelectionError(
                 f"validation set {validation!r} is not measured for target {score.target!r}: add a score with "
                 f"method: {method.name} and validation: {validation} to curation.yaml, and use `curate run`"

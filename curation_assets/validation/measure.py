@@ -16,7 +16,6 @@ from curation_assets.settings import Target
 from curation_assets.signals.catalog import SIGNALS
 from curation_assets.signals.measure import ShardSamples, make_scorer, measure_samples
 from curation_assets.signals.store import MeasuringError, ShardMeasurement, SignalStore, record_holds
-from curation_assets.subsets.vectors import matrix
 from curation_assets.validation.sets import stored_validation, wanted_validation
 from curation_assets.workspace import Workspace
 
@@ -29,7 +28,7 @@ def validation_of(workspace: Workspace, target: Target) -> Wanted:
     for score in workspace.settings.scores_of(target.name):
         for name in method_of(score).validation(score):
             signals = wanted.setdefault(name, [])
-            signals += [signal for signal in method_of(score).signals(score) if signal not in signals]
+            signals += [signal for signal in method_of(score).validation_signals(score) if signal not in signals]
     return wanted
 
 
@@ -100,17 +99,16 @@ def measure_validation(workspace: Workspace, target: Target) -> dict[str, dict[S
 
 
 def validation_vectors(workspace: Workspace, target: Target, score: ScoreSection) -> dict[str, NDArray[np.float32]]:
-    """The embeddings [M, d] of the sets that a score compares with, in the order of their rows.
+    """The vectors [M, d] of the sets that a score compares with, in the order of their rows.
 
     Raises:
         MeasuringError: they have not been measured.
     """
-    method = method_of(score)
-    return {name: set_vectors(workspace, target, name, method.signals(score)[0]) for name in method.validation(score)}
+    return {name: _vectors_of(workspace, target, name, score) for name in method_of(score).validation(score)}
 
 
-def set_vectors(workspace: Workspace, target: Target, name: str, signal: SignalName) -> NDArray[np.float32]:
-    """The embeddings [M, d] of one set, in the order of its rows.
+def _vectors_of(workspace: Workspace, target: Target, name: str, score: ScoreSection) -> NDArray[np.float32]:
+    """The vectors [M, d] of one set that a score compares with, in the order of its rows.
 
     Raises:
         MeasuringError: some have not been measured, or none could be.
@@ -118,10 +116,12 @@ def set_vectors(workspace: Workspace, target: Target, name: str, signal: SignalN
     scan = workspace.warehouse.scan_table(tables.validation_path(name))
     table = tables.RAW_CORPUS.empty().lazy() if scan is None else scan
     ids = table.select("sample_id").unique(maintain_order=True).collect()
+    method = method_of(score)
+    signal = method.validation_signals(score)[0]
     stored = SignalStore.of(workspace, target, signal).rows(ids["sample_id"])
     frame = SIGNALS[signal].table.empty() if stored is None else stored
     joined = ids.join(frame, on="sample_id", how="inner", maintain_order="left")
-    vectors = matrix(joined["vector"].drop_nulls())
+    vectors = method.to_vectors(joined.drop_nulls(SIGNALS[signal].value))
     if len(joined) < len(ids) or not len(vectors):
         raise MeasuringError(
             f"{len(vectors)} of {len(ids)} samples of validation set {name} have {signal} of target {target.name}: "

@@ -378,6 +378,7 @@ class SampleSignals:
         trajectory_gradient_flags: as `gradient_flags`, of these.
         trajectory_features: see `GradientFeatures`, at each checkpoint of a trajectory.
         trajectory_adam_features: the same of the direction that Adam would take.
+        trajectory_weights: what each of these checkpoints counts (`PassSpec.trajectory_weights`).
         base_nll: mean -log p of the response at the model before its training run, in nats.
         perturbed: early losses at perturbed checkpoints.
         elsewhere_tokens: tokens run at other checkpoints for these, but for those of `tokens`.
@@ -413,6 +414,7 @@ class SampleSignals:
     trajectory_gradient_flags: list[str] = field(default_factory=list)
     trajectory_features: list[GradientFeatures] | None = None
     trajectory_adam_features: list[GradientFeatures] | None = None
+    trajectory_weights: list[float] = field(default_factory=list)
     base_nll: float | None = None
     perturbed: PerturbedSignals | None = None
     elsewhere_tokens: int = 0

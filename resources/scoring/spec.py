@@ -43,6 +43,7 @@ class PassSpec:
         embedding_model: it is a sentence-transformers model (`resources.embedder`).
         trajectory: folders of the checkpoints that a training run left on its way, in the order of their steps: LoRA
             folders over the model if there is an adapter, else whole models (`resources.trajectory`).
+        trajectory_weights: of these, what each counts where checkpoints are weighed (LESS).
         base: the model that the training run started with, where the model folder is what came out of it.
     """
 
@@ -59,6 +60,7 @@ class PassSpec:
     images: ImageLimits = field(default_factory=ImageLimits)
     embedding_model: bool = False
     trajectory: tuple[Path, ...] = ()
+    trajectory_weights: tuple[float, ...] = ()
     base: Path | None = None
 
 

@@ -107,7 +107,12 @@ def order_of_epoch(lengths: Sequence[int], recipe: Recipe, epoch: int) -> list[i
     return list(get_length_grouped_indices(list(lengths), recipe.batch_size, GROUPED_BATCHES, generator))
 
 
+def steps_in_epoch(count: int, batch_size: int) -> int:
+    """Optimizer steps in which so many samples are gone through once."""
+    return -(-count // batch_size)
+
+
 def steps_of(count: int, recipe: Recipe) -> int:
     """Optimizer steps of a run over so many samples."""
-    steps = -(-count // recipe.batch_size) * recipe.epochs
+    steps = steps_in_epoch(count, recipe.batch_size) * recipe.epochs
     return steps if recipe.max_steps is None else min(steps, recipe.max_steps)

@@ -26,7 +26,7 @@ from resources.digests import replacing
 from resources.scoring.batching import plan_batches
 from resources.scoring.collating import collate
 from resources.scoring.gradient_spec import MOMENTS
-from resources.training.examples import Example, TrainingError, order_of_epoch, steps_of
+from resources.training.examples import Example, TrainingError, order_of_epoch, steps_in_epoch, steps_of
 from resources.training.recipe import Recipe
 
 STEP_STRIDE = 1_000_003
@@ -121,7 +121,7 @@ class Loop:
 
     def _batch(self, number: int) -> list[int]:
         size = self.recipe.batch_size
-        epoch, place = divmod(number, -(-len(self.examples) // size))
+        epoch, place = divmod(number, steps_in_epoch(len(self.examples), size))
         return self._order(epoch)[place * size : (place + 1) * size]
 
     def _loss(self, piece: Sequence[Example]) -> Tensor:

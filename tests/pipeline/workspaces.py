@@ -34,6 +34,10 @@ OTHER_PASSES = (
     "base_likelihoods",
     "perturbed_losses",
     "gradient_spectra",
+    "gradient_norms",
+    "gradient_features",
+    "gradient_feature_trajectories",
+    "adam_feature_trajectories",
 )
 PASS_SIGNALS = tuple(signal for signal in SIGNALS if signal not in OTHER_PASSES)
 """All signals of one pass over a language model, of its weights as they are."""

@@ -91,10 +91,18 @@ def signal_rows(signal: SignalName, rng: random.Random, ids: list[str]) -> pl.Da
             "flags": ["no_answer"] if last else [],
         }
         row = {name: made.get(name, rng.random()) for name in table.columns}
+        if "scales" in row:
+            row |= features(sample_id)
         if last:
             row |= {name: None for name, column in table.columns.items() if column.nullable}
         rows.append(row)
     return table.conform(pl.DataFrame(rows, schema=table.schema, strict=False))
+
+
+def features(sample_id: str) -> dict[str, Any]:
+    """Gradient features at three checkpoints, from the sample's name."""
+    drawn = np.random.default_rng(int(sample_id[:8], 16)).integers(-127, 128, (3, 4))
+    return {"features": drawn.tolist(), "scales": [0.5, 0.25, 2.0], "weights": [0.5, 0.3, 0.2]}
 
 
 def facts(rng: random.Random, ids: list[str]) -> pl.DataFrame:
@@ -124,7 +132,8 @@ def inputs(method: Method, **options: Any) -> ScoreInputs:
     ids = [f"{rng.getrandbits(128):032x}" for _ in range(SIZE)]
     section = section_of(method, **options)
     signals = {signal: signal_rows(signal, rng, ids) for signal in method.signals(section)}
-    return ScoreInputs(facts(rng, ids), signals, validation={"held_out": HELD_OUT})
+    held_out = np.tile(HELD_OUT, 3) if method.name == "less" else HELD_OUT
+    return ScoreInputs(facts(rng, ids), signals, validation={"held_out": held_out})
 
 
 def scores(method: Method, given: ScoreInputs, **options: Any) -> dict[str, float | None]:
@@ -323,6 +332,40 @@ def test_similarity_is_the_cosine_with_validation_samples(name: str, reduce: str
         cosines = [mine @ v / np.linalg.norm(mine) / np.linalg.norm(v) for v in HELD_OUT.astype(np.float64)]
         expected = max(cosines) if reduce == "max" else sum(cosines) / len(cosines)
         assert found[sample] == pytest.approx(expected, abs=1e-5)
+
+
+def test_less_is_the_largest_mean_of_weighted_cosines_and_tagcos_the_length_of_the_mean_direction() -> None:
+    rng, ids = random.Random(1), [f"{number:032x}" for number in range(9)]
+    held_out = signal_rows("gradient_feature_trajectories", rng, [f"{number:032x}" for number in range(90, 96)])
+    method, tagcos = METHODS["less"], METHODS["tagcos"]
+    tasks = {"one": held_out.head(2), "two": held_out.slice(2, 3)}
+    frame = signal_rows("adam_feature_trajectories", rng, ids)
+    given = ScoreInputs(
+        facts(rng, ids),
+        {"adam_feature_trajectories": frame},
+        validation={name: method.to_vectors(rows) for name, rows in tasks.items()},
+    )
+    aggregates: dict[str, Callable[[list[float]], float]] = {"max": max, "mean": lambda own: sum(own) / len(own)}
+    for aggregate, reduce in aggregates.items():
+        found = scores(method, given, validation=["one", "two"], aggregate=aggregate)
+        for row in frame.drop_nulls("features").iter_rows(named=True):
+            means = []
+            for rows in tasks.values():
+                similarities = []
+                for other in rows.iter_rows(named=True):
+                    pairs = zip(row["weights"], row["features"], other["features"], strict=True)
+                    similarities.append(sum(weight * cosine(np.array(a), np.array(b)) for weight, a, b in pairs))
+                means.append(sum(similarities) / len(similarities))
+            assert found[row["sample_id"]] == pytest.approx(reduce(means), abs=1e-6)
+    lengths = scores(tagcos, given)
+    for row in frame.drop_nulls("features").iter_rows(named=True):
+        directions = [np.array(vector) / np.linalg.norm(vector) for vector in row["features"]]
+        mean = sum(weight * vector for weight, vector in zip(row["weights"], directions, strict=True))
+        assert lengths[row["sample_id"]] == pytest.approx(float(np.linalg.norm(mean)), abs=1e-6)
+
+
+def cosine(one: Any, other: Any) -> float:
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
 
 
 def test_the_baselines_are_lengths_steps_and_draws() -> None:

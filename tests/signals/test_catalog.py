@@ -14,8 +14,9 @@ from curation_assets.sections import SignalName
 from curation_assets.settings import Target
 from curation_assets.signals.catalog import POOLINGS, SIGNALS, non_finite, request_for
 from curation_assets.signals.store import SignalStore
+from resources.scoring.gradient_spec import FeatureSpec
 from resources.scoring.perturbed_samples import PerturbedSignals
-from resources.scoring.samples import Likelihoods, Request, SampleSignals, StepGradients
+from resources.scoring.samples import GradientFeatures, Likelihoods, Request, SampleSignals, StepGradients
 from resources.warehouse import Warehouse
 
 MEASURED = SampleSignals(
@@ -87,6 +88,28 @@ def test_a_measured_sample() -> None:
     assert (along["grams"], along["n_steps"]) == ([gradients["gram"]] * 2, 2)
 
 
+def test_gradients_of_a_sample() -> None:
+    vector = GradientFeatures(np.array([127, -3], np.int8), 0.5)
+    measured = replace(MEASURED, response_loss=1.5, gradient_norm=2.5, features=vector)
+    norms = row("gradient_norms", measured)
+    assert (norms["loss"], norms["gradient_norm"], norms["tokens"], norms["flags"]) == (1.5, 2.5, 9, [])
+    features = row("gradient_features", measured)
+    assert (features["features"], features["scale"]) == ([127, -3], 0.5)
+    along = replace(MEASURED, trajectory_adam_features=[vector, vector], trajectory_weights=[0.75, 0.25])
+    found = row("adam_feature_trajectories", along)
+    assert (found["features"], found["scales"], found["weights"]) == ([[127, -3]] * 2, [0.5] * 2, [0.75, 0.25])
+    assert row("gradient_feature_trajectories", along)["features"] is None
+    # What has no label has no gradient, whatever else was measured of it.
+    short = replace(MEASURED, prompt_tokens=0, response_tokens=1)
+    assert (row("gradient_norms", short)["flags"], row("gradient_norms", short)["tokens"]) == (
+        ["single_token_response"],
+        0,
+    )
+    broken = replace(measured, gradient_norm=None, flags=["non_finite"])
+    assert row("gradient_norms", broken)["flags"] == ["non_finite"]
+    assert row("gradient_features", broken)["flags"] == []
+
+
 def test_a_vector_beyond_half_precision_is_null_and_flagged() -> None:
     found = row("embeddings_last", MEASURED)
     assert (found["vector"], found["flags"]) == (None, ["non_finite"])
@@ -149,6 +172,10 @@ def test_a_request_asks_for_nothing_but_the_signals() -> None:
         trajectory_gradients="lm_head",
         base_likelihoods=True,
         spectra=True,
+        gradient_norms="auto",
+        features=FeatureSpec(),
+        trajectory_features=FeatureSpec(),
+        trajectory_adam_features=FeatureSpec(),
         perturbed=True,
     )
 

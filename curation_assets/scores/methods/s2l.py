@@ -9,6 +9,7 @@ import polars as pl
 
 from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, values
 from curation_assets.subsets.selector import S2L
+from curation_assets.subsets.vectors import matrix
 from resources.training.recipe import PRESETS
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ METHODS = [
         score=_score,
         selector=S2L(),
         vectors="loss_trajectories",
-        vector=pl.col("losses"),
+        to_vectors=lambda rows: matrix(rows["losses"]),
         cost="C(theta_ref, D, T) + T N F_ref",
         unfaithful=_unfaithful,
     )

@@ -9,6 +9,7 @@ import polars as pl
 
 from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, values
 from curation_assets.subsets.selector import Temp
+from curation_assets.subsets.vectors import Vectors, matrix
 
 if TYPE_CHECKING:
     from curation_assets.settings import Target
@@ -28,6 +29,11 @@ def _score(inputs: ScoreInputs, _section: TempScore) -> Scored:
     path = pl.col("directional_1000")
     brittleness = path.list.last().cast(pl.Float64) - path.list.first()
     return values(rows, pl.when(path.list.len() > 0).then(brittleness).otherwise("random_100"))
+
+
+def _losses(rows: pl.DataFrame) -> Vectors:
+    """l_100 at the random checkpoint, then along the path, then l_1000 along it."""
+    return matrix(rows.select(pl.concat_list("random_100", "directional_100", "directional_1000")).to_series())
 
 
 def _unfaithful(target: Target, _section: TempScore) -> Sequence[str]:
@@ -50,7 +56,7 @@ METHODS = [
         score=_score,
         selector=Temp(),
         vectors="perturbed_losses",
-        vector=pl.concat_list("random_100", "directional_100", "directional_1000"),
+        to_vectors=_losses,
         cost="C(endpoint) + prefixes only",
         unfaithful=_unfaithful,
     )

@@ -1,0 +1,140 @@
+"""Gradients through the pipeline: LESS, TAGCOS and GraNd on a run that keeps Adam's moments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from curation_assets.checkpoints.warmup import trajectory_weights, warmup_checkpoint
+from curation_assets.config_file import ConfigError
+from curation_assets.corpus.ingest import present_shards
+from curation_assets.cost.plan import make_plan
+from curation_assets.housekeeping.gc import look
+from curation_assets.samples import samples_of
+from curation_assets.scores.methods.less import mean_direction
+from curation_assets.signals.measure import read_shard_samples
+from curation_assets.subsets.tagcos import tagcos
+from curation_assets.workspace import Workspace
+from resources.scoring.devices import make_pass
+from resources.scoring.gradient_spec import OPTIMIZER
+from resources.scoring.samples import Request
+from resources.scoring.spec import PassSpec
+from resources.trainer import step_folder
+from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, signal_rows, subset_ids, write_shard
+
+WARMUP = (
+    "{{preset: less, adapter: {adapter}, fraction: 0.5, min_pool: 4, batch_size: 4, epochs: 2, save_every: epoch, "
+    "lora_rank: 4, lora_alpha: 8, learning_rate: 0.001}}, gradients: {{projection: 6, dimension: 300}}"
+)
+SCORES = """\
+validation:
+  - {name: words, path: held_out.jsonl}
+  - {name: others, path: other.jsonl}
+scores:
+  - {name: less, target: tiny, method: less, validation: [words, others]}
+  - {name: cover, target: tiny, method: tagcos}
+  - {name: norm, target: tiny, method: grand}
+subsets:
+  - {name: near, score: less, budget: {samples: 5}}
+  - {name: spread, score: cover, budget: {samples: 6}, selector: {kind: tagcos, clusters: 2}}
+  - {name: loud, score: norm, budget: {samples: 4}}
+engine"""
+
+
+def workspace_of(folder: Path, model: Path, adapter: str) -> Workspace:
+    signals = ("adam_feature_trajectories", "gradient_norms", "gradient_features")
+    made = make_workspace(
+        folder,
+        model,
+        {"a.jsonl": rows(9), "b.jsonl": [*rows(6, start=40), {"prompt": "", "response": "?"}]},
+        warmup=WARMUP.format(adapter=adapter),
+        signals=signals,
+    )
+    made.config_file.write_text(made.config_file.read_text().replace("engine", SCORES, 1))
+    # One of them is in the pool too.
+    write_shard(folder / "held_out.jsonl", rows(4, start=70))
+    write_shard(folder / "other.jsonl", [*rows(3, start=80), *rows(1)])
+    return Workspace.load(made.config_file)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_less_tagcos_and_grand(tmp_path: Path, tiny_model: Path, adapter: str) -> None:
+    workspace = workspace_of(tmp_path, tiny_model, adapter)
+    summary = run(workspace)
+    target = workspace.settings.target("tiny")
+    checkpoint = warmup_checkpoint(workspace, target)
+    assert checkpoint is not None
+    folder = workspace.warehouse.local(checkpoint.folder)
+    steps = checkpoint.record["checkpoints"]
+    assert len(steps) == 2
+    assert all((step_folder(folder, step) / OPTIMIZER).is_file() for step in steps)
+    rates = checkpoint.record["learning_rates"]
+    half = len(rates) // 2
+    means = np.array([np.mean(rates[:half]), np.mean(rates[half:])])
+    assert trajectory_weights(checkpoint.record) == pytest.approx(means / means.sum())
+    stored = signal_rows(workspace, "adam_feature_trajectories")
+    # What is stored is what a pass at each checkpoint gives.
+    features = {row["sample_id"]: row for row in stored.iter_rows(named=True)}
+    shard = read_shard_samples(workspace, present_shards(workspace)[0], segmented=False)
+    samples = samples_of(workspace, shard.rows.head(3), None)
+    spec = target.gradients.spec()
+    for number, step in enumerate(steps):
+        own = step_folder(folder, step)
+        at = PassSpec(tiny_model, own) if adapter == "lora" else PassSpec(own)
+        for result in make_pass(at, "cpu").measure(samples, Request(adam_features=spec)):
+            row = features[result.sample_id]
+            assert result.adam_features is not None
+            off = np.abs(np.array(row["features"][number]) - result.adam_features.values.astype(int))
+            assert off.max() <= 1
+            assert row["scales"][number] == pytest.approx(result.adam_features.scale, rel=1e-4)
+            assert row["weights"] == pytest.approx(trajectory_weights(checkpoint.record))
+    scores = sample_scores(workspace)
+    assert scores["less"].is_not_null().sum() == scores["norm"].is_not_null().sum() == len(stored)
+    norms = dict(signal_rows(workspace, "gradient_norms").select("sample_id", "gradient_norm").iter_rows())
+    best = sorted(norms, key=lambda sample_id: (-norms[sample_id], sample_id))[:4]
+    assert set(subset_ids(workspace, "loud")) == set(best)
+    expected = stored["sample_id"].gather(tagcos(mean_direction(stored), stored["sample_id"], 6, 2, 0))
+    assert set(subset_ids(workspace, "spread")) == set(expected)
+    # The gradients of the pool at the checkpoints are nobody's: only those of the validation sets are measured.
+    held_out = signal_rows(workspace, "gradient_feature_trajectories")
+    assert len(held_out) == 8
+    assert len(set(held_out["sample_id"]) & set(stored["sample_id"])) == 1
+    assert summary.tokens_measured > 0
+    assert run(workspace).tokens_measured == 0
+    assert [find.what for find in look(workspace, 0.0) if find.remove] == []
+
+
+def test_a_plan_counts_every_way_back(tmp_path: Path, tiny_model: Path) -> None:
+    workspace = workspace_of(tmp_path, tiny_model, "lora")
+    (planned,) = make_plan(workspace, probe=False).targets
+    summary = run(workspace)
+    assert planned.tokens == summary.tokens_measured
+    pool, held_out = len(signal_rows(workspace, "gradient_norms")), planned.held_out
+    # Two checkpoints for each, and for the pool the norms and features at the last one.
+    assert held_out == 8
+    assert planned.passes[0].cost == pytest.approx(3 * (2 * (pool + held_out) + pool))
+    names = [signal.signal for signal in planned.signals]
+    assert names[-1] == "gradient_feature_trajectories"
+
+
+@pytest.mark.parametrize(
+    ("gradients", "message"),
+    [
+        ("{projection: 100}", "does not fit into a dimension of 8192: raise the dimension to 10000"),
+        ("{weights: layers}", "directions of what the target's run trains, which is an adapter"),
+        ("{weights: adapter}", None),
+    ],
+)
+def test_gradients_that_cannot_be_had_are_refused(
+    tmp_path: Path, tiny_model: Path, gradients: str, message: str | None
+) -> None:
+    made = workspace_of(tmp_path, tiny_model, "lora")
+    text = made.config_file.read_text()
+    made.config_file.write_text(text.replace("{projection: 6, dimension: 300}", gradients))
+    if message is None:
+        Workspace.load(made.config_file)
+        return
+    with pytest.raises(ConfigError, match=message):
+        Workspace.load(made.config_file)
