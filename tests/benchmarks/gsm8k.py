@@ -34,8 +34,8 @@ HELD_OUT_ROWS = 50
 OF_LIKELIHOODS = {"likelihoods", "unconditional_likelihoods"}
 NOT_COMPARED = frozenset({"embedding_similarity", "s2l", "temp", "spectra", "less", "tagcos", "grand"})
 """Methods that are not compared here: the first is measured by an embedding model, S2L wants a long training run, TEMP
-tells responses apart by early losses, in windows of which most of these responses are shorter, and gradients take passes
-there and back."""
+tells responses apart by early losses, in windows of which most of these responses are shorter, and gradients take
+passes there and back."""
 
 CORPUS = """\
 corpus:
