@@ -63,6 +63,9 @@ def examine(config: Path | None) -> Iterator[Finding]:
     yield _engine(workspace)
     yield _alerts(workspace)
     for target in workspace.settings.targets:
+        if target.endpoint is not None:
+            yield _judge(target)
+            continue
         model = _attempt(f"model of target {target.name}", partial(workspace.model_folder, target))
         yield model
         if model.ok:
@@ -157,6 +160,15 @@ def _images(workspace: Workspace, target: Target) -> str:
     images = workspace.settings.corpus.images
     remote = "fetched" if images.fetch_remote else "not fetched"
     return f"seen, up to {images.max_pixels:,} pixels and {images.max_bytes:,} bytes; from web addresses {remote}"
+
+
+def _judge(target: Target) -> Finding:
+    """Where a judge is asked; it is not asked now."""
+    endpoint, name = target.endpoint, f"judge of target {target.name}"
+    assert endpoint is not None
+    if endpoint.key_variable is not None and not os.environ.get(endpoint.key_variable):
+        return Finding(name, f"the environment has no {endpoint.key_variable}: set it to the key", ok=False)
+    return Finding(name, f"{target.model} at {endpoint.url}: {', '.join(target.signals)}")
 
 
 def _ignored(workspace: Workspace) -> Finding:

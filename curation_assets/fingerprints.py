@@ -14,8 +14,9 @@ from curation_assets import tables
 from curation_assets.scores.method import ScoreSection
 from curation_assets.sections import ALONG_A_RUN, SignalName
 from curation_assets.settings import Target
-from curation_assets.workspace import Workspace
+from curation_assets.workspace import Workspace, cache_folder
 from resources.digests import digest
+from resources.judge import JudgeSpec, spec_facts
 from resources.model_files import (
     ModelError,
     adapter_digest,
@@ -51,6 +52,9 @@ SIGNAL_VERSIONS: dict[SignalName, int] = {
     "gradient_features": 1,
     "gradient_feature_trajectories": 1,
     "adam_feature_trajectories": 1,
+    "rewards": 1,
+    "instruction_tags": 1,
+    "difficulty": 1,
 }
 SIGMA_VERSION = 1
 SCORES_VERSION = 2
@@ -107,10 +111,32 @@ def steps_fingerprint(workspace: Workspace, corpus_fp: str) -> str:
 
 
 def base_digest(workspace: Workspace, target: Target, download: bool = False) -> str:
-    """Of a target's base model: weights and what they compute."""
+    """Of a target's base model: weights and what they compute; of a judge who is asked, and what."""
+    if target.endpoint is not None:
+        return digest("judge", spec_facts(judge_spec(target)))
     weights = weights_digest(workspace.model_folder(target, download), workspace.cache)
     # Code that the folder ships computes something else than the library's code of that name.
     return digest(weights, "remote code") if target.trust_remote_code else weights
+
+
+def judge_spec(target: Target) -> JudgeSpec:
+    """Who is asked, and how, of a target with an endpoint."""
+    endpoint = target.endpoint
+    assert endpoint is not None
+    return JudgeSpec(
+        url=endpoint.url,
+        model=target.model,
+        revision=target.revision,
+        cache=cache_folder() / "judge",
+        key_variable=endpoint.key_variable,
+        tags_prompt=endpoint.tags_prompt,
+        difficulty_prompt=endpoint.difficulty_prompt,
+        temperature=endpoint.temperature,
+        max_tokens=endpoint.max_tokens,
+        workers=endpoint.workers,
+        timeout=endpoint.timeout_seconds,
+        attempts=endpoint.attempts,
+    )
 
 
 def recipe_key(workspace: Workspace, target: Target) -> str:
@@ -270,6 +296,8 @@ def signal_fingerprint(workspace: Workspace, target: Target, signal: SignalName)
     weights = AT.get(signal, checkpoint_digest)(workspace, target)
     if weights is None:
         return None
+    if target.endpoint is not None:
+        return digest(signal, SIGNAL_VERSIONS[signal], weights)
     folder = workspace.model_folder(target)
     parts: list[object] = [weights, tokenizer_digest(folder, workspace.cache)]
     parts.append([target.template, target.max_length, target.dtype])
@@ -296,7 +324,7 @@ def image_limits_key(workspace: Workspace, target: Target) -> str:
 
     A measurement does not depend on them, only whether there is one; a model that reads text looks at no image.
     """
-    if processor_digest(workspace.model_folder(target), workspace.cache) is None:
+    if target.endpoint is not None or processor_digest(workspace.model_folder(target), workspace.cache) is None:
         return "text"
     return digest("image_limits", workspace.settings.corpus.images.model_dump(mode="json"))
 

@@ -32,6 +32,9 @@ SignalName = Literal[
     "gradient_features",
     "gradient_feature_trajectories",
     "adam_feature_trajectories",
+    "rewards",
+    "instruction_tags",
+    "difficulty",
 ]
 
 ALONG_A_RUN: tuple[SignalName, ...] = (
@@ -41,6 +44,17 @@ ALONG_A_RUN: tuple[SignalName, ...] = (
     "adam_feature_trajectories",
 )
 """Signals that are measured at the checkpoints that a training run left on its way."""
+
+
+Kind = Literal["language", "embedding", "reward", "judge"]
+"""What a target is: a causal language model, an embedding model, a reward model, or a model that is asked."""
+
+OF_KIND: dict[Kind, tuple[SignalName, ...]] = {
+    "embedding": ("text_embeddings",),
+    "reward": ("rewards",),
+    "judge": ("instruction_tags", "difficulty"),
+}
+"""Signals that only a target of this kind has; all others are a language model's."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], plural: str | None = None) -> str:

@@ -14,10 +14,11 @@ from curation_assets.checkpoint_settings import Perturbation, Warmup
 from curation_assets.corpus_settings import Corpus, ValidationSet
 from curation_assets.evaluation_settings import Evaluation, refuse_unknown_names
 from curation_assets.gradient_settings import Gradients
+from curation_assets.judge_settings import Endpoint
 from curation_assets.running_settings import S3, Alerts, Engine, Freshness, Limits
 from curation_assets.scores.method import ScoreSection
 from curation_assets.scores.registry import METHODS, method_of
-from curation_assets.sections import ALONG_A_RUN, LocatedError, Name, Section, SignalName, unknown
+from curation_assets.sections import ALONG_A_RUN, OF_KIND, Kind, LocatedError, Name, Section, SignalName, unknown
 from curation_assets.subsets.selector import BY_SHARES, AnySelector, SelectorKind
 from curation_assets.subsets.suits import what_a_selector_lacks, what_shares_cannot
 from curation_assets.tables import SAMPLE_SCORES
@@ -34,6 +35,9 @@ RESERVED_SCORE_NAMES = {*SAMPLE_SCORES.columns, "score"}
 def _or_null(schema: dict[str, Any]) -> None:
     """In the JSON Schema too, null stands for the word none."""
     schema["anyOf"] = [*schema["anyOf"], {"type": "null"}]
+
+
+KIND_TEXT = {"embedding": "an embedding model", "reward": "a reward model", "judge": "a judge"}
 
 
 class Target(Section):
@@ -56,6 +60,7 @@ class Target(Section):
     perturbation: Perturbation = Field(
         default=Perturbation(), description="the checkpoints that perturbed_losses are measured at"
     )
+    endpoint: Endpoint | None = Field(None, description="ask `model` there, as a judge: instruction_tags, difficulty")
     gradients: Gradients = Field(default=Gradients(), description="what gradient norms and features are of")
     template: Template = Field(
         "auto",
@@ -76,10 +81,9 @@ class Target(Section):
         for position, signal in enumerate(self.signals):
             if signal in self.signals[:position]:
                 raise LocatedError(["signals", position], f"{signal!r} is listed twice; list each signal once")
-        if self.embedding_model and len(self.signals) > 1:
-            raise LocatedError(
-                ["signals"], "text_embeddings are an embedding model's: measure other signals with another target"
-            )
+        wrong_kind = self._what_kind_lacks()
+        if wrong_kind is not None:
+            raise LocatedError(["signals"], wrong_kind)
         on_the_way = [signal for signal in self.signals if signal in ALONG_A_RUN]
         if on_the_way and (self.warmup == "none" or self.warmup.save_every is None):
             raise LocatedError(
@@ -104,9 +108,20 @@ class Target(Section):
                 "trained (warmup), or leave the path out (perturbation: {directional: false}; unfaithful to TEMP, and "
                 "reported so)",
             )
-        if self.embedding_model and self.warmup != "none":
-            raise LocatedError(["signals"], "an embedding model is measured as it is: add warmup: none")
         return self
+
+    def _what_kind_lacks(self) -> str | None:
+        """Why a target of this kind cannot measure what it lists, and the mend; None if it can."""
+        own = [(kind, signal) for kind, names in OF_KIND.items() for signal in names if signal in self.signals]
+        others = [signal for signal in self.signals if signal not in OF_KIND.get(self.kind, ())]
+        if self.kind != "language" and others:
+            whose = f"{own[0][1]} are {KIND_TEXT[own[0][0]]}'s" if own else f"an endpoint gives {OF_KIND['judge'][0]}"
+            return f"{whose}: measure {others[0]} with another target"
+        if any(kind == "judge" for kind, _ in own) and self.endpoint is None:
+            return f"{own[0][1]} is what a judge says: name where it is asked, as in endpoint: {{url: http://HOST/v1}}"
+        if self.kind != "language" and self.warmup != "none":
+            return f"{KIND_TEXT[self.kind]} is measured as it is: add warmup: none"
+        return None
 
     def _what_gradients_lack(self) -> str | None:
         """Why gradients cannot be taken as they are asked for, and the mend; None if they can."""
@@ -121,9 +136,12 @@ class Target(Section):
         return None
 
     @property
-    def embedding_model(self) -> bool:
-        """Whether the model is a sentence-transformers model, which has one signal."""
-        return "text_embeddings" in self.signals
+    def kind(self) -> Kind:
+        """What the model is, by its signals; with an endpoint it is asked there."""
+        if self.endpoint is not None:
+            return "judge"
+        kinds: tuple[Kind, ...] = ("embedding", "reward")
+        return next((kind for kind in kinds if set(OF_KIND[kind]) & set(self.signals)), "language")
 
 
 if TYPE_CHECKING:
@@ -327,7 +345,7 @@ class Settings(Section):
                     raise LocatedError(["subsets", position, at], wrong)
         if self.evaluation is not None:
             chosen_by = {subset.name: self.score(subset.score).target for subset in self.subsets}
-            without_head = [target.name for target in self.targets if target.embedding_model]
+            without_head = [target.name for target in self.targets if target.kind != "language"]
             refuse_unknown_names(self.evaluation, chosen_by, list(targets), without_head)
         return self
 

@@ -260,6 +260,38 @@ ADAM_FEATURE_TRAJECTORIES = _features_along_a_run(
     "adam_feature_trajectories", "the direction in which Adam would go by each response's gradient (LESS)"
 )
 
+REWARDS = _signal(
+    "rewards",
+    "what a reward model says of each response",
+    {"reward": Column(pl.Float64, "raw logit; null if not measured", nullable=True)},
+)
+
+JUDGE_TOKENS = Column(pl.Int32, "of question and reply; 0 if the same was asked before", "tokens")
+REPLY = Column(pl.String, "all that the judge replied; null if it was not asked", nullable=True)
+
+INSTRUCTION_TAGS = _signal(
+    "instruction_tags",
+    "intentions that a judge finds in each prompt (InsTag)",
+    {
+        "tags": Column(pl.Int32, "how many; null if the reply names none and is no empty list", nullable=True),
+        "names": Column(pl.List(pl.String), "of the tags, as far as they can be read", nullable=True),
+        "reply": REPLY,
+    },
+    tokens=JUDGE_TOKENS,
+)
+
+DIFFICULTY = _signal(
+    "difficulty",
+    "how difficult a judge finds each prompt",
+    {
+        "difficulty": Column(
+            pl.Int32, "from 1 to 10; null if the reply does not begin with such a number", nullable=True
+        ),
+        "reply": REPLY,
+    },
+    tokens=JUDGE_TOKENS,
+)
+
 SIGNAL_TABLES = {
     table.name: table
     for table in (
@@ -282,5 +314,8 @@ SIGNAL_TABLES = {
         GRADIENT_FEATURES,
         GRADIENT_FEATURE_TRAJECTORIES,
         ADAM_FEATURE_TRAJECTORIES,
+        REWARDS,
+        INSTRUCTION_TAGS,
+        DIFFICULTY,
     )
 }

@@ -60,7 +60,7 @@ class Workspace:
     @cached_property
     def cache(self) -> DigestCache:
         """Hashes of landing files and weights, remembered between processes."""
-        return DigestCache(_cache_folder() / "digests.json")
+        return DigestCache(cache_folder() / "digests.json")
 
     @cached_property
     def landing(self) -> Landing:
@@ -78,7 +78,7 @@ class Workspace:
                 f"the warehouse {self.settings.warehouse} lies inside the landing area {place}: its tables "
                 "would be read as shards; name another prefix in curation.yaml"
             )
-        return S3Landing(self._bucket(place), _cache_folder() / "landing", self.settings.corpus.images.max_bytes)
+        return S3Landing(self._bucket(place), cache_folder() / "landing", self.settings.corpus.images.max_bytes)
 
     @cached_property
     def warehouse(self) -> Warehouse:
@@ -125,10 +125,10 @@ class Workspace:
 
     def work_folder(self, name: str) -> Path:
         """A folder of this machine for what a run goes on from when it was killed; it may be deleted at any time."""
-        return _cache_folder() / "training" / name
+        return cache_folder() / "training" / name
 
     def _bucket(self, place: str) -> S3Storage:
-        return S3Storage(place, S3Options(**self.settings.s3.model_dump()), _cache_folder() / "s3")
+        return S3Storage(place, S3Options(**self.settings.s3.model_dump()), cache_folder() / "s3")
 
     def _local(self, place: str, key: str) -> Path:
         if "://" in place:
@@ -137,7 +137,7 @@ class Workspace:
         return (self.folder / Path(place).expanduser()).resolve()
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """Where this machine keeps what can be had again."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "curation"

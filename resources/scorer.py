@@ -19,7 +19,6 @@ from resources.scoring.spec import PassSpec, PerturbedSpec
 from resources.trajectory import CHUNK, Opening, Pass, specs_of, start_of, stay_loaded, with_trajectories
 
 if TYPE_CHECKING:
-    from resources.embedder import EmbeddingPass
     from resources.scoring.devices import DeviceGroup
     from resources.scoring.forward import ForwardPass
     from resources.scoring.perturbed import PerturbedGroup, PerturbedPass
@@ -66,13 +65,17 @@ class Scorer:
         return len(self._devices)
 
     @cached_property
-    def _pass(self) -> ForwardPass | DeviceGroup | EmbeddingPass:
+    def _pass(self) -> Pass:
         # Torch and transformers take seconds to import: only runs that measure pay for them.
         quieten_transformers()
-        if self.spec.embedding_model:
+        if self.spec.kind == "embedding":
             from resources.embedder import EmbeddingPass  # noqa: PLC0415
 
             return EmbeddingPass(self.spec, self._devices[0])
+        if self.spec.kind == "reward":
+            from resources.reward import RewardPass  # noqa: PLC0415
+
+            return RewardPass(self.spec, self._devices[0])
         return self._workers.enter_context(self._loaded(self.spec))
 
     @contextmanager

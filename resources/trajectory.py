@@ -15,7 +15,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from resources.pieces import pieces
-from resources.scoring.samples import NON_FINITE, GradientFeatures, Request, Sample, SampleSignals, StepGradients
+from resources.scoring.measurements import GradientFeatures, StepGradients
+from resources.scoring.samples import NON_FINITE, Request, Sample, SampleSignals
 from resources.scoring.spec import PassSpec
 
 CHUNK = 4096

@@ -14,7 +14,7 @@ from curation_assets.progress import track
 from curation_assets.sections import SignalName
 from curation_assets.settings import Target
 from curation_assets.signals.catalog import LATE, SIGNALS, request_for
-from curation_assets.signals.measure import make_scorer, tokens_run
+from curation_assets.signals.measure import model_scorer, tokens_run
 from curation_assets.workspace import Workspace
 from resources.scorer import Scorer
 from resources.scoring.batching import plan_batches
@@ -89,6 +89,9 @@ def run_probe(workspace: Workspace, target: Target, pool: Pool, count: TokenCoun
     Raises:
         ScoringError: the model cannot be measured with, or the device is not there.
     """
+    if target.endpoint is not None:
+        # A judge is not asked for the sake of a plan: it may cost money.
+        return None
     batches = plan(count, workspace.settings.engine.batch_tokens)
     if not batches:
         return None
@@ -98,7 +101,7 @@ def run_probe(workspace: Workspace, target: Target, pool: Pool, count: TokenCoun
     measured = target.model_copy(update={"warmup": "none"}) if base else target
     results: list[tuple[str, list[SampleSignals]]] = []
     # One device is enough to see how fast one is; loading the model on all of them would only take longer.
-    with Scorer(make_scorer(workspace, measured).spec, devices[0]) as scorer:
+    with Scorer(model_scorer(workspace, measured).spec, devices[0]) as scorer:
         probe = Probe(scorer.device_name(), len(devices), base, of_batches=len(batches))
         chosen = chosen_batches(batches)
         with track(f"{target.name}: probing {probe.device}", len(chosen)) as advance:

@@ -16,7 +16,7 @@ from curation_assets.checkpoints.perturbation import perturbed_request
 from curation_assets.cost.formulas import GRADIENT
 from curation_assets.cost.pool import Pool
 from curation_assets.draws import draw_bits
-from curation_assets.fingerprints import SEGMENTED_SIGNALS
+from curation_assets.fingerprints import SEGMENTED_SIGNALS, judge_spec
 from curation_assets.progress import track
 from curation_assets.sections import SignalName
 from curation_assets.settings import Target
@@ -24,7 +24,9 @@ from curation_assets.signals.catalog import request_for
 from curation_assets.subsets.temp import STEPS
 from curation_assets.workspace import Workspace
 from resources.embedder import describe_text, text_limits
+from resources.judge import BYTES_A_TOKEN, JudgeSpec
 from resources.quiet import quieten_transformers
+from resources.reward import conversation_ids, describe_conversation
 from resources.scoring.images import ImageLimits
 from resources.scoring.perturbed_samples import PerturbedRequest
 from resources.scoring.samples import UNRUNNABLE, Encoded, Request, Sample
@@ -140,7 +142,7 @@ def count_tokens(
     # A sample of the pool and of a validation set may be run for different signals.
     rows = chosen.join(counts, on=["sample_id", "lacking"], how="inner", maintain_order="left")
     margin = _margin(lacking, rows) if len(chosen) < len(lacking) else 0.0
-    whole = len(chosen) == len(lacking) and not pool.estimated
+    whole = len(chosen) == len(lacking) and not pool.estimated and target.endpoint is None
     return TokenCount(rows, len(lacking), whole, margin)
 
 
@@ -226,7 +228,11 @@ def _encode(
     """Of each row what it lacks, and what is run of it."""
     if chosen.is_empty():
         return
-    if target.embedding_model:
+    if target.endpoint is not None:
+        count = _question_counter(judge_spec(target))
+    elif target.kind == "reward":
+        count = _conversation_counter(workspace, target)
+    elif target.kind == "embedding":
         count = _text_counter(workspace, target)
     else:
         count = _pass_counter(workspace, target, checkpoints)
@@ -261,6 +267,39 @@ def _text_counter(workspace: Workspace, target: Target) -> Counter:
     def count(samples: Sequence[Sample], _request: Request) -> Iterator[Counted]:
         for sample in samples:
             tokens = describe_text(tokenizer, longest, sample).tokens
+            yield sample.sample_id, tokens, tokens, 0, 0
+
+    return count
+
+
+def _conversation_counter(workspace: Workspace, target: Target) -> Counter:
+    """Counts what a reward model runs."""
+    quieten_transformers()
+    from transformers import AutoConfig, AutoTokenizer
+
+    from resources.scoring.loading import context_length  # noqa: PLC0415
+
+    folder, trust = workspace.model_folder(target), target.trust_remote_code
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    longest = context_length(AutoConfig.from_pretrained(folder, trust_remote_code=trust))
+
+    def count(samples: Sequence[Sample], _request: Request) -> Iterator[Counted]:
+        for sample in samples:
+            ids = conversation_ids(tokenizer, sample)
+            tokens = describe_conversation(sample, ids, min(longest, target.max_length or longest)).tokens
+            yield sample.sample_id, len(ids), tokens, 0, 0
+
+    return count
+
+
+def _question_counter(spec: JudgeSpec) -> Counter:
+    """Counts what a judge reads, by bytes: only its answers say how many tokens it took, with those of the reply."""
+
+    def count(samples: Sequence[Sample], request: Request) -> Iterator[Counted]:
+        for sample in samples:
+            prompt = sum(len(turn["content"].encode()) for turn in sample.messages)
+            asked = sum(len(spec.question(question)) + prompt for question in request.questions)
+            tokens = 0 if sample.images else -(-asked // BYTES_A_TOKEN)
             yield sample.sample_id, tokens, tokens, 0, 0
 
     return count

@@ -14,16 +14,8 @@ from curation_assets import tables
 from curation_assets.sections import SignalName
 from curation_assets.settings import Target
 from curation_assets.tables import Table
-from resources.scoring.samples import (
-    NON_FINITE,
-    UNRUNNABLE,
-    GradientFeatures,
-    Likelihoods,
-    Pooling,
-    Request,
-    SampleSignals,
-    SequenceLikelihoods,
-)
+from resources.scoring.measurements import GradientFeatures, Likelihoods, SequenceLikelihoods
+from resources.scoring.samples import NON_FINITE, UNRUNNABLE, Pooling, Question, Request, SampleSignals
 
 HALF_MAXIMUM = float(np.finfo(np.float16).max)
 
@@ -74,6 +66,8 @@ def request_for(target: Target, signals: Collection[SignalName]) -> Request:
         trajectory_gradients=target.proxy if "step_gradient_trajectories" in signals else None,
         base_likelihoods="base_likelihoods" in signals,
         spectra="gradient_spectra" in signals,
+        rewards="rewards" in signals,
+        questions=tuple(question for question in QUESTIONS if question in signals),
         gradient_norms=target.gradients.weights if "gradient_norms" in signals else None,
         features=target.gradients.spec() if "gradient_features" in signals else None,
         trajectory_features=target.gradients.spec() if "gradient_feature_trajectories" in signals else None,
@@ -272,6 +266,42 @@ def _along(of: Callable[[SampleSignals], list[GradientFeatures] | None], result:
     }
 
 
+def _rewards(results: Sequence[SampleSignals]) -> Rows:
+    return [
+        {
+            "sample_id": result.sample_id,
+            "reward": result.reward,
+            "tokens": result.tokens,
+            "response_tokens": result.response_tokens,
+            "flags": _own_flags(result, missing=result.reward is None),
+        }
+        for result in results
+    ]
+
+
+def _judgements(question: Question, column: str, results: Sequence[SampleSignals]) -> Rows:
+    rows = []
+    for result in results:
+        found = result.judgements.get(question)
+        flags = list(result.flags)
+        if found is None and question in result.question_flags:
+            flags.append(result.question_flags[question])
+        elif found is not None and found.value is None:
+            flags.append("unparsed_reply")
+        rows.append(
+            {
+                "sample_id": result.sample_id,
+                column: None if found is None else found.value,
+                "names": None if found is None else found.names,
+                "reply": None if found is None else found.reply,
+                "tokens": 0 if found is None else found.tokens,
+                "response_tokens": result.response_tokens,
+                "flags": flags,
+            }
+        )
+    return rows
+
+
 def _embeddings(pooling: Pooling, results: Sequence[SampleSignals]) -> Rows:
     rows = []
     for result in results:
@@ -312,6 +342,8 @@ POOLINGS: dict[Pooling, SignalName] = {
     "text": "text_embeddings",
 }
 
+QUESTIONS: tuple[Question, ...] = ("instruction_tags", "difficulty")
+
 SIGNALS: dict[SignalName, Signal] = {
     "step_gradients": Signal(tables.STEP_GRADIENTS, "gram", _step_gradients),
     "likelihoods": Signal(tables.LIKELIHOODS, "mean_nll", _means(lambda result: result.likelihoods)),
@@ -344,6 +376,9 @@ SIGNALS: dict[SignalName, Signal] = {
         "features",
         _of_gradients(partial(_along, lambda result: result.trajectory_adam_features)),
     ),
+    "rewards": Signal(tables.REWARDS, "reward", _rewards),
+    "instruction_tags": Signal(tables.INSTRUCTION_TAGS, "tags", partial(_judgements, "instruction_tags", "tags")),
+    "difficulty": Signal(tables.DIFFICULTY, "difficulty", partial(_judgements, "difficulty", "difficulty")),
     **{
         name: Signal(tables.SIGNAL_TABLES[name], "vector", partial(_embeddings, pooling))
         for pooling, name in POOLINGS.items()

@@ -24,7 +24,7 @@ from curation_assets.checkpoints.perturbation import (
     wants_perturbation,
 )
 from curation_assets.checkpoints.warmup import trajectory_weights, warmup_checkpoint
-from curation_assets.fingerprints import SEGMENTED_SIGNALS, image_limits_key, input_fingerprint, sigma_of
+from curation_assets.fingerprints import SEGMENTED_SIGNALS, image_limits_key, input_fingerprint, judge_spec, sigma_of
 from curation_assets.limits import LimitReachedError, Meter, current_allowance
 from curation_assets.progress import track
 from curation_assets.samples import samples_of
@@ -33,6 +33,7 @@ from curation_assets.settings import Target
 from curation_assets.signals.catalog import SIGNALS, request_for
 from curation_assets.signals.store import MeasuringError, ShardMeasurement, SignalStore, shard_record_path
 from curation_assets.workspace import Workspace
+from resources.judge import JudgeScorer
 from resources.quiet import quieten_transformers
 from resources.scorer import Scorer
 from resources.scoring.images import ImageLimits
@@ -67,13 +68,21 @@ class Visit:
     tokens: int = 0
 
 
-def make_scorer(workspace: Workspace, target: Target) -> Scorer:
+def make_scorer(workspace: Workspace, target: Target) -> Scorer | JudgeScorer:
+    """What measures a target's signals: a judge that is asked, else its model."""
+    if target.endpoint is not None:
+        return JudgeScorer(judge_spec(target))
+    return model_scorer(workspace, target)
+
+
+def model_scorer(workspace: Workspace, target: Target) -> Scorer:
     """The scorer of a target: its base model with its warm-up, if it has one.
 
     Raises:
         MeasuringError: the warm-up has not been trained.
     """
-    base = workspace.model_folder(target)
+    base, kind = workspace.model_folder(target), target.kind
+    assert kind != "judge", "a judge is asked"
     model, adapter = base, None
     trajectory: tuple[Path, ...] = ()
     weights: tuple[float, ...] = ()
@@ -98,7 +107,7 @@ def make_scorer(workspace: Workspace, target: Target) -> Scorer:
         attention=engine.attention,
         compile_model=engine.compile,
         images=ImageLimits(images.max_pixels, images.max_bytes, images.fetch_remote),
-        embedding_model=target.embedding_model,
+        kind=kind,
         trajectory=trajectory,
         trajectory_weights=weights,
         base=base,
@@ -118,7 +127,7 @@ def find_strength(workspace: Workspace, target: Target) -> dict[str, Any]:
     from resources.scoring.devices import devices_of  # noqa: PLC0415
     from resources.scoring.perturbed import make_perturbed_pass  # noqa: PLC0415
 
-    plain = make_scorer(workspace, target.model_copy(update={"warmup": "none", "signals": ["likelihoods"]})).spec
+    plain = model_scorer(workspace, target.model_copy(update={"warmup": "none", "signals": ["likelihoods"]})).spec
     # One device is enough for some hundred samples.
     device = devices_of(workspace.settings.engine.device)[0]
     scoring = make_perturbed_pass(perturbed_spec(workspace, target, plain, path=False), device)
@@ -159,7 +168,7 @@ def measure_samples(
     name: str,
     samples: ShardSamples,
     stores: Mapping[SignalName, SignalStore],
-    scorer: Scorer,
+    scorer: Scorer | JudgeScorer,
 ) -> dict[SignalName, ShardMeasurement]:
     """Measure what is not stored yet of the samples of a shard, or of a validation set, of that name.
 
@@ -215,7 +224,7 @@ def _measure_missing(
     samples: ShardSamples,
     stores: Mapping[SignalName, SignalStore],
     missing: Mapping[SignalName, set[str]],
-    scorer: Scorer,
+    scorer: Scorer | JudgeScorer,
     visit: Visit,
 ) -> None:
     """Measure and commit what is missing, group by group."""
@@ -283,7 +292,7 @@ def _record(
     samples: ShardSamples,
     store: SignalStore,
     measured: int,
-    scorer: Scorer,
+    scorer: Scorer | JudgeScorer,
     visit: Visit,
 ) -> ShardMeasurement:
     ids = samples.rows["sample_id"]

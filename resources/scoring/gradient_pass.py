@@ -16,14 +16,8 @@ from resources.scoring.freed_memory import keep_freed_memory
 from resources.scoring.gradient_spec import FeatureSpec, GradientWeights
 from resources.scoring.head import StreamedHead
 from resources.scoring.loading import Checkpoint
-from resources.scoring.samples import (
-    NON_FINITE,
-    Encoded,
-    GradientFeatures,
-    GradientSpectra,
-    Request,
-    SampleSignals,
-)
+from resources.scoring.measurements import GradientFeatures, GradientSpectra
+from resources.scoring.samples import NON_FINITE, Encoded, Request, SampleSignals
 from resources.scoring.spectra import Spectra, SpectraOfBatch
 from resources.scoring.trained_matrices import (
     GradientError,

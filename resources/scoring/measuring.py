@@ -21,20 +21,10 @@ from resources.scoring.gradient_pass import GradientPass
 from resources.scoring.head import StreamedHead, TokenStatistics
 from resources.scoring.labels import Labels, SampleLabels, label_batch, segment_order
 from resources.scoring.loading import Checkpoint
+from resources.scoring.measurements import Likelihoods, SequenceLikelihoods, StepGradients
 from resources.scoring.prefixes import cut_to_windows, reasons_without_windows
 from resources.scoring.proxies import gram_of_gradients, linear_gram, lm_head_gram
-from resources.scoring.samples import (
-    ANSWER,
-    NON_FINITE,
-    UNRUNNABLE,
-    Encoded,
-    Likelihoods,
-    PrefixWindows,
-    Request,
-    SampleSignals,
-    SequenceLikelihoods,
-    StepGradients,
-)
+from resources.scoring.samples import ANSWER, NON_FINITE, UNRUNNABLE, Encoded, PrefixWindows, Request, SampleSignals
 from resources.scoring.unconditional import LEAST_TOKENS, add_unconditional, without_prompt
 
 ZERO_NORM_SQUARED = 1e-24

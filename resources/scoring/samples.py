@@ -11,6 +11,14 @@ import numpy.typing as npt
 
 from resources.scoring.errors import ScoringError
 from resources.scoring.gradient_spec import FeatureSpec, GradientWeights
+from resources.scoring.measurements import (
+    GradientFeatures,
+    GradientSpectra,
+    Judgement,
+    Likelihoods,
+    SequenceLikelihoods,
+    StepGradients,
+)
 
 if TYPE_CHECKING:
     from resources.scoring.perturbed_samples import PerturbedSignals
@@ -24,6 +32,10 @@ Proxy = Literal["bias", "linear", "lm_head"]
 Pooling = Literal["mean", "last", "position_weighted", "text"]
 """How a sample becomes one vector: see `resources.scoring.embeddings`; `text` is an embedding model's own
 (`resources.embedder`)."""
+
+
+Question = Literal["instruction_tags", "difficulty"]
+"""What a judge is asked about a prompt: see `resources.judge`."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +201,8 @@ class Request:
         trajectory_adam_features: Adam's direction as such a vector: likewise.
         base_likelihoods: mean NLL of the response at the model that the training run started with: likewise.
         perturbed: early losses at perturbed checkpoints: likewise (`resources.scoring.perturbed`).
+        rewards: what a reward model says (`resources.reward`); of a model that is none it cannot be asked.
+        questions: to a judge (`resources.judge`).
     """
 
     step_gradients: Proxy | None = None
@@ -209,6 +223,8 @@ class Request:
     trajectory_adam_features: FeatureSpec | None = None
     base_likelihoods: bool = False
     perturbed: bool = False
+    rewards: bool = False
+    questions: tuple[Question, ...] = ()
 
     @property
     def along(self) -> bool:
@@ -242,100 +258,6 @@ class Request:
     def forward(self) -> Request:
         """What of it needs no way back."""
         return replace(self, spectra=False, gradient_norms=None, features=None, adam_features=None)
-
-
-@dataclass(frozen=True)
-class StepGradients:
-    """GRACE's signal for one sample: see `resources.scoring.proxies`.
-
-    Attributes:
-        gram: upper triangle by rows of M [K+1, K+1], the answer last.
-        norms: square roots of M's diagonal [K+1].
-    """
-
-    gram: list[float]
-    norms: list[float]
-
-
-@dataclass(frozen=True)
-class GradientSpectra:
-    """What the singular values of a sample's gradients say (arXiv 2504.10766): see `resources.scoring.spectra`.
-
-    Lists by layer, first to last, then by projection: q, k, v, o. None where a gradient is zero, or where shapes that
-    would be compared do not agree.
-
-    Attributes:
-        nuclear_norm: N [L][4].
-        effective_rank: R [L][4].
-        rows: T [L][4], positions that a gradient reaches.
-        largest_rank: min(T, d_out, d_in) [L][4], which R cannot exceed.
-        same_layer: cosines of q with o and of k with v [L][2].
-        adjacent: cosine of each projection with that of the layer above [L-1][4].
-    """
-
-    nuclear_norm: list[list[float]]
-    effective_rank: list[list[float | None]]
-    rows: list[list[int]]
-    largest_rank: list[list[int]]
-    same_layer: list[list[float | None]]
-    adjacent: list[list[float | None]]
-
-
-@dataclass(frozen=True, eq=False)
-class GradientFeatures:
-    """A sample's gradient as one short vector: see `resources.scoring.features`.
-
-    Attributes:
-        values: [k] in int8.
-        scale: what one of them stands for; 0 of a gradient that is zero.
-    """
-
-    values: npt.NDArray[np.int8]
-    scale: float
-
-
-@dataclass(frozen=True)
-class Likelihoods:
-    """What the model thinks of a sample's response; nats, means over tokens.
-
-    EOS counts in `first_100_nll` and `first_1000_nll` (TEMP's windows) and nowhere else.
-
-    Attributes:
-        mean_nll: mean of -log p(y_t) over the response.
-        first_nll: -log p of its first token alone, which a pass without the prompt cannot predict (IFD).
-        first_100_nll: over its first 100 tokens, or all if there are fewer.
-        first_1000_nll: over its first 1,000 tokens, or all if there are fewer.
-        mean_entropy: mean of H(p_t).
-        least_confidence: mean of 1 - max p_t.
-        mean_margin: mean of p_t's largest minus its second largest probability.
-    """
-
-    mean_nll: float
-    first_nll: float
-    first_100_nll: float
-    first_1000_nll: float
-    mean_entropy: float
-    least_confidence: float
-    mean_margin: float
-
-
-@dataclass(frozen=True)
-class SequenceLikelihoods:
-    """What the model thinks of a whole sequence; means over all its tokens but the first, which nothing predicts.
-
-    The prompt's tokens count as the response's do, special tokens, EOS and image tokens included.
-
-    Attributes:
-        sequence_nll: mean of -log p, in nats.
-        sequence_entropy: mean of H(p_t), in nats.
-        largest_logit: mean of the largest logit.
-        logit_margin: mean of the largest minus the second largest logit.
-    """
-
-    sequence_nll: float
-    sequence_entropy: float
-    largest_logit: float
-    logit_margin: float
 
 
 @dataclass
@@ -382,6 +304,9 @@ class SampleSignals:
         base_nll: mean -log p of the response at the model before its training run, in nats.
         perturbed: early losses at perturbed checkpoints.
         elsewhere_tokens: tokens run at other checkpoints for these, but for those of `tokens`.
+        reward: a reward model's logit.
+        judgements: see `Judgement`, by question.
+        question_flags: why a question has none.
     """
 
     sample_id: str
@@ -418,6 +343,9 @@ class SampleSignals:
     base_nll: float | None = None
     perturbed: PerturbedSignals | None = None
     elsewhere_tokens: int = 0
+    reward: float | None = None
+    judgements: dict[Question, Judgement] = field(default_factory=dict)
+    question_flags: dict[Question, str] = field(default_factory=dict)
 
     @property
     def labels(self) -> int:

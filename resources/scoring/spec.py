@@ -40,7 +40,8 @@ class PassSpec:
         attention: attention implementation, or `auto`.
         compile_model: compile the model before the first batch.
         images: what an image may be.
-        embedding_model: it is a sentence-transformers model (`resources.embedder`).
+        kind: `embedding`: it is a sentence-transformers model (`resources.embedder`); `reward`: a reward model
+            (`resources.reward`).
         trajectory: folders of the checkpoints that a training run left on its way, in the order of their steps: LoRA
             folders over the model if there is an adapter, else whole models (`resources.trajectory`).
         trajectory_weights: of these, what each counts where checkpoints are weighed (LESS).
@@ -58,7 +59,7 @@ class PassSpec:
     attention: str = "auto"
     compile_model: bool = False
     images: ImageLimits = field(default_factory=ImageLimits)
-    embedding_model: bool = False
+    kind: Literal["language", "embedding", "reward"] = "language"
     trajectory: tuple[Path, ...] = ()
     trajectory_weights: tuple[float, ...] = ()
     base: Path | None = None

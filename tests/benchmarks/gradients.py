@@ -27,8 +27,9 @@ from resources.scoring.factors import backward
 from resources.scoring.gradient_pass import GradientPass
 from resources.scoring.head import StreamedHead
 from resources.scoring.loading import Checkpoint
+from resources.scoring.measurements import GradientSpectra
 from resources.scoring.measuring import describe
-from resources.scoring.samples import Encoded, GradientSpectra, Request
+from resources.scoring.samples import Encoded, Request
 from resources.scoring.spec import PROJECTIONS
 from resources.scoring.spectra import effective_rank
 from tests.benchmarks.common import even_samples, finish, median_ratio, parser, qwen2, table

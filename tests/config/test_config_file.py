@@ -211,7 +211,7 @@ TABLE = {
     "a selector without a validation set": (
         changed("    score: grace", "    score: grace\n    selector: {kind: round_robin}"),
         "curation.yaml:14: subsets.0.selector: round_robin goes round validation samples, which method grace does not "
-        "have; choose a score with method rds, rds_plus or embedding_similarity, or another selector",
+        "have; choose a score with method rds, rds_plus, embedding_similarity or less, or another selector",
     ),
     "a score without its signals": (
         changed("method: grace", "method: ifd"),

@@ -16,7 +16,7 @@ from curation_assets.cost import tokens as tokens_module
 from curation_assets.cost.plan import Plan, TargetPlan, make_plan
 from curation_assets.cost.tokens import make_encoder
 from curation_assets.sections import SignalName
-from curation_assets.signals.measure import make_scorer
+from curation_assets.signals.measure import model_scorer
 from curation_assets.signals.store import signal_dir
 from curation_assets.workspace import Workspace
 from resources.landing import LandingError
@@ -338,7 +338,7 @@ def test_many_samples_are_extrapolated_from_some_with_a_margin(
 def test_the_encoder_of_a_plan_is_that_of_a_run(workspace: Workspace) -> None:
     target = workspace.settings.targets[0]
     planned = make_encoder(workspace, target)
-    real = make_pass(make_scorer(workspace, target).spec, "cpu").encoder
+    real = make_pass(model_scorer(workspace, target).spec, "cpu").encoder
     for name in ("max_length", "vocabulary", "chat", "question_answer", "limits"):
         assert getattr(planned, name) == getattr(real, name), name
 

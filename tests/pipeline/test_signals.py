@@ -20,7 +20,7 @@ from curation_assets.main_job import MainJob
 from curation_assets.partitions import SHARDS
 from curation_assets.sections import SignalName
 from curation_assets.signals.catalog import SIGNALS
-from curation_assets.signals.measure import groups_by_missing, make_scorer
+from curation_assets.signals.measure import groups_by_missing, model_scorer
 from curation_assets.signals.store import SignalStore, signal_dir
 from curation_assets.stored_tables import TableRequestError, find_trace, read_stored
 from curation_assets.workspace import Workspace
@@ -288,7 +288,7 @@ def test_the_scorer_gets_what_is_configured(tmp_path: Path, tiny_model: Path) ->
     text = re.sub(r"engine: .*", engine, workspace.config_file.read_text())
     workspace.config_file.write_text(text)
     changed = Workspace.load(workspace.config_file)
-    scorer = make_scorer(changed, changed.settings.targets[0])
+    scorer = model_scorer(changed, changed.settings.targets[0])
     spec = scorer.spec
     assert (scorer.device, spec.attention, spec.compile_model) == ("cuda:0,cuda:1", "eager", True)
     assert (spec.head_memory, spec.batch_tokens) == (3 * 2**20, 5)

@@ -20,7 +20,7 @@ from curation_assets.cost.plan import make_plan
 from curation_assets.samples import samples_of
 from curation_assets.scores.registry import method_of
 from curation_assets.sections import SignalName
-from curation_assets.signals.measure import make_scorer, read_shard_samples
+from curation_assets.signals.measure import model_scorer, read_shard_samples
 from curation_assets.stored_tables import read_stored
 from curation_assets.subsets.s2l import s2l
 from curation_assets.workspace import Workspace
@@ -184,7 +184,7 @@ def test_graces_scores_over_several_checkpoints_are_the_mean_of_those_at_each(
     at: list[dict[str, float]] = []
     for number, step in enumerate(checkpoint.record["checkpoints"]):
         # A pass over this checkpoint alone, as a target's own would be.
-        (spec,) = [one for one in trajectory.specs_of(make_scorer(workspace, target).spec) if one_of(one) == step]
+        (spec,) = [one for one in trajectory.specs_of(model_scorer(workspace, target).spec) if one_of(one) == step]
         found: dict[str, list[float]] = {}
         with Scorer(spec, "cpu") as scorer:
             for batch in scorer.measure(samples, Request(step_gradients="bias")):

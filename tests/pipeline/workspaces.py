@@ -38,6 +38,9 @@ OTHER_PASSES = (
     "gradient_features",
     "gradient_feature_trajectories",
     "adam_feature_trajectories",
+    "rewards",
+    "instruction_tags",
+    "difficulty",
 )
 PASS_SIGNALS = tuple(signal for signal in SIGNALS if signal not in OTHER_PASSES)
 """All signals of one pass over a language model, of its weights as they are."""

@@ -39,7 +39,7 @@ SAMPLES = [sample(f"s{n}", "one two three " * (1 + 7 * n % 11)) for n in range(9
 
 
 def embed(folder: Path, samples: list[Sample], **spec: int) -> list[SampleSignals]:
-    made = EmbeddingPass(PassSpec(folder, embedding_model=True, **spec), "cpu")  # type: ignore[arg-type]
+    made = EmbeddingPass(PassSpec(folder, kind="embedding", **spec), "cpu")  # type: ignore[arg-type]
     return [result for results in made.stream(samples, TEXT) for result in results]
 
 
@@ -155,7 +155,7 @@ def test_the_whole_path_and_what_a_changed_module_measures_again(minilm: Path, t
     [
         (
             {"signals": ["text_embeddings", "likelihoods"], "warmup": "none"},
-            "measure other signals with another target",
+            "measure likelihoods with another target",
         ),
         ({"signals": ["text_embeddings"]}, "add warmup: none"),
     ],

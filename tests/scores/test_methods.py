@@ -16,7 +16,7 @@ import pytest
 from curation_assets import tables
 from curation_assets.scores.method import Method, ScoreInputs, ScoreSection
 from curation_assets.scores.registry import METHODS
-from curation_assets.sections import SignalName
+from curation_assets.sections import OF_KIND, SignalName
 from curation_assets.settings import Settings, Target
 from curation_assets.subsets.features import Features
 from curation_assets.subsets.select import POOL_COLUMNS
@@ -82,6 +82,10 @@ def signal_rows(signal: SignalName, rng: random.Random, ids: list[str]) -> pl.Da
             "directional_100": [2.0 + k / 10 + step / 8 for step in range(8)],
             "directional_1000": [1.0 + k / 10 + step / 4 for step in range(8)],
             "vector": [rng.gauss(0, 1) for _ in range(4)],
+            "tags": k,
+            "difficulty": k + 1,
+            "names": ["a"] * k,
+            "reply": "2",
             "mean_nll": 2.0 + rng.random(),
             "base_nll": 4.0 + k / 10,
             "first_nll": rng.random(),
@@ -236,11 +240,13 @@ def test_a_methods_selector_orders_what_has_a_score(method: Method) -> None:
 @every_method
 def test_a_method_can_be_configured_and_says_which_signal_it_lacks(method: Method) -> None:
     needed = list(method.signals(section_of(method)))
+    alone = {signal for signals in OF_KIND.values() for signal in signals}
     # A run that leaves checkpoints, where losses along one are wanted.
-    warmup = {"save_every": 5} if "text_embeddings" not in needed else "none"
+    warmup = {"save_every": 5} if alone.isdisjoint(needed) else "none"
+    asked = {"endpoint": {"url": "http://there/v1"}} if set(OF_KIND["judge"]) & set(needed) else {}
     document = {
         "corpus": {"landing": "x"},
-        "targets": [{"name": "t", "model": "m", "signals": needed or ["likelihoods"], "warmup": warmup}],
+        "targets": [{"name": "t", "model": "m", "signals": needed or ["likelihoods"], "warmup": warmup} | asked],
         "validation": [{"name": "held_out", "path": "held_out.jsonl"}],
         "scores": [{**section_of(method).model_dump(exclude_defaults=True), "name": "mine", "method": method.name}],
         "subsets": [{"name": "s", "score": "mine", "budget": {"samples": 3}}],
@@ -249,7 +255,7 @@ def test_a_method_can_be_configured_and_says_which_signal_it_lacks(method: Metho
     assert isinstance(loaded.score("mine"), method.section)
     assert loaded.signals_of_scores(loaded.target("t")) == (needed or ["likelihoods"])
     for signal in needed:
-        others = [name for name in get_args(SignalName) if name not in (signal, "text_embeddings")]
+        others = [name for name in get_args(SignalName) if name not in (signal, *alone)]
         document["targets"] = [{"name": "t", "model": "m", "signals": others, "warmup": {"save_every": 5}}]
         with pytest.raises(ValueError, match=f"add {signal} to its signals"):
             Settings.model_validate(document)

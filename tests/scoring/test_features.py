@@ -24,9 +24,10 @@ from resources.scoring.gradient_pass import GradientPass
 from resources.scoring.gradient_spec import OPTIMIZER, FeatureError, FeatureSpec, GradientWeights
 from resources.scoring.head import StreamedHead
 from resources.scoring.loading import Checkpoint, load_checkpoint
+from resources.scoring.measurements import GradientFeatures
 from resources.scoring.measuring import describe
 from resources.scoring.rademacher import Projection, signs
-from resources.scoring.samples import Encoded, GradientFeatures, Request
+from resources.scoring.samples import Encoded, Request
 from resources.scoring.trained_matrices import GradientError, linear_layers, trained_matrices
 from tests.models import write_tiny_model
 from tests.scoring.cases import make_sample, random_samples

@@ -15,8 +15,9 @@ from curation_assets.settings import Target
 from curation_assets.signals.catalog import POOLINGS, SIGNALS, non_finite, request_for
 from curation_assets.signals.store import SignalStore
 from resources.scoring.gradient_spec import FeatureSpec
+from resources.scoring.measurements import GradientFeatures, Likelihoods, StepGradients
 from resources.scoring.perturbed_samples import PerturbedSignals
-from resources.scoring.samples import GradientFeatures, Likelihoods, Request, SampleSignals, StepGradients
+from resources.scoring.samples import Request, SampleSignals
 from resources.warehouse import Warehouse
 
 MEASURED = SampleSignals(
@@ -173,6 +174,8 @@ def test_a_request_asks_for_nothing_but_the_signals() -> None:
         base_likelihoods=True,
         spectra=True,
         gradient_norms="auto",
+        rewards=True,
+        questions=("instruction_tags", "difficulty"),
         features=FeatureSpec(),
         trajectory_features=FeatureSpec(),
         trajectory_adam_features=FeatureSpec(),

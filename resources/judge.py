@@ -1,0 +1,262 @@
+"""An LLM judge behind any OpenAI-compatible endpoint: what is asked, replies kept by content, how they are parsed.
+
+Questions are about the prompt of a sample: how many intentions it has (InsTag), and how difficult it is. A reply that
+cannot be parsed is no value. (methods.md, 3: the quality metrics.)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import threading
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import urllib3
+
+from resources.digests import digest, replacing
+from resources.errors import UserError
+from resources.scoring.measurements import Judgement
+from resources.scoring.samples import Question, Request, Sample, SampleSignals
+
+TAGS_PROMPT = """\
+Below is a request that somebody made of an assistant. Name every intention that it has: what it is about, what it asks
+to be done, and what it demands of the answer. Give each a short tag and a sentence that explains it.
+
+Answer with a JSON list and nothing else, as in
+[{"tag": "unit conversion", "explanation": "The request asks for a length in other units."}]
+
+Request:
+{prompt}"""
+
+DIFFICULTY_PROMPT = """\
+Below is a request that somebody made of an assistant. How difficult is it to answer well, from 1 (anybody can at once)
+to 10 (an expert needs long)? Write the number alone on the first line.
+
+Request:
+{prompt}"""
+
+TAG = re.compile(r'"tag"\s*:')
+TAG_NAME = re.compile(r'"tag"\s*:\s*"((?:[^"\\]|\\.)*)"')
+SCORE = re.compile(r"^\s*(\d+)")
+
+MAX_REPLY_BYTES = 2**20
+PIECE = 64
+"""Samples that are given back together."""
+
+RETRIED = (408, 409, 429, 500, 502, 503, 504)
+"""Answers that may be other ones when asked again."""
+
+BYTES_A_TOKEN = 4
+"""Where an endpoint does not say how many tokens it read and wrote."""
+
+
+class JudgeError(UserError):
+    """An endpoint cannot be asked."""
+
+
+class RefusedError(Exception):
+    """An endpoint will not answer this one question."""
+
+
+@dataclass(frozen=True)
+class JudgeSpec:
+    """Who is asked, and how.
+
+    Attributes:
+        url: base address of the endpoint, as in `https://api.example.com/v1`.
+        model: name of the model there.
+        revision: of one's own choice: another one asks everything anew.
+        key_variable: environment variable with the key, or None where none is needed.
+        tags_prompt: question about intentions; `{prompt}` stands for the sample's prompt.
+        difficulty_prompt: question about difficulty.
+        temperature: of the replies.
+        max_tokens: of a reply.
+        workers: requests at a time.
+        timeout: seconds for one request.
+        attempts: tries of a request that fails for a reason that may pass.
+        cache: folder in which replies are kept, by what was asked of which model.
+    """
+
+    url: str
+    model: str
+    cache: Path
+    revision: str | None = None
+    key_variable: str | None = None
+    tags_prompt: str = TAGS_PROMPT
+    difficulty_prompt: str = DIFFICULTY_PROMPT
+    temperature: float = 0.0
+    max_tokens: int = 512
+    workers: int = 8
+    timeout: float = 120.0
+    attempts: int = 5
+
+    def question(self, kind: Question) -> str:
+        """Its wording."""
+        return self.tags_prompt if kind == "instruction_tags" else self.difficulty_prompt
+
+
+class JudgeScorer:
+    """Measures samples by asking; used as `resources.scorer.Scorer` is."""
+
+    device_count = 1
+
+    def __init__(self, spec: JudgeSpec) -> None:
+        self.spec = spec
+        self._locks = [threading.Lock() for _ in range(64)]
+
+    def __enter__(self) -> JudgeScorer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.clear()
+
+    def device_name(self) -> str:
+        """Who answers."""
+        return f"{self.spec.model} at {urllib3.util.parse_url(self.spec.url).host}"
+
+    def measure(
+        self, samples: Sequence[Sample], request: Request, progress: Callable[[int], None] | None = None
+    ) -> Generator[list[SampleSignals], None, None]:
+        """The judgements that are asked for, in order of completion.
+
+        Raises:
+            JudgeError: the endpoint cannot be reached, or will not answer anything.
+        """
+        with ThreadPoolExecutor(self.spec.workers) as pool:
+            for start in range(0, len(samples), PIECE):
+                piece = samples[start : start + PIECE]
+                asked = [
+                    pool.submit(self._judge, sample, request.questions, start + place)
+                    for place, sample in enumerate(piece)
+                ]
+                try:
+                    results = [done.result() for done in as_completed(asked)]
+                except BaseException:
+                    # What has not been asked yet is not: an interrupted run ends now.
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+                if progress is not None:
+                    progress(len(results))
+                yield results
+
+    def _judge(self, sample: Sample, questions: Sequence[Question], position: int) -> SampleSignals:
+        result = SampleSignals(sample.sample_id, position)
+        if sample.images:
+            result.flags.append("images_not_supported")
+            return result
+        prompt = "\n".join(turn["content"] for turn in sample.messages)
+        for kind in questions:
+            try:
+                reply, tokens = self._reply(self.spec.question(kind).replace("{prompt}", prompt))
+            except RefusedError:
+                result.question_flags[kind] = "refused_by_endpoint"
+                continue
+            result.judgements[kind] = parse(kind, reply, tokens)
+            result.tokens += tokens
+        return result
+
+    def _reply(self, question: str) -> tuple[str, int]:
+        """The reply to a question and the tokens that it took; none if it was asked before."""
+        body = {
+            "model": self.spec.model,
+            "messages": [{"role": "user", "content": question}],
+            "temperature": self.spec.temperature,
+            "max_tokens": self.spec.max_tokens,
+        }
+        key = digest("judge", self.spec.revision, body)
+        path = self.spec.cache / key[:2] / f"{key}.json"
+        # Equal questions are asked once, also where two threads have them at the same time.
+        with self._locks[int(key[:2], 16) % len(self._locks)]:
+            if path.is_file():
+                return str(json.loads(path.read_text())["reply"]), 0
+            reply, tokens = self._ask(body)
+            with replacing(path) as beside:
+                beside.write_text(json.dumps({"reply": reply, "tokens": tokens}))
+        return reply, tokens
+
+    @cached_property
+    def _pool(self) -> urllib3.PoolManager:
+        retry = urllib3.Retry(
+            total=self.spec.attempts - 1,
+            backoff_factor=0.5,
+            backoff_max=30,
+            status_forcelist=RETRIED,
+            allowed_methods=None,
+            raise_on_status=False,
+            redirect=0,
+        )
+        return urllib3.PoolManager(
+            maxsize=self.spec.workers, retries=retry, timeout=urllib3.Timeout(total=self.spec.timeout)
+        )
+
+    def _ask(self, body: dict[str, Any]) -> tuple[str, int]:
+        """One request, tried again while that may help.
+
+        Raises:
+            JudgeError: it did not help, or the endpoint answers nobody.
+            RefusedError: the endpoint will not answer this.
+        """
+        url = f"{self.spec.url.rstrip('/')}/chat/completions"
+        try:
+            answer = self._pool.request("POST", url, json=body, headers=self._headers(), preload_content=False)
+            content = answer.read(MAX_REPLY_BYTES + 1)
+            answer.release_conn()
+        except urllib3.exceptions.HTTPError as error:
+            raise JudgeError(
+                f"the judge at {url} does not answer ({type(error).__name__}): see that it runs, or correct "
+                "targets.endpoint.url"
+            ) from error
+        if answer.status in (400, 413, 422):
+            raise RefusedError
+        if answer.status != 200:
+            said = content[:200].decode("utf-8", "replace")
+            mend = f"; its key is read from {self.spec.key_variable}" if answer.status in (401, 403) else ""
+            raise JudgeError(f"the judge at {url} answers {answer.status}: {said}{mend}")
+        return _content(url, content)
+
+    def _headers(self) -> dict[str, str]:
+        if self.spec.key_variable is None:
+            return {}
+        key = os.environ.get(self.spec.key_variable)
+        if not key:
+            raise JudgeError(
+                f"the environment has no {self.spec.key_variable}, which targets.endpoint names for the key"
+            )
+        return {"Authorization": f"Bearer {key}"}
+
+
+def _content(url: str, content: bytes) -> tuple[str, int]:
+    """The reply in what an endpoint sent, and its tokens."""
+    try:
+        document = json.loads(content)
+        reply = document["choices"][0]["message"]["content"]
+        used = (document.get("usage") or {}).get("total_tokens")
+    except (ValueError, LookupError, TypeError) as error:
+        raise JudgeError(f"{url} does not speak OpenAI's chat completions: {content[:200]!r}") from error
+    reply = reply if isinstance(reply, str) else ""
+    return reply, int(used) if isinstance(used, int) else math.ceil(len(content) / BYTES_A_TOKEN)
+
+
+def parse(kind: Question, reply: str, tokens: int) -> Judgement:
+    """What a reply says: the number of its tags, or a score from 1 to 10; None if it says neither."""
+    if kind == "instruction_tags":
+        count = len(TAG.findall(reply))
+        # An empty list is an answer: there are no tags.
+        said = count if count or reply.strip() == "[]" else None
+        return Judgement(said, reply, tokens, TAG_NAME.findall(reply))
+    found = SCORE.match(reply)
+    score = int(found[1]) if found and len(found[1]) <= 2 else 0
+    return Judgement(score if 1 <= score <= 10 else None, reply, tokens, [])
+
+
+def spec_facts(spec: JudgeSpec) -> dict[str, object]:
+    """What replies depend on: not where the model is, nor how often it is asked at a time."""
+    kept = ("model", "revision", "tags_prompt", "difficulty_prompt", "temperature", "max_tokens")
+    return {name: value for name, value in asdict(spec).items() if name in kept}

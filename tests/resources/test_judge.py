@@ -1,0 +1,232 @@
+"""A judge: what it is asked, how replies are parsed and kept, what happens when it does not answer, the whole path."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curation_assets.config_file import ConfigError
+from curation_assets.cost.plan import make_plan
+from curation_assets.stored_tables import read_stored
+from curation_assets.workspace import Workspace
+from resources.judge import JudgeError, JudgeScorer, JudgeSpec, parse, spec_facts
+from resources.scoring.samples import Request, Sample, SampleSignals
+from tests.pipeline.workspaces import rows, run, write_shard
+from tests.resources.judge_server import Answer, JudgeServer, completion, judge_server
+
+BOTH = Request(questions=("instruction_tags", "difficulty"))
+TAGS = json.dumps([{"tag": "counting", "explanation": "how many"}, {"tag": "fruit", "explanation": "pears"}])
+
+
+def said(question: str) -> Answer:
+    return completion("7\nIt is hard." if "difficult" in question else TAGS)
+
+
+@pytest.fixture
+def server() -> Iterator[JudgeServer]:
+    with judge_server(said) as started:
+        yield started
+
+
+def sample(number: int, prompt: str | None = None) -> Sample:
+    return Sample(f"s{number}", [{"role": "user", "content": prompt or f"How many pears are {number} pears?"}], "Some.")
+
+
+def judged(spec: JudgeSpec, samples: list[Sample], request: Request = BOTH) -> dict[str, SampleSignals]:
+    with JudgeScorer(spec) as scorer:
+        return {one.sample_id: one for part in scorer.measure(samples, request) for one in part}
+
+
+def spec_of(server: JudgeServer, folder: Path, **changes: Any) -> JudgeSpec:
+    return replace(JudgeSpec(server.url, "wise", folder / "replies"), **changes)
+
+
+def test_both_questions_are_asked_of_each_prompt_once(server: JudgeServer, tmp_path: Path) -> None:
+    samples = [sample(number % 70) for number in range(140)]
+    samples = [replace(one, sample_id=f"s{place}") for place, one in enumerate(samples)]
+    found = judged(spec_of(server, tmp_path), samples)
+    assert len(found) == 140
+    assert sorted(one.position for one in found.values()) == list(range(140))
+    for one in found.values():
+        assert one.judgements["instruction_tags"].value == 2
+        assert one.judgements["instruction_tags"].names == ["counting", "fruit"]
+        assert one.judgements["difficulty"].value == 7
+    # Two responses to one prompt are one question, whichever thread comes first; who asks first pays.
+    assert len(server.asked) == 140
+    assert sum(one.tokens for one in found.values()) == 140 * 30
+    assert all(body["model"] == "wise" and body["temperature"] == 0.0 for body in server.asked)
+    assert any("How many pears are 3 pears?" in body["messages"][0]["content"] for body in server.asked)
+    # What was replied is known, also to another process; another revision of the model is asked anew.
+    again = judged(spec_of(server, tmp_path), samples[:5])
+    assert len(server.asked) == 140
+    assert [one.tokens for one in again.values()] == [0] * 5
+    judged(spec_of(server, tmp_path, revision="2"), samples[:5])
+    assert len(server.asked) == 150
+
+
+@pytest.mark.parametrize(
+    ("reply", "value"),
+    [
+        ("7", 7),
+        (" 10\nbecause", 10),
+        ("3/10", 3),
+        ("0", None),
+        ("11", None),
+        ("100", None),
+        ("about 5", None),
+        ("", None),
+        ("-4", None),
+    ],
+)
+def test_a_score_is_the_number_that_a_reply_begins_with(reply: str, value: int | None) -> None:
+    assert parse("difficulty", reply, 1).value == value
+
+
+@pytest.mark.parametrize(
+    ("reply", "value", "names"),
+    [
+        (TAGS, 2, ["counting", "fruit"]),
+        ("```json\n" + TAGS + "\n```", 2, ["counting", "fruit"]),
+        ('[{"tag" : "cut off', 1, []),
+        ("[]", 0, []),
+        ("There are none.", None, []),
+        ("", None, []),
+    ],
+)
+def test_tags_are_counted_by_their_name(reply: str, value: int | None, names: list[str]) -> None:
+    found = parse("instruction_tags", reply, 1)
+    assert (found.value, found.names) == (value, names)
+
+
+@given(st.text())
+def test_no_reply_breaks_the_parser(reply: str) -> None:
+    assert parse("difficulty", reply, 0).value in {None, *range(1, 11)}
+    tags = parse("instruction_tags", reply, 0)
+    assert tags.value is None or tags.value >= len(tags.names) >= 0
+
+
+def test_what_may_pass_is_tried_again_and_what_does_not_is_said(
+    server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy: Answer = (429, {"Retry-After": "0"}, b"slow down")
+    server.first = [busy, (500, {}, b"oh"), (503, {}, b"")]
+    spec = spec_of(server, tmp_path, workers=1)
+    assert judged(spec, [sample(1)])["s1"].judgements["difficulty"].value == 7
+    assert len(server.asked) == 5
+    server.first = [busy] * 5
+    with pytest.raises(JudgeError, match="answers 429: slow down"):
+        judged(replace(spec, attempts=2), [sample(2)])
+    server.first = [(401, {}, b"who are you?")]
+    monkeypatch.setenv("JUDGE_KEY", "open sesame")
+    with pytest.raises(JudgeError, match=r"answers 401: who are you.; its key is read from JUDGE_KEY"):
+        judged(replace(spec, key_variable="JUDGE_KEY"), [sample(3)])
+    assert server.keys[-1] == "Bearer open sesame"
+    monkeypatch.delenv("JUDGE_KEY")
+    with pytest.raises(JudgeError, match="the environment has no JUDGE_KEY"):
+        judged(replace(spec, key_variable="JUDGE_KEY"), [sample(3)])
+    server.first = [(200, {}, b"<html>")]
+    with pytest.raises(JudgeError, match="does not speak OpenAI's chat completions"):
+        judged(spec, [sample(4)])
+    server.first = [(302, {"Location": "http://127.0.0.1:1/v1"}, b"")]
+    with pytest.raises(JudgeError, match="does not answer"):
+        judged(spec, [sample(5)])
+    with pytest.raises(JudgeError, match=r"does not answer .*correct targets\.endpoint\.url"):
+        judged(replace(spec, url="http://127.0.0.1:9/v1", attempts=1), [sample(6)])
+
+
+def test_what_is_refused_or_not_understood_is_no_value(server: JudgeServer, tmp_path: Path) -> None:
+    def answer(question: str) -> Answer:
+        if "forbidden" in question:
+            return 400, {}, b"no"
+        return completion(None if "mute" in question else "I would rather not.", tokens=None)
+
+    server.answer = answer
+    prompts = [sample(1, "a forbidden one"), sample(2, "a mute one"), sample(3)]
+    pictured = replace(sample(4), images=[b"image"])
+    found = judged(spec_of(server, tmp_path), [*prompts, pictured])
+    assert found["s1"].judgements == {}
+    assert found["s1"].question_flags == dict.fromkeys(BOTH.questions, "refused_by_endpoint")
+    assert [one.value for name in ("s2", "s3") for one in found[name].judgements.values()] == [None] * 4
+    assert found["s3"].tokens > 0
+    assert (found["s4"].flags, found["s4"].judgements) == (["images_not_supported"], {})
+
+
+def test_where_a_judge_is_and_how_fast_it_is_asked_changes_no_reply(server: JudgeServer, tmp_path: Path) -> None:
+    spec = spec_of(server, tmp_path)
+    same = replace(spec, url="https://elsewhere/v1", workers=1, timeout=1.0, attempts=1, key_variable="K")
+    assert spec_facts(replace(same, cache=tmp_path)) == spec_facts(spec)
+    others: dict[str, Any] = {"model": "m", "tags_prompt": "{prompt}?", "temperature": 1.0, "max_tokens": 9}
+    for name, value in others.items():
+        assert spec_facts(replace(spec, **{name: value})) != spec_facts(spec)
+
+
+CONFIG = """\
+corpus: {{landing: ./landing}}
+targets:
+  - {{name: judge, model: wise, warmup: none, signals: [instruction_tags, difficulty], endpoint: {{url: "{url}"}}}}
+scores:
+  - {{name: tags, target: judge, method: instag}}
+  - {{name: hard, target: judge, method: difficulty}}
+subsets:
+  - {{name: hardest, score: hard, budget: {{samples: 3}}}}
+engine: {{device: cpu}}
+"""
+
+
+def test_the_whole_path(server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("curation_assets.fingerprints.cache_folder", lambda: tmp_path / "cache")
+
+    def answer(question: str) -> Answer:
+        return said(question) if "difficult" not in question else completion(str(len(question) % 10 + 1))
+
+    server.answer = answer
+    (tmp_path / "curation.yaml").write_text(CONFIG.format(url=server.url))
+    write_shard(tmp_path / "landing" / "a.jsonl", rows(9))
+    workspace = Workspace.load(tmp_path / "curation.yaml")
+    (planned,) = make_plan(workspace, probe=True).targets
+    assert not server.asked  # a plan asks nobody
+    assert planned.tokens > 0
+    assert not planned.exact
+    summary = run(workspace)
+    assert summary.measured == {"judge": 9}
+    assert summary.tokens_measured == 30 * len(server.asked)
+    stored = read_stored(workspace, "difficulty").collect()
+    assert stored["difficulty"].is_between(1, 10).all()
+    best = read_stored(workspace, "subset").collect()["sample_id"].to_list()
+    order = stored.sort("difficulty", "sample_id", descending=[True, False])["sample_id"].to_list()
+    assert best == order[:3]
+    assert set(read_stored(workspace, "instruction_tags").collect()["tags"]) == {2}
+    asked = len(server.asked)
+    assert run(workspace).tokens_measured == 0
+    assert len(server.asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (', endpoint: {{url: "{url}"}}', "", "name where it is asked, as in endpoint"),
+        (
+            "instruction_tags, difficulty]",
+            "difficulty, likelihoods]",
+            "are a judge's: measure likelihoods with",
+        ),
+        ("warmup: none, ", "", "a judge is measured as it is: add warmup: none"),
+        ('url: "{url}"', "url: ftp://there", "url"),
+        ('url: "{url}"', "url: http://name:secret@there", "url"),
+        ('url: "{url}"', 'url: "{url}", tags_prompt: "?"', "put {prompt} where the sample's prompt goes"),
+        ('url: "{url}"', 'url: "{url}", key: secret', "key"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(tmp_path: Path, before: str, after: str, message: str) -> None:
+    assert before in CONFIG
+    (tmp_path / "curation.yaml").write_text(CONFIG.replace(before, after).format(url="http://there/v1"))
+    with pytest.raises(ConfigError) as refused:
+        Workspace.load(tmp_path / "curation.yaml")
+    assert message in str(refused.value)
