@@ -308,15 +308,22 @@ def signal_fingerprint(workspace: Workspace, target: Target, signal: SignalName)
         parts.append(segmentation_key(workspace))
     if signal in PROXY_SIGNALS:
         parts.append(target.proxy)
-    if signal == "gradient_norms":
-        parts.append(gradient_weights(target))
-    if signal in FEATURE_SIGNALS:
-        inside = signal == "adam_feature_trajectories" and target.gradients.parity == "as_coded"
-        sketch = target.gradients
-        parts.append([gradient_weights(target), sketch.projection, sketch.dimension, sketch.seed, inside])
+    gradients = gradient_facts(target, signal)
+    if gradients is not None:
+        parts.append(gradients)
     if signal == "text_embeddings":
         parts.append(modules_digest(folder, workspace.cache))
     return digest(signal, SIGNAL_VERSIONS[signal], *parts)
+
+
+def gradient_facts(target: Target, signal: SignalName) -> object:
+    """What a signal depends on of a target's section `gradients`; None if on nothing."""
+    projected = signal in PROXY_SIGNALS and target.proxy == "projected"
+    if signal in FEATURE_SIGNALS or projected:
+        inside = signal == "adam_feature_trajectories" and target.gradients.parity == "as_coded"
+        sketch = target.gradients
+        return [gradient_weights(target), sketch.projection, sketch.dimension, sketch.seed, inside]
+    return gradient_weights(target) if signal == "gradient_norms" else None
 
 
 def image_limits_key(workspace: Workspace, target: Target) -> str:

@@ -316,16 +316,21 @@ def _tokens_run(
         perturbed = _perturbed_tokens(encoded, perturbation)
         request = replace(request, perturbed=False)
     wanted = narrowed(request, describe(encoded, 0))
-    there, back = _passes(replace(wanted.here, unconditional=False))
-    there_on_the_way, back_on_the_way = _passes(wanted.on_the_way)
+    steps = len(describe(encoded, 0).segment_tokens)
+    there, back = _passes(replace(wanted.here, unconditional=False), steps)
+    there_on_the_way, back_on_the_way = _passes(wanted.on_the_way, steps)
     passes = there + wanted.base_likelihoods + checkpoints * there_on_the_way
     alone = encoded.response_tokens if wanted.unconditional else 0
     return len(encoded) * passes + perturbed, alone, back + checkpoints * back_on_the_way
 
 
-def _passes(request: Request) -> tuple[int, int]:
-    """Passes of a request at one checkpoint: how often it is gone through there, and how often back."""
-    back = int(request.forward != request)
+def _passes(request: Request, steps: int) -> tuple[int, int]:
+    """Passes of a request at one checkpoint: how often it is gone through there, and how often back.
+
+    Under proxy `projected` once for each of the sample's segments.
+    """
+    whole = replace(request, step_gradients=None, step_features=None)
+    back = int(whole.forward != whole) + (steps if request.step_features is not None else 0)
     return back + (request.forward != Request()), back
 
 

@@ -30,6 +30,7 @@ from curation_assets.fingerprints import (
     WARMUP_ROLE,
     base_digest,
     checkpoint_digest,
+    gradient_facts,
     sigma_folder,
     sigma_path,
 )
@@ -213,6 +214,9 @@ def _signal_entry(workspace: Workspace, target: Target, signal: SignalName) -> d
     }
     if signal in PROXY_SIGNALS:
         means["proxy"] = target.proxy
+    gradients = gradient_facts(target, signal)
+    if gradients is not None:
+        means["gradients"] = gradients
     if signal in SEGMENTED_SIGNALS:
         means["segmentation"] = workspace.settings.corpus.segmentation.model_dump(mode="json")
     return {

@@ -55,8 +55,11 @@ class Signal:
 
 def request_for(target: Target, signals: Collection[SignalName]) -> Request:
     """What one pass has to measure for these signals of a target."""
+    of_steps = {"step_gradients", "step_gradient_trajectories"} & set(signals)
+    projected = target.proxy == "projected" and bool(of_steps)
     return Request(
         step_gradients=target.proxy if "step_gradients" in signals else None,
+        step_features=target.gradients.spec() if projected else None,
         likelihoods="likelihoods" in signals,
         segment_likelihoods="segment_likelihoods" in signals,
         sequence_likelihoods="sequence_likelihoods" in signals,

@@ -42,7 +42,7 @@ class Taker(NamedTuple):
 
 @dataclass(frozen=True)
 class ResponseLabels:
-    """Which hidden states of a batch predict the responses' tokens.
+    """Which hidden states of a batch predict the tokens that carry a loss.
 
     Attributes:
         rows: which sample each label is of [N], ascending.
@@ -65,6 +65,17 @@ def reaches(batch: Sequence[Encoded]) -> list[int]:
 def response_labels(batch: Sequence[Encoded], device: torch.device) -> ResponseLabels:
     """Labels of the responses' tokens, EOS not among them; a first token that nothing predicts is left out."""
     spans = [range(max(1, one.prompt_tokens), reach + 1) for one, reach in zip(batch, reaches(batch), strict=True)]
+    return _labels(batch, spans, device)
+
+
+def segment_labels(encoded: Encoded, segments: Sequence[int], device: torch.device) -> ResponseLabels:
+    """Labels of one segment each of so many copies of a sample: segments by their index."""
+    tokens = [[at for at, owner in enumerate(encoded.segment_of_token) if owner == index and at] for index in segments]
+    return _labels([encoded] * len(segments), tokens, device)
+
+
+def _labels(batch: Sequence[Encoded], spans: Sequence[Sequence[int]], device: torch.device) -> ResponseLabels:
+    """Labels of these tokens of every sample."""
     rows = [row for row, span in enumerate(spans) for _ in span]
     positions = [at - 1 for span in spans for at in span]
     targets = [one.input_ids[at] for one, span in zip(batch, spans, strict=True) for at in span]
@@ -77,8 +88,9 @@ def backward(
     head: StreamedHead,
     batch: Sequence[Encoded],
     takers: Sequence[Taker],
+    labels: ResponseLabels | None = None,
 ) -> Tensor:
-    """One forward and one backward of the sum over samples of the response's mean loss.
+    """One forward and one backward of the sum over samples of the mean loss of their labels.
 
     The loss's gradient at the last hidden state is the LM head's by formula, a chunk of logits at a time; only the
     decoder is gone back through.
@@ -88,11 +100,12 @@ def backward(
         head: its LM head, streamed.
         batch: samples with at least one label each.
         takers: what is made of it.
+        labels: at least one of each sample; default: the responses' tokens.
 
     Returns:
         Each sample's mean loss [B] in fp32, in nats.
     """
-    labels = response_labels(batch, checkpoint.device)
+    labels = labels or response_labels(batch, checkpoint.device)
     counts = labels.counts
     with hooked(takers), started_at_embeddings(checkpoint), torch.enable_grad():
         hidden: Tensor = checkpoint.uncompiled(**collate(batch, checkpoint.device), use_cache=False).last_hidden_state

@@ -7,16 +7,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from resources.scoring.attention_layers import AttentionError
-from resources.scoring.factors import Taker, backward, reaches
+from resources.scoring.factors import Taker, backward, reaches, segment_labels
 from resources.scoring.features import Block, FeaturesOfBatch, NormsOfBatch, Sketch, quantised
 from resources.scoring.freed_memory import keep_freed_memory
 from resources.scoring.gradient_spec import FeatureSpec, GradientWeights
+from resources.scoring.gram_of_steps import add_step_gradients
 from resources.scoring.head import StreamedHead
+from resources.scoring.labels import segment_order
 from resources.scoring.loading import Checkpoint
 from resources.scoring.measurements import GradientFeatures, GradientSpectra
+from resources.scoring.proxies import gram_of_gradients
 from resources.scoring.samples import NON_FINITE, Encoded, Request, SampleSignals
 from resources.scoring.spectra import Spectra, SpectraOfBatch
 from resources.scoring.trained_matrices import (
@@ -64,13 +70,23 @@ class GradientPass:
             AttentionError: the attention projections are not known to us, or the model does not run them all.
             GradientError: the gradients that are asked for are not known of this model or checkpoint.
         """
-        made = self._takers(batch, request)
+        takers = self._takers(batch, request)
+        added = self._of_responses(batch, results, takers) if takers else [_copied(result) for result in results]
+        if request.step_features is not None:
+            most = len(batch) * max(len(encoded) for encoded in batch)
+            for encoded, result in zip(batch, added, strict=True):
+                add_step_gradients(result, self._gram_of_steps(encoded, request.step_features, most))
+                _count(result, len(encoded) * len(segment_order(encoded)))
+        return added
+
+    def _of_responses(
+        self, batch: Sequence[Encoded], results: Sequence[SampleSignals], made: list[tuple[Taker, Add]]
+    ) -> list[SampleSignals]:
         losses = backward(self.checkpoint, self.head, batch, [taker for taker, _ in made]).tolist()
         added = []
         for row, (encoded, result, loss) in enumerate(zip(batch, results, losses, strict=True)):
-            # Where nothing else is measured of it these are all the tokens that are run.
-            ran = {"backward_tokens" if result.tokens else "tokens": len(encoded)}
-            own = replace(result, flags=list(result.flags), **ran)  # type: ignore[arg-type]
+            own = _copied(result)
+            _count(own, len(encoded))
             if math.isfinite(loss):
                 own.response_loss = loss
             # Each is added, whatever the one before it said.
@@ -79,6 +95,31 @@ class GradientPass:
                 own.flags.append(NON_FINITE)
             added.append(own)
         return added
+
+    def _gram_of_steps(self, encoded: Encoded, spec: FeatureSpec, most_tokens: int) -> npt.NDArray[np.float64]:
+        """M [K+1, K+1] of the sketched gradients of a sample's segments, the answer last.
+
+        Every segment has a copy of the sample, of whose loss only its own tokens are a part: copies go there and back
+        together, as many as the tokens allow.
+        """
+        sketch, segments = self._sketch(spec), segment_order(encoded)
+        vectors = []
+        together = max(1, most_tokens // len(encoded))
+        for start in range(0, len(segments), together):
+            own = segments[start : start + together]
+            features = FeaturesOfBatch(sketch, len(own), self.checkpoint.device)
+            labels = segment_labels(encoded, own, self.checkpoint.device)
+            backward(
+                self.checkpoint,
+                self.head,
+                [encoded] * len(own),
+                [Taker(self._of(sketch.blocks), features.take)],
+                labels,
+            )
+            _all_came(sketch.blocks, features.seen)
+            vectors.append(features.vectors)
+        gram: npt.NDArray[np.float64] = gram_of_gradients(torch.cat(vectors)).cpu().numpy()
+        return gram
 
     def _takers(self, batch: Sequence[Encoded], request: Request) -> list[tuple[Taker, Add]]:
         """What is made of the backward pass, and how it gets into results."""
@@ -160,6 +201,19 @@ class GradientPass:
 
     def _read_moments(self, weights: GradientWeights) -> dict[str, tuple[Tensor, Tensor]]:
         return adam_moments(self.checkpoint, self._matrices(weights))
+
+
+def _copied(result: SampleSignals) -> SampleSignals:
+    """A result that may be added to."""
+    return replace(result, flags=list(result.flags), gradient_flags=list(result.gradient_flags))
+
+
+def _count(result: SampleSignals, tokens: int) -> None:
+    """Count tokens that were run there and back; where nothing else was measured these are all that are run."""
+    if result.tokens:
+        result.backward_tokens += tokens
+    else:
+        result.tokens = tokens
 
 
 def _all_came(wanted: dict[str, list[Matrix]] | dict[str, list[Block]], seen: set[str]) -> None:

@@ -18,16 +18,15 @@ from torch import Tensor
 from resources.scoring.collating import collate
 from resources.scoring.embeddings import pool
 from resources.scoring.gradient_pass import GradientPass
+from resources.scoring.gram_of_steps import add_step_gradients, flag_non_finite
 from resources.scoring.head import StreamedHead, TokenStatistics
 from resources.scoring.labels import Labels, SampleLabels, label_batch, segment_order
 from resources.scoring.loading import Checkpoint
-from resources.scoring.measurements import Likelihoods, SequenceLikelihoods, StepGradients
+from resources.scoring.measurements import Likelihoods, SequenceLikelihoods
 from resources.scoring.prefixes import cut_to_windows, reasons_without_windows
 from resources.scoring.proxies import gram_of_gradients, linear_gram, lm_head_gram
-from resources.scoring.samples import ANSWER, NON_FINITE, UNRUNNABLE, Encoded, PrefixWindows, Request, SampleSignals
+from resources.scoring.samples import ANSWER, UNRUNNABLE, Encoded, PrefixWindows, Request, SampleSignals
 from resources.scoring.unconditional import LEAST_TOKENS, add_unconditional, without_prompt
-
-ZERO_NORM_SQUARED = 1e-24
 
 Floats = npt.NDArray[np.float64]
 
@@ -71,7 +70,7 @@ def narrowed(request: Request, described: SampleSignals) -> Request:
     if set(described.flags) & UNRUNNABLE.keys():
         return Request()
     if (request.step_gradients or request.trajectory_gradients) and not _has_gradients(described):
-        request = replace(request, step_gradients=None, trajectory_gradients=None)
+        request = replace(request, step_gradients=None, trajectory_gradients=None, step_features=None)
     if not described.labels:
         request = request.forward
     if request.unconditional and described.response_tokens < LEAST_TOKENS:
@@ -144,7 +143,7 @@ def _measure(
         )
         own = labels.samples[row]
         if request.step_gradients is not None:
-            _add_gradients(result, gram[row])
+            add_step_gradients(result, gram[row])
         if request.likelihoods:
             _add_likelihoods(result, own, statistics)
         if request.token_likelihoods:
@@ -159,7 +158,7 @@ def _measure(
             result.embeddings[pooling] = vector.cpu().numpy()
         if not all(np.isfinite(vector).all() for vector in result.embeddings.values()):
             result.embeddings.clear()
-            _flag_non_finite(result)
+            flag_non_finite(result)
         results.append(result)
     return results
 
@@ -201,27 +200,6 @@ def _to_numpy(statistics: TokenStatistics) -> dict[str, Floats]:
     return {name: column.cpu().numpy().astype(np.float64) for name, column in columns.items()}
 
 
-def _flag_non_finite(result: SampleSignals) -> None:
-    if NON_FINITE not in result.flags:
-        result.flags.append(NON_FINITE)
-
-
-def _add_gradients(result: SampleSignals, gram: Floats) -> None:
-    """Gram matrix, norms and their flags."""
-    single = gram.astype(np.float32)
-    if not np.isfinite(single).all():
-        _flag_non_finite(result)
-        return
-    diagonal = single.diagonal()
-    if (diagonal < ZERO_NORM_SQUARED).any():
-        result.gradient_flags.append("zero_norm")
-    if len(single) == 2:
-        result.gradient_flags.append("few_steps")
-    upper = single[np.triu_indices(len(single))]
-    # Rounding can leave a zero norm's square below zero.
-    result.step_gradients = StepGradients(upper.tolist(), np.sqrt(np.maximum(diagonal, 0.0)).tolist())
-
-
 def _add_likelihoods(result: SampleSignals, labels: SampleLabels, statistics: dict[str, Floats]) -> None:
     nll = statistics["nll"]
     response = nll[labels.response]
@@ -238,7 +216,7 @@ def _add_likelihoods(result: SampleSignals, labels: SampleLabels, statistics: di
     if all(math.isfinite(value) for value in vars(likelihoods).values()):
         result.likelihoods = likelihoods
     else:
-        _flag_non_finite(result)
+        flag_non_finite(result)
 
 
 def _add_token_likelihoods(result: SampleSignals, labels: SampleLabels, nll: Floats) -> None:
@@ -246,7 +224,7 @@ def _add_token_likelihoods(result: SampleSignals, labels: SampleLabels, nll: Flo
     if np.isfinite(losses).all():
         result.token_nll = losses
     else:
-        _flag_non_finite(result)
+        flag_non_finite(result)
 
 
 def _add_sequence_likelihoods(result: SampleSignals, labels: SampleLabels, statistics: dict[str, Floats]) -> None:
@@ -259,7 +237,7 @@ def _add_sequence_likelihoods(result: SampleSignals, labels: SampleLabels, stati
             logit_margin=means["logit_margin"],
         )
     else:
-        _flag_non_finite(result)
+        flag_non_finite(result)
 
 
 def _add_segment_likelihoods(result: SampleSignals, labels: SampleLabels, nll: Floats) -> None:
@@ -268,7 +246,7 @@ def _add_segment_likelihoods(result: SampleSignals, labels: SampleLabels, nll: F
     if all(math.isfinite(value) for value in means):
         result.segment_nll = means
     else:
-        _flag_non_finite(result)
+        flag_non_finite(result)
 
 
 def _add_prefix_losses(result: SampleSignals, labels: SampleLabels, nll: Floats, windows: PrefixWindows) -> None:
@@ -277,4 +255,4 @@ def _add_prefix_losses(result: SampleSignals, labels: SampleLabels, nll: Floats,
     if all(math.isfinite(value) for value in means.values()):
         result.prefix_nll = means
     else:
-        _flag_non_finite(result)
+        flag_non_finite(result)

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 ANSWER = 0
 """The segment index that stands for the answer; steps count from 1."""
 
-Proxy = Literal["bias", "linear", "lm_head"]
-"""Which gradient stands for a segment's: see `resources.scoring.proxies`."""
+Proxy = Literal["bias", "linear", "lm_head", "projected"]
+"""Which gradient stands for a segment's: see `resources.scoring.proxies`; `projected` is that of what is trained, by a
+way there and back for each segment (`resources.scoring.gradient_pass`)."""
 
 Pooling = Literal["mean", "last", "position_weighted", "text"]
 """How a sample becomes one vector: see `resources.scoring.embeddings`; `text` is an embedding model's own
@@ -179,6 +180,7 @@ class Request:
 
     Attributes:
         step_gradients: GRACE's Gram matrix under this proxy, or None.
+        step_features: how gradients of segments become vectors, under `projected`.
         likelihoods: NLL windows, entropy, least confidence and margin of the response.
         segment_likelihoods: mean NLL of every step and of the answer.
         sequence_likelihoods: NLL, entropy and largest logits over the whole sequence, prompt included.
@@ -206,6 +208,7 @@ class Request:
     """
 
     step_gradients: Proxy | None = None
+    step_features: FeatureSpec | None = None
     likelihoods: bool = False
     segment_likelihoods: bool = False
     sequence_likelihoods: bool = False
@@ -237,6 +240,7 @@ class Request:
         return Request(
             token_likelihoods=self.trajectory,
             step_gradients=self.trajectory_gradients,
+            step_features=self.step_features if self.trajectory_gradients == "projected" else None,
             features=self.trajectory_features,
             adam_features=self.trajectory_adam_features,
         )
@@ -252,12 +256,22 @@ class Request:
             trajectory_adam_features=None,
             base_likelihoods=False,
             perturbed=False,
+            step_features=self.step_features if self.step_gradients == "projected" else None,
         )
 
     @property
     def forward(self) -> Request:
         """What of it needs no way back."""
-        return replace(self, spectra=False, gradient_norms=None, features=None, adam_features=None)
+        proxy = None if self.step_gradients == "projected" else self.step_gradients
+        return replace(
+            self,
+            step_gradients=proxy,
+            step_features=None,
+            spectra=False,
+            gradient_norms=None,
+            features=None,
+            adam_features=None,
+        )
 
 
 @dataclass

@@ -119,6 +119,30 @@ def test_a_plan_counts_every_way_back(tmp_path: Path, tiny_model: Path) -> None:
     assert names[-1] == "gradient_feature_trajectories"
 
 
+def test_graces_ablation_with_gradients_of_what_is_trained(tmp_path: Path, tiny_model: Path) -> None:
+    workspace = make_workspace(
+        tmp_path,
+        tiny_model,
+        {"a.jsonl": [*rows(6), {"prompt": "?", "response": "no steps and no answer"}]},
+        warmup="{fraction: 0.5, min_pool: 4, batch_size: 4, lora_rank: 2}, proxy: projected",
+    )
+    (planned,) = make_plan(workspace, probe=False).targets
+    summary = run(workspace)
+    assert planned.tokens == summary.tokens_measured
+    stored = signal_rows(workspace, "step_gradients").drop_nulls("gram")
+    assert len(stored) == 6
+    steps = (stored["n_steps"] + 1).to_numpy()
+    assert planned.passes[0].cost == pytest.approx(3 * steps.sum())
+    for row in stored.iter_rows(named=True):
+        assert len(row["norms"]) == row["n_steps"] + 1
+        assert row["gram"][0] == pytest.approx(row["norms"][0] ** 2, rel=1e-4)
+    assert sample_scores(workspace)["grace"].is_not_null().sum() == 6
+    # Other projections measure anew.
+    text = workspace.config_file.read_text()
+    workspace.config_file.write_text(text.replace("proxy: projected", "proxy: projected, gradients: {projection: 8}"))
+    assert run(Workspace.load(workspace.config_file)).tokens_measured == summary.tokens_measured
+
+
 @pytest.mark.parametrize(
     ("gradients", "message"),
     [

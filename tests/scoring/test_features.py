@@ -23,6 +23,7 @@ from resources.scoring.forward import ForwardPass
 from resources.scoring.gradient_pass import GradientPass
 from resources.scoring.gradient_spec import OPTIMIZER, FeatureError, FeatureSpec, GradientWeights
 from resources.scoring.head import StreamedHead
+from resources.scoring.labels import segment_order
 from resources.scoring.loading import Checkpoint, load_checkpoint
 from resources.scoring.measurements import GradientFeatures
 from resources.scoring.measuring import describe
@@ -30,7 +31,7 @@ from resources.scoring.rademacher import Projection, signs
 from resources.scoring.samples import Encoded, Request
 from resources.scoring.trained_matrices import GradientError, linear_layers, trained_matrices
 from tests.models import write_tiny_model
-from tests.scoring.cases import make_sample, random_samples
+from tests.scoring.cases import make_sample, packed, random_samples
 from tests.scoring.test_spectra import FAMILIES, encoded_samples, made
 
 SPEC = FeatureSpec(projection=6, dimension=200)
@@ -60,13 +61,16 @@ def measured(checkpoint: Checkpoint, batch: list[Encoded], request: Request) -> 
     return GradientPass(checkpoint, StreamedHead(checkpoint.head)).add(batch, described, request)
 
 
-def by_autograd(model: Any, weights: dict[str, Tensor], encoded: Encoded) -> dict[str, Tensor]:
-    """The gradient of each weight: one sample alone, full logits."""
+def by_autograd(
+    model: Any, weights: dict[str, Tensor], encoded: Encoded, places: list[int] | None = None
+) -> dict[str, Tensor]:
+    """The gradient of each weight: one sample alone, full logits; mean loss of these tokens, or of the response."""
     for weight in weights.values():
         weight.requires_grad_(True)
     ids = torch.tensor([encoded.input_ids])
     logits = model(input_ids=ids).logits[0]
-    places = range(max(1, encoded.prompt_tokens), encoded.prompt_tokens + encoded.response_tokens)
+    if places is None:
+        places = [*range(max(1, encoded.prompt_tokens), encoded.prompt_tokens + encoded.response_tokens)]
     loss = torch.stack([F.cross_entropy(logits[at - 1], ids[0, at]) for at in places]).mean()
     found = torch.autograd.grad(loss, list(weights.values()))
     for weight in weights.values():
@@ -83,7 +87,9 @@ def gradients_of_layers(checkpoint: Checkpoint, encoded: Encoded) -> dict[str, T
     return {name: one.T if name in turned else one for name, one in found.items()}
 
 
-def gradients_of_adapter(checkpoint: Checkpoint, encoded: Encoded) -> dict[str, Tensor]:
+def gradients_of_adapter(
+    checkpoint: Checkpoint, encoded: Encoded, places: list[int] | None = None
+) -> dict[str, Tensor]:
     """By a matrix' name, the gradient of A or B: peft's own model, the adapter beside the weights."""
     from peft import PeftModel
 
@@ -93,7 +99,7 @@ def gradients_of_adapter(checkpoint: Checkpoint, encoded: Encoded) -> dict[str, 
         AutoModelForCausalLM.from_pretrained(checkpoint.folder), str(checkpoint.adapter)
     ).eval()
     weights = {name: weight for name, weight in model.named_parameters() if "lora_" in name}
-    return by_autograd(model, weights, encoded)
+    return by_autograd(model, weights, encoded, places)
 
 
 def projection_matrix(projection: Projection) -> Tensor:
@@ -164,6 +170,29 @@ def test_adams_direction_is_what_it_would_be_with_this_gradient(tmp_path: Path, 
             root = (square + EPSILON).sqrt() if inside else square.sqrt() + EPSILON
             directions[name] = mean / root
         assert_is(result.adam_features, sketched(checkpoint, directions, spec))
+
+
+def test_gradients_of_steps_are_those_of_their_own_losses(tmp_path: Path) -> None:
+    checkpoint = with_adapter(tmp_path)
+    batch = encoded_samples(checkpoint, 3)
+    # Nothing is projected and nothing falls together: signs alone keep dot products as they are.
+    exact = FeatureSpec("adapter", projection=4096, dimension=2**24)
+    request = Request(step_gradients="projected", step_features=exact)
+    found = measured(checkpoint, batch, request)
+    beside = measured(checkpoint, batch, replace(request, features=SPEC))
+    for encoded, result, other in zip(batch, found, beside, strict=True):
+        order = segment_order(encoded)
+        rows = []
+        for segment in order:
+            places = [at for at, owner in enumerate(encoded.segment_of_token) if owner == segment]
+            gradients = gradients_of_adapter(checkpoint, encoded, places)
+            rows.append(torch.cat([gradient.flatten() for gradient in gradients.values()]))
+        assert result.step_gradients is not None
+        assert result.step_gradients.gram == packed(torch.stack(rows))
+        assert other.step_gradients is not None
+        assert other.step_gradients.gram == pytest.approx(result.step_gradients.gram, rel=1e-4)
+        assert result.tokens == len(encoded) * len(order)
+        assert other.tokens + other.backward_tokens == len(encoded) * (len(order) + 1)
 
 
 def test_without_what_is_needed_it_says_so(tmp_path: Path) -> None:
