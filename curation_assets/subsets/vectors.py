@@ -9,8 +9,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 BLOCK = 1024
-"""Rows of a product, always: matrix products of one shape treat every row alike."""
-LEAST_COLUMNS = 16
+"""Rows of a product."""
+GRID = 2.0**26
+"""To multiples of one part in so many components are rounded: less than fp32 rounds a number near 1."""
 ROWS_BYTES = 512 * 2**20
 """Memory of the cosines that `cosine_rows` holds at once."""
 
@@ -35,14 +36,10 @@ def unit(vectors: NDArray[np.floating]) -> Vectors:
 
 def cosines(vectors: NDArray[np.floating], others: NDArray[np.floating]) -> Iterator[tuple[slice, Vectors]]:
     """Cosines [rows, M] of blocks of vectors [N, d] with all of the others [M, d], and which rows they are of."""
-    right = _padded(unit(others))
-    block = np.zeros((BLOCK, vectors.shape[1]), dtype=np.float32)
+    right = _on_grid(unit(others)).T
     for start in range(0, len(vectors), BLOCK):
         rows = slice(start, min(start + BLOCK, len(vectors)))
-        count = rows.stop - start
-        block[:count] = unit(vectors[rows])
-        block[count:] = 0.0
-        yield rows, (right @ block.T)[: len(others), :count].T
+        yield rows, (_on_grid(unit(vectors[rows])) @ right).astype(np.float32)
 
 
 def cosine_rows(others: NDArray[np.floating], vectors: NDArray[np.floating]) -> Iterator[Vectors]:
@@ -56,8 +53,11 @@ def cosine_rows(others: NDArray[np.floating], vectors: NDArray[np.floating]) -> 
         yield from rows
 
 
-def _padded(vectors: Vectors) -> Vectors:
-    """Vectors with zeros below, to a multiple of LEAST_COLUMNS rows."""
-    padded = np.zeros((max(1, -(-len(vectors) // LEAST_COLUMNS)) * LEAST_COLUMNS, vectors.shape[1]), dtype=np.float32)
-    padded[: len(vectors)] = vectors
-    return padded
+def _on_grid(vectors: Vectors) -> NDArray[np.float64]:
+    """Vectors of length one, their components rounded to multiples of 1 / GRID.
+
+    Products of such components are multiples of 2^-52, and no sum of them leaves [-2, 2]: fp64 holds each exactly, so
+    that dot products do not depend on the order in which a matrix product adds up, which differs with a row's place.
+    """
+    rounded: NDArray[np.float64] = np.rint(vectors.astype(np.float64) * GRID) / GRID
+    return rounded
