@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -117,6 +117,7 @@ class TrainingRecord:
         learning_rates: of every step.
         sample_ids: trained on.
         checkpoints: steps after which the trajectory has one.
+        influence: of each of `sample_ids` on each validation set, if that was asked for.
     """
 
     steps: int
@@ -126,6 +127,7 @@ class TrainingRecord:
     learning_rates: list[float] = field(default_factory=list)
     sample_ids: list[str] = field(default_factory=list)
     checkpoints: list[int] = field(default_factory=list)
+    influence: list[list[float]] | None = None
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -141,6 +143,7 @@ def train(
     *,
     weights: LossWeights | None = None,
     trajectory: Trajectory | None = None,
+    validation: Mapping[str, Sequence[Sample]] | None = None,
     work: Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> TrainingRecord:
@@ -155,6 +158,7 @@ def train(
         recipe: hyper-parameters.
         weights: of the losses of tokens and steps.
         trajectory: checkpoints on the way.
+        validation: sets on which the influence of every sample is summed up (`resources.training.influence`).
         work: folder that a killed run goes on from when it is called again with the same arguments; no other run may
             use it meanwhile. It stays, also of a run that diverges: whoever gave it removes it once the checkpoint is
             safe. None: killed, it begins anew.
@@ -165,9 +169,9 @@ def train(
     """
     peft = _training_stack(recipe)
     quieten_transformers()
-    loop, encoded = _prepare(spec, samples, recipe, weights, peft)
+    loop, encoded = _prepare(spec, samples, recipe, weights, validation or {}, peft)
     wanted = (trajectory or Trajectory()).over(len(encoded), recipe)
-    identity = digest("training", TRAINER_VERSION, _facts(spec, recipe, wanted), _examples_digest(loop))
+    identity = digest("training", TRAINER_VERSION, _facts(spec, recipe, wanted), *_examples_digests(loop))
     place = work if work is not None else out / ".work"
 
     def whole(done: int) -> bool:
@@ -197,6 +201,7 @@ def train(
         learning_rates=[fact.learning_rate for fact in facts],
         sample_ids=[item.sample.sample_id for item in encoded],
         checkpoints=checkpoints,
+        influence=None if loop.influence is None else loop.influence.values.tolist(),
     )
 
 
@@ -228,7 +233,12 @@ def _training_stack(recipe: Recipe) -> Any:
 
 
 def _prepare(
-    spec: TrainingSpec, samples: Sequence[Sample], recipe: Recipe, weights: LossWeights | None, peft: Any
+    spec: TrainingSpec,
+    samples: Sequence[Sample],
+    recipe: Recipe,
+    weights: LossWeights | None,
+    validation: Mapping[str, Sequence[Sample]],
+    peft: Any,
 ) -> tuple[Loop, list[Encoded]]:
     """The model with what is trained of it, on its device, and the samples as tokens."""
     import torch
@@ -236,6 +246,7 @@ def _prepare(
 
     from resources.scoring.encoding import Encoder  # noqa: PLC0415
     from resources.scoring.loading import encoding_parts, load_model, pick_device  # noqa: PLC0415
+    from resources.training.influence import Watched  # noqa: PLC0415
     from resources.training.loop import Loop  # noqa: PLC0415
 
     torch.manual_seed(recipe.seed)
@@ -245,7 +256,9 @@ def _prepare(
     dtype = spec.dtype if recipe.adapter == "lora" else "float32"
     model = load_model(spec.model_folder, config, dtype, spec.trust_remote_code)
     parts = encoding_parts(spec.model_folder, model, spec.max_length, spec.trust_remote_code)
-    encoded = encode_for_training(Encoder(template=spec.template, **parts), samples)
+    encoder = Encoder(template=spec.template, **parts)
+    encoded = encode_for_training(encoder, samples)
+    held_out = [make_examples(encode_for_training(encoder, own), None) for own in validation.values()]
     if not encoded:
         raise TrainingError("no sample has a response within the maximum length: nothing to train on")
     if recipe.adapter == "lora":
@@ -255,7 +268,8 @@ def _prepare(
         model.gradient_checkpointing_enable()
     device = pick_device(spec.device)
     model = model.to(device).train()
-    return Loop(model, make_examples(encoded, weights), recipe, device, half, spec.piece_tokens), encoded
+    watched = Watched(list(validation), held_out) if validation else None
+    return Loop(model, make_examples(encoded, weights), recipe, device, half, spec.piece_tokens, watched), encoded
 
 
 def _lora(recipe: Recipe, peft: Any) -> Any:
@@ -311,8 +325,11 @@ def _facts(spec: TrainingSpec, recipe: Recipe, trajectory: Trajectory) -> list[o
     return [str(spec.model_folder), spec.template, spec.max_length, spec.dtype, vars(recipe), vars(trajectory)]
 
 
-def _examples_digest(loop: Loop) -> str:
-    return digest("examples", [[e.encoded.sample.sample_id, e.encoded.input_ids, e.weights] for e in loop.examples])
+def _examples_digests(loop: Loop) -> list[str]:
+    sets = [loop.examples, *(loop.influence.watched.sets if loop.influence is not None else ())]
+    return [
+        digest("examples", [[e.encoded.sample.sample_id, e.encoded.input_ids, e.weights] for e in own]) for own in sets
+    ]
 
 
 def _tokens_run(loop: Loop) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,8 +28,10 @@ from resources.scoring.batching import plan_batches
 from resources.scoring.collating import collate
 from resources.scoring.gradient_spec import MOMENTS
 from resources.training.examples import Example, TrainingError, order_of_epoch, steps_in_epoch, steps_of
+from resources.training.influence import Influence, Watched
 from resources.training.recipe import Recipe
 
+INFLUENCE = "influence"
 STEP_STRIDE = 1_000_003
 
 
@@ -53,6 +56,7 @@ class Loop:
         half: run the model under bfloat16 autocast; what is trained stays in fp32.
         piece_tokens: token budget of one forward and backward, padding included; it changes memory, and which draws of
             dropout a sample gets.
+        watched: validation samples on which every sample's influence is summed up (`resources.training.influence`).
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Loop:
         device: torch.device,
         half: bool = False,
         piece_tokens: int = 4096,
+        watched: Watched | None = None,
     ) -> None:
         self.model, self.examples, self.recipe = model, examples, recipe
         self.device, self.half, self.piece_tokens = device, half, piece_tokens
@@ -80,6 +85,7 @@ class Loop:
         self._share_of_rate = schedule.lr_lambdas[0]
         self._order = lru_cache(maxsize=1)(lambda epoch: order_of_epoch(self.lengths, recipe, epoch))
         self.facts: list[StepFacts] = []
+        self.influence = None if watched is None else Influence(model, watched, len(examples), piece_tokens)
 
     @property
     def done(self) -> int:
@@ -93,15 +99,20 @@ class Loop:
             TrainingError: the loss or the gradient is not finite; the weights are those before the step.
         """
         recipe, number = self.recipe, self.done
-        batch = [self.examples[position] for position in self._batch(number)]
+        rate = recipe.learning_rate * self._share_of_rate(number)
+        positions = self._batch(number)
+        batch = [self.examples[position] for position in positions]
+        if self.influence is not None:
+            self.influence.aim(self._loss)
         labels = sum(example.labels for example in batch)
         loss = 0.0
         pieces = plan_batches([len(example.encoded) for example in batch], self.piece_tokens)
         for place, piece in enumerate(pieces):
             # Dropout's draws, whatever was drawn before: a run that goes on draws what it would have drawn.
             torch.manual_seed(recipe.seed + STEP_STRIDE * (number * len(batch) + place + 1))
-            part = self._loss([batch[position] for position in piece]) / max(1, labels)
-            part.backward()
+            with self._watching([positions[position] for position in piece], labels, rate):
+                part = self._loss([batch[position] for position in piece]) / max(1, labels)
+                part.backward()
             loss += float(part.detach())
         if not math.isfinite(loss):
             self.optimizer.zero_grad()
@@ -111,13 +122,19 @@ class Loop:
         if not math.isfinite(norm):
             self.optimizer.zero_grad()
             raise TrainingError(f"the gradient's norm is {norm} at step {number + 1}: lower learning_rate")
-        rate = recipe.learning_rate * self._share_of_rate(number)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.facts.append(StepFacts(loss, norm, rate))
         return self.facts[-1]
+
+    def _watching(self, positions: Sequence[int], labels: int, rate: float) -> AbstractContextManager[None]:
+        """Sum up the influence of the samples of a piece, if that is asked for."""
+        if self.influence is None:
+            return nullcontext()
+        scales = [labels / max(1, self.examples[position].labels) for position in positions]
+        return self.influence.watching(positions, scales, rate)
 
     def _batch(self, number: int) -> list[int]:
         size = self.recipe.batch_size
@@ -160,6 +177,8 @@ class Loop:
     def keep(self, path: Path, identity: str) -> None:
         """Write all that is needed to go on, whole or not at all; `identity` says of what run it is."""
         tensors = {f"weights.{name}": weight.detach() for name, weight in self.trained.items()} | self.moments()
+        if self.influence is not None:
+            tensors[INFLUENCE] = self.influence.values
         # A weight that had no gradient in some steps (an expert that no token went to) has taken fewer.
         taken = {
             name: int(self.optimizer.state[weight]["step"])
@@ -188,6 +207,8 @@ class Loop:
                 return False
             self.facts = [StepFacts(**fact) for fact in facts]
             taken = json.loads(said["taken"])
+            if self.influence is not None:
+                self.influence.values = kept.get_tensor(INFLUENCE).cpu()
             with torch.no_grad():
                 for name, weight in self.trained.items():
                     weight.copy_(kept.get_tensor(f"weights.{name}"))
