@@ -67,6 +67,9 @@ class Warmup(FineTuning):
     generation: int = Field(
         0, ge=0, description="raised, it is trained once more, on a draw of the pool as it is then (by hand)"
     )
+    influence: list[Name] = Field(
+        default=[], description="validation sets on which every sample's influence is summed up as the run goes on"
+    )
     save_every: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = Field(
         None,
         description="optimizer steps between checkpoints on the way, which trajectories are measured at; epoch: at the "

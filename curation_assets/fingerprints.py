@@ -52,6 +52,7 @@ SIGNAL_VERSIONS: dict[SignalName, int] = {
     "gradient_features": 1,
     "gradient_feature_trajectories": 1,
     "adam_feature_trajectories": 1,
+    "in_run_influence": 1,
     "rewards": 1,
     "instruction_tags": 1,
     "difficulty": 1,
@@ -148,6 +149,9 @@ def recipe_key(workspace: Workspace, target: Target) -> str:
     trained_on = str(run.fraction) if run.release is None else run.release
     start = None if run.start is None else warmup_key(workspace, workspace.settings.target(run.start))
     recipe = [vars(run.recipe()), trained_on, run.save_every, start, *([run.generation] if run.generation else [])]
+    if run.influence:
+        held_out = [workspace.settings.validation_set(name) for name in run.influence]
+        recipe.append(digest([workspace.cache.file_digest(workspace.validation_file(one)) for one in held_out]))
     if wants_moments(target):
         # Runs without them were trained before there was such a thing.
         recipe.append("moments")
@@ -200,6 +204,12 @@ def checkpoint_digest(workspace: Workspace, target: Target) -> str | None:
         return base
     record = _training_record(workspace, target)
     return None if record is None else _digest_of(base, record, record["weights"])
+
+
+def influence_digest(workspace: Workspace, target: Target) -> str | None:
+    """Of what a target's run told of its samples' influence; None while it has not been trained."""
+    record = _training_record(workspace, target)
+    return None if record is None else digest("influence", record["influence"])
 
 
 def trajectory_digest(workspace: Workspace, target: Target) -> str | None:
@@ -286,6 +296,7 @@ def perturbed_digest(workspace: Workspace, target: Target) -> str | None:
 AT: dict[SignalName, Callable[[Workspace, Target], str | None]] = {
     **dict.fromkeys(ALONG_A_RUN, trajectory_digest),
     "base_likelihoods": base_digest,
+    "in_run_influence": influence_digest,
     "perturbed_losses": perturbed_digest,
 }
 """What weights a signal is measured at, where these are not the target's own checkpoint."""

@@ -32,6 +32,7 @@ SignalName = Literal[
     "gradient_features",
     "gradient_feature_trajectories",
     "adam_feature_trajectories",
+    "in_run_influence",
     "rewards",
     "instruction_tags",
     "difficulty",

@@ -97,6 +97,12 @@ class Target(Section):
                 "base_likelihoods tell a trained checkpoint from the model that it was trained from; with warmup: none "
                 "these are one: use likelihoods",
             )
+        if "in_run_influence" in self.signals and (self.warmup == "none" or not self.warmup.influence):
+            raise LocatedError(
+                ["signals", self.signals.index("in_run_influence")],
+                "in_run_influence is told by the target's own training run: name the validation sets that it is on, as "
+                "in warmup: {influence: [held_out], fraction: 1.0}",
+            )
         wrong = self._what_gradients_lack()
         if wrong is not None:
             raise LocatedError(["gradients", "weights"], wrong)
@@ -273,6 +279,10 @@ class Settings(Section):
             if target.warmup == "none":
                 continue
             where: list[int | str] = ["targets", position, "warmup"]
+            known = [validation.name for validation in self.validation]
+            for name in target.warmup.influence:
+                if name not in known:
+                    raise LocatedError([*where, "influence"], unknown("validation set", name, known, "sets"))
             released = (target.warmup.release or "").partition("@")[0]
             if released and released not in chosen_by:
                 raise LocatedError([*where, "release"], unknown("subset", released, chosen_by))

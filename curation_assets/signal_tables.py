@@ -260,6 +260,18 @@ ADAM_FEATURE_TRAJECTORIES = _features_along_a_run(
     "adam_feature_trajectories", "the direction in which Adam would go by each response's gradient (LESS)"
 )
 
+IN_RUN_INFLUENCE = _signal(
+    "in_run_influence",
+    "how much each sample's steps in the target's run lowered the loss of validation samples, to first order",
+    {
+        "influence": Column(
+            pl.List(pl.Float64),
+            "sum over steps of lr <g_val, g_i> for each of warmup.influence; null if it was not trained on",
+            nullable=True,
+        )
+    },
+)
+
 REWARDS = _signal(
     "rewards",
     "what a reward model says of each response",
@@ -314,6 +326,7 @@ SIGNAL_TABLES = {
         GRADIENT_FEATURES,
         GRADIENT_FEATURE_TRAJECTORIES,
         ADAM_FEATURE_TRAJECTORIES,
+        IN_RUN_INFLUENCE,
         REWARDS,
         INSTRUCTION_TAGS,
         DIFFICULTY,

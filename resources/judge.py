@@ -147,7 +147,7 @@ class JudgeScorer:
                 yield results
 
     def _judge(self, sample: Sample, questions: Sequence[Question], position: int) -> SampleSignals:
-        result = SampleSignals(sample.sample_id, position)
+        result = SampleSignals(sample.sample_id, position, response_tokens=tokens_by_bytes(sample.response))
         if sample.images:
             result.flags.append("images_not_supported")
             return result
@@ -241,7 +241,12 @@ def _content(url: str, content: bytes) -> tuple[str, int]:
     except (ValueError, LookupError, TypeError) as error:
         raise JudgeError(f"{url} does not speak OpenAI's chat completions: {content[:200]!r}") from error
     reply = reply if isinstance(reply, str) else ""
-    return reply, int(used) if isinstance(used, int) else math.ceil(len(content) / BYTES_A_TOKEN)
+    return reply, int(used) if isinstance(used, int) else tokens_by_bytes(reply)
+
+
+def tokens_by_bytes(text: str) -> int:
+    """About how many tokens a text has, where nobody says."""
+    return math.ceil(len(text.encode()) / BYTES_A_TOKEN)
 
 
 def parse(kind: Question, reply: str, tokens: int) -> Judgement:

@@ -62,7 +62,7 @@ class RewardPass:
             window = samples[start : start + WINDOW]
             ids = [conversation_ids(self._tokenizer, sample) for sample in window]
             results = [
-                describe_conversation(sample, tokens, self._max_length, start + place)
+                describe_conversation(self._tokenizer, sample, tokens, self._max_length, start + place)
                 for place, (sample, tokens) in enumerate(zip(window, ids, strict=True))
             ]
             wanted = [place for place, result in enumerate(results) if result.tokens and request.rewards]
@@ -110,8 +110,10 @@ def conversation_ids(tokenizer: Any, sample: Sample) -> list[int]:
     return ids
 
 
-def describe_conversation(sample: Sample, ids: Sequence[int], max_length: int, position: int = 0) -> SampleSignals:
-    """A sample's tokens and flags as a reward model takes it; no tokens if it gets no reward."""
+def describe_conversation(
+    tokenizer: Any, sample: Sample, ids: Sequence[int], max_length: int, position: int = 0
+) -> SampleSignals:
+    """A sample's tokens and flags as a reward model takes it; none are run if it gets no reward."""
     result = SampleSignals(sample.sample_id, position)
     if sample.images:
         result.flags.append("images_not_supported")
@@ -122,4 +124,7 @@ def describe_conversation(sample: Sample, ids: Sequence[int], max_length: int, p
         result.flags.append("too_long")
     else:
         result.tokens = len(ids)
+    if not result.flags or result.flags == ["too_long"]:
+        own = tokenizer(sample.response, add_special_tokens=False, verbose=False)["input_ids"]
+        result.response_tokens = len(own)
     return result

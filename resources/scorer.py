@@ -11,11 +11,14 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+import polars as pl
+
 from resources.pieces import FIRST, pieces
 from resources.quiet import quieten_transformers
 from resources.scoring.perturbed_samples import PerturbedRequest, PerturbedSignals
 from resources.scoring.samples import Request, Sample, SampleSignals
 from resources.scoring.spec import PassSpec, PerturbedSpec
+from resources.training.files import INFLUENCE
 from resources.trajectory import CHUNK, Opening, Pass, specs_of, start_of, stay_loaded, with_trajectories
 
 if TYPE_CHECKING:
@@ -129,7 +132,9 @@ class Scorer:
 
         Close it when it is not used up: what works on it ends then.
         """
-        if request.perturbed:
+        if request.in_run:
+            yield from self._with_influence(samples, replace(request, in_run=False), progress)
+        elif request.perturbed:
             yield from self._with_perturbed(samples, replace(request, perturbed=False), progress)
         elif request.along or request.base_likelihoods:
             checkpoints = self._checkpoints if request.along else ()
@@ -148,6 +153,22 @@ class Scorer:
             )
         else:
             yield from self._pass.stream(samples, request, progress)
+
+    @cached_property
+    def _influence(self) -> dict[str, list[float]]:
+        """By sample_id, what the training run told."""
+        assert self.spec.trained_on is not None, "there is no training run"
+        columns = pl.read_parquet(self.spec.trained_on, columns=["sample_id", INFLUENCE])
+        return dict(columns.iter_rows())
+
+    def _with_influence(
+        self, samples: Sequence[Sample], request: Request, progress: Callable[[int], None] | None
+    ) -> Generator[list[SampleSignals], None, None]:
+        """What the training run told of samples, beside whatever else is asked for: no token is run for it."""
+        for results in self.measure(samples, request, progress):
+            for result in results:
+                result.influence = self._influence.get(result.sample_id)
+            yield results
 
     def _with_perturbed(
         self, samples: Sequence[Sample], request: Request, progress: Callable[[int], None] | None

@@ -53,7 +53,7 @@ def prints(workspace: Workspace) -> dict[str, str | None]:
 
 
 # These rest on a training run, of which there is none here: tests/pipeline/test_trajectories.py, test_temp.py.
-SIGNALS = set(SIGNAL_VERSIONS) - {*ALONG_A_RUN, "perturbed_losses"}
+SIGNALS = set(SIGNAL_VERSIONS) - {*ALONG_A_RUN, "in_run_influence", "perturbed_losses"}
 SEGMENTED = {"segmentation", "step_gradients", "segment_likelihoods"}
 
 

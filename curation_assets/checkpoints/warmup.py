@@ -35,13 +35,14 @@ from curation_assets.quality.filtered_pool import pool_due, without_filtered
 from curation_assets.samples import samples_of
 from curation_assets.settings import Target
 from curation_assets.shares import ceil_share
+from curation_assets.validation.sets import read_validation
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.errors import UserError
 from resources.scoring.samples import Sample
 from resources.trainer import TrainingSpec, Trajectory, step_folder, train
 from resources.training.examples import steps_in_epoch, steps_of
-from resources.training.files import RECORD, TRAINED_ON
+from resources.training.files import INFLUENCE, RECORD, TRAINED_ON
 
 logger = logging.getLogger("curation")
 
@@ -274,6 +275,7 @@ def _train(workspace: Workspace, target: Target, training: Sequence[Sample], pla
             place,
             recipe,
             trajectory=_trajectory(target),
+            validation=_validation_samples(workspace, warmup.influence),
             work=work,
             progress=advance,
         )
@@ -285,7 +287,9 @@ def _train(workspace: Workspace, target: Target, training: Sequence[Sample], pla
             record.steps,
             len(record.sample_ids),
         )
-    pl.DataFrame({"sample_id": record.sample_ids}).write_parquet(place / TRAINED_ON)
+    influence = {} if record.influence is None else {INFLUENCE: record.influence}
+    trained_on = pl.DataFrame({"sample_id": record.sample_ids, **influence})
+    trained_on.write_parquet(place / TRAINED_ON)
     document = {
         "recipe_key": recipe_key(workspace, target),
         "pool": None if warmup.release is not None else len(trainable_rows(workspace)),
@@ -304,10 +308,17 @@ def _train(workspace: Workspace, target: Target, training: Sequence[Sample], pla
         "distance": _distances(workspace, target, place, record.checkpoints),
         "recipe": vars(recipe),
         "base": target.model,
+        "influence": None if record.influence is None else digest("influence", trained_on.to_dict(as_series=False)),
         "release": warmup.release,
         "start": warmup.start,
     }
     (place / RECORD).write_text(json.dumps(document, indent=1, sort_keys=True))
+
+
+def _validation_samples(workspace: Workspace, names: Sequence[str]) -> dict[str, list[Sample]]:
+    """The samples of the sets that a run's influence is told on, read from their files."""
+    sets = {name: read_validation(workspace, workspace.settings.validation_set(name)).accepted for name in names}
+    return {name: samples_of(workspace, rows.unique("sample_id", maintain_order=True)) for name, rows in sets.items()}
 
 
 def _trajectory(target: Target) -> Trajectory:

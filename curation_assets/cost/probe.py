@@ -13,8 +13,9 @@ from curation_assets.cost.tokens import TokenCount, segmented, signals_in
 from curation_assets.progress import track
 from curation_assets.sections import SignalName
 from curation_assets.settings import Target
-from curation_assets.signals.catalog import LATE, SIGNALS, request_for
+from curation_assets.signals.catalog import SIGNALS, request_for
 from curation_assets.signals.measure import model_scorer, tokens_run
+from curation_assets.signals.rows import LATE
 from curation_assets.workspace import Workspace
 from resources.scorer import Scorer
 from resources.scoring.batching import plan_batches

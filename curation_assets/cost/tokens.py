@@ -24,7 +24,7 @@ from curation_assets.signals.catalog import request_for
 from curation_assets.subsets.temp import STEPS
 from curation_assets.workspace import Workspace
 from resources.embedder import describe_text, text_limits
-from resources.judge import BYTES_A_TOKEN, JudgeSpec
+from resources.judge import JudgeSpec, tokens_by_bytes
 from resources.quiet import quieten_transformers
 from resources.reward import conversation_ids, describe_conversation
 from resources.scoring.images import ImageLimits
@@ -286,7 +286,7 @@ def _conversation_counter(workspace: Workspace, target: Target) -> Counter:
     def count(samples: Sequence[Sample], _request: Request) -> Iterator[Counted]:
         for sample in samples:
             ids = conversation_ids(tokenizer, sample)
-            tokens = describe_conversation(sample, ids, min(longest, target.max_length or longest)).tokens
+            tokens = describe_conversation(tokenizer, sample, ids, min(longest, target.max_length or longest)).tokens
             yield sample.sample_id, len(ids), tokens, 0, 0
 
     return count
@@ -297,9 +297,9 @@ def _question_counter(spec: JudgeSpec) -> Counter:
 
     def count(samples: Sequence[Sample], request: Request) -> Iterator[Counted]:
         for sample in samples:
-            prompt = sum(len(turn["content"].encode()) for turn in sample.messages)
-            asked = sum(len(spec.question(question)) + prompt for question in request.questions)
-            tokens = 0 if sample.images else -(-asked // BYTES_A_TOKEN)
+            prompt = "".join(turn["content"] for turn in sample.messages)
+            asked = sum(tokens_by_bytes(spec.question(question) + prompt) for question in request.questions)
+            tokens = 0 if sample.images else asked
             yield sample.sample_id, tokens, tokens, 0, 0
 
     return count
@@ -315,7 +315,8 @@ def _tokens_run(
     if request.perturbed:
         perturbed = _perturbed_tokens(encoded, perturbation)
         request = replace(request, perturbed=False)
-    wanted = narrowed(request, describe(encoded, 0))
+    # What a training run told is looked up.
+    wanted = narrowed(replace(request, in_run=False), describe(encoded, 0))
     steps = len(describe(encoded, 0).segment_tokens)
     there, back = _passes(replace(wanted.here, unconditional=False), steps)
     there_on_the_way, back_on_the_way = _passes(wanted.on_the_way, steps)

@@ -40,6 +40,7 @@ from resources.scoring.images import ImageLimits
 from resources.scoring.samples import SampleSignals
 from resources.scoring.spec import PassSpec
 from resources.trainer import step_folder
+from resources.training.files import TRAINED_ON
 
 MIB = 2**20
 logger = logging.getLogger("curation")
@@ -86,6 +87,7 @@ def model_scorer(workspace: Workspace, target: Target) -> Scorer:
     model, adapter = base, None
     trajectory: tuple[Path, ...] = ()
     weights: tuple[float, ...] = ()
+    trained_on: Path | None = None
     if target.warmup != "none":
         checkpoint = warmup_checkpoint(workspace, target)
         if checkpoint is None:
@@ -94,6 +96,7 @@ def model_scorer(workspace: Workspace, target: Target) -> Scorer:
         folder = workspace.warehouse.local(checkpoint.folder)
         trajectory = tuple(step_folder(folder, step) for step in checkpoint.record["checkpoints"])
         weights = trajectory_weights(checkpoint.record) if trajectory else ()
+        trained_on = folder / TRAINED_ON
     engine, images = workspace.settings.engine, workspace.settings.corpus.images
     spec = PassSpec(
         model_folder=model,
@@ -111,6 +114,7 @@ def model_scorer(workspace: Workspace, target: Target) -> Scorer:
         trajectory=trajectory,
         trajectory_weights=weights,
         base=base,
+        trained_on=trained_on,
     )
     sigma = sigma_of(workspace, target) if wants_perturbation(target) else None
     if sigma is None:

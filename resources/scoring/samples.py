@@ -203,6 +203,7 @@ class Request:
         trajectory_adam_features: Adam's direction as such a vector: likewise.
         base_likelihoods: mean NLL of the response at the model that the training run started with: likewise.
         perturbed: early losses at perturbed checkpoints: likewise (`resources.scoring.perturbed`).
+        in_run: what the training run told of its samples (`resources.scorer`; a single pass knows nothing of it).
         rewards: what a reward model says (`resources.reward`); of a model that is none it cannot be asked.
         questions: to a judge (`resources.judge`).
     """
@@ -226,6 +227,7 @@ class Request:
     trajectory_adam_features: FeatureSpec | None = None
     base_likelihoods: bool = False
     perturbed: bool = False
+    in_run: bool = False
     rewards: bool = False
     questions: tuple[Question, ...] = ()
 
@@ -318,6 +320,7 @@ class SampleSignals:
         base_nll: mean -log p of the response at the model before its training run, in nats.
         perturbed: early losses at perturbed checkpoints.
         elsewhere_tokens: tokens run at other checkpoints for these, but for those of `tokens`.
+        influence: on each validation set of the training run; None if the run was not on the sample.
         reward: a reward model's logit.
         judgements: see `Judgement`, by question.
         question_flags: why a question has none.
@@ -357,6 +360,7 @@ class SampleSignals:
     base_nll: float | None = None
     perturbed: PerturbedSignals | None = None
     elsewhere_tokens: int = 0
+    influence: list[float] | None = None
     reward: float | None = None
     judgements: dict[Question, Judgement] = field(default_factory=dict)
     question_flags: dict[Question, str] = field(default_factory=dict)

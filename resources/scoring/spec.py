@@ -45,6 +45,7 @@ class PassSpec:
         trajectory: folders of the checkpoints that a training run left on its way, in the order of their steps: LoRA
             folders over the model if there is an adapter, else whole models (`resources.trajectory`).
         trajectory_weights: of these, what each counts where checkpoints are weighed (LESS).
+        trained_on: table of what the training run came to say of its samples (`resources.trainer.TrainingRecord`).
         base: the model that the training run started with, where the model folder is what came out of it.
     """
 
@@ -63,6 +64,7 @@ class PassSpec:
     trajectory: tuple[Path, ...] = ()
     trajectory_weights: tuple[float, ...] = ()
     base: Path | None = None
+    trained_on: Path | None = None
 
 
 @dataclass(frozen=True)

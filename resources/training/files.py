@@ -7,4 +7,6 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".
 RECORD = "checkpoint.json"
 """What was trained, and how: a checkpoint's folder with it is whole."""
 TRAINED_ON = "trained_on.parquet"
-"""The sample_ids that a checkpoint was trained on."""
+"""The sample_ids that a checkpoint was trained on, with a column `INFLUENCE` where that was asked for."""
+INFLUENCE = "influence"
+"""Of each sample its influence on each validation set."""

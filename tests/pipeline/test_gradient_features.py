@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from curation_assets.checkpoints.warmup import trajectory_weights, warmup_checkpoint
@@ -14,6 +15,7 @@ from curation_assets.cost.plan import make_plan
 from curation_assets.housekeeping.gc import look
 from curation_assets.samples import samples_of
 from curation_assets.scores.methods.less import mean_direction
+from curation_assets.scores.registry import method_of
 from curation_assets.signals.measure import read_shard_samples
 from curation_assets.subsets.tagcos import tagcos
 from curation_assets.workspace import Workspace
@@ -22,6 +24,7 @@ from resources.scoring.gradient_spec import OPTIMIZER
 from resources.scoring.samples import Request
 from resources.scoring.spec import PassSpec
 from resources.trainer import step_folder
+from resources.training.files import TRAINED_ON
 from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, signal_rows, subset_ids, write_shard
 
 WARMUP = (
@@ -117,6 +120,61 @@ def test_a_plan_counts_every_way_back(tmp_path: Path, tiny_model: Path) -> None:
     assert planned.passes[0].cost == pytest.approx(3 * (2 * (pool + held_out) + pool))
     names = [signal.signal for signal in planned.signals]
     assert names[-1] == "gradient_feature_trajectories"
+
+
+IN_RUN = """\
+validation:
+  - {name: words, path: held_out.jsonl}
+  - {name: others, path: other.jsonl}
+scores:
+  - {name: helped, target: tiny, method: in_run}
+subsets:
+  - {name: best, score: helped, budget: {samples: 4}}
+engine"""
+
+
+def test_in_run_influence_is_what_the_run_told_of_the_whole_pool(tmp_path: Path, tiny_model: Path) -> None:
+    made = make_workspace(
+        tmp_path,
+        tiny_model,
+        {"a.jsonl": rows(9), "b.jsonl": [*rows(3, start=40), {"prompt": "How?", "response": " "}]},
+        warmup="{fraction: 1.0, min_pool: 4, batch_size: 4, lora_rank: 2}",
+        signals=("likelihoods",),
+    )
+    text = made.config_file.read_text().replace("lora_rank: 2", "lora_rank: 2, influence: [words, others]")
+    text = text.replace("signals: [", "signals: [in_run_influence, ").replace("engine", IN_RUN, 1)
+    made.config_file.write_text(text)
+    write_shard(tmp_path / "held_out.jsonl", rows(4, start=70))
+    write_shard(tmp_path / "other.jsonl", rows(3, start=80))
+    workspace = Workspace.load(made.config_file)
+    (planned,) = make_plan(workspace, probe=False).targets
+    summary = run(workspace)
+    assert planned.tokens == summary.tokens_measured
+    stored = signal_rows(workspace, "in_run_influence")
+    checkpoint = warmup_checkpoint(workspace, workspace.settings.target("tiny"))
+    assert checkpoint is not None
+    told = pl.read_parquet(workspace.warehouse.local(checkpoint.folder) / TRAINED_ON)
+    expected = dict(told.select("sample_id", "influence").iter_rows())
+    assert len(expected) == 12
+    for row in stored.iter_rows(named=True):
+        assert row["influence"] == expected.get(row["sample_id"])
+        assert (row["response_tokens"] > 0) == (row["influence"] is not None)
+    order = sorted(expected, key=lambda sample_id: (-max(expected[sample_id]), sample_id))
+    assert set(subset_ids(workspace)) == set(order[:4])
+    assert (
+        method_of(workspace.settings.score("helped")).unfaithful(
+            workspace.settings.target("tiny"), workspace.settings.score("helped")
+        )
+        == []
+    )
+    # Another validation set is another run.
+    write_shard(tmp_path / "other.jsonl", rows(3, start=90))
+    # It comes to the same weights, so that no likelihood is measured again.
+    assert run(Workspace.load(made.config_file)).tokens_measured == 0
+    again = signal_rows(Workspace.load(made.config_file), "in_run_influence")
+    first, second = ([own[0] for own in frame.drop_nulls("influence")["influence"]] for frame in (stored, again))
+    assert second == pytest.approx(first, rel=1e-6)
+    assert again["influence"].to_list() != stored["influence"].to_list()
 
 
 def test_graces_ablation_with_gradients_of_what_is_trained(tmp_path: Path, tiny_model: Path) -> None:

@@ -38,6 +38,7 @@ OTHER_PASSES = (
     "gradient_features",
     "gradient_feature_trajectories",
     "adam_feature_trajectories",
+    "in_run_influence",
     "rewards",
     "instruction_tags",
     "difficulty",

@@ -77,7 +77,7 @@ def test_rewards_are_the_logits_of_each_conversation_alone(
         with torch.no_grad():
             expected = float(model(input_ids=torch.tensor([ids])).logits[0, 0])
         assert result.reward == pytest.approx(expected, rel=1e-4, abs=1e-5)
-        assert result.tokens == len(ids)
+        assert result.tokens == len(ids) > result.response_tokens == len(tokenizer(sample.response)["input_ids"])
 
 
 def test_what_gets_no_reward_says_why(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def signal_rows(signal: SignalName, rng: random.Random, ids: list[str]) -> pl.Da
             "directional_100": [2.0 + k / 10 + step / 8 for step in range(8)],
             "directional_1000": [1.0 + k / 10 + step / 4 for step in range(8)],
             "vector": [rng.gauss(0, 1) for _ in range(4)],
+            "influence": [k / 10, 0.25],
             "tags": k,
             "difficulty": k + 1,
             "names": ["a"] * k,
@@ -242,7 +243,8 @@ def test_a_method_can_be_configured_and_says_which_signal_it_lacks(method: Metho
     needed = list(method.signals(section_of(method)))
     alone = {signal for signals in OF_KIND.values() for signal in signals}
     # A run that leaves checkpoints, where losses along one are wanted.
-    warmup = {"save_every": 5} if alone.isdisjoint(needed) else "none"
+    told = {"save_every": 5, "influence": ["held_out"]}
+    warmup = told if alone.isdisjoint(needed) else "none"
     asked = {"endpoint": {"url": "http://there/v1"}} if set(OF_KIND["judge"]) & set(needed) else {}
     document = {
         "corpus": {"landing": "x"},
@@ -256,7 +258,7 @@ def test_a_method_can_be_configured_and_says_which_signal_it_lacks(method: Metho
     assert loaded.signals_of_scores(loaded.target("t")) == (needed or ["likelihoods"])
     for signal in needed:
         others = [name for name in get_args(SignalName) if name not in (signal, *alone)]
-        document["targets"] = [{"name": "t", "model": "m", "signals": others, "warmup": {"save_every": 5}}]
+        document["targets"] = [{"name": "t", "model": "m", "signals": others, "warmup": told}]
         with pytest.raises(ValueError, match=f"add {signal} to its signals"):
             Settings.model_validate(document)
 

@@ -100,6 +100,9 @@ def test_gradients_of_a_sample() -> None:
     found = row("adam_feature_trajectories", along)
     assert (found["features"], found["scales"], found["weights"]) == ([[127, -3]] * 2, [0.5] * 2, [0.75, 0.25])
     assert row("gradient_feature_trajectories", along)["features"] is None
+    told = row("in_run_influence", replace(MEASURED, influence=[0.5, -1.0]))
+    assert (told["influence"], told["tokens"], told["flags"]) == ([0.5, -1.0], 0, [])
+    assert row("in_run_influence", MEASURED)["flags"] == ["not_trained_on"]
     # What has no label has no gradient, whatever else was measured of it.
     short = replace(MEASURED, prompt_tokens=0, response_tokens=1)
     assert (row("gradient_norms", short)["flags"], row("gradient_norms", short)["tokens"]) == (
@@ -174,6 +177,7 @@ def test_a_request_asks_for_nothing_but_the_signals() -> None:
         base_likelihoods=True,
         spectra=True,
         gradient_norms="auto",
+        in_run=True,
         rewards=True,
         questions=("instruction_tags", "difficulty"),
         features=FeatureSpec(),

@@ -1,0 +1,302 @@
+"""What a pass gives becomes rows: of each signal's table those of some samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from resources.scoring.measurements import GradientFeatures, Likelihoods, SequenceLikelihoods
+from resources.scoring.samples import NON_FINITE, UNRUNNABLE, Pooling, Question, SampleSignals
+
+HALF_MAXIMUM = float(np.finfo(np.float16).max)
+
+# How cutting met the segments is a fact about these: a signal that does not rest on them knows one way.
+CUT_FLAGS = frozenset({"truncated", "answer_truncated", "response_truncated"})
+
+EARLY, LATE = 100, 1000
+"""TEMP's windows, in tokens."""
+
+Rows = list[dict[str, Any]]
+
+
+def step_gradients(results: Sequence[SampleSignals]) -> Rows:
+    """Of GRACE's Gram matrices."""
+    rows = []
+    for result in results:
+        found = result.step_gradients
+        measured = {"gram": None if found is None else found.gram, "norms": None if found is None else found.norms}
+        rows.append(measured | _of_steps(result, found is None, result.gradient_flags))
+    return rows
+
+
+def step_gradient_trajectories(results: Sequence[SampleSignals]) -> Rows:
+    """Of GRACE's Gram matrices along a run."""
+    rows = []
+    for result in results:
+        found = result.trajectory_gradients
+        measured = {"grams": None if found is None else [one.gram for one in found]}
+        rows.append(measured | _of_steps(result, found is None, result.trajectory_gradient_flags))
+    return rows
+
+
+def _of_steps(result: SampleSignals, missing: bool, gradient_flags: Sequence[str]) -> dict[str, Any]:
+    """What a row of step gradients says beside the matrix."""
+    # A reason against step gradients means that NaN or Inf, if there were any, were another signal's.
+    tried = not gradient_flags and "truncated" not in result.flags
+    flags = _own_flags(result, missing=missing and tried)
+    return {
+        "sample_id": result.sample_id,
+        "n_steps": len(result.step_indices),
+        "step_indices": result.step_indices,
+        "segment_tokens": result.segment_tokens,
+        "response_tokens": result.response_tokens,
+        # A sample without an answer is run for other signals only: what that costs is in their tables.
+        "tokens": 0 if missing and NON_FINITE not in flags else result.tokens,
+        "flags": [*flags, *gradient_flags],
+    }
+
+
+def means(of: Callable[[SampleSignals], Likelihoods | SequenceLikelihoods | None]) -> Callable[..., Rows]:
+    """Rows of a signal whose means are the columns of its table, null where a sample has none."""
+
+    def rows(results: Sequence[SampleSignals]) -> Rows:
+        return [
+            {
+                "sample_id": result.sample_id,
+                "tokens": result.tokens,
+                "response_tokens": result.response_tokens,
+                "flags": _flags_without_segments(result, missing=found is None),
+            }
+            | ({} if found is None else asdict(found))
+            for result, found in ((result, of(result)) for result in results)
+        ]
+
+    return rows
+
+
+def segment_likelihoods(results: Sequence[SampleSignals]) -> Rows:
+    """Of mean NLLs by segment."""
+    return [
+        {
+            "sample_id": result.sample_id,
+            "step_indices": result.step_indices,
+            "segment_tokens": result.segment_tokens,
+            "segment_nll": result.segment_nll,
+            "response_tokens": result.response_tokens,
+            "tokens": result.tokens,
+            "flags": _own_flags(result, missing=result.segment_nll is None)
+            + ([] if result.segment_tokens or result.flags else ["no_segments"]),
+        }
+        for result in results
+    ]
+
+
+def token_likelihoods(results: Sequence[SampleSignals]) -> Rows:
+    """Of log-likelihoods by token."""
+    return [
+        {
+            "sample_id": result.sample_id,
+            # What half precision cannot hold is less likely than anything that it can.
+            "log_likelihoods": None if result.token_nll is None else -np.minimum(result.token_nll, HALF_MAXIMUM),
+            "response_tokens": result.response_tokens,
+            "tokens": result.tokens,
+            "flags": _flags_without_segments(result, missing=result.token_nll is None),
+        }
+        for result in results
+    ]
+
+
+def unconditional_likelihoods(results: Sequence[SampleSignals]) -> Rows:
+    """Of the response alone."""
+    rows = []
+    for result in results:
+        missing = result.unconditional_nll is None
+        flags = _flags_without_segments(result, missing)
+        if missing and not set(flags) & {*UNRUNNABLE, NON_FINITE}:
+            flags.append("single_token_response")
+        rows.append(
+            {
+                "sample_id": result.sample_id,
+                "unconditional_nll": result.unconditional_nll,
+                "response_tokens": result.response_tokens,
+                "tokens": result.unconditional_tokens,
+                "flags": flags,
+            }
+        )
+    return rows
+
+
+def elsewhere(column: str, of: Callable[[SampleSignals], object], results: Sequence[SampleSignals]) -> Rows:
+    """Rows of a signal that is measured at another checkpoint than the target's own."""
+    return [
+        {
+            "sample_id": result.sample_id,
+            column: of(result),
+            "response_tokens": result.response_tokens,
+            "tokens": result.tokens,
+            "flags": _flags_without_segments(result, missing=of(result) is None),
+        }
+        for result in results
+    ]
+
+
+def perturbed_losses(results: Sequence[SampleSignals]) -> Rows:
+    """Of early losses at perturbed checkpoints."""
+    rows = []
+    for result in results:
+        found = result.perturbed
+        measured = found is not None and found.random is not None
+        path = [] if found is None or found.directional is None else found.directional
+        rows.append(
+            {
+                "sample_id": result.sample_id,
+                "base_100": None if found is None or found.base is None else found.base[EARLY],
+                "random_100": None if found is None or found.random is None else found.random[EARLY],
+                "directional_100": [losses[EARLY] for losses in path] if measured else None,
+                "directional_1000": [losses[LATE] for losses in path] if measured else None,
+                "response_tokens": result.response_tokens,
+                "tokens": 0 if found is None else found.tokens,
+                "flags": [*_own_flags(result, missing=not measured), *result.prefix_flags],
+            }
+        )
+    return rows
+
+
+def of_gradients(of: Callable[[SampleSignals], Mapping[str, object] | None]) -> Callable[..., Rows]:
+    """Rows of a signal that is made of a sample's gradient: its own columns, null where there are none."""
+
+    def rows(results: Sequence[SampleSignals]) -> Rows:
+        made = []
+        for result in results:
+            found = of(result)
+            flags = _flags_without_segments(result, missing=found is None)
+            if found is None and not result.labels and not flags:
+                flags.append("single_token_response")
+            common = {
+                "sample_id": result.sample_id,
+                "response_tokens": result.response_tokens,
+                "tokens": 0 if found is None and NON_FINITE not in flags else result.tokens,
+                "flags": flags,
+            }
+            made.append({**common, **(found or {})})
+        return made
+
+    return rows
+
+
+def spectra(result: SampleSignals) -> dict[str, object] | None:
+    """What a row says of spectra."""
+    return None if result.spectra is None else {"loss": result.response_loss, **asdict(result.spectra)}
+
+
+def norms(result: SampleSignals) -> dict[str, object] | None:
+    """What a row says of the gradient's norm."""
+    norm = result.gradient_norm
+    return None if norm is None else {"loss": result.response_loss, "gradient_norm": norm}
+
+
+def features(result: SampleSignals) -> dict[str, object] | None:
+    """What a row says of the gradient as a vector."""
+    found = result.features
+    return None if found is None else {"features": found.values, "scale": found.scale}
+
+
+def along(of: Callable[[SampleSignals], list[GradientFeatures] | None], result: SampleSignals) -> Any:
+    """What a row says of gradients as vectors along a run."""
+    found = of(result)
+    if found is None:
+        return None
+    return {
+        "features": [one.values for one in found],
+        "scales": [one.scale for one in found],
+        "weights": result.trajectory_weights,
+    }
+
+
+def in_run_influence(results: Sequence[SampleSignals]) -> Rows:
+    """Of what a training run told of its samples."""
+    return [
+        {
+            "sample_id": result.sample_id,
+            "influence": result.influence,
+            "tokens": 0,
+            "response_tokens": result.response_tokens,
+            "flags": [] if result.influence is not None else ["not_trained_on"],
+        }
+        for result in results
+    ]
+
+
+def rewards(results: Sequence[SampleSignals]) -> Rows:
+    """Of a reward model's logits."""
+    return [
+        {
+            "sample_id": result.sample_id,
+            "reward": result.reward,
+            "tokens": result.tokens,
+            "response_tokens": result.response_tokens,
+            "flags": _own_flags(result, missing=result.reward is None),
+        }
+        for result in results
+    ]
+
+
+def judgements(question: Question, column: str, results: Sequence[SampleSignals]) -> Rows:
+    """Of a judge's replies to one question."""
+    rows = []
+    for result in results:
+        found = result.judgements.get(question)
+        flags = list(result.flags)
+        if found is None and question in result.question_flags:
+            flags.append(result.question_flags[question])
+        elif found is not None and found.value is None:
+            flags.append("unparsed_reply")
+        rows.append(
+            {
+                "sample_id": result.sample_id,
+                column: None if found is None else found.value,
+                "names": None if found is None else found.names,
+                "reply": None if found is None else found.reply,
+                "tokens": 0 if found is None else found.tokens,
+                "response_tokens": result.response_tokens,
+                "flags": flags,
+            }
+        )
+    return rows
+
+
+def embeddings(pooling: Pooling, results: Sequence[SampleSignals]) -> Rows:
+    """Of vectors by one pooling, in half precision."""
+    rows = []
+    for result in results:
+        vector = result.embeddings.get(pooling)
+        flags = _flags_without_segments(result, missing=vector is None)
+        if vector is not None:
+            with np.errstate(over="ignore"):
+                vector = vector.astype(np.float16)
+            if not np.isfinite(vector).all():
+                vector = None
+                flags.append(NON_FINITE)
+        rows.append(
+            {
+                "sample_id": result.sample_id,
+                "vector": vector,
+                "response_tokens": result.response_tokens,
+                "tokens": result.tokens,
+                "flags": flags,
+            }
+        )
+    return rows
+
+
+def _own_flags(result: SampleSignals, missing: bool) -> list[str]:
+    """A sample's flags for one signal: that another one was not finite is not said of one that is there."""
+    return [flag for flag in result.flags if missing or flag != NON_FINITE]
+
+
+def _flags_without_segments(result: SampleSignals, missing: bool) -> list[str]:
+    """Flags of a signal that does not rest on segments: the same however the response is segmented."""
+    return ["response_truncated" if flag in CUT_FLAGS else flag for flag in _own_flags(result, missing)]
