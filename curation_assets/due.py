@@ -23,6 +23,7 @@ from curation_assets.fingerprints import (
 )
 from curation_assets.reports.comparison import wanted_comparison
 from curation_assets.reports.preference import wanted_preference
+from curation_assets.reports.spectra import wanted_spectra
 from curation_assets.scores.manifest import build_manifest, manifest_digest
 from curation_assets.scores.registry import method_of
 from curation_assets.sections import SignalName
@@ -176,6 +177,13 @@ def preference_due(workspace: Workspace) -> bool:
     """Whether the heat map of preferences is of other measurements than are stored now."""
     wanted = wanted_preference(workspace)
     stored = workspace.warehouse.table_metadata(tables.preference_path()).get("fingerprint")
+    return wanted is not None and stored != wanted
+
+
+def spectra_due(workspace: Workspace) -> bool:
+    """Whether the report on gradient spectra is of other measurements or scores than are stored now."""
+    wanted = wanted_spectra(workspace)
+    stored = workspace.warehouse.table_metadata(tables.spectra_by_layer_path()).get("fingerprint")
     return wanted is not None and stored != wanted
 
 

@@ -38,6 +38,11 @@ POST_TRAINING_RUNS = Table(
         "tokens": Column(pl.Int64, "tokens run in training, prompts and all epochs included", "tokens"),
         "steps": Column(pl.Int64, "optimizer steps"),
         "loss": Column(pl.Float64, "training loss of the last step", "nats", nullable=True),
+        "loss_variance": Column(
+            pl.Float64, "of the training loss over steps; null of runs of former versions", "nats^2", nullable=True
+        ),
+        "gradient_norm": Column(pl.Float64, "mean over steps, before it was scaled down; likewise", nullable=True),
+        "largest_gradient_norm": Column(pl.Float64, "the largest of them; likewise", nullable=True),
         "run": _RUN,
     },
 )

@@ -33,7 +33,7 @@ from curation_assets.quality.checks import benchmark_files
 from curation_assets.quality.filtered_pool import pool_due, quality_due
 from curation_assets.releases.assets import release_asset_key
 from curation_assets.releases.build import Release, latest_release, next_release, read_release
-from curation_assets.reports.assets import COMPARISON_KEY, PREFERENCE_KEY
+from curation_assets.reports.assets import COMPARISON_KEY, PREFERENCE_KEY, SPECTRA_KEY
 from curation_assets.scores.assets import sample_scores_key, score_keys, score_manifest_key
 from curation_assets.sections import SignalName
 from curation_assets.settings import Subset, Target
@@ -136,6 +136,8 @@ class MainJob:
             self._execute("comparing subsets", "comparison", [COMPARISON_KEY])
         if due.preference_due(self.workspace):
             self._execute("counting preferences", "preference", [PREFERENCE_KEY])
+        if due.spectra_due(self.workspace):
+            self._execute("looking at gradient spectra", "spectra", [SPECTRA_KEY])
         return summary
 
     def release(self, subset: Subset) -> tuple[Release, bool]:

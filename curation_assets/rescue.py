@@ -20,10 +20,11 @@ from curation_assets.due import (
     manifest_due,
     preference_due,
     scores_due,
+    spectra_due,
     subset_due,
 )
 from curation_assets.partitions import SHARDS, STAGE_TAG, range_tags
-from curation_assets.reports.assets import COMPARISON_KEY, PREFERENCE_KEY
+from curation_assets.reports.assets import COMPARISON_KEY, PREFERENCE_KEY, SPECTRA_KEY
 from curation_assets.scores.assets import score_keys
 from curation_assets.settings import Subset, Target
 from curation_assets.subsets.assets import subset_key
@@ -98,6 +99,9 @@ def _reports(workspace: Workspace) -> list[dg.RunRequest]:
     if preference_due(workspace):
         stored = workspace.warehouse.table_metadata(tables.preference_path())
         reports.append(_request("preference", [PREFERENCE_KEY], stored))
+    if spectra_due(workspace):
+        stored = workspace.warehouse.table_metadata(tables.spectra_by_layer_path())
+        reports.append(_request("spectra", [SPECTRA_KEY], stored))
     return reports
 
 

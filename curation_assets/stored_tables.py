@@ -62,6 +62,8 @@ def _scan(
         "pool": tables.pool_path(),
         "subset_comparison": tables.subset_comparison_path(),
         "preference": tables.preference_path(),
+        "spectra_by_layer": tables.spectra_by_layer_path(),
+        "spectra_correlations": tables.spectra_correlations_path(),
         "post_training_eval": evaluation_tables.post_training_eval_path(),
         "post_training_runs": evaluation_tables.post_training_runs_path(),
     }

@@ -9,6 +9,16 @@ from __future__ import annotations
 import polars as pl
 
 from curation_assets.evaluation_tables import EVALUATION_TABLES
+from curation_assets.report_tables import (
+    PREFERENCE,
+    SPECTRA_BY_LAYER,
+    SPECTRA_CORRELATIONS,
+    SUBSET_COMPARISON,
+    preference_path,
+    spectra_by_layer_path,
+    spectra_correlations_path,
+    subset_comparison_path,
+)
 from curation_assets.signal_tables import (
     ADAM_FEATURE_TRAJECTORIES,
     BASE_LIKELIHOODS,
@@ -53,18 +63,26 @@ __all__ = [
     "LIKELIHOODS",
     "LOSS_TRAJECTORIES",
     "PERTURBED_LOSSES",
+    "PREFERENCE",
     "REWARDS",
     "SEGMENT_LIKELIHOODS",
     "SEQUENCE_LIKELIHOODS",
     "SIGNAL_TABLES",
+    "SPECTRA_BY_LAYER",
+    "SPECTRA_CORRELATIONS",
     "STEP_GRADIENTS",
     "STEP_GRADIENT_TRAJECTORIES",
+    "SUBSET_COMPARISON",
     "TEXT_EMBEDDINGS",
     "TOKEN_LIKELIHOODS",
     "UNCONDITIONAL_LIKELIHOODS",
     "Column",
     "Table",
     "TableError",
+    "preference_path",
+    "spectra_by_layer_path",
+    "spectra_correlations_path",
+    "subset_comparison_path",
 ]
 
 REPETITION_SHARES = (
@@ -242,40 +260,6 @@ SUBSET = Table(
     sort=("rank",),
 )
 
-SUBSET_COMPARISON = Table(
-    "subset_comparison",
-    "how subsets and scores differ, as one long table",
-    {
-        "comparison": Column(
-            pl.String,
-            "overlap: Jaccard index of two subsets; baseline: of a subset and as many samples of Random or Longest; "
-            "rank_correlation: Spearman's, of two scores or of a score and a length, over the pool; composition: "
-            "share of a source in a subset, or in the pool",
-        ),
-        "left": Column(pl.String, "subset or score"),
-        "right": Column(pl.String, "subset, baseline, score, length or source"),
-        "value": Column(pl.Float64, "the index, correlation or share; null where it is not defined", nullable=True),
-        "samples": Column(pl.Int64, "samples behind it: shared, compared, or of the source"),
-    },
-    sort=("comparison", "left", "right"),
-)
-
-PREFERENCE = Table(
-    "preference",
-    "whose responses each target finds likeliest: wins by lowest perplexity (GRAPE, arXiv 2502.04194, figure 4)",
-    {
-        "generator": Column(pl.String, "who wrote the responses; (unknown) where the rows do not say"),
-        "target": Column(pl.String, "the target that measured them"),
-        "wins": Column(pl.Int64, "prompts of which the target finds a response of this generator likeliest"),
-        "share_of_generator": Column(
-            pl.Float64, "of the generator's wins with all targets; null if it has none", nullable=True
-        ),
-        "share_of_target": Column(pl.Float64, "of the target's prompts; null if it has none", nullable=True),
-        "prompts": Column(pl.Int64, "prompts of which the target measured two responses or more"),
-    },
-    sort=("generator", "target"),
-)
-
 ALL_TABLES = {
     table.name: table
     for table in (
@@ -291,6 +275,8 @@ ALL_TABLES = {
         SUBSET,
         SUBSET_COMPARISON,
         PREFERENCE,
+        SPECTRA_BY_LAYER,
+        SPECTRA_CORRELATIONS,
         *EVALUATION_TABLES.values(),
     )
 }
@@ -372,16 +358,6 @@ def score_manifest_path(target: str) -> str:
 def subset_path(subset: str) -> str:
     """A subset's current rows, one Parquet file."""
     return f"subsets/{subset}.parquet"
-
-
-def subset_comparison_path() -> str:
-    """`subset_comparison`, one Parquet file."""
-    return "reports/subset_comparison.parquet"
-
-
-def preference_path() -> str:
-    """`preference`, one Parquet file."""
-    return "reports/preference.parquet"
 
 
 def release_dir(subset: str) -> str:

@@ -216,10 +216,16 @@ class JudgeScorer:
         if answer.status in (400, 413, 422):
             raise RefusedError
         if answer.status != 200:
-            said = content[:200].decode("utf-8", "replace")
+            said = self._without_key(content[:200].decode("utf-8", "replace"))
             mend = f"; its key is read from {self.spec.key_variable}" if answer.status in (401, 403) else ""
             raise JudgeError(f"the judge at {url} answers {answer.status}: {said}{mend}")
         return _content(url, content)
+
+    def _without_key(self, text: str) -> str:
+        """What an endpoint said, which may repeat the key."""
+        name = self.spec.key_variable
+        key = os.environ.get(name, "") if name is not None else ""
+        return text.replace(key, str(name)) if key else text
 
     def _headers(self) -> dict[str, str]:
         if self.spec.key_variable is None:

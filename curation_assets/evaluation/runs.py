@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, pvariance
 from typing import Any
 
 import polars as pl
@@ -29,12 +30,15 @@ from curation_assets.workspace import Workspace
 from resources.digests import atomic_write
 from resources.errors import UserError
 from resources.generation import GenerationSpec, open_generator
-from resources.trainer import TrainingSpec, train
+from resources.trainer import TrainingRecord, TrainingSpec, train
 from resources.training.examples import steps_of
 
 TRAINED = "trained.json"
 """Written beside the weights when they are whole: a run that is killed after that only asks."""
-NOTHING_TRAINED = {"samples": 0, "steps": 0, "tokens": 0, "loss": None}
+STABILITY = ("loss_variance", "gradient_norm", "largest_gradient_norm")
+"""How evenly a run went: what the claims on gradient spectra are about (arXiv 2504.10766)."""
+
+NOTHING_TRAINED = {"samples": 0, "steps": 0, "tokens": 0, "loss": None, **dict.fromkeys(STABILITY)}
 
 Advance = Callable[[int], None]
 
@@ -156,8 +160,17 @@ def _trained(
     record = train(spec, samples, weights, recipe, work=work / "training", progress=step)
     facts = {"samples": len(record.sample_ids), "steps": record.steps, "tokens": record.tokens}
     facts["loss"] = record.losses[-1] if record.losses else None
+    facts |= stability(record)
     atomic_write(note, json.dumps(facts).encode())
     return facts, weights
+
+
+def stability(record: TrainingRecord) -> dict[str, float | None]:
+    """Variance of a run's losses over its steps, and mean and maximum of its gradients' norms."""
+    if not record.losses:
+        return dict.fromkeys(STABILITY)
+    norms = record.gradient_norms
+    return dict(zip(STABILITY, (pvariance(record.losses), fmean(norms), max(norms)), strict=True))
 
 
 def _training_spec(workspace: Workspace, target: Target) -> TrainingSpec:

@@ -12,7 +12,7 @@ import polars as pl
 from curation_assets.evaluation.arms import UNTOUCHED_BASE
 from curation_assets.evaluation.intervals import Interval, interval
 from curation_assets.evaluation.keys import answers_path
-from curation_assets.evaluation.runs import Plan, make_runs, plan_evaluation
+from curation_assets.evaluation.runs import STABILITY, Plan, make_runs, plan_evaluation
 from curation_assets.evaluation_tables import (
     POST_TRAINING_EVAL,
     POST_TRAINING_RUNS,
@@ -72,6 +72,8 @@ def runs_table(workspace: Workspace, plan: Plan) -> pl.DataFrame:
                     "answered": int(answers["answer"].is_not_null().sum()),
                     "finished": int(answers["finished"].sum()),
                     "exact_match": right / len(answers),
+                    # Runs of former versions do not say how evenly they went.
+                    **dict.fromkeys(STABILITY),
                     **json.loads(workspace.warehouse.table_metadata(path)["facts"]),
                     "run": key,
                 }

@@ -11,9 +11,9 @@ from curation_assets import tables
 from curation_assets.asset_metadata import OWNERS, column_schema, facts_table, finite, markdown_table, row_count
 from curation_assets.conditions import follow_upstream_without_waiting_for
 from curation_assets.quality.assets import POOL_KEY
-from curation_assets.reports import preference
+from curation_assets.reports import preference, spectra
 from curation_assets.reports.comparison import matrix, write_comparison
-from curation_assets.reports.plots import heat_map, histogram, stacked_bars
+from curation_assets.reports.plots import curves, heat_map, histogram, stacked_bars
 from curation_assets.scores.assets import score_manifest_key
 from curation_assets.settings import Target
 from curation_assets.signals.assets import signal_key
@@ -24,6 +24,7 @@ from curation_assets.workspace import Workspace
 
 COMPARISON_KEY = dg.AssetKey(["reports", "subset_comparison"])
 WHAT_IF_KEY = dg.AssetKey(["reports", "what_if"])
+SPECTRA_KEY = dg.AssetKey(["reports", "gradient_spectra"])
 PREFERENCE_KEY = dg.AssetKey(["reports", "preference_heat_map"])
 MANY_SOURCES = 12
 
@@ -39,14 +40,17 @@ class WhatIfConfig(dg.Config):
 def report_keys(workspace: Workspace) -> list[dg.AssetKey]:
     """The reports of a configuration that follow what they rest on."""
     made = [PREFERENCE_KEY] if preference.measuring_targets(workspace.settings) else []
+    made += [SPECTRA_KEY] if spectra.measuring_targets(workspace.settings) else []
     return [*made, COMPARISON_KEY] if workspace.settings.subsets else made
 
 
 def report_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
-    """The reports of a configuration: on subsets if there are any, on preferences if likelihoods are measured."""
+    """The reports of a configuration: on subsets if there are any, on likelihoods and spectra if they are measured."""
     targets = preference.measuring_targets(workspace.settings)
     pool = [POOL_KEY] if workspace.settings.corpus.filters.any else []
     made = [_preference_asset(targets, pool)] if targets else []
+    if spectra.measuring_targets(workspace.settings):
+        made.append(_spectra_asset(workspace, pool))
     subsets = [subset_key(subset) for subset in workspace.settings.subsets]
     return [*made, _comparison_asset(workspace.settings.targets, subsets), _what_if_asset(subsets)] if subsets else made
 
@@ -129,6 +133,43 @@ def _what_if_asset(subsets: list[dg.AssetKey]) -> dg.AssetsDefinition:
         )
 
     return try_change
+
+
+def _spectra_asset(workspace: Workspace, pool: list[dg.AssetKey]) -> dg.AssetsDefinition:
+    signals = [signal_key(target, spectra.SIGNAL) for target in spectra.measuring_targets(workspace.settings)]
+    manifests = [score_manifest_key(target) for target in workspace.settings.targets]
+
+    @dg.asset(
+        key=SPECTRA_KEY,
+        deps=[*manifests, *signals, *pool],
+        group_name="reports",
+        description="Gradient spectra over the pool: curves over layers, and how quality goes with them, with and "
+        "without length (tables spectra_by_layer, spectra_correlations; arXiv 2504.10766).",
+        metadata=column_schema(tables.SPECTRA_BY_LAYER),
+        owners=OWNERS,
+        kinds={"polars", "parquet"},
+        # Scores of any target are correlated, but one that waits for its warm-up holds up nothing.
+        automation_condition=follow_upstream_without_waiting_for([*manifests, *signals]),
+    )
+    def gradient_spectra(workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
+        made = spectra.write_spectra(workspace)
+        metadata: dict[str, Any] = row_count(len(made.by_layer), partitioned=False)
+        pictures = {
+            "effective_rank": "effective rank R by depth of the layer",
+            "nuclear_norm": "nuclear norm N by depth of the layer",
+            "share_of_largest": "R over min(T, d) by depth of the layer",
+        }
+        for metric, title in pictures.items():
+            lines = spectra.curves_by_layer(made.by_layer, metric)
+            metadata[metric] = dg.MetadataValue.md(curves(lines, title, "depth (0: first layer, 1: last)", metric))
+        for target in made.correlations["target"].unique(maintain_order=True):
+            values, rows, columns = spectra.matrix(made.correlations, target)
+            title = f"{target}: rank correlation of quality with spectra"
+            metadata[f"{target}_correlations"] = dg.MetadataValue.md(heat_map(values, rows, columns, title))
+        metadata["table"] = markdown_table(made.by_layer.columns, made.by_layer.head(100).iter_rows())
+        return dg.MaterializeResult(metadata=metadata)
+
+    return gradient_spectra
 
 
 def _preference_asset(targets: list[Target], pool: list[dg.AssetKey]) -> dg.AssetsDefinition:

@@ -104,7 +104,7 @@ def _correlations(workspace: Workspace, pool: pl.DataFrame) -> Iterator[Row]:
     for number, left in enumerate(scores):
         for right in [*scores[number:], *LENGTHS]:
             both = pool.filter(pl.col(left).is_finite() & pl.col(right).cast(pl.Float64).is_finite())
-            yield "rank_correlation", left, right, _spearman(both, left, right), len(both)
+            yield "rank_correlation", left, right, spearman(both, left, right), len(both)
 
 
 def _composition(pool: pl.DataFrame, chosen: dict[str, set[str]]) -> Iterator[Row]:
@@ -120,7 +120,7 @@ def _jaccard(left: set[str], right: set[str]) -> float | None:
     return len(left & right) / union if union else None
 
 
-def _spearman(frame: pl.DataFrame, left: str, right: str) -> float | None:
+def spearman(frame: pl.DataFrame, left: str, right: str) -> float | None:
     """Spearman's rank correlation; None where either does not vary."""
     if len(frame) < 2 or frame[left].n_unique() < 2 or frame[right].n_unique() < 2:
         return None

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = ("#9aa5b1", "#2563eb", "#d97706", "#059669")
+MARKS = "os^vD*Px"
 BINS = 40
 LONGEST_LABEL = 60
 """Characters: a longer one would leave no room for what is drawn."""
@@ -45,6 +46,20 @@ def curve(values: Sequence[float], title: str, x_label: str, y_label: str) -> st
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(_plain(x_label))
     axes.set_ylabel(_plain(y_label))
+    return _markdown(figure, title)
+
+
+def curves(lines: Mapping[str, Sequence[tuple[float, float]]], title: str, x_label: str, y_label: str) -> str:
+    """Several curves, a name each: points by x, then y; told apart by marks as well as by colors."""
+    figure, axes = _figure(title)
+    for number, (name, points) in enumerate(lines.items()):
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        mark = MARKS[number % len(MARKS)]
+        axes.plot(xs, ys, color=f"C{number % 10}", marker=mark, markersize=4, label=_plain(name))
+    axes.set_xlabel(_plain(x_label))
+    axes.set_ylabel(_plain(y_label))
+    if lines:
+        axes.legend(frameon=False, fontsize=7)
     return _markdown(figure, title)
 
 

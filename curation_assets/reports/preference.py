@@ -8,12 +8,9 @@ from typing import NamedTuple
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.corpus.pool import resolve_duplicates
-from curation_assets.quality.filtered_pool import stored_pool, without_filtered
-from curation_assets.scores.manifest import present_scores
+from curation_assets.reports.measured import measured_pool, measurements_now
 from curation_assets.sections import SignalName
 from curation_assets.settings import Settings, Target
-from curation_assets.signals.store import SignalStore, shard_record_path, signal_dir
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 
@@ -59,23 +56,8 @@ def wanted_preference(workspace: Workspace) -> str | None:
 
     None while no target has a manifest, or the pool's filters have not been applied.
     """
-    parts: list[object] = []
-    pool = stored_pool(workspace)
-    if workspace.settings.corpus.filters.any and pool is None:
-        return None
-    for target in measuring_targets(workspace.settings):
-        path = tables.score_manifest_path(target.name)
-        manifest = workspace.warehouse.table_metadata(path).get("fingerprint")
-        folder = signal_dir(workspace, target, SIGNAL)
-        if manifest is None or folder is None:
-            continue
-        records = {}
-        for shard in workspace.warehouse.read_table(path).filter("present")["shard"]:
-            record = workspace.warehouse.read_json(shard_record_path(folder, shard))
-            names = ("input_fingerprint", "image_limits", "left_out")
-            records[shard] = None if record is None else [record[name] for name in names]
-        parts.append([target.name, manifest, folder, records])
-    return digest("preference", PREFERENCE_VERSION, pool, parts) if parts else None
+    found = measurements_now(workspace, measuring_targets(workspace.settings), SIGNAL)
+    return None if found is None else digest("preference", PREFERENCE_VERSION, *found)
 
 
 def write_preference(workspace: Workspace) -> pl.DataFrame:
@@ -122,17 +104,10 @@ def matrix(frame: pl.DataFrame, column: str) -> tuple[Shares, list[str], list[st
 
 def _measured(workspace: Workspace, target: Target) -> pl.DataFrame | None:
     """Of each sample of the pool that the target measured: ids, generator, mean NLL; None before its scores."""
-    stored = present_scores(workspace, target)
-    if stored is None or signal_dir(workspace, target, SIGNAL) is None:
+    found = measured_pool(workspace, target, SIGNAL, ("mean_nll",), ("prompt_id", "generator"))
+    if found is None:
         return None
-    columns = ("sample_id", "prompt_id", "shard", "row", "candidate", "generator")
-    pool, _ = without_filtered(workspace, resolve_duplicates(stored.select(columns)).rows)
-    pool = pool.select("sample_id", "prompt_id", pl.col("generator").fill_null(UNKNOWN))
-    rows = SignalStore.of(workspace, target, SIGNAL).rows(pool["sample_id"])
-    if rows is None:
-        return pool.clear().with_columns(mean_nll=pl.lit(None, dtype=pl.Float64))
-    found = pool.join(rows.select("sample_id", "mean_nll"), on="sample_id", how="inner")
-    return found.filter(pl.col("mean_nll").is_finite())
+    return found.with_columns(pl.col("generator").fill_null(UNKNOWN)).filter(pl.col("mean_nll").is_finite())
 
 
 def _several(rows: pl.DataFrame) -> pl.DataFrame:

@@ -17,7 +17,7 @@ from curation_assets.config_file import ConfigError
 from curation_assets.evaluation.arms import FULL_POOL, UNTOUCHED_BASE
 from curation_assets.evaluation.assets import EVALUATION_KEY
 from curation_assets.evaluation.benchmarks import EvaluationError
-from curation_assets.evaluation.runs import TRAINED, Plan, plan_evaluation
+from curation_assets.evaluation.runs import TRAINED, Plan, plan_evaluation, stability
 from curation_assets.evaluation.summary import write_evaluation
 from curation_assets.evaluation_tables import RELATIVE_AVERAGE, answers_dir
 from curation_assets.main_job import MainJob
@@ -26,6 +26,7 @@ from curation_assets.sql import run_sql
 from curation_assets.stored_tables import TableRequestError, read_stored
 from curation_assets.workspace import Workspace
 from resources.landing import LandingError
+from resources.trainer import TrainingRecord
 from tests.models import write_tiny_model
 from tests.pipeline.workspaces import instance_of, make_workspace, run, stored, subset_ids, write_config
 
@@ -104,6 +105,18 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workspac
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
     (folder / "output.txt").write_text(result.output)
     return workspace
+
+
+def test_a_run_says_how_evenly_it_went(made: Workspace) -> None:
+    frame = read_stored(made, "post_training_runs").collect()
+    trained = frame.filter(pl.col("steps") > 1)
+    assert len(trained)
+    assert (trained["loss_variance"] > 0).all()
+    assert (trained["largest_gradient_norm"] >= trained["gradient_norm"]).all()
+    assert frame.filter(pl.col("steps") == 0)["gradient_norm"].null_count() == len(frame.filter(pl.col("steps") == 0))
+    record = TrainingRecord(3, 10, [3.0, 1.0, 2.0], [1.0, 4.0, 1.0])
+    assert list(stability(record).values()) == [pytest.approx(2 / 3), 2.0, 4.0]
+    assert set(stability(TrainingRecord(0, 0, [])).values()) == {None}
 
 
 def test_the_trained_arms_learn_and_the_base_is_asked_as_it_is(made: Workspace) -> None:

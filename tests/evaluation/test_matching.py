@@ -10,6 +10,7 @@ import pytest
 
 from curation_assets.evaluation.intervals import ONE_RUN, interval, student_t
 from curation_assets.evaluation.matching import judged
+from curation_assets.evaluation.runs import STABILITY
 from curation_assets.evaluation.summary import NOTHING_DRAWN, summarise
 from curation_assets.evaluation_tables import POST_TRAINING_RUNS, RELATIVE_AVERAGE
 
@@ -94,7 +95,14 @@ def runs(**shares: dict[int | None, tuple[float, ...]]) -> pl.DataFrame:
             for name, share in zip("abc", found, strict=False):
                 facts: dict[str, Any] = {"model": "m", "arm": arm.replace("_", " "), "kind": kinds.get(arm, "subset")}
                 counts = {"items": 100, "right": round(100 * share), "answered": 100, "finished": 100, "samples": 7}
-                trained = {"tokens": 10, "steps": 1, "loss": None, "run": f"{arm}{seed}", "selected_by": None}
+                trained = {
+                    "tokens": 10,
+                    "steps": 1,
+                    "loss": None,
+                    **dict.fromkeys(STABILITY),
+                    "run": f"{arm}{seed}",
+                    "selected_by": None,
+                }
                 rows.append(facts | counts | trained | {"seed": seed, "benchmark": name, "exact_match": share})
     return POST_TRAINING_RUNS.conform(pl.DataFrame(rows, schema=POST_TRAINING_RUNS.schema))
 

@@ -128,6 +128,9 @@ def test_what_may_pass_is_tried_again_and_what_does_not_is_said(
     with pytest.raises(JudgeError, match=r"answers 401: who are you.; its key is read from JUDGE_KEY"):
         judged(replace(spec, key_variable="JUDGE_KEY"), [sample(3)])
     assert server.keys[-1] == "Bearer open sesame"
+    server.first = [(403, {}, b"no Bearer open sesame here")]
+    with pytest.raises(JudgeError, match="answers 403: no Bearer JUDGE_KEY here"):
+        judged(replace(spec, key_variable="JUDGE_KEY"), [sample(3)])
     monkeypatch.delenv("JUDGE_KEY")
     with pytest.raises(JudgeError, match="the environment has no JUDGE_KEY"):
         judged(replace(spec, key_variable="JUDGE_KEY"), [sample(3)])

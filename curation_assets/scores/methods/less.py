@@ -93,15 +93,27 @@ def _tagcos(inputs: ScoreInputs, _section: TagcosScore) -> Scored:
     return Scored(rows.select("sample_id", value=pl.Series(np.concatenate([[], *lengths]), dtype=pl.Float64)))
 
 
-OTHER_SETTINGS = ("seed", "adapter")
-"""Of a recipe what may be any."""
+ANY = ("seed", "adapter")
+"""Of LESS's recipe what may be any."""
+
+LENGTH = ("epochs", "max_steps")
+"""Of which TAGCOS has its own: 30 steps."""
 
 
-def _unfaithful(target: Target, _section: ScoreSection) -> Sequence[str]:
+def _less_unfaithful(target: Target, _section: LessScore) -> Sequence[str]:
+    return _parts_from_source(target, ANY)
+
+
+def _tagcos_unfaithful(target: Target, _section: TagcosScore) -> Sequence[str]:
+    return _parts_from_source(target, (*ANY, *LENGTH))
+
+
+def _parts_from_source(target: Target, free: Sequence[str]) -> list[str]:
+    """What in a target's run and vectors is not LESS's, but for what is left open."""
     if target.warmup == "none":
         return []
     own, source = vars(target.warmup.recipe()), vars(PRESETS["less"])
-    differ = [name for name in source if name not in OTHER_SETTINGS and own[name] != source[name]]
+    differ = [name for name in source if name not in free and own[name] != source[name]]
     reasons = [f"the run is trained with {name} {own[name]} (LESS: {source[name]})" for name in differ]
     if own["adapter"] != "lora":
         reasons.append("gradients are of all linear layers, not of an adapter")
@@ -125,7 +137,7 @@ METHODS = [
         vectors=TRAINED,
         to_vectors=weighed,
         cost="C(lora, warm-up, T) + 3 T N F",
-        unfaithful=_unfaithful,
+        unfaithful=_less_unfaithful,
     ),
     Method(
         name="tagcos",
@@ -139,6 +151,6 @@ METHODS = [
         vectors=TRAINED,
         to_vectors=mean_direction,
         cost="C(lora, warm-up, T) + 3 T N F",
-        unfaithful=_unfaithful,
+        unfaithful=_tagcos_unfaithful,
     ),
 ]
