@@ -147,6 +147,11 @@ def instruction_difficulty(sizes: Sizes) -> MethodCost:
     return MethodCost(_own(0), _own(2 * sizes.samples))
 
 
+def gradient_pass(sizes: Sizes) -> MethodCost:
+    """Gradient spectra (arXiv 2504.10766): one way there and back at the base model."""
+    return MethodCost(_own(0), _own(GRADIENT * sizes.samples))
+
+
 def no_model(_sizes: Sizes) -> MethodCost:
     """Random and the like: nothing is run."""
     return MethodCost(_own(0), _own(0))
@@ -177,6 +182,7 @@ FORMULAS: dict[str, Formula] = {
     "grace": Formula("C(theta_lora, D_warmup, 1)", "N F", grace),
     "temp": Formula("C(theta_end, D_warmup, 1)", "p T N F", early_loss),
     "ifd": Formula("0", "2 N F", instruction_difficulty),
+    "spectra": Formula("0", "3 N F", gradient_pass),
     "random": Formula("0", "0", no_model),
 }
 """By method; those of Table 13, and GRACE, TEMP, IFD and Random in its units."""

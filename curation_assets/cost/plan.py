@@ -15,7 +15,7 @@ import polars as pl
 
 from curation_assets.checkpoints.warmup import planned_checkpoints
 from curation_assets.cost.drawn import drawn_samples, trains_anew, untrained, waiting_for
-from curation_assets.cost.formulas import Formula, Sizes, formula_of, training
+from curation_assets.cost.formulas import FORMULAS, Formula, Sizes, formula_of, training
 from curation_assets.cost.measured import (
     ALONE,
     MeasuredPass,
@@ -297,15 +297,27 @@ def _signal(
     parts: int,
     probe: Probe | None,
 ) -> SignalPlan:
-    to_measure = round(float(lacking.filter(_lacks(signal))["weight"].sum()))
-    rows = to_measure + len(held_out.filter(_lacks(signal)))
+    of_sets = len(held_out.filter(_lacks(signal)))
+    to_measure, size = round(float(lacking.filter(_lacks(signal))["weight"].sum())), pool.size
+    if signal not in target.signals:
+        # Of validation sets alone: what the pool holds is not measured.
+        to_measure = of_sets
+        size = of_sets + _stored_rows(workspace, target, signal)
+    rows = to_measure + (of_sets if signal in target.signals else 0)
     stored = stored_bytes(workspace, target, signal)
     written: int | None = None
     if not rows:
         written = 0
     elif probe is not None and signal in probe.row_bytes:
         written = round(rows * probe.row_bytes[signal] + parts * probe.part_bytes[signal])
-    return SignalPlan(signal, pool.size - to_measure, to_measure, stored, written)
+    return SignalPlan(signal, size - to_measure, to_measure, stored, written)
+
+
+def _stored_rows(workspace: Workspace, target: Target, signal: SignalName) -> int:
+    if signal_dir(workspace, target, signal) is None:
+        return 0
+    scan = SignalStore.of(workspace, target, signal).scan()
+    return 0 if scan is None else int(scan.select(pl.col("sample_id").n_unique()).collect().item())
 
 
 def _parts(
@@ -350,18 +362,29 @@ def _warmup(target: Target, drawn: int, count: TokenCount, probe: Probe | None) 
 
 
 def _scores(workspace: Workspace, target: Target, pool: Pool, drawn: int) -> Sequence[ScorePlan]:
-    sizes = Sizes(samples=pool.size, warmup=drawn)
+    run = None if target.warmup == "none" else target.warmup
+    sizes = Sizes(samples=pool.size, trained=drawn, warmup=drawn, epochs=1 if run is None else run.recipe().epochs)
     plans = []
     for score in workspace.settings.scores_of(target.name):
         method = method_of(score)
         formula = formula_of(method.name, method.cost)
-        known = formula is not None and _configured(formula)
+        known = formula is not None and _configured(formula, target)
         cost = formula.cost(sizes) if formula is not None and known else None
         parts = (None, None) if cost is None else (cost.checkpoint.own, cost.scoring.own)
         plans.append(ScorePlan(score.name, method.name, method.cost, *parts))
     return plans
 
 
-def _configured(formula: Formula) -> bool:
-    """Whether the configuration says all sizes of a formula: its only checkpoint is a warm-up of one epoch, or none."""
-    return formula.checkpoint in ("0", "C(theta_lora, D_warmup, 1)")
+def _configured(formula: Formula, target: Target) -> bool:
+    """Whether the configuration says all sizes of a formula.
+
+    It does where the only checkpoint is a warm-up of one epoch, or none; where there is one at the end of each epoch;
+    and where the target's own run is all there is.
+    """
+    if formula.checkpoint in ("0", "C(theta_lora, D_warmup, 1)"):
+        return True
+    if target.warmup == "none":
+        return False
+    if formula is FORMULAS["in_run"]:
+        return target.warmup.recipe().epochs == 1
+    return formula.checkpoint == FORMULAS["less"].checkpoint and target.warmup.save_every == "epoch"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -118,8 +119,14 @@ def test_a_plan_counts_every_way_back(tmp_path: Path, tiny_model: Path) -> None:
     # Two checkpoints for each, and for the pool the norms and features at the last one.
     assert held_out == 8
     assert planned.passes[0].cost == pytest.approx(3 * (2 * (pool + held_out) + pool))
-    names = [signal.signal for signal in planned.signals]
-    assert names[-1] == "gradient_feature_trajectories"
+    alone = planned.signals[-1]
+    assert (alone.signal, alone.measured, alone.to_measure) == ("gradient_feature_trajectories", 0, 8)
+    (after,) = make_plan(workspace, probe=False).targets
+    assert (after.signals[-1].measured, after.signals[-1].to_measure) == (8, 0)
+    # Of a run with a checkpoint at the end of each epoch all sizes are known.
+    costs = {score.score: [score.checkpoint, score.scoring] for score in planned.scores}
+    assert costs["less"] == costs["cover"] == [Fraction(3 * 8 * 2), Fraction(3 * 2 * pool)]
+    assert costs["norm"] == [None, None]
 
 
 IN_RUN = """\
