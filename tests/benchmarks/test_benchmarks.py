@@ -44,6 +44,7 @@ KEYS = {
     "gpu": {"mfu", "tokens_per_second", "max_relative_error_bf16"},
     "post_training": {"relative_average", "exact_match", "sound", "tokens_trained"},
     "gradients": {"spectra_speedup", "spectra_max_relative_error"},
+    "spectra_claims": {"auroc", "length", "runs"},
     "step_gradients": {"demo_bias", "demo_projected"},
     "features": {
         "features_8192_pearson",
