@@ -3,11 +3,11 @@
     python -m tests.benchmarks.spectra_claims
 
 The demo's model as it is, all responses of the demo's corpus; some have a planted flaw, which no method is told of. The
-claims: better responses have a higher effective rank R and a lower nuclear norm N, and training is steadier on responses
-of high R. First: AUROC of sound responses against flawed ones by R and by N, as they are, over min(T, d) and within
+claims: better responses have a higher effective rank R and a lower nuclear norm N, and training is steadier on those of
+high R. First: AUROC of sound responses against flawed ones by R and by N, as they are, over min(T, d) and within
 deciles of length, and the correlation of both with length. Then: runs of one epoch on the quarter of highest and of
-lowest R, over the pool and within deciles of length (`stratify: [length]`), three seeds, LoRA r 8, batches of 8, lr 1e-3:
-variance of the loss over the second half of the steps, and the mean norm of the gradient.
+lowest R, over the pool and within deciles of length (`stratify: [length]`), three seeds, LoRA r 8, batches of 8,
+lr 1e-3: variance of the loss over the second half of the steps, and the mean norm of the gradient.
 
 The last line is one JSON object: `auroc` by spectrum and control, `length` by spectrum, `runs` by subset.
 """
