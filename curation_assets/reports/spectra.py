@@ -82,7 +82,9 @@ def spectra(workspace: Workspace) -> Spectra:
         rows = rows.drop_nulls("nuclear_norm")
         layers.append(by_layer(rows, target.name, _family(workspace, target)))
         correlations.append(_correlations(rows, target.name, quality))
-    return Spectra(pl.concat(layers), pl.concat(correlations))
+    return Spectra(
+        tables.SPECTRA_BY_LAYER.conform(pl.concat(layers)), tables.SPECTRA_CORRELATIONS.conform(pl.concat(correlations))
+    )
 
 
 def by_layer(rows: pl.DataFrame, target: str, family: str) -> pl.DataFrame:
