@@ -13,6 +13,7 @@ from curation_assets.command import ConfigOption, clear_errors, console, load_wo
 from curation_assets.distillation.commands import commands as distillation_commands
 from curation_assets.evaluation.commands import commands as evaluation_commands
 from curation_assets.housekeeping.commands import commands as housekeeping_commands
+from curation_assets.releases.commands import commands as release_commands
 from resources.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ app = typer.Typer(
         "for all of it, and `curate release NAME`."
     ),
 )
+app.add_typer(release_commands)
 app.add_typer(evaluation_commands)
 app.add_typer(distillation_commands)
 app.add_typer(housekeeping_commands)

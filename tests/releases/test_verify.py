@@ -1,0 +1,224 @@
+"""`curate verify`: a whole release is said to be whole, and every planted corruption is named with its file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from curation_assets import command
+from curation_assets.cli import app
+from curation_assets.main_job import MainJob
+from curation_assets.releases.build import CHECKSUMS, DATA_JSONL, DATA_PARQUET, MANIFEST, PROVENANCE
+from curation_assets.releases.verify import CARD, verify_release
+from curation_assets.workspace import Workspace
+from resources.storage import FolderStorage
+from tests.pipeline.workspaces import instance_of, make_workspace, release_folder, rows, run
+
+PICTURE = b"\x89PNG one"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workspace:
+    """A workspace with a release."""
+    folder = tmp_path_factory.mktemp("released")
+    workspace = make_workspace(folder, tiny_model, {"a.jsonl": rows(12)})
+    run(workspace)
+    MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    return workspace
+
+
+def resum(release: Path, *names: str) -> None:
+    """Make checksums and manifest agree with files that were changed, as somebody would who hides it."""
+    manifest = json.loads((release / MANIFEST).read_text())
+    for name in names:
+        if name in manifest["files"]:
+            data = (release / name).read_bytes()
+            manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (release / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    lines = []
+    for line in (release / CHECKSUMS).read_text().splitlines():
+        _, name = line.split("  ", 1)
+        lines.append(f"{hashlib.sha256((release / name).read_bytes()).hexdigest()}  {name}\n")
+    (release / CHECKSUMS).write_text("".join(lines))
+
+
+def changed_manifest(release: Path, **changes: object) -> None:
+    manifest = json.loads((release / MANIFEST).read_text()) | changes
+    (release / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+def changed_lines(release: Path, change: Callable[[list[str]], list[str]]) -> None:
+    path = release / DATA_JSONL
+    path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+
+
+def changed_rows(release: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+    path = release / DATA_PARQUET
+    change(pl.read_parquet(path)).write_parquet(path)
+
+
+def flipped(path: Path, at: int = -20) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def swapped(lines: list[str]) -> list[str]:
+    return [lines[1], lines[0], *lines[2:]]
+
+
+def first_twice(frame: pl.DataFrame) -> pl.DataFrame:
+    return pl.concat([frame.head(1), frame.head(len(frame) - 1)])
+
+
+def reworded(lines: list[str]) -> list[str]:
+    first = json.loads(lines[0])
+    first["messages"][-1]["content"] = "Something else."
+    return [json.dumps(first) + "\n", *lines[1:]]
+
+
+def hidden(corrupt: Callable[[Path], object], *names: str) -> Callable[[Path], None]:
+    """A corruption with sums that were made anew."""
+
+    def both(release: Path) -> None:
+        corrupt(release)
+        resum(release, *names)
+
+    return both
+
+
+def no_such_file(name: str) -> Callable[[Path], None]:
+    return lambda release: (release / name).unlink()
+
+
+def with_foreign_image(release: Path) -> None:
+    (release / "images").mkdir()
+    (release / "images" / "0123").write_bytes(PICTURE)
+    with (release / CHECKSUMS).open("a") as sums:
+        sums.write(f"{hashlib.sha256(PICTURE).hexdigest()}  images/0123\n")
+
+
+CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "a bit of the Parquet file": (lambda r: flipped(r / DATA_PARQUET), DATA_PARQUET, "checksum"),
+    "a bit of the lines": (lambda r: flipped(r / DATA_JSONL), DATA_JSONL, "checksum"),
+    "the card reworded": (lambda r: (r / CARD).write_text("# Free\n"), CARD, "checksum"),
+    "a bit of the manifest": (lambda r: changed_manifest(r, code="other"), MANIFEST, "checksum"),
+    "the Parquet file cut short": (
+        hidden(lambda r: (r / DATA_PARQUET).write_bytes((r / DATA_PARQUET).read_bytes()[:99]), DATA_PARQUET),
+        DATA_PARQUET,
+        "cannot be read",
+    ),
+    "no Parquet file": (no_such_file(DATA_PARQUET), DATA_PARQUET, "is missing"),
+    "no lines": (no_such_file(DATA_JSONL), DATA_JSONL, "is missing"),
+    "no card": (no_such_file(CARD), CARD, "is missing"),
+    "no manifest": (no_such_file(MANIFEST), MANIFEST, "is missing"),
+    "no checksums": (no_such_file(CHECKSUMS), CHECKSUMS, "is missing"),
+    "no provenance": (no_such_file(PROVENANCE), PROVENANCE, "is missing"),
+    "a file too many": (lambda r: (r / "data/extra.parquet").write_bytes(b"x"), "data/extra.parquet", "no checksum"),
+    "checksums that are none": (lambda r: (r / CHECKSUMS).write_text("hello\n"), CHECKSUMS, "line 1 is not"),
+    "a manifest that is no JSON": (lambda r: (r / MANIFEST).write_text("{"), MANIFEST, "is no JSON"),
+    "another schema": (lambda r: changed_manifest(r, schema_version=99), MANIFEST, "schema version 99"),
+    "a row taken out, hidden": (
+        hidden(lambda r: changed_lines(r, lambda lines: lines[1:]), DATA_JSONL),
+        DATA_JSONL,
+        "samples of the Parquet file",
+    ),
+    "rows in another order, hidden": (
+        hidden(lambda r: changed_lines(r, swapped), DATA_JSONL),
+        DATA_JSONL,
+        "samples of the Parquet file in their order",
+    ),
+    "a response reworded, hidden": (
+        hidden(lambda r: changed_lines(r, reworded), DATA_JSONL),
+        DATA_JSONL,
+        "other messages",
+    ),
+    "a line that is no JSON, hidden": (
+        hidden(lambda r: changed_lines(r, lambda lines: [*lines[:-1], "{\n"]), DATA_JSONL),
+        DATA_JSONL,
+        "no JSON object",
+    ),
+    "rows of the Parquet file taken out, hidden": (
+        hidden(lambda r: changed_rows(r, lambda frame: frame.head(3)), DATA_PARQUET),
+        DATA_PARQUET,
+        "has 3 rows",
+    ),
+    "a row twice, hidden": (
+        hidden(lambda r: changed_rows(r, first_twice), DATA_PARQUET),
+        DATA_PARQUET,
+        "holds a sample twice",
+    ),
+    "ranks turned round, hidden": (
+        hidden(lambda r: changed_rows(r, lambda frame: frame.reverse()), DATA_PARQUET),
+        DATA_PARQUET,
+        "order of its ranks",
+    ),
+    "a count of the manifest, hidden": (
+        hidden(lambda r: changed_manifest(r, rows=5000)),
+        DATA_PARQUET,
+        "the manifest says 5000",
+    ),
+    "a manifest that names no files, hidden": (
+        hidden(lambda r: changed_manifest(r, files={})),
+        MANIFEST,
+        f"does not name {DATA_PARQUET}",
+    ),
+    "an image that no row shows": (with_foreign_image, "images/0123", "shown by no row"),
+}
+
+
+def copied(workspace: Workspace, folder: Path) -> Path:
+    release = folder / "copy"
+    shutil.copytree(release_folder(workspace), release)
+    return release
+
+
+@pytest.mark.parametrize("name", list(CORRUPTIONS))
+def test_each_corruption_is_found_and_named(made: Workspace, tmp_path: Path, name: str) -> None:
+    release = copied(made, tmp_path)
+    corrupt, file, what = CORRUPTIONS[name]
+    corrupt(release)
+    found = verify_release(FolderStorage(tmp_path), "copy")
+    assert any(problem.file == file and what in problem.what for problem in found), found
+
+
+def test_a_whole_release_has_no_problem_wherever_it_lies(made: Workspace, tmp_path: Path) -> None:
+    assert len(CORRUPTIONS) >= 20
+    release = copied(made, tmp_path)
+    assert verify_release(FolderStorage(tmp_path), "copy") == []
+    # Provenance differs between releases of one content.
+    (release / PROVENANCE).write_text("{}")
+    assert verify_release(FolderStorage(tmp_path), "copy") == []
+    # Sums made anew of what was not changed change nothing.
+    resum(release, DATA_PARQUET, DATA_JSONL)
+    assert verify_release(FolderStorage(tmp_path), "copy") == []
+    with pytest.raises(FileNotFoundError):
+        verify_release(FolderStorage(tmp_path), "nothing")
+
+
+def test_the_command_says_it(made: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command.console, "width", 200)
+    config = ["--config", str(made.config_file)]
+
+    def said(*words: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["verify", *words])
+        return result.exit_code, result.output
+
+    assert said("best", *config)[0] == said("best@1", *config)[0] == 0
+    assert "is whole" in said("best", *config)[1]
+    release = copied(made, tmp_path)
+    assert said(str(release)) == (0, f"{release} is whole\n")
+    flipped(release / DATA_JSONL)
+    code, output = said(str(release))
+    assert code == 1
+    assert DATA_JSONL in output
+    assert "is not as it says" in output
+    assert "there is no release best@9; there are best@1" in said("best@9", *config)[1]
+    assert "did you mean 'best'" in said("bes", *config)[1]
