@@ -10,10 +10,10 @@ import typer
 from curation_assets.command import ConfigOption, clear_errors, console, load_workspace
 from curation_assets.sections import unknown
 from resources.errors import UserError
-from resources.storage import FolderStorage, Storage
 
 if TYPE_CHECKING:
     from curation_assets.workspace import Workspace
+    from resources.storage import Storage
 
 commands = typer.Typer()
 
@@ -38,6 +38,7 @@ def verify(
     with clear_errors():
         from curation_assets.releases.verify import verify_release
         from curation_assets.terminal import simple_table
+        from resources.storage import FolderStorage
 
         folder = Path(release)
         if folder.is_dir():
