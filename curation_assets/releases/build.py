@@ -16,6 +16,7 @@ from curation_assets.corpus.images import STORED
 from curation_assets.corpus.ingest import corpus_rows
 from curation_assets.releases.card import dataset_card
 from curation_assets.releases.manifest import provenance, release_manifest
+from curation_assets.releases.step_columns import step_columns
 from curation_assets.settings import Subset
 from curation_assets.subsets.select import select, wanted_fingerprint
 from curation_assets.workspace import Workspace
@@ -139,7 +140,9 @@ def _release_rows(workspace: Workspace, subset: Subset) -> pl.DataFrame:
         raise ReleaseError(f"subset {subset.name} holds no sample: an empty release is never made")
     if rows["response"].null_count():
         raise ReleaseError(f"subset {subset.name} names samples that the corpus does not hold: run `curate run`")
-    return rows
+    return rows.join(
+        step_columns(workspace, subset, rows["sample_id"]), on="sample_id", how="left", maintain_order="left"
+    )
 
 
 def _content_digest(rows: pl.DataFrame) -> str:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
+ReleaseArgument = Annotated[
+    str, typer.Argument(metavar="RELEASE", help="SUBSET (its last release), SUBSET@N, or the folder of a copy.")
+]
+
 
 class DamagedError(UserError):
     """A release is not as it says."""
@@ -24,10 +28,7 @@ class DamagedError(UserError):
 
 @commands.command()
 def verify(
-    release: Annotated[
-        str,
-        typer.Argument(metavar="RELEASE", help="SUBSET (its last release), SUBSET@N, or the folder of a copy."),
-    ],
+    release: ReleaseArgument,
     config: ConfigOption = None,
 ) -> None:
     """Hold a release against what it says of itself: checksums, manifest, counts, both data files, images.
@@ -38,21 +39,68 @@ def verify(
     with clear_errors():
         from curation_assets.releases.verify import verify_release
         from curation_assets.terminal import simple_table
-        from resources.storage import FolderStorage
 
-        folder = Path(release)
-        if folder.is_dir():
-            storage: Storage = FolderStorage(folder.resolve().parent)
-            place = folder.resolve().name
-        else:
-            workspace = load_workspace(config)
-            storage, place = workspace.warehouse.storage, _place(workspace, release)
+        storage, place = where(release, config)
         problems = verify_release(storage, place)
         if problems:
             rows = [(problem.file, problem.what) for problem in problems]
             console.print(simple_table(f"{storage.shown(place)}", ("file", "what is wrong"), rows))
             raise DamagedError(f"{storage.shown(place)} is not as it says: {len(problems)} problems")
         console.print(f"{storage.shown(place)} is whole", soft_wrap=True)
+
+
+@commands.command()
+def export(
+    release: ReleaseArgument,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="messages, sharegpt, alpaca, prompt-completion, stepwise, axolotl, verl, weights, datasets.",
+        ),
+    ],
+    to: Annotated[Path, typer.Option(help="A folder that is not there yet.")],
+    step_threshold: Annotated[
+        float, typer.Option(help="Steps that score below it are labelled bad, masked, or weigh 0.")
+    ] = 0.0,
+    leave_out: Annotated[
+        bool, typer.Option("--leave-out", help="Leave out rows that the format cannot hold, and say how many.")
+    ] = False,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="With --format weights: a weight for each token of this tokenizer.")
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Write a release in the form that a trainer reads.
+
+    messages, prompt-completion (TRL), sharegpt and alpaca (LLaMA-Factory), axolotl (low-scored steps masked), stepwise
+    (process reward models), verl (reinforcement learning), weights (loss weights as columns), datasets.
+    """
+    with clear_errors():
+        from curation_assets.releases.export import export_release
+
+        storage, place = where(release, config)
+        made = export_release(
+            storage, place, form, to, threshold=step_threshold, leave_out=leave_out, tokenizer=tokenizer
+        )
+        console.print(f"wrote {made.rows:,} rows to {made.folder}; not said in this form: {made.loses}", soft_wrap=True)
+        for reason, count in made.left_out.items():
+            console.print(f"left out {count:,} rows: {reason}", style="yellow", soft_wrap=True)
+
+
+def where(release: str, config: Path | None) -> tuple[Storage, str]:
+    """The storage of a release and its folder there: of a copy, or of a release in the warehouse.
+
+    Raises:
+        DamagedError: it is no folder, and there is no such subset or release.
+    """
+    from resources.storage import FolderStorage
+
+    folder = Path(release)
+    if folder.is_dir():
+        return FolderStorage(folder.resolve().parent), folder.resolve().name
+    workspace = load_workspace(config)
+    return workspace.warehouse.storage, _place(workspace, release)
 
 
 def _place(workspace: Workspace, release: str) -> str:

@@ -1,0 +1,211 @@
+"""Writing a release in the form that a trainer reads: a folder of its own, made whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from curation_assets.releases.build import DATA_PARQUET, IMAGES, MANIFEST
+from curation_assets.releases.formats import FORMATS, Format, Row, records
+from curation_assets.releases.step_columns import STEP_COLUMNS
+from curation_assets.sections import unknown
+from resources.errors import UserError
+from resources.storage import Storage
+
+DATASETS = "datasets"
+"""The form that the library of that name writes itself."""
+
+NAMES = (*FORMATS, DATASETS)
+
+
+class ExportError(UserError):
+    """A release cannot be written in a form."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        folder: where.
+        rows: of them.
+        left_out: rows that the form cannot hold, by reason.
+        loses: what of the rows the form does not say.
+    """
+
+    folder: Path
+    rows: int
+    left_out: Mapping[str, int]
+    loses: str
+
+
+def release_frame(storage: Storage, place: str) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """The rows of a release and its manifest; releases of before there were columns of steps have them, as null.
+
+    Raises:
+        ExportError: it is no release, or its files cannot be read.
+    """
+    try:
+        manifest = json.loads(storage.read(f"{place}/{MANIFEST}"))
+        frame = pl.read_parquet(io.BytesIO(storage.read(f"{place}/{DATA_PARQUET}")))
+    except FileNotFoundError as error:
+        raise ExportError(f"{storage.shown(place)} is no release: {error} is missing") from error
+    except (pl.exceptions.PolarsError, ValueError) as error:
+        raise ExportError(
+            f"{storage.shown(place)} cannot be read ({str(error).splitlines()[0]}): `curate verify` says what is wrong"
+        ) from error
+    missing = {name: dtype for name, dtype in STEP_COLUMNS.items() if name not in frame.columns}
+    return frame.with_columns(pl.lit(None, dtype=dtype).alias(name) for name, dtype in missing.items()), manifest
+
+
+def export_release(
+    storage: Storage,
+    place: str,
+    form: str,
+    to: Path,
+    *,
+    threshold: float = 0.0,
+    leave_out: bool = False,
+    tokenizer: str | None = None,
+) -> Exported:
+    """Write a release in a form.
+
+    Args:
+        storage: where the release lies.
+        place: its folder there.
+        form: one of NAMES.
+        to: a folder that is not there yet, or empty.
+        threshold: steps that score below it are labelled bad, masked, or weigh 0, in forms that say so.
+        leave_out: rows that the form cannot hold are left out and counted; else they are an error.
+        tokenizer: folder or hub id; form `weights` has then token_ids and token_weights [T] of every response.
+
+    Raises:
+        ExportError: there is no such form, the folder holds something, a row cannot be held, or what the form
+            needs is not installed.
+    """
+    if form not in NAMES:
+        raise ExportError(unknown("format", form, NAMES))
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ExportError(f"{to} is there already and not empty: name another folder with --to")
+    if tokenizer is not None and form != "weights":
+        raise ExportError(f"--tokenizer goes with --format weights, not with {form}")
+    frame, manifest = release_frame(storage, place)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as made:
+        folder = Path(made) / "whole"
+        folder.mkdir()
+        if form == DATASETS:
+            exported = _write_datasets(frame, folder)
+        else:
+            exported = _write(frame, FORMATS[form], folder, threshold, leave_out, tokenizer)
+        _copy_images(storage, place, frame, folder)
+        release = f"{manifest['subset']}@{manifest['number']}"
+        (folder / "README.md").write_text(_readme(release, manifest, form, threshold, exported), encoding="utf-8")
+        if to.exists():
+            to.rmdir()
+        folder.replace(to)
+    return Exported(to, exported.rows, exported.left_out, exported.loses)
+
+
+def _write(
+    frame: pl.DataFrame, form: Format, folder: Path, threshold: float, leave_out: bool, tokenizer: str | None
+) -> Exported:
+    made, left_out, first = [], Counter[str](), dict[str, str]()
+    for row, record in records(frame.iter_rows(named=True), form, threshold):
+        if isinstance(record, str):
+            left_out[record] += 1
+            first.setdefault(record, row["sample_id"])
+        else:
+            made.append(record)
+    if left_out and not leave_out:
+        why = "; ".join(f"{count} rows: {reason} (as {first[reason]})" for reason, count in left_out.items())
+        raise ExportError(f"{form.name} cannot hold {why}: choose another format, or leave them out with --leave-out")
+    if not made:
+        raise ExportError(f"no row of the release can be said as {form.name}: {'; '.join(left_out) or 'it is empty'}")
+    if tokenizer is not None:
+        made = _with_token_weights(made, tokenizer)
+    path = folder / form.file
+    if path.suffix == ".parquet":
+        pl.DataFrame(made, infer_schema_length=None).write_parquet(path)
+    else:
+        with path.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in made)
+    if form.registers is not None:
+        _register(made, form, folder)
+    return Exported(folder, len(made), left_out, form.loses)
+
+
+def _register(made: list[dict[str, Any]], form: Format, folder: Path) -> None:
+    """LLaMA-Factory's own file, so that the folder is its `dataset_dir`."""
+    assert form.registers is not None
+    entry = {"file_name": form.file, **form.registers, "columns": dict(form.registers["columns"])}
+    if any("images" in record for record in made):
+        entry["columns"]["images"] = "images"
+    if "system" in entry["columns"] and not any("system" in record for record in made):
+        del entry["columns"]["system"]
+    (folder / "dataset_info.json").write_text(json.dumps({"curated": entry}, indent=1) + "\n", encoding="utf-8")
+
+
+def _with_token_weights(made: list[dict[str, Any]], tokenizer: str) -> list[dict[str, Any]]:
+    """Every response's tokens, each with the weight of its sample times that of the step that it begins in."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokens = AutoTokenizer.from_pretrained(tokenizer)
+    except (OSError, ValueError) as error:
+        raise ExportError(f"no tokenizer in {tokenizer}: {str(error).splitlines()[0]}") from error
+    if not tokens.is_fast:
+        raise ExportError(f"the tokenizer of {tokenizer} does not say where its tokens stand (it is no fast one)")
+    weighted = []
+    for record in made:
+        encoded = tokens(record["response"], add_special_tokens=False, return_offsets_mapping=True)
+        starts = [start for start, _ in encoded["offset_mapping"]]
+        weights = token_weights(record, starts)
+        weighted.append(record | {"token_ids": encoded["input_ids"], "token_weights": weights})
+    return weighted
+
+
+def token_weights(record: Row, starts: list[int]) -> list[float]:
+    """The weight of every token [T] by where it begins (characters); outside all steps a token's is the sample's."""
+    spans = list(zip(record["step_spans"] or [], record["step_weights"], strict=True))
+    weights, at = [], 0
+    for start in starts:
+        while at < len(spans) and spans[at][0]["end"] <= start:
+            at += 1
+        inside = at < len(spans) and spans[at][0]["start"] <= start
+        weights.append(record["weight"] * (spans[at][1] if inside else 1.0))
+    return weights
+
+
+def _write_datasets(frame: pl.DataFrame, folder: Path) -> Exported:
+    try:
+        import datasets  # type: ignore[import-untyped]  # noqa: PLC0415 - optional
+    except ImportError as error:
+        raise ExportError("format datasets needs `pip install datasets`") from error
+    datasets.Dataset.from_polars(frame).save_to_disk(str(folder / "train"))
+    return Exported(folder, len(frame), {}, "nothing")
+
+
+def _copy_images(storage: Storage, place: str, frame: pl.DataFrame, folder: Path) -> None:
+    shown = frame["images"].explode().drop_nulls().unique().sort()
+    for name in shown.filter(shown.str.starts_with(f"{IMAGES}/")):
+        (folder / IMAGES).mkdir(exist_ok=True)
+        (folder / name).write_bytes(storage.read(f"{place}/{name}"))
+
+
+def _readme(release: str, manifest: dict[str, Any], form: str, threshold: float, made: Exported) -> str:
+    left = "".join(f"- left out: {count} rows: {reason}\n" for reason, count in made.left_out.items())
+    summary = FORMATS[form].summary if form in FORMATS else "datasets.load_from_disk"
+    return (
+        f"# {release} as {form}\n\nFor {summary}.\n\n- content digest of the release: `{manifest['content_digest']}`\n"
+        f"- rows: {made.rows}\n- threshold of step scores, where the form uses them: {threshold}\n{left}"
+        f"- not said in this form: {made.loses}\n"
+    )

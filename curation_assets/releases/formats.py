@@ -1,0 +1,259 @@
+"""The forms in which trainers read a release: each one's rows, and what it cannot hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+Row = Mapping[str, Any]
+"""A row of a release's Parquet file."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A form of export.
+
+    Attributes:
+        name: as people ask for it.
+        summary: who reads it.
+        file: what it is written to.
+        record: the row as the consumer wants it; the threshold says which steps count as good.
+        cannot: why a row cannot be said in this form; None if it can.
+        loses: what of every row is not said in this form.
+        registers: how LLaMA-Factory's `dataset_info.json` names the columns, where it is its form.
+    """
+
+    name: str
+    summary: str
+    file: str
+    record: Callable[[Row, float], dict[str, Any]]
+    cannot: Callable[[Row], str | None]
+    loses: str
+    registers: Mapping[str, Any] | None = None
+
+
+def prompt_turns(row: Row) -> list[dict[str, str]]:
+    """All turns but the response."""
+    return [dict(turn) for turn in row["messages"][:-1]]
+
+
+def step_parts(row: Row, threshold: float) -> list[tuple[str, bool]]:
+    """The response cut into parts, each with whether it is to be learned; joined they are the response.
+
+    Steps that score below the threshold are not. What stands between steps goes with the step before it; what comes
+    before the first step, the answer, and steps without a score are learned.
+    """
+    response = row["response"]
+    parts: list[tuple[str, bool]] = []
+    spans = [(span["start"], score) for span, score in zip(row["step_spans"] or [], _scores(row), strict=True)]
+    answer = row["answer_span"]
+    marks = [(start, score is None or score >= threshold) for start, score in spans]
+    if answer is not None and all(answer["start"] >= span["end"] for span in row["step_spans"] or []):
+        marks.append((answer["start"], True))
+    edges = [(0, True), *marks, (len(response), True)]
+    for (start, learned), (end, _) in pairwise(edges):
+        if start == end:
+            continue
+        if parts and parts[-1][1] == learned:
+            parts[-1] = (parts[-1][0] + response[start:end], learned)
+        else:
+            parts.append((response[start:end], learned))
+    return parts
+
+
+def step_weights(row: Row, threshold: float) -> list[float]:
+    """Of every step [K], 1 if it scores at least the threshold or has no score, else 0."""
+    return [float(score is None or score >= threshold) for score in _scores(row)]
+
+
+def _scores(row: Row) -> list[float | None]:
+    return list(row["step_scores"] or [None] * len(row["step_spans"] or []))
+
+
+def _with_images(row: Row, record: dict[str, Any], wrap: Callable[[str], Any] = str) -> dict[str, Any]:
+    images = {"images": [wrap(image) for image in row["images"]]} if row["images"] else {}
+    return record | images | {"sample_id": row["sample_id"]}
+
+
+def _messages(row: Row, _threshold: float) -> dict[str, Any]:
+    return _with_images(row, {"messages": [*prompt_turns(row), {"role": "assistant", "content": row["response"]}]})
+
+
+def _prompt_completion(row: Row, _threshold: float) -> dict[str, Any]:
+    completion = [{"role": "assistant", "content": row["response"]}]
+    return _with_images(row, {"prompt": prompt_turns(row), "completion": completion})
+
+
+SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
+
+
+def _sharegpt(row: Row, _threshold: float) -> dict[str, Any]:
+    turns = [*prompt_turns(row), {"role": "assistant", "content": row["response"]}]
+    said = [{"from": SHAREGPT_ROLES[turn["role"]], "value": turn["content"]} for turn in turns]
+    return _with_images(row, {"conversations": said})
+
+
+def _unknown_role(row: Row) -> str | None:
+    unknown = {turn["role"] for turn in prompt_turns(row)} - SHAREGPT_ROLES.keys()
+    return f"ShareGPT has no role {sorted(unknown)[0]}" if unknown else None
+
+
+def _alpaca(row: Row, _threshold: float) -> dict[str, Any]:
+    turns = prompt_turns(row)
+    record = {"instruction": turns[-1]["content"], "input": "", "output": row["response"]}
+    if turns[0]["role"] == "system":
+        record["system"] = turns[0]["content"]
+    return record | {"sample_id": row["sample_id"]}
+
+
+def _not_alpaca(row: Row) -> str | None:
+    if row["images"]:
+        return "Alpaca has no images"
+    roles = [turn["role"] for turn in prompt_turns(row)]
+    return None if roles in (["user"], ["system", "user"]) else "Alpaca has one instruction, not a conversation"
+
+
+def _stepwise(row: Row, threshold: float) -> dict[str, Any]:
+    steps = [row["response"][span["start"] : span["end"]] for span in row["step_spans"]]
+    labels = [weight == 1 for weight in step_weights(row, threshold)]
+    record = {"prompt": prompt_turns(row)[0]["content"], "completions": steps, "labels": labels}
+    return record | {"sample_id": row["sample_id"]}
+
+
+def _not_stepwise(row: Row) -> str | None:
+    if row["images"]:
+        return "stepwise supervision has no images"
+    if [turn["role"] for turn in prompt_turns(row)] != ["user"]:
+        return "stepwise supervision has one prompt text, not turns"
+    if not row["step_spans"]:
+        return "the response has no steps"
+    if None in _scores(row):
+        return "there are steps without a score: stepwise labels need a subset by a score of steps (method: grace)"
+    return None
+
+
+def _axolotl(row: Row, threshold: float) -> dict[str, Any]:
+    parts = [{"type": "text", "text": text, "train": learned} for text, learned in step_parts(row, threshold)]
+    turns: list[dict[str, Any]] = [
+        {"role": turn["role"], "content": [{"type": "text", "text": turn["content"], "train": False}]}
+        for turn in prompt_turns(row)
+    ]
+    return {"messages": [*turns, {"role": "assistant", "content": parts}], "sample_id": row["sample_id"]}
+
+
+def _no_images(row: Row) -> str | None:
+    return "content parts with train flags are text" if row["images"] else None
+
+
+def _verl(row: Row, _threshold: float) -> dict[str, Any]:
+    record = {
+        "data_source": row["source"],
+        "prompt": prompt_turns(row),
+        "ability": row["domain"] or "reasoning",
+        "reward_model": {"style": "rule", "ground_truth": _ground_truth(row)},
+        "extra_info": {"split": "train", "index": row["rank"], "response": row["response"]},
+    }
+    return _with_images(row, record, lambda image: {"image": image})
+
+
+def _ground_truth(row: Row) -> str | None:
+    """The answer that the row names, else the one that its response gives."""
+    span = row["answer_span"]
+    said = row["response"][span["start"] : span["end"]] if span is not None else None
+    return row["answer"] if row["answer"] is not None else said
+
+
+def _no_ground_truth(row: Row) -> str | None:
+    return None if _ground_truth(row) else "there is no answer to hold a rollout against"
+
+
+def _weights(row: Row, threshold: float) -> dict[str, Any]:
+    record = {
+        "prompt": prompt_turns(row),
+        "response": row["response"],
+        "weight": row["weight"],
+        "step_spans": row["step_spans"],
+        "step_scores": row["step_scores"],
+        "step_weights": step_weights(row, threshold),
+    }
+    return _with_images(row, record)
+
+
+def _anything(_row: Row) -> None:
+    return None
+
+
+STEPS_LOST = "scores and limits of steps"
+FORMATS = {
+    one.name: one
+    for one in (
+        Format("messages", "TRL, axolotl, torchtune, verl's SFT", "train.jsonl", _messages, _anything, STEPS_LOST),
+        Format(
+            "sharegpt",
+            "LLaMA-Factory and others",
+            "train.jsonl",
+            _sharegpt,
+            _unknown_role,
+            STEPS_LOST,
+            {"formatting": "sharegpt", "columns": {"messages": "conversations"}},
+        ),
+        Format(
+            "alpaca",
+            "LLaMA-Factory and others",
+            "train.jsonl",
+            _alpaca,
+            _not_alpaca,
+            STEPS_LOST,
+            {"columns": {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}},
+        ),
+        Format(
+            "prompt-completion",
+            "TRL: the loss is on the completion alone",
+            "train.jsonl",
+            _prompt_completion,
+            _anything,
+            STEPS_LOST,
+        ),
+        Format(
+            "stepwise",
+            "TRL's process reward models: a label a step",
+            "train.jsonl",
+            _stepwise,
+            _not_stepwise,
+            "what stands between the steps, and the answer, which has no score",
+        ),
+        Format(
+            "axolotl",
+            "axolotl: parts of the response with train flags",
+            "train.jsonl",
+            _axolotl,
+            _no_images,
+            "the scores themselves",
+        ),
+        Format(
+            "verl",
+            "verl's reinforcement learning: prompts with a ground truth",
+            "train.parquet",
+            _verl,
+            _no_ground_truth,
+            STEPS_LOST,
+        ),
+        Format(
+            "weights",
+            "your own trainer: loss weights by sample, step and token",
+            "train.parquet",
+            _weights,
+            _anything,
+            "nothing",
+        ),
+    )
+}
+
+
+def records(rows: Iterator[Row], form: Format, threshold: float) -> Iterator[tuple[Row, dict[str, Any] | str]]:
+    """Every row with its record, or why it has none."""
+    for row in rows:
+        reason = form.cannot(row)
+        yield row, form.record(row, threshold) if reason is None else reason

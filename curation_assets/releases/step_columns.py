@@ -1,0 +1,54 @@
+"""What a release says of single steps: where they stand in the response, and how they scored."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.corpus.ingest import present_shards
+from curation_assets.settings import Subset
+from curation_assets.stored_tables import scores_with_steps
+from curation_assets.workspace import Workspace
+
+SPAN = pl.Struct({"start": pl.Int64, "end": pl.Int64})
+STEP_COLUMNS = {"step_spans": pl.List(SPAN), "step_scores": pl.List(pl.Float64), "answer_span": SPAN}
+
+
+def step_columns(workspace: Workspace, subset: Subset, sample_ids: pl.Series) -> pl.DataFrame:
+    """Steps of samples, one row each: sample_id and STEP_COLUMNS.
+
+    `step_spans` are the steps in order, as characters [start, end) of the response; `step_scores` [K] their scores by
+    the subset's own score, null where that score says nothing of steps; `answer_span` is null without an answer.
+    """
+    score = workspace.settings.score(subset.score)
+    shards = present_shards(workspace)
+    wanted = sample_ids.to_frame("sample_id").lazy()
+    spans = _of(workspace, tables.segmented_steps_dir(), shards, wanted)
+    if spans is None:
+        return wanted.collect().with_columns(
+            pl.lit(None, dtype=dtype).alias(name) for name, dtype in STEP_COLUMNS.items()
+        )
+    named = score.name in scores_with_steps(workspace, score.target)
+    scored = _of(workspace, tables.step_scores_dir(score.target, score.name), shards, wanted) if named else None
+    if scored is None:
+        scored = tables.STEP_SCORES.empty()
+    key = ["sample_id", "step_index"]
+    joined = spans.join(scored.select(*key, "step_score"), on=key, how="left").sort(key)
+    span, is_step = pl.struct("start", "end"), pl.col("step_index") > 0
+    grouped = joined.group_by("sample_id").agg(
+        span.filter(is_step).alias("step_spans"),
+        pl.col("step_score").filter(is_step).alias("step_scores"),
+        span.filter(~is_step).first().alias("answer_span"),
+        pl.col("step_score").is_not_null().any().alias("scored"),
+    )
+    whole = grouped.with_columns(pl.when("scored").then("step_scores").alias("step_scores")).drop("scored")
+    typed = whole.with_columns(pl.col(name).cast(dtype) for name, dtype in STEP_COLUMNS.items())
+    return wanted.collect().join(typed, on="sample_id", how="left", maintain_order="left")
+
+
+def _of(workspace: Workspace, folder: str, shards: list[str], wanted: pl.LazyFrame) -> pl.DataFrame | None:
+    """The rows of a table of steps of the wanted samples, each step once."""
+    scan = workspace.warehouse.scan(folder, shards)
+    if scan is None:
+        return None
+    return scan.join(wanted, on="sample_id", how="semi").unique(["sample_id", "step_index"], keep="first").collect()

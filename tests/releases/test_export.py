@@ -1,0 +1,234 @@
+"""Exports: what a trainer loads is what the release holds; what a form cannot hold is an error or a count."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets  # type: ignore[import-untyped]
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from curation_assets import command
+from curation_assets.cli import app
+from curation_assets.main_job import MainJob
+from curation_assets.releases.build import DATA_PARQUET
+from curation_assets.releases.export import NAMES, ExportError, export_release, token_weights
+from curation_assets.releases.formats import FORMATS, step_parts
+from curation_assets.stored_tables import read_stored
+from curation_assets.workspace import Workspace
+from resources.storage import FolderStorage
+from tests.pipeline.workspaces import instance_of, make_workspace, release_folder, rows, run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workspace:
+    """A workspace with a release."""
+    workspace = make_workspace(tmp_path_factory.mktemp("exported"), tiny_model, {"a.jsonl": rows(12)})
+    run(workspace)
+    MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    return workspace
+
+
+@pytest.fixture
+def release(made: Workspace) -> Path:
+    return release_folder(made)
+
+
+def exported(release: Path, form: str, to: Path, **options: Any) -> Path:
+    return export_release(FolderStorage(release.parent), release.name, form, to, **options).folder
+
+
+def loaded(folder: Path) -> list[dict[str, Any]]:
+    """What the library that trainers load with makes of an export."""
+    kind = "parquet" if (folder / "train.parquet").exists() else "json"
+    files = str(next(folder.glob("train.*")))
+    cache = str(folder.parent / f"cache_{folder.name}")
+    return list(datasets.load_dataset(kind, data_files=files, split="train", cache_dir=cache))
+
+
+def stored(release: Path) -> list[dict[str, Any]]:
+    return pl.read_parquet(release / DATA_PARQUET).to_dicts()
+
+
+def sample(**changes: Any) -> dict[str, Any]:
+    """A row of a release: two steps and an answer."""
+    row = {
+        "sample_id": "a1",
+        "messages": [{"role": "user", "content": "2+3?"}, {"role": "assistant", "content": "Add.\nSum.\n5"}],
+        "response": "Add.\nSum.\n5",
+        "images": [],
+        "step_spans": [{"start": 0, "end": 4}, {"start": 5, "end": 9}],
+        "step_scores": [0.5, -0.5],
+        "answer_span": {"start": 10, "end": 11},
+        "answer": None,
+        "source": "s",
+        "domain": None,
+        "weight": 1.0,
+        "rank": 1,
+    }
+    return row | changes
+
+
+def test_releases_say_where_steps_stand_and_how_they_scored(made: Workspace, release: Path) -> None:
+    scored = read_stored(made, "step_scores", score="grace").collect()
+    for row in stored(release):
+        assert len(row["step_spans"]) == len(row["step_scores"]) > 0
+        assert all(0 <= span["start"] < span["end"] <= len(row["response"]) for span in row["step_spans"])
+        assert row["answer_span"] is not None
+        own = scored.filter(pl.col("sample_id") == row["sample_id"]).sort("step_index")
+        assert row["step_scores"] == own["step_score"].to_list()
+
+
+@pytest.mark.parametrize("form", [name for name in NAMES if name != "datasets"])
+def test_what_is_loaded_are_the_samples_of_the_release(release: Path, tmp_path: Path, form: str) -> None:
+    folder = exported(release, form, tmp_path / form)
+    assert [row["sample_id"] for row in loaded(folder)] == [row["sample_id"] for row in stored(release)]
+    assert stored_digest(release) in (folder / "README.md").read_text()
+
+
+def stored_digest(release: Path) -> str:
+    return str(json.loads((release / "manifest.json").read_text())["content_digest"])
+
+
+def test_responses_come_back_verbatim(release: Path, tmp_path: Path) -> None:
+    wanted = [row["response"] for row in stored(release)]
+    said = {name: loaded(exported(release, name, tmp_path / name)) for name in FORMATS if name != "stepwise"}
+    assert [row["messages"][-1]["content"] for row in said["messages"]] == wanted
+    assert [row["conversations"][-1]["value"] for row in said["sharegpt"]] == wanted
+    assert [row["output"] for row in said["alpaca"]] == wanted
+    assert [row["completion"][0]["content"] for row in said["prompt-completion"]] == wanted
+    assert ["".join(part["text"] for part in row["messages"][-1]["content"]) for row in said["axolotl"]] == wanted
+    assert [row["extra_info"]["response"] for row in said["verl"]] == wanted
+    assert [row["response"] for row in said["weights"]] == wanted
+
+
+def test_a_datasets_folder_holds_every_column(release: Path, tmp_path: Path) -> None:
+    folder = exported(release, "datasets", tmp_path / "d")
+    found = datasets.load_from_disk(str(folder / "train"))
+    assert list(found["sample_id"]) == [row["sample_id"] for row in stored(release)]
+    assert set(found.column_names) == set(pl.read_parquet_schema(release / DATA_PARQUET))
+
+
+def test_stepwise_labels_are_scores_against_the_threshold() -> None:
+    made = FORMATS["stepwise"].record(sample(), 0.0)
+    assert made == {"prompt": "2+3?", "completions": ["Add.", "Sum."], "labels": [True, False], "sample_id": "a1"}
+    assert FORMATS["stepwise"].record(sample(), -0.5)["labels"] == [True, True]
+
+
+def test_low_steps_are_masked_and_answers_are_learned() -> None:
+    assert step_parts(sample(), 0.0) == [("Add.\n", True), ("Sum.\n", False), ("5", True)]
+    assert step_parts(sample(step_scores=None), 9.0) == [("Add.\nSum.\n5", True)]
+
+
+@given(st.text(max_size=40), st.lists(st.tuples(st.integers(0, 40), st.none() | st.floats(-1, 1)), max_size=8))
+def test_parts_join_to_the_response(response: str, marks: list[tuple[int, float | None]]) -> None:
+    edges = sorted({min(at, len(response)) for at, _ in marks} | {len(response)})
+    spans = [{"start": a, "end": b} for a, b in zip(edges, edges[1:], strict=False)]
+    scores = [score for _, score in marks][: len(spans)]
+    row = sample(response=response, step_spans=spans, step_scores=scores, answer_span=None)
+    parts = step_parts(row, 0.0)
+    assert "".join(text for text, _ in parts) == response
+    for span, score in zip(spans, scores, strict=True):
+        position = 0
+        for text, learned in parts:
+            if position <= span["start"] < position + len(text):
+                assert learned == (score is None or score >= 0)
+            position += len(text)
+
+
+def test_tokens_weigh_what_their_sample_and_step_weigh() -> None:
+    record = {"weight": 2.0, "step_spans": sample()["step_spans"], "step_weights": [1.0, 0.0]}
+    assert token_weights(record, [0, 2, 4, 5, 8, 9, 10]) == [2, 2, 2, 0, 0, 2, 2]
+
+
+def test_token_weights_are_of_the_tokenizers_tokens(release: Path, tmp_path: Path, tiny_model: Path) -> None:
+    for row in loaded(exported(release, "weights", tmp_path / "w", tokenizer=str(tiny_model))):
+        assert len(row["token_ids"]) == len(row["token_weights"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("form", "changes", "why"),
+    [
+        ("alpaca", {"images": ["a.png"]}, "no images"),
+        ("alpaca", {"messages": [{"role": "user", "content": "a"}] * 4}, "not a conversation"),
+        ("stepwise", {"step_scores": None}, "without a score"),
+        ("stepwise", {"step_spans": []}, "no steps"),
+        ("stepwise", {"images": ["a.png"]}, "no images"),
+        ("axolotl", {"images": ["a.png"]}, "are text"),
+        ("sharegpt", {"messages": [{"role": "tool", "content": "a"}] * 2}, "role tool"),
+        ("verl", {"answer_span": None}, "no answer"),
+    ],
+)
+def test_what_a_form_cannot_hold_has_a_reason(form: str, changes: dict[str, Any], why: str) -> None:
+    assert FORMATS[form].cannot(sample()) is None
+    reason = FORMATS[form].cannot(sample(**changes))
+    assert reason is not None
+    assert why in reason
+
+
+def with_an_image(release: Path, to: Path) -> Path:
+    """A copy of the release whose first row shows an image."""
+    (to / "data").mkdir(parents=True)
+    (to / "manifest.json").write_bytes((release / "manifest.json").read_bytes())
+    frame = pl.read_parquet(release / DATA_PARQUET)
+    images = [["images/x"], *[[] for _ in range(len(frame) - 1)]]
+    frame.with_columns(pl.Series("images", images, dtype=pl.List(pl.String))).write_parquet(to / DATA_PARQUET)
+    (to / "images").mkdir()
+    (to / "images" / "x").write_bytes(b"picture")
+    return to
+
+
+def test_rows_that_a_form_cannot_hold_are_an_error_or_counted(release: Path, tmp_path: Path) -> None:
+    copy = with_an_image(release, tmp_path / "copy")
+    with pytest.raises(ExportError, match="1 rows: Alpaca has no images"):
+        exported(copy, "alpaca", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    made = export_release(FolderStorage(tmp_path), "copy", "alpaca", tmp_path / "out", leave_out=True)
+    assert made.left_out == {"Alpaca has no images": 1}
+    assert made.rows == len(loaded(made.folder)) == len(stored(release)) - 1
+    assert "left out: 1 rows" in (made.folder / "README.md").read_text()
+
+
+def test_images_travel_with_the_rows(release: Path, tmp_path: Path) -> None:
+    folder = exported(with_an_image(release, tmp_path / "copy"), "messages", tmp_path / "out")
+    first = json.loads((folder / "train.jsonl").read_text().splitlines()[0])
+    assert (folder / first["images"][0]).read_bytes() == b"picture"
+
+
+def test_releases_of_before_have_no_steps(release: Path, tmp_path: Path) -> None:
+    copy = with_an_image(release, tmp_path / "copy")
+    frame = pl.read_parquet(copy / DATA_PARQUET).drop("step_spans", "step_scores", "answer_span")
+    frame.write_parquet(copy / DATA_PARQUET)
+    assert len(loaded(exported(copy, "messages", tmp_path / "out"))) == len(frame)
+    with pytest.raises(ExportError, match="no steps"):
+        exported(copy, "stepwise", tmp_path / "other")
+
+
+@pytest.mark.parametrize("form", ["sharegpt", "alpaca"])
+def test_llama_factory_finds_the_columns(release: Path, tmp_path: Path, form: str) -> None:
+    folder = exported(release, form, tmp_path / form)
+    entry = json.loads((folder / "dataset_info.json").read_text())["curated"]
+    columns = set(loaded(folder)[0])
+    assert (folder / entry["file_name"]).exists()
+    assert set(entry["columns"].values()) <= columns
+
+
+def test_the_command_says_what_was_written_and_what_is_wrong(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command.console, "width", 200, raising=False)
+
+    def curate(*words: str) -> str:
+        return CliRunner().invoke(app, ["export", str(release), *words]).output
+
+    assert "wrote" in curate("--format", "messages", "--to", str(tmp_path / "a"))
+    assert "not empty" in curate("--format", "messages", "--to", str(tmp_path / "a"))
+    assert "no format" in curate("--format", "mesages", "--to", str(tmp_path / "b"))
+    assert "--format weights" in curate("--format", "verl", "--tokenizer", "x", "--to", str(tmp_path / "b"))
+    assert "no tokenizer" in curate("--format", "weights", "--tokenizer", str(tmp_path), "--to", str(tmp_path / "b"))
+    assert not (tmp_path / "b").exists()
