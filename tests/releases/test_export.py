@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def test_low_steps_are_masked_and_answers_are_learned() -> None:
 @given(st.text(max_size=40), st.lists(st.tuples(st.integers(0, 40), st.none() | st.floats(-1, 1)), max_size=8))
 def test_parts_join_to_the_response(response: str, marks: list[tuple[int, float | None]]) -> None:
     edges = sorted({min(at, len(response)) for at, _ in marks} | {len(response)})
-    spans = [{"start": a, "end": b} for a, b in zip(edges, edges[1:], strict=False)]
+    spans = [{"start": a, "end": b} for a, b in pairwise(edges)]
     scores = [score for _, score in marks][: len(spans)]
     row = sample(response=response, step_spans=spans, step_scores=scores, answer_span=None)
     parts = step_parts(row, 0.0)
