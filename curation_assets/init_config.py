@@ -102,8 +102,13 @@ def write_config(folder: Path, model: str, out: Path, force: bool = False) -> Fo
         raise InitError(f"the name of {str(folder)!r} or {model!r} is not UTF-8: rename the folder") from error
     parse_settings(data, out)
     out.write_bytes(data)
-    (out.parent / "curation.schema.json").write_text(json.dumps(json_schema(), indent=1) + "\n")
+    write_schema(out.parent)
     return look
+
+
+def write_schema(folder: Path) -> None:
+    """Write the schema that the configuration's first lines name to editors."""
+    (folder / "curation.schema.json").write_text(json.dumps(json_schema(), indent=1) + "\n")
 
 
 def render_config(look: FolderLook, landing: str, model: str, target: str = "base") -> str:

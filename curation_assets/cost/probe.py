@@ -19,7 +19,7 @@ from curation_assets.signals.rows import LATE
 from curation_assets.workspace import Workspace
 from resources.scorer import Scorer
 from resources.scoring.batching import plan_batches
-from resources.scoring.samples import PrefixWindows, Sample, SampleSignals
+from resources.scoring.samples import PrefixWindows, Request, Sample, SampleSignals
 from resources.warehouse import parquet_bytes
 
 BATCHES = 8
@@ -106,9 +106,9 @@ def run_probe(workspace: Workspace, target: Target, pool: Pool, count: TokenCoun
         probe = Probe(scorer.device_name(), len(devices), base, of_batches=len(batches))
         chosen = chosen_batches(batches)
         with track(f"{target.name}: probing {probe.device}", len(chosen)) as advance:
-            first = _measure(scorer, target, pool, chosen[0])[0]
+            first = _measure(scorer, target, pool, chosen[0], base)[0]
             for batch in chosen:
-                seconds, found = _measure(scorer, target, pool, batch)
+                seconds, found = _measure(scorer, target, pool, batch, base)
                 if not probe.batches:
                     probe.load_seconds = max(0.0, first - seconds)
                 results.append((batch.lacking, found))
@@ -119,7 +119,7 @@ def run_probe(workspace: Workspace, target: Target, pool: Pool, count: TokenCoun
                 advance(1)
                 if probe.seconds > SECONDS:
                     break
-    _weigh(probe, results)
+    _weigh(probe, results, target)
     return probe
 
 
@@ -144,7 +144,7 @@ def chosen_batches(batches: list[Batch]) -> list[Batch]:
     return chosen
 
 
-def _measure(scorer: Scorer, target: Target, pool: Pool, batch: Batch) -> tuple[float, list[SampleSignals]]:
+def _measure(scorer: Scorer, target: Target, pool: Pool, batch: Batch, base: bool) -> tuple[float, list[SampleSignals]]:
     """Seconds and results of one batch; reading its samples is not counted."""
     signals = signals_in(batch.lacking)
     by_shard: dict[str, list[str]] = {}
@@ -154,7 +154,10 @@ def _measure(scorer: Scorer, target: Target, pool: Pool, batch: Batch) -> tuple[
     for shard, ids in by_shard.items():
         samples += pool.samples(shard, ids, segmented(signals))
     started = time.perf_counter()
-    request = request_for(target, signals)
+    # What a training run told is looked up, and here the run may not have been.
+    request = replace(request_for(target, signals), in_run=False)
+    if base and (request.along or request.base_likelihoods):
+        request = _at_the_base(request)
     if request.perturbed:
         # At the base model alone: what is run at each of the perturbed checkpoints takes as long.
         request = replace(request, perturbed=False, prefix_losses=PrefixWindows((LATE,)))
@@ -162,14 +165,33 @@ def _measure(scorer: Scorer, target: Target, pool: Pool, batch: Batch) -> tuple[
     return time.perf_counter() - started, results
 
 
-def _weigh(probe: Probe, results: list[tuple[str, list[SampleSignals]]]) -> None:
+def _at_the_base(request: Request) -> Request:
+    """What is measured at each checkpoint of a run that has not been, measured once, at the model it begins with.
+
+    There are no moments of Adam yet: the gradient itself takes the same way back.
+    """
+    way = request.on_the_way
+    return replace(
+        request.here,
+        token_likelihoods=request.token_likelihoods or way.token_likelihoods or request.base_likelihoods,
+        step_gradients=request.step_gradients or way.step_gradients,
+        step_features=request.step_features,
+        features=request.features or request.adam_features or way.features or way.adam_features,
+        adam_features=None,
+    )
+
+
+def _weigh(probe: Probe, results: list[tuple[str, list[SampleSignals]]], target: Target) -> None:
     """See how large the rows of each signal become as Parquet."""
     by_signal: dict[SignalName, list[SampleSignals]] = {}
     for lacking, found in results:
         for signal in signals_in(lacking):
             by_signal.setdefault(signal, []).extend(found)
-    by_signal.pop("perturbed_losses", None)
     for signal, found in by_signal.items():
+        asked = request_for(target, (signal,))
+        if asked.perturbed or asked.in_run or (probe.base and (asked.along or asked.base_likelihoods)):
+            # Not measured here, but something else in its place.
+            continue
         empty = len(parquet_bytes(SIGNALS[signal].frame([]), {}))
         probe.part_bytes[signal] = empty
         probe.row_bytes[signal] = (len(parquet_bytes(SIGNALS[signal].frame(found), {})) - empty) / len(found)

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from curation_assets import tables
 from curation_assets.demo.corpus import write_corpus
-from curation_assets.init_config import look_at, render_config
+from curation_assets.init_config import look_at, render_config, write_schema
 from curation_assets.instance import open_instance
 from curation_assets.main_job import MainJob, RunSummary
 from curation_assets.releases.build import Release
@@ -38,6 +38,7 @@ def prepare(folder: Path) -> Path:
         write_corpus(landing)
         shutil.copytree(MODEL, folder / "model", dirs_exist_ok=True)
         config.write_text(render_config(look_at(landing), "./landing", "./model", TARGET), encoding="utf-8")
+        write_schema(folder)
     return config
 
 

@@ -113,6 +113,7 @@ def test_less_tagcos_and_grand(tmp_path: Path, tiny_model: Path, adapter: str) -
 def test_a_plan_counts_every_way_back(tmp_path: Path, tiny_model: Path) -> None:
     workspace = workspace_of(tmp_path, tiny_model, "lora")
     (planned,) = make_plan(workspace, probe=False).targets
+    (probed,) = make_plan(workspace, probe=True).targets
     summary = run(workspace)
     assert planned.tokens == summary.tokens_measured
     pool, held_out = len(signal_rows(workspace, "gradient_norms")), planned.held_out
@@ -121,6 +122,10 @@ def test_a_plan_counts_every_way_back(tmp_path: Path, tiny_model: Path) -> None:
     assert planned.passes[0].cost == pytest.approx(3 * (2 * (pool + held_out) + pool))
     alone = planned.signals[-1]
     assert (alone.signal, alone.measured, alone.to_measure) == ("gradient_feature_trajectories", 0, 8)
+    # Before the run there is no checkpoint to probe at: the base model stands for it.
+    assert probed.probe is not None
+    assert probed.probe.base
+    assert probed.probe.samples > 8
     (after,) = make_plan(workspace, probe=False).targets
     assert (after.signals[-1].measured, after.signals[-1].to_measure) == (8, 0)
     # Of a run with a checkpoint at the end of each epoch all sizes are known.
@@ -154,7 +159,10 @@ def test_in_run_influence_is_what_the_run_told_of_the_whole_pool(tmp_path: Path,
     write_shard(tmp_path / "held_out.jsonl", rows(4, start=70))
     write_shard(tmp_path / "other.jsonl", rows(3, start=80))
     workspace = Workspace.load(made.config_file)
-    (planned,) = make_plan(workspace, probe=False).targets
+    (planned,) = make_plan(workspace, probe=True).targets
+    assert planned.probe is not None
+    assert planned.probe.base
+    assert "in_run_influence" not in planned.probe.row_bytes
     summary = run(workspace)
     assert planned.tokens == summary.tokens_measured
     stored = signal_rows(workspace, "in_run_influence")
