@@ -242,8 +242,9 @@ def sql(
         shown, hidden = frame_table(f"{len(found):,} rows", found.head(SQL_ROWS), console.width)
         console.print(shown)
         if hidden or len(found) > SQL_ROWS:
-            room = f"; no room for {harmless(', '.join(hidden))}" if hidden else ""
-            console.print(f"the first {min(len(found), SQL_ROWS)} rows{room}: use --to for all of it", style="dim")
+            first = [f"the first {SQL_ROWS} rows"] if len(found) > SQL_ROWS else []
+            room = [f"no room for {harmless(', '.join(hidden))}"] if hidden else []
+            console.print(f"{'; '.join(first + room)}: use --to for all of it", style="dim")
 
 
 @app.command()
