@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -18,12 +19,16 @@ from curation_assets.releases.formats import FORMATS, Format, Row, records
 from curation_assets.releases.step_columns import STEP_COLUMNS
 from curation_assets.sections import unknown
 from resources.errors import UserError
+from resources.landing import printable
 from resources.storage import Storage
 
 DATASETS = "datasets"
 """The form that the library of that name writes itself."""
 
 NAMES = (*FORMATS, DATASETS)
+
+PLAIN_NAME = re.compile(r"[0-9a-zA-Z_-]+")
+"""Names of images in a release: hashes."""
 
 
 class ExportError(UserError):
@@ -197,6 +202,11 @@ def _write_datasets(frame: pl.DataFrame, folder: Path) -> Exported:
 def _copy_images(storage: Storage, place: str, frame: pl.DataFrame, folder: Path) -> None:
     shown = frame["images"].explode().drop_nulls().unique().sort()
     for name in shown.filter(shown.str.starts_with(f"{IMAGES}/")):
+        # A copy from elsewhere may name anything: neither read nor written is what lies outside its images.
+        if PLAIN_NAME.fullmatch(name.removeprefix(f"{IMAGES}/")) is None:
+            raise ExportError(
+                f"{storage.shown(place)} shows an image under the name {printable(name)}: it was tampered with"
+            )
         (folder / IMAGES).mkdir(exist_ok=True)
         (folder / name).write_bytes(storage.read(f"{place}/{name}"))
 

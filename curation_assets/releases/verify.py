@@ -175,7 +175,8 @@ def _jsonl(found: Found) -> list[dict[str, Any]] | None:
     if data is None:
         return None
     lines = []
-    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
+    # Not splitlines(): a text may hold other marks that it takes for the end of a line.
+    for number, line in enumerate(data.decode("utf-8", "replace").removesuffix("\n").split("\n"), 1):
         try:
             read = json.loads(line)
         except ValueError:

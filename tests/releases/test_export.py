@@ -195,6 +195,19 @@ def test_rows_that_a_form_cannot_hold_are_an_error_or_counted(release: Path, tmp
     assert "left out: 1 rows" in (made.folder / "README.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["images/../secret", "images/../../x", "images//etc/x", "images/..", "images/"])
+def test_images_outside_the_release_are_neither_read_nor_written(release: Path, tmp_path: Path, name: str) -> None:
+    copy = with_an_image(release, tmp_path / "copy")
+    frame = pl.read_parquet(copy / DATA_PARQUET)
+    images = [[name], *[[] for _ in range(len(frame) - 1)]]
+    frame.with_columns(pl.Series("images", images, dtype=pl.List(pl.String))).write_parquet(copy / DATA_PARQUET)
+    (tmp_path / "secret").write_bytes(b"kept")
+    (copy / "secret").write_bytes(b"kept")
+    with pytest.raises(ExportError, match="tampered"):
+        exported(copy, "messages", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_images_travel_with_the_rows(release: Path, tmp_path: Path) -> None:
     folder = exported(with_an_image(release, tmp_path / "copy"), "messages", tmp_path / "out")
     first = json.loads((folder / "train.jsonl").read_text().splitlines()[0])
