@@ -219,18 +219,21 @@ class JudgeScorer:
             said = self._without_key(content[:200].decode("utf-8", "replace"))
             mend = f"; its key is read from {self.spec.key_variable}" if answer.status in (401, 403) else ""
             raise JudgeError(f"the judge at {url} answers {answer.status}: {said}{mend}")
-        return _content(url, content)
+        return _content(url, content, self._without_key)
 
     def _without_key(self, text: str) -> str:
         """What an endpoint said, which may repeat the key."""
         name = self.spec.key_variable
-        key = os.environ.get(name, "") if name is not None else ""
+        key = os.environ.get(name, "").strip() if name is not None else ""
         return text.replace(key, str(name)) if key else text
 
     def _headers(self) -> dict[str, str]:
         if self.spec.key_variable is None:
             return {}
-        key = os.environ.get(self.spec.key_variable)
+        # A secret that is mounted from a file often ends in a newline.
+        key = os.environ.get(self.spec.key_variable, "").strip()
+        if key and not (key.isascii() and key.isprintable()):
+            raise JudgeError(f"the key in {self.spec.key_variable} holds characters that no header can carry")
         if not key:
             raise JudgeError(
                 f"the environment has no {self.spec.key_variable}, which targets.endpoint names for the key"
@@ -238,14 +241,14 @@ class JudgeScorer:
         return {"Authorization": f"Bearer {key}"}
 
 
-def _content(url: str, content: bytes) -> tuple[str, int]:
-    """The reply in what an endpoint sent, and its tokens."""
+def _content(url: str, content: bytes, shown: Callable[[str], str]) -> tuple[str, int]:
+    """The reply in what an endpoint sent, and its tokens; `shown` takes the key out of what an error repeats."""
     try:
         document = json.loads(content)
         reply = document["choices"][0]["message"]["content"]
         used = (document.get("usage") or {}).get("total_tokens")
     except (ValueError, LookupError, TypeError) as error:
-        raise JudgeError(f"{url} does not speak OpenAI's chat completions: {content[:200]!r}") from error
+        raise JudgeError(f"{url} does not speak OpenAI's chat completions: {shown(repr(content))[:200]}") from error
     reply = reply if isinstance(reply, str) else ""
     return reply, int(used) if isinstance(used, int) else tokens_by_bytes(reply)
 

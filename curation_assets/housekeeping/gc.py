@@ -185,8 +185,9 @@ def _add_release(named: Named, release: str, manifest: dict[str, Any]) -> None:
         named.signals[target, signal, fingerprint] = release
     paths = [tables.sample_scores_dir(target), tables.score_manifest_path(target)]
     paths += [tables.step_scores_dir(target, score["name"]), tables.subset_path(manifest["subset"])]
-    if score.get("validation"):
-        paths.append(tables.validation_path(score["validation"]))
+    sets = score.get("validation") or []
+    # Manifests of former versions name one set.
+    paths += [tables.validation_path(name) for name in ([sets] if isinstance(sets, str) else sets)]
     warmup = checkpoints["warmup"]
     if warmup is not None and "key" in warmup:
         paths.append(tables.checkpoint_dir(target, WARMUP_ROLE, warmup["key"]))

@@ -16,7 +16,7 @@ from curation_assets.corpus.images import STORED
 from curation_assets.corpus.ingest import corpus_rows
 from curation_assets.releases.card import dataset_card
 from curation_assets.releases.manifest import provenance, release_manifest
-from curation_assets.releases.step_columns import step_columns
+from curation_assets.releases.step_columns import step_columns, steps_digest
 from curation_assets.settings import Subset
 from curation_assets.subsets.select import select, wanted_fingerprint
 from curation_assets.workspace import Workspace
@@ -77,8 +77,10 @@ def next_release(workspace: Workspace, subset: Subset) -> int:
         return 1
     stored = workspace.warehouse.table_metadata(tables.subset_path(subset.name))
     if latest.manifest["subset_digest"] == stored["content_digest"]:
-        # The same samples by the same scores: a sample_id stands for its content.
-        return latest.number
+        # The same samples by the same scores: a sample_id stands for its content, though not for its steps.
+        ids = workspace.warehouse.read_table(tables.subset_path(subset.name))["sample_id"]
+        if latest.manifest.get("steps_digest") == steps_digest(step_columns(workspace, subset, ids)):
+            return latest.number
     same = latest.manifest["content_digest"] == _content_digest(_release_rows(workspace, subset))
     return latest.number if same else latest.number + 1
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from curation_assets.command import ConfigOption, clear_errors, console, load_workspace
+from curation_assets.releases.formats import NAMES
 from curation_assets.sections import unknown
 from resources.errors import UserError
 
@@ -56,7 +57,7 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="messages, sharegpt, alpaca, prompt-completion, stepwise, axolotl, verl, weights, datasets.",
+            help=f"{', '.join(NAMES)}.",
         ),
     ],
     to: Annotated[Path, typer.Option(help="A folder that is not there yet.")],

@@ -12,20 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from curation_assets.releases.build import DATA_PARQUET, IMAGES, MANIFEST
-from curation_assets.releases.formats import FORMATS, Format, Row, records
+from curation_assets.releases.formats import DATASETS, FORMATS, NAMES, Format, records
 from curation_assets.releases.step_columns import STEP_COLUMNS
 from curation_assets.sections import unknown
 from resources.errors import UserError
 from resources.landing import printable
+from resources.scoring.samples import Segment
 from resources.storage import Storage
-
-DATASETS = "datasets"
-"""The form that the library of that name writes itself."""
-
-NAMES = (*FORMATS, DATASETS)
 
 PLAIN_NAME = re.compile(r"[0-9a-zA-Z_-]+")
 """Names of images in a release: hashes."""
@@ -172,22 +169,24 @@ def _with_token_weights(made: list[dict[str, Any]], tokenizer: str) -> list[dict
     weighted = []
     for record in made:
         encoded = tokens(record["response"], add_special_tokens=False, return_offsets_mapping=True)
-        starts = [start for start, _ in encoded["offset_mapping"]]
-        weights = token_weights(record, starts)
+        weights = token_weights(record, encoded["offset_mapping"])
         weighted.append(record | {"token_ids": encoded["input_ids"], "token_weights": weights})
     return weighted
 
 
-def token_weights(record: Row, starts: list[int]) -> list[float]:
-    """The weight of every token [T] by where it begins (characters); outside all steps a token's is the sample's."""
-    spans = list(zip(record["step_spans"] or [], record["step_weights"], strict=True))
-    weights, at = [], 0
-    for start in starts:
-        while at < len(spans) and spans[at][0]["end"] <= start:
-            at += 1
-        inside = at < len(spans) and spans[at][0]["start"] <= start
-        weights.append(record["weight"] * (spans[at][1] if inside else 1.0))
-    return weights
+def token_weights(record: Mapping[str, Any], offsets: list[tuple[int, int]]) -> list[float]:
+    """The weight of every token [T] by its characters [start, end) of the response.
+
+    Whose a token is, is said as where steps are measured: its first character other than a space decides. Outside all
+    steps its weight is the sample's.
+    """
+    from resources.scoring.encoding import anchors_of, segment_of_anchors  # noqa: PLC0415 - loads torch
+
+    starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+    steps = [Segment(index, span["start"], span["end"]) for index, span in enumerate(record["step_spans"] or [])]
+    of_steps = segment_of_anchors(anchors_of(record["response"], starts, ends), steps)
+    # Where there is no step its index is -1: the last weight.
+    return [float(weight) for weight in record["weight"] * np.array([*record["step_weights"], 1.0])[of_steps]]
 
 
 def _write_datasets(frame: pl.DataFrame, folder: Path) -> Exported:

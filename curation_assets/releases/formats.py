@@ -251,6 +251,11 @@ FORMATS = {
     )
 }
 
+DATASETS = "datasets"
+"""The form that the library of that name writes itself: every column."""
+
+NAMES = (*FORMATS, DATASETS)
+
 
 def records(rows: Iterator[Row], form: Format, threshold: float) -> Iterator[tuple[Row, dict[str, Any] | str]]:
     """Every row with its record, or why it has none."""

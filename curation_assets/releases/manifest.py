@@ -22,6 +22,7 @@ from curation_assets.fingerprints import (
     sigma_of,
     signal_fingerprint,
 )
+from curation_assets.releases.step_columns import steps_digest
 from curation_assets.scores.registry import method_of
 from curation_assets.settings import Subset, Target
 from curation_assets.subsets.select import Selection, selector_of
@@ -62,6 +63,7 @@ def release_manifest(
         "parent_release": None if target.warmup == "none" else target.warmup.release,
         "content_digest": content_digest,
         "subset_digest": selection.content_digest,
+        "steps_digest": steps_digest(rows),
         "rows": len(rows),
         "prompts": rows["prompt_id"].n_unique(),
         "sources": dict(rows.group_by("source").len().sort("source").iter_rows()),
@@ -118,8 +120,10 @@ def lineage(workspace: Workspace, target: Target) -> list[tuple[str, str | None]
 
 
 def signal_fingerprints(workspace: Workspace, target: Target) -> dict[str, str | None]:
-    """By signal that the target's scores rest on, its fingerprint."""
-    signals = workspace.settings.signals_of_scores(target)
+    """By signal that the target's scores rest on, those of validation sets alone included, its fingerprint."""
+    settings = workspace.settings
+    held_out = [signal for signal in settings.measured_signals(target) if signal not in target.signals]
+    signals = [*settings.signals_of_scores(target), *held_out]
     return {signal: signal_fingerprint(workspace, target, signal) for signal in signals}
 
 

@@ -9,6 +9,7 @@ from curation_assets.corpus.ingest import present_shards
 from curation_assets.settings import Subset
 from curation_assets.stored_tables import scores_with_steps
 from curation_assets.workspace import Workspace
+from resources.digests import bytes_digest, digest
 
 SPAN = pl.Struct({"start": pl.Int64, "end": pl.Int64})
 STEP_COLUMNS = {"step_spans": pl.List(SPAN), "step_scores": pl.List(pl.Float64), "answer_span": SPAN}
@@ -23,17 +24,13 @@ def step_columns(workspace: Workspace, subset: Subset, sample_ids: pl.Series) ->
     score = workspace.settings.score(subset.score)
     shards = present_shards(workspace)
     wanted = sample_ids.to_frame("sample_id").lazy()
-    spans = _of(workspace, tables.segmented_steps_dir(), shards, wanted)
-    if spans is None:
-        return wanted.collect().with_columns(
-            pl.lit(None, dtype=dtype).alias(name) for name, dtype in STEP_COLUMNS.items()
-        )
+    spans = workspace.warehouse.scan(tables.segmented_steps_dir(), shards)
     named = score.name in scores_with_steps(workspace, score.target)
-    scored = _of(workspace, tables.step_scores_dir(score.target, score.name), shards, wanted) if named else None
-    if scored is None:
-        scored = tables.STEP_SCORES.empty()
+    scores = workspace.warehouse.scan(tables.step_scores_dir(score.target, score.name), shards) if named else None
+    scored = _of(tables.STEP_SCORES.empty().lazy() if scores is None else scores, wanted)
     key = ["sample_id", "step_index"]
-    joined = spans.join(scored.select(*key, "step_score"), on=key, how="left").sort(key)
+    placed = _of(tables.SEGMENTED_STEPS.empty().lazy() if spans is None else spans, wanted)
+    joined = placed.join(scored.select(*key, "step_score"), on=key, how="left").sort(key)
     span, is_step = pl.struct("start", "end"), pl.col("step_index") > 0
     grouped = joined.group_by("sample_id").agg(
         span.filter(is_step).alias("step_spans"),
@@ -46,9 +43,11 @@ def step_columns(workspace: Workspace, subset: Subset, sample_ids: pl.Series) ->
     return wanted.collect().join(typed, on="sample_id", how="left", maintain_order="left")
 
 
-def _of(workspace: Workspace, folder: str, shards: list[str], wanted: pl.LazyFrame) -> pl.DataFrame | None:
+def steps_digest(rows: pl.DataFrame) -> str:
+    """Of what a release says of steps: it may change where the subset does not, as by another segmentation."""
+    return digest("release_steps", bytes_digest(rows.select("sample_id", *STEP_COLUMNS).write_ndjson().encode()))
+
+
+def _of(scan: pl.LazyFrame, wanted: pl.LazyFrame) -> pl.DataFrame:
     """The rows of a table of steps of the wanted samples, each step once."""
-    scan = workspace.warehouse.scan(folder, shards)
-    if scan is None:
-        return None
     return scan.join(wanted, on="sample_id", how="semi").unique(["sample_id", "step_index"], keep="first").collect()

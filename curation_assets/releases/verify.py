@@ -12,8 +12,11 @@ from typing import Any
 
 import polars as pl
 
+from curation_assets import tables
 from curation_assets.releases.build import CHECKSUMS, DATA_JSONL, DATA_PARQUET, IMAGES, MANIFEST, PROVENANCE
 from curation_assets.releases.manifest import SCHEMA_VERSION
+from curation_assets.releases.step_columns import STEP_COLUMNS, steps_digest
+from curation_assets.subsets.select import subset_digest
 from resources.digests import bytes_digest
 from resources.storage import Storage, is_unfinished
 
@@ -24,6 +27,8 @@ UNSUMMED = (CHECKSUMS, PROVENANCE)
 
 LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 COUNTED = ("rows", "prompts")
+LOOKED_AT = ("prompt_id", "response", "messages", "images")
+"""Columns that are held against something, beside those of the subset."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,12 @@ def _data(found: Found, manifest: Mapping[str, Any]) -> None:
             found.say(DATA_PARQUET, "holds a sample twice")
         if frame["rank"].to_list() != list(range(1, len(frame) + 1)):
             found.say(DATA_PARQUET, "is not in the order of its ranks")
+        if frame["response"].to_list() != [turns[-1]["content"] for turns in frame["messages"].to_list()]:
+            found.say(DATA_PARQUET, "holds other responses than its messages")
+        if manifest and manifest.get("subset_digest") != subset_digest(frame.select(*tables.SUBSET.columns)):
+            found.say(DATA_PARQUET, "does not hold the choice (samples, ranks, scores, weights) of the manifest")
+        if manifest and manifest.get("steps_digest") not in (None, _steps(frame)):
+            found.say(DATA_PARQUET, "does not hold the steps of the manifest")
         _images(found, frame)
     if frame is None or lines is None:
         return
@@ -164,10 +175,19 @@ def _parquet(found: Found) -> pl.DataFrame | None:
     if data is None:
         return None
     try:
-        return pl.read_parquet(io.BytesIO(data), columns=["sample_id", "prompt_id", "rank", "messages", "images"])
+        frame = pl.read_parquet(io.BytesIO(data))
     except (pl.exceptions.PolarsError, OSError) as error:
         found.say(DATA_PARQUET, f"cannot be read ({str(error).splitlines()[0]})")
         return None
+    missing = [name for name in (*tables.SUBSET.columns, *LOOKED_AT) if name not in frame.columns]
+    if missing:
+        found.say(DATA_PARQUET, f"has no column {', '.join(missing)}")
+        return None
+    return frame
+
+
+def _steps(frame: pl.DataFrame) -> str:
+    return steps_digest(frame) if set(STEP_COLUMNS) <= set(frame.columns) else "no steps"
 
 
 def _jsonl(found: Found) -> list[dict[str, Any]] | None:

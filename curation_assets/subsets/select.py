@@ -63,7 +63,7 @@ class Selection:
     @cached_property
     def content_digest(self) -> str:
         """Of the rows: equal subsets, equal digest."""
-        return digest("subset_rows", bytes_digest(self.rows.write_ndjson().encode()))
+        return subset_digest(self.rows)
 
     def score_distribution(self) -> dict[str, float | None]:
         """Mean and standard deviation of the pool's scores."""
@@ -89,6 +89,11 @@ class Selection:
             "mean_score_selected": _mean(self.rows["score"]),
             "mean_score_pool": _mean(ranked["score"]),
         }
+
+
+def subset_digest(rows: pl.DataFrame) -> str:
+    """Of the rows of a table `subset`."""
+    return digest("subset_rows", bytes_digest(rows.write_ndjson().encode()))
 
 
 def parameters_digest(workspace: Workspace, subset: Subset) -> str:

@@ -14,6 +14,7 @@ from curation_assets.config_file import ConfigError
 from curation_assets.corpus.ingest import present_shards
 from curation_assets.cost.plan import make_plan
 from curation_assets.housekeeping.gc import look
+from curation_assets.main_job import MainJob
 from curation_assets.samples import samples_of
 from curation_assets.scores.methods.less import mean_direction
 from curation_assets.scores.registry import method_of
@@ -26,7 +27,16 @@ from resources.scoring.samples import Request
 from resources.scoring.spec import PassSpec
 from resources.trainer import step_folder
 from resources.training.files import TRAINED_ON
-from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, signal_rows, subset_ids, write_shard
+from tests.pipeline.workspaces import (
+    instance_of,
+    make_workspace,
+    rows,
+    run,
+    sample_scores,
+    signal_rows,
+    subset_ids,
+    write_shard,
+)
 
 WARMUP = (
     "{{preset: less, adapter: {adapter}, fraction: 0.5, min_pool: 4, batch_size: 4, epochs: 2, save_every: epoch, "
@@ -108,6 +118,18 @@ def test_less_tagcos_and_grand(tmp_path: Path, tiny_model: Path, adapter: str) -
     assert summary.tokens_measured > 0
     assert run(workspace).tokens_measured == 0
     assert [find.what for find in look(workspace, 0.0) if find.remove] == []
+    _keeps_what_a_release_rests_on(workspace)
+
+
+def _keeps_what_a_release_rests_on(workspace: Workspace) -> None:
+    """A release by LESS, whose score has left the configuration, keeps its validation sets and their features."""
+    MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("near"))
+    text = workspace.config_file.read_text()
+    gone = ("validation:", "name: words", "name: others", "name: less", "name: near")
+    lines = [line for line in text.splitlines() if not any(word in line for word in gone)]
+    workspace.config_file.write_text("\n".join(lines) + "\n")
+    removed = [find.what for find in look(Workspace.load(workspace.config_file), 0.0) if find.remove]
+    assert [what for what in removed if "trajectories" in what or "validation" in what] == []
 
 
 def test_a_plan_counts_every_way_back(tmp_path: Path, tiny_model: Path) -> None:

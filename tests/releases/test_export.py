@@ -18,12 +18,19 @@ from curation_assets import command
 from curation_assets.cli import app
 from curation_assets.main_job import MainJob
 from curation_assets.releases.build import DATA_PARQUET
-from curation_assets.releases.export import NAMES, ExportError, export_release, token_weights
-from curation_assets.releases.formats import FORMATS, step_parts
+from curation_assets.releases.export import ExportError, export_release, token_weights
+from curation_assets.releases.formats import FORMATS, NAMES, step_parts
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
 from resources.storage import FolderStorage
 from tests.pipeline.workspaces import instance_of, make_workspace, release_folder, rows, run
+
+BY_ENTROPY = """\
+scores:
+  - {name: entropy, target: tiny, method: mean_entropy}
+subsets:
+  - {name: best, score: entropy, budget: {samples: 5}}
+engine"""
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +150,12 @@ def test_parts_join_to_the_response(response: str, marks: list[tuple[int, float 
 
 
 def test_tokens_weigh_what_their_sample_and_step_weigh() -> None:
-    record = {"weight": 2.0, "step_spans": sample()["step_spans"], "step_weights": [1.0, 0.0]}
-    assert token_weights(record, [0, 2, 4, 5, 8, 9, 10]) == [2, 2, 2, 0, 0, 2, 2]
+    record = sample(weight=2.0, step_weights=[1.0, 0.0])
+    offsets = [(0, 2), (2, 4), (4, 5), (5, 8), (8, 9), (9, 10), (10, 11)]
+    assert token_weights(record, offsets) == [2, 2, 2, 0, 0, 2, 2]
+    # A token that begins with the space before a step is the step's.
+    assert token_weights(record, [(0, 4), (4, 8), (8, 9), (9, 11)]) == [2, 0, 0, 2]
+    assert token_weights(record, []) == []
 
 
 def test_token_weights_are_of_the_tokenizers_tokens(release: Path, tmp_path: Path, tiny_model: Path) -> None:
@@ -212,6 +223,22 @@ def test_images_travel_with_the_rows(release: Path, tmp_path: Path) -> None:
     folder = exported(with_an_image(release, tmp_path / "copy"), "messages", tmp_path / "out")
     first = json.loads((folder / "train.jsonl").read_text().splitlines()[0])
     assert (folder / first["images"][0]).read_bytes() == b"picture"
+
+
+def test_other_steps_of_the_same_choice_are_another_release(tmp_path: Path, tiny_model: Path) -> None:
+    config = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(12)}, signals=("likelihoods",)).config_file
+    config.write_text(config.read_text().replace("engine", BY_ENTROPY, 1))
+    made = Workspace.load(config)
+    run(made)
+    first, new = MainJob(made, instance_of(made)).release(made.settings.subset("best"))
+    assert (first.number, new) == (1, True)
+    config.write_text(config.read_text().replace("corpus: {", "corpus: {segmentation: words, "))
+    again = Workspace.load(config)
+    run(again)
+    second, new = MainJob(again, instance_of(again)).release(again.settings.subset("best"))
+    assert first.manifest["subset_digest"] == second.manifest["subset_digest"]
+    assert (second.number, new) == (2, True)
+    assert MainJob(again, instance_of(again)).release(again.settings.subset("best"))[1] is False
 
 
 def test_releases_of_before_have_no_steps(release: Path, tmp_path: Path) -> None:

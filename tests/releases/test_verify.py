@@ -160,6 +160,29 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         DATA_PARQUET,
         "order of its ranks",
     ),
+    "a response of the Parquet file alone reworded, hidden": (
+        hidden(lambda r: changed_rows(r, lambda f: f.with_columns(response=pl.lit("Poison"))), DATA_PARQUET),
+        DATA_PARQUET,
+        "other responses",
+    ),
+    "scores changed, hidden": (
+        hidden(lambda r: changed_rows(r, lambda f: f.with_columns(score=pl.lit(9.0))), DATA_PARQUET),
+        DATA_PARQUET,
+        "the choice",
+    ),
+    "scores of steps changed, hidden": (
+        hidden(
+            lambda r: changed_rows(r, lambda f: f.with_columns(pl.col("step_scores").list.eval(pl.element() + 1))),
+            DATA_PARQUET,
+        ),
+        DATA_PARQUET,
+        "the steps",
+    ),
+    "a column taken out, hidden": (
+        hidden(lambda r: changed_rows(r, lambda f: f.drop("prompt_id")), DATA_PARQUET),
+        DATA_PARQUET,
+        "has no column prompt_id",
+    ),
     "a count of the manifest, hidden": (
         hidden(lambda r: changed_manifest(r, rows=5000)),
         DATA_PARQUET,
@@ -201,6 +224,16 @@ def test_a_whole_release_has_no_problem_wherever_it_lies(made: Workspace, tmp_pa
     assert verify_release(FolderStorage(tmp_path), "copy") == []
     with pytest.raises(FileNotFoundError):
         verify_release(FolderStorage(tmp_path), "nothing")
+
+
+def test_a_line_ends_where_its_json_ends(tmp_path: Path, tiny_model: Path) -> None:
+    shard = [row | {"response": row["response"].replace(" ", "\u2028", 1)} for row in rows(12)]
+    workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": shard})
+    run(workspace)
+    MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    release = release_folder(workspace)
+    assert "\u2028" in (release / DATA_JSONL).read_text(encoding="utf-8")
+    assert verify_release(FolderStorage(release.parent), release.name) == []
 
 
 def test_the_command_says_it(made: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

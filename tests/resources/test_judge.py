@@ -131,6 +131,16 @@ def test_what_may_pass_is_tried_again_and_what_does_not_is_said(
     server.first = [(403, {}, b"no Bearer open sesame here")]
     with pytest.raises(JudgeError, match="answers 403: no Bearer JUDGE_KEY here"):
         judged(replace(spec, key_variable="JUDGE_KEY"), [sample(3)])
+    server.first = [(200, {}, b'{"headers": "Bearer open sesame"}')]
+    with pytest.raises(JudgeError, match=r"completions: .*Bearer JUDGE_KEY"):
+        judged(replace(spec, key_variable="JUDGE_KEY"), [sample(3)])
+    # A secret that is mounted from a file often ends in a newline; what no header can carry is not shown.
+    monkeypatch.setenv("JUDGE_KEY", "open sesame\n")
+    judged(replace(spec, key_variable="JUDGE_KEY"), [sample(7)])
+    assert server.keys[-1] == "Bearer open sesame"
+    monkeypatch.setenv("JUDGE_KEY", "open\nsesame")
+    with pytest.raises(JudgeError, match=r"the key in JUDGE_KEY holds characters that no header can carry$"):
+        judged(replace(spec, key_variable="JUDGE_KEY"), [sample(8)])
     monkeypatch.delenv("JUDGE_KEY")
     with pytest.raises(JudgeError, match="the environment has no JUDGE_KEY"):
         judged(replace(spec, key_variable="JUDGE_KEY"), [sample(3)])
