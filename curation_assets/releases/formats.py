@@ -185,7 +185,8 @@ def _anything(_row: Row) -> None:
     return None
 
 
-STEPS_LOST = "scores and limits of steps"
+OTHERS = "the other columns (join them by sample_id)"
+STEPS_LOST = f"scores and limits of steps; {OTHERS}"
 FORMATS = {
     one.name: one
     for one in (
@@ -222,7 +223,7 @@ FORMATS = {
             "train.jsonl",
             _stepwise,
             _not_stepwise,
-            "what stands between the steps, and the answer, which has no score",
+            f"what stands between the steps, and the answer, which has no score; {OTHERS}",
         ),
         Format(
             "axolotl",
@@ -230,7 +231,7 @@ FORMATS = {
             "train.jsonl",
             _axolotl,
             _no_images,
-            "the scores themselves",
+            f"the scores themselves; {OTHERS}",
         ),
         Format(
             "verl",
@@ -246,7 +247,7 @@ FORMATS = {
             "train.parquet",
             _weights,
             _anything,
-            "nothing",
+            OTHERS,
         ),
     )
 }
