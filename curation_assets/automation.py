@@ -62,7 +62,7 @@ from curation_assets.subsets.select import wanted_fingerprint
 from curation_assets.tables import pool_path, sample_quality_dir, score_manifest_path
 from curation_assets.validation.assets import validation_keys
 from curation_assets.validation.measure import validation_state
-from curation_assets.validation.sets import ValidationSetError
+from curation_assets.validation.wanted import ValidationSetError
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.errors import UserError

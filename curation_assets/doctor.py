@@ -12,6 +12,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+from curation_assets.checkpoints.warmup import warmup_checkpoint
 from curation_assets.corpus_settings import ValidationSet
 from curation_assets.instance import dagster_home
 from curation_assets.quality.checks import benchmark_files
@@ -19,7 +20,7 @@ from curation_assets.settings import Target
 from curation_assets.validation.sets import read_validation
 from curation_assets.workspace import Workspace
 from resources.errors import UserError
-from resources.model_files import processor_digest
+from resources.model_files import check_weights, processor_digest
 from resources.storage import FolderStorage
 
 NEEDED = ("dagster", "torch", "transformers", "polars", "pyarrow")
@@ -66,7 +67,7 @@ def examine(config: Path | None) -> Iterator[Finding]:
         if target.endpoint is not None:
             yield _judge(target)
             continue
-        model = _attempt(f"model of target {target.name}", partial(workspace.model_folder, target))
+        model = _attempt(f"model of target {target.name}", partial(_model, workspace, target))
         yield model
         if model.ok:
             yield Finding(f"images for target {target.name}", _images(workspace, target))
@@ -152,6 +153,20 @@ def _filters(workspace: Workspace) -> Iterator[Finding]:
 def _validation(workspace: Workspace, held_out: ValidationSet) -> str:
     rows = read_validation(workspace, held_out)
     return f"{workspace.validation_file(held_out)}: {len(rows.accepted)} samples, {len(rows.rejected)} rejected"
+
+
+def _model(workspace: Workspace, target: Target) -> str:
+    """Where a target's model lies, and the run that it is measured after, their weights whole."""
+    folder = workspace.model_folder(target)
+    check_weights(folder)
+    if target.warmup == "none":
+        return str(folder)
+    trained = warmup_checkpoint(workspace, target)
+    if trained is None:
+        return f"{folder}; its warm-up has not been trained"
+    own = workspace.warehouse.local(trained.folder)
+    check_weights(own)
+    return f"{folder}; its warm-up in {own}"
 
 
 def _images(workspace: Workspace, target: Target) -> str:

@@ -14,6 +14,14 @@ from curation_assets import tables
 from curation_assets.scores.method import ScoreSection
 from curation_assets.sections import ALONG_A_RUN, SignalName
 from curation_assets.settings import Target
+from curation_assets.validation.wanted import wanted_validation
+from curation_assets.versions import (
+    CORPUS_VERSION,
+    SCORES_VERSION,
+    SEGMENTATION_VERSION,
+    SIGMA_VERSION,
+    SIGNAL_VERSIONS,
+)
 from curation_assets.workspace import Workspace, cache_folder
 from resources.digests import digest
 from resources.judge import JudgeSpec, spec_facts
@@ -25,41 +33,9 @@ from resources.model_files import (
     tokenizer_digest,
     weights_digest,
 )
+from resources.scoring.samples import Question
 from resources.trainer import TRAINER_VERSION
 from resources.training.files import RECORD
-
-# Raise a version when its stage's output changes for the same input: that stage, and all that rests on
-# it, is then made again.
-CORPUS_VERSION = 2
-SEGMENTATION_VERSION = 1
-SIGNAL_VERSIONS: dict[SignalName, int] = {
-    "step_gradients": 2,
-    "likelihoods": 2,
-    "segment_likelihoods": 2,
-    "sequence_likelihoods": 1,
-    "token_likelihoods": 1,
-    "unconditional_likelihoods": 1,
-    "embeddings_mean": 2,
-    "embeddings_last": 2,
-    "embeddings_position_weighted": 2,
-    "text_embeddings": 1,
-    "loss_trajectories": 1,
-    "step_gradient_trajectories": 1,
-    "base_likelihoods": 1,
-    "perturbed_losses": 1,
-    "gradient_spectra": 1,
-    "gradient_norms": 1,
-    "gradient_features": 1,
-    "gradient_feature_trajectories": 1,
-    "adam_feature_trajectories": 1,
-    "in_run_influence": 1,
-    "rewards": 1,
-    "instruction_tags": 1,
-    "difficulty": 1,
-}
-SIGMA_VERSION = 1
-SCORES_VERSION = 2
-QUALITY_VERSION = 1
 
 PROXY_SIGNALS: frozenset[SignalName] = frozenset({"step_gradients", "step_gradient_trajectories"})
 """Signals that rest on which gradient stands for a segment's."""
@@ -112,7 +88,7 @@ def steps_fingerprint(workspace: Workspace, corpus_fp: str) -> str:
 
 
 def base_digest(workspace: Workspace, target: Target, download: bool = False) -> str:
-    """Of a target's base model: weights and what they compute; of a judge who is asked, and what."""
+    """Of a target's base model: weights and what they compute; of a judge who is asked."""
     if target.endpoint is not None:
         return digest("judge", spec_facts(judge_spec(target)))
     weights = weights_digest(workspace.model_folder(target, download), workspace.cache)
@@ -151,7 +127,7 @@ def recipe_key(workspace: Workspace, target: Target) -> str:
     recipe = [vars(run.recipe()), trained_on, run.save_every, start, *([run.generation] if run.generation else [])]
     if run.influence:
         held_out = [workspace.settings.validation_set(name) for name in run.influence]
-        recipe.append(digest([workspace.cache.file_digest(workspace.validation_file(one)) for one in held_out]))
+        recipe.append(digest([wanted_validation(workspace, one) for one in held_out]))
     if wants_moments(target):
         # Runs without them were trained before there was such a thing.
         recipe.append("moments")
@@ -308,10 +284,13 @@ def signal_fingerprint(workspace: Workspace, target: Target, signal: SignalName)
     if weights is None:
         return None
     if target.endpoint is not None:
-        return digest(signal, SIGNAL_VERSIONS[signal], weights)
+        question: Question = "instruction_tags" if signal == "instruction_tags" else "difficulty"
+        return digest(signal, SIGNAL_VERSIONS[signal], "judge", spec_facts(judge_spec(target), question))
     folder = workspace.model_folder(target)
     parts: list[object] = [weights, tokenizer_digest(folder, workspace.cache)]
-    parts.append([target.template, target.max_length, target.dtype])
+    # A reward model reads a conversation by its own chat template.
+    template = [target.template] if signal != "rewards" else []
+    parts.append([*template, target.max_length, target.dtype])
     processor = processor_digest(folder, workspace.cache)
     if processor is not None:
         parts.append(processor)
@@ -334,15 +313,20 @@ def gradient_facts(target: Target, signal: SignalName) -> object:
         inside = signal == "adam_feature_trajectories" and target.gradients.parity == "as_coded"
         sketch = target.gradients
         return [gradient_weights(target), sketch.projection, sketch.dimension, sketch.seed, inside]
+    if signal == "gradient_spectra" and target.gradients.parity == "as_coded":
+        return "flattened cosines"
     return gradient_weights(target) if signal == "gradient_norms" else None
 
 
 def image_limits_key(workspace: Workspace, target: Target) -> str:
     """Of the limits under which a target's samples with images were, or were not, measured.
 
-    A measurement does not depend on them, only whether there is one; a model that reads text looks at no image.
+    A measurement does not depend on them, only whether there is one; a model that reads text looks at no image, and
+    what a judge would not say is asked again as its endpoint's `ask_again` is raised.
     """
-    if target.endpoint is not None or processor_digest(workspace.model_folder(target), workspace.cache) is None:
+    if target.endpoint is not None:
+        return digest("asked", target.endpoint.ask_again) if target.endpoint.ask_again else "text"
+    if processor_digest(workspace.model_folder(target), workspace.cache) is None:
         return "text"
     return digest("image_limits", workspace.settings.corpus.images.model_dump(mode="json"))
 

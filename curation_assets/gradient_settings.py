@@ -23,7 +23,9 @@ class Gradients(Section):
     dimension: int = Field(8192, ge=1, description="k: they are added into a vector of so many numbers, kept in int8")
     seed: int = Field(0, ge=0, lt=2**63, description="of the random signs")
     parity: Literal["paper", "as_coded"] = Field(
-        "paper", description="as_coded: Adam's 1e-8 inside the root, as LESS's released code has it"
+        "paper",
+        description="as_coded: Adam's 1e-8 inside the root, as LESS's released code has it; cosines of spectra also of "
+        "gradients of other shapes with as many elements, as that paper's has it",
     )
 
     @model_validator(mode="after")

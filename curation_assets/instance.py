@@ -10,6 +10,7 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 
+from curation_assets.config_file import DEFAULT_CONFIG
 from curation_assets.workspace import Workspace
 
 HOME_VARIABLE = "DAGSTER_HOME"
@@ -18,9 +19,15 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def dagster_home(workspace: Workspace) -> Path:
-    """DAGSTER_HOME, else the folder `.dagster` beside the configuration file."""
+    """DAGSTER_HOME, else the folder `.dagster` beside the configuration file; `.dagster-NAME` beside a NAME.yaml.
+
+    Each configuration has partitions of its own: files of one landing area would be gone from the other's.
+    """
     named = os.environ.get(HOME_VARIABLE)
-    return Path(named).expanduser().absolute() if named else workspace.folder / ".dagster"
+    if named:
+        return Path(named).expanduser().absolute()
+    own = workspace.config_file
+    return workspace.folder / (".dagster" if own.name == DEFAULT_CONFIG else f".dagster-{own.stem}")
 
 
 def open_instance(workspace: Workspace) -> dg.DagsterInstance:

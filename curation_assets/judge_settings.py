@@ -27,6 +27,9 @@ class Endpoint(Section):
     workers: int = Field(8, ge=1, le=256, description="requests at a time")
     timeout_seconds: float = Field(120.0, gt=0, description="of a request")
     attempts: int = Field(5, ge=1, description="tries of a request that fails for a reason that may pass")
+    ask_again: int = Field(
+        0, ge=0, description="raise it to ask once more what was refused or not understood, and nothing else"
+    )
 
     @field_validator("tags_prompt", "difficulty_prompt")
     @classmethod

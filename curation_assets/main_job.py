@@ -32,7 +32,7 @@ from curation_assets.quality.assets import POOL_KEY, SAMPLE_QUALITY_KEY
 from curation_assets.quality.checks import benchmark_files
 from curation_assets.quality.filtered_pool import pool_due, quality_due
 from curation_assets.releases.assets import release_asset_key
-from curation_assets.releases.build import Release, latest_release, next_release, read_release
+from curation_assets.releases.build import Release, latest_release, next_release, read_release, refuse_broken
 from curation_assets.reports.assets import COMPARISON_KEY, PREFERENCE_KEY, SPECTRA_KEY
 from curation_assets.scores.assets import sample_scores_key, score_keys, score_manifest_key
 from curation_assets.sections import SignalName
@@ -42,7 +42,7 @@ from curation_assets.signals.store import shard_record_path, signal_dir
 from curation_assets.subsets.assets import subset_key
 from curation_assets.validation.assets import TOKENS_RUN, validation_keys, validation_signals_key
 from curation_assets.validation.measure import validation_of
-from curation_assets.validation.sets import wanted_validation
+from curation_assets.validation.wanted import wanted_validation
 from curation_assets.workspace import Workspace
 from resources.memory import one_look
 
@@ -147,6 +147,8 @@ class MainJob:
         key = release_key(subset.name, number)
         asset = release_asset_key(subset)
         if latest is not None and latest.number == number and not without_event(self.instance, asset, [key]):
+            # Nobody is told that it is as it was without a look at it.
+            refuse_broken(self.workspace, latest)
             return latest, False
         self.instance.add_dynamic_partitions(str(release_partitions(subset.name).name), [key])
         self._execute(f"releasing {key}", "release", [asset], partition=key)

@@ -89,7 +89,7 @@ class Target(Section):
             raise LocatedError(
                 ["signals", self.signals.index(on_the_way[0])],
                 f"{on_the_way[0]} are measured at the checkpoints of the target's own training run: add save_every to "
-                "its warmup, as in warmup: {save_every: 500}",
+                "its warmup, as in warmup: {save_every: epoch}",
             )
         if "base_likelihoods" in self.signals and self.warmup == "none":
             raise LocatedError(

@@ -16,7 +16,7 @@ from curation_assets.subsets.select import select
 from curation_assets.terminal import progress_bars, simple_table
 from curation_assets.validation.measure import validation_of
 from curation_assets.validation.sets import overlap_with_pool, stored_validation
-from curation_assets.workspace import Workspace
+from curation_assets.workspace import Workspace, told
 
 
 def show_summary(workspace: Workspace, summary: RunSummary, console: Console) -> None:
@@ -27,13 +27,19 @@ def show_summary(workspace: Workspace, summary: RunSummary, console: Console) ->
     console.print(simple_table("this run", ("what", "count"), rows))
     if summary.rejected:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in summary.rejected.items())
-        console.print(f"rejected: {reasons}; see: curate table rejected_rows", style="yellow", soft_wrap=True)
+        console.print(
+            f"rejected: {reasons}; see: curate table rejected_rows{told(workspace)}", style="yellow", soft_wrap=True
+        )
     for target, signals in summary.without_signal.items():
         for signal, without in signals.items():
             counts = ", ".join(f"{count} x {reason}" for reason, count in without.items())
             view = f"{target}.{signal}" if len(workspace.settings.targets) > 1 else signal
             query = f"select sample_id, flags from {view} where {SIGNALS[signal].value} is null"
-            console.print(f'without {signal}: {counts}; see: curate sql "{query}"', style="yellow", soft_wrap=True)
+            console.print(
+                f'without {signal}: {counts}; see: curate sql "{query}"{told(workspace)}',
+                style="yellow",
+                soft_wrap=True,
+            )
     for line in summary.waiting:
         console.print(f"waiting: {line}", style="yellow", markup=False)
     if summary.stopped is not None:
@@ -56,7 +62,11 @@ def _show_pool(workspace: Workspace, console: Console) -> None:
         counts = reason_counts(workspace.warehouse.read_table(tables.pool_path()))
         reasons = ", ".join(f"{count} x {reason}" for reason, count in counts.items())
         if reasons:
-            console.print(f"left out of the pool: {reasons}; see: curate table pool", style="yellow", soft_wrap=True)
+            console.print(
+                f"left out of the pool: {reasons}; see: curate table pool{told(workspace)}",
+                style="yellow",
+                soft_wrap=True,
+            )
     for name in sorted({name for target in workspace.settings.targets for name in validation_of(workspace, target)}):
         if stored_validation(workspace, name) is None:
             continue

@@ -70,7 +70,10 @@ def run_sql(workspace: Workspace, query: str) -> pl.DataFrame:
         except duckdb.Error as error:
             empty = ", ".join(_not_stored(workspace, query))
             missing = f"\nnothing is stored yet of {empty} (a pool only where corpus.filters are set)" if empty else ""
-            raise SqlError(f"{error}{missing}\nviews are {', '.join(view_names(workspace))}") from error
+            # Whoever misspelt a word of SQL does not look for a table.
+            absent = isinstance(error, duckdb.CatalogException)
+            views = f"\nviews are {', '.join(view_names(workspace))}" if absent else ""
+            raise SqlError(f"{error}{missing}{views}") from error
     assert isinstance(found, pl.DataFrame)
     return found
 

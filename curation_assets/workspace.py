@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from curation_assets.config_file import config_path, parse_settings
+from curation_assets.config_file import ConfigError, config_path, parse_settings
 from curation_assets.corpus_settings import ValidationSet
 from curation_assets.settings import Settings, Target
 from curation_assets.tables import images_dir
 from resources.digests import DigestCache, bytes_digest
 from resources.landing import FolderLanding, Landing, LandingError
-from resources.model_files import check_model_folder, resolve_model
+from resources.model_files import check_kind, check_model_folder, resolve_model
 from resources.s3 import SCHEME, S3Options, S3Storage
 from resources.s3_landing import S3Landing
 from resources.storage import FolderStorage, Storage
@@ -121,6 +121,7 @@ class Workspace:
         """
         folder = resolve_model(target.model, target.revision, self.folder, download)
         check_model_folder(folder)
+        check_kind(folder, target.kind)
         return folder
 
     def work_folder(self, name: str) -> Path:
@@ -135,6 +136,15 @@ class Workspace:
             kinds = "only files can" if key == "validation" else "a folder or s3://BUCKET/PREFIX can"
             raise WarehouseError(f"{self.config_file}: {key}: {place}: {kinds} be used here in this version")
         return (self.folder / Path(place).expanduser()).resolve()
+
+
+def told(workspace: Workspace) -> str:
+    """How a command that is suggested names the configuration: not at all where it finds it by itself."""
+    try:
+        found = config_path(None).resolve() == workspace.config_file.resolve()
+    except ConfigError:
+        found = False
+    return "" if found else f" --config {workspace.config_file}"
 
 
 def cache_folder() -> Path:

@@ -12,11 +12,12 @@ import os
 import re
 import threading
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import urllib3
 
@@ -47,14 +48,23 @@ TAG_NAME = re.compile(r'"tag"\s*:\s*"((?:[^"\\]|\\.)*)"')
 SCORE = re.compile(r"^\s*(\d+)")
 
 MAX_REPLY_BYTES = 2**20
-PIECE = 64
-"""Samples that are given back together."""
+AHEAD = 2
+"""Samples that wait for each worker: no more is asked than these once somebody says stop."""
 
-RETRIED = (408, 409, 429, 500, 502, 503, 504)
+RETRIED = (408, 409, 429, *range(500, 600))
 """Answers that may be other ones when asked again."""
+
+REFUSED = (400, 413, 422)
+"""Answers that are about the one question."""
+
+ALL_REFUSED = 8
+"""So many refusals and no reply: it is not the questions that are wrong."""
 
 BYTES_A_TOKEN = 4
 """Where an endpoint does not say how many tokens it read and wrote."""
+
+
+QUESTIONS: tuple[Question, ...] = get_args(Question)
 
 
 class JudgeError(UserError):
@@ -62,7 +72,7 @@ class JudgeError(UserError):
 
 
 class RefusedError(Exception):
-    """An endpoint will not answer this one question."""
+    """An endpoint will not answer this one question; the message is what it says."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,10 @@ class JudgeSpec:
         """Its wording."""
         return self.tags_prompt if kind == "instruction_tags" else self.difficulty_prompt
 
+    def about(self, kind: Question, sample: Sample) -> str:
+        """The question about a sample's prompt."""
+        return self.question(kind).replace("{prompt}", "\n".join(turn["content"] for turn in sample.messages))
+
 
 class JudgeScorer:
     """Measures samples by asking; used as `resources.scorer.Scorer` is."""
@@ -110,6 +124,8 @@ class JudgeScorer:
     def __init__(self, spec: JudgeSpec) -> None:
         self.spec = spec
         self._locks = [threading.Lock() for _ in range(64)]
+        self._replied = False
+        self._refusals = 0
 
     def __enter__(self) -> JudgeScorer:
         return self
@@ -129,41 +145,41 @@ class JudgeScorer:
         Raises:
             JudgeError: the endpoint cannot be reached, or will not answer anything.
         """
-        with ThreadPoolExecutor(self.spec.workers) as pool:
-            for start in range(0, len(samples), PIECE):
-                piece = samples[start : start + PIECE]
-                asked = [
-                    pool.submit(self._judge, sample, request.questions, start + place)
-                    for place, sample in enumerate(piece)
-                ]
-                try:
-                    results = [done.result() for done in as_completed(asked)]
-                except BaseException:
-                    # What has not been asked yet is not: an interrupted run ends now.
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+        queue, asked = iter(enumerate(samples)), set[Future[SampleSignals]]()
+        pool = ThreadPoolExecutor(self.spec.workers)
+        try:
+            while True:
+                for place, sample in islice(queue, AHEAD * self.spec.workers - len(asked)):
+                    asked.add(pool.submit(self._judge, sample, request.questions, place))
+                if not asked:
+                    return
+                done, asked = wait(asked, return_when=FIRST_COMPLETED)
+                results = [one.result() for one in done]
                 if progress is not None:
                     progress(len(results))
                 yield results
+        finally:
+            # What has not been asked yet is not: an interrupted run, or one at its limit, ends now.
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _judge(self, sample: Sample, questions: Sequence[Question], position: int) -> SampleSignals:
         result = SampleSignals(sample.sample_id, position, response_tokens=tokens_by_bytes(sample.response))
         if sample.images:
             result.flags.append("images_not_supported")
             return result
-        prompt = "\n".join(turn["content"] for turn in sample.messages)
         for kind in questions:
             try:
-                reply, tokens = self._reply(self.spec.question(kind).replace("{prompt}", prompt))
-            except RefusedError:
+                reply, tokens = self._reply(kind, self.spec.about(kind, sample))
+            except RefusedError as refusal:
                 result.question_flags[kind] = "refused_by_endpoint"
+                result.judgements[kind] = Judgement(None, str(refusal), 0, [])
                 continue
             result.judgements[kind] = parse(kind, reply, tokens)
             result.tokens += tokens
         return result
 
-    def _reply(self, question: str) -> tuple[str, int]:
-        """The reply to a question and the tokens that it took; none if it was asked before."""
+    def _asked(self, question: str) -> tuple[dict[str, Any], Path]:
+        """What is sent for a question, and where the reply to it is kept."""
         body = {
             "model": self.spec.model,
             "messages": [{"role": "user", "content": question}],
@@ -171,14 +187,30 @@ class JudgeScorer:
             "max_tokens": self.spec.max_tokens,
         }
         key = digest("judge", self.spec.revision, body)
-        path = self.spec.cache / key[:2] / f"{key}.json"
+        return body, self.spec.cache / key[:2] / f"{key}.json"
+
+    def forget(self, sample: Sample) -> int:
+        """Remove the replies that are kept to questions about a sample's prompt; gives how many there were."""
+        paths = [self._asked(self.spec.about(kind, sample))[1] for kind in QUESTIONS]
+        there = [path for path in paths if path.is_file()]
+        for path in there:
+            path.unlink()
+        return len(there)
+
+    def _reply(self, kind: Question, question: str) -> tuple[str, int]:
+        """The reply to a question and the tokens that it took; none if it was asked before.
+
+        What says nothing is not kept: asked once more, an endpoint may say something.
+        """
+        body, path = self._asked(question)
         # Equal questions are asked once, also where two threads have them at the same time.
-        with self._locks[int(key[:2], 16) % len(self._locks)]:
+        with self._locks[int(path.name[:2], 16) % len(self._locks)]:
             if path.is_file():
-                return str(json.loads(path.read_text())["reply"]), 0
+                return storable(str(json.loads(path.read_text())["reply"])), 0
             reply, tokens = self._ask(body)
-            with replacing(path) as beside:
-                beside.write_text(json.dumps({"reply": reply, "tokens": tokens}))
+            if parse(kind, reply, tokens).value is not None:
+                with replacing(path) as beside:
+                    beside.write_text(json.dumps({"reply": reply, "tokens": tokens}))
         return reply, tokens
 
     @cached_property
@@ -204,22 +236,67 @@ class JudgeScorer:
             RefusedError: the endpoint will not answer this.
         """
         url = f"{self.spec.url.rstrip('/')}/chat/completions"
-        try:
-            answer = self._pool.request("POST", url, json=body, headers=self._headers(), preload_content=False)
-            content = answer.read(MAX_REPLY_BYTES + 1)
-            answer.release_conn()
-        except urllib3.exceptions.HTTPError as error:
-            raise JudgeError(
-                f"the judge at {url} does not answer ({type(error).__name__}): see that it runs, or correct "
-                "targets.endpoint.url"
-            ) from error
-        if answer.status in (400, 413, 422):
-            raise RefusedError
-        if answer.status != 200:
-            said = self._without_key(content[:200].decode("utf-8", "replace"))
-            mend = f"; its key is read from {self.spec.key_variable}" if answer.status in (401, 403) else ""
-            raise JudgeError(f"the judge at {url} answers {answer.status}: {said}{mend}")
+        status, content = self._request(url, body)
+        said = self._without_key(content[:200].decode("utf-8", "replace"))
+        if status in REFUSED:
+            self._refusals += 1
+            if self._refusals >= ALL_REFUSED and not self._replied:
+                raise JudgeError(
+                    f"the judge at {url} refuses every question (the last with {status}: {said}): see "
+                    f"that {self.spec.model} is known there and takes temperature and max_tokens as endpoint has them"
+                )
+            raise RefusedError(f"{status}: {said}")
+        if status != 200:
+            raise JudgeError(f"the judge at {url} answers {status}: {said}{self._mend(status)}")
+        self._replied = True
         return _content(url, content, self._without_key)
+
+    def _request(self, url: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        """Status and content of an answer; one that breaks off is asked for again.
+
+        Raises:
+            JudgeError: there is none.
+        """
+        for left in reversed(range(self.spec.attempts)):
+            try:
+                answer = self._pool.request("POST", url, json=body, headers=self._headers(), preload_content=False)
+            except urllib3.exceptions.HTTPError as error:
+                raise self._silent(url, getattr(error, "reason", None) or error) from error
+            try:
+                content = answer.read(MAX_REPLY_BYTES + 1)
+            except urllib3.exceptions.HTTPError as error:
+                if not left:
+                    raise self._silent(url, error) from error
+            else:
+                answer.release_conn()
+                return answer.status, content
+        raise AssertionError("attempts is at least 1")
+
+    def _silent(self, url: str, why: Exception) -> JudgeError:
+        """The error of an endpoint that gives no answer."""
+        if isinstance(why, urllib3.exceptions.NameResolutionError):
+            said = "its name is not known"
+        elif isinstance(why, urllib3.exceptions.NewConnectionError):
+            said = "nothing listens there"
+        elif isinstance(why, urllib3.exceptions.TimeoutError):
+            said = f"nothing within {self.spec.timeout:g} s (targets.endpoint.timeout_seconds)"
+        else:
+            said = self._without_key(f"{type(why).__name__}: {why}")[:200]
+        return JudgeError(
+            f"the judge at {url} does not answer ({said}): see that it runs, or correct targets.endpoint.url"
+        )
+
+    def _mend(self, status: int) -> str:
+        """What to do about an answer."""
+        if status in (401, 403):
+            named = self.spec.key_variable
+            return f"; its key is read from {named}" if named else "; name its key's variable in endpoint.key_variable"
+        if status == 404:
+            return (
+                f"; see that targets.endpoint.url is what comes before /chat/completions (it often ends in /v1), and "
+                f"that {self.spec.model} is known there"
+            )
+        return ""
 
     def _without_key(self, text: str) -> str:
         """What an endpoint said, which may repeat the key."""
@@ -249,8 +326,13 @@ def _content(url: str, content: bytes, shown: Callable[[str], str]) -> tuple[str
         used = (document.get("usage") or {}).get("total_tokens")
     except (ValueError, LookupError, TypeError) as error:
         raise JudgeError(f"{url} does not speak OpenAI's chat completions: {shown(repr(content))[:200]}") from error
-    reply = reply if isinstance(reply, str) else ""
+    reply = storable(reply) if isinstance(reply, str) else ""
     return reply, int(used) if isinstance(used, int) else tokens_by_bytes(reply)
+
+
+def storable(text: str) -> str:
+    """The text with a question mark for every half of a surrogate pair, which JSON can hold and no table."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def tokens_by_bytes(text: str) -> int:
@@ -270,7 +352,11 @@ def parse(kind: Question, reply: str, tokens: int) -> Judgement:
     return Judgement(score if 1 <= score <= 10 else None, reply, tokens, [])
 
 
-def spec_facts(spec: JudgeSpec) -> dict[str, object]:
-    """What replies depend on: not where the model is, nor how often it is asked at a time."""
-    kept = ("model", "revision", "tags_prompt", "difficulty_prompt", "temperature", "max_tokens")
-    return {name: value for name, value in asdict(spec).items() if name in kept}
+def spec_facts(spec: JudgeSpec, question: Question | None = None) -> dict[str, object]:
+    """What replies to a question depend on: not where the model is, nor how often it is asked at a time.
+
+    Without a question: what those to any depend on.
+    """
+    kept = ("model", "revision", "temperature", "max_tokens")
+    facts: dict[str, object] = {name: value for name, value in asdict(spec).items() if name in kept}
+    return facts if question is None else {**facts, "question": spec.question(question)}

@@ -25,6 +25,7 @@ TOKENIZER_FILES = (
 )
 # What a vision-language model's folder has beside them: how images become tensors, and its own chat template.
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "chat_template.json")
+CLASSIFIER = "ForSequenceClassification"
 INDEX_FILE = "model.safetensors.index.json"
 # Keys of config.json that say who wrote it, not what the model computes.
 VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
@@ -111,6 +112,43 @@ def check_model_folder(folder: Path) -> None:
         raise ModelError(
             f"model folder {folder} has no tokenizer.json: segments are found by character offsets, which "
             "need a fast tokenizer; save one with tokenizer.save_pretrained(folder)"
+        )
+
+
+def check_weights(folder: Path) -> None:
+    """Read the headers of a folder's weights, which name every tensor and where it ends.
+
+    Raises:
+        ModelError: a file is cut short or is no safetensors file; its name is in the message.
+    """
+    # Only who looks for damage reads weights here.
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415
+
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path} is damaged or cut short ({error}): copy or download it again") from error
+
+
+def check_kind(folder: Path, kind: str) -> None:
+    """See that a folder is of the kind of model that a target's signals take, as far as its configuration says.
+
+    Args:
+        folder: of the model.
+        kind: `reward`, or another, which may be anything.
+
+    Raises:
+        ModelError: it is a language model and is to be a reward model.
+    """
+    config = _read_json_object(folder / "config.json")
+    said = [str(name) for name in config.get("architectures") or []]
+    own_code = "AutoModelForSequenceClassification" in (config.get("auto_map") or {})
+    if kind == "reward" and said and not own_code and not any(name.endswith(CLASSIFIER) for name in said):
+        raise ModelError(
+            f"{folder} is a {', '.join(said)}, and no reward model: name the folder of one (its architecture ends in "
+            f"{CLASSIFIER})"
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from resources.errors import UserError
 from resources.scoring.samples import NON_FINITE, Request, Sample, SampleSignals
@@ -28,17 +29,22 @@ class RewardPass:
 
     Raises:
         RewardError: the model gives other than one number.
+        LoadingError: weights are missing, as its head is in the folder of a language model.
     """
 
     def __init__(self, spec: PassSpec, device: str) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         from resources.scoring.loading import DTYPES, context_length  # noqa: PLC0415
+        from resources.scoring.whole import load_whole  # noqa: PLC0415
 
         trust = spec.trust_remote_code
-        loader: Any = AutoModelForSequenceClassification
-        self._model: Any = loader.from_pretrained(
-            spec.model_folder, dtype=DTYPES[spec.dtype], use_safetensors=True, trust_remote_code=trust
+        self._model, _ = load_whole(
+            AutoModelForSequenceClassification,
+            spec.model_folder,
+            "a reward model",
+            dtype=DTYPES[spec.dtype],
+            trust_remote_code=trust,
         )
         if self._model.config.num_labels != 1:
             raise RewardError(
@@ -60,11 +66,12 @@ class RewardPass:
 
         for start in range(0, len(samples), WINDOW):
             window = samples[start : start + WINDOW]
-            ids = [conversation_ids(self._tokenizer, sample) for sample in window]
+            rendered = [conversation_ids(self._tokenizer, sample) for sample in window]
             results = [
                 describe_conversation(self._tokenizer, sample, tokens, self._max_length, start + place)
-                for place, (sample, tokens) in enumerate(zip(window, ids, strict=True))
+                for place, (sample, tokens) in enumerate(zip(window, rendered, strict=True))
             ]
+            ids = [tokens or [] for tokens in rendered]
             wanted = [place for place, result in enumerate(results) if result.tokens and request.rewards]
             for batch in plan_batches([len(ids[place]) for place in wanted], self._batch_tokens):
                 places = [wanted[number] for number in batch]
@@ -78,6 +85,28 @@ class RewardPass:
             yield results
 
     def _rewards(self, batch: Sequence[Sequence[int]]) -> list[float]:
+        """Of each conversation, in halves where the device has no memory for all at once.
+
+        Raises:
+            OutOfMemoryError: it has none for one.
+        """
+        from resources.scoring.forward import OutOfMemoryError, out_of_memory  # noqa: PLC0415
+
+        try:
+            return self._together(batch)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise OutOfMemoryError(
+                    f"a conversation of {len(batch[0])} tokens does not fit into the memory of {self._device}: lower "
+                    "the target's max_length or use a smaller dtype"
+                ) from error
+        # Outside the except block: the error's traceback holds the tensors that were in the way.
+        half = len(batch) // 2
+        return [*self._rewards(batch[:half]), *self._rewards(batch[half:])]
+
+    def _together(self, batch: Sequence[Sequence[int]]) -> list[float]:
         import torch
 
         longest, padding = max(map(len, batch)), self._padding({ids[-1] for ids in batch})
@@ -99,11 +128,17 @@ class RewardPass:
         return int(padding)
 
 
-def conversation_ids(tokenizer: Any, sample: Sample) -> list[int]:
-    """Tokens of the prompt's turns and the response as the assistant's: by the chat template, or a line each."""
+def conversation_ids(tokenizer: Any, sample: Sample) -> list[int] | None:
+    """Tokens of the prompt's turns and the response as the assistant's: by the chat template, or a line each.
+
+    None where the template refuses the turns (a system turn, say).
+    """
     turns = [*sample.messages, {"role": "assistant", "content": sample.response}]
     if tokenizer.chat_template:
-        rendered = tokenizer.apply_chat_template(turns, tokenize=False)
+        try:
+            rendered = tokenizer.apply_chat_template(turns, tokenize=False)
+        except TemplateError:
+            return None
         ids: list[int] = tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
     else:
         ids = tokenizer("\n".join(turn["content"] for turn in turns), verbose=False)["input_ids"]
@@ -111,7 +146,7 @@ def conversation_ids(tokenizer: Any, sample: Sample) -> list[int]:
 
 
 def describe_conversation(
-    tokenizer: Any, sample: Sample, ids: Sequence[int], max_length: int, position: int = 0
+    tokenizer: Any, sample: Sample, ids: Sequence[int] | None, max_length: int, position: int = 0
 ) -> SampleSignals:
     """A sample's tokens and flags as a reward model takes it; none are run if it gets no reward."""
     result = SampleSignals(sample.sample_id, position)
@@ -119,6 +154,8 @@ def describe_conversation(
         result.flags.append("images_not_supported")
     elif not sample.response.strip():
         result.flags.append("empty_response")
+    elif ids is None:
+        result.flags.append("template_refused")
     elif len(ids) > max_length:
         # A part of a response would be judged as if it were all of it.
         result.flags.append("too_long")

@@ -165,10 +165,12 @@ def train(
         progress: called with the number of optimizer steps that were taken since the last call.
 
     Raises:
-        TrainingError: the `train` extra is not installed, no sample is usable, or the loss is not finite.
+        TrainingError: the `train` extra is not installed, the device is not there, no sample is usable, or the loss is
+            not finite.
     """
     peft = _training_stack(recipe)
     quieten_transformers()
+    _refuse_absent(spec.device)
     loop, encoded = _prepare(spec, samples, recipe, weights, validation or {}, peft)
     wanted = (trajectory or Trajectory()).over(len(encoded), recipe)
     identity = digest("training", TRAINER_VERSION, _facts(spec, recipe, wanted), *_examples_digests(loop))
@@ -212,6 +214,17 @@ def _link(source: str, target: str) -> str:
     except OSError:
         shutil.copyfile(source, target)
     return target
+
+
+def _refuse_absent(device: str) -> None:
+    """See that a device is there before a model is loaded for it."""
+    from resources.scoring.devices import devices_of  # noqa: PLC0415
+    from resources.scoring.errors import ScoringError  # noqa: PLC0415
+
+    try:
+        devices_of(device)
+    except ScoringError as error:
+        raise TrainingError(f"{error}: correct engine.device") from error
 
 
 def _nothing(_steps: int) -> None:

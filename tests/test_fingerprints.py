@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from curation_assets.fingerprints import (
-    SIGNAL_VERSIONS,
     corpus_fingerprint,
     image_limits_key,
     scores_key,
@@ -19,6 +18,7 @@ from curation_assets.fingerprints import (
 from curation_assets.sections import ALONG_A_RUN
 from curation_assets.settings import Settings
 from curation_assets.subsets.select import parameters_digest
+from curation_assets.versions import SIGNAL_VERSIONS
 from curation_assets.workspace import Workspace
 from tests.models import write_tiny_qwen3_vl
 from tests.pipeline.workspaces import make_workspace, rows
@@ -65,7 +65,7 @@ SEGMENTED = {"segmentation", "step_gradients", "segment_likelihoods"}
         ("corpus.columns.prompt", "question", {"corpus"}),
         ("corpus.segmentation.strategy", "lines", SEGMENTED),
         ("corpus.segmentation.max_steps", 8, SEGMENTED),
-        ("targets.0.template", "plain", SIGNALS),
+        ("targets.0.template", "plain", SIGNALS - {"rewards"}),
         ("targets.0.max_length", 64, SIGNALS),
         ("targets.0.dtype", "bfloat16", SIGNALS),
         ("targets.0.proxy", "lm_head", {"step_gradients"}),
@@ -73,7 +73,7 @@ SEGMENTED = {"segmentation", "step_gradients", "segment_likelihoods"}
         ("targets.0.gradients", {"projection": 8}, {"gradient_features"}),
         ("targets.0.gradients", {"dimension": 4096}, {"gradient_features"}),
         ("targets.0.gradients", {"seed": 1}, {"gradient_features"}),
-        ("targets.0.gradients", {"parity": "as_coded"}, set()),
+        ("targets.0.gradients", {"parity": "as_coded"}, {"gradient_spectra"}),
         ("targets.0.signals", ["step_gradients", "likelihoods"], set()),
         ("corpus.images.max_pixels", 100, set()),
         ("corpus.images.fetch_remote", True, set()),

@@ -8,9 +8,9 @@ import dagster as dg
 from curation_assets import tables
 from curation_assets.asset_metadata import OWNERS, column_schema, markdown_table, tell_partitions
 from curation_assets.corpus.many_shards import ingest_shards
-from curation_assets.fingerprints import CORPUS_VERSION
 from curation_assets.partitions import SHARDS
 from curation_assets.progress import track
+from curation_assets.versions import CORPUS_VERSION
 from curation_assets.workspace import Workspace
 
 RAW_CORPUS_KEY = dg.AssetKey("raw_corpus")

@@ -26,7 +26,8 @@ from curation_assets.progress import track
 from curation_assets.samples import samples_of
 from curation_assets.steps.segmentation import segment_frame
 from curation_assets.validation.measure import validation_of
-from curation_assets.validation.sets import ValidationSetError, read_validation
+from curation_assets.validation.sets import read_validation
+from curation_assets.validation.wanted import ValidationSetError
 from curation_assets.workspace import Workspace
 from resources.landing import LandingFile, printable
 from resources.scoring.samples import Sample

@@ -287,7 +287,7 @@ def _conversation_counter(workspace: Workspace, target: Target) -> Counter:
         for sample in samples:
             ids = conversation_ids(tokenizer, sample)
             tokens = describe_conversation(tokenizer, sample, ids, min(longest, target.max_length or longest)).tokens
-            yield sample.sample_id, len(ids), tokens, 0, 0
+            yield sample.sample_id, len(ids or ()), tokens, 0, 0
 
     return count
 

@@ -138,6 +138,7 @@ def _show_purged(done: Purged, workspace: Workspace) -> None:
 
     rows = [(path, count) for path, count in sorted(done.tables.items())]
     rows += [(f"images/{name}", 1) for name in done.images]
+    rows += [("replies of judges, kept on this machine", done.replies)] if done.replies else []
     console.print(simple_table(f"{done.sample_id}: taken out of", ("what", "rows"), rows))
     held = [
         *(

@@ -17,7 +17,7 @@ from curation_assets.checkpoints.perturbation import wants_perturbation
 from curation_assets.corpus.purged import used_images
 from curation_assets.fingerprints import WARMUP_ROLE, sigma_folder, warmup_key
 from curation_assets.progress import track
-from curation_assets.releases.build import MANIFEST
+from curation_assets.releases.build import MANIFEST, read_manifest
 from curation_assets.signals.store import signal_dir
 from curation_assets.workspace import Workspace
 from resources.storage import MAKING, StoredFile
@@ -106,6 +106,7 @@ def look(workspace: Workspace, older_than_days: float, clock: float | None = Non
 
     Raises:
         ModelError: a target's model cannot be had, so that what it wants is not known.
+        ReleaseError: a release's manifest is damaged, so that what it rests on is not known.
     """
     now = time.time() if clock is None else clock
     wanted, named = _wanted(workspace), _named(workspace.warehouse)
@@ -173,7 +174,7 @@ def _named(warehouse: Warehouse) -> Named:
     named = Named({}, {}, {})
     for subset in warehouse.storage.folders("releases"):
         for number in warehouse.made_folders(tables.release_dir(subset), MANIFEST):
-            manifest = warehouse.read_json(f"{tables.release_dir(subset)}/{number}/{MANIFEST}")
+            manifest = read_manifest(warehouse, f"{tables.release_dir(subset)}/{number}")
             _add_release(named, f"{subset}@{number}", manifest)
     return named
 

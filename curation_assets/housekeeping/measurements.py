@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ from curation_assets.fingerprints import (
     PERTURBED_ROLE,
     PROXY_SIGNALS,
     SEGMENTED_SIGNALS,
-    SIGNAL_VERSIONS,
     WARMUP_ROLE,
     base_digest,
     checkpoint_digest,
@@ -38,14 +38,17 @@ from curation_assets.progress import track
 from curation_assets.sections import SignalName, unknown
 from curation_assets.settings import Target
 from curation_assets.signals.store import SignalStore, role_of, signal_dir
+from curation_assets.versions import SIGNAL_VERSIONS
 from curation_assets.workspace import Workspace
 from resources.digests import bytes_digest
 from resources.errors import UserError
 from resources.measurements import Measurements
 from resources.model_files import ModelError
 from resources.storage import Storage
-from resources.training.files import RECORD
+from resources.training.files import RECORD, TRAINED_ON
 from resources.warehouse import DOCUMENT, TABLE
+
+logger = logging.getLogger("curation")
 
 INDEX = "measurements.json"
 SCHEMA_VERSION = 1
@@ -346,8 +349,7 @@ def _refuse_another(workspace: Workspace, folder: str, files: Sequence[dict[str,
     if here != {file["path"]: file["digest"] for file in files}:
         raise TransferError(
             f"{storage.shown(folder)} holds another warm-up of the same recipe, and a warm-up is frozen: nothing was "
-            "imported; import into a fresh warehouse, or delete that folder to go on with the imported one (what was "
-            "measured with it then counts no more)"
+            "imported; import into a fresh warehouse, or delete that folder (what was measured with it counts no more)"
         )
     return True
 
@@ -364,10 +366,21 @@ def _import_checkpoint(workspace: Workspace, there: Storage, folder: str, files:
             (place / name).write_bytes(data)
 
     if workspace.warehouse.create_folder(folder, fill, last=RECORD):
+        _name_purged(workspace, folder)
         return len(files)
     # Someone made it meanwhile.
     _refuse_another(workspace, folder, files)
     return 0
+
+
+def _name_purged(workspace: Workspace, folder: str) -> None:
+    """Say of an imported checkpoint which purged samples it was trained on: it does not change."""
+    warehouse, path = workspace.warehouse, f"{folder}/{TRAINED_ON}"
+    ids = warehouse.read_columns(path, "sample_id")["sample_id"] if warehouse.storage.exists(path) else ()
+    purged = set(ids).intersection(PurgedList.read(warehouse).ids())
+    if purged:
+        named = warehouse.storage.shown(folder), ", ".join(sorted(purged))
+        logger.warning("checkpoint %s was trained on purged samples (%s): delete the folder to train it anew", *named)
 
 
 def _wanted(workspace: Workspace) -> set[str] | None:

@@ -17,12 +17,14 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.corpus.ingest import stored_shard_rows, write_shard_rows
 from curation_assets.corpus.purged import PurgedList, add_purged, drop_images, kept_images, rows_without_purged
-from curation_assets.fingerprints import corpus_fingerprint, steps_fingerprint
+from curation_assets.fingerprints import corpus_fingerprint, judge_spec, steps_fingerprint
 from curation_assets.progress import track
 from curation_assets.releases.build import DATA_PARQUET
+from curation_assets.samples import samples_of
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.errors import UserError
+from resources.judge import JudgeScorer
 from resources.landing import file_name
 from resources.measurements import Measurements
 from resources.training.files import TRAINED_ON
@@ -46,6 +48,7 @@ class Purged:
         sample_id: the sample.
         tables: tables that were written anew, with the rows that left each.
         images: images that were removed: no other row shows them.
+        replies: replies of configured judges that were removed from this machine's cache.
         files: landing files that still hold it, with the row of each; they are the user's.
         releases: releases that hold it, as `subset@version` with the folder of each.
         checkpoints: folders of checkpoints that were trained on it.
@@ -54,6 +57,7 @@ class Purged:
     sample_id: str
     tables: dict[str, int]
     images: list[str]
+    replies: int
     files: list[tuple[str, int]]
     releases: dict[str, str]
     checkpoints: list[str]
@@ -104,6 +108,8 @@ def purge(workspace: Workspace, sample_id: str, reason: str = "") -> Purged:
     sets = [workspace.validation_shard(_name(path)) for path in holding["validation"]]
     files = [place for path in corpus for place in _places(warehouse, path, sample_id)]
     images = _images(warehouse, [*corpus, *holding["validation"]], sample_id)
+    # By what was asked they are found, which is known no longer once the rows are gone.
+    replies = _forget_replies(workspace, [*corpus, *holding["validation"]], sample_id)
     add_purged(warehouse, sample_id, reason, [*shards, *sets])
     done: dict[str, int] = {}
     for path in holding["signals"]:
@@ -124,6 +130,7 @@ def purge(workspace: Workspace, sample_id: str, reason: str = "") -> Purged:
         sample_id,
         done,
         drop_images(warehouse, images),
+        replies,
         files,
         _releases(workspace, holding["releases"]),
         [path.rsplit("/", 1)[0] for path in holding["checkpoints"] if path.endswith(f"/{TRAINED_ON}")],
@@ -237,6 +244,17 @@ def _images(warehouse: Warehouse, paths: Collection[str], sample_id: str) -> set
     """Names of the stored images that the sample shows."""
     rows = [warehouse.read_table(path).filter(pl.col("sample_id") == sample_id) for path in paths]
     return set().union(*(kept_images(frame) for frame in rows))
+
+
+def _forget_replies(workspace: Workspace, paths: Collection[str], sample_id: str) -> int:
+    """Remove what judges of the configuration replied of the sample's prompt; gives how many replies there were."""
+    rows = [workspace.warehouse.read_table(path).filter(pl.col("sample_id") == sample_id) for path in paths]
+    judges = [JudgeScorer(judge_spec(one)) for one in workspace.settings.targets if one.endpoint is not None]
+    found = pl.concat(rows).unique("sample_id") if rows and judges else pl.DataFrame()
+    if found.is_empty():
+        return 0
+    samples = samples_of(workspace, found)
+    return sum(judge.forget(sample) for judge in judges for sample in samples)
 
 
 def _releases(workspace: Workspace, paths: Collection[str]) -> dict[str, str]:

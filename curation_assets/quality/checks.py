@@ -11,11 +11,12 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.corpus_settings import CorpusFilters, Repetition
-from curation_assets.fingerprints import QUALITY_VERSION, input_fingerprint
+from curation_assets.fingerprints import input_fingerprint
 from curation_assets.quality.contamination import BenchmarkIndex, read_benchmark
 from curation_assets.quality.language import languages
 from curation_assets.quality.near_duplicates import signature_algorithm, signatures
 from curation_assets.quality.repetition import REPETITION_LIMITS, repetition, repetitive
+from curation_assets.versions import QUALITY_VERSION
 from curation_assets.workspace import Workspace
 from resources.digests import digest, now
 from resources.errors import UserError

@@ -23,6 +23,7 @@ from curation_assets.workspace import Workspace
 from resources.digests import bytes_digest
 from resources.errors import UserError
 from resources.landing import file_name, printable
+from resources.warehouse import Warehouse
 
 MANIFEST = "manifest.json"
 CHECKSUMS = "SHA256SUMS"
@@ -30,6 +31,8 @@ PROVENANCE = "provenance.json"
 DATA_PARQUET = "data/train.parquet"
 DATA_JSONL = "data/train.jsonl"
 IMAGES = "images"
+IN_EVERY_MANIFEST = ("subset", "number", "rows", "content_digest", "subset_digest", "parameters", "checkpoints")
+"""What other parts of the project read of a manifest."""
 
 
 class ReleaseError(UserError):
@@ -53,10 +56,33 @@ def release_numbers(workspace: Workspace, subset: Subset) -> list[int]:
 
 
 def read_release(workspace: Workspace, subset: Subset, number: int) -> Release:
-    """An existing release."""
+    """An existing release.
+
+    Raises:
+        ReleaseError: it is not there, or its manifest is damaged.
+    """
     folder = f"{tables.release_dir(subset.name)}/{number}"
-    manifest = workspace.warehouse.read_json(f"{folder}/{MANIFEST}")
+    manifest = read_manifest(workspace.warehouse, folder)
     return Release(subset.name, number, workspace.warehouse.storage.shown(folder), manifest)
+
+
+def read_manifest(warehouse: Warehouse, folder: str) -> dict[str, Any]:
+    """The manifest of the release in a folder of the warehouse.
+
+    Raises:
+        ReleaseError: it is not there, is no JSON, or lacks what every manifest holds.
+    """
+    shown = warehouse.storage.shown(f"{folder}/{MANIFEST}")
+    mend = f"see `curate verify {warehouse.storage.shown(folder)}`; put the folder back from a copy, or delete it"
+    try:
+        manifest = warehouse.read_json(f"{folder}/{MANIFEST}")
+    except ValueError as error:
+        raise ReleaseError(f"{shown} is no JSON ({error}): {mend}") from error
+    lacking = [key for key in IN_EVERY_MANIFEST if not isinstance(manifest, dict) or key not in manifest]
+    if lacking:
+        raise ReleaseError(f"{shown} does not say its {', '.join(lacking)}: {mend}")
+    found: dict[str, Any] = manifest
+    return found
 
 
 def latest_release(workspace: Workspace, subset: Subset) -> Release | None:
@@ -101,10 +127,22 @@ def make_release(workspace: Workspace, subset: Subset, number: int, run_id: str)
         _create(workspace, subset, number, run_id)
     _move_latest(workspace, subset)
     release = read_release(workspace, subset, number)
+    refuse_broken(workspace, release)
+    return release
+
+
+def refuse_broken(workspace: Workspace, release: Release) -> None:
+    """See that a release's files are those of its checksums.
+
+    Raises:
+        ReleaseError: some are not.
+    """
     broken = broken_files(workspace, release)
     if broken:
-        raise ReleaseError(f"release {release.folder}: checksums do not match for {', '.join(broken)}")
-    return release
+        raise ReleaseError(
+            f"release {release.folder}: checksums do not match for {', '.join(broken)}: see `curate verify "
+            f"{release.subset}@{release.number}`; put the folder back from a copy, or delete it and release again"
+        )
 
 
 def broken_files(workspace: Workspace, release: Release) -> list[str]:
@@ -112,8 +150,12 @@ def broken_files(workspace: Workspace, release: Release) -> list[str]:
     storage = workspace.warehouse.storage
     folder = f"{tables.release_dir(release.subset)}/{release.number}"
     broken = []
-    for line in storage.read(f"{folder}/{CHECKSUMS}").decode().splitlines():
-        expected, name = line.split("  ", 1)
+    try:
+        sums = storage.read(f"{folder}/{CHECKSUMS}").decode()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return [CHECKSUMS]
+    for line in filter(None, sums.splitlines()):
+        expected, _, name = line.partition("  ")
         try:
             found = hashlib.sha256(storage.read(f"{folder}/{name}")).hexdigest()
         except FileNotFoundError:

@@ -9,7 +9,7 @@ from curation_assets import tables
 from curation_assets.asset_metadata import OWNERS, column_schema, markdown_table, tell_partitions
 from curation_assets.checkpoints.assets import measured_checkpoint_key, perturbation_key_of
 from curation_assets.corpus.assets import RAW_CORPUS_KEY
-from curation_assets.fingerprints import SEGMENTED_SIGNALS, SIGNAL_VERSIONS
+from curation_assets.fingerprints import SEGMENTED_SIGNALS
 from curation_assets.partitions import SHARDS
 from curation_assets.sections import SignalName
 from curation_assets.settings import Target
@@ -17,6 +17,7 @@ from curation_assets.signals.catalog import non_finite
 from curation_assets.signals.measure import measure_shards
 from curation_assets.signals.store import ShardMeasurement
 from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
+from curation_assets.versions import SIGNAL_VERSIONS
 from curation_assets.workspace import Workspace
 
 FINITE = "finite"

@@ -57,6 +57,7 @@ def request_for(target: Target, signals: Collection[SignalName]) -> Request:
         trajectory_gradients=target.proxy if "step_gradient_trajectories" in signals else None,
         base_likelihoods="base_likelihoods" in signals,
         spectra="gradient_spectra" in signals,
+        flattened_cosines=target.gradients.parity == "as_coded",
         in_run="in_run_influence" in signals,
         rewards="rewards" in signals,
         questions=tuple(question for question in QUESTIONS if question in signals),

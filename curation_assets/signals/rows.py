@@ -250,7 +250,7 @@ def judgements(question: Question, column: str, results: Sequence[SampleSignals]
     for result in results:
         found = result.judgements.get(question)
         flags = list(result.flags)
-        if found is None and question in result.question_flags:
+        if question in result.question_flags:
             flags.append(result.question_flags[question])
         elif found is not None and found.value is None:
             flags.append("unparsed_reply")

@@ -1,8 +1,9 @@
 """Where signals are kept: the rows of each under its fingerprint, and a record a shard that says it is done.
 
 Rows of samples that could not be measured for a reason outside the sample (an image that the limits of
-`corpus.images` keep closed, that is not there now, or is another one now) lie apart, by these limits: other
-limits measure these samples and no others.
+`corpus.images` keep closed, that is not there now, or is another one now; a judge that would not answer or talked
+nonsense) lie apart, by these limits (of a judge by `endpoint.ask_again`): other limits measure these samples and no
+others.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from resources.errors import UserError
 from resources.measurements import Measurements
 from resources.warehouse import Warehouse
 
-OUTSIDE_REASONS = ("image_missing", "image_changed", "image_remote", "image_unreachable", "image_too_large")
+IMAGE_REASONS = ("image_missing", "image_changed", "image_remote", "image_unreachable", "image_too_large")
+OUTSIDE_REASONS = (*IMAGE_REASONS, "refused_by_endpoint", "unparsed_reply")
 
 
 class MeasuringError(UserError):

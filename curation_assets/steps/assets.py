@@ -8,10 +8,10 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.asset_metadata import OWNERS, column_schema, tell_partitions
 from curation_assets.corpus.assets import RAW_CORPUS_KEY
-from curation_assets.fingerprints import SEGMENTATION_VERSION
 from curation_assets.partitions import SHARDS
 from curation_assets.progress import track
 from curation_assets.steps.segment import segment_shard
+from curation_assets.versions import SEGMENTATION_VERSION
 from curation_assets.workspace import Workspace
 
 SEGMENTED_STEPS_KEY = dg.AssetKey("segmented_steps")

@@ -16,7 +16,8 @@ from curation_assets.settings import Target
 from curation_assets.signals.catalog import SIGNALS
 from curation_assets.signals.measure import ShardSamples, make_scorer, measure_samples
 from curation_assets.signals.store import MeasuringError, ShardMeasurement, SignalStore, record_holds
-from curation_assets.validation.sets import stored_validation, wanted_validation
+from curation_assets.validation.sets import stored_validation
+from curation_assets.validation.wanted import wanted_validation
 from curation_assets.workspace import Workspace
 
 Wanted = dict[str, list[SignalName]]

@@ -1,8 +1,6 @@
-"""Reading validation sets, and what makes one be read again."""
+"""Reading validation sets."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import polars as pl
 
@@ -11,27 +9,8 @@ from curation_assets.corpus.ingest import present_shards
 from curation_assets.corpus.purged import PurgedList, rows_without_purged
 from curation_assets.corpus.reading import ShardRows, read_shard
 from curation_assets.corpus_settings import ValidationSet
-from curation_assets.fingerprints import CORPUS_VERSION
+from curation_assets.validation.wanted import ValidationSetError, validation_path, wanted_validation
 from curation_assets.workspace import Workspace
-from resources.digests import digest
-from resources.errors import UserError
-
-
-class ValidationSetError(UserError):
-    """A validation set cannot be read."""
-
-
-def wanted_validation(workspace: Workspace, validation: ValidationSet) -> str:
-    """Fingerprint of a set as its file and the configuration want it.
-
-    Raises:
-        ValidationSetError: the file is not there.
-    """
-    path = _file(workspace, validation)
-    reading = [validation.format, validation.columns.model_dump(mode="json"), workspace.settings.corpus.max_row_bytes]
-    purged = PurgedList.read(workspace.warehouse).ids_of(workspace.validation_shard(validation.name))
-    parts = [reading, purged] if purged else [reading]
-    return digest("validation", CORPUS_VERSION, workspace.cache.file_digest(path), *parts)
 
 
 def stored_validation(workspace: Workspace, name: str) -> str | None:
@@ -45,7 +24,7 @@ def read_validation(workspace: Workspace, validation: ValidationSet) -> ShardRow
     Raises:
         ValidationSetError: the file is not there, or holds no row that can be used.
     """
-    path = _file(workspace, validation)
+    path = validation_path(workspace, validation)
     corpus = workspace.settings.corpus.model_copy(update={"format": validation.format, "columns": validation.columns})
     shard = workspace.validation_shard(validation.name)
     read = read_shard(path, shard, path.name, corpus, keep_image=workspace.keep_image)
@@ -83,12 +62,3 @@ def overlap_with_pool(workspace: Workspace, name: str) -> dict[str, int]:
         held = corpus.select(column).unique().join(mine.lazy().select(column), on=column, how="semi")
         found[key] = int(held.select(pl.len()).collect().item())
     return found
-
-
-def _file(workspace: Workspace, validation: ValidationSet) -> Path:
-    path = workspace.validation_file(validation)
-    if not path.is_file():
-        raise ValidationSetError(
-            f"validation set {validation.name}: there is no file {path}: correct its path in {workspace.config_file}"
-        )
-    return path

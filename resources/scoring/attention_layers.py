@@ -103,6 +103,22 @@ def _of_block(block: nn.Module, config: Any, number: int) -> Projections:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether it is a linear layer, an adapter's around one (peft) included."""
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(module, nn.Embedding)
+    """Whether it is a linear layer, an adapter's around one (peft) included; a router of experts is none."""
+    inner = getattr(module, "base_layer", module)
+    return isinstance(inner, nn.Linear) or type(inner).__name__ == "Conv1D"
+
+
+def by_sample(values: Tensor, samples: int, longest: int) -> Tensor | None:
+    """What went through a layer as [B, T, d], where a model lays samples end to end as well; None if it is not that.
+
+    Experts that are layers of their own see some tokens of all samples, in an order of their own.
+
+    Args:
+        values: [B, T, d] or [B * T, d].
+        samples: B.
+        longest: T.
+    """
+    if values.dim() == 2 and len(values) == samples * longest:
+        rows: Tensor = values.view(samples, longest, -1)
+        return rows
+    return values if values.dim() == 3 and values.shape[:2] == (samples, longest) else None

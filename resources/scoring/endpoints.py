@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from resources.scoring.errors import ScoringError
 from resources.scoring.loading import reads_images
 from resources.scoring.weights import Weight, weights_of
+from resources.scoring.whole import LoadingError, load_whole, some
 
 ADAPTER_SETTINGS = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -33,7 +34,6 @@ PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 
-NAMES_SHOWN = 3
 
 SLICE = 2**20
 """Elements whose squares are summed in fp64 at a time."""
@@ -90,7 +90,7 @@ def differences_of_models(endpoint: Path, base: Path, *, trust_remote_code: bool
     started, ignored = _load(base, trust_remote_code)
     arrived, unknown = _load(endpoint, trust_remote_code)
     if unknown - ignored:
-        raise EndpointError(f"{endpoint} holds tensors that its model does not have: {_some(unknown - ignored)}")
+        raise EndpointError(f"{endpoint} holds tensors that its model does not have: {some(unknown - ignored)}")
     return _differences(started, arrived, endpoint)
 
 
@@ -121,8 +121,8 @@ def _differences(started: dict[str, Weight], arrived: dict[str, Weight], endpoin
     names, others = ({weight.names for weight in side.values()} for side in (started, arrived))
     if names != others:
         raise EndpointError(
-            f"{endpoint} does not have the base model's tensors: it lacks {_some(_flat(names - others))} and adds "
-            f"{_some(_flat(others - names))} (tied tensors count as one); give a fine-tuned copy of the base model"
+            f"{endpoint} does not have the base model's tensors: it lacks {some(_flat(names - others))} and adds "
+            f"{some(_flat(others - names))} (tied tensors count as one); give a fine-tuned copy of the base model"
         )
     shapes = [
         f"{name} {tuple(arrived[name].tensor.shape)} instead of {tuple(weight.tensor.shape)}"
@@ -131,7 +131,7 @@ def _differences(started: dict[str, Weight], arrived: dict[str, Weight], endpoin
     ]
     if shapes:
         raise EndpointError(
-            f"{endpoint} has tensors of other shapes than the base model: {_some(shapes)}; give an endpoint that was "
+            f"{endpoint} has tensors of other shapes than the base model: {some(shapes)}; give an endpoint that was "
             "fine-tuned without changing the vocabulary or the layers"
         )
     return {name: arrived.pop(name).tensor.sub_(started.pop(name).tensor) for name in list(started)}
@@ -146,21 +146,12 @@ def _load(folder: Path, trust_remote_code: bool) -> tuple[dict[str, Weight], set
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     loader: Any = AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
     try:
-        model, found = loader.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
+        model, unexpected = load_whole(
+            loader, folder, "a language model", dtype=torch.float32, trust_remote_code=trust_remote_code
         )
-    except (RuntimeError, OSError, SafetensorError) as error:
-        raise EndpointError(f"the model in {folder} cannot be loaded: {error}") from error
-    if found["missing_keys"]:
-        # transformers would fill them with random numbers.
-        raise EndpointError(
-            f"{folder} lacks tensors of its model: {_some(found['missing_keys'])}; give a folder that holds all weights"
-        )
-    return weights_of(model), set(found["unexpected_keys"])
+    except LoadingError as error:
+        raise EndpointError(str(error)) from error
+    return weights_of(model), unexpected
 
 
 def lora_products(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -190,7 +181,7 @@ def lora_products(folder: Path) -> Iterator[tuple[str, Tensor]]:
         modules, strange = _factors(file.keys())
         if unlike or strange:
             raise EndpointError(
-                f"the adapter in {folder} is more than products of LoRA factors ({_some(unlike or strange)}): merge "
+                f"the adapter in {folder} is more than products of LoRA factors ({some(unlike or strange)}): merge "
                 "it into the base model and give the merged model's folder as the endpoint"
             )
         for module, keys in modules.items():
@@ -236,10 +227,3 @@ def squared_norm(tensor: Tensor) -> float:
 
 def _flat(names: set[tuple[str, ...]]) -> list[str]:
     return ["=".join(group) for group in names]
-
-
-def _some(names: Any) -> str:
-    """A few names, and how many more there are."""
-    ordered = sorted(names)
-    shown = ", ".join(ordered[:NAMES_SHOWN]) or "nothing"
-    return shown + (f" and {len(ordered) - NAMES_SHOWN} more" if len(ordered) > NAMES_SHOWN else "")

@@ -18,7 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from resources.scoring.attention_layers import by_sample
 from resources.scoring.collating import collate
+from resources.scoring.errors import ScoringError
 from resources.scoring.head import StreamedHead
 from resources.scoring.loading import Checkpoint
 from resources.scoring.samples import Encoded
@@ -26,6 +28,10 @@ from resources.scoring.samples import Encoded
 Take = Callable[[str, Tensor, Tensor], None]
 """Told of a layer by its name, its inputs [B, T, d_in] and its output's gradients [B, T, d_out]; no later than it is
 called are they let go."""
+
+
+class GradientError(ScoringError):
+    """Gradients cannot be taken as they are asked for."""
 
 
 class Taker(NamedTuple):
@@ -104,10 +110,13 @@ def backward(
 
     Returns:
         Each sample's mean loss [B] in fp32, in nats.
+
+    Raises:
+        GradientError: a layer does not see the tokens of every sample (an expert).
     """
     labels = labels or response_labels(batch, checkpoint.device)
     counts = labels.counts
-    with hooked(takers), started_at_embeddings(checkpoint), torch.enable_grad():
+    with hooked(takers, (len(batch), max(map(len, batch)))), started_at_embeddings(checkpoint), torch.enable_grad():
         hidden: Tensor = checkpoint.uncompiled(**collate(batch, checkpoint.device), use_cache=False).last_hidden_state
         # As in a forward pass, which may have made the head's buffers.
         with torch.inference_mode():
@@ -124,11 +133,22 @@ def backward(
 
 
 @contextmanager
-def hooked(takers: Sequence[Taker]) -> Iterator[None]:
-    """Hand on the factors of layers while a backward pass goes through them."""
+def hooked(takers: Sequence[Taker], shape: tuple[int, int]) -> Iterator[None]:
+    """Hand on the factors of layers while a backward pass over [B, T] tokens goes through them.
+
+    Raises:
+        GradientError: a layer does not see the tokens of every sample.
+    """
 
     def seen(taker: Taker, name: str, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        output.register_hook(partial(_handed_on, taker.take, name, inputs[0].detach()))
+        what = by_sample(inputs[0].detach(), *shape)
+        if what is None:
+            raise GradientError(
+                f"layer {name} sees {tuple(inputs[0].shape)}, and not the tokens of every sample, as experts do: the "
+                "gradients of single samples are not known there; take them with respect to an adapter of the "
+                "attention (targets.gradients.weights: adapter, warmup.lora_modules)"
+            )
+        output.register_hook(partial(_handed_on, taker.take, name, what, shape))
 
     pairs = [(taker, name, module) for taker in takers for name, module in taker.layers.items()]
     handles = [module.register_forward_hook(partial(seen, taker, name)) for taker, name, module in pairs]
@@ -139,9 +159,11 @@ def hooked(takers: Sequence[Taker]) -> Iterator[None]:
             handle.remove()
 
 
-def _handed_on(take: Take, name: str, inputs: Tensor, gradients: Tensor) -> None:
+def _handed_on(take: Take, name: str, inputs: Tensor, shape: tuple[int, int], gradients: Tensor) -> None:
+    own = by_sample(gradients.detach(), *shape)
+    assert own is not None, "a linear layer gives as many rows as it takes"
     with torch.no_grad():
-        take(name, inputs, gradients.detach())
+        take(name, inputs, own)
 
 
 @contextmanager

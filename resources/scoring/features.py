@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from resources.scoring.factors import GradientError
 from resources.scoring.gradient_spec import FeatureSpec
 from resources.scoring.rademacher import Projection
-from resources.scoring.trained_matrices import GradientError, Matrix
+from resources.scoring.trained_matrices import Matrix
 
 FORMED_NUMBERS = 2**26
 """Most numbers of gradients that are made at once, where they have to be."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from resources.scoring.attention_layers import AttentionError
-from resources.scoring.factors import Taker, backward, reaches, segment_labels
+from resources.scoring.factors import GradientError, Taker, backward, reaches, segment_labels
 from resources.scoring.features import Block, FeaturesOfBatch, NormsOfBatch, Sketch, quantised
 from resources.scoring.freed_memory import keep_freed_memory
 from resources.scoring.gradient_spec import FeatureSpec, GradientWeights
@@ -25,13 +25,7 @@ from resources.scoring.measurements import GradientFeatures, GradientSpectra
 from resources.scoring.proxies import gram_of_gradients
 from resources.scoring.samples import NON_FINITE, Encoded, Request, SampleSignals
 from resources.scoring.spectra import Spectra, SpectraOfBatch
-from resources.scoring.trained_matrices import (
-    GradientError,
-    Matrix,
-    adam_moments,
-    linear_layers,
-    trained_matrices,
-)
+from resources.scoring.trained_matrices import Matrix, adam_moments, linear_layers, trained_matrices
 
 SHARE = 8
 """Of a batch's tokens, the part that goes there and back at once: activations of all layers stay meanwhile."""
@@ -125,7 +119,7 @@ class GradientPass:
         """What is made of the backward pass, and how it gets into results."""
         made = []
         if request.spectra:
-            made.append(self._spectra(batch))
+            made.append(self._spectra(batch, request.flattened_cosines))
         if request.gradient_norms is not None:
             made.append(self._norms(len(batch), request.gradient_norms))
         if request.features is not None:
@@ -134,10 +128,10 @@ class GradientPass:
             made.append(self._features(len(batch), request.adam_features, adam=True))
         return made
 
-    def _spectra(self, batch: Sequence[Encoded]) -> tuple[Taker, Add]:
+    def _spectra(self, batch: Sequence[Encoded], flattened: bool) -> tuple[Taker, Add]:
         projections = self.checkpoint.attention
         layers = {f"{number}.{name}": one for number, own in enumerate(projections) for name, one in own.layers.items()}
-        spectra = SpectraOfBatch(projections, reaches(batch))
+        spectra = SpectraOfBatch(projections, reaches(batch), flattened)
 
         def add(result: SampleSignals, row: int) -> bool:
             found = spectra.spectra[row]

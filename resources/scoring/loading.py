@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -28,8 +29,8 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from resources.scoring.attention_layers import Projections, attention_projections
-from resources.scoring.errors import ScoringError
 from resources.scoring.head import Head
+from resources.scoring.whole import LoadingError, load_whole
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -38,10 +39,6 @@ ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 """A folder with none of these has no processor."""
-
-
-class LoadingError(ScoringError):
-    """A model folder cannot be loaded for measuring."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,10 @@ def load_checkpoint(
         # Only runs with a warm-up checkpoint need peft.
         from peft import PeftModel
 
-        adapted = PeftModel.from_pretrained(model, str(adapter))
+        try:
+            adapted = PeftModel.from_pretrained(model, str(adapter))
+        except (RuntimeError, OSError, SafetensorError) as error:
+            raise LoadingError(f"the adapter in {adapter} cannot be loaded: {error}") from error
         # In half precision merging would round most of the adapter away: it stays beside the weights, in fp32.
         model = adapted.merge_and_unload() if dtype == "float32" else adapted.get_base_model()
     model = model.to(target).eval()
@@ -161,19 +161,18 @@ def load_model(
     """The whole model of a folder, safetensors only, in the class that it is measured and trained in.
 
     Raises:
-        LoadingError: it needs a package that is not installed.
+        LoadingError: weights are missing or damaged, or it needs a package that is not installed.
     """
     loader: Any = AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
-    try:
-        return loader.from_pretrained(
-            folder,
-            dtype=DTYPES[dtype],
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            attn_implementation=attention,
-        )
-    except ImportError as error:
-        raise LoadingError(f"the model needs a package that is not installed: {error}") from error
+    model, _ = load_whole(
+        loader,
+        folder,
+        "a language model",
+        dtype=DTYPES[dtype],
+        trust_remote_code=trust_remote_code,
+        attn_implementation=attention,
+    )
+    return model
 
 
 def encoding_parts(

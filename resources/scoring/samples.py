@@ -192,6 +192,7 @@ class Request:
             another signal they are read off its pass.
         spectra: what the singular values of every attention projection's gradient say: a pass of its own, with its
             way back (`resources.scoring.spectra`).
+        flattened_cosines: of spectra, see `SpectraOfBatch`.
         gradient_norms: norm of the gradient with respect to these weights: from the same way there and back as
             `spectra` and features (`resources.scoring.gradient_pass`).
         features: the gradient as one short vector: likewise.
@@ -218,6 +219,7 @@ class Request:
     unconditional: bool = False
     prefix_losses: PrefixWindows | None = None
     spectra: bool = False
+    flattened_cosines: bool = False
     gradient_norms: GradientWeights | None = None
     features: FeatureSpec | None = None
     adam_features: FeatureSpec | None = None

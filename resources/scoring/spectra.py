@@ -12,6 +12,7 @@ of the core R_D R_X^T [T, T]. QR keeps what Gram matrices would square away; R_X
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -121,10 +122,13 @@ class SpectraOfBatch:
     Args:
         projections: of every layer.
         reach: positions of every sample that a gradient reaches.
+        flattened: cosines of gradients of other shapes with as many elements too, laid out row by row, as the paper's
+            released code takes them.
     """
 
     projections: Sequence[Projections]
     reach: Sequence[int]
+    flattened: bool = False
     spectra: list[Spectra] = field(init=False)
     _arrived: dict[str, list[Factor]] = field(init=False, default_factory=dict)
     _above: dict[str, list[Factor]] = field(init=False, default_factory=dict)
@@ -180,22 +184,29 @@ class SpectraOfBatch:
         spectra, own = self.spectra[sample], {name: factors[sample] for name, factors in self._arrived.items()}
         for place, (one, other) in enumerate(SAME_LAYER):
             scale = norms[PROJECTIONS.index(one)] * norms[PROJECTIONS.index(other)]
-            spectra.same_layer[layer, place] = _cosine(own[one], own[other], scale, {})
+            spectra.same_layer[layer, place] = _cosine(own[one], own[other], scale, {}, self.flattened)
         if self._norms_above is None:
             return
         products: dict[tuple[int, int], Tensor] = {}
         for place, name in enumerate(PROJECTIONS):
             scale = norms[place] * self._norms_above[sample, place]
-            spectra.adjacent[layer, place] = _cosine(own[name], self._above[name][sample], scale, products)
+            above = self._above[name][sample]
+            spectra.adjacent[layer, place] = _cosine(own[name], above, scale, products, self.flattened)
 
 
-def _cosine(one: Factor, other: Factor, scale: Tensor, products: dict[tuple[int, int], Tensor]) -> Tensor:
+def _cosine(
+    one: Factor, other: Factor, scale: Tensor, products: dict[tuple[int, int], Tensor], flattened: bool
+) -> Tensor:
     """The cosine of two gradients whose norms' product is given; NaN where shapes differ.
 
-    Products X X'^T are kept in `products`: those of q, k and v are one.
+    Products X X'^T are kept in `products`: those of q, k and v are one. `flattened`: where numbers of elements agree,
+    both are made, which nothing else needs, and laid out row by row.
     """
     if one.shape != other.shape:
-        return torch.tensor(torch.nan)
+        if not flattened or math.prod(one.shape) != math.prod(other.shape):
+            return torch.tensor(torch.nan)
+        rows = [(factor.gradients.T @ factor.inputs).flatten() for factor in (one, other)]
+        return torch.dot(rows[0], rows[1]).double().cpu() / scale
     key = (one.inputs.data_ptr(), other.inputs.data_ptr())
     if key not in products:
         products[key] = one.inputs @ other.inputs.T

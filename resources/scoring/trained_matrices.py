@@ -22,16 +22,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from resources.scoring.attention_layers import decoder_blocks, is_linear
-from resources.scoring.errors import ScoringError
+from resources.scoring.factors import GradientError
 from resources.scoring.gradient_spec import MOMENTS, OPTIMIZER, GradientWeights
 from resources.scoring.loading import Checkpoint
+from resources.scoring.whole import some
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
-
-
-class GradientError(ScoringError):
-    """Gradients cannot be taken as they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +82,36 @@ def trained_matrices(checkpoint: Checkpoint, weights: GradientWeights) -> list[M
             the adapter's if it has one.
 
     Raises:
-        GradientError: there is no adapter, or it is none that we know.
+        GradientError: there is no adapter, or it is none that we know; or layers hold weights of another kind.
     """
     layers = linear_layers(checkpoint)
     if weights == "layers" or (weights == "auto" and checkpoint.adapter is None):
+        _refuse_others(checkpoint)
         return [_weight(name, module) for name, module in layers.items()]
     if checkpoint.adapter is None:
         raise GradientError("gradients of an adapter are asked for, and this checkpoint has none: weights: layers")
     return _of_adapter(checkpoint.adapter, layers, checkpoint.device)
+
+
+def _refuse_others(checkpoint: Checkpoint) -> None:
+    """See that no matrix of the decoder's layers is left out: experts in one tensor, routers.
+
+    Raises:
+        GradientError: some would be.
+    """
+    blocks = decoder_blocks(checkpoint.uncompiled, checkpoint.model.config)
+    others = [
+        f"{name}.{own}"
+        for name, module in blocks.named_modules()
+        if not is_linear(module) and not isinstance(module, nn.Embedding)
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() > 1
+    ]
+    if others:
+        raise GradientError(
+            f"the gradients of {some(others)} are not known to us, which are weights of no linear layer (experts, "
+            "routers): take gradients with respect to an adapter (targets.gradients.weights: adapter, with a warm-up)"
+        )
 
 
 def _weight(name: str, module: nn.Module) -> Matrix:

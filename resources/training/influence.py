@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resources.scoring.attention_layers import is_linear
+from resources.scoring.attention_layers import by_sample, is_linear
 from resources.scoring.batching import plan_batches
 from resources.training.examples import Example, TrainingError
 
@@ -54,7 +54,8 @@ class Influence:
         values: [N, S] in fp64, by sample and validation set.
 
     Raises:
-        TrainingError: no linear layer is trained, or a validation set has no sample that a loss can be taken of.
+        TrainingError: no linear layer is trained, or experts are, or a validation set has no sample that a loss can be
+            taken of.
     """
 
     def __init__(self, model: Any, watched: Watched, samples: int, piece_tokens: int) -> None:
@@ -65,6 +66,12 @@ class Influence:
             for name, module in model.named_modules()
             if is_linear(module) and _trained_weight(module) and id(module.weight) not in embeddings
         }
+        experts = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.dim() > 2]
+        if experts:
+            raise TrainingError(
+                f"influence is not known of weights that are of no linear layer ({experts[0]}, as experts are): train "
+                "an adapter (adapter: lora)"
+            )
         if not self.layers:
             raise TrainingError("no linear layer is trained, so that no sample's influence can be told")
         for name, own in zip(watched.names, watched.sets, strict=True):
@@ -92,20 +99,31 @@ class Influence:
         self.model.train(training)
 
     @contextmanager
-    def watching(self, positions: Sequence[int], scales: Sequence[float], rate: float) -> Iterator[None]:
+    def watching(self, positions: Sequence[int], scales: Sequence[float], rate: float, longest: int) -> Iterator[None]:
         """Add up what a backward pass over some samples says of them.
 
         Args:
             positions: of the samples among those of the run, a row of the batch each.
             scales: what makes a sample's part of the step's gradient that of its own mean loss.
             rate: the step's learning rate.
+            longest: tokens of the batch's longest sample.
+
+        Raises:
+            TrainingError: a layer does not see the tokens of every sample.
         """
+        shape = (len(positions), longest)
         weights = torch.tensor(scales, dtype=torch.float64) * rate
         found = torch.zeros(len(positions), len(self._aims), dtype=torch.float64)
 
         def seen(name: str, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if output.requires_grad:
-                output.register_hook(partial(self._dot, found, name, inputs[0].detach()))
+                what = by_sample(inputs[0].detach(), *shape)
+                if what is None:
+                    raise TrainingError(
+                        f"layer {name} does not see the tokens of every sample, as experts do: no sample's influence "
+                        "can be told; train an adapter of the attention (lora_modules)"
+                    )
+                output.register_hook(partial(self._dot, found, name, what, shape))
 
         handles = [module.register_forward_hook(partial(seen, name)) for name, module in self.layers.items()]
         try:
@@ -115,10 +133,12 @@ class Influence:
                 handle.remove()
         self.values.index_add_(0, torch.tensor(positions), found * weights.unsqueeze(1))
 
-    def _dot(self, found: Tensor, name: str, inputs: Tensor, gradients: Tensor) -> None:
+    def _dot(self, found: Tensor, name: str, inputs: Tensor, shape: tuple[int, int], gradients: Tensor) -> None:
         """Add a layer's part of <g_val, g_i> to what was found of each sample [B, S]."""
+        own = by_sample(gradients.detach(), *shape)
+        assert own is not None, "a linear layer gives as many rows as it takes"
         with torch.no_grad():
-            inputs, gradients = inputs.float(), gradients.detach().float()
+            inputs, gradients = inputs.float(), own.float()
             for place, aims in enumerate(self._aims):
                 products = torch.linalg.vecdot((gradients @ aims[name]).flatten(1), inputs.flatten(1))
                 found[:, place] += products.double().cpu()

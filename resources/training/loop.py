@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,8 @@ class Loop:
         positions = self._batch(number)
         batch = [self.examples[position] for position in positions]
         if self.influence is not None:
-            self.influence.aim(self._loss)
+            # What samples are good for is the plain loss of held-out ones, whatever training weighs.
+            self.influence.aim(partial(self._loss, weighed=False))
         labels = sum(example.labels for example in batch)
         loss = 0.0
         pieces = plan_batches([len(example.encoded) for example in batch], self.piece_tokens)
@@ -134,22 +135,23 @@ class Loop:
         if self.influence is None:
             return nullcontext()
         scales = [labels / max(1, self.examples[position].labels) for position in positions]
-        return self.influence.watching(positions, scales, rate)
+        longest = max(self.lengths[position] for position in positions)
+        return self.influence.watching(positions, scales, rate, longest)
 
     def _batch(self, number: int) -> list[int]:
         size = self.recipe.batch_size
         epoch, place = divmod(number, steps_in_epoch(len(self.examples), size))
         return self._order(epoch)[place * size : (place + 1) * size]
 
-    def _loss(self, piece: Sequence[Example]) -> Tensor:
-        """Sum over the labels of a piece of weight times -log p."""
+    def _loss(self, piece: Sequence[Example], weighed: bool = True) -> Tensor:
+        """Sum over the labels of a piece of weight times -log p; `weighed`: by current likelihoods, if asked for."""
         encoded = [example.encoded for example in piece]
         inputs = collate(encoded, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             logits: Tensor = self.model(**inputs, use_cache=False).logits
         rows, places, weights, owners = _labels(piece, self.device)
         nll = F.cross_entropy(logits[rows, places - 1].float(), inputs["input_ids"][rows, places], reduction="none")
-        if self.recipe.likelihood_weights == "current":
+        if weighed and self.recipe.likelihood_weights == "current":
             weights = weights * _likelihood_weights(nll, owners, len(piece), self.recipe)
         return (weights * nll).sum()
 

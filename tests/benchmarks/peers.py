@@ -3,7 +3,7 @@
     python -m tests.benchmarks.peers
 
 The peers are no dependency of ours: each gets a virtual environment in a cache folder, made once with pip from
-`peer_workers/*.txt` (3 GB for both; what pip finds as torch is used, so point pip at CPU builds if you have
+`peer_workers/*.txt` (4 GB for all; what pip finds as torch is used, so point pip at CPU builds if you have
 the choice). Every side is a process that stays; rounds run each of them once. A side is given its best: it tries
 batch sizes when it starts and keeps the fastest, no side reads files or turns text into tokens while the clock
 runs, and none forms a key-value cache. Sides:
@@ -14,6 +14,7 @@ runs, and none forms a key-value cache. Sides:
   less loop                    gradients of one sequence at a time by all linear weights, no projection
   bergson                      gradients in memory, 16 x 16 a layer, the model prepared as its `build` prepares it
   bergson, trimmed             the same numbers, the model prepared so that autograd does the least for them
+  kronfluence                  squared norms, unprojected: self-influence with the identity for a curvature
   traker 512                   TRAKer.featurize, dense projection to 512, drawn anew for every batch: its default
   traker 512, batches of 8     the same at a fixed batch size; run on 16 sequences and scaled to all
   traker 512, stored           the projection matrix drawn once and kept: 2 KiB a weight
@@ -71,6 +72,7 @@ class Peer:
 
 PEERS = {
     "bergson": Peer("bergson", "bergson==2.5.1", ("bergson", "bergson, trimmed")),
+    "kronfluence": Peer("kronfluence", "kronfluence==1.0.1", ("kronfluence",)),
     "traker": Peer("traker", "traker==0.3.2", ("traker 512", "traker 512, batches of 8", "traker 512, stored")),
 }
 OURS = ("grace", "features", "features 8192", "forward", "less loop")

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from curation_assets.checkpoints.warmup import warmup_checkpoint
 from curation_assets.cli import app
+from curation_assets.corpus.purged import add_purged
 from curation_assets.housekeeping.measurements import (
     INDEX,
     TransferError,
@@ -22,6 +23,7 @@ from curation_assets.housekeeping.purge import purge
 from curation_assets.signals.store import shard_record_path, signal_dir
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
+from resources.training.files import TRAINED_ON
 from tests.pipeline.workspaces import make_workspace, rows, run, subset_ids
 
 SIGNALS = ("step_gradients", "likelihoods", "embeddings_mean")
@@ -176,6 +178,18 @@ def test_the_commands_say_what_the_configuration_wants(exported: Path, tmp_path:
     out = ["export-measurements", str(tmp_path / "out"), "--target", "tiny", "-c", str(other.config_file)]
     assert CliRunner().invoke(app, out).exit_code == 0
     assert (tmp_path / "out" / INDEX).exists()
+
+
+def test_an_imported_checkpoint_that_was_trained_on_a_purged_sample_is_named(
+    measured: Workspace, exported: Path, tmp_path: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = workspace_at(tmp_path / "here", tiny_model)
+    checkpoint = warmup_checkpoint(measured, measured.settings.targets[0])
+    assert checkpoint is not None
+    sample_id = measured.warehouse.read_table(f"{checkpoint.folder}/{TRAINED_ON}")["sample_id"][0]
+    add_purged(here.warehouse, sample_id, "", [])
+    import_measurements(here, str(exported))
+    assert f"was trained on purged samples ({sample_id}): delete the folder to train it anew" in caplog.text
 
 
 def test_what_was_purged_does_not_come_back(exported: Path, tmp_path: Path, tiny_model: Path) -> None:

@@ -63,6 +63,22 @@ def test_run_a_second_time_says_that_nothing_was_measured(tmp_path: Path, tiny_m
     assert (tmp_path / ".dagster" / "dagster.yaml").exists()
 
 
+def test_two_configurations_in_a_folder_have_instances_of_their_own(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(4)})
+    other = tmp_path / "other.yaml"
+    text = workspace.config_file.read_text().replace("./landing", "./elsewhere")
+    other.write_text(text.replace("./warehouse", "./other-warehouse"))
+    write_shard(tmp_path / "elsewhere" / "b.jsonl", [*rows(3, start=9), {"prompt": 3}])
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    curate("run", workspace=workspace)
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    said = curate("run", workspace=Workspace.load(other)).output
+    assert (tmp_path / ".dagster-other" / "dagster.yaml").exists()
+    assert f"see: curate table rejected_rows --config {other}" in said
+
+
 def test_release_prints_its_folder_last(tmp_path: Path, tiny_model: Path) -> None:
     workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(4)})
     curate("run", workspace=workspace)

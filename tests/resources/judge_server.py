@@ -59,9 +59,12 @@ def judge_server(answer: Callable[[str], Answer]) -> Iterator[JudgeServer]:
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content)))
+            if "Content-Length" not in headers:
+                self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
+            # What is cut short ends here.
+            self.close_connection = True
 
         def log_message(self, *_: object) -> None:
             """Nothing is printed."""

@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from curation_assets.config_file import ConfigError
 from curation_assets.cost.plan import make_plan
+from curation_assets.housekeeping.purge import purge
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
 from resources.judge import JudgeError, JudgeScorer, JudgeSpec, parse, spec_facts
@@ -152,6 +154,11 @@ def test_what_may_pass_is_tried_again_and_what_does_not_is_said(
         judged(spec, [sample(5)])
     with pytest.raises(JudgeError, match=r"does not answer .*correct targets\.endpoint\.url"):
         judged(replace(spec, url="http://127.0.0.1:9/v1", attempts=1), [sample(6)])
+    server.first = [(404, {}, b"?")]
+    with pytest.raises(JudgeError, match=r"answers 404: \?; see that targets\.endpoint\.url is what comes before"):
+        judged(spec, [sample(9)])
+    with pytest.raises(JudgeError, match="nothing listens there"):
+        judged(replace(spec, url="http://127.0.0.1:9/v1", attempts=1), [sample(6)])
 
 
 def test_what_is_refused_or_not_understood_is_no_value(server: JudgeServer, tmp_path: Path) -> None:
@@ -164,11 +171,60 @@ def test_what_is_refused_or_not_understood_is_no_value(server: JudgeServer, tmp_
     prompts = [sample(1, "a forbidden one"), sample(2, "a mute one"), sample(3)]
     pictured = replace(sample(4), images=[b"image"])
     found = judged(spec_of(server, tmp_path), [*prompts, pictured])
-    assert found["s1"].judgements == {}
+    assert [one.reply for one in found["s1"].judgements.values()] == ["400: no"] * 2
+    assert [one.value for one in found["s1"].judgements.values()] == [None] * 2
     assert found["s1"].question_flags == dict.fromkeys(BOTH.questions, "refused_by_endpoint")
     assert [one.value for name in ("s2", "s3") for one in found[name].judgements.values()] == [None] * 4
     assert found["s3"].tokens > 0
     assert (found["s4"].flags, found["s4"].judgements) == (["images_not_supported"], {})
+
+
+def test_what_said_nothing_is_asked_again(server: JudgeServer, tmp_path: Path) -> None:
+    server.answer = lambda question: completion("I would rather not.") if "pears" in question else (400, {}, b"no")
+    spec = spec_of(server, tmp_path)
+    judged(spec, [sample(1), sample(2, "about plums")])
+    server.answer = said
+    found = judged(spec, [sample(1), sample(2, "about plums")])
+    assert {one.judgements["difficulty"].value for one in found.values()} == {7}
+    assert len(server.asked) == 8
+
+
+def test_an_endpoint_that_refuses_everything_ends_the_run(server: JudgeServer, tmp_path: Path) -> None:
+    server.answer = lambda _: (400, {}, b"temperature is not supported")
+    few = judged(spec_of(server, tmp_path), [sample(number) for number in range(3)])
+    assert len(few) == 3
+    with pytest.raises(JudgeError, match=r"refuses every question .*400: temperature is not supported"):
+        judged(spec_of(server, tmp_path), [sample(number) for number in range(30)])
+    assert len(server.asked) < 60
+    # It did say something once: questions are to blame.
+    server.answer = lambda question: said(question) if " 0 pears" in question else (400, {}, b"too rude")
+    spec = spec_of(server, tmp_path, workers=1)
+    assert len(judged(spec, [sample(number) for number in range(30)])) == 30
+
+
+def test_half_a_surrogate_pair_can_be_stored(server: JudgeServer, tmp_path: Path) -> None:
+    server.answer = lambda _: (200, {}, b'{"choices": [{"message": {"content": "7 \\ud83d"}}]}')
+    for _ in range(2):
+        (found,) = judged(spec_of(server, tmp_path), [sample(1)]).values()
+        assert found.judgements["difficulty"].reply == "7 ?"
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(server: JudgeServer, tmp_path: Path) -> None:
+    broken = (200, {"Content-Length": "100"}, b'{"choices":')
+    server.first = [broken, (520, {}, b"")]
+    spec = spec_of(server, tmp_path, workers=1)
+    assert judged(spec, [sample(1)])["s1"].judgements["difficulty"].value == 7
+    server.first = [broken] * 5
+    with pytest.raises(JudgeError, match="does not answer"):
+        judged(spec, [sample(2)])
+
+
+def test_no_more_is_asked_than_workers_were_at(server: JudgeServer, tmp_path: Path) -> None:
+    with JudgeScorer(spec_of(server, tmp_path, workers=2)) as scorer:
+        stream = scorer.measure([sample(number) for number in range(100)], BOTH)
+        next(stream)
+        stream.close()
+    assert len(server.asked) <= 2 * (1 + 2 * 2)
 
 
 def test_where_a_judge_is_and_how_fast_it_is_asked_changes_no_reply(server: JudgeServer, tmp_path: Path) -> None:
@@ -177,7 +233,10 @@ def test_where_a_judge_is_and_how_fast_it_is_asked_changes_no_reply(server: Judg
     assert spec_facts(replace(same, cache=tmp_path)) == spec_facts(spec)
     others: dict[str, Any] = {"model": "m", "tags_prompt": "{prompt}?", "temperature": 1.0, "max_tokens": 9}
     for name, value in others.items():
-        assert spec_facts(replace(spec, **{name: value})) != spec_facts(spec)
+        changed = replace(spec, **{name: value})
+        assert spec_facts(changed, "instruction_tags") != spec_facts(spec, "instruction_tags")
+        # One question's wording is no other's business.
+        assert (spec_facts(changed, "difficulty") == spec_facts(spec, "difficulty")) == (name == "tags_prompt")
 
 
 CONFIG = """\
@@ -219,6 +278,43 @@ def test_the_whole_path(server: JudgeServer, tmp_path: Path, monkeypatch: pytest
     asked = len(server.asked)
     assert run(workspace).tokens_measured == 0
     assert len(server.asked) == asked
+
+
+def test_a_purge_forgets_what_was_replied(server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("curation_assets.fingerprints.cache_folder", lambda: tmp_path / "cache")
+    config = tmp_path / "curation.yaml"
+    config.write_text(CONFIG.format(url=server.url))
+    write_shard(tmp_path / "landing" / "a.jsonl", rows(4))
+    run(Workspace.load(config))
+    replies = set((tmp_path / "cache" / "judge").rglob("*.json"))
+    asked = {body["messages"][0]["content"] for body in server.asked}
+    sample_id = read_stored(Workspace.load(config), "raw_corpus").collect()["sample_id"][0]
+    done = purge(Workspace.load(config), sample_id)
+    assert done.replies == 2
+    assert len(replies - set((tmp_path / "cache" / "judge").rglob("*.json"))) == 2
+    assert len(asked) == len(replies) == 8
+
+
+def test_what_was_refused_is_asked_again_when_that_is_asked_for(
+    server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("curation_assets.fingerprints.cache_folder", lambda: tmp_path / "cache")
+    server.answer = lambda question: (400, {}, b"no") if "from 3" in question else completion("7" + TAGS)
+    config = tmp_path / "curation.yaml"
+    config.write_text(CONFIG.format(url=server.url))
+    write_shard(tmp_path / "landing" / "a.jsonl", rows(9))
+    run(Workspace.load(config))
+    stored = read_stored(Workspace.load(config), "difficulty").collect()
+    refused = stored.filter(pl.col("flags").list.contains("refused_by_endpoint"))
+    assert refused["difficulty"].null_count() == len(refused) > 0
+    assert refused["reply"].str.starts_with("400").all()
+    asked, server.answer = len(server.asked), lambda _: completion("7" + TAGS)
+    assert run(Workspace.load(config)).tokens_measured == 0
+    config.write_text(config.read_text().replace('url: "', 'ask_again: 1, url: "'))
+    assert run(Workspace.load(config)).tokens_measured > 0
+    assert len(server.asked) == asked + 2 * len(refused)
+    again = read_stored(Workspace.load(config), "difficulty").collect()
+    assert again["difficulty"].to_list() == [7] * 9
 
 
 @pytest.mark.parametrize(

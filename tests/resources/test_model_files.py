@@ -16,7 +16,9 @@ from resources.model_files import (
     INDEX_FILE,
     ModelError,
     adapter_digest,
+    check_kind,
     check_model_folder,
+    check_weights,
     processor_digest,
     resolve_model,
     tokenizer_digest,
@@ -91,6 +93,29 @@ def test_sharded_weights_must_all_be_there(model: Path) -> None:
         check_model_folder(model)
     (model / "model-00002-of-00002.safetensors").touch()
     check_model_folder(model)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 200, -1])
+def test_weights_that_are_cut_short_are_named(model: Path, kept: int) -> None:
+    check_weights(model)
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ModelError, match=r"model\.safetensors is damaged or cut short .*: copy or download it again"):
+        check_weights(model)
+
+
+def test_a_language_model_is_no_reward_model(model: Path) -> None:
+    check_kind(model, "language")
+    with pytest.raises(ModelError, match="is a Qwen2ForCausalLM, and no reward model: name the folder of one"):
+        check_kind(model, "reward")
+    config = json.loads((model / "config.json").read_text())
+    for changes in (
+        {"architectures": ["Qwen2ForSequenceClassification"]},
+        {"architectures": None},
+        {"architectures": ["Own"], "auto_map": {"AutoModelForSequenceClassification": "own.Own"}},
+    ):
+        (model / "config.json").write_text(json.dumps(config | changes))
+        check_kind(model, "reward")
 
 
 def test_checks_and_hashes_load_no_model(model: Path) -> None:

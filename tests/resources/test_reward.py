@@ -19,9 +19,11 @@ from curation_assets.cost.plan import make_plan
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
 from resources.reward import RewardError, RewardPass, conversation_ids
+from resources.scoring.forward import OutOfMemoryError
 from resources.scoring.samples import Request, Sample, SampleSignals
 from resources.scoring.spec import PassSpec
-from tests.models import byte_tokenizer
+from resources.scoring.whole import LoadingError
+from tests.models import CHAT_TEMPLATE, byte_tokenizer, write_tiny_model
 from tests.pipeline.workspaces import rows, run, write_shard
 
 REWARDS = Request(rewards=True)
@@ -73,11 +75,48 @@ def test_rewards_are_the_logits_of_each_conversation_alone(
     results = rewarded(folder, [*SAMPLES, odd], batch_tokens=batch_tokens)
     for result, sample in zip(results, [*SAMPLES, odd], strict=True):
         ids = conversation_ids(tokenizer, sample)
+        assert ids is not None
         model.config.pad_token_id = None if family == "qwen2" else tokenizer.pad_token_id
         with torch.no_grad():
             expected = float(model(input_ids=torch.tensor([ids])).logits[0, 0])
         assert result.reward == pytest.approx(expected, rel=1e-4, abs=1e-5)
         assert result.tokens == len(ids) > result.response_tokens == len(tokenizer(sample.response)["input_ids"])
+
+
+def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "model")
+    expected = r"lacks weights of a reward model, .*: score\.weight\. It is a Qwen2ForCausalLM"
+    with pytest.raises(LoadingError, match=expected):
+        RewardPass(PassSpec(folder, kind="reward"), "cpu")
+
+
+def test_turns_that_the_template_refuses_get_no_reward(tmp_path: Path) -> None:
+    folder = write_reward_model(tmp_path / "model", "qwen2")
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(refusing + CHAT_TEMPLATE)
+    turned = Sample("system", [{"role": "system", "content": "Be brief."}, *SAMPLES[0].messages], "Some.")
+    results = {one.sample_id: one for one in rewarded(folder, [turned, SAMPLES[0]])}
+    assert (results["system"].flags, results["system"].reward) == (["template_refused"], None)
+    assert results["s0"].reward is not None
+
+
+def test_without_memory_for_all_halves_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_reward_model(tmp_path / "model", "qwen2")
+    expected = {one.sample_id: one.reward for one in rewarded(folder, SAMPLES)}
+    real = RewardPass._together
+
+    def small(self: RewardPass, batch: Any) -> list[float]:
+        if len(batch) > most:
+            raise RuntimeError("CUDA error: out of memory")
+        return real(self, batch)
+
+    monkeypatch.setattr(RewardPass, "_together", small)
+    most = 2
+    found = {one.sample_id: one.reward for one in rewarded(folder, SAMPLES)}
+    assert found == {name: pytest.approx(value, rel=1e-4) for name, value in expected.items()}
+    most = 0
+    with pytest.raises(OutOfMemoryError, match="does not fit into the memory of cpu"):
+        rewarded(folder, SAMPLES)
 
 
 def test_what_gets_no_reward_says_why(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ import torch
 from resources.scoring import devices
 from resources.scoring.devices import DeviceGroup, WorkerError, devices_of, make_pass
 from resources.scoring.errors import ScoringError
-from resources.scoring.loading import LoadingError
 from resources.scoring.samples import SampleSignals
 from resources.scoring.spec import PassSpec
+from resources.scoring.whole import LoadingError
 from tests.scoring.cases import ALL_SIGNALS, assert_same_signals, random_samples
 
 

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from resources.scoring.encoding import Encoder
+from resources.scoring.factors import GradientError
 from resources.scoring.features import BETA1, BETA2, EPSILON, Sketch, quantised
 from resources.scoring.forward import ForwardPass
 from resources.scoring.gradient_pass import GradientPass
@@ -29,7 +30,7 @@ from resources.scoring.measurements import GradientFeatures
 from resources.scoring.measuring import describe
 from resources.scoring.rademacher import Projection, signs
 from resources.scoring.samples import Encoded, Request
-from resources.scoring.trained_matrices import GradientError, linear_layers, trained_matrices
+from resources.scoring.trained_matrices import linear_layers, trained_matrices
 from tests.models import write_tiny_model
 from tests.scoring.cases import make_sample, packed, random_samples
 from tests.scoring.test_spectra import FAMILIES, encoded_samples, made
@@ -37,9 +38,9 @@ from tests.scoring.test_spectra import FAMILIES, encoded_samples, made
 SPEC = FeatureSpec(projection=6, dimension=200)
 
 
-def with_adapter(folder: Path, moments: bool = False, **changes: Any) -> Checkpoint:
+def with_adapter(folder: Path, moments: bool = False, model: Path | None = None, **changes: Any) -> Checkpoint:
     """A tiny model with an adapter that is not zero, and AdamW's moments beside it if they are asked for."""
-    base = write_tiny_model(folder / "base")
+    base = model or write_tiny_model(folder / "base")
     torch.manual_seed(7)
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", **changes)
     adapted: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
@@ -128,7 +129,7 @@ def assert_is(found: GradientFeatures | None, expected: Tensor) -> None:
     assert off.max() <= 0.501 * found.scale
 
 
-@pytest.mark.parametrize("family", ["qwen2", *FAMILIES, "qwen3_vl", "gemma3"])
+@pytest.mark.parametrize("family", ["qwen2", *sorted(FAMILIES.keys() - {"qwen2_moe"}), "qwen3_vl", "gemma3"])
 def test_features_and_norms_of_layers_are_those_of_autograds_gradients(tmp_path: Path, family: str) -> None:
     checkpoint = made(tmp_path / "model", family)
     batch = encoded_samples(checkpoint, 4)
@@ -150,6 +151,43 @@ def test_those_of_an_adapter_are_those_of_its_own_two_matrices(tmp_path: Path, c
         assert_is(result.features, sketched(checkpoint, gradients, SPEC))
         norm = sum(float(one.double().square().sum()) for one in gradients.values()) ** 0.5
         assert result.gradient_norm == pytest.approx(norm, rel=1e-4)
+
+
+def test_of_experts_only_an_adapters_gradients_are_known(tmp_path: Path) -> None:
+    plain = made(tmp_path / "moe", "qwen2_moe")
+    with pytest.raises(GradientError, match=r"gradients of .*experts\..* are not known .* weights of no linear layer"):
+        measured(plain, encoded_samples(plain, 2), Request(gradient_norms="layers"))
+    checkpoint = with_adapter(tmp_path, model=plain.folder)
+    batch = encoded_samples(checkpoint, 4)
+    names = {matrix.layer for matrix in trained_matrices(checkpoint, "adapter")}
+    # The shared expert sees the samples end to end.
+    assert any("shared_expert" in name for name in names)
+    found = measured(checkpoint, batch, Request(gradient_norms="auto", features=SPEC))
+    for encoded, result in zip(batch, found, strict=True):
+        gradients = gradients_of_adapter(checkpoint, encoded)
+        assert_is(result.features, sketched(checkpoint, gradients, SPEC))
+
+
+def test_a_layer_that_sees_some_tokens_is_refused(tmp_path: Path) -> None:
+    checkpoint = made(tmp_path / "model", "qwen2")
+    mlp: Any = checkpoint.decoder.layers[0].mlp  # type: ignore[union-attr,index]
+
+    class Routed(nn.Module):
+        """An expert that every second token goes to."""
+
+        def __init__(self, inner: nn.Linear) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            flat = hidden.flatten(0, 1)
+            out = torch.zeros(len(flat), self.inner.out_features)
+            found: Tensor = out.index_add(0, torch.arange(0, len(flat), 2), self.inner(flat[::2]))
+            return found.view(*hidden.shape[:2], -1)
+
+    mlp.up_proj = Routed(mlp.up_proj)
+    with pytest.raises(GradientError, match=r"layer .*up_proj\.inner sees .* not the tokens of every sample"):
+        measured(checkpoint, encoded_samples(checkpoint, 3), Request(gradient_norms="layers"))
 
 
 @pytest.mark.parametrize("inside", [False, True])

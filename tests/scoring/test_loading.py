@@ -14,8 +14,9 @@ from resources.scoring.encoding import Encoder
 from resources.scoring.forward import ForwardPass
 from resources.scoring.head import Head
 from resources.scoring.labels import segment_order
-from resources.scoring.loading import LoadingError, load_checkpoint, pick_attention
+from resources.scoring.loading import load_checkpoint, pick_attention
 from resources.scoring.samples import Encoded, Request
+from resources.scoring.whole import LoadingError
 from tests.models import byte_tokenizer, write_tiny_gemma3, write_tiny_llava, write_tiny_qwen3_vl
 from tests.scoring.cases import make_sample
 

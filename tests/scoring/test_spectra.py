@@ -22,6 +22,8 @@ from transformers import (
     LlamaForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
 )
 
 from resources.scoring.attention_layers import AttentionError
@@ -49,6 +51,7 @@ LLAMA = TINY | {
     "initializer_range": 0.3,
     "tie_word_embeddings": False,
 }
+EXPERTS = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 24, "num_experts": 4}
 FAMILIES: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA | {"num_key_value_heads": 4})),
     "gemma": lambda: GemmaForCausalLM(GemmaConfig(**LLAMA | {"head_dim": 16})),
@@ -56,6 +59,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "gpt2": lambda: GPT2LMHeadModel(
         GPT2Config(**TINY, n_embd=32, n_layer=3, n_head=4, n_positions=512, initializer_range=0.3)
     ),
+    "qwen2_moe": lambda: Qwen2MoeForCausalLM(Qwen2MoeConfig(**LLAMA | EXPERTS)),
     "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**LLAMA | {"num_key_value_heads": 4})),
 }
 
@@ -85,10 +89,10 @@ def encoded_samples(checkpoint: Checkpoint, count: int = 5, seed: int = 1) -> li
     return encoder.encode([make_sample(["yes"], "2", "?"), *random_samples(count - 1, seed)])
 
 
-def spectra_of(checkpoint: Checkpoint, batch: list[Encoded]) -> tuple[list[Spectra], Tensor]:
+def spectra_of(checkpoint: Checkpoint, batch: list[Encoded], flattened: bool = False) -> tuple[list[Spectra], Tensor]:
     projections = checkpoint.attention
     layers = {f"{n}.{name}": one for n, layer in enumerate(projections) for name, one in layer.layers.items()}
-    taker = SpectraOfBatch(projections, reaches(batch))
+    taker = SpectraOfBatch(projections, reaches(batch), flattened)
     losses = backward(checkpoint, StreamedHead(checkpoint.head), batch, [Taker(layers, taker.take)])
     return taker.spectra, losses
 
@@ -149,6 +153,20 @@ def test_spectra_are_those_of_autograds_gradients(tmp_path: Path, family: str) -
                     assert spectra.same_layer[layer, place] == pytest.approx(cosine(own[one], own[other]), abs=1e-4)
                 else:
                     assert spectra.same_layer[layer, place].isnan()
+
+
+def test_cosines_as_coded_flatten_what_has_as_many_elements(tmp_path: Path) -> None:
+    # q is [64, 32] and o [32, 64].
+    checkpoint = made(tmp_path / "model", "gemma")
+    batch = encoded_samples(checkpoint)
+    paper, _ = spectra_of(checkpoint, batch)
+    found, _ = spectra_of(checkpoint, batch, flattened=True)
+    for encoded, before, spectra in zip(batch, paper, found, strict=True):
+        assert torch.equal(spectra.adjacent, before.adjacent)
+        for layer, own in enumerate(whole_gradients(checkpoint, encoded)[0]):
+            assert own["q"].shape == own["o"].shape[::-1] != own["o"].shape
+            assert before.same_layer[layer, 0].isnan()
+            assert spectra.same_layer[layer, 0] == pytest.approx(cosine(own["q"], own["o"]), abs=1e-4)
 
 
 def test_neither_batches_nor_padding_matter(tmp_path: Path) -> None:

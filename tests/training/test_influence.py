@@ -90,6 +90,22 @@ def test_influence_is_the_sum_over_steps_of_dot_products(tiny_model: Path, kind:
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-4 * float(expected.abs().max()))
 
 
+def test_weights_of_training_are_none_of_the_aims(tiny_model: Path) -> None:
+    aims = []
+    for recipe in (RECIPE, replace(RECIPE, likelihood_weights="current")):
+        model = model_of(tiny_model, "lora")
+        encoder = Encoder(template="auto", **encoding_parts(tiny_model, model))
+        watched = Watched(["one"], [make_examples(encoder.encode(VALIDATION["one"]), None)])
+        examples = make_examples(encoder.encode(SAMPLES), None)
+        loop = Loop(model, examples, recipe, torch.device("cpu"), watched=watched)
+        loop.step()
+        assert loop.influence is not None
+        aims.append(loop.influence._aims[0])
+    assert loop.facts[0].loss > 0
+    for name, aim in aims[0].items():
+        assert torch.equal(aim, aims[1][name])
+
+
 def test_looking_changes_nothing_of_the_run(tiny_model: Path, tmp_path: Path) -> None:
     plain = run(tiny_model, tmp_path / "plain", RECIPE)
     looked = run(tiny_model, tmp_path / "looked", RECIPE, validation=VALIDATION)

@@ -20,7 +20,8 @@ from curation_assets.subsets.vectors import matrix
 from curation_assets.subsets.what_if import changed, what_if
 from curation_assets.validation.assets import validation_set_key, validation_signals_key
 from curation_assets.validation.measure import sets_due, validation_vectors
-from curation_assets.validation.sets import ValidationSetError, overlap_with_pool
+from curation_assets.validation.sets import overlap_with_pool
+from curation_assets.validation.wanted import ValidationSetError
 from curation_assets.workspace import Workspace
 from tests.pipeline.workspaces import instance_of, make_workspace, rows, run
 

@@ -136,7 +136,7 @@ METHODS = [
         },
         score=_score,
         selector=Top(),
-        cost="C(lora, 5 % D, 1) + N F",
+        cost="C(lora, D_warmup, 1) + N F",
         unfaithful=_unfaithful,
         scores_steps=True,
     )

@@ -100,6 +100,10 @@ LENGTH = ("epochs", "max_steps")
 """Of which TAGCOS has its own: 30 steps."""
 
 
+LESS_FRACTION = 0.05
+"""Of the pool, that LESS's run is trained on."""
+
+
 def _less_unfaithful(target: Target, _section: LessScore) -> Sequence[str]:
     return _parts_from_source(target, ANY)
 
@@ -115,6 +119,11 @@ def _parts_from_source(target: Target, free: Sequence[str]) -> list[str]:
     own, source = vars(target.warmup.recipe()), vars(PRESETS["less"])
     differ = [name for name in source if name not in free and own[name] != source[name]]
     reasons = [f"the run is trained with {name} {own[name]} (LESS: {source[name]})" for name in differ]
+    run = target.warmup
+    if run.release is None and run.fraction != LESS_FRACTION:
+        reasons.append(f"the run is trained on {run.fraction:g} of the pool (LESS: {LESS_FRACTION:g})")
+    if run.save_every != "epoch":
+        reasons.append(f"checkpoints are kept every {run.save_every} steps (LESS: every epoch)")
     if own["adapter"] != "lora":
         reasons.append("gradients are of all linear layers, not of an adapter")
     if target.gradients.dimension != 8192:
