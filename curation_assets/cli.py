@@ -14,6 +14,7 @@ from curation_assets.distillation.commands import commands as distillation_comma
 from curation_assets.evaluation.commands import commands as evaluation_commands
 from curation_assets.housekeeping.commands import commands as housekeeping_commands
 from curation_assets.releases.commands import commands as release_commands
+from curation_assets.viewer.commands import commands as viewer_commands
 from resources.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ app = typer.Typer(
     ),
 )
 app.add_typer(release_commands)
+app.add_typer(viewer_commands)
 app.add_typer(evaluation_commands)
 app.add_typer(distillation_commands)
 app.add_typer(housekeeping_commands)

@@ -12,14 +12,26 @@ from curation_assets.workspace import Workspace
 from resources.digests import bytes_digest, digest
 
 SPAN = pl.Struct({"start": pl.Int64, "end": pl.Int64})
-STEP_COLUMNS = {"step_spans": pl.List(SPAN), "step_scores": pl.List(pl.Float64), "answer_span": SPAN}
+VALUES = {
+    "step_scores": "step_score",
+    "step_alignments": "answer_alignment",
+    "step_consistencies": "trajectory_consistency",
+}
+"""Columns of a release, and what they are of table step_scores."""
+
+STEP_COLUMNS: dict[str, pl.DataType] = {
+    "step_spans": pl.List(SPAN),
+    **dict.fromkeys(VALUES, pl.List(pl.Float64)),
+    "answer_span": SPAN,
+}
 
 
 def step_columns(workspace: Workspace, subset: Subset, sample_ids: pl.Series) -> pl.DataFrame:
     """Steps of samples, one row each: sample_id and STEP_COLUMNS.
 
     `step_spans` are the steps in order, as characters [start, end) of the response; `step_scores` [K] their scores by
-    the subset's own score, null where that score says nothing of steps; `answer_span` is null without an answer.
+    the subset's own score, `step_alignments` and `step_consistencies` [K] what these are made of, all null where that
+    score says nothing of steps; `answer_span` is null without an answer.
     """
     score = workspace.settings.score(subset.score)
     shards = present_shards(workspace)
@@ -30,15 +42,15 @@ def step_columns(workspace: Workspace, subset: Subset, sample_ids: pl.Series) ->
     scored = _of(tables.STEP_SCORES.empty().lazy() if scores is None else scores, wanted)
     key = ["sample_id", "step_index"]
     placed = _of(tables.SEGMENTED_STEPS.empty().lazy() if spans is None else spans, wanted)
-    joined = placed.join(scored.select(*key, "step_score"), on=key, how="left").sort(key)
+    joined = placed.join(scored.select(*key, *VALUES.values()), on=key, how="left").sort(key)
     span, is_step = pl.struct("start", "end"), pl.col("step_index") > 0
     grouped = joined.group_by("sample_id").agg(
         span.filter(is_step).alias("step_spans"),
-        pl.col("step_score").filter(is_step).alias("step_scores"),
+        *(pl.col(column).filter(is_step).alias(name) for name, column in VALUES.items()),
         span.filter(~is_step).first().alias("answer_span"),
         pl.col("step_score").is_not_null().any().alias("scored"),
     )
-    whole = grouped.with_columns(pl.when("scored").then("step_scores").alias("step_scores")).drop("scored")
+    whole = grouped.with_columns(pl.when("scored").then(name).alias(name) for name in VALUES).drop("scored")
     typed = whole.with_columns(pl.col(name).cast(dtype) for name, dtype in STEP_COLUMNS.items())
     return wanted.collect().join(typed, on="sample_id", how="left", maintain_order="left")
 

@@ -1,0 +1,382 @@
+"use strict";
+// Everything is inside the page, as gzip of JSON: columns of all traces (meta), and their texts in blocks that are
+// opened when they are looked at. Text reaches the page as text alone (textContent): nothing in it can be markup.
+const ROW = 58, MARGIN = 8;
+const byId = (id) => document.getElementById(id);
+const state = { shown: [], at: -1, opened: -1, found: null, asked: 0, threshold: null };
+const blocks = new Map();
+let meta;
+
+async function unpacked(id) {
+  const packed = Uint8Array.from(atob(byId(id).textContent.trim()), (one) => one.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return JSON.parse(await new Response(stream).text());
+}
+
+function block(number) {
+  if (!blocks.has(number)) blocks.set(number, unpacked("block-" + number));
+  return blocks.get(number);
+}
+
+async function text(trace) {
+  return (await block(Math.floor(trace / meta.block)))[trace % meta.block];
+}
+
+function made(name, className, content) {
+  const found = document.createElement(name);
+  if (className) found.className = className;
+  if (content !== undefined) found.textContent = content;
+  return found;
+}
+
+const number = (value, digits = 4) => (value === null || value === undefined ? "–" : Number(value).toFixed(digits));
+const whole = (value) => (value === null || value === undefined ? "–" : value.toLocaleString("en-US"));
+const share = (part, all) => (all ? (100 * part / all).toFixed(1) + " %" : "–");
+
+// Which traces are shown, in what order.
+
+function better(one, other) {
+  return meta.highest_first ? other - one : one - other;
+}
+
+const ORDERS = {
+  "best score first": (a, b) => compare(meta.score[a], meta.score[b], better),
+  "worst score first": (a, b) => compare(meta.score[a], meta.score[b], (x, y) => better(y, x)),
+  "rank": (a, b) => compare(meta.rank[a], meta.rank[b], (x, y) => x - y),
+  "longest first": (a, b) => compare(meta.length[a], meta.length[b], (x, y) => y - x),
+  "shortest first": (a, b) => compare(meta.length[a], meta.length[b], (x, y) => x - y),
+  "most steps first": (a, b) => compare(meta.steps[a], meta.steps[b], (x, y) => y - x),
+};
+
+function compare(one, other, how) {
+  if (one === null || other === null) return (one === null) - (other === null);
+  return how(one, other);
+}
+
+const CHOSEN = {
+  "chosen or not": () => true,
+  "chosen": (trace) => meta.rank[trace] !== null,
+  "not chosen": (trace) => meta.rank[trace] === null,
+};
+const MEMBERS = {
+  "in either": () => true,
+  "in both": (trace) => meta.member[trace] === "both",
+  "only in the first": (trace) => meta.member[trace] === "first",
+  "only in the second": (trace) => meta.member[trace] === "second",
+};
+
+function survives(trace) {
+  if (state.threshold === null) return true;
+  const score = meta.score[trace];
+  return score !== null && (meta.highest_first ? score >= state.threshold : score <= state.threshold);
+}
+
+function refresh() {
+  const source = byId("source").value, flag = byId("flag").value;
+  const chosen = (meta.member ? MEMBERS : CHOSEN)[byId("chosen").value];
+  const least = byId("least").value === "" ? -Infinity : Number(byId("least").value);
+  const most = byId("most").value === "" ? Infinity : Number(byId("most").value);
+  const passes = (trace) =>
+    (source === "" || meta.sources[meta.source[trace]] === source) && chosen(trace) && survives(trace) &&
+    (flag === "" || meta.flags[trace].includes(flag)) && meta.length[trace] >= least && meta.length[trace] <= most &&
+    (state.found === null || state.found.has(trace));
+  state.shown = meta.id.map((_, trace) => trace).filter(passes);
+  state.shown.sort((a, b) => ORDERS[byId("order").value](a, b) || a - b);
+  state.at = state.shown.indexOf(state.opened);
+  byId("space").style.height = state.shown.length * ROW + "px";
+  byId("list").scrollTop = 0;
+  byId("status").textContent = `${whole(state.shown.length)} of ${whole(meta.id.length)} traces`;
+  draw();
+}
+
+// The list: only rows that can be seen are made.
+
+function draw() {
+  const list = byId("list"), space = byId("space");
+  const first = Math.max(0, Math.floor(list.scrollTop / ROW) - MARGIN);
+  const last = Math.min(state.shown.length, Math.ceil((list.scrollTop + list.clientHeight) / ROW) + MARGIN);
+  const rows = [];
+  for (let place = first; place < last; place++) rows.push(row(place));
+  space.replaceChildren(...rows);
+  const active = state.at >= first && state.at < last ? "row-" + state.at : "";
+  if (active) list.setAttribute("aria-activedescendant", active); else list.removeAttribute("aria-activedescendant");
+}
+
+function row(place) {
+  const trace = state.shown[place], found = made("div", "row"), top = made("div", "top");
+  found.id = "row-" + place;
+  found.style.top = place * ROW + "px";
+  found.setAttribute("role", "option");
+  found.setAttribute("aria-selected", String(place === state.at));
+  found.setAttribute("aria-setsize", state.shown.length);
+  found.setAttribute("aria-posinset", place + 1);
+  const rank = meta.rank[trace];
+  top.append(made("b", "", number(meta.score[trace])), made("span", "", rank === null ? "not chosen" : "rank " + rank));
+  if (meta.member) top.append(made("span", "", meta.member[trace] === "both" ? "both" : "only " + meta.member[trace]));
+  top.append(made("span", "grow", meta.sources[meta.source[trace]]), made("span", "", whole(meta.length[trace])));
+  if (meta.flags[trace].length) top.append(made("span", "", "⚑"));
+  found.append(top, made("div", "preview", meta.preview[trace]));
+  found.addEventListener("click", () => { state.at = place; open(trace); draw(); });
+  return found;
+}
+
+function go(place) {
+  if (!state.shown.length) return;
+  state.at = Math.min(state.shown.length - 1, Math.max(0, place));
+  const list = byId("list"), top = state.at * ROW;
+  if (top < list.scrollTop) list.scrollTop = top;
+  if (top + ROW > list.scrollTop + list.clientHeight) list.scrollTop = top + ROW - list.clientHeight;
+  draw();
+}
+
+// One trace.
+
+async function open(trace) {
+  const asked = ++state.asked, found = await text(trace);
+  if (asked !== state.asked) return;
+  state.opened = trace;
+  document.body.classList.add("open");
+  history.replaceState(null, "", "#" + meta.id[trace]);
+  const back = made("button", "", "← back to the list");
+  back.id = "back";
+  back.addEventListener("click", close);
+  const tip = made("div");
+  tip.id = "tip";
+  tip.setAttribute("aria-live", "polite");
+  const parts = [back, made("h2", "", meta.id[trace]), chips(trace, found), made("p", "", found.why)];
+  parts.push(made("h3", "", "prompt"));
+  for (const turn of found.messages) {
+    const box = made("div", "turn", turn.content);
+    box.prepend(made("span", "role", turn.role));
+    parts.push(box);
+  }
+  for (const picture of found.images) parts.push(image(picture));
+  parts.push(made("h3", "", "response"), ...legend(found), tip, response(found, tip));
+  const group = meta.groups[meta.prompt[trace]].filter((other) => other !== trace);
+  if (group.length) {
+    parts.push(made("h3", "", `${group.length} more to this prompt, side by side`));
+    const beside = made("div", "group");
+    parts.push(beside);
+    Promise.all(group.map(text)).then((texts) => {
+      if (asked === state.asked) beside.append(...group.map((other, place) => card(other, texts[place], tip)));
+    });
+  }
+  byId("trace").replaceChildren(...parts);
+  byId("trace").scrollTop = 0;
+  describe(tip, found, null);
+}
+
+function close() {
+  document.body.classList.remove("open");
+  byId("list").focus();
+}
+
+function chips(trace, found) {
+  const list = made("ul", "chips"), rank = meta.rank[trace];
+  const said = [`${meta.name} ${number(meta.score[trace])}`, rank === null ? "not chosen" : `rank ${rank}`];
+  if (meta.member) said.push(`second: ${number(meta.other_score[trace])}, rank ${meta.other_rank[trace] ?? "–"}`);
+  said.push(`${whole(meta.length[trace])} ${meta.unit}`, `${whole(meta.steps[trace])} steps`);
+  for (const [name, value] of Object.entries(found.facts)) said.push(`${name}: ${value}`);
+  list.append(...said.map((one) => made("li", "", one)), ...meta.flags[trace].map((one) => made("li", "flag", one)));
+  return list;
+}
+
+function image(picture) {
+  if (!picture.data) return made("p", "hint", `image ${picture.name}: not shown (${picture.why})`);
+  const found = made("img");
+  found.src = picture.data;
+  found.alt = picture.name;
+  return found;
+}
+
+function legend(found) {
+  if (!found.steps.some((step) => step[2] !== null)) return [];
+  const made_ = made("div", "legend");
+  made_.append(made("span", "", number(meta.scale.low, 2)), made("i"), made("span", "", number(meta.scale.high, 2)));
+  made_.append(made("span", "", "step score; dashed: low, solid: high; the answer is framed"));
+  return [made_];
+}
+
+// -1 to 1: where a step's score stands between the low and the high ones of this page.
+function strength(score) {
+  const { low, middle, high } = meta.scale, off = score - middle;
+  const reach = off < 0 ? middle - low : high - middle;
+  return reach > 0 ? Math.max(-1, Math.min(1, off / reach)) : 0;
+}
+
+function response(found, tip) {
+  const box = made("div", "response");
+  const spans = found.steps.map((step, place) => [step[0], step[1], place]);
+  if (found.answer) spans.push([found.answer[0], found.answer[1], -1]);
+  spans.sort((a, b) => a[0] - b[0] || b[1] - a[1]);
+  let reached = 0;
+  for (const [start, end, place] of spans) {
+    if (end <= reached) continue;
+    const from = Math.max(start, reached);
+    if (from > reached) box.append(found.response.slice(reached, from));
+    box.append(place < 0 ? answer(found, from, end, tip) : step(found, from, end, place, tip));
+    reached = end;
+  }
+  box.append(found.response.slice(reached));
+  return box;
+}
+
+function answer(found, from, end, tip) {
+  const box = made("span", "answer", found.response.slice(from, end));
+  box.addEventListener("mouseenter", () => { tip.textContent = "the answer"; });
+  return box;
+}
+
+function step(found, from, end, place, tip) {
+  const score = found.steps[place][2], box = made("span", "step");
+  box.tabIndex = 0;
+  box.append(made("span", "n", score === null ? String(place + 1) : `${place + 1} ${score < 0 ? "−" : "+"}${Math.abs(score).toFixed(2)}`));
+  box.append(found.response.slice(from, end));
+  if (score !== null) {
+    const where = strength(score), color = where < 0 ? "179,88,6" : "33,102,172";
+    box.style.background = `rgba(${color},${(Math.abs(where) * 0.5).toFixed(2)})`;
+    if (where <= -0.5) box.classList.add("low");
+    if (where >= 0.5) box.classList.add("high");
+  }
+  for (const event of ["mouseenter", "focus", "click"]) box.addEventListener(event, () => describe(tip, found, place));
+  return box;
+}
+
+function describe(tip, found, place) {
+  if (place === null) {
+    tip.textContent = found.steps.length ? "Hover over a step, or tab to it." : "No steps were found in this response.";
+    return;
+  }
+  const [, , score, alignment, consistency] = found.steps[place];
+  tip.textContent = `step ${place + 1} of ${found.steps.length} · score ${number(score)} · answer alignment ` +
+    `${number(alignment)} · trajectory consistency ${number(consistency)}`;
+}
+
+function card(trace, found, tip) {
+  const box = made("div"), rank = meta.rank[trace];
+  const label = `${number(meta.score[trace])}, ${rank === null ? "not chosen" : "rank " + rank}`;
+  const button = made("button", "", `${label}: ${meta.id[trace].slice(0, 12)}`);
+  button.addEventListener("click", () => { state.at = state.shown.indexOf(trace); open(trace); draw(); });
+  box.append(button, chips(trace, found), response(found, tip));
+  return box;
+}
+
+// Threshold.
+
+function drawHistogram() {
+  const left = meta.survivors.samples, bins = 60, svg = byId("histogram"), counts = [];
+  if (!left.length) { byId("threshold").hidden = true; return; }
+  const edge = (bin) => Math.round(bin * (left.length - 1) / bins);
+  for (let bin = 0; bin < bins; bin++) {
+    const all = Math.abs(left[edge(bin)] - left[edge(bin + 1)]);
+    const end = meta.highest_first ? (bin === bins - 1 ? left[left.length - 1] : 0) : (bin === 0 ? left[0] : 0);
+    counts.push(all + end);
+  }
+  const highest = Math.max(...counts, 1);
+  svg.replaceChildren(...counts.map((count, bin) => {
+    const bar = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+    const height = count ? Math.max(1, 58 * count / highest) : 0;
+    for (const [name, value] of [["x", bin * 10], ["y", 60 - height], ["width", 9], ["height", height]]) {
+      bar.setAttribute(name, value);
+    }
+    return bar;
+  }));
+}
+
+function slide() {
+  const place = Number(byId("slider").value), { thresholds, samples, steps, tokens } = meta.survivors;
+  const all = meta.highest_first ? 0 : thresholds.length - 1;
+  state.threshold = place === all ? null : thresholds[place];
+  const sign = meta.highest_first ? "≥" : "≤", unit = meta.unit;
+  const part = (values) => `${whole(values[place])} (${share(values[place], values[all])})`;
+  byId("survivors").textContent =
+    `${meta.name} ${sign} ${number(thresholds[place])}: ${part(samples)} samples, ${part(steps)} steps, ` +
+    `${part(tokens)} ${unit} of ${whole(samples[all])} samples`;
+  byId("slider").setAttribute("aria-valuetext", byId("survivors").textContent);
+  const bars = byId("histogram").children;
+  for (let bin = 0; bin < bars.length; bin++) {
+    const middle = (bin + 0.5) / bars.length * (thresholds.length - 1);
+    bars[bin].classList.toggle("in", meta.highest_first ? middle >= place : middle <= place);
+  }
+}
+
+// Search goes through all blocks, and can be outrun by another one.
+
+let searching = 0;
+async function search() {
+  const mine = ++searching, query = byId("search").value.trim().toLowerCase();
+  if (!query) { state.found = null; refresh(); return; }
+  const found = new Set(), count = Math.ceil(meta.id.length / meta.block);
+  for (let number = 0; number < count; number++) {
+    const texts = await block(number);
+    if (mine !== searching) return;
+    texts.forEach((one, place) => {
+      const trace = number * meta.block + place;
+      const hay = one.hay ??= [one.response, ...one.messages.map((turn) => turn.content)].join("\n").toLowerCase();
+      if (meta.id[trace].startsWith(query) || hay.includes(query)) found.add(trace);
+    });
+    if (number % 8 === 7) {
+      byId("status").textContent = `searching: ${whole((number + 1) * meta.block)} of ${whole(meta.id.length)} traces`;
+      await new Promise((done) => setTimeout(done));
+    }
+  }
+  state.found = found;
+  refresh();
+}
+
+function options(id, names) {
+  byId(id).append(...names.map((name) => { const one = made("option", "", name); one.value = name; return one; }));
+}
+
+function keys(event) {
+  if (event.target.matches("input, select")) { if (event.key === "Escape") byId("list").focus(); return; }
+  const page = Math.max(1, Math.floor(byId("list").clientHeight / ROW) - 1);
+  const moves = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: page, PageUp: -page };
+  if (event.key === "/") { byId("search").focus(); event.preventDefault(); }
+  else if (event.key === "Escape") close();
+  else if (event.target.closest("#trace") && !["j", "k"].includes(event.key)) return;
+  else if (event.key in moves) { go(state.at + moves[event.key]); event.preventDefault(); }
+  else if (event.key === "Home") { go(0); event.preventDefault(); }
+  else if (event.key === "End") { go(state.shown.length - 1); event.preventDefault(); }
+  else if (event.key === "Enter" && state.at >= 0) { open(state.shown[state.at]); event.preventDefault(); }
+}
+
+function listen() {
+  let waiting;
+  byId("search").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(search, 150); });
+  for (const id of ["source", "chosen", "flag", "least", "most", "order"]) byId(id).addEventListener("input", refresh);
+  byId("slider").addEventListener("input", () => { slide(); refresh(); });
+  byId("list").addEventListener("scroll", () => requestAnimationFrame(draw));
+  window.addEventListener("resize", draw);
+  document.addEventListener("keydown", keys);
+  byId("reset").addEventListener("click", () => { reset(); refresh(); });
+}
+
+function reset() {
+  for (const id of ["search", "source", "flag", "least", "most"]) byId(id).value = "";
+  for (const id of ["chosen", "order"]) byId(id).selectedIndex = 0;
+  byId("slider").max = Math.max(0, meta.survivors.thresholds.length - 1);
+  byId("slider").value = meta.highest_first ? 0 : byId("slider").max;
+  state.found = null;
+  searching++;
+  if (meta.survivors.samples.length) slide();
+}
+
+async function start() {
+  if (typeof DecompressionStream === "undefined") throw new Error("this browser is too old: it cannot unpack gzip");
+  meta = await unpacked("meta");
+  meta.groups = [];
+  meta.prompt.forEach((group, trace) => (meta.groups[group] ??= []).push(trace));
+  options("source", meta.sources);
+  options("flag", [...new Set(meta.flags.flat())].sort());
+  options("chosen", Object.keys(meta.member ? MEMBERS : CHOSEN));
+  options("order", Object.keys(ORDERS));
+  drawHistogram();
+  reset();
+  listen();
+  refresh();
+  const named = meta.id.indexOf(location.hash.slice(1));
+  if (named >= 0) { go(state.shown.indexOf(named)); open(named); }
+}
+
+start().catch((error) => { byId("status").textContent = `this page cannot be shown: ${error.message}`; });
