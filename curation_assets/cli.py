@@ -174,7 +174,7 @@ def release(
     with clear_errors():
         from curation_assets.instance import open_instance
         from curation_assets.main_job import MainJob
-        from curation_assets.releases.build import ReleaseError
+        from curation_assets.releases.data import ReleaseError
 
         workspace = load_workspace(config)
         names = [subset.name for subset in workspace.settings.subsets]

@@ -227,6 +227,9 @@ class Releases(Section):
     policy: Literal["manual", "on_change"] = Field(
         "manual", description="manual: by `curate release`; on_change: whenever `curate run` changed a subset"
     )
+    licenses: dict[str, str] = Field(
+        {}, description="licence of each source, as dataset hubs name it (apache-2.0, cc-by-4.0): for the cards"
+    )
 
 
 class Settings(Section):

@@ -31,12 +31,14 @@ class Workspace:
         settings: its content.
         config_digest: hash of the file's bytes, shown with every run.
         images_from: landing area whose images the rows mean, if it is another one than that of the files.
+        only_shards: as if no other file had ever landed; None: all that did.
     """
 
     config_file: Path
     settings: Settings
     config_digest: str
     images_from: Landing | None = None
+    only_shards: frozenset[str] | None = None
 
     @classmethod
     def load(cls, config: Path | None = None) -> Workspace:

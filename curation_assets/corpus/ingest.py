@@ -244,6 +244,8 @@ def present_shards(workspace: Workspace) -> list[str]:
     """
     landed = {file.shard for file in workspace.landing.files()}
     _check_losses(workspace, landed)
+    if workspace.only_shards is not None:
+        landed &= workspace.only_shards
     return [shard for shard in workspace.warehouse.names(tables.raw_corpus_dir()) if shard in landed]
 
 

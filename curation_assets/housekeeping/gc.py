@@ -17,7 +17,8 @@ from curation_assets.checkpoints.perturbation import wants_perturbation
 from curation_assets.corpus.purged import used_images
 from curation_assets.fingerprints import WARMUP_ROLE, sigma_folder, warmup_key
 from curation_assets.progress import track
-from curation_assets.releases.build import MANIFEST, read_manifest
+from curation_assets.releases.build import read_manifest
+from curation_assets.releases.files import MANIFEST
 from curation_assets.signals.store import signal_dir
 from curation_assets.workspace import Workspace
 from resources.storage import MAKING, StoredFile

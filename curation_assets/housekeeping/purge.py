@@ -19,7 +19,7 @@ from curation_assets.corpus.ingest import stored_shard_rows, write_shard_rows
 from curation_assets.corpus.purged import PurgedList, add_purged, drop_images, kept_images, rows_without_purged
 from curation_assets.fingerprints import corpus_fingerprint, judge_spec, steps_fingerprint
 from curation_assets.progress import track
-from curation_assets.releases.build import DATA_PARQUET
+from curation_assets.releases.files import DATA_PARQUET
 from curation_assets.samples import samples_of
 from curation_assets.workspace import Workspace
 from resources.digests import digest

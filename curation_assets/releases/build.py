@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,31 +13,28 @@ from typing import Any
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.corpus.images import STORED
-from curation_assets.corpus.ingest import corpus_rows
-from curation_assets.releases.card import dataset_card
+from curation_assets.releases.card import dataset_card, license_of
+from curation_assets.releases.changes import changes_of
+from curation_assets.releases.croissant import croissant
+from curation_assets.releases.data import ReleaseError, content_digest, release_rows, write_data
+from curation_assets.releases.files import CARD, CHECKSUMS, CROISSANT, DATA_PARQUET, MANIFEST, PAGE, PROVENANCE
 from curation_assets.releases.manifest import provenance, release_manifest
+from curation_assets.releases.plots import write_plots
 from curation_assets.releases.step_columns import step_columns, steps_digest
 from curation_assets.settings import Subset
 from curation_assets.subsets.select import select, wanted_fingerprint
+from curation_assets.viewer.page import page_text
+from curation_assets.viewer.pictures import release_pictures
+from curation_assets.viewer.traces import release_traces
 from curation_assets.workspace import Workspace
-from resources.digests import bytes_digest
-from resources.errors import UserError
-from resources.landing import file_name, printable
+from resources.storage import FolderStorage
 from resources.warehouse import Warehouse
 
-MANIFEST = "manifest.json"
-CHECKSUMS = "SHA256SUMS"
-PROVENANCE = "provenance.json"
-DATA_PARQUET = "data/train.parquet"
-DATA_JSONL = "data/train.jsonl"
-IMAGES = "images"
 IN_EVERY_MANIFEST = ("subset", "number", "rows", "content_digest", "subset_digest", "parameters", "checkpoints")
 """What other parts of the project read of a manifest."""
 
-
-class ReleaseError(UserError):
-    """A release cannot be made, or is damaged."""
+PAGE_TRACES = 2_000
+"""On the page of a release; `curate report` makes larger ones."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,9 @@ class Release:
     manifest: Mapping[str, Any]
 
 
-def release_numbers(workspace: Workspace, subset: Subset) -> list[int]:
+def release_numbers(workspace: Workspace, subset: str) -> list[int]:
     """Numbers of the subset's releases, ascending."""
-    names = workspace.warehouse.made_folders(tables.release_dir(subset.name), MANIFEST)
+    names = workspace.warehouse.made_folders(tables.release_dir(subset), MANIFEST)
     return sorted(int(name) for name in names if name.isdigit())
 
 
@@ -87,7 +85,7 @@ def read_manifest(warehouse: Warehouse, folder: str) -> dict[str, Any]:
 
 def latest_release(workspace: Workspace, subset: Subset) -> Release | None:
     """The newest release that exists, or None."""
-    numbers = release_numbers(workspace, subset)
+    numbers = release_numbers(workspace, subset.name)
     return read_release(workspace, subset, numbers[-1]) if numbers else None
 
 
@@ -107,7 +105,7 @@ def next_release(workspace: Workspace, subset: Subset) -> int:
         ids = workspace.warehouse.read_table(tables.subset_path(subset.name))["sample_id"]
         if latest.manifest.get("steps_digest") == steps_digest(step_columns(workspace, subset, ids)):
             return latest.number
-    same = latest.manifest["content_digest"] == _content_digest(_release_rows(workspace, subset))
+    same = latest.manifest["content_digest"] == content_digest(_rows(workspace, subset))
     return latest.number if same else latest.number + 1
 
 
@@ -117,7 +115,7 @@ def make_release(workspace: Workspace, subset: Subset, number: int, run_id: str)
     Raises:
         ReleaseError: the number is not the next one, or someone else made it of other content.
     """
-    numbers = release_numbers(workspace, subset)
+    numbers = release_numbers(workspace, subset.name)
     if number not in numbers:
         if number != (numbers[-1] if numbers else 0) + 1:
             raise ReleaseError(
@@ -175,107 +173,52 @@ def _check_current(workspace: Workspace, subset: Subset) -> None:
         )
 
 
-def _release_rows(workspace: Workspace, subset: Subset) -> pl.DataFrame:
-    """The rows of a release: the subset with the samples' content, best first."""
-    chosen = workspace.warehouse.read_table(tables.subset_path(subset.name))
-    content = corpus_rows(workspace, chosen["sample_id"].to_list())
-    rows = chosen.join(content, on="sample_id", how="left", maintain_order="left")
-    if rows.is_empty():
-        raise ReleaseError(f"subset {subset.name} holds no sample: an empty release is never made")
-    if rows["response"].null_count():
-        raise ReleaseError(f"subset {subset.name} names samples that the corpus does not hold: run `curate run`")
-    return rows.join(
-        step_columns(workspace, subset, rows["sample_id"]), on="sample_id", how="left", maintain_order="left"
-    )
-
-
-def _content_digest(rows: pl.DataFrame) -> str:
-    return bytes_digest(rows.write_ndjson().encode())
+def _rows(workspace: Workspace, subset: Subset) -> pl.DataFrame:
+    return release_rows(workspace, subset, workspace.warehouse.read_table(tables.subset_path(subset.name)))
 
 
 def _create(workspace: Workspace, subset: Subset, number: int, run_id: str) -> None:
     _check_current(workspace, subset)
-    rows = _release_rows(workspace, subset)
+    rows = _rows(workspace, subset)
     selection = select(workspace, subset)
     folder = f"{tables.release_dir(subset.name)}/{number}"
 
     def fill(place: Path) -> None:
-        _write_data(place, _with_images(workspace, place, rows))
+        write_data(workspace, place, rows)
+        plots = write_plots(place, selection, subset.score)
+        before = _parent_rows(workspace, subset, number)
+        changes = None if before is None else changes_of(before, rows).facts()
         manifest = release_manifest(
-            workspace, subset, number, selection, rows, _content_digest(rows), _sizes_and_sums(place)
+            workspace, subset, number, selection, rows, content_digest(rows), _sizes_and_sums(place), changes
         )
-        _write(place / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-        _write(place / "README.md", dataset_card(manifest))
+        _write_json(place / MANIFEST, manifest)
+        _write_json(place / CROISSANT, croissant(manifest, license_of(manifest["licenses"])))
+        _write(place / CARD, dataset_card(manifest, plots))
+        _write_page(place)
         sums = _sizes_and_sums(place)
         lines = [f"{facts['sha256']}  {name}\n" for name, facts in sums.items()]
         _write(place / CHECKSUMS, "".join(lines))
-        _write(place / PROVENANCE, json.dumps(provenance(run_id), indent=1, sort_keys=True) + "\n")
+        _write_json(place / PROVENANCE, provenance(run_id))
 
     if not workspace.warehouse.create_folder(folder, fill, last=MANIFEST):
         found = read_release(workspace, subset, number)
-        if found.manifest["content_digest"] != _content_digest(rows):
+        if found.manifest["content_digest"] != content_digest(rows):
             raise ReleaseError(f"release {subset.name}@{number} was made by someone else in the meantime: try again")
 
 
-def _with_images(workspace: Workspace, place: Path, rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows, naming copies in the release of the images whose bytes were inside landing files' rows."""
-    shown = rows.select("shard", "images").explode("images").filter(pl.col("images").str.starts_with(STORED))
-    for shard, reference in shown.unique("images", keep="first", maintain_order=True).iter_rows():
-        name = reference.removeprefix(STORED)
-        _write_bytes(place / IMAGES / name, _kept_image(workspace, name, shard))
-    named = pl.element().str.replace(f"^{STORED}", f"{IMAGES}/")
-    return rows.with_columns(pl.col("images").list.eval(named))
+def _parent_rows(workspace: Workspace, subset: Subset, number: int) -> pl.DataFrame | None:
+    """Ids, ranks and scores of the release before; None for a first one, or where that one is damaged."""
+    path = f"{tables.release_dir(subset.name)}/{number - 1}/{DATA_PARQUET}"
+    if number == 1 or not workspace.warehouse.storage.exists(path):
+        return None
+    return pl.read_parquet(io.BytesIO(workspace.warehouse.storage.read(path)), columns=["sample_id", "rank", "score"])
 
 
-def _kept_image(workspace: Workspace, name: str, shard: str) -> bytes:
-    """The bytes of an image that was inside a row of the shard.
-
-    Raises:
-        ReleaseError: the warehouse has lost the image, or has other bytes under its name.
-    """
-    storage = workspace.warehouse.storage
-    path = storage.shown(f"{tables.images_dir()}/{name}")
-    table = storage.shown(f"{tables.raw_corpus_dir()}/{shard}.parquet")
-    try:
-        data = storage.read(f"{tables.images_dir()}/{name}")
-    except OSError as error:
-        raise ReleaseError(
-            f"image {path} cannot be read ({type(error).__name__}): put it back, or delete {table} and use "
-            f"`curate run`, which reads {printable(file_name(shard))} again and keeps its images anew"
-        ) from error
-    if bytes_digest(data) != name:
-        raise ReleaseError(
-            f"image {path} is damaged, its bytes do not match its name: delete it and {table}, and use `curate run`, "
-            f"which reads {printable(file_name(shard))} again and keeps its images anew"
-        )
-    return data
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(data)
-
-
-def _write_data(place: Path, rows: pl.DataFrame) -> None:
-    (place / "data").mkdir()
-    records = [trainer_record(row) for row in rows.iter_rows(named=True)]
-    messages = pl.Series("messages", [record["messages"] for record in records], dtype=MESSAGES_TYPE)
-    rows.with_columns(messages).write_parquet(place / DATA_PARQUET)
-    with (place / DATA_JSONL).open("w", encoding="utf-8", newline="\n") as stream:
-        for record in records:
-            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-MESSAGES_TYPE = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
-
-
-def trainer_record(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One line of the messages export: prompt turns and the response as trainers read them, and the id."""
-    turns = [{"role": turn["role"], "content": turn["content"]} for turn in json.loads(row["messages"])]
-    record: dict[str, Any] = {"messages": [*turns, {"role": "assistant", "content": row["response"]}]}
-    if row["images"]:
-        record["images"] = list(row["images"])
-    return record | {"sample_id": row["sample_id"]}
+def _write_page(place: Path) -> None:
+    """The traces of a release that is being made, to read."""
+    storage = FolderStorage(place.parent)
+    traces = release_traces(storage, place.name, PAGE_TRACES)
+    _write(place / PAGE, page_text(traces, release_pictures(storage, place.name)))
 
 
 def _sizes_and_sums(place: Path) -> dict[str, dict[str, Any]]:
@@ -289,6 +232,10 @@ def _sizes_and_sums(place: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def _write_json(path: Path, document: object) -> None:
+    _write(path, json.dumps(document, indent=1, sort_keys=True) + "\n")
+
+
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
@@ -297,7 +244,7 @@ def _move_latest(workspace: Workspace, subset: Subset) -> None:
     """Point LATEST at the newest release; also after a kill between creating one and pointing at it."""
     path = f"{tables.release_dir(subset.name)}/LATEST"
     while True:
-        newest = str(release_numbers(workspace, subset)[-1])
+        newest = str(release_numbers(workspace, subset.name)[-1])
         current = workspace.warehouse.read_text(path)
         if current == newest or workspace.warehouse.compare_and_swap(path, current, newest):
             return

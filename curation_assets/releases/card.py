@@ -1,23 +1,104 @@
-"""The dataset card of a release: its README.md."""
+"""The dataset card of a release: its README.md, with the front matter that dataset hubs read."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
+from curation_assets.releases.changes import changes_text
 from curation_assets.reports.text import escape_cell
 
 MOST_SOURCES = 100
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+OTHER = "other"
+"""Hugging Face's name for a licence that is none of its list, or for several."""
 
 
-def dataset_card(manifest: dict[str, Any]) -> str:
+def dataset_card(manifest: dict[str, Any], plots: Mapping[str, str] | None = None) -> str:
     """The card as Markdown with the YAML header that dataset hubs read.
 
     Args:
         manifest: the release's manifest.
+        plots: files of pictures in the release, with what they show.
     """
-    facts = _facts(manifest)
+    name = f"{manifest['subset']}@{manifest['number']}"
     lines = [
+        *_front_matter(manifest),
+        f"# {manifest['subset']}, release {manifest['number']}",
+        "",
+        "Reasoning traces selected by what the model that they are meant to train makes of them. Open `traces.html` to "
+        "read them, with every step coloured by its score.",
+        "",
+        "| what | value |",
+        "| --- | --- |",
+        *(f"| {fact} | {escape_cell(value)} |" for fact, value in _facts(manifest)),
+        "",
+        *_plot_lines(plots or {}),
+        "## Sources",
+        "",
+        "| source | rows | licence |",
+        "| --- | --- | --- |",
+        *_source_rows(manifest["sources"], manifest["licenses"]),
+        "",
+        "The data keep the licences of their sources.",
+        "",
+        "## Duplicates and contamination",
+        "",
+        *_cleanliness(manifest),
+        "",
+        "## Changes against the former release",
+        "",
+        "This is the first one." if manifest["changes"] is None else f"{changes_text(manifest['changes'])}.",
+        "",
+        "## Files",
+        "",
+        "- `data/train.parquet`: content, rank, score, reason, steps with their scores, shard and row of origin.",
+        "- `data/train.jsonl`: `messages` for trainers, with `sample_id`, and `images` where the prompt shows some.",
+        "- `traces.html`: the traces on one page that works offline.",
+        "- `images/`: images that arrived inside rows. Other image paths are relative to the file of origin.",
+        "- `manifest.json`: inputs with hashes, checkpoint fingerprints, configuration, versions.",
+        "- `croissant.json`: the same for machines that search for datasets (MLCommons Croissant).",
+        "- `SHA256SUMS`: check with `sha256sum -c SHA256SUMS`. `provenance.json` (run, time, machine) is not in it.",
+        "",
+        "## Reproduce",
+        "",
+        "```sh",
+        f"curate verify {name}      # every file against what the release says of itself",
+        f"curate reproduce {name}   # the same rows from the stored measurements: equal bytes",
+        "```",
+        "",
+        *_made_with(manifest),
+        "",
+        "## Limits",
+        "",
+        "A score does not check that an answer is right unless the selector says so, and it can grow with the number "
+        "and length of steps (see the correlations above). Who measures with another model gets another choice.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def license_of(licenses: Mapping[str, str | None]) -> str | None:
+    """The one licence of all sources, `other` of several; None where that of some source is not said."""
+    found = set(licenses.values())
+    if None in found or not found:
+        return None
+    return found.pop() if len(found) == 1 else OTHER
+
+
+def _front_matter(manifest: dict[str, Any]) -> list[str]:
+    """YAML, whose strings are written as JSON's: nothing in them can end one."""
+    size = next((name for limit, name in SIZES if manifest["rows"] < limit), "n>1M")
+    found = license_of(manifest["licenses"])
+    return [
         "---",
+        f"pretty_name: {json.dumps(manifest['subset'] + ', release ' + str(manifest['number']))}",
+        *([f"license: {json.dumps(found)}"] if found is not None else []),
+        "task_categories:",
+        "- text-generation",
+        "size_categories:",
+        f"- {size}",
         "configs:",
         # `datasets` keys its cache by the folder's name and this: under one name for all, release 1 of any subset
         # would be taken for that of another.
@@ -28,46 +109,57 @@ def dataset_card(manifest: dict[str, Any]) -> str:
         "tags:",
         "- reasoning",
         "- curated",
+        f"- {json.dumps(manifest['parameters']['method']['name'])}",
         "---",
-        f"# {manifest['subset']}, release {manifest['number']}",
-        "",
-        "Reasoning traces selected by what the model that they are meant to train makes of them.",
-        "",
-        "| what | value |",
-        "| --- | --- |",
-        *(f"| {name} | {escape_cell(value)} |" for name, value in facts),
-        "",
-        "## Sources",
-        "",
-        "| source | rows |",
-        "| --- | --- |",
-        *_source_rows(manifest["sources"]),
-        "",
-        "## Files",
-        "",
-        "- `data/train.parquet`: every column: content, rank, score, reason, shard and row of origin.",
-        "- `data/train.jsonl`: `messages` for trainers, with `sample_id`, and `images` where the prompt shows some.",
-        "- `images/`: images that arrived inside rows. Other image paths are relative to the file of origin.",
-        "- `manifest.json`: inputs with hashes, checkpoint fingerprints, configuration, versions.",
-        "- `SHA256SUMS`: check with `sha256sum -c SHA256SUMS`. `provenance.json` (run, time, machine) is not in it.",
-        "",
-        "## Limits",
-        "",
-        "A score does not check that an answer is right unless the selector says so, and it can grow with the number "
-        "and length of steps (see the correlations above). The data keep the licences of their sources.",
-        "",
     ]
-    return "\n".join(lines)
 
 
-def _source_rows(sources: dict[str, int]) -> list[str]:
+def _plot_lines(plots: Mapping[str, str]) -> list[str]:
+    return [line for path, title in plots.items() for line in (f"![{escape_cell(title)}]({path})", "")]
+
+
+def _source_rows(sources: dict[str, int], licenses: Mapping[str, str | None]) -> list[str]:
     """The rows of the table of sources: the largest ones, where there are many."""
     shown = sorted(sorted(sources), key=lambda source: sources[source], reverse=True)[:MOST_SOURCES]
-    rows = [f"| {escape_cell(source)} | {sources[source]} |" for source in sorted(shown)]
+    rows = [
+        f"| {escape_cell(source)} | {sources[source]} | {escape_cell(licenses.get(source) or 'not said')} |"
+        for source in sorted(shown)
+    ]
     if len(sources) > len(shown):
         left = sum(sources.values()) - sum(sources[source] for source in shown)
-        rows.append(f"| ({len(sources) - len(shown):,} others: see `manifest.json`) | {left} |")
+        rows.append(f"| ({len(sources) - len(shown):,} others: see `manifest.json`) | {left} | |")
     return rows
+
+
+def _cleanliness(manifest: dict[str, Any]) -> list[str]:
+    """What was looked for in the pool, and what was found."""
+    selection, filters = manifest["selection"], manifest["config"]["settings"]["corpus"]["filters"]
+    lines = [f"- exact copies left out of the pool: {selection['duplicates_left_out']}"]
+    for key, what in (
+        ("near_duplicates", "near duplicates"),
+        ("contamination", "overlap with benchmarks"),
+        ("repetition", "repetition inside a response"),
+        ("languages", "other languages"),
+    ):
+        if not filters.get(key):
+            lines.append(f"- {what}: not looked for")
+    found = {name.removeprefix("filtered_"): count for name, count in selection.items() if name.startswith("filtered_")}
+    lines += [f"- left out for {escape_cell(name)}: {count}" for name, count in sorted(found.items())]
+    if "prompts_in_validation_sets" in selection:
+        count = selection["prompts_in_validation_sets"]
+        lines.append(f"- samples of the pool whose prompt a validation set holds: {count}")
+    return lines
+
+
+def _made_with(manifest: dict[str, Any]) -> list[str]:
+    packages = {name: version for name, version in manifest["packages"].items() if version is not None}
+    commit, changed = manifest["code"]["commit"], manifest["code"]["changed"]
+    return [
+        f"- configuration: `{manifest['config']['digest']}`, whole in `manifest.json`",
+        f"- code: {commit or 'installed package'}{' with changes' if changed else ''}",
+        f"- packages: {', '.join(f'{name} {version}' for name, version in packages.items())}",
+        f"- inputs: {sum(1 for one in manifest['inputs'] if one['present'])} files, with hashes in `manifest.json`",
+    ]
 
 
 def _pair(manifest: dict[str, Any], left: str, right: str) -> str:

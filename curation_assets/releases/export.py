@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from curation_assets.releases.build import DATA_PARQUET, IMAGES, MANIFEST
+from curation_assets.releases.files import DATA_PARQUET, IMAGES, MANIFEST
 from curation_assets.releases.formats import DATASETS, FORMATS, NAMES, Format, records
 from curation_assets.releases.step_columns import STEP_COLUMNS
 from curation_assets.sections import unknown

@@ -40,6 +40,7 @@ def release_manifest(
     rows: pl.DataFrame,
     content_digest: str,
     files: dict[str, dict[str, Any]],
+    changes: dict[str, float | int | None] | None,
 ) -> dict[str, Any]:
     """The manifest of a release.
 
@@ -51,9 +52,12 @@ def release_manifest(
         rows: the released rows.
         content_digest: hash of the rows: equal content makes no new version.
         files: size and SHA-256 of the data files.
+        changes: against the release before, if there is one.
     """
     target = workspace.settings.target(workspace.settings.score(subset.score).target)
     inputs = workspace.warehouse.read_table(tables.score_manifest_path(target.name))
+    sources = dict(rows.group_by("source").len().sort("source").iter_rows())
+    licenses = workspace.settings.releases.licenses
     return {
         "schema_version": SCHEMA_VERSION,
         "subset": subset.name,
@@ -66,9 +70,11 @@ def release_manifest(
         "steps_digest": steps_digest(rows),
         "rows": len(rows),
         "prompts": rows["prompt_id"].n_unique(),
-        "sources": dict(rows.group_by("source").len().sort("source").iter_rows()),
+        "sources": sources,
+        "licenses": {source: licenses.get(source) for source in sources},
         "selection": selection.facts(),
         "score_distribution": selection.score_distribution(),
+        "changes": changes,
         "parameters": _parameters(workspace, subset),
         "checkpoints": _checkpoints(workspace, target),
         "inputs": inputs.to_dicts(),

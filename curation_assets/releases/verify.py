@@ -11,22 +11,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
+from pydantic import ValidationError
 
 from curation_assets import tables
-from curation_assets.releases.build import CHECKSUMS, DATA_JSONL, DATA_PARQUET, IMAGES, MANIFEST, PROVENANCE
+from curation_assets.releases.files import CARD, CHECKSUMS, DATA_JSONL, DATA_PARQUET, IMAGES, MANIFEST, PROVENANCE
 from curation_assets.releases.manifest import SCHEMA_VERSION
+from curation_assets.releases.manifest_schema import Manifest
 from curation_assets.releases.step_columns import STEP_COLUMNS, steps_digest
 from curation_assets.subsets.select import subset_digest
 from resources.digests import bytes_digest
 from resources.storage import Storage, is_unfinished
 
-CARD = "README.md"
 NEEDED = (MANIFEST, CHECKSUMS, CARD, PROVENANCE, DATA_PARQUET, DATA_JSONL)
 UNSUMMED = (CHECKSUMS, PROVENANCE)
 """Files that checksums do not cover: themselves, and what differs between two releases of the same content."""
 
 LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 COUNTED = ("rows", "prompts")
+MOST_WRONG = 5
+"""Keys of a manifest that are named."""
 LOOKED_AT = ("prompt_id", "response", "messages", "images")
 """Columns that are held against something, beside those of the subset."""
 
@@ -121,6 +124,11 @@ def _manifest(found: Found) -> dict[str, Any] | None:
     if version != SCHEMA_VERSION:
         found.say(MANIFEST, f"has schema version {version!r}; this version of curation-assets reads {SCHEMA_VERSION}")
         return None
+    try:
+        Manifest.model_validate(manifest, strict=True)
+    except ValidationError as error:
+        for wrong in error.errors()[:MOST_WRONG]:
+            found.say(MANIFEST, f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}")
     return manifest
 
 

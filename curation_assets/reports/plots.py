@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from curation_assets.reports.text import escape_cell, harmless, shortened
@@ -178,8 +181,24 @@ def _figure(title: str, height: float = 3.2) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+_file: ContextVar[Path | None] = ContextVar("file", default=None)
+
+
+@contextmanager
+def drawn_to(path: Path) -> Iterator[None]:
+    """What is drawn inside is written to a file, too."""
+    token = _file.set(path)
+    try:
+        yield
+    finally:
+        _file.reset(token)
+
+
 def _markdown(figure: Figure, title: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
+    path = _file.get()
+    if path is not None:
+        path.write_bytes(buffer.getvalue())
     encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
     return f"![{escape_cell(title)}](data:image/png;base64,{encoded})"

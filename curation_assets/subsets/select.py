@@ -130,6 +130,8 @@ def select(workspace: Workspace, subset: Subset) -> Selection:
     score = workspace.settings.score(subset.score)
     manifest = current_manifest(workspace, workspace.settings.target(score.target))
     shards = manifest.filter("present")["shard"].to_list()
+    if workspace.only_shards is not None:
+        shards = [shard for shard in shards if shard in workspace.only_shards]
     scan = workspace.warehouse.scan(tables.sample_scores_dir(score.target), shards)
     if scan is None:
         scan = tables.SAMPLE_SCORES.empty().lazy().with_columns(pl.lit(None, dtype=pl.Float64).alias(score.name))

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 from PIL import Image
 
-from curation_assets.releases.build import IMAGES
+from curation_assets.releases.files import IMAGES
 from curation_assets.samples import samples_of
 from curation_assets.workspace import Workspace
 from resources.scoring.images import ImageError, ImageLimits, open_image

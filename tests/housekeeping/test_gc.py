@@ -17,7 +17,8 @@ from curation_assets.cli import app
 from curation_assets.corpus.images import STORED
 from curation_assets.housekeeping.gc import DAY, clear, look
 from curation_assets.instance import open_instance
-from curation_assets.releases.build import MANIFEST, broken_files, make_release, read_release
+from curation_assets.releases.build import broken_files, make_release, read_release
+from curation_assets.releases.files import MANIFEST
 from curation_assets.signals.store import signal_dir
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace

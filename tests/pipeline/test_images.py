@@ -17,7 +17,7 @@ from PIL import Image
 from curation_assets.checkpoints.warmup import CheckpointError, train_warmup
 from curation_assets.dry_look import dry_look
 from curation_assets.main_job import MainJob
-from curation_assets.releases.build import ReleaseError
+from curation_assets.releases.data import ReleaseError
 from curation_assets.samples import samples_of
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace

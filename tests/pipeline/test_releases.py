@@ -12,7 +12,8 @@ import pytest
 from curation_assets import tables
 from curation_assets.main_job import MainJob
 from curation_assets.releases import build
-from curation_assets.releases.build import ReleaseError, broken_files, make_release, next_release, read_release
+from curation_assets.releases.build import broken_files, make_release, next_release, read_release
+from curation_assets.releases.data import ReleaseError
 from curation_assets.workspace import Workspace
 from tests.pipeline.workspaces import (
     content_digest,

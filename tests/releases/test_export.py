@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from curation_assets import command
 from curation_assets.cli import app
 from curation_assets.main_job import MainJob
-from curation_assets.releases.build import DATA_PARQUET
 from curation_assets.releases.export import ExportError, export_release, token_weights
+from curation_assets.releases.files import DATA_PARQUET
 from curation_assets.releases.formats import FORMATS, NAMES, step_parts
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from curation_assets import command
 from curation_assets.cli import app
 from curation_assets.main_job import MainJob
-from curation_assets.releases.build import CHECKSUMS, DATA_JSONL, DATA_PARQUET, MANIFEST, PROVENANCE
-from curation_assets.releases.verify import CARD, verify_release
+from curation_assets.releases.files import CARD, CHECKSUMS, DATA_JSONL, DATA_PARQUET, MANIFEST, PROVENANCE
+from curation_assets.releases.verify import verify_release
 from curation_assets.workspace import Workspace
 from resources.storage import FolderStorage
 from tests.pipeline.workspaces import instance_of, make_workspace, release_folder, rows, run

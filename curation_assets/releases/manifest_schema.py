@@ -1,0 +1,79 @@
+"""The shape of `manifest.json`: what every release says of itself, as a schema that others can check against."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileFacts(_Strict):
+    """Of a file of the release."""
+
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class ConfigFacts(_Strict):
+    """The configuration that the release was made under."""
+
+    digest: str = Field(description="BLAKE2b-128 of the file's bytes, hex")
+    settings: dict[str, Any] = Field(description="all of it, defaults included")
+
+
+class Parameters(_Strict):
+    """All that was chosen by."""
+
+    subset: dict[str, Any]
+    score: dict[str, Any]
+    selector: dict[str, Any]
+    target: dict[str, Any]
+    method: dict[str, str]
+    unfaithful: list[str] = Field(description="in what this differs from the method as published")
+
+
+class Checkpoints(_Strict):
+    """What was measured at."""
+
+    base_model: dict[str, Any]
+    measured_at: str | None
+    warmup: dict[str, Any] | None
+    perturbation: dict[str, Any] | None
+    signal_fingerprints: dict[str, str | None]
+
+
+class Manifest(_Strict):
+    """`manifest.json` of a release (schema version 1)."""
+
+    schema_version: Literal[1]
+    subset: str
+    number: int = Field(ge=1)
+    parent: int | None = Field(description="number of the release before")
+    parent_release: str | None = Field(description="release that the target was trained on (multi-round selection)")
+    content_digest: str = Field(description="BLAKE2b-128 of the rows as JSON lines, hex")
+    subset_digest: str = Field(description="of the choice: ids, ranks, scores, weights, reasons")
+    steps_digest: str = Field(description="of the columns that say something of steps")
+    rows: int = Field(ge=1)
+    prompts: int = Field(ge=1)
+    sources: dict[str, int] = Field(description="rows by source")
+    licenses: dict[str, str | None] = Field(description="by source, as the configuration says; null: not said")
+    selection: dict[str, float | int | None] = Field(description="counts and biases of the choice")
+    score_distribution: dict[str, float | None]
+    changes: dict[str, float | int | None] | None = Field(description="against the parent; null for a first release")
+    parameters: Parameters
+    checkpoints: Checkpoints
+    inputs: list[dict[str, Any]] = Field(description="files that the pool was made of, with hashes")
+    config: ConfigFacts
+    packages: dict[str, str | None]
+    code: dict[str, Any]
+    files: dict[str, FileFacts]
+
+
+def manifest_schema() -> dict[str, Any]:
+    """JSON Schema of `manifest.json`."""
+    schema = Manifest.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
