@@ -20,6 +20,7 @@ CONTEXT: dict[str, Any] = {
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/",
+    "equivalentProperty": "cr:equivalentProperty",
     "examples": {"@id": "cr:examples", "@type": "@json"},
     "extract": "cr:extract",
     "field": "cr:field",
@@ -39,6 +40,7 @@ CONTEXT: dict[str, Any] = {
     "regex": "cr:regex",
     "repeated": "cr:repeated",
     "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
     "sc": "https://schema.org/",
     "separator": "cr:separator",
     "source": "cr:source",
@@ -60,7 +62,7 @@ FIELDS = {
 }
 """Columns of the Parquet file that the records have; nested ones (messages, steps) are in the file alone."""
 
-FORMATS = {DATA_PARQUET: "application/vnd.apache.parquet", DATA_JSONL: "application/jsonlines"}
+FORMATS = {DATA_PARQUET: "application/x-parquet", DATA_JSONL: "application/jsonlines"}
 
 
 def croissant(manifest: Mapping[str, Any], license_url: str | None) -> dict[str, Any]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 HUB = "hf://datasets/"
+CARRIERS = ("httpx", "httpcore", "requests", "urllib3")
+"""Libraries whose errors say that a server was not reached, or broke off."""
 
 
 class PushError(UserError):
@@ -97,7 +99,11 @@ def push_to_hub(packed: Packed, repository: str, *, private: bool, api: HfApi | 
             delete_patterns=["*"],
         )
         hub.create_tag(repository, repo_type="dataset", tag=tag, revision=commit.oid, exist_ok=True)
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:
+        # Which library carries its requests is the hub client's own business.
+        carried = type(error).__module__.partition(".")[0].startswith(CARRIERS)
+        if not carried and not isinstance(error, (HfHubHTTPError, OSError, ValueError)):
+            raise
         raise PushError(
             f"{packed.name} was not brought to {repository}: {str(error).strip().splitlines()[0]}: see that HF_TOKEN "
             "may write there"

@@ -162,12 +162,11 @@ def utf16_places(text: str) -> Callable[[int], int]:
     return lambda at: at + int(before.search_sorted(at, side="left"))
 
 
-def _turns(messages: Any) -> list[dict[str, str]]:
-    turns = json.loads(messages) if isinstance(messages, str) else messages
-    return [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in turns]
+def _turns(messages: str) -> list[dict[str, str]]:
+    return [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in json.loads(messages)]
 
 
-def _preview(messages: Any) -> str:
+def _preview(messages: str) -> str:
     turns = _turns(messages)
     return " ".join(turns[-1]["content"].split())[:PREVIEW] if turns else ""
 

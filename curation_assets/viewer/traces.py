@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -118,7 +119,8 @@ def release_traces(storage: Storage, place: str, most: int = MOST_TRACES) -> Tra
         response_tokens=pl.lit(None, dtype=pl.Int32),
         flags=pl.lit([], dtype=pl.List(pl.String)),
         why=pl.col("reason"),
-        messages=_prompt_turns(frame),
+        # As the corpus has them.
+        messages=pl.Series([json.dumps(turns) for turns in frame.select(_prompt_turns()).to_series().to_list()]),
     )
     parameters = manifest["parameters"]
     facts = [
@@ -243,7 +245,7 @@ def _flags(workspace: Workspace, target: str, ids: pl.Series) -> pl.DataFrame:
     )
 
 
-def _prompt_turns(frame: pl.DataFrame) -> pl.Expr:
+def _prompt_turns() -> pl.Expr:
     """A release's messages end in the response; these are the turns before it."""
     messages = pl.col("messages")
-    return messages.list.head(messages.list.len() - 1) if frame.schema["messages"] != pl.String else messages
+    return messages.list.head(messages.list.len() - 1)

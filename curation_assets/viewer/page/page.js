@@ -288,10 +288,10 @@ function slide() {
   const all = meta.highest_first ? 0 : thresholds.length - 1;
   state.threshold = place === all ? null : thresholds[place];
   const sign = meta.highest_first ? "≥" : "≤", unit = meta.unit;
-  const part = (values) => `${whole(values[place])} (${share(values[place], values[all])})`;
+  const part = (values, what) => `${whole(values[place])} ${what} (${share(values[place], values[all])})`;
   byId("survivors").textContent =
-    `${meta.name} ${sign} ${number(thresholds[place])}: ${part(samples)} samples, ${part(steps)} steps, ` +
-    `${part(tokens)} ${unit} of ${whole(samples[all])} samples`;
+    `${meta.name} ${sign} ${number(thresholds[place])} leaves ${part(samples, "samples")}, ${part(steps, "steps")}, ` +
+    part(tokens, unit);
   byId("slider").setAttribute("aria-valuetext", byId("survivors").textContent);
   const bars = byId("histogram").children;
   for (let bin = 0; bin < bars.length; bin++) {

@@ -1,0 +1,96 @@
+"""`curate reproduce`: the same bytes from what is stored, whatever came since; what is said where that cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from curation_assets.cli import app
+from curation_assets.main_job import MainJob
+from curation_assets.workspace import Workspace
+from tests.pipeline.workspaces import instance_of, landed, make_workspace, release_folder, rows, run, write_shard
+
+
+@pytest.fixture
+def made(tmp_path: Path, tiny_model: Path) -> Workspace:
+    workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(10), "b.jsonl": rows(4, start=7)})
+    run(workspace)
+    MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    return workspace
+
+
+def reproduce(workspace: Workspace, *words: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["reproduce", "best@1", "--config", str(workspace.config_file), *words])
+    return done.exit_code, " ".join((done.output + done.stderr).split())
+
+
+def changed(workspace: Workspace, before: str, after: str) -> Workspace:
+    text = workspace.config_file.read_text()
+    assert before in text
+    workspace.config_file.write_text(text.replace(before, after))
+    return Workspace.load(workspace.config_file)
+
+
+def test_the_same_bytes(made: Workspace) -> None:
+    code, said = reproduce(made)
+    assert code == 0, said
+    assert said.count("the same bytes") == 2
+    assert "best@1 is reproduced" in said
+
+
+def test_files_that_came_since_change_nothing(made: Workspace) -> None:
+    # Some of these are copies of samples of the release, and better ones push some out of the subset.
+    write_shard(landed(made) / "0.jsonl", [*rows(30, start=60), *rows(6)])
+    run(made)
+    assert made.settings.subset("best")
+    code, said = reproduce(made)
+    assert code == 0, said
+
+
+def test_another_choice_now_changes_nothing(made: Workspace) -> None:
+    run(changed(made, "fraction: 0.5", "fraction: 0.2"))
+    code, said = reproduce(made)
+    assert code == 0, said
+
+
+def test_other_scores_are_said_and_come_back(made: Workspace, tmp_path: Path) -> None:
+    other = changed(made, "alpha: 0.7", "alpha: 0.1")
+    run(other)
+    code, said = reproduce(other)
+    assert code == 1
+    assert "cannot be made again from what is stored now" in said
+    assert "--settings-to FILE" in said
+    file = tmp_path / "then.yaml"
+    assert reproduce(other, "--settings-to", str(file))[0] == 0
+    assert "is there already" in reproduce(other, "--settings-to", str(file))[1]
+    then = Workspace.load(file)
+    summary = run(then)
+    assert not any(summary.measured.values())
+    assert reproduce(then) == (0, reproduce(then)[1])
+
+
+def test_a_changed_file_is_named(made: Workspace) -> None:
+    write_shard(landed(made) / "b.jsonl", rows(4, start=200))
+    run(made)
+    code, said = reproduce(made)
+    assert code == 1
+    assert "b.jsonl is another file now" in said
+    assert "was not reproduced: " in said
+    assert "rows added" in said
+
+
+def test_tampered_data_is_not_reproduced(made: Workspace) -> None:
+    path = release_folder(made) / "manifest.json"
+    path.write_text(path.read_text().replace('"sha256": "', '"sha256": "0', 1))
+    code, said = reproduce(made)
+    assert code in (0, 1)
+    sums = release_folder(made) / "manifest.json"
+    text = sums.read_text()
+    start = text.index('"data/train.jsonl"')
+    place = text.index('"sha256": "', start) + len('"sha256": "')
+    sums.write_text(text[:place] + "f" * 64 + text[place + 64 :])
+    code, said = reproduce(made)
+    assert code == 1
+    assert "data/train.jsonl: OTHER BYTES" in said
