@@ -320,13 +320,17 @@ def try_alert(config: ConfigOption = None) -> None:
 @app.command()
 def schema(
     to: Annotated[Path | None, typer.Option(help="The file to write; without it the schema is printed.")] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="As a page for people: every key and its meaning.")
+    ] = False,
 ) -> None:
     """The JSON Schema of curation.yaml, for editors."""
     import json
 
     from curation_assets.config_file import json_schema
+    from curation_assets.reference import reference
 
-    text = json.dumps(json_schema(), indent=1)
+    text = reference().rstrip("\n") if markdown else json.dumps(json_schema(), indent=1)
     if to is None:
         print(text)
     else:

@@ -15,6 +15,7 @@ from curation_assets.sql import DuckDBTables
 from curation_assets.steps.assets import segmented_steps
 from curation_assets.subsets.assets import subset_asset
 from curation_assets.validation.assets import validation_set_asset, validation_signals_asset
+from curation_assets.viewer.assets import trace_assets
 from curation_assets.workspace import Workspace
 
 
@@ -32,6 +33,7 @@ def build_definitions(workspace: Workspace) -> dg.Definitions:
     for subset in settings.subsets:
         assets += [subset_asset(workspace, subset), release_asset(subset)]
     assets += report_assets(workspace)
+    assets += trace_assets(workspace)
     assets += evaluation_assets(workspace)
     return dg.Definitions(
         assets=assets,

@@ -285,6 +285,11 @@ ALL_TABLES = {
 # Where tables lie, relative to the warehouse's root.
 
 
+def traces_path(subset: str) -> str:
+    """The page of a subset's traces."""
+    return f"reports/traces/{subset}.html"
+
+
 def raw_corpus_dir() -> str:
     """Folder of `raw_corpus`, one Parquet file a shard."""
     return "corpus/raw_corpus"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -13,9 +14,15 @@ import urllib.request
 from pathlib import Path
 
 import jsonschema
+import polars as pl
 import pytest
 
 from curation_assets.config_file import json_schema, load_settings, parse_settings
+from curation_assets.corpus.formats import FORMATS, detect
+from curation_assets.corpus.reading import read_shard
+from curation_assets.corpus_settings import Corpus
+from curation_assets.reference import reference
+from curation_assets.scores.method import ScoreInputs
 from curation_assets.settings import Settings
 from tests.ui import serving
 
@@ -121,6 +128,55 @@ def test_the_configuration_page_loads_and_names_every_key() -> None:
     }
     missing = {name for name in names if not re.search(rf"\b{name}:", block)}
     assert missing == set()
+
+
+def test_the_reference_is_that_of_the_schema() -> None:
+    page = ROOT / "docs" / "reference.md"
+    assert page.read_text() == reference(), "curate schema --markdown --to docs/reference.md"
+    for section in [Settings.model_json_schema(), *Settings.model_json_schema()["$defs"].values()]:
+        for name in section["properties"]:
+            assert f"| `{name}` |" in page.read_text()
+
+
+def blocks(page: str, kind: str) -> list[str]:
+    """The blocks of a page in a language."""
+    return re.findall(rf"```{kind}\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.DOTALL)
+
+
+def test_the_configurations_of_methods_load() -> None:
+    found = [parse_settings(block.encode(), Path("choosing.md")) for block in blocks("choosing.md", "yaml")]
+    assert [settings.scores[0].method for settings in found] == ["grape", "less", "tagcos", "in_run", "difficulty"]
+
+
+def test_every_format_has_an_example_that_is_read(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "your-corpus.md").read_text()
+    examples = dict(re.findall(r"### (\w+)\n\n```json\n(.*?)\n```", page, flags=re.DOTALL))
+    assert set(examples) == set(FORMATS)
+    for name, row in examples.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(row + "\n")
+        read = read_shard(path, name, path.name, Corpus(landing=str(tmp_path)))
+        assert read.rejected.is_empty(), name
+        assert detect([json.loads(row)]) == name
+        assert len(read.accepted) == (2 if name in ("prompt_response", "preference") else 1)
+        assert "5" in read.accepted["response"][0]
+
+
+def test_the_method_of_the_page_scores(tmp_path: Path) -> None:
+    (code,) = blocks("adding-a-method.md", "python")
+    path = tmp_path / "settling.py"
+    path.write_text(code)
+    spec = importlib.util.spec_from_file_location("settling", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["settling"] = module
+    spec.loader.exec_module(module)
+    (method,) = module.METHODS
+    rows = pl.DataFrame({"sample_id": ["a", "b", "c"], "first_100_nll": [2.0, 1.0, None], "mean_nll": [0.5, 1.5, 1.0]})
+    section = method.section(name="settling", target="t", weight=2.0)
+    found = method.score(ScoreInputs(rows, {"likelihoods": rows}), section).values
+    assert found["value"].to_list() == [1.0, -2.0, None]
 
 
 def test_the_example_of_deploy_loads() -> None:

@@ -8,6 +8,8 @@ import dagster as dg
 from curation_assets.asset_metadata import OWNERS, facts_table, markdown_table
 from curation_assets.partitions import release_partitions
 from curation_assets.releases.build import Release, broken_files, make_release
+from curation_assets.releases.changes import changes_text
+from curation_assets.releases.files import CARD, PAGE
 from curation_assets.settings import Subset
 from curation_assets.subsets.assets import subset_key
 from curation_assets.workspace import Workspace
@@ -59,9 +61,12 @@ def _metadata(release: Release) -> dict[str, Any]:
     inputs = [(i["path"], i["rows"], i["content_digest"]) for i in manifest["inputs"] if i["present"]]
     return {
         "folder": dg.MetadataValue.path(str(release.folder)),
+        "traces": dg.MetadataValue.path(f"{release.folder}/{PAGE}"),
+        "card": dg.MetadataValue.path(f"{release.folder}/{CARD}"),
         "dagster/partition_row_count": manifest["rows"],
         "content_digest": manifest["content_digest"],
         "selection": facts_table(manifest["selection"]),
+        "changes": changes_text(manifest["changes"]) if manifest["changes"] else "the first release",
         "lineage": markdown_table(("what", "version"), lineage),
         "inputs": markdown_table(("file", "rows", "content digest"), inputs[:50]),
     }

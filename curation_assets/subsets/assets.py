@@ -64,6 +64,7 @@ def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
         metadata: dict[str, Any] = row_count(len(selection.rows), partitioned=False) | {
             "facts": facts_table(selection.facts()),
             "lineage": markdown_table(("what", "version"), lineage(workspace, target)),
+            "traces": f"curate report {subset.name}, or materialize reports/traces",
         }
         metadata.update(_plots(selection, score.name))
         yield dg.MaterializeResult(
