@@ -70,6 +70,12 @@ def test_definitions_can_be_loaded_and_every_asset_says_what_it_is(tmp_path: Pat
     for node in defs.resolve_asset_graph().asset_nodes:
         assert node.description, node.key
         assert node.group_name != "default", node.key
+        assert node.kinds, node.key
+        if node.is_materializable:
+            assert list(node.owners) == ["team:curation"], node.key
+        if "parquet" in node.kinds:
+            columns = node.metadata["dagster/column_schema"].columns
+            assert all(column.description for column in columns), node.key
 
 
 if __name__ == "__main__":

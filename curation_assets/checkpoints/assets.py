@@ -46,7 +46,7 @@ def checkpoint_assets(target: Target) -> list[dg.AssetsDefinition | dg.SourceAss
         key=base_model_key(target),
         group_name=target.name,
         description=f"Weights, config and tokenizer of {escape_cell(target.model)}; their hash is the version.",
-        tags={"layer": "source"},
+        tags={"layer": "source", "dagster/kind/huggingface": ""},
     )
     def base_model(workspace: dg.ResourceParam[Workspace]) -> dg.DataVersion:
         return dg.DataVersion(base_digest(workspace, target))

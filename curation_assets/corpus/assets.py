@@ -23,7 +23,7 @@ LANDING_KEY = dg.AssetKey("landing_files")
     group_name="corpus",
     partitions_def=SHARDS,
     description="The files of the landing area; a file's hash, or an object's ETag, is its version.",
-    tags={"layer": "source"},
+    tags={"layer": "source", "dagster/kind/json": ""},
 )
 def landing_files(workspace: dg.ResourceParam[Workspace]) -> dg.DataVersionsByPartition:
     """Report the version of every landing file."""

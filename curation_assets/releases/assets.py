@@ -5,13 +5,17 @@ from typing import Any
 
 import dagster as dg
 
-from curation_assets.asset_metadata import OWNERS, facts_table, markdown_table
+from curation_assets.asset_metadata import OWNERS, column_schema, facts_table, markdown_table
+from curation_assets.corpus.assets import RAW_CORPUS_KEY
 from curation_assets.partitions import release_partitions
 from curation_assets.releases.build import Release, broken_files, make_release
 from curation_assets.releases.changes import changes_text
+from curation_assets.releases.data import RELEASE
 from curation_assets.releases.files import CARD, PAGE
 from curation_assets.settings import Subset
+from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
 from curation_assets.subsets.assets import subset_key
+from curation_assets.tables import RAW_CORPUS, SUBSET
 from curation_assets.workspace import Workspace
 
 
@@ -28,6 +32,7 @@ def release_asset(subset: Subset) -> dg.AssetsDefinition:
         deps=[subset_key(subset)],
         group_name="releases",
         description=f"Immutable versions of {subset.name}; made by `curate release {subset.name}`.",
+        metadata=column_schema(RELEASE),
         owners=OWNERS,
         kinds={"parquet", "json"},
         partitions_def=release_partitions(subset.name),
@@ -41,11 +46,26 @@ def release_asset(subset: Subset) -> dg.AssetsDefinition:
         broken = broken_files(workspace, made)
         yield dg.MaterializeResult(
             data_version=dg.DataVersion(made.manifest["content_digest"]),
-            metadata=_metadata(made),
+            metadata=_metadata(made) | {"dagster/column_lineage": _column_lineage(subset)},
             check_results=[dg.AssetCheckResult(passed=not broken, metadata={"broken_files": broken})],
         )
 
     return release
+
+
+def _column_lineage(subset: Subset) -> dg.TableColumnLineage:
+    """Which column of which asset each column of a release comes from."""
+    steps = {**dict.fromkeys(("step_spans", "answer_span"), ("start", "end")), "messages": ("messages", "response")}
+    found = {}
+    for name in RELEASE.columns:
+        if name in SUBSET.columns:
+            sources = [(subset_key(subset), name)]
+        elif name in RAW_CORPUS.columns:
+            sources = [(RAW_CORPUS_KEY, column) for column in steps.get(name, (name,))]
+        else:
+            sources = [(SEGMENTED_STEPS_KEY, column) for column in steps.get(name, ())]
+        found[name] = [dg.TableColumnDep(asset_key=key, column_name=column) for key, column in sources]
+    return dg.TableColumnLineage(deps_by_column=found)
 
 
 def _metadata(release: Release) -> dict[str, Any]:

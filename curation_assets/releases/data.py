@@ -15,7 +15,7 @@ from curation_assets import tables
 from curation_assets.corpus.images import STORED
 from curation_assets.corpus.ingest import corpus_rows
 from curation_assets.releases.files import DATA_JSONL, DATA_PARQUET, IMAGES
-from curation_assets.releases.step_columns import step_columns
+from curation_assets.releases.step_columns import STEP_COLUMNS, step_columns
 from curation_assets.settings import Subset
 from curation_assets.workspace import Workspace
 from resources.digests import bytes_digest
@@ -23,6 +23,31 @@ from resources.errors import UserError
 from resources.landing import file_name, printable
 
 MESSAGES_TYPE = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+
+RELEASE = tables.Table(
+    "release",
+    "the rows of a release: a subset with content and steps, best first",
+    {
+        **tables.SUBSET.columns,
+        **{name: column for name, column in tables.RAW_CORPUS.columns.items() if name not in tables.SUBSET.columns},
+        "messages": tables.Column(MESSAGES_TYPE, "the prompt's turns and the response, as trainers read them"),
+        "step_spans": tables.Column(STEP_COLUMNS["step_spans"], "the steps in order, [start, end)", "characters"),
+        "step_scores": tables.Column(
+            STEP_COLUMNS["step_scores"], "of each step, by the subset's own score", nullable=True
+        ),
+        "step_alignments": tables.Column(
+            STEP_COLUMNS["step_alignments"], "answer alignment of each step", nullable=True
+        ),
+        "step_consistencies": tables.Column(
+            STEP_COLUMNS["step_consistencies"], "trajectory consistency of each step; null for the first", nullable=True
+        ),
+        "answer_span": tables.Column(
+            STEP_COLUMNS["answer_span"], "where the answer stands, [start, end)", "characters"
+        ),
+    },
+    sort=("rank",),
+)
+"""The Parquet file, as catalogs show it."""
 
 CHUNKED = "use_content_defined_chunking"
 """Where the writer has it: pages end where content says so, so that the next release shares most of its bytes with this
