@@ -107,7 +107,9 @@ def _print_choice(workspace: Workspace, console: Console, judged: pl.DataFrame) 
     for sample_id, reason in subset.select("sample_id", "reason").rows()[:: max(1, len(subset) - 1)]:
         console.print(f"  {sample_id}: {reason}", highlight=False)
     console.print(
-        f"look at one with: curate show {subset['sample_id'][0][:8]} --config {workspace.config_file}", soft_wrap=True
+        f"look at all with: curate report --config {workspace.config_file}\n"
+        f"look at one with: curate show {subset['sample_id'][0][:8]} --config {workspace.config_file}",
+        soft_wrap=True,
     )
 
 

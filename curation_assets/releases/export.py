@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -57,15 +58,25 @@ def release_frame(storage: Storage, place: str) -> tuple[pl.DataFrame, dict[str,
     """
     try:
         manifest = json.loads(storage.read(f"{place}/{MANIFEST}"))
-        frame = pl.read_parquet(io.BytesIO(storage.read(f"{place}/{DATA_PARQUET}")))
+        data = storage.read(f"{place}/{DATA_PARQUET}")
+        if hashlib.sha256(data).hexdigest() != manifest["files"][DATA_PARQUET]["sha256"]:
+            raise ExportError(
+                f"{storage.shown(place)}: {DATA_PARQUET} is not the file that the manifest names: `curate verify` says "
+                "what is wrong; put it back from a copy"
+            )
+        frame = pl.read_parquet(io.BytesIO(data))
     except FileNotFoundError as error:
         raise ExportError(f"{storage.shown(place)} is no release: {error} is missing") from error
-    except (pl.exceptions.PolarsError, ValueError) as error:
+    except (pl.exceptions.PolarsError, ValueError, LookupError, TypeError) as error:
         raise ExportError(
-            f"{storage.shown(place)} cannot be read ({str(error).splitlines()[0]}): `curate verify` says what is wrong"
+            f"{storage.shown(place)} cannot be read ({_in_a_line(error)}): `curate verify` says what is wrong"
         ) from error
     missing = {name: dtype for name, dtype in STEP_COLUMNS.items() if name not in frame.columns}
     return frame.with_columns(pl.lit(None, dtype=dtype).alias(name) for name, dtype in missing.items()), manifest
+
+
+def _in_a_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def export_release(
@@ -120,6 +131,9 @@ def export_release(
 def _write(
     frame: pl.DataFrame, form: Format, folder: Path, threshold: float, leave_out: bool, tokenizer: str | None
 ) -> Exported:
+    if form.once_a_prompt:
+        # Best first: of each prompt its best row.
+        frame = frame.unique("prompt_id", keep="first", maintain_order=True)
     made, left_out, first = [], Counter[str](), dict[str, str]()
     for row, record in records(frame.iter_rows(named=True), form, threshold):
         if isinstance(record, str):

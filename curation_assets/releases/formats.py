@@ -22,6 +22,7 @@ class Format:
         record: the row as the consumer wants it; the threshold says which steps count as good.
         cannot: why a row cannot be said in this form; None if it can.
         loses: what of every row is not said in this form.
+        once_a_prompt: of each prompt the best row alone, where responses are not what is trained on.
         registers: how LLaMA-Factory's `dataset_info.json` names the columns, where it is its form.
     """
 
@@ -32,6 +33,7 @@ class Format:
     cannot: Callable[[Row], str | None]
     loses: str
     registers: Mapping[str, Any] | None = None
+    once_a_prompt: bool = False
 
 
 def prompt_turns(row: Row) -> list[dict[str, str]]:
@@ -239,7 +241,8 @@ FORMATS = {
             "train.parquet",
             _verl,
             _no_ground_truth,
-            STEPS_LOST,
+            f"responses of a prompt but for the best one; {STEPS_LOST}",
+            once_a_prompt=True,
         ),
         Format(
             "weights",

@@ -63,11 +63,12 @@ def report(
 
 def _traces(name: str | None, config: Path | None, most: int) -> tuple[Traces, Pictures]:
     from curation_assets.releases.commands import where
+    from curation_assets.releases.files import MANIFEST
     from curation_assets.stored_tables import pick
     from curation_assets.viewer.pictures import release_pictures, subset_pictures
     from curation_assets.viewer.traces import release_traces, subset_traces
 
-    if name is not None and ("@" in name or Path(name).is_dir()):
+    if name is not None and ("@" in name or (Path(name) / MANIFEST).is_file()):
         storage, place = where(name, config)
         return release_traces(storage, place, most), release_pictures(storage, place)
     workspace = load_workspace(config)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -95,11 +97,18 @@ def test_releases_say_where_steps_stand_and_how_they_scored(made: Workspace, rel
 @pytest.mark.parametrize("form", [name for name in NAMES if name != "datasets"])
 def test_what_is_loaded_are_the_samples_of_the_release(release: Path, tmp_path: Path, form: str) -> None:
     folder = exported(release, form, tmp_path / form)
-    assert [row["sample_id"] for row in loaded(folder)] == [row["sample_id"] for row in stored(release)]
+    expected = stored(release)
+    if form == "verl":
+        expected = [row for place, row in enumerate(expected) if row["prompt_id"] not in prompts(expected[:place])]
+    assert [row["sample_id"] for row in loaded(folder)] == [row["sample_id"] for row in expected]
     said = (folder / "README.md").read_text()
     assert stored_digest(release) in said
     # What a form leaves out is said: no form but `datasets` has all columns.
     assert "join them by sample_id" in said
+
+
+def prompts(rows: list[dict[str, Any]]) -> set[str]:
+    return {row["prompt_id"] for row in rows}
 
 
 def stored_digest(release: Path) -> str:
@@ -114,8 +123,18 @@ def test_responses_come_back_verbatim(release: Path, tmp_path: Path) -> None:
     assert [row["output"] for row in said["alpaca"]] == wanted
     assert [row["completion"][0]["content"] for row in said["prompt-completion"]] == wanted
     assert ["".join(part["text"] for part in row["messages"][-1]["content"]) for row in said["axolotl"]] == wanted
-    assert [row["extra_info"]["response"] for row in said["verl"]] == wanted
+    assert {row["extra_info"]["response"] for row in said["verl"]} <= set(wanted)
     assert [row["response"] for row in said["weights"]] == wanted
+
+
+def test_verl_asks_each_prompt_once(release: Path, tmp_path: Path) -> None:
+    shutil.copytree(release, tmp_path / "copy")
+    frame = pl.read_parquet(release / DATA_PARQUET)
+    same = pl.Series("prompt_id", [frame["prompt_id"][0]] * 3 + frame["prompt_id"].to_list()[3:])
+    frame.with_columns(same).write_parquet(tmp_path / "copy" / DATA_PARQUET)
+    folder = exported(resummed(tmp_path / "copy"), "verl", tmp_path / "out")
+    assert [row["extra_info"]["index"] for row in loaded(folder)] == [1, *range(4, len(frame) + 1)]
+    assert "responses of a prompt but for the best one" in (folder / "README.md").read_text()
 
 
 def test_a_datasets_folder_holds_every_column(release: Path, tmp_path: Path) -> None:
@@ -195,7 +214,28 @@ def with_an_image(release: Path, to: Path) -> Path:
     frame.with_columns(pl.Series("images", images, dtype=pl.List(pl.String))).write_parquet(to / DATA_PARQUET)
     (to / "images").mkdir()
     (to / "images" / "x").write_bytes(b"picture")
-    return to
+    return resummed(to)
+
+
+def resummed(release: Path) -> Path:
+    """The same, whose manifest agrees with its data."""
+    manifest = json.loads((release / "manifest.json").read_text())
+    manifest["files"][DATA_PARQUET]["sha256"] = hashlib.sha256((release / DATA_PARQUET).read_bytes()).hexdigest()
+    (release / "manifest.json").write_text(json.dumps(manifest))
+    return release
+
+
+def test_data_that_was_changed_is_written_nowhere(release: Path, tmp_path: Path) -> None:
+    copy = with_an_image(release, tmp_path / "copy")
+    path = copy / DATA_PARQUET
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ExportError, match="is not the file that the manifest names: `curate verify` says"):
+        exported(copy, "messages", tmp_path / "out")
+    for text in ("{", "[]", '{"files": 3}'):
+        (copy / "manifest.json").write_text(text)
+        with pytest.raises(ExportError, match="cannot be read"):
+            exported(copy, "messages", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_rows_that_a_form_cannot_hold_are_an_error_or_counted(release: Path, tmp_path: Path) -> None:
@@ -215,6 +255,7 @@ def test_images_outside_the_release_are_neither_read_nor_written(release: Path, 
     frame = pl.read_parquet(copy / DATA_PARQUET)
     images = [[name], *[[] for _ in range(len(frame) - 1)]]
     frame.with_columns(pl.Series("images", images, dtype=pl.List(pl.String))).write_parquet(copy / DATA_PARQUET)
+    resummed(copy)
     (tmp_path / "secret").write_bytes(b"kept")
     (copy / "secret").write_bytes(b"kept")
     with pytest.raises(ExportError, match="tampered"):
@@ -248,6 +289,7 @@ def test_releases_of_before_have_no_steps(release: Path, tmp_path: Path) -> None
     copy = with_an_image(release, tmp_path / "copy")
     frame = pl.read_parquet(copy / DATA_PARQUET).drop("step_spans", "step_scores", "answer_span")
     frame.write_parquet(copy / DATA_PARQUET)
+    resummed(copy)
     assert len(loaded(exported(copy, "messages", tmp_path / "out"))) == len(frame)
     with pytest.raises(ExportError, match="no steps"):
         exported(copy, "stepwise", tmp_path / "other")
