@@ -60,6 +60,9 @@ REFUSED = (400, 413, 422)
 ALL_REFUSED = 8
 """So many refusals and no reply: it is not the questions that are wrong."""
 
+MOST_SAID = 200
+"""Characters of what an endpoint said that an error repeats."""
+
 BYTES_A_TOKEN = 4
 """Where an endpoint does not say how many tokens it read and wrote."""
 
@@ -205,8 +208,10 @@ class JudgeScorer:
         body, path = self._asked(question)
         # Equal questions are asked once, also where two threads have them at the same time.
         with self._locks[int(path.name[:2], 16) % len(self._locks)]:
-            if path.is_file():
-                return storable(str(json.loads(path.read_text())["reply"])), 0
+            kept = _kept_reply(path)
+            if kept is not None:
+                self._replied = True
+                return kept, 0
             reply, tokens = self._ask(body)
             if parse(kind, reply, tokens).value is not None:
                 with replacing(path) as beside:
@@ -237,7 +242,8 @@ class JudgeScorer:
         """
         url = f"{self.spec.url.rstrip('/')}/chat/completions"
         status, content = self._request(url, body)
-        said = self._without_key(content[:200].decode("utf-8", "replace"))
+        # The key goes before anything is cut: a part of it is too much.
+        said = self._without_key(content.decode("utf-8", "replace"))[:MOST_SAID]
         if status in REFUSED:
             self._refusals += 1
             if self._refusals >= ALL_REFUSED and not self._replied:
@@ -323,11 +329,22 @@ def _content(url: str, content: bytes, shown: Callable[[str], str]) -> tuple[str
     try:
         document = json.loads(content)
         reply = document["choices"][0]["message"]["content"]
-        used = (document.get("usage") or {}).get("total_tokens")
+        usage = document.get("usage")
+        used = usage.get("total_tokens") if isinstance(usage, dict) else None
     except (ValueError, LookupError, TypeError) as error:
-        raise JudgeError(f"{url} does not speak OpenAI's chat completions: {shown(repr(content))[:200]}") from error
+        raise JudgeError(
+            f"{url} does not speak OpenAI's chat completions: {shown(repr(content))[:MOST_SAID]}"
+        ) from error
     reply = storable(reply) if isinstance(reply, str) else ""
     return reply, int(used) if isinstance(used, int) else tokens_by_bytes(reply)
+
+
+def _kept_reply(path: Path) -> str | None:
+    """A reply that is kept; None if there is none, or only a part of one."""
+    try:
+        return storable(str(json.loads(path.read_text(encoding="utf-8"))["reply"]))
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return None
 
 
 def storable(text: str) -> str:

@@ -162,6 +162,11 @@ class Storage(ABC):
     def walk(self, folder: str) -> list[StoredFile]:
         """All files below a folder, sorted by path."""
 
+    def hidden(self, folder: str) -> list[str]:  # noqa: ARG002 - a bucket has none
+        """Names, in the folder, of files that `walk` leaves out since they, or a folder of theirs, begin with a dot;
+        those of writes that are in progress are not among them."""
+        return []
+
     @abstractmethod
     def unfinished(self) -> list[StoredFile]:
         """Files of writes that are in progress, or that died (`is_unfinished`), sorted by path."""
@@ -287,6 +292,13 @@ class FolderStorage(Storage):
         top = self.root / folder
         found = top.rglob("[!.]*")
         return self._seen(p for p in found if not any(part.startswith(".") for part in p.relative_to(top).parts))
+
+    def hidden(self, folder: str) -> list[str]:
+        """What begins with a dot."""
+        top = self.root / folder
+        names = [path.relative_to(top).as_posix() for path in top.rglob("*") if path.is_file()]
+        dotted = [name for name in names if any(part.startswith(".") for part in name.split("/"))]
+        return sorted(name for name in dotted if not is_unfinished(name))
 
     def unfinished(self) -> list[StoredFile]:
         """What lies anywhere under a temporary name."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,8 @@ from curation_assets.releases.card import dataset_card, license_of
 from curation_assets.releases.changes import changes_of
 from curation_assets.releases.croissant import croissant
 from curation_assets.releases.data import ReleaseError, content_digest, release_rows, write_data
-from curation_assets.releases.files import CARD, CHECKSUMS, CROISSANT, DATA_PARQUET, MANIFEST, PAGE, PROVENANCE
+from curation_assets.releases.export import ExportError, release_frame
+from curation_assets.releases.files import CARD, CHECKSUMS, CROISSANT, MANIFEST, PAGE, PROVENANCE
 from curation_assets.releases.manifest import provenance, release_manifest
 from curation_assets.releases.plots import write_plots
 from curation_assets.releases.step_columns import step_columns, steps_digest
@@ -29,6 +30,8 @@ from curation_assets.viewer.traces import release_traces
 from curation_assets.workspace import Workspace
 from resources.storage import FolderStorage
 from resources.warehouse import Warehouse
+
+logger = logging.getLogger("curation")
 
 IN_EVERY_MANIFEST = ("subset", "number", "rows", "content_digest", "subset_digest", "parameters", "checkpoints")
 """What other parts of the project read of a manifest."""
@@ -156,7 +159,8 @@ def broken_files(workspace: Workspace, release: Release) -> list[str]:
         expected, _, name = line.partition("  ")
         try:
             found = hashlib.sha256(storage.read(f"{folder}/{name}")).hexdigest()
-        except FileNotFoundError:
+        except OSError:
+            # A line that is no checksum may name anything.
             found = None
         if found != expected:
             broken.append(name)
@@ -186,8 +190,7 @@ def _create(workspace: Workspace, subset: Subset, number: int, run_id: str) -> N
     def fill(place: Path) -> None:
         write_data(workspace, place, rows)
         plots = write_plots(place, selection, subset.score)
-        before = _parent_rows(workspace, subset, number)
-        changes = None if before is None else changes_of(before, rows).facts()
+        changes = _changes(workspace, subset, number, rows)
         manifest = release_manifest(
             workspace, subset, number, selection, rows, content_digest(rows), _sizes_and_sums(place), changes
         )
@@ -206,12 +209,19 @@ def _create(workspace: Workspace, subset: Subset, number: int, run_id: str) -> N
             raise ReleaseError(f"release {subset.name}@{number} was made by someone else in the meantime: try again")
 
 
-def _parent_rows(workspace: Workspace, subset: Subset, number: int) -> pl.DataFrame | None:
-    """Ids, ranks and scores of the release before; None for a first one, or where that one is damaged."""
-    path = f"{tables.release_dir(subset.name)}/{number - 1}/{DATA_PARQUET}"
-    if number == 1 or not workspace.warehouse.storage.exists(path):
+def _changes(
+    workspace: Workspace, subset: Subset, number: int, rows: pl.DataFrame
+) -> dict[str, float | int | None] | None:
+    """What changed against the release before; None for a first one, or where that one cannot be read."""
+    if number == 1:
         return None
-    return pl.read_parquet(io.BytesIO(workspace.warehouse.storage.read(path)), columns=["sample_id", "rank", "score"])
+    try:
+        before, was = release_frame(workspace.warehouse.storage, f"{tables.release_dir(subset.name)}/{number - 1}")
+    except ExportError as error:
+        logger.warning("release %s@%d says nothing of what changed: %s", subset.name, number, error)
+        return None
+    now = workspace.settings.score(subset.score).model_dump(mode="json")
+    return changes_of(before, rows, same_score=was["parameters"]["score"] == now).facts()
 
 
 def _write_page(place: Path) -> None:

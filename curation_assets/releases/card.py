@@ -27,8 +27,8 @@ def dataset_card(manifest: dict[str, Any], plots: Mapping[str, str] | None = Non
         *_front_matter(manifest),
         f"# {manifest['subset']}, release {manifest['number']}",
         "",
-        "Reasoning traces selected by what the model that they are meant to train makes of them. Open `traces.html` to "
-        "read them, with every step coloured by its score.",
+        f"Reasoning traces selected by {escape_cell(manifest['parameters']['method']['name'])}. Open `traces.html` to "
+        "read them, with every step coloured by its score where the method scores steps.",
         "",
         "| what | value |",
         "| --- | --- |",
@@ -49,7 +49,7 @@ def dataset_card(manifest: dict[str, Any], plots: Mapping[str, str] | None = Non
         "",
         "## Changes against the former release",
         "",
-        "This is the first one." if manifest["changes"] is None else f"{changes_text(manifest['changes'])}.",
+        _changes(manifest),
         "",
         "## Files",
         "",
@@ -79,6 +79,12 @@ def dataset_card(manifest: dict[str, Any], plots: Mapping[str, str] | None = Non
     return "\n".join(lines)
 
 
+def _changes(manifest: dict[str, Any]) -> str:
+    if manifest["changes"] is not None:
+        return f"{changes_text(manifest['changes'])}."
+    return "This is the first one." if manifest["parent"] is None else "The former release could not be read."
+
+
 def license_of(licenses: Mapping[str, str | None]) -> str | None:
     """The one licence of all sources, `other` of several; None where that of some source is not said."""
     found = set(licenses.values())
@@ -95,6 +101,7 @@ def _front_matter(manifest: dict[str, Any]) -> list[str]:
         "---",
         f"pretty_name: {json.dumps(manifest['subset'] + ', release ' + str(manifest['number']))}",
         *([f"license: {json.dumps(found)}"] if found is not None else []),
+        *(["license_name: by-source"] if found == OTHER else []),
         "task_categories:",
         "- text-generation",
         "size_categories:",

@@ -24,7 +24,7 @@ class Changes:
         removed: rows that are gone.
         kept: rows of both.
         moved: of these, with another rank among the kept ones.
-        rescored: of these, with another score.
+        rescored: of these, with another value of the same score; None where the scores are not the same.
         mean_score_before: of the former's rows.
         mean_score: of this one's.
         mean_shift: mean over kept rows of score minus former score; None without any.
@@ -38,7 +38,7 @@ class Changes:
     removed: int
     kept: int
     moved: int
-    rescored: int
+    rescored: int | None
     mean_score_before: float | None
     mean_score: float | None
     mean_shift: float | None
@@ -50,14 +50,17 @@ class Changes:
         return asdict(self)
 
 
-def changes_of(before: pl.DataFrame, after: pl.DataFrame) -> Changes:
-    """What changed from one release's rows (`sample_id`, `rank`, `score`) to another's."""
+def changes_of(before: pl.DataFrame, after: pl.DataFrame, same_score: bool = True) -> Changes:
+    """What changed from one release's rows (`sample_id`, `rank`, `score`) to another's.
+
+    Numbers of other scores are not held against one another: then drift is not known.
+    """
     columns = ("sample_id", "rank", "score")
     kept = after.select(columns).join(before.select(columns), on="sample_id", how="inner", suffix="_before")
     # Rows that came or went push others up and down: what counts is the order among those that stayed.
     ranks = kept.select(pl.col("rank").rank(), pl.col("rank_before").rank())
     moved = int((ranks["rank"] != ranks["rank_before"]).sum())
-    shifts = (kept["score"] - kept["score_before"]).drop_nulls()
+    shifts = (kept["score"] - kept["score_before"]).drop_nulls() if same_score else pl.Series([], dtype=pl.Float64)
     return Changes(
         rows_before=len(before),
         rows=len(after),
@@ -65,7 +68,7 @@ def changes_of(before: pl.DataFrame, after: pl.DataFrame) -> Changes:
         removed=len(before) - len(kept),
         kept=len(kept),
         moved=moved,
-        rescored=int((shifts != 0).sum()),
+        rescored=int((shifts != 0).sum()) if same_score else None,
         mean_score_before=_mean(before["score"]),
         mean_score=_mean(after["score"]),
         mean_shift=_mean(shifts),
@@ -78,8 +81,11 @@ def changes_text(changes: Mapping[str, Any]) -> str:
     """A line of the changes that a manifest holds."""
     line = (
         f"{changes['added']:,} rows added, {changes['removed']:,} removed, {changes['kept']:,} kept, of which "
-        f"{changes['moved']:,} moved and {changes['rescored']:,} have another score"
+        f"{changes['moved']:,} moved"
     )
+    if changes["rescored"] is None:
+        return f"{line}; chosen by another score, or other parameters of it"
+    line += f" and {changes['rescored']:,} have another score"
     if changes["mean_shift"] is None or not changes["rescored"]:
         return line
     return f"{line} (mean shift {changes['mean_shift']:+.4f}, largest {changes['largest_shift']:.4f})"

@@ -108,7 +108,8 @@ def diff(
         from curation_assets.terminal import simple_table
 
         (old, was), (new, now) = (release_frame(*where(name, config)) for name in (before, after))
-        changes = changes_of(old, new)
+        same = was["parameters"]["score"] == now["parameters"]["score"]
+        changes = changes_of(old, new, same)
         names = [f"{manifest['subset']}@{manifest['number']}" for manifest in (was, now)]
         rows = [(name.replace("_", " "), value) for name, value in changes.facts().items()]
         console.print(simple_table(f"{names[0]} -> {names[1]}", ("what", "value"), rows))
@@ -146,7 +147,7 @@ def reproduce(
         place = _place(workspace, release)
         manifest = read_manifest(workspace.warehouse, place)
         if settings_to is not None:
-            write_settings(manifest, settings_to)
+            write_settings(manifest, settings_to, workspace.folder)
             console.print(f"wrote the configuration of {release} to {settings_to}", soft_wrap=True)
             return
         found = make_again(workspace, manifest, place)
@@ -157,6 +158,8 @@ def reproduce(
         if not found.identical:
             assert found.changes is not None
             raise DamagedError(f"{found.release} was not reproduced: {changes_text(found.changes.facts())}")
+        if found.damaged:
+            raise DamagedError(f"{found.release} can be made again, and what lies there is damaged: {found.damaged[0]}")
         console.print(f"{found.release} is reproduced")
 
 
@@ -199,7 +202,7 @@ def push(
                 f"pushed {packed.name}: {push_to_hub(packed, repository, private=not public)}", soft_wrap=True
             )
             return
-        there = load_workspace(config).storage_at(to) if to.startswith(SCHEME) else FolderStorage(folder_of(to))
+        there = load_workspace(config).storage_at(to) if to.startswith(SCHEME) else FolderStorage(folder_of(to, packed))
         with progress_bars(console), track("copying", len(packed.files)) as advance:
             written = push_to_storage(packed, there, advance)
         console.print(f"{packed.name} is at {to}: {written} of {len(packed.files)} files written", soft_wrap=True)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from curation_assets.releases.checking import wrong_with_manifest, wrong_with_rows
 from curation_assets.releases.files import DATA_PARQUET, IMAGES, MANIFEST
 from curation_assets.releases.formats import DATASETS, FORMATS, NAMES, Format, records
 from curation_assets.releases.step_columns import STEP_COLUMNS
@@ -58,6 +59,8 @@ def release_frame(storage: Storage, place: str) -> tuple[pl.DataFrame, dict[str,
     """
     try:
         manifest = json.loads(storage.read(f"{place}/{MANIFEST}"))
+        for what in wrong_with_manifest(manifest):
+            raise ExportError(f"{storage.shown(place)}: {MANIFEST} {what}: `curate verify` says all that is wrong")
         data = storage.read(f"{place}/{DATA_PARQUET}")
         if hashlib.sha256(data).hexdigest() != manifest["files"][DATA_PARQUET]["sha256"]:
             raise ExportError(
@@ -65,6 +68,8 @@ def release_frame(storage: Storage, place: str) -> tuple[pl.DataFrame, dict[str,
                 "what is wrong; put it back from a copy"
             )
         frame = pl.read_parquet(io.BytesIO(data))
+        for what in wrong_with_rows(frame):
+            raise ExportError(f"{storage.shown(place)}: {DATA_PARQUET} {what}: `curate verify` says all that is wrong")
     except FileNotFoundError as error:
         raise ExportError(f"{storage.shown(place)} is no release: {error} is missing") from error
     except (pl.exceptions.PolarsError, ValueError, LookupError, TypeError) as error:
@@ -111,7 +116,10 @@ def export_release(
     if tokenizer is not None and form != "weights":
         raise ExportError(f"--tokenizer goes with --format weights, not with {form}")
     frame, manifest = release_frame(storage, place)
-    to.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"{to.parent} is no folder ({error.strerror}): name another one with --to") from error
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as made:
         folder = Path(made) / "whole"
         folder.mkdir()
@@ -131,16 +139,17 @@ def export_release(
 def _write(
     frame: pl.DataFrame, form: Format, folder: Path, threshold: float, leave_out: bool, tokenizer: str | None
 ) -> Exported:
-    if form.once_a_prompt:
-        # Best first: of each prompt its best row.
-        frame = frame.unique("prompt_id", keep="first", maintain_order=True)
-    made, left_out, first = [], Counter[str](), dict[str, str]()
+    made, left_out, first, asked = [], Counter[str](), dict[str, str](), set[str]()
     for row, record in records(frame.iter_rows(named=True), form, threshold):
+        # Best first: of each prompt its best row that can be said.
+        if form.once_a_prompt and row["prompt_id"] in asked:
+            continue
         if isinstance(record, str):
             left_out[record] += 1
             first.setdefault(record, row["sample_id"])
         else:
             made.append(record)
+            asked.add(row["prompt_id"])
     if left_out and not leave_out:
         why = "; ".join(f"{count} rows: {reason} (as {first[reason]})" for reason, count in left_out.items())
         raise ExportError(f"{form.name} cannot hold {why}: choose another format, or leave them out with --leave-out")
@@ -221,7 +230,12 @@ def _copy_images(storage: Storage, place: str, frame: pl.DataFrame, folder: Path
                 f"{storage.shown(place)} shows an image under the name {printable(name)}: it was tampered with"
             )
         (folder / IMAGES).mkdir(exist_ok=True)
-        (folder / name).write_bytes(storage.read(f"{place}/{name}"))
+        try:
+            (folder / name).write_bytes(storage.read(f"{place}/{name}"))
+        except FileNotFoundError as error:
+            raise ExportError(
+                f"{storage.shown(place)} has lost {name}, which a row shows: `curate verify` says what is wrong"
+            ) from error
 
 
 def _readme(release: str, manifest: dict[str, Any], form: str, threshold: float, made: Exported) -> str:

@@ -60,10 +60,12 @@ class Manifest(_Strict):
     rows: int = Field(ge=1)
     prompts: int = Field(ge=1)
     sources: dict[str, int] = Field(description="rows by source")
-    licenses: dict[str, str | None] = Field(description="by source, as the configuration says; null: not said")
+    licenses: dict[str, str | None] = Field({}, description="by source, as the configuration says; null: not said")
     selection: dict[str, float | int | None] = Field(description="counts and biases of the choice")
     score_distribution: dict[str, float | None]
-    changes: dict[str, float | int | None] | None = Field(description="against the parent; null for a first release")
+    changes: dict[str, float | int | None] | None = Field(
+        None, description="against the parent; null for a first release"
+    )
     parameters: Parameters
     checkpoints: Checkpoints
     inputs: list[dict[str, Any]] = Field(description="files that the pool was made of, with hashes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from curation_assets.releases.files import MANIFEST
 from curation_assets.releases.verify import verify_release
 from resources.errors import UserError
-from resources.storage import Storage, StoredFile, is_unfinished
+from resources.s3 import SCHEME
+from resources.storage import FolderStorage, Storage, StoredFile, is_unfinished
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -95,10 +97,14 @@ def push_to_hub(packed: Packed, repository: str, *, private: bool, api: HfApi | 
             repo_type="dataset",
             folder_path=folder,
             commit_message=f"Release {packed.name}",
+            # What was looked at, and nothing that lies beside it.
+            allow_patterns=[glob.escape(packed.relative(file)) for file in packed.files],
             # What a former release had and this one has not.
             delete_patterns=["*"],
         )
-        hub.create_tag(repository, repo_type="dataset", tag=tag, revision=commit.oid, exist_ok=True)
+        if tag in {one.name for one in hub.list_repo_refs(repository, repo_type="dataset").tags}:
+            hub.delete_tag(repository, repo_type="dataset", tag=tag)
+        hub.create_tag(repository, repo_type="dataset", tag=tag, revision=commit.oid)
     except Exception as error:
         # Which library carries its requests is the hub client's own business.
         carried = type(error).__module__.partition(".")[0].startswith(CARRIERS)
@@ -141,12 +147,28 @@ def push_to_storage(packed: Packed, there: Storage, advance: Callable[[int], Non
 
 
 def hub_repository(destination: str) -> str | None:
-    """OWNER/NAME of a destination on a hub; None if it is somewhere else."""
-    if destination.startswith(HUB):
-        return destination.removeprefix(HUB).strip("/")
+    """OWNER/NAME of a destination on a hub; None if it is a bucket or a folder.
+
+    Raises:
+        PushError: it is an address of another kind.
+    """
+    name = destination.removeprefix(HUB).strip("/")
+    if destination.startswith(HUB) and name.count("/") == 1:
+        return name
+    if "://" in destination and not destination.startswith(SCHEME):
+        raise PushError(f"{destination}: a release goes to {HUB}OWNER/NAME, {SCHEME}BUCKET/PREFIX or a folder")
     return None
 
 
-def folder_of(destination: str) -> Path:
-    """A destination that is a folder of this machine."""
-    return Path(destination).expanduser().resolve()
+def folder_of(destination: str, packed: Packed) -> Path:
+    """A destination that is a folder of this machine.
+
+    Raises:
+        PushError: it lies inside the release.
+    """
+    folder = Path(destination).expanduser().resolve()
+    if isinstance(packed.storage, FolderStorage) and folder.is_relative_to(
+        packed.storage.local(packed.place).resolve()
+    ):
+        raise PushError(f"{folder} lies inside the release: name another place")
+    return folder

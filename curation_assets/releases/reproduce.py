@@ -10,18 +10,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from curation_assets import tables
+from curation_assets.corpus.purged import PurgedList
 from curation_assets.fingerprints import signal_fingerprint
 from curation_assets.releases.changes import Changes, changes_of
+from curation_assets.releases.checking import wrong_with_manifest
 from curation_assets.releases.data import ReleaseError, release_rows, write_data
+from curation_assets.releases.export import release_frame
 from curation_assets.releases.files import DATA_JSONL, DATA_PARQUET
 from curation_assets.settings import Settings
 from curation_assets.subsets.select import SelectionError, select
 from curation_assets.workspace import Workspace
+from resources.model_files import ModelError
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,14 @@ class Reproduced:
         release: its name.
         files: by data file, whether its bytes are the release's.
         changes: of the rows, where they are other ones.
+        damaged: data files of the release that are not those of its manifest.
         differs: inputs and measurements that are other ones than the release's, and so may be why.
     """
 
     release: str
     files: Mapping[str, bool]
     changes: Changes | None
+    damaged: tuple[str, ...]
     differs: tuple[str, ...]
 
     @property
@@ -58,11 +63,14 @@ def reproduce(workspace: Workspace, manifest: Mapping[str, Any], folder: str) ->
 
     Raises:
         ReleaseError: the release's settings are of another version, or its scores are not stored any more.
+        ExportError: the release was changed, and its rows cannot be held against those that were made.
     """
+    for what in wrong_with_manifest(manifest):
+        raise ReleaseError(f"the manifest of {folder} {what}: `curate verify` says all that is wrong")
     release = f"{manifest['subset']}@{manifest['number']}"
     frozen = as_it_was(workspace, manifest)
     subset = frozen.settings.subset(manifest["subset"])
-    differs = tuple(_differences(frozen, manifest))
+    damaged, differs = tuple(_damaged(workspace, manifest, folder)), tuple(_differences(frozen, manifest))
     try:
         chosen = select(frozen, subset).rows
         with tempfile.TemporaryDirectory(prefix="curation-reproduce-") as made:
@@ -80,9 +88,9 @@ def reproduce(workspace: Workspace, manifest: Mapping[str, Any], folder: str) ->
             "is measured"
         ) from error
     if all(files.values()):
-        return Reproduced(release, files, None, differs)
-    data = workspace.warehouse.storage.read(f"{folder}/{DATA_PARQUET}")
-    return Reproduced(release, files, changes_of(pl.read_parquet(io.BytesIO(data)), rows), differs)
+        return Reproduced(release, files, None, damaged, differs)
+    before, _ = release_frame(workspace.warehouse.storage, folder)
+    return Reproduced(release, files, changes_of(before, rows), damaged, differs)
 
 
 def as_it_was(workspace: Workspace, manifest: Mapping[str, Any]) -> Workspace:
@@ -107,16 +115,33 @@ def as_it_was(workspace: Workspace, manifest: Mapping[str, Any]) -> Workspace:
     return replace(workspace, settings=settings, config_digest=manifest["config"]["digest"], only_shards=shards)
 
 
-def write_settings(manifest: Mapping[str, Any], to: Path) -> None:
-    """Write the configuration of a release as a file that commands take.
+def write_settings(manifest: Mapping[str, Any], to: Path, beside: Path) -> None:
+    """Write the configuration of a release as a file that commands take, in the folder of the present one.
 
     Raises:
-        ReleaseError: there is a file already.
+        ReleaseError: there is a file already, it is elsewhere, or the manifest is not as it should be.
     """
+    for what in wrong_with_manifest(manifest):
+        raise ReleaseError(f"the manifest {what}: `curate verify` says all that is wrong")
     if to.exists():
         raise ReleaseError(f"{to} is there already: name another file with --settings-to")
-    with to.open("w", encoding="utf-8") as stream:
-        YAML().dump(manifest["config"]["settings"], stream)
+    if to.absolute().parent.resolve() != beside.resolve():
+        raise ReleaseError(f"paths in it are relative to {beside}: name a file there with --settings-to")
+    text = io.StringIO()
+    YAML().dump(manifest["config"]["settings"], text)
+    to.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _damaged(workspace: Workspace, manifest: Mapping[str, Any], folder: str) -> Iterator[str]:
+    """Data files of the release that are not those of its manifest."""
+    for name in (DATA_PARQUET, DATA_JSONL):
+        try:
+            data = workspace.warehouse.storage.read(f"{folder}/{name}")
+        except FileNotFoundError:
+            yield f"{name} of the release is missing: put it back from a copy"
+            continue
+        if hashlib.sha256(data).hexdigest() != manifest["files"][name]["sha256"]:
+            yield f"{name} of the release is not the file that its manifest names: put it back from a copy"
 
 
 def _differences(workspace: Workspace, manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -128,7 +153,15 @@ def _differences(workspace: Workspace, manifest: Mapping[str, Any]) -> Iterator[
         if facts.get("content_digest") != one["content_digest"]:
             what = "is another file now" if facts else "is gone"
             yield f"{one['path']} {what}"
+    purged = PurgedList.read(workspace.warehouse).ids()
+    if purged:
+        yield f"{len(purged)} samples were purged by now: they cannot be chosen again"
     target = workspace.settings.target(manifest["parameters"]["target"]["name"])
     for signal, fingerprint in manifest["checkpoints"]["signal_fingerprints"].items():
-        if signal_fingerprint(workspace, target, signal) != fingerprint:
+        try:
+            now = signal_fingerprint(workspace, target, signal)
+        except ModelError as error:
+            yield f"what {signal} was measured with is not known: {error}"
+            continue
+        if now != fingerprint:
             yield f"{signal} is measured under another fingerprint now (model, template or code)"

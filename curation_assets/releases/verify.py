@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
-from pydantic import ValidationError
 
 from curation_assets import tables
+from curation_assets.releases.checking import wrong_with_manifest, wrong_with_rows
+from curation_assets.releases.data import ReleaseError
 from curation_assets.releases.files import CARD, CHECKSUMS, DATA_JSONL, DATA_PARQUET, IMAGES, MANIFEST, PROVENANCE
 from curation_assets.releases.manifest import SCHEMA_VERSION
-from curation_assets.releases.manifest_schema import Manifest
 from curation_assets.releases.step_columns import STEP_COLUMNS, steps_digest
 from curation_assets.subsets.select import subset_digest
 from resources.digests import bytes_digest
@@ -28,10 +28,6 @@ UNSUMMED = (CHECKSUMS, PROVENANCE)
 
 LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 COUNTED = ("rows", "prompts")
-MOST_WRONG = 5
-"""Keys of a manifest that are named."""
-LOOKED_AT = ("prompt_id", "response", "messages", "images")
-"""Columns that are held against something, beside those of the subset."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +66,18 @@ def verify_release(storage: Storage, folder: str) -> list[Problem]:
         folder: of the release.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        ReleaseError: there is no such folder, or nothing in it.
     """
     prefix = f"{folder}/"
     walked = [file.path for file in storage.walk(folder) if not is_unfinished(file.path)]
     if not walked:
-        raise FileNotFoundError(storage.shown(folder))
+        raise ReleaseError(f"{storage.shown(folder)} is no release: there is nothing in it")
     found = Found({path.removeprefix(prefix): storage.read(path) for path in walked})
     for name in NEEDED:
         if name not in found.files:
             found.say(name, "is missing")
+    for name in storage.hidden(folder):
+        found.say(name, "is not a file of the release: its name begins with a dot")
     _sums(found)
     manifest = _manifest(found)
     if manifest is not None:
@@ -117,19 +115,10 @@ def _manifest(found: Found) -> dict[str, Any] | None:
     except ValueError as error:
         found.say(MANIFEST, f"is no JSON ({error})")
         return None
-    if not isinstance(manifest, dict):
-        found.say(MANIFEST, "is no JSON object")
-        return None
-    version = manifest.get("schema_version")
-    if version != SCHEMA_VERSION:
-        found.say(MANIFEST, f"has schema version {version!r}; this version of curation-assets reads {SCHEMA_VERSION}")
-        return None
-    try:
-        Manifest.model_validate(manifest, strict=True)
-    except ValidationError as error:
-        for wrong in error.errors()[:MOST_WRONG]:
-            found.say(MANIFEST, f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}")
-    return manifest
+    for what in wrong_with_manifest(manifest):
+        found.say(MANIFEST, what)
+    readable = isinstance(manifest, dict) and manifest.get("schema_version") == SCHEMA_VERSION
+    return manifest if readable else None
 
 
 def _manifest_files(found: Found, manifest: Mapping[str, Any]) -> None:
@@ -140,7 +129,7 @@ def _manifest_files(found: Found, manifest: Mapping[str, Any]) -> None:
         return
     for name, facts in sorted(files.items()):
         data = found.files.get(name)
-        if data is None:
+        if data is None or not isinstance(facts, dict):
             continue
         if len(data) != facts.get("bytes"):
             found.say(name, f"has {len(data):,} bytes, the manifest says {facts.get('bytes')!r}")
@@ -163,8 +152,6 @@ def _data(found: Found, manifest: Mapping[str, Any]) -> None:
             found.say(DATA_PARQUET, "holds a sample twice")
         if frame["rank"].to_list() != list(range(1, len(frame) + 1)):
             found.say(DATA_PARQUET, "is not in the order of its ranks")
-        if frame["response"].to_list() != [turns[-1]["content"] for turns in frame["messages"].to_list()]:
-            found.say(DATA_PARQUET, "holds other responses than its messages")
         if manifest and manifest.get("subset_digest") != subset_digest(frame.select(*tables.SUBSET.columns)):
             found.say(DATA_PARQUET, "does not hold the choice (samples, ranks, scores, weights) of the manifest")
         if manifest and manifest.get("steps_digest") not in (None, _steps(frame)):
@@ -187,11 +174,13 @@ def _parquet(found: Found) -> pl.DataFrame | None:
     except (pl.exceptions.PolarsError, OSError) as error:
         found.say(DATA_PARQUET, f"cannot be read ({str(error).splitlines()[0]})")
         return None
-    missing = [name for name in (*tables.SUBSET.columns, *LOOKED_AT) if name not in frame.columns]
-    if missing:
-        found.say(DATA_PARQUET, f"has no column {', '.join(missing)}")
-        return None
-    return frame
+    wrong = list(wrong_with_rows(frame))
+    for what in wrong:
+        found.say(DATA_PARQUET, what)
+    # Rows of the right kind can be looked at further, whatever is wrong with them.
+    return (
+        None if any(what.startswith(("has no column", "has columns", "has rows without")) for what in wrong) else frame
+    )
 
 
 def _steps(frame: pl.DataFrame) -> str:

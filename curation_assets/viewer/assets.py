@@ -44,10 +44,11 @@ def trace_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
     def traces(config: TracesConfig, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
         names = [subset.name for subset in workspace.settings.subsets]
         name = pick("subset", config.subset, names)
-        shown = subset_traces(workspace, workspace.settings.subset(name), config.most)
+        alone = config.beside is None
+        shown = subset_traces(workspace, workspace.settings.subset(name), config.most, chosen_only=not alone)
         if config.beside is not None:
             beside = workspace.settings.subset(pick("subset", config.beside, names))
-            shown = compared(shown, subset_traces(workspace, beside, config.most), config.most)
+            shown = compared(shown, subset_traces(workspace, beside, chosen_only=True), config.most)
         path = tables.traces_path(name)
         text = page_text(shown, subset_pictures(workspace))
         workspace.warehouse.storage.write(path, text.encode("utf-8"))

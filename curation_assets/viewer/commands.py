@@ -49,19 +49,21 @@ def report(
         from curation_assets.viewer.pictures import no_pictures
         from curation_assets.viewer.traces import compared
 
-        first, pictures = _traces(name, config, most)
+        first, pictures = _traces(name, config, most, chosen_only=other is not None)
         if other is not None:
-            # What only the other one has is shown with its own images.
-            second, others = _traces(other, config, most)
-            first, pictures = compared(first, second, most), _either(first, pictures, others)
+            second, others = _traces(other, config, most, chosen_only=True)
+            first, pictures = compared(first, second, most), _either(pictures, others)
         with progress_bars(console), track("laying out traces", len(first.rows)) as advance:
             text = page_text(first, pictures if images else no_pictures, advance)
-        to.write_text(text, encoding="utf-8")
+        try:
+            to.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ReportError(f"{to} cannot be written ({error.strerror}): name another file with --to") from error
         drawn = "" if first.of == len(first.rows) else f" of {first.of:,}, drawn prompt by prompt"
         console.print(f"wrote {first.title}, {len(first.rows):,} traces{drawn}, to {to}", soft_wrap=True, markup=False)
 
 
-def _traces(name: str | None, config: Path | None, most: int) -> tuple[Traces, Pictures]:
+def _traces(name: str | None, config: Path | None, most: int, *, chosen_only: bool) -> tuple[Traces, Pictures]:
     from curation_assets.releases.commands import where
     from curation_assets.releases.files import MANIFEST
     from curation_assets.stored_tables import pick
@@ -70,15 +72,15 @@ def _traces(name: str | None, config: Path | None, most: int) -> tuple[Traces, P
 
     if name is not None and ("@" in name or (Path(name) / MANIFEST).is_file()):
         storage, place = where(name, config)
-        return release_traces(storage, place, most), release_pictures(storage, place)
+        return release_traces(storage, place, None if chosen_only else most), release_pictures(storage, place)
     workspace = load_workspace(config)
     names = [subset.name for subset in workspace.settings.subsets]
     if not names:
         raise ReportError(f"{workspace.config_file} has no subset to show: add one under subsets")
     subset = workspace.settings.subset(pick("subset", name, names))
-    return subset_traces(workspace, subset, most), subset_pictures(workspace)
+    return subset_traces(workspace, subset, most, chosen_only=chosen_only), subset_pictures(workspace)
 
 
-def _either(first: Traces, pictures: Pictures, others: Pictures) -> Pictures:
-    known = set(first.rows["sample_id"])
-    return lambda row: (pictures if row["sample_id"] in known else others)(row)
+def _either(pictures: Pictures, others: Pictures) -> Pictures:
+    """What only the second one has is shown with its own images."""
+    return lambda row: (others if row["member"] == "second" else pictures)(row)

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from curation_assets.viewer.pictures import Picture, Pictures, no_pictures
-from curation_assets.viewer.traces import Survivors, Traces
+from curation_assets.viewer.traces import DIGITS, Survivors, Traces
 
 FILES = Path(__file__).parent / "page"
 BLOCK = 200
@@ -118,8 +118,9 @@ def _meta(traces: Traces) -> dict[str, Any]:
     }
 
 
-def _survivors(survivors: Survivors) -> dict[str, Sequence[float]]:
-    return {name: list(getattr(survivors, name)) for name in ("thresholds", "samples", "steps", "tokens")}
+def _survivors(survivors: Survivors) -> dict[str, object]:
+    counts = {name: list(getattr(survivors, name)) for name in ("thresholds", "samples", "steps", "tokens")}
+    return {**counts, "unit": survivors.unit}
 
 
 def _scale(rows: pl.DataFrame) -> dict[str, float]:
@@ -172,4 +173,5 @@ def _preview(messages: str) -> str:
 
 
 def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else round(value, 6)
+    """As many digits as are shown; what is no number is none."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.{DIGITS}g}")

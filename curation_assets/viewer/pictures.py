@@ -19,8 +19,8 @@ from resources.storage import Storage
 LARGEST = 512
 """Pixels of a side."""
 
-MOST_BYTES = 64 * 2**20
-"""Of an image that is read."""
+LIMITS = ImageLimits()
+"""Of images of a release, which may have come from anywhere."""
 
 Picture = dict[str, str]
 """`name` and `data`, a data URL; or `name` and `why` there is none."""
@@ -67,9 +67,8 @@ def _carried(storage: Storage, place: str, name: str) -> Picture:
     if folder != IMAGES or not plain.isalnum():
         return {"name": name, "why": "the release does not carry it"}
     try:
-        with Image.open(io.BytesIO(storage.read(f"{place}/{name}"))) as image:
-            return {"name": name, "data": data_url(image)}
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        return {"name": name, "data": data_url(open_image(storage.read(f"{place}/{name}"), LIMITS))}
+    except (ImageError, OSError) as error:
         return {"name": name, "why": str(error)}
 
 

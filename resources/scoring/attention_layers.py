@@ -108,6 +108,11 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(inner, nn.Linear) or type(inner).__name__ == "Conv1D"
 
 
+def is_of_experts(name: str) -> bool:
+    """Whether a layer is one of several that some tokens each go to, in an order of their own."""
+    return "experts" in name.split(".")
+
+
 def by_sample(values: Tensor, samples: int, longest: int) -> Tensor | None:
     """What went through a layer as [B, T, d], where a model lays samples end to end as well; None if it is not that.
 

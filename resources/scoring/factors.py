@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from resources.scoring.attention_layers import by_sample
+from resources.scoring.attention_layers import by_sample, is_of_experts
 from resources.scoring.collating import collate
 from resources.scoring.errors import ScoringError
 from resources.scoring.head import StreamedHead
@@ -141,7 +141,7 @@ def hooked(takers: Sequence[Taker], shape: tuple[int, int]) -> Iterator[None]:
     """
 
     def seen(taker: Taker, name: str, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        what = by_sample(inputs[0].detach(), *shape)
+        what = None if is_of_experts(name) else by_sample(inputs[0].detach(), *shape)
         if what is None:
             raise GradientError(
                 f"layer {name} sees {tuple(inputs[0].shape)}, and not the tokens of every sample, as experts do: the "

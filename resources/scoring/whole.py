@@ -36,7 +36,7 @@ def load_whole(loader: Any, folder: Path, kind: str, **settings: Any) -> tuple[A
         model, found = loader.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **settings)
     except ImportError as error:
         raise LoadingError(f"the model needs a package that is not installed: {error}") from error
-    except (RuntimeError, OSError, SafetensorError) as error:
+    except (RuntimeError, OSError, SafetensorError, ValueError, LookupError) as error:
         raise LoadingError(
             f"the model in {folder} cannot be loaded ({error}): if it is not whole, copy or download it again"
         ) from error

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resources.scoring.attention_layers import by_sample, is_linear
+from resources.scoring.attention_layers import by_sample, is_linear, is_of_experts
 from resources.scoring.batching import plan_batches
 from resources.training.examples import Example, TrainingError
 
@@ -117,7 +117,7 @@ class Influence:
 
         def seen(name: str, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if output.requires_grad:
-                what = by_sample(inputs[0].detach(), *shape)
+                what = None if is_of_experts(name) else by_sample(inputs[0].detach(), *shape)
                 if what is None:
                     raise TrainingError(
                         f"layer {name} does not see the tokens of every sample, as experts do: no sample's influence "

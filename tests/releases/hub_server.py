@@ -39,6 +39,10 @@ class Handler(BaseHTTPRequestHandler):
             name = "/".join(path.split("/")[3:5])
             files = self.hub.repositories[name]["files"]
             self._answer(200, [{"type": "file", "path": file, "size": len(files[file]), "oid": "0"} for file in files])
+        elif path.endswith("/refs"):
+            tags = self.hub.repositories["/".join(path.split("/")[3:5])]["tags"]
+            refs = [{"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": "1" * 40} for tag in tags]
+            self._answer(200, {"branches": [], "converts": [], "tags": refs})
         elif path.startswith("/api/datasets/"):
             name = "/".join(path.split("/")[3:5])
             if name not in self.hub.repositories:
@@ -48,6 +52,11 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200, {"id": name, "sha": "0" * 40, "siblings": siblings, "private": True, "tags": []})
         else:
             self._answer(404, {"error": path})
+
+    def do_DELETE(self) -> None:
+        _, _, _, *name, _, tag = urlparse(self.path).path.split("/")
+        self.hub.repositories["/".join(name)]["tags"].remove(tag)
+        self._answer(200, {})
 
     def do_POST(self) -> None:
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))

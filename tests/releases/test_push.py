@@ -63,6 +63,8 @@ def test_a_hub_holds_the_release_and_nothing_else(made: Workspace, hub: Hub) -> 
     repository["files"]["data/old.parquet"] = b"old"
     push_to_hub(packed, "me/best", private=True, api=api)
     assert "data/old.parquet" not in repository["files"]
+    # The tag is of the last commit, and there is one of it.
+    assert repository["tags"] == ["best-1"]
 
 
 def test_whoever_may_not_write_is_told(made: Workspace, hub: Hub) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from curation_assets.cli import app
+from curation_assets.housekeeping.purge import purge
 from curation_assets.main_job import MainJob
+from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
 from tests.pipeline.workspaces import instance_of, landed, make_workspace, release_folder, rows, run, write_shard
 
@@ -62,6 +65,7 @@ def test_other_scores_are_said_and_come_back(made: Workspace, tmp_path: Path) ->
     assert code == 1
     assert "cannot be made again from what is stored now" in said
     assert "--settings-to FILE" in said
+    assert "are relative to" in reproduce(other, "--settings-to", str(tmp_path / "no" / "then.yaml"))[1]
     file = tmp_path / "then.yaml"
     assert reproduce(other, "--settings-to", str(file))[0] == 0
     assert "is there already" in reproduce(other, "--settings-to", str(file))[1]
@@ -81,11 +85,33 @@ def test_a_changed_file_is_named(made: Workspace) -> None:
     assert "rows added" in said
 
 
-def test_tampered_data_is_not_reproduced(made: Workspace) -> None:
-    path = release_folder(made) / "manifest.json"
-    path.write_text(path.read_text().replace('"sha256": "', '"sha256": "0', 1))
+def test_a_release_that_was_changed_since_is_said(made: Workspace) -> None:
+    path = release_folder(made) / "data" / "train.jsonl"
+    path.write_text("{}\n")
     code, said = reproduce(made)
-    assert code in (0, 1)
+    assert code == 1
+    assert "can be made again, and what lies there is damaged: data/train.jsonl of the release is not" in said
+
+
+def test_purged_samples_are_named(made: Workspace) -> None:
+    purge(made, read_stored(made, "subset", subset="best").collect()["sample_id"][0])
+    run(made)
+    code, said = reproduce(made)
+    assert code == 1
+    assert "1 samples were purged by now" in said
+
+
+def test_without_the_model_the_data_come_again(made: Workspace, tiny_model: Path) -> None:
+    run(made)
+    other = made.folder / "moved"
+    shutil.copytree(tiny_model, other)
+    text = made.config_file.read_text().replace(str(tiny_model), str(other))
+    made.config_file.write_text(text)
+    write_shard(landed(made) / "c.jsonl", rows(2, start=90))
+    assert reproduce(made)[0] == 0
+
+
+def test_tampered_data_is_not_reproduced(made: Workspace) -> None:
     sums = release_folder(made) / "manifest.json"
     text = sums.read_text()
     start = text.index('"data/train.jsonl"')

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from curation_assets import command
 from curation_assets.cli import app
 from curation_assets.main_job import MainJob
+from curation_assets.releases.data import ReleaseError
 from curation_assets.releases.files import CARD, CHECKSUMS, DATA_JSONL, DATA_PARQUET, MANIFEST, PROVENANCE
 from curation_assets.releases.verify import verify_release
 from curation_assets.workspace import Workspace
@@ -222,7 +223,7 @@ def test_a_whole_release_has_no_problem_wherever_it_lies(made: Workspace, tmp_pa
     # Sums made anew of what was not changed change nothing.
     resum(release, DATA_PARQUET, DATA_JSONL)
     assert verify_release(FolderStorage(tmp_path), "copy") == []
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ReleaseError):
         verify_release(FolderStorage(tmp_path), "nothing")
 
 

@@ -202,6 +202,39 @@ def test_an_endpoint_that_refuses_everything_ends_the_run(server: JudgeServer, t
     assert len(judged(spec, [sample(number) for number in range(30)])) == 30
 
 
+def test_replies_that_are_kept_say_that_it_does_answer(server: JudgeServer, tmp_path: Path) -> None:
+    spec = spec_of(server, tmp_path, workers=1)
+    judged(spec, [sample(number) for number in range(3)])
+    server.answer = lambda _: (400, {}, b"too rude")
+    found = judged(spec, [sample(number) for number in range(30)])
+    assert sum(one.question_flags != {} for one in found.values()) == 27
+
+
+def test_a_reply_that_is_half_there_is_asked_for_again(server: JudgeServer, tmp_path: Path) -> None:
+    spec = spec_of(server, tmp_path)
+    judged(spec, [sample(1)])
+    for path, text in zip(sorted(spec.cache.rglob("*.json")), ("", '{"tokens": 3}'), strict=True):
+        path.write_text(text)
+    assert judged(spec, [sample(1)])["s1"].judgements["difficulty"].value == 7
+    assert len(server.asked) == 4
+
+
+def test_odd_counts_of_tokens_are_counted_by_bytes(server: JudgeServer, tmp_path: Path) -> None:
+    for number, usage in enumerate(('"much"', "[]", '{"total_tokens": "9"}')):
+        body = '{"choices": [{"message": {"content": "7"}}], "usage": ' + usage + "}"
+        server.answer = lambda _, body=body: (200, {}, body.encode())  # type: ignore[misc]
+        found = judged(spec_of(server, tmp_path, revision=str(number)), [sample(1)])
+        assert found["s1"].judgements["difficulty"].tokens == 1
+
+
+def test_no_part_of_a_key_is_shown(server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "k" * 40)
+    server.answer = lambda _: (403, {}, b"x" * 180 + b"k" * 40)
+    with pytest.raises(JudgeError) as refused:
+        judged(spec_of(server, tmp_path, key_variable="JUDGE_KEY"), [sample(1)])
+    assert "kkk" not in str(refused.value)
+
+
 def test_half_a_surrogate_pair_can_be_stored(server: JudgeServer, tmp_path: Path) -> None:
     server.answer = lambda _: (200, {}, b'{"choices": [{"message": {"content": "7 \\ud83d"}}]}')
     for _ in range(2):

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,10 @@ def synthetic(count: int, shift: int = 0) -> Traces:
             }
         )
     rows = pl.DataFrame(made, infer_schema_length=None).select(COLUMNS)
-    return Traces("subset made up", [("score", "made up")], "made_up", True, rows, count, survivors_of(rows))
+    facts = [("score", "made up")]
+    return Traces(
+        "subset made up", facts, "made_up", "made up", True, rows, count, survivors_of(rows), rows["sample_id", "score"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +238,7 @@ def test_on_a_phone_one_thing_is_shown_at_a_time(browser: Any, large: Path) -> N
 def test_two_are_compared(browser: Any, tmp_path: Path) -> None:
     first, second = synthetic(30), synthetic(30, shift=1)
     theirs = second.rows.with_columns(rank=pl.when(pl.col("score") > 0.5).then(1).cast(pl.Int64))
-    both = compared(first, Traces("subset other", [], "other", True, theirs, 30, second.survivors))
+    both = compared(first, replace(second, title="subset other", rows=theirs))
     path = tmp_path / "compared.html"
     path.write_text(page_text(both))
     for page in shown(browser, path):

@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,21 @@ from typer.testing import CliRunner
 from curation_assets.cli import app
 from curation_assets.main_job import MainJob
 from curation_assets.stored_tables import read_stored
-from curation_assets.viewer.page import page_text, utf16_places
+from curation_assets.subsets.selector import Top
+from curation_assets.viewer.page import _finite, page_text, utf16_places
+from curation_assets.viewer.pictures import release_pictures
 from curation_assets.viewer.traces import (
     POSITIONS,
     compared,
     draw_prompts,
     release_traces,
+    shown_score,
     subset_traces,
     survivors_of,
+    takes_highest,
 )
 from curation_assets.workspace import Workspace
+from resources.storage import FolderStorage
 from tests.pipeline.workspaces import instance_of, make_workspace, release_folder, rows, run
 
 HOSTILE = "</script><script>window.ran = 1</script><img src=x onerror='window.ran=2'>\u2028🦊"
@@ -156,7 +162,8 @@ def test_whole_prompts_are_drawn(prompts: list[int], most: int) -> None:
         schema_overrides={"rank": pl.Int64},
     )
     drawn = draw_prompts(frame, most)
-    assert len(drawn) <= max(most, 0) or len(drawn) == len(frame)
+    smallest = min(prompts.count(prompt) for prompt in prompts)
+    assert 0 < len(drawn) <= max(most, smallest)
     assert drawn["score"].is_sorted(descending=True)
     for prompt in drawn["prompt_id"].unique():
         assert len(drawn.filter(pl.col("prompt_id") == prompt)) == prompts.count(int(prompt))
@@ -172,14 +179,67 @@ def test_a_release_shows_its_rows(made: Workspace) -> None:
     assert opened(page, "block-0")[0]["messages"][-1]["role"] == "user"
 
 
-def test_two_are_compared_by_what_they_chose(made: Workspace) -> None:
-    best, picky = (subset_traces(made, made.settings.subset(name)) for name in ("best", "picky"))
-    found = compared(best, picky)
+@pytest.mark.parametrize("most", [10_000, 2])
+def test_two_are_compared_by_what_they_chose(made: Workspace, most: int) -> None:
+    best, picky = (subset_traces(made, made.settings.subset(name), chosen_only=True) for name in ("best", "picky"))
+    found = compared(best, picky, most)
+    counts = dict(found.facts)["in both / only first / only second"]
     ours, theirs = (set(read_stored(made, "subset", subset=name).collect()["sample_id"]) for name in ("best", "picky"))
     members = dict(found.rows.select("sample_id", "member").iter_rows())
     expected = {"both": ours & theirs, "first": ours - theirs, "second": theirs - ours}
-    assert {name: {i for i, m in members.items() if m == name} for name in expected} == expected
+    # Who chose what is said of all, however few are drawn.
+    assert counts == " / ".join(str(len(expected[name])) for name in ("both", "first", "second"))
+    assert found.of == len(ours | theirs)
+    assert {name: {i for i, m in members.items() if m == name} for name in expected} == {
+        name: ids & set(members) for name, ids in expected.items()
+    }
+    assert len(members) == (found.of if most > 2 else 2)
     assert page_text(found)
+
+
+def test_the_direction_is_the_selectors_else_the_methods() -> None:
+    assert takes_highest({"kind": "top", "order": "lowest"}, True) is False
+    assert takes_highest({"kind": "top", "order": "highest"}, False) is True
+    assert takes_highest({"kind": "top", "order": None}, False) is False
+    assert takes_highest({"kind": "k_center"}, True) is True
+
+
+def test_the_lowest_first_is_shown_so(made: Workspace) -> None:
+    subset = made.settings.subset("best").model_copy(update={"selector": Top(order="lowest")})
+    found = subset_traces(made, subset)
+    assert found.highest_first is False
+    chosen = found.rows.filter(pl.col("rank").is_not_null())
+    assert found.survivors.samples[0] < found.survivors.samples[-1]
+    last = chosen.sort("rank")["score"][-1]
+    assert f"not chosen: the last that was has grace = {last:.4f}" in found.rows["why"].to_list()
+
+
+def test_scores_that_are_not_the_same_are_not_mixed(made: Workspace) -> None:
+    best, picky = (subset_traces(made, made.settings.subset(name), chosen_only=True) for name in ("best", "picky"))
+    found = compared(picky, replace(best, scored_by="another"))
+    second = found.rows.filter(pl.col("member") == "second")
+    assert len(second)
+    assert second["step_scores"].null_count() == len(second)
+    assert ("scores", "are not the same: those shown are the first's") in found.facts
+
+
+def test_small_scores_are_told_apart() -> None:
+    assert _finite(1.23456789e-8) == 1.23457e-8
+    frame = pl.DataFrame({"score": [1.00000049e-8, 2e-8], "n_steps": [1, 1], "response_tokens": [1, 1]})
+    found = survivors_of(frame.with_columns(shown_score()))
+    assert found.samples[0] == 2
+    assert found.thresholds[0] == 1e-8
+
+
+def test_images_of_a_release_are_opened_as_those_of_a_corpus_are(tmp_path: Path) -> None:
+    (tmp_path / "r" / "images").mkdir(parents=True)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    (tmp_path / "r" / "images" / "eps").write_bytes(eps)
+    pictures = release_pictures(FolderStorage(tmp_path), "r")
+    names = ["images/eps", "images/none", "images/../x", "elsewhere.png"]
+    found = pictures({"images": names})
+    assert all("data" not in one for one in found)
+    assert [one["name"] for one in found] == names
 
 
 def test_the_command_writes_pages(made: Workspace, tmp_path: Path) -> None:
@@ -192,6 +252,8 @@ def test_the_command_writes_pages(made: Workspace, tmp_path: Path) -> None:
     small = CliRunner().invoke(app, ["report", "best", "--most", "5", "--to", str(tmp_path / "small.html"), *config])
     assert "drawn prompt by prompt" in small.output
     assert "are on this page, drawn prompt by prompt" in (tmp_path / "small.html").read_text()
+    elsewhere = CliRunner().invoke(app, ["report", "best", "--to", str(tmp_path / "no" / "page.html"), *config])
+    assert "cannot be written" in elsewhere.stderr
     unknown = CliRunner().invoke(app, ["report", "worst", *config])
     assert unknown.exit_code == 1
     assert "worst" in unknown.stderr

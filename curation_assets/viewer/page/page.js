@@ -29,7 +29,10 @@ function made(name, className, content) {
   return found;
 }
 
-const number = (value, digits = 4) => (value === null || value === undefined ? "–" : Number(value).toFixed(digits));
+function number(value, digits = 4) {
+  if (value === null || value === undefined) return "–";
+  return value !== 0 && Math.abs(value) < 10 ** -digits ? value.toExponential(2) : value.toFixed(digits);
+}
 const whole = (value) => (value === null || value === undefined ? "–" : value.toLocaleString("en-US"));
 const share = (part, all) => (all ? (100 * part / all).toFixed(1) + " %" : "–");
 
@@ -206,32 +209,32 @@ function strength(score) {
 
 function response(found, tip) {
   const box = made("div", "response");
-  const spans = found.steps.map((step, place) => [step[0], step[1], place]);
-  if (found.answer) spans.push([found.answer[0], found.answer[1], -1]);
-  spans.sort((a, b) => a[0] - b[0] || b[1] - a[1]);
   let reached = 0;
-  for (const [start, end, place] of spans) {
-    if (end <= reached) continue;
+  found.steps.forEach(([start, end], place) => {
+    if (end <= reached) return;
     const from = Math.max(start, reached);
-    if (from > reached) box.append(found.response.slice(reached, from));
-    box.append(place < 0 ? answer(found, from, end, tip) : step(found, from, end, place, tip));
+    fill(box, found, reached, from);
+    box.append(step(found, from, end, place, tip));
     reached = end;
-  }
-  box.append(found.response.slice(reached));
+  });
+  fill(box, found, reached, found.response.length);
   return box;
 }
 
-function answer(found, from, end, tip) {
-  const box = made("span", "answer", found.response.slice(from, end));
-  box.addEventListener("mouseenter", () => { tip.textContent = "the answer"; });
-  return box;
+// A piece of the response, with as much of the answer as lies in it framed.
+function fill(box, found, from, end) {
+  const [start, stop] = found.answer ?? [0, 0];
+  const [low, high] = [Math.max(from, start), Math.min(end, stop)];
+  if (low >= high) { box.append(found.response.slice(from, end)); return; }
+  box.append(found.response.slice(from, low), made("span", "answer", found.response.slice(low, high)));
+  box.append(found.response.slice(high, end));
 }
 
 function step(found, from, end, place, tip) {
   const score = found.steps[place][2], box = made("span", "step");
   box.tabIndex = 0;
   box.append(made("span", "n", score === null ? String(place + 1) : `${place + 1} ${score < 0 ? "−" : "+"}${Math.abs(score).toFixed(2)}`));
-  box.append(found.response.slice(from, end));
+  fill(box, found, from, end);
   if (score !== null) {
     const where = strength(score), color = where < 0 ? "179,88,6" : "33,102,172";
     box.style.background = `rgba(${color},${(Math.abs(where) * 0.5).toFixed(2)})`;
@@ -287,7 +290,7 @@ function slide() {
   const place = Number(byId("slider").value), { thresholds, samples, steps, tokens } = meta.survivors;
   const all = meta.highest_first ? 0 : thresholds.length - 1;
   state.threshold = place === all ? null : thresholds[place];
-  const sign = meta.highest_first ? "≥" : "≤", unit = meta.unit;
+  const sign = meta.highest_first ? "≥" : "≤", unit = meta.survivors.unit;
   const part = (values, what) => `${whole(values[place])} ${what} (${share(values[place], values[all])})`;
   byId("survivors").textContent =
     `${meta.name} ${sign} ${number(thresholds[place])} leaves ${part(samples, "samples")}, ${part(steps, "steps")}, ` +
@@ -329,6 +332,7 @@ function options(id, names) {
 }
 
 function keys(event) {
+  if (event.target.matches("button")) return;
   if (event.target.matches("input, select")) { if (event.key === "Escape") byId("list").focus(); return; }
   const page = Math.max(1, Math.floor(byId("list").clientHeight / ROW) - 1);
   const moves = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: page, PageUp: -page };
