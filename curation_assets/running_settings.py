@@ -18,7 +18,17 @@ DEVICES = r"^(auto|cpu|cuda|cuda:\d+(,cuda:\d+)*)$"
 class Engine(Section):
     """Where shards are measured."""
 
-    kind: Literal["local"] = "local"
+    kind: Literal["local", "ray"] = Field(
+        "local", description="local: this machine's devices; ray: workers of a Ray cluster (extra `ray`)"
+    )
+    address: str = Field(
+        "auto",
+        min_length=1,
+        description="of the Ray cluster: auto (this machine's), local (one of this run's own), HOST:PORT, "
+        "ray://HOST:PORT",
+    )
+    workers: int | None = Field(None, ge=1, description="Ray workers; default: one a GPU, else by cpus_per_worker")
+    cpus_per_worker: int = Field(1, ge=1, description="CPUs, and threads, of a Ray worker without a GPU")
     device: str = Field(
         "auto",
         description="auto: every CUDA device that is visible, else the CPU; several: cuda:0,cuda:1",

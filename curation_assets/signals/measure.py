@@ -35,6 +35,7 @@ from curation_assets.signals.store import MeasuringError, ShardMeasurement, Sign
 from curation_assets.workspace import Workspace
 from resources.judge import JudgeScorer
 from resources.quiet import quieten_transformers
+from resources.ray_engine import RayOptions
 from resources.scorer import Scorer
 from resources.scoring.images import ImageLimits
 from resources.scoring.samples import SampleSignals
@@ -118,11 +119,17 @@ def model_scorer(workspace: Workspace, target: Target) -> Scorer:
     )
     sigma = sigma_of(workspace, target) if wants_perturbation(target) else None
     if sigma is None:
-        return Scorer(spec, engine.device)
+        return Scorer(spec, engine.device, ray=ray_options(workspace))
     # theta_0 is the model before its training run, whatever the target is measured at.
     start = replace(spec, model_folder=base, adapter=None, trajectory=())
     perturbed = (perturbed_spec(workspace, target, start), perturbed_request(target, sigma))
-    return Scorer(spec, engine.device, perturbed)
+    return Scorer(spec, engine.device, perturbed, ray_options(workspace))
+
+
+def ray_options(workspace: Workspace) -> RayOptions | None:
+    """The Ray cluster that measures; None where this machine's devices do."""
+    engine = workspace.settings.engine
+    return RayOptions(engine.address, engine.workers, engine.cpus_per_worker) if engine.kind == "ray" else None
 
 
 def find_strength(workspace: Workspace, target: Target) -> dict[str, Any]:

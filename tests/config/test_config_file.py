@@ -272,7 +272,7 @@ TABLE = {
     ),
     "a list for a section": (
         GOOD + "releases: [policy]\n",
-        "curation.yaml:16: releases: must be a section with the keys policy",
+        "curation.yaml:16: releases: must be a section with the keys policy, licenses",
     ),
     "an abyss": ("[" * 1200, "curation.yaml:1: nested too deeply, or in itself: write it without anchors"),
     "empty": ("", f"curation.yaml:1: must be a mapping with the keys {SECTIONS}"),

@@ -89,11 +89,14 @@ def test_the_texts_went_the_whole_way(ran: Ran) -> None:
 
 def test_a_card_shows_texts_as_texts(ran: Ran) -> None:
     header, _, body = ran.card.removeprefix("---\n").partition("\n---\n")
-    assert list(active(body)) == []
+    # The release's own plots, and the commands that reproduce it.
+    found = list(active(body))
+    assert sum(one.startswith("img {'src': 'plots/") for one in found) == 3
+    assert [one for one in found if not one.startswith(("img {'src': 'plots/", "pre", "code"))] == []
     rows = Page(rendered(body)).rows
     cells = [row[0] for row in rows]
     assert [cell for cell in map(shown_as, HOSTILE.values()) if cell not in cells] == []
-    assert {len(row) for row in rows} == {2}
+    assert {len(row) for row in rows} == {2, 3}
     assert shown_as(MODEL) in [row[1] for row in rows]
     assert not RAW.search(body)
     assert not OBEYED.search(ran.card)
@@ -105,8 +108,11 @@ def test_the_header_of_a_card_says_what_we_say(ran: Ran) -> None:
     read = yaml.safe_load(header)
     assert re.fullmatch(r"best-1-[0-9a-f]{12}", read["configs"][0].pop("config_name"))
     assert read == {
+        "pretty_name": "best, release 1",
+        "task_categories": ["text-generation"],
+        "size_categories": ["n<1K"],
         "configs": [{"data_files": [{"split": "train", "path": "data/train.parquet"}]}],
-        "tags": ["reasoning", "curated"],
+        "tags": ["reasoning", "curated", "grace"],
     }
 
 
