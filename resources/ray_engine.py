@@ -8,7 +8,6 @@ Ray finds room, and what it was given is measured again.
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +20,11 @@ from resources.scoring.samples import Sample
 
 Progress = Callable[[int], None]
 
-UNITS_A_WORKER = 8
-"""So many units, at least, does each worker get of a large stream: the last ones end close together."""
+SHARE_OF_REST = 4
+"""A unit is this part of a worker's share of what is left: units shrink, and the last ones end close together."""
+
+LEAST_CHARACTERS = 20_000
+"""Of a unit, where there are so many: fewer would leave batches half empty."""
 
 MOST_CHARACTERS = 2_000_000
 """Of a unit's texts: a unit is what is lost when a worker dies."""
@@ -88,23 +90,35 @@ def work_of(sample: Sample) -> int:
     return texts + IMAGE_CHARACTERS * len(sample.images)
 
 
-def units_of(samples: Sequence[Sample], workers: int) -> deque[Unit]:
-    """Units of about even work, of samples of similar length, the longest first.
+def even_units(work: Sequence[int], workers: int) -> list[list[int]]:
+    """Positions of units, the longest samples first, each of a part of a worker's share of the work that is left.
 
-    The largest first: a long trace that came last would be waited for by all others.
+    A long trace that came last would be waited for by all others; large units that came last, too (guided
+    self-scheduling).
+
+    Args:
+        work: of every sample.
+        workers: that share the units.
     """
-    work = [work_of(sample) for sample in samples]
-    share = min(MOST_CHARACTERS, max(1, math.ceil(sum(work) / (workers * UNITS_A_WORKER))))
-    units: deque[Unit] = deque()
-    filled = 0
-    for position in sorted(range(len(samples)), key=lambda position: (-work[position], position)):
+    left = sum(work)
+    # Where there is little to do, no worker is to go without.
+    least = max(1, min(LEAST_CHARACTERS, left // (workers * SHARE_OF_REST)))
+    units: list[list[int]] = []
+    filled, share = 0, 0
+    for position in sorted(range(len(work)), key=lambda position: (-work[position], position)):
         if not units or filled + work[position] > share:
-            units.append(Unit([], []))
-            filled = 0
-        units[-1].positions.append(position)
-        units[-1].samples.append(samples[position])
+            units.append([])
+            filled, share = 0, min(MOST_CHARACTERS, max(least, left // (workers * SHARE_OF_REST)))
+        units[-1].append(position)
         filled += work[position]
+        left -= work[position]
     return units
+
+
+def units_of(samples: Sequence[Sample], workers: int) -> deque[Unit]:
+    """Units of samples: see `even_units`."""
+    found = even_units([work_of(sample) for sample in samples], workers)
+    return deque(Unit(positions, [samples[position] for position in positions]) for positions in found)
 
 
 class Worker:

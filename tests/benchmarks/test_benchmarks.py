@@ -15,6 +15,7 @@ from tests.benchmarks.common import median_ratio
 ROOT = Path(__file__).parents[2]
 
 KEYS = {
+    "scale": {"ray_over_local", "remeasured_share_after_kill", "simulated_busy_share_1000"},
     "forward": {
         "ratio_all_signals",
         "ratio_grace",

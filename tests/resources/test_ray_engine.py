@@ -64,9 +64,13 @@ def test_units_are_even_and_the_largest_comes_first(lengths: list[int], workers:
     assert all([samples[p] for p in unit.positions] == unit.samples for unit in units)
     work = [work_of(sample) for unit in units for sample in unit.samples]
     assert work == sorted(work, reverse=True)
-    share = max(1, -(-sum(lengths) // (workers * ray_engine.UNITS_A_WORKER)))
+    left = sum(lengths)
+    least = max(1, min(ray_engine.LEAST_CHARACTERS, left // (workers * ray_engine.SHARE_OF_REST)))
     for unit in units:
-        assert len(unit.samples) == 1 or sum(map(work_of, unit.samples)) <= share
+        own = sum(map(work_of, unit.samples))
+        assert len(unit.samples) == 1 or own <= max(least, left // (workers * ray_engine.SHARE_OF_REST))
+        left -= own
+    assert left == 0
 
 
 def test_two_workers_give_what_one_pass_gives(pool: RayPool, tiny_model: Path) -> None:
