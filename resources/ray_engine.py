@@ -125,13 +125,16 @@ class Worker:
     """What an actor is: passes that it has loaded, by the number of their group."""
 
     def __init__(self, device: str, threads: int, prepare: Callable[[], None] | None) -> None:
-        self._device, self._threads, self._prepare = device, threads, prepare
+        self._device, self._prepare = device, prepare
+        # Before torch is loaded, which a pass does.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
         self._passes: dict[int, Any] = {}
 
     def measure(self, group: int, make: Callable[[Any, str], Any], spec: Any, samples: list[Sample], asked: Any) -> Any:
         """Results of a unit; the pass is loaded first if it is not there."""
         if group not in self._passes:
-            self._ready()
+            if self._prepare is not None:
+                self._prepare()
             self._passes[group] = make(spec, self._device)
         return self._passes[group].measure(samples, asked)
 
@@ -148,14 +151,6 @@ class Worker:
         from resources.scoring.devices import device_name  # noqa: PLC0415
 
         return device_name(self._device)
-
-    def _ready(self) -> None:
-        import torch
-
-        if self._device == "cpu":
-            torch.set_num_threads(self._threads)
-        if self._prepare is not None:
-            self._prepare()
 
 
 @dataclass

@@ -15,7 +15,7 @@ from curation_assets.workspace import Workspace
 from tests.pipeline.workspaces import make_workspace, rows, run, signal_rows, subset_ids
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 SIGNALS: tuple[SignalName, ...] = ("step_gradients", "likelihoods", "token_likelihoods", "gradient_norms")
 

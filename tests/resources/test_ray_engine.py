@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,11 @@ from resources.scoring.devices import make_pass
 from resources.scoring.errors import ScoringError
 from resources.scoring.samples import Request, Sample, SampleSignals
 from resources.scoring.spec import PassSpec
+from tests.resources.odd_pass import make_odd
 from tests.scoring.cases import ALL_SIGNALS, assert_same_signals, random_samples
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 TWO = RayOptions("local", workers=2)
 
@@ -98,27 +97,6 @@ def test_a_worker_that_dies_is_replaced_and_only_its_part_is_measured_again(
         assert sorted(result.position for result in results) == list(range(40))
         assert len({result.sample_id for result in results}) == 40
         assert len(lost) <= ray_engine.IN_FLIGHT
-
-
-@dataclass(frozen=True)
-class Odd:
-    """A pass that dies, fails or waits at samples of some name."""
-
-    spec: Any
-
-    def measure(self, samples: list[Sample], _asked: object) -> list[SampleSignals]:
-        if any(sample.sample_id == "deadly" for sample in samples):
-            os._exit(1)
-        if any(sample.sample_id == "wrong" for sample in samples):
-            raise ScoringError("this one is wrong")
-        if any(sample.sample_id == "odd" for sample in samples):
-            raise ZeroDivisionError("nobody expected this")
-        time.sleep(0.01)
-        return [SampleSignals(sample.sample_id, place) for place, sample in enumerate(samples)]
-
-
-def make_odd(spec: Any, _device: str) -> Odd:
-    return Odd(spec)
 
 
 @pytest.mark.parametrize(
