@@ -44,8 +44,10 @@ def prompt_turns(row: Row) -> list[dict[str, str]]:
 def step_parts(row: Row, threshold: float) -> list[tuple[str, bool]]:
     """The response cut into parts, each with whether it is to be learned; joined they are the response.
 
-    Steps that score below the threshold are not. What stands between steps goes with the step before it; what comes
-    before the first step, the answer, and steps without a score are learned.
+    Steps that score below the threshold are not. What stands between steps goes with the step before it, but for the
+    white space at its end, which begins the next part: as tokens have it, where steps are measured and where axolotl
+    trains (it warns of parts that end in white space). What comes before the first step, the answer, and steps without
+    a score are learned.
     """
     response = row["response"]
     parts: list[tuple[str, bool]] = []
@@ -54,7 +56,11 @@ def step_parts(row: Row, threshold: float) -> list[tuple[str, bool]]:
     marks = [(start, score is None or score >= threshold) for start, score in spans]
     if answer is not None and all(answer["start"] >= span["end"] for span in row["step_spans"] or []):
         marks.append((answer["start"], True))
-    edges = [(0, True), *marks, (len(response), True)]
+    edges = [(0, True)]
+    for start, learned in marks:
+        # A step of white space alone belongs to what follows it.
+        edges.append((max(edges[-1][0], len(response[:start].rstrip())), learned))
+    edges.append((len(response), True))
     for (start, learned), (end, _) in pairwise(edges):
         if start == end:
             continue

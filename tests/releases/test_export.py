@@ -151,7 +151,7 @@ def test_stepwise_labels_are_scores_against_the_threshold() -> None:
 
 
 def test_low_steps_are_masked_and_answers_are_learned() -> None:
-    assert step_parts(sample(), 0.0) == [("Add.\n", True), ("Sum.\n", False), ("5", True)]
+    assert step_parts(sample(), 0.0) == [("Add.", True), ("\nSum.", False), ("\n5", True)]
     assert step_parts(sample(step_scores=None), 9.0) == [("Add.\nSum.\n5", True)]
 
 
@@ -163,10 +163,14 @@ def test_parts_join_to_the_response(response: str, marks: list[tuple[int, float 
     row = sample(response=response, step_spans=spans, step_scores=scores, answer_span=None)
     parts = step_parts(row, 0.0)
     assert "".join(text for text, _ in parts) == response
+    for (text, learned), (_, then) in pairwise(parts):
+        assert learned != then
+        assert not text[-1:].isspace() or not text.strip()
     for span, score in zip(spans, scores, strict=True):
         position = 0
         for text, learned in parts:
-            if position <= span["start"] < position + len(text):
+            blank = not response[span["start"] : span["end"]].strip()
+            if not blank and position <= span["start"] < position + len(text):
                 assert learned == (score is None or score >= 0)
             position += len(text)
 
