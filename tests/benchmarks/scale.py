@@ -80,8 +80,8 @@ def killed(model: Path, samples: Sequence[Sample], cluster: Any) -> float:
             found += len(batch)
             if not lost and found >= len(samples) // 2:
                 victim = pool.actors[0]
-                # At most what it was at and what waited behind it is measured again.
-                lost = sum(len(unit.samples) for _, unit in victim.units)
+                # What it was at is measured again; what waited behind it had not begun.
+                lost = len(victim.units[0][1].samples) if victim.units else 1
                 os.kill(cluster.get(victim.handle.process.remote()), signal.SIGKILL)
         assert found == len(samples)
     return lost / len(samples)
