@@ -323,14 +323,17 @@ def schema(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="As a page for people: every key and its meaning.")
     ] = False,
+    manifest: Annotated[bool, typer.Option("--manifest", help="That of a release's manifest.json instead.")] = False,
 ) -> None:
     """The JSON Schema of curation.yaml, for editors."""
     import json
 
     from curation_assets.config_file import json_schema
     from curation_assets.reference import reference
+    from curation_assets.releases.manifest_schema import manifest_schema
 
-    text = reference().rstrip("\n") if markdown else json.dumps(json_schema(), indent=1)
+    found = manifest_schema() if manifest else json_schema()
+    text = reference().rstrip("\n") if markdown else json.dumps(found, indent=1)
     if to is None:
         print(text)
     else:

@@ -6,9 +6,9 @@ was taught in. Needs torch and transformers, and nothing of the data stack; both
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,25 +157,14 @@ class Generator:
         return self._answers(prompts[:half], first) + self._answers(prompts[half:], second)
 
     def _try(self, prompts: list[list[int]], draws: tuple[Sampling, list[str]] | None) -> list[list[int]] | None:
-        import torch
+        from resources.scoring.forward import attempted  # noqa: PLC0415
 
-        from resources.scoring.forward import out_of_memory  # noqa: PLC0415
-
-        try:
-            return self._run(prompts, draws)
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            if len(prompts) == 1:
-                raise GenerationError(
-                    f"a prompt of {len(prompts[0])} tokens and its answer do not fit into the memory of "
-                    f"{self.checkpoint.device}: lower max_new_tokens, or use a smaller dtype"
-                ) from error
-        # Outside the except block: the error's traceback holds the tensors that were in the way.
-        gc.collect()
-        if self.checkpoint.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return None
+        alone = GenerationError(
+            f"a prompt of {len(prompts[0])} tokens and its answer do not fit into the memory of "
+            f"{self.checkpoint.device}: lower max_new_tokens, or use a smaller dtype"
+        )
+        run = partial(self._run, prompts, draws)
+        return attempted(run, self.checkpoint.device, alone if len(prompts) == 1 else None)
 
     def _run(self, prompts: list[list[int]], draws: tuple[Sampling, list[str]] | None) -> list[list[int]]:
         """The new tokens of each prompt, whatever stands behind its end included."""

@@ -287,7 +287,7 @@ class JudgeScorer:
         elif isinstance(why, urllib3.exceptions.TimeoutError):
             said = f"nothing within {self.spec.timeout:g} s (targets.endpoint.timeout_seconds)"
         else:
-            said = self._without_key(f"{type(why).__name__}: {why}")[:200]
+            said = self._without_key(f"{type(why).__name__}: {why}")[:MOST_SAID]
         return JudgeError(
             f"the judge at {url} does not answer ({said}): see that it runs, or correct targets.endpoint.url"
         )

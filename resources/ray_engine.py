@@ -13,12 +13,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Self
 
-from resources.errors import UserError
+from resources.errors import UserError, in_a_line
 from resources.scoring.samples import Sample
-
-Progress = Callable[[int], None]
+from resources.scoring.units import TRIES, Asked, Found, Progress
 
 SHARE_OF_REST = 4
 """A unit is this part of a worker's share of what is left: units shrink, and the last ones end close together."""
@@ -32,25 +31,12 @@ MOST_CHARACTERS = 2_000_000
 IN_FLIGHT = 2
 """Units that an actor holds: one that it measures and one that waits there, so that it is never idle."""
 
-TRIES = 2
-"""So many workers may die over the same unit before the run ends with an error."""
-
 IMAGE_CHARACTERS = 4_000
 """Work of an image, in characters."""
 
 
 class RayError(UserError):
     """A Ray cluster cannot be used, or its workers died again and again."""
-
-
-class Positioned(Protocol):
-    """A result that knows its sample's place in the input."""
-
-    position: int
-
-
-Asked = TypeVar("Asked")
-Found = TypeVar("Found", bound=Positioned)
 
 
 @dataclass(frozen=True)
@@ -174,8 +160,8 @@ class RayPool:
 
     def __init__(self, options: RayOptions, prepare: Callable[[], None] | None = None) -> None:
         self._options, self._prepare = options, prepare
-        self._ray = _connected(options.address)
-        resources = self._ray.cluster_resources()
+        self.ray = _connected(options.address)
+        resources = self.ray.cluster_resources()
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
         self.device = "cuda" if gpus else "cpu"
         self.workers = options.workers or gpus or max(1, cpus // options.cpus)
@@ -197,7 +183,7 @@ class RayPool:
     def close(self) -> None:
         """End the actors: what they are at is given up."""
         for actor in self.actors:
-            self._ray.kill(actor.handle)
+            self.ray.kill(actor.handle)
         self.actors = []
 
     def next_group(self) -> int:
@@ -212,12 +198,12 @@ class RayPool:
 
     def replace(self, actor: _Actor) -> None:
         """Another actor in the place of one that is dead."""
-        self._ray.kill(actor.handle)
+        self.ray.kill(actor.handle)
         actor.handle, actor.units = self._start(), []
 
     def device_name(self) -> str:
         """What the actors run on, as people call it."""
-        names = self._ray.get([actor.handle.name.remote() for actor in self.started()])
+        names = self.ray.get([actor.handle.name.remote() for actor in self.started()])
         return " + ".join(f"{names.count(name)} x {name} (Ray)" for name in sorted(set(names)))
 
     def forget(self, group: int) -> None:
@@ -228,7 +214,7 @@ class RayPool:
     def _start(self) -> Any:
         needs = {"num_gpus": 1, "num_cpus": 0} if self.device == "cuda" else {"num_cpus": self._options.cpus}
         # Replaced by hand: what it was given has to be given to another.
-        remote = self._ray.remote(Worker).options(max_restarts=0, max_concurrency=1, **needs)
+        remote = self.ray.remote(Worker).options(max_restarts=0, max_concurrency=1, **needs)
         return remote.remote(self.device, self._options.cpus, self._prepare)
 
 
@@ -243,7 +229,7 @@ class RayGroup(Generic[Asked, Found]):
 
     def __init__(self, pool: RayPool, make: Callable[[Any, str], Any], spec: Any) -> None:
         self._pool, self._make, self._spec = pool, make, spec
-        self._ray = pool._ray
+        self._ray = pool.ray
         self._group = pool.next_group()
 
     def __enter__(self) -> Self:
@@ -309,15 +295,11 @@ class RayGroup(Generic[Asked, Found]):
         if held[0].deaths >= TRIES:
             raise RayError(
                 f"{held[0].deaths} Ray workers died while they loaded the model or measured the {len(held[0].samples)} "
-                f"samples from {held[0].samples[0].sample_id} on ({_in_a_line(error)}); is a node out of memory?"
+                f"samples from {held[0].samples[0].sample_id} on ({in_a_line(error)}); is a node out of memory?"
             ) from error
         self._pool.replace(actor)
         units.extendleft(reversed(held))
         self._give(actor, units, request)
-
-
-def _in_a_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _connected(address: str) -> Any:
@@ -338,7 +320,7 @@ def _connected(address: str) -> Any:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise RayError(
-            f"there is no Ray cluster at {address} ({_in_a_line(error)}): start one with `ray start --head`, correct "
+            f"there is no Ray cluster at {address} ({in_a_line(error)}): start one with `ray start --head`, correct "
             "engine.address, or use engine.address: local"
         ) from error
     return ray

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -90,19 +91,18 @@ class RewardPass:
         Raises:
             OutOfMemoryError: it has none for one.
         """
-        from resources.scoring.forward import OutOfMemoryError, out_of_memory  # noqa: PLC0415
+        import torch
 
-        try:
-            return self._together(batch)
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                raise OutOfMemoryError(
-                    f"a conversation of {len(batch[0])} tokens does not fit into the memory of {self._device}: lower "
-                    "the target's max_length or use a smaller dtype"
-                ) from error
-        # Outside the except block: the error's traceback holds the tensors that were in the way.
+        from resources.scoring.forward import OutOfMemoryError, attempted  # noqa: PLC0415
+
+        alone = OutOfMemoryError(
+            f"a conversation of {len(batch[0])} tokens does not fit into the memory of {self._device}: lower the "
+            "target's max_length or use a smaller dtype"
+        )
+        run = partial(self._together, batch)
+        found = attempted(run, torch.device(self._device), alone if len(batch) == 1 else None)
+        if found is not None:
+            return found
         half = len(batch) // 2
         return [*self._rewards(batch[:half]), *self._rewards(batch[half:])]
 

@@ -11,6 +11,17 @@ from curation_assets.reports.text import escape_cell
 
 MOST_SOURCES = 100
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+FILES = (
+    "- `data/train.parquet`: content, rank, score, reason, steps with their scores, shard and row of origin.",
+    "- `data/train.jsonl`: `messages` for trainers, with `sample_id`, and `images` where the prompt shows some.",
+    "- `traces.html`: the traces on one page that works offline.",
+    "- `images/`: images that arrived inside rows. Other image paths are relative to the file of origin.",
+    "- `manifest.json`: inputs with hashes, checkpoint fingerprints, configuration, versions.",
+    "- `croissant.json`: the same for machines that search for datasets (MLCommons Croissant).",
+    "- `SHA256SUMS`: check with `sha256sum -c SHA256SUMS`. `provenance.json` (run, time, machine) is not in it.",
+)
+"""What lies in a release, for its readers."""
+
 OTHER = "other"
 """Hugging Face's name for a licence that is none of its list, or for several."""
 
@@ -53,13 +64,7 @@ def dataset_card(manifest: dict[str, Any], plots: Mapping[str, str] | None = Non
         "",
         "## Files",
         "",
-        "- `data/train.parquet`: content, rank, score, reason, steps with their scores, shard and row of origin.",
-        "- `data/train.jsonl`: `messages` for trainers, with `sample_id`, and `images` where the prompt shows some.",
-        "- `traces.html`: the traces on one page that works offline.",
-        "- `images/`: images that arrived inside rows. Other image paths are relative to the file of origin.",
-        "- `manifest.json`: inputs with hashes, checkpoint fingerprints, configuration, versions.",
-        "- `croissant.json`: the same for machines that search for datasets (MLCommons Croissant).",
-        "- `SHA256SUMS`: check with `sha256sum -c SHA256SUMS`. `provenance.json` (run, time, machine) is not in it.",
+        *FILES,
         "",
         "## Reproduce",
         "",

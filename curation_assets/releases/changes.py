@@ -94,8 +94,7 @@ def changes_text(changes: Mapping[str, Any]) -> str:
 def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Shown]:
     """What two manifests say differently of how they were chosen: a name, the former value, this one's."""
     names = ("parameters", "checkpoints", "packages", "code")
-    pairs = [(dict(_flat(one, names)), dict(_flat(other, names))) for one, other in [(before, after)]]
-    ((old, new),) = pairs
+    old, new = dict(_flat(before, names)), dict(_flat(after, names))
     different = [(name, old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys())]
     found: list[Shown] = [row for row in different if row[1] != row[2]]
     return found[:MOST_SETTINGS]

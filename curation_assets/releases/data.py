@@ -94,12 +94,17 @@ def write_data(workspace: Workspace, place: Path, rows: pl.DataFrame) -> None:
     (place / "data").mkdir()
     records = [trainer_record(row) for row in rows.iter_rows(named=True)]
     messages = pl.Series("messages", [record["messages"] for record in records], dtype=MESSAGES_TYPE)
-    options = {CHUNKED: True} if CHUNKED in inspect.signature(pq.ParquetWriter.__init__).parameters else {}
-    table = rows.with_columns(messages).to_arrow(compat_level=pl.CompatLevel.oldest())
-    pq.write_table(table, place / DATA_PARQUET, compression="zstd", **options)
+    write_parquet(rows.with_columns(messages), place / DATA_PARQUET)
     with (place / DATA_JSONL).open("w", encoding="utf-8", newline="\n") as stream:
         for record in records:
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def write_parquet(rows: pl.DataFrame, path: Path) -> None:
+    """Write rows so that rows that come or go leave the bytes of the others mostly as they were."""
+    options = {CHUNKED: True} if CHUNKED in inspect.signature(pq.ParquetWriter.__init__).parameters else {}
+    table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+    pq.write_table(table, path, compression="zstd", **options)
 
 
 def trainer_record(row: Mapping[str, Any]) -> dict[str, Any]:

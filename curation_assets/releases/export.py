@@ -21,7 +21,7 @@ from curation_assets.releases.files import DATA_PARQUET, IMAGES, MANIFEST
 from curation_assets.releases.formats import DATASETS, FORMATS, NAMES, Format, records
 from curation_assets.releases.step_columns import STEP_COLUMNS
 from curation_assets.sections import unknown
-from resources.errors import UserError
+from resources.errors import UserError, in_a_line
 from resources.landing import printable
 from resources.scoring.samples import Segment
 from resources.storage import Storage
@@ -74,14 +74,10 @@ def release_frame(storage: Storage, place: str) -> tuple[pl.DataFrame, dict[str,
         raise ExportError(f"{storage.shown(place)} is no release: {error} is missing") from error
     except (pl.exceptions.PolarsError, ValueError, LookupError, TypeError) as error:
         raise ExportError(
-            f"{storage.shown(place)} cannot be read ({_in_a_line(error)}): `curate verify` says what is wrong"
+            f"{storage.shown(place)} cannot be read ({in_a_line(error)}): `curate verify` says what is wrong"
         ) from error
     missing = {name: dtype for name, dtype in STEP_COLUMNS.items() if name not in frame.columns}
     return frame.with_columns(pl.lit(None, dtype=dtype).alias(name) for name, dtype in missing.items()), manifest
-
-
-def _in_a_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def export_release(

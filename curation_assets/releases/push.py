@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from curation_assets.releases.files import MANIFEST
 from curation_assets.releases.verify import verify_release
-from resources.errors import UserError
+from resources.errors import UserError, in_a_line
 from resources.s3 import SCHEME
 from resources.storage import FolderStorage, Storage, StoredFile, is_unfinished
 
@@ -111,8 +111,7 @@ def push_to_hub(packed: Packed, repository: str, *, private: bool, api: HfApi | 
         if not carried and not isinstance(error, (HfHubHTTPError, OSError, ValueError)):
             raise
         raise PushError(
-            f"{packed.name} was not brought to {repository}: {str(error).strip().splitlines()[0]}: see that HF_TOKEN "
-            "may write there"
+            f"{packed.name} was not brought to {repository}: {in_a_line(error)}: see that HF_TOKEN may write there"
         ) from error
     return str(commit.commit_url)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Self
 
 import torch
 
@@ -25,22 +25,10 @@ from resources.scoring.forward import ForwardPass, Progress
 from resources.scoring.loading import load_checkpoint
 from resources.scoring.samples import Request, Sample, SampleSignals
 from resources.scoring.spec import PassSpec
+from resources.scoring.units import TRIES, Asked, Found
 
 UNIT_SAMPLES = 256
 """Samples that a worker process takes at a time; images count for more, as in `ahead`."""
-
-TRIES = 2
-"""So many workers may die over the same unit before the run ends with an error."""
-
-
-class Positioned(Protocol):
-    """A result that knows its sample's place in the input."""
-
-    position: int
-
-
-Asked = TypeVar("Asked")
-Found = TypeVar("Found", bound=Positioned)
 
 
 class WorkerError(ScoringError):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -128,21 +130,37 @@ class ForwardPass:
             OutOfMemoryError: a single sample does not fit.
         """
         encoded, described = [item[0] for item in batch], [item[1] for item in batch]
-        try:
-            return measure_batch(self.checkpoint, self._head, self._gradients, encoded, described, request)
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                raise OutOfMemoryError(
-                    f"sample {described[0].sample_id} of {len(encoded[0])} tokens does not fit into the memory of "
-                    f"{self.checkpoint.device}: lower the target's max_length, use a smaller dtype or head_memory"
-                ) from error
-        # Outside the except block: the error's traceback holds the tensors that were in the way.
-        gc.collect()
-        if self.checkpoint.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return None
+        alone = OutOfMemoryError(
+            f"sample {described[0].sample_id} of {len(encoded[0])} tokens does not fit into the memory of "
+            f"{self.checkpoint.device}: lower the target's max_length, use a smaller dtype or head_memory"
+        )
+        measure = partial(measure_batch, self.checkpoint, self._head, self._gradients, encoded, described, request)
+        return attempted(measure, self.checkpoint.device, alone if len(batch) == 1 else None)
+
+
+Made = TypeVar("Made")
+
+
+def attempted(run: Callable[[], Made], device: torch.device, alone: Exception | None) -> Made | None:
+    """What a batch gives, or None if there is no memory for it, which is free again then: halves may fit.
+
+    Args:
+        run: the batch.
+        device: that it runs on.
+        alone: what is raised in place of None, where there is nothing to halve.
+    """
+    try:
+        return run()
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        if alone is not None:
+            raise alone from error
+    # Outside the except block: the error's traceback holds the tensors that were in the way.
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
 
 
 OUT_OF_MEMORY = (

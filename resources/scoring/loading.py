@@ -132,15 +132,7 @@ def load_checkpoint(
     attn = pick_attention(attention, config, target, dtype)
     model = load_model(folder, config, dtype, trust_remote_code, attn)
     if adapter is not None:
-        # Only runs with a warm-up checkpoint need peft.
-        from peft import PeftModel
-
-        try:
-            adapted = PeftModel.from_pretrained(model, str(adapter))
-        except (RuntimeError, OSError, SafetensorError) as error:
-            raise LoadingError(f"the adapter in {adapter} cannot be loaded: {error}") from error
-        # In half precision merging would round most of the adapter away: it stays beside the weights, in fp32.
-        model = adapted.merge_and_unload() if dtype == "float32" else adapted.get_base_model()
+        model = _adapted(model, adapter, merged=dtype == "float32")
     model = model.to(target).eval()
     model.requires_grad_(False)
     parts = encoding_parts(folder, model, max_length, trust_remote_code)
@@ -153,6 +145,21 @@ def load_checkpoint(
         compiled: Any = torch.compile(checkpoint.decoder, dynamic=True)
         return replace(checkpoint, decoder=compiled)
     return checkpoint
+
+
+def _adapted(model: Any, adapter: Path, *, merged: bool) -> Any:
+    """The model with a LoRA adapter in it, or beside its weights.
+
+    In half precision merging would round most of the adapter away: there it stays beside them, in fp32.
+    """
+    # Only runs with a warm-up checkpoint need peft.
+    from peft import PeftModel
+
+    try:
+        adapted = PeftModel.from_pretrained(model, str(adapter))
+    except (RuntimeError, OSError, SafetensorError) as error:
+        raise LoadingError(f"the adapter in {adapter} cannot be loaded: {error}") from error
+    return adapted.merge_and_unload() if merged else adapted.get_base_model()
 
 
 def load_model(

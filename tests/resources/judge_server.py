@@ -7,8 +7,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.http_server import served
 
 Answer = tuple[int, dict[str, str], bytes]
 """Status, headers, body."""
@@ -69,12 +71,6 @@ def judge_server(answer: Callable[[str], Answer]) -> Iterator[JudgeServer]:
         def log_message(self, *_: object) -> None:
             """Nothing is printed."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        state.url = f"http://127.0.0.1:{server.server_port}/v1"
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield state
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(Handler) as address:
+        state.url = f"{address}/v1"
+        yield state
