@@ -30,6 +30,7 @@ from tests.pipeline.workspaces import (
     lose,
     make_workspace,
     release_folder,
+    release_subset,
     rows,
     run,
     sample_scores,
@@ -184,7 +185,7 @@ def test_a_release_holds_the_images_that_were_inside_rows(tmp_path: Path, vision
     inside = f"data:image/png;base64,{base64.b64encode(red).decode()}"
     workspace = make_workspace(tmp_path, vision_model, {"a.jsonl": [trace(inside)]})
     run(workspace)
-    release, _ = MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    release, _ = release_subset(workspace)
     folder = release_folder(workspace, release.number)
     (record,) = [json.loads(line) for line in (folder / "data" / "train.jsonl").read_text().splitlines()]
     (name,) = record["images"]

@@ -28,6 +28,7 @@ from tests.pipeline.workspaces import (
     lose,
     make_workspace,
     release_folder,
+    release_subset,
     rows,
     run,
     sample_scores,
@@ -296,7 +297,7 @@ def test_a_release_names_the_file_that_is_there(workspace: Workspace) -> None:
     run(workspace)
     (landed(workspace) / "a.jsonl").unlink()
     run(workspace, accept_removals=True)
-    MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    release_subset(workspace)
     shards = set(pl.read_parquet(release_folder(workspace) / "data" / "train.parquet")["shard"])
     assert shards <= {"b.jsonl", "c.jsonl"}
 

@@ -10,18 +10,17 @@ import polars as pl
 import pytest
 
 from curation_assets import tables
-from curation_assets.main_job import MainJob
 from curation_assets.releases import build
 from curation_assets.releases.build import broken_files, make_release, next_release, read_release
 from curation_assets.releases.data import ReleaseError
 from curation_assets.workspace import Workspace
 from tests.pipeline.workspaces import (
     content_digest,
-    instance_of,
     landed,
     lose,
     make_workspace,
     release_folder,
+    release_subset,
     rows,
     run,
     stored,
@@ -39,7 +38,7 @@ def workspace(tmp_path: Path, tiny_model: Path) -> Workspace:
 
 
 def release(workspace: Workspace) -> tuple[build.Release, bool]:
-    return MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    return release_subset(workspace)
 
 
 def latest(workspace: Workspace) -> str | None:

@@ -19,6 +19,7 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.main_job import MainJob, RunSummary
+from curation_assets.releases.build import Release
 from curation_assets.sections import SignalName
 from curation_assets.signals.catalog import SIGNALS
 from curation_assets.stored_tables import read_stored
@@ -193,6 +194,11 @@ def run(workspace: Workspace, *, accept_removals: bool = False) -> RunSummary:
     """Run the main job once, on what has landed."""
     arrive(workspace)
     return MainJob(workspace, instance_of(workspace), accept_removals=accept_removals).run()
+
+
+def release_subset(workspace: Workspace, subset: str = "best") -> tuple[Release, bool]:
+    """Release a subset that a run has made; gives the release, and whether it is new."""
+    return MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset(subset))
 
 
 def signal_rows(workspace: Workspace, signal: SignalName) -> pl.DataFrame:

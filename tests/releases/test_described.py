@@ -20,14 +20,21 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from curation_assets.cli import app
-from curation_assets.main_job import MainJob
 from curation_assets.releases import data
 from curation_assets.releases.card import license_of
 from curation_assets.releases.changes import changed_settings, changes_of
 from curation_assets.releases.data import write_parquet
 from curation_assets.releases.manifest_schema import manifest_schema
 from curation_assets.workspace import Workspace
-from tests.pipeline.workspaces import instance_of, landed, make_workspace, release_folder, rows, run, write_shard
+from tests.pipeline.workspaces import (
+    landed,
+    make_workspace,
+    release_folder,
+    release_subset,
+    rows,
+    run,
+    write_shard,
+)
 
 READ_CROISSANT = """
 import json, sys
@@ -43,7 +50,7 @@ LICENSES = "releases: {policy: manual, licenses: {a.jsonl: apache-2.0, b.jsonl: 
 
 
 def release(workspace: Workspace) -> None:
-    MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    release_subset(workspace)
 
 
 @pytest.fixture(scope="module")

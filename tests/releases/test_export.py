@@ -18,14 +18,13 @@ from typer.testing import CliRunner
 
 from curation_assets import command
 from curation_assets.cli import app
-from curation_assets.main_job import MainJob
 from curation_assets.releases.export import ExportError, export_release, token_weights
 from curation_assets.releases.files import DATA_PARQUET
 from curation_assets.releases.formats import FORMATS, NAMES, step_parts
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
 from resources.storage import FolderStorage
-from tests.pipeline.workspaces import instance_of, make_workspace, release_folder, rows, run
+from tests.pipeline.workspaces import make_workspace, release_folder, release_subset, rows, run
 
 BY_ENTROPY = """\
 scores:
@@ -40,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workspac
     """A workspace with a release."""
     workspace = make_workspace(tmp_path_factory.mktemp("exported"), tiny_model, {"a.jsonl": rows(12)})
     run(workspace)
-    MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    release_subset(workspace)
     return workspace
 
 
@@ -278,15 +277,15 @@ def test_other_steps_of_the_same_choice_are_another_release(tmp_path: Path, tiny
     config.write_text(config.read_text().replace("engine", BY_ENTROPY, 1))
     made = Workspace.load(config)
     run(made)
-    first, new = MainJob(made, instance_of(made)).release(made.settings.subset("best"))
+    first, new = release_subset(made)
     assert (first.number, new) == (1, True)
     config.write_text(config.read_text().replace("corpus: {", "corpus: {segmentation: words, "))
     again = Workspace.load(config)
     run(again)
-    second, new = MainJob(again, instance_of(again)).release(again.settings.subset("best"))
+    second, new = release_subset(again)
     assert first.manifest["subset_digest"] == second.manifest["subset_digest"]
     assert (second.number, new) == (2, True)
-    assert MainJob(again, instance_of(again)).release(again.settings.subset("best"))[1] is False
+    assert release_subset(again)[1] is False
 
 
 def test_releases_of_before_have_no_steps(release: Path, tmp_path: Path) -> None:

@@ -10,13 +10,12 @@ from huggingface_hub import HfApi
 from typer.testing import CliRunner
 
 from curation_assets.cli import app
-from curation_assets.main_job import MainJob
 from curation_assets.releases.export import release_frame
 from curation_assets.releases.push import PushError, hub_repository, pack, push_to_hub, push_to_storage
 from curation_assets.releases.verify import verify_release
 from curation_assets.workspace import Workspace
 from resources.storage import FolderStorage
-from tests.pipeline.workspaces import instance_of, make_workspace, release_folder, rows, run
+from tests.pipeline.workspaces import make_workspace, release_folder, release_subset, rows, run
 from tests.releases.hub_server import Hub, hub_server
 
 PLACE = "releases/best/1"
@@ -26,7 +25,7 @@ PLACE = "releases/best/1"
 def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workspace:
     workspace = make_workspace(tmp_path_factory.mktemp("pushed"), tiny_model, {"a.jsonl": rows(8)})
     run(workspace)
-    MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    release_subset(workspace)
     return workspace
 
 

@@ -10,17 +10,24 @@ from typer.testing import CliRunner
 
 from curation_assets.cli import app
 from curation_assets.housekeeping.purge import purge
-from curation_assets.main_job import MainJob
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
-from tests.pipeline.workspaces import instance_of, landed, make_workspace, release_folder, rows, run, write_shard
+from tests.pipeline.workspaces import (
+    landed,
+    make_workspace,
+    release_folder,
+    release_subset,
+    rows,
+    run,
+    write_shard,
+)
 
 
 @pytest.fixture
 def made(tmp_path: Path, tiny_model: Path) -> Workspace:
     workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(10), "b.jsonl": rows(4, start=7)})
     run(workspace)
-    MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    release_subset(workspace)
     return workspace
 
 

@@ -14,9 +14,16 @@ import pytest
 from typer.testing import CliRunner
 
 from curation_assets.cli import app
-from curation_assets.main_job import MainJob
 from curation_assets.workspace import Workspace
-from tests.pipeline.workspaces import instance_of, landed, make_workspace, release_folder, rows, run, write_shard
+from tests.pipeline.workspaces import (
+    landed,
+    make_workspace,
+    release_folder,
+    release_subset,
+    rows,
+    run,
+    write_shard,
+)
 
 DATA = "data/train.parquet"
 
@@ -25,7 +32,7 @@ DATA = "data/train.parquet"
 def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workspace:
     workspace = make_workspace(tmp_path_factory.mktemp("tampered"), tiny_model, {"a.jsonl": rows(10)})
     run(workspace)
-    MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    release_subset(workspace)
     return workspace
 
 
@@ -152,7 +159,7 @@ def test_addresses_that_are_not_known_are_refused(made: Workspace, tmp_path: Pat
 def test_a_damaged_parent_stops_no_release_and_is_said(tmp_path: Path, tiny_model: Path, how: str) -> None:
     workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(10)})
     run(workspace)
-    MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    release_subset(workspace)
     path = release_folder(workspace, 1) / DATA
     if how == "cut":
         path.write_bytes(path.read_bytes()[:100])
@@ -162,6 +169,6 @@ def test_a_damaged_parent_stops_no_release_and_is_said(tmp_path: Path, tiny_mode
         pl.read_parquet(path).head(2).write_parquet(path)
     write_shard(landed(workspace) / "b.jsonl", rows(10, start=40))
     run(workspace)
-    made, new = MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    made, new = release_subset(workspace)
     assert (made.number, new, made.manifest["changes"]) == (2, True, None)
     assert "The former release could not be read." in (release_folder(workspace, 2) / "README.md").read_text()

@@ -9,10 +9,9 @@ from typing import Any
 import datasets  # type: ignore[import-untyped]
 import pytest
 
-from curation_assets.main_job import MainJob
 from curation_assets.releases.export import export_release
 from resources.storage import FolderStorage
-from tests.pipeline.workspaces import instance_of, make_workspace, release_folder, rows, run
+from tests.pipeline.workspaces import make_workspace, release_folder, release_subset, rows, run
 
 IGNORED = -100
 """The label of a token that nothing is learned from."""
@@ -24,7 +23,7 @@ trl = pytest.importorskip("trl", reason="TRL is not installed")
 def release(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     made = make_workspace(tmp_path_factory.mktemp("trained"), tiny_model, {"a.jsonl": rows(12)})
     run(made)
-    MainJob(made, instance_of(made)).release(made.settings.subset("best"))
+    release_subset(made)
     return release_folder(made)
 
 

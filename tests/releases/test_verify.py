@@ -14,13 +14,12 @@ from typer.testing import CliRunner
 
 from curation_assets import command
 from curation_assets.cli import app
-from curation_assets.main_job import MainJob
 from curation_assets.releases.data import ReleaseError
 from curation_assets.releases.files import CARD, CHECKSUMS, DATA_JSONL, DATA_PARQUET, MANIFEST, PROVENANCE
 from curation_assets.releases.verify import verify_release
 from curation_assets.workspace import Workspace
 from resources.storage import FolderStorage
-from tests.pipeline.workspaces import instance_of, make_workspace, release_folder, rows, run
+from tests.pipeline.workspaces import make_workspace, release_folder, release_subset, rows, run
 
 PICTURE = b"\x89PNG one"
 
@@ -31,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workspac
     folder = tmp_path_factory.mktemp("released")
     workspace = make_workspace(folder, tiny_model, {"a.jsonl": rows(12)})
     run(workspace)
-    MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    release_subset(workspace)
     return workspace
 
 
@@ -231,7 +230,7 @@ def test_a_line_ends_where_its_json_ends(tmp_path: Path, tiny_model: Path) -> No
     shard = [row | {"response": row["response"].replace(" ", "\u2028", 1)} for row in rows(12)]
     workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": shard})
     run(workspace)
-    MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    release_subset(workspace)
     release = release_folder(workspace)
     assert "\u2028" in (release / DATA_JSONL).read_text(encoding="utf-8")
     assert verify_release(FolderStorage(release.parent), release.name) == []

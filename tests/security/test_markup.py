@@ -20,14 +20,13 @@ from typer.testing import CliRunner
 from curation_assets import command, tables
 from curation_assets.cli import app
 from curation_assets.definitions import build_definitions
-from curation_assets.main_job import MainJob
 from curation_assets.reports import plots
 from curation_assets.reports.text import LONGEST_CELL, escape_cell, harmless, shortened
 from curation_assets.show_run import show_summary
 from curation_assets.stored_tables import TableRequestError, read_stored
 from curation_assets.terminal import _cell_text, _fact
 from curation_assets.workspace import Workspace
-from tests.pipeline.workspaces import instance_of, release_folder, run
+from tests.pipeline.workspaces import instance_of, release_folder, release_subset, run
 from tests.security.hostile import (
     BENCHMARK,
     BROKEN_FILES,
@@ -63,7 +62,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Ran:
     summary = run(workspace)
     stream = io.StringIO()
     show_summary(workspace, summary, Console(file=stream, width=200, markup=False, emoji=False))
-    MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    release_subset(workspace)
     return Ran(workspace, stream.getvalue(), (release_folder(workspace) / "README.md").read_text())
 
 

@@ -17,17 +17,16 @@ from rich.console import Console
 
 from curation_assets.config_file import ConfigError, parse_settings
 from curation_assets.dry_look import dry_look
-from curation_assets.main_job import MainJob
 from curation_assets.show_run import show_summary
 from curation_assets.sql import DuckDBTables, SqlError, _quoted, run_sql
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
 from resources.landing import LONGEST_KEY, file_name, partition_key, printable
 from tests.pipeline.workspaces import (
-    instance_of,
     landed,
     make_workspace,
     release_folder,
+    release_subset,
     rows,
     run,
     stored,
@@ -129,7 +128,7 @@ def test_files_with_odd_names_are_carried_through(place: str, tmp_path: Path, ti
     show_summary(workspace, summary, Console(file=stream, width=10_000, markup=False, emoji=False))
     assert f"not read (no shard): {', '.join(workspace.landing.ignored())}" in stream.getvalue()
     # A release says where its rows came from.
-    MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    release_subset(workspace)
     folder = release_folder(workspace)
     inputs = json.loads((folder / "manifest.json").read_text())["inputs"]
     assert sorted(one["path"] for one in inputs) == sorted(names)

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from curation_assets.cli import app
-from curation_assets.main_job import MainJob
 from curation_assets.stored_tables import read_stored
 from curation_assets.subsets.selector import Top
 from curation_assets.viewer.page import _finite, page_text, utf16_places
@@ -34,7 +33,7 @@ from curation_assets.viewer.traces import (
 )
 from curation_assets.workspace import Workspace
 from resources.storage import FolderStorage
-from tests.pipeline.workspaces import instance_of, make_workspace, release_folder, rows, run
+from tests.pipeline.workspaces import make_workspace, release_folder, release_subset, rows, run
 
 HOSTILE = "</script><script>window.ran = 1</script><img src=x onerror='window.ran=2'>\u2028🦊"
 SUBSETS = """
@@ -57,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workspac
     config.write_text(re.sub(r"\nsubsets:\n(  - .*\n)+", SUBSETS, config.read_text()))
     workspace = Workspace.load(config)
     run(workspace)
-    MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("best"))
+    release_subset(workspace)
     return workspace
 
 
