@@ -71,8 +71,9 @@ def _settings_for(settings: Settings, folder: Path) -> Settings:
     validation = [held.model_copy(update={"path": _absolute(folder, held.path)}) for held in settings.validation]
     corpus = settings.corpus.model_copy(update={"landing": "./landing", "filters": filters})
     update = {"corpus": corpus, "targets": targets, "validation": validation, "warehouse": "./warehouse"}
-    # So many rows are the limit.
+    # So many rows are the limit. Their place is on this machine: workers of a cluster would not see it.
     update["limits"] = Limits()
+    update["engine"] = settings.engine.model_copy(update={"kind": "local"})
     return settings.model_copy(update=update)
 
 

@@ -40,7 +40,7 @@ class Measurements:
         """Commit rows as one part; gives the part's name."""
         data = parquet_bytes(frame, {})
         content = bytes_digest(data)
-        self._warehouse.write_named(self._path(PREFIX + content), data, content)
+        self._warehouse.write_named(self.path(PREFIX + content), data, content)
         return PREFIX + content
 
     def index(self) -> pl.DataFrame:
@@ -78,15 +78,16 @@ class Measurements:
         if len(parts) < 2:
             return
         try:
-            rows = pl.concat(self._warehouse.read_table(self._path(name)) for name in parts)
+            rows = pl.concat(self._warehouse.read_table(self.path(name)) for name in parts)
         except FileNotFoundError:  # another process is at it
             return
         whole = self.append(rows.unique("sample_id", keep="first", maintain_order=True).sort("sample_id"))
         for name in parts:
             if name != whole:
-                self._warehouse.storage.remove(self._path(name))
+                self._warehouse.storage.remove(self.path(name))
 
-    def _path(self, name: str) -> str:
+    def path(self, name: str) -> str:
+        """Where a part lies."""
         return f"{self.folder}/{name}{TABLE}"
 
     def _rows(self, asked: pl.DataFrame) -> pl.DataFrame | None:
@@ -95,7 +96,7 @@ class Measurements:
         if not parts:
             return None
         # All of them: one that went meanwhile must not be passed over.
-        lazy = self._warehouse.scan_all([self._path(name) for name in parts])
+        lazy = self._warehouse.scan_all([self.path(name) for name in parts])
         return (
             lazy.join(wanted.select("sample_id").lazy(), on="sample_id", how="semi", maintain_order="left")
             .collect()
@@ -115,7 +116,7 @@ class Measurements:
         frames = []
         for name in new:
             try:
-                ids = self._warehouse.read_columns(self._path(name), "sample_id")
+                ids = self._warehouse.read_columns(self.path(name), "sample_id")
             except FileNotFoundError:  # another process made one part of it and others
                 return self._refresh()
             frames.append(ids.select("sample_id", part=pl.lit(name)))
@@ -127,7 +128,7 @@ class Measurements:
 
     def _whole(self, names: list[str]) -> list[str]:
         """The parts without those that are damaged, which are set aside."""
-        contents = {self._path(name): name.removeprefix(PREFIX) for name in names}
+        contents = {self.path(name): name.removeprefix(PREFIX) for name in names}
         damaged = self._warehouse.damaged(contents)
         for path in damaged:
             aside = self._warehouse.set_aside(path)
@@ -137,7 +138,7 @@ class Measurements:
                 shown(path),
                 shown(aside),
             )
-        return [name for name in names if self._path(name) not in damaged]
+        return [name for name in names if self.path(name) not in damaged]
 
     def _steady(self, read: Callable[[], Found]) -> Found:
         """Read, once more if parts went meanwhile."""

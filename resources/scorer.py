@@ -22,7 +22,6 @@ from resources.training.files import INFLUENCE
 from resources.trajectory import CHUNK, Opening, Pass, specs_of, start_of, stay_loaded, with_trajectories
 
 if TYPE_CHECKING:
-    from resources.ray_engine import RayGroup, RayOptions, RayPool
     from resources.scoring.perturbed import PerturbedGroup, PerturbedPass
 
 PERTURBED_CHUNK = 2048
@@ -36,7 +35,6 @@ class Scorer:
         spec: the checkpoint and the settings that it is measured under.
         perturbed: what perturbed checkpoints are made from, and what is measured at them, if anything is.
         device: `auto` (every visible CUDA device, else the CPU), `cpu`, `cuda`, or several: `cuda:0,cuda:1`.
-        ray: a cluster whose workers measure with language models in place of this machine's devices.
     """
 
     def __init__(
@@ -44,12 +42,10 @@ class Scorer:
         spec: PassSpec,
         device: str = "auto",
         perturbed: tuple[PerturbedSpec, PerturbedRequest] | None = None,
-        ray: RayOptions | None = None,
     ) -> None:
         self.spec = spec
         self.perturbed = perturbed
         self.device = device
-        self.ray = ray if spec.kind == "language" else None
         self._workers = ExitStack()
 
     def __enter__(self) -> Scorer:
@@ -64,18 +60,10 @@ class Scorer:
 
         return devices_of(self.device)
 
-    @cached_property
-    def _pool(self) -> RayPool:
-        """The workers of the Ray cluster."""
-        from resources.ray_engine import RayPool  # noqa: PLC0415
-
-        assert self.ray is not None, "devices of this machine measure"
-        return self._workers.enter_context(RayPool(self.ray, quieten_transformers))
-
     @property
     def device_count(self) -> int:
         """On how many devices it measures."""
-        return len(self._devices) if self.ray is None else self._pool.workers
+        return len(self._devices)
 
     @cached_property
     def _pass(self) -> Pass:
@@ -97,30 +85,20 @@ class Scorer:
         quieten_transformers()
         from resources.scoring.devices import DeviceGroup, make_pass  # noqa: PLC0415
 
-        if self.ray is not None:
-            from resources.ray_engine import RayGroup  # noqa: PLC0415
-
-            with RayGroup[Request, SampleSignals](self._pool, make_pass, spec) as far:
-                yield far
-        elif len(self._devices) > 1:
+        if len(self._devices) > 1:
             with DeviceGroup(spec, self._devices, quieten_transformers) as group:
                 yield group
         else:
             yield make_pass(spec, self._devices[0])
 
     @cached_property
-    def perturbed_pass(self) -> PerturbedPass | PerturbedGroup | RayGroup[PerturbedRequest, PerturbedSignals]:
+    def perturbed_pass(self) -> PerturbedPass | PerturbedGroup:
         """The pass over perturbed checkpoints."""
         quieten_transformers()
         from resources.scoring.perturbed import PerturbedGroup, make_perturbed_pass  # noqa: PLC0415
 
         assert self.perturbed is not None, "nothing is said of perturbed checkpoints"
         spec, _ = self.perturbed
-        if self.ray is not None:
-            from resources.ray_engine import RayGroup  # noqa: PLC0415
-
-            group = RayGroup[PerturbedRequest, PerturbedSignals](self._pool, make_perturbed_pass, spec)
-            return self._workers.enter_context(group)
         if len(self._devices) > 1:
             return self._workers.enter_context(PerturbedGroup(spec, self._devices, quieten_transformers))
         return make_perturbed_pass(spec, self._devices[0])
@@ -142,8 +120,6 @@ class Scorer:
         """What the model runs on, as people call it."""
         from resources.scoring.devices import device_name  # noqa: PLC0415
 
-        if self.ray is not None:
-            return self._pool.device_name()
         names = [device_name(device) for device in self._devices]
         return names[0] if len(names) == 1 else " + ".join(f"{names.count(n)} x {n}" for n in sorted(set(names)))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,8 +26,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--storage s3`: the tests of the pipeline with landing area and warehouse in a bucket (moto's server)."""
+    """The tests of the pipeline elsewhere.
+
+    `--storage s3`: with landing area and warehouse in a bucket (moto's server). `--engine ray`: measured by workers of
+    a cluster on this machine.
+    """
     parser.addoption("--storage", choices=("folder", "s3"), default="folder", help="where tests/pipeline keeps files")
+    parser.addoption("--engine", choices=("local", "ray"), default="local", help="what tests/pipeline measures with")
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +44,28 @@ def _storage(request: pytest.FixtureRequest) -> Iterator[None]:
     workspaces.use_bucket(request.getfixturevalue("bucket") if asked else None)
     yield
     workspaces.use_bucket(None)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """The module ray, connected to a cluster of three CPUs on this machine."""
+    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    ray.init(address="local", num_cpus=3, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The engine that `--engine` names, for tests of the pipeline."""
+    asked = request.config.getoption("--engine") == "ray" and (ROOT / "tests" / "pipeline") in request.path.parents
+    if asked and (marker := request.node.get_closest_marker("local_only")):
+        pytest.skip(f"not on Ray: {marker.args[0]}")
+    if asked:
+        request.getfixturevalue("ray_cluster")
+    workspaces.use_engine("ray" if asked else "local")
+    yield
+    workspaces.use_engine("local")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from curation_assets.fingerprints import base_digest, checkpoint_digest, warmup_
 from curation_assets.reports.plots import curve
 from curation_assets.reports.text import escape_cell
 from curation_assets.settings import Target
-from curation_assets.signals.measure import find_strength
+from curation_assets.signals.scorers import find_strength
 from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
 from curation_assets.workspace import Workspace
 

@@ -14,8 +14,9 @@ from curation_assets.progress import track
 from curation_assets.sections import SignalName
 from curation_assets.settings import Target
 from curation_assets.signals.catalog import SIGNALS, request_for
-from curation_assets.signals.measure import model_scorer, tokens_run
+from curation_assets.signals.parts import tokens_run
 from curation_assets.signals.rows import LATE
+from curation_assets.signals.scorers import model_scorer
 from curation_assets.workspace import Workspace
 from resources.scorer import Scorer
 from resources.scoring.batching import plan_batches

@@ -7,44 +7,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.checkpoints.perturbation import (
-    perturbed_request,
-    perturbed_spec,
-    search_sigma,
-    wants_perturbation,
-)
-from curation_assets.checkpoints.warmup import trajectory_weights, warmup_checkpoint
-from curation_assets.fingerprints import SEGMENTED_SIGNALS, image_limits_key, input_fingerprint, judge_spec, sigma_of
-from curation_assets.limits import LimitReachedError, Meter, current_allowance
+from curation_assets.fingerprints import SEGMENTED_SIGNALS, image_limits_key, input_fingerprint
+from curation_assets.limits import Allowance, Meter, current_allowance
 from curation_assets.progress import track
-from curation_assets.samples import samples_of
 from curation_assets.sections import SignalName
 from curation_assets.settings import Target
-from curation_assets.signals.catalog import SIGNALS, request_for
-from curation_assets.signals.store import MeasuringError, ShardMeasurement, SignalStore, shard_record_path
+from curation_assets.signals.catalog import SIGNALS
+from curation_assets.signals.engine import Engine, Lack, open_engine
+from curation_assets.signals.parts import Done
+from curation_assets.signals.store import ShardMeasurement, SignalStore, shard_record_path
 from curation_assets.workspace import Workspace
-from resources.judge import JudgeScorer
-from resources.quiet import quieten_transformers
-from resources.ray_engine import RayOptions
-from resources.scorer import Scorer
-from resources.scoring.images import ImageLimits
-from resources.scoring.samples import SampleSignals
-from resources.scoring.spec import PassSpec
-from resources.trainer import step_folder
-from resources.training.files import TRAINED_ON
 
-MIB = 2**20
 logger = logging.getLogger("curation")
+Stores = Mapping[SignalName, SignalStore]
 
 
 @dataclass(frozen=True)
@@ -63,91 +46,129 @@ class ShardSamples:
 
 @dataclass
 class Visit:
-    """What one visit to a shard has measured so far."""
+    """What one visit to a shard, or a validation set, has measured so far.
 
-    started: float = field(default_factory=time.monotonic)
-    samples: int = 0
-    tokens: int = 0
-
-
-def make_scorer(workspace: Workspace, target: Target) -> Scorer | JudgeScorer:
-    """What measures a target's signals: a judge that is asked, else its model."""
-    if target.endpoint is not None:
-        return JudgeScorer(judge_spec(target))
-    return model_scorer(workspace, target)
-
-
-def model_scorer(workspace: Workspace, target: Target) -> Scorer:
-    """The scorer of a target: its base model with its warm-up, if it has one.
-
-    Raises:
-        MeasuringError: the warm-up has not been trained.
+    Attributes:
+        name: of the shard or set.
+        samples: all of its samples.
+        missing: by signal, those that have no row when the visit begins.
+        wanted: how many lack anything.
+        done: how many of them are measured.
+        tokens: that were run for them.
+        committed: whether all of these are stored.
+        left: whether the allowance did not last for all of them.
+        started: when it began.
+        bar: its progress, to be closed when it ends.
     """
-    base, kind = workspace.model_folder(target), target.kind
-    assert kind != "judge", "a judge is asked"
-    model, adapter = base, None
-    trajectory: tuple[Path, ...] = ()
-    weights: tuple[float, ...] = ()
-    trained_on: Path | None = None
-    if target.warmup != "none":
-        checkpoint = warmup_checkpoint(workspace, target)
-        if checkpoint is None:
-            raise MeasuringError(f"the warm-up of target {target.name} has not been trained: use `curate run`")
-        model, adapter = checkpoint.weights(workspace, base)
-        folder = workspace.warehouse.local(checkpoint.folder)
-        trajectory = tuple(step_folder(folder, step) for step in checkpoint.record["checkpoints"])
-        weights = trajectory_weights(checkpoint.record) if trajectory else ()
-        trained_on = folder / TRAINED_ON
-    engine, images = workspace.settings.engine, workspace.settings.corpus.images
-    spec = PassSpec(
-        model_folder=model,
-        adapter=adapter,
-        dtype=target.dtype,
-        template=target.template,
-        max_length=target.max_length,
-        trust_remote_code=target.trust_remote_code,
-        batch_tokens=engine.batch_tokens,
-        head_memory=None if engine.head_memory_mib is None else engine.head_memory_mib * MIB,
-        attention=engine.attention,
-        compile_model=engine.compile,
-        images=ImageLimits(images.max_pixels, images.max_bytes, images.fetch_remote),
-        kind=kind,
-        trajectory=trajectory,
-        trajectory_weights=weights,
-        base=base,
-        trained_on=trained_on,
-    )
-    sigma = sigma_of(workspace, target) if wants_perturbation(target) else None
-    if sigma is None:
-        return Scorer(spec, engine.device, ray=ray_options(workspace))
-    # theta_0 is the model before its training run, whatever the target is measured at.
-    start = replace(spec, model_folder=base, adapter=None, trajectory=())
-    perturbed = (perturbed_spec(workspace, target, start), perturbed_request(target, sigma))
-    return Scorer(spec, engine.device, perturbed, ray_options(workspace))
+
+    name: str
+    samples: ShardSamples
+    missing: Mapping[SignalName, set[str]]
+    wanted: int = 0
+    done: int = 0
+    tokens: int = 0
+    committed: bool = True
+    left: bool = False
+    started: float = field(default_factory=time.monotonic)
+    bar: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is missing any more."""
+        return not self.left and self.committed and self.done >= self.wanted
 
 
-def ray_options(workspace: Workspace) -> RayOptions | None:
-    """The Ray cluster that measures; None where this machine's devices do."""
-    engine = workspace.settings.engine
-    return RayOptions(engine.address, engine.workers, engine.cpus_per_worker) if engine.kind == "ray" else None
+class Visits:
+    """Visits to shards, one after another; an engine may begin with the next before the last one is finished.
 
+    Args:
+        target: what is measured with.
+        inputs: names and samples, read when they are needed.
+        stores: where each signal is kept.
+        engine: what measures.
+        allowance: what may be measured.
+    """
 
-def find_strength(workspace: Workspace, target: Target) -> dict[str, Any]:
-    """Search for the strength of a target's random perturbation (`checkpoints.perturbation.search_sigma`)."""
-    quieten_transformers()
-    from resources.scoring.devices import devices_of  # noqa: PLC0415
-    from resources.scoring.perturbed import make_perturbed_pass  # noqa: PLC0415
+    def __init__(
+        self,
+        target: Target,
+        inputs: Iterable[tuple[str, ShardSamples]],
+        stores: Stores,
+        engine: Engine,
+        allowance: Allowance,
+    ) -> None:
+        self._target, self._inputs, self._stores = target, inputs, stores
+        self._engine, self._allowance = engine, allowance
+        self._open: dict[str, Visit] = {}
+        self._meter: Meter | None = None
 
-    plain = model_scorer(workspace, target.model_copy(update={"warmup": "none", "signals": ["likelihoods"]})).spec
-    # One device is enough for some hundred samples.
-    device = devices_of(workspace.settings.engine.device)[0]
-    scoring = make_perturbed_pass(perturbed_spec(workspace, target, plain, path=False), device)
-    return search_sigma(workspace, target, scoring)
+    def run(self) -> Iterator[Visit]:
+        """Measure all of them; yields visits that are finished. Those that the allowance ends are said to be left."""
+        lacks = self._lacks()
+        try:
+            with closing(self._engine.measure(lacks)) as stream:
+                for lack, done in stream:
+                    # An engine's last word of a shard may come after the shard's last sample.
+                    if lack.shard in self._open:
+                        self._note(self._open[lack.shard], done)
+                    yield from self._finished()
+                    if self._allowance.reached():
+                        break
+            for visit in self._open.values():
+                # An engine that is closed has committed what it has.
+                visit.committed = True
+                self._leave(visit)
+            # Shards of which nothing is missing are finished whatever is left of the allowance.
+            for lack in lacks:
+                raise AssertionError(f"{lack} would be measured although the allowance is spent")
+            yield from self._finished()
+        finally:
+            for visit in self._open.values():
+                visit.bar.close()
+            self._allowance.settle()
 
+    def _lacks(self) -> Iterator[Lack]:
+        """What the shards lack, shard after shard."""
+        for name, samples in self._inputs:
+            missing = {signal: store.missing(samples.rows["sample_id"]) for signal, store in self._stores.items()}
+            visit = self._open[name] = Visit(name, samples, missing)
+            groups = groups_by_missing(samples.rows["sample_id"], missing)
+            visit.wanted = sum(map(len, groups.values()))
+            if not groups:
+                continue
+            if self._allowance.reached():
+                self._leave(visit)
+                continue
+            progress = visit.bar.enter_context(track(f"{self._target.name}: measuring {name}", visit.wanted))
+            if self._meter is None:
+                self._meter = Meter(self._allowance, self._engine.device_count)
+            for lacking, sample_ids in groups.items():
+                rows = samples.rows.filter(pl.col("sample_id").is_in(sample_ids))
+                if not visit.left:
+                    yield Lack(name, lacking, rows, samples.steps if lacking & SEGMENTED_SIGNALS else None, progress)
 
-def tokens_run(result: SampleSignals) -> int:
-    """Tokens that were run through models for a sample, in all passes."""
-    return result.tokens + result.unconditional_tokens + result.backward_tokens + result.elsewhere_tokens
+    def _note(self, visit: Visit, done: Done) -> None:
+        visit.done += done.samples
+        visit.tokens += done.tokens
+        visit.committed = done.committed
+        assert self._meter is not None
+        self._meter.batch(done.tokens)
+        if done.committed:
+            self._allowance.settle()
+
+    def _leave(self, visit: Visit) -> None:
+        """End a visit for which the allowance did not last; what was measured is kept."""
+        if not visit.finished and not visit.left:
+            visit.left = True
+            error = self._allowance.leave(self._target.name, visit.name, visit.done, visit.tokens)
+            logger.info("%s: %s", self._target.name, error)
+
+    def _finished(self) -> Iterator[Visit]:
+        """Visits that have come to their end."""
+        for name in [name for name, visit in self._open.items() if visit.finished]:
+            visit = self._open.pop(name)
+            visit.bar.close()
+            yield visit
 
 
 def measure_shards(
@@ -159,42 +180,42 @@ def measure_shards(
     records come last, so a shard without one is asked for again and goes on where it stopped. Shards for which the
     allowance (`curation_assets.limits`) does not last are left out.
     """
-    stores = {signal: SignalStore.of(workspace, target, signal) for signal in signals}
-    with make_scorer(workspace, target) as scorer:
-        for shard in shards:
-            samples = read_shard_samples(workspace, shard, segmented=not SEGMENTED_SIGNALS.isdisjoint(stores))
-            try:
-                records = measure_samples(workspace, target, shard, samples, stores, scorer)
-            except LimitReachedError as error:
-                logger.info("%s: %s", target.name, error)
-                continue
+    stores = stores_of(workspace, target, signals)
+    segmented = not SEGMENTED_SIGNALS.isdisjoint(stores)
+    inputs = ((shard, read_shard_samples(workspace, shard, segmented)) for shard in shards)
+    with open_engine(workspace, target, stores) as engine:
+        for visit in measure_all(workspace, target, inputs, stores, engine):
+            records = records_of(workspace, target, visit, stores, engine)
             for signal, record in records.items():
-                workspace.warehouse.write_json(shard_record_path(stores[signal].folder, shard), asdict(record))
+                workspace.warehouse.write_json(shard_record_path(stores[signal].folder, visit.name), asdict(record))
             yield records
 
 
-def measure_samples(
+def stores_of(workspace: Workspace, target: Target, signals: Iterable[SignalName]) -> dict[SignalName, SignalStore]:
+    """Where signals of a target are kept; see `SignalStore.of`."""
+    return {signal: SignalStore.of(workspace, target, signal) for signal in signals}
+
+
+def measure_all(
     workspace: Workspace,
     target: Target,
-    name: str,
-    samples: ShardSamples,
-    stores: Mapping[SignalName, SignalStore],
-    scorer: Scorer | JudgeScorer,
-) -> dict[SignalName, ShardMeasurement]:
-    """Measure what is not stored yet of the samples of a shard, or of a validation set, of that name.
+    inputs: Iterable[tuple[str, ShardSamples]],
+    stores: Stores,
+    engine: Engine,
+) -> Iterator[Visit]:
+    """Measure what is not stored yet of shards, or validation sets, by name; yields what is finished."""
+    allowance = current_allowance(workspace.settings.limits, workspace.warehouse)
+    for visit in Visits(target, inputs, stores, engine, allowance).run():
+        for store in stores.values():
+            store.compact(visit.samples.rows["sample_id"])
+        yield visit
 
-    Raises:
-        LimitReachedError: the allowance does not last for all of them; what was measured is kept.
-    """
-    visit = Visit()
-    missing = {signal: store.missing(samples.rows["sample_id"]) for signal, store in stores.items()}
-    _measure_missing(workspace, target, name, samples, stores, missing, scorer, visit)
-    for store in stores.values():
-        store.compact(samples.rows["sample_id"])
-    return {
-        signal: _record(workspace, target, name, signal, samples, store, len(missing[signal]), scorer, visit)
-        for signal, store in stores.items()
-    }
+
+def records_of(
+    workspace: Workspace, target: Target, visit: Visit, stores: Stores, engine: Engine
+) -> dict[SignalName, ShardMeasurement]:
+    """What a visit did, by signal."""
+    return {signal: _record(workspace, target, signal, visit, store, engine) for signal, store in stores.items()}
 
 
 def read_shard_samples(workspace: Workspace, shard: str, segmented: bool) -> ShardSamples:
@@ -228,105 +249,30 @@ def groups_by_missing(
     return groups
 
 
-def _measure_missing(
-    workspace: Workspace,
-    target: Target,
-    shard: str,
-    samples: ShardSamples,
-    stores: Mapping[SignalName, SignalStore],
-    missing: Mapping[SignalName, set[str]],
-    scorer: Scorer | JudgeScorer,
-    visit: Visit,
-) -> None:
-    """Measure and commit what is missing, group by group."""
-    groups = groups_by_missing(samples.rows["sample_id"], missing)
-    if not groups:
-        return
-    allowance = current_allowance(workspace.settings.limits, workspace.warehouse)
-    if allowance.reached():
-        raise allowance.leave(target.name, shard, 0, 0)
-    total, meter = sum(map(len, groups.values())), Meter(allowance, scorer.device_count)
-    with track(f"{target.name}: measuring {shard}", total) as advance, ExitStack() as streams:
-        for lacking, sample_ids in groups.items():
-            wanted = samples.rows.filter(pl.col("sample_id").is_in(sample_ids))
-            steps = samples.steps if lacking & SEGMENTED_SIGNALS else None
-            parts = _Parts({signal: stores[signal] for signal in stores if signal in lacking})
-            try:
-                inputs = samples_of(workspace, wanted, steps)
-                stream = streams.enter_context(closing(scorer.measure(inputs, request_for(target, lacking), advance)))
-                for results in stream:
-                    tokens = sum(tokens_run(result) for result in results)
-                    visit.samples += len(results)
-                    visit.tokens += tokens
-                    meter.batch(tokens)
-                    if parts.add(results, workspace.settings.engine.part_seconds):
-                        allowance.settle()
-                    if allowance.reached() and visit.samples < total:
-                        raise allowance.leave(target.name, shard, visit.samples, visit.tokens)
-            finally:
-                # Also when interrupted: what has been measured is kept.
-                parts.commit()
-                allowance.settle()
-
-
-class _Parts:
-    """Results on their way into the stores of their signals."""
-
-    def __init__(self, stores: Mapping[SignalName, SignalStore]) -> None:
-        self._stores = stores
-        self._pending: list[SampleSignals] = []
-        self._committed = time.monotonic()
-
-    def add(self, results: Sequence[SampleSignals], part_seconds: float) -> bool:
-        """Take results, and commit what is there if the last part is old enough; whether it was."""
-        self._pending.extend(results)
-        if time.monotonic() - self._committed < part_seconds:
-            return False
-        self.commit()
-        return True
-
-    def commit(self) -> None:
-        """One part a signal; killed in between, the samples lack only the signals that have none."""
-        if self._pending:
-            for signal, store in self._stores.items():
-                store.append(SIGNALS[signal].frame(self._pending))
-        # Not before all are written: interrupted here, they are written once more, under the same names.
-        self._pending = []
-        self._committed = time.monotonic()
-
-
 def _record(
-    workspace: Workspace,
-    target: Target,
-    shard: str,
-    signal: SignalName,
-    samples: ShardSamples,
-    store: SignalStore,
-    measured: int,
-    scorer: Scorer | JudgeScorer,
-    visit: Visit,
+    workspace: Workspace, target: Target, signal: SignalName, visit: Visit, store: SignalStore, engine: Engine
 ) -> ShardMeasurement:
-    ids = samples.rows["sample_id"]
+    ids = visit.samples.rows["sample_id"]
     stored = store.rows(ids)
     table = SIGNALS[signal].table.empty() if stored is None else stored
     tokens = table["tokens"].cast(pl.Int64).sum() if "tokens" in table.columns else 0
-    parts = store.parts_of(ids)
+    parts, measured = store.parts_of(ids), len(visit.missing[signal])
     return ShardMeasurement(
-        shard=shard,
+        shard=visit.name,
         signal=signal,
         signal_fingerprint=store.fingerprint,
-        input_fingerprint=samples.input_fingerprint(signal),
+        input_fingerprint=visit.samples.input_fingerprint(signal),
         image_limits=image_limits_key(workspace, target),
-        rows=len(samples.rows),
+        rows=len(ids),
         measured=measured,
-        skipped=len(samples.rows) - measured,
+        skipped=len(ids) - measured,
         without_value=SIGNALS[signal].reasons(table),
-        samples_visited=visit.samples,
+        samples_visited=visit.done,
         tokens_run=visit.tokens,
         tokens=int(tokens),
         seconds=round(time.monotonic() - visit.started, 3),
         finished=datetime.now(UTC).isoformat(),
-        device=scorer.device_name() if visit.tokens else "",
+        device=engine.device_name() if visit.tokens else "",
         parts=parts,
         bytes=store.size_of(parts),
         left_out=store.left_out(ids),

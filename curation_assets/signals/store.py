@@ -163,12 +163,11 @@ class SignalStore:
             )
         return cls(workspace.warehouse, folder, image_limits_key(workspace, target))
 
-    def append(self, frame: pl.DataFrame) -> None:
-        """Commit rows; those that other limits on images might have measured apart from the others."""
+    def append(self, frame: pl.DataFrame) -> list[str]:
+        """Commit rows, those that other limits on images might have measured apart from the others; gives the paths."""
         outside = pl.any_horizontal(pl.col("flags").list.contains(reason) for reason in OUTSIDE_REASONS)
-        for store, rows in ((self._measured, frame.filter(~outside)), (self._left_out, frame.filter(outside))):
-            if len(rows):
-                store.append(rows)
+        found = ((self._measured, frame.filter(~outside)), (self._left_out, frame.filter(outside)))
+        return [store.path(store.append(rows)) for store, rows in found if len(rows)]
 
     def missing(self, sample_ids: pl.Series) -> set[str]:
         """Those of the samples that have no row."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -9,12 +10,14 @@ from numpy.typing import NDArray
 
 from curation_assets import tables
 from curation_assets.fingerprints import image_limits_key
+from curation_assets.limits import LimitReachedError
 from curation_assets.scores.method import ScoreSection
 from curation_assets.scores.registry import method_of
 from curation_assets.sections import SignalName
 from curation_assets.settings import Target
 from curation_assets.signals.catalog import SIGNALS
-from curation_assets.signals.measure import ShardSamples, make_scorer, measure_samples
+from curation_assets.signals.engine import Engine, open_engine
+from curation_assets.signals.measure import ShardSamples, measure_all, records_of, stores_of
 from curation_assets.signals.store import MeasuringError, ShardMeasurement, SignalStore, record_holds
 from curation_assets.validation.sets import stored_validation
 from curation_assets.validation.wanted import wanted_validation
@@ -80,23 +83,35 @@ def measure_validation(workspace: Workspace, target: Target) -> dict[str, dict[S
     """Measure what is not stored yet of the sets that a target's scores look at; by set and signal, what was done.
 
     Sets that are measured are not visited: their records go on telling what that did cost.
+
+    Raises:
+        LimitReachedError: the allowance does not last for all of them; what was measured is kept.
     """
-    done: dict[str, dict[SignalName, ShardMeasurement]] = {}
-    wanted = validation_of(workspace, target)
-    with make_scorer(workspace, target) as scorer:
-        for name in _unmeasured(workspace, target):
-            signals = wanted[name]
-            stores = {signal: SignalStore.of(workspace, target, signal) for signal in signals}
-            fingerprint = str(stored_validation(workspace, name))
-            rows = workspace.warehouse.read_table(tables.validation_path(name)).unique(
-                "sample_id", keep="first", maintain_order=True
-            )
-            samples = ShardSamples(rows, tables.SEGMENTED_STEPS.empty(), fingerprint, fingerprint)
-            records = measure_samples(workspace, target, f"validation {name}", samples, stores, scorer)
-            for signal, record in records.items():
-                workspace.warehouse.write_json(_record_path(stores[signal].folder, name), asdict(record))
-            done[name] = records
-    return done
+    wanted, due = validation_of(workspace, target), _unmeasured(workspace, target)
+    stores = stores_of(workspace, target, [signal for name in due for signal in wanted[name]])
+    with open_engine(workspace, target, stores) as engine:
+        return {name: _measure_set(workspace, target, name, wanted[name], engine) for name in due}
+
+
+def _measure_set(
+    workspace: Workspace, target: Target, name: str, signals: Sequence[SignalName], engine: Engine
+) -> dict[SignalName, ShardMeasurement]:
+    """Measure one set; by signal, what was done.
+
+    Raises:
+        LimitReachedError: the allowance does not last for all of it; what was measured is kept.
+    """
+    stores = stores_of(workspace, target, signals)
+    fingerprint = str(stored_validation(workspace, name))
+    table = workspace.warehouse.read_table(tables.validation_path(name))
+    rows = table.unique("sample_id", keep="first", maintain_order=True)
+    samples = ShardSamples(rows, tables.SEGMENTED_STEPS.empty(), fingerprint, fingerprint)
+    for visit in measure_all(workspace, target, [(f"validation {name}", samples)], stores, engine):
+        records = records_of(workspace, target, visit, stores, engine)
+        for signal, record in records.items():
+            workspace.warehouse.write_json(_record_path(stores[signal].folder, name), asdict(record))
+        return records
+    raise LimitReachedError(f"{target.name}: the allowance of limits in curation.yaml did not last for set {name}")
 
 
 def validation_vectors(workspace: Workspace, target: Target, score: ScoreSection) -> dict[str, NDArray[np.float32]]:

@@ -18,17 +18,13 @@ from typing import Any, Generic, Self
 
 import torch
 
-from resources.scoring.ahead import chunks_of
 from resources.scoring.encoding import Encoder
 from resources.scoring.errors import ScoringError
 from resources.scoring.forward import ForwardPass, Progress
 from resources.scoring.loading import load_checkpoint
 from resources.scoring.samples import Request, Sample, SampleSignals
 from resources.scoring.spec import PassSpec
-from resources.scoring.units import TRIES, Asked, Found
-
-UNIT_SAMPLES = 256
-"""Samples that a worker process takes at a time; images count for more, as in `ahead`."""
+from resources.scoring.units import TRIES, Asked, Found, Source, UnitQueue, work_of
 
 
 class WorkerError(ScoringError):
@@ -87,7 +83,7 @@ class _Unit:
     """Samples that one worker measures together, and how many workers died over them."""
 
     samples: Sequence[Sample]
-    start: int
+    positions: Sequence[int]
     deaths: int = 0
 
 
@@ -180,14 +176,15 @@ class WorkerGroup(Generic[Asked, Found]):
                 self.close()
 
     def _units(self, samples: Sequence[Sample]) -> Iterator[_Unit]:
-        start = 0
-        for chunk in self._chunks(samples):
-            yield _Unit(chunk, start)
-            start += len(chunk)
+        for positions in self._cut(samples):
+            yield _Unit([samples[position] for position in positions], positions)
 
-    def _chunks(self, samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
-        """The samples of each unit."""
-        return chunks_of(samples, UNIT_SAMPLES)
+    def _cut(self, samples: Sequence[Sample]) -> Iterator[Sequence[int]]:
+        """Positions of the samples of each unit."""
+        work = [work_of(sample) for sample in samples]
+        queue = UnitQueue([Source("samples", work, list)], len(self.devices))
+        while (unit := queue.next()) is not None:
+            yield unit.positions
 
     def _start(self, device: str) -> _Worker:
         # Spawned, not forked: neither CUDA nor threads survive a fork.
@@ -209,7 +206,7 @@ class WorkerGroup(Generic[Asked, Found]):
     def _give(self, worker: _Worker, unit: _Unit, request: Asked) -> None:
         worker.unit = unit
         try:
-            worker.connection.send((list(unit.samples), request, unit.start))
+            worker.connection.send((list(unit.samples), request))
         except OSError:
             # It died before it was given anything: the unit is not to blame.
             self._replace(worker, request, blame=0)
@@ -221,9 +218,12 @@ class WorkerGroup(Generic[Asked, Found]):
         except (EOFError, OSError):
             self._replace(worker, request)
             return []
-        worker.unit = None
+        unit, worker.unit = worker.unit, None
         if isinstance(answer, Exception):
             raise answer
+        assert unit is not None
+        for result in answer:
+            result.position = unit.positions[result.position]
         return answer
 
     def _replace(self, worker: _Worker, request: Asked, blame: int = 1) -> None:
@@ -267,16 +267,13 @@ def _work(
     scoring: Any = None
     while True:
         try:
-            samples, request, start = connection.recv()
+            samples, request = connection.recv()
         except EOFError:
             return
         try:
             # Loaded here, so that an error of loading is sent like any other.
             scoring = scoring or make(spec, device)
-            results = scoring.measure(samples, request)
-            for result in results:
-                result.position += start
-            connection.send(results)
+            connection.send(scoring.measure(samples, request))
         except BrokenPipeError:
             return
         except Exception as error:

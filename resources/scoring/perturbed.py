@@ -138,11 +138,11 @@ class PerturbedGroup(WorkerGroup[PerturbedRequest, PerturbedSignals]):
     def __init__(self, spec: PerturbedSpec, devices: Sequence[str], prepare: Callable[[], None] | None = None) -> None:
         super().__init__(make_perturbed_pass, spec, devices, prepare)
 
-    def _chunks(self, samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+    def _cut(self, samples: Sequence[Sample]) -> Iterator[Sequence[int]]:
         size = window_of(self.devices[0])
         # Fewer where that would leave devices without any.
         size = max(1, min(size, -(-len(samples) // len(self.devices))))
-        return (samples[start : start + size] for start in range(0, len(samples), size))
+        return (range(start, min(start + size, len(samples))) for start in range(0, len(samples), size))
 
 
 def make_perturbed_pass(spec: PerturbedSpec, device: str) -> PerturbedPass:

@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.scale
 
-Both engines measure the same samples with two workers each on this machine, in turn, models loaded and clusters started
-before the clock runs. Then one of three workers is killed in the middle of a stream: counted is what was measured more
-than once. The simulation hands units of a million samples to 1,000 workers as the engine does (`even_units`, so many in
-flight) and counts how much of their time they work, for lengths as GSM8K has them and for long chains of thought with a
-heavy tail.
+Both engines measure the same shards into a warehouse with two workers each on this machine, in turn, models loaded and
+clusters started before the clock runs. Then one of three workers is killed in the middle of a stream: counted is what
+was measured more than once. The simulation hands the units of shards with a million samples to 1,000 workers as the
+engines do (`UnitQueue`, so many in flight) and counts how much of their time they work, for lengths as GSM8K has them
+and for long chains of thought with a heavy tail.
 
 The last line is one JSON object: `ray_over_local` (times, the median over rounds), `remeasured_share_after_kill`,
 `simulated_busy_share_1000` (the lower of both mixes).
@@ -20,88 +20,133 @@ import os
 import signal
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
-from resources.ray_engine import IN_FLIGHT, RayGroup, RayOptions, RayPool, even_units
-from resources.scoring.devices import DeviceGroup, make_pass
-from resources.scoring.samples import Request, Sample, SampleSignals
-from resources.scoring.spec import PassSpec
+from curation_assets.corpus.ingest import present_shards
+from curation_assets.sections import SignalName
+from curation_assets.signals.engine import Engine, Lack, LocalEngine, RayEngine
+from curation_assets.signals.measure import read_shard_samples, stores_of
+from curation_assets.signals.scorers import model_scorer
+from curation_assets.signals.store import signal_dir
+from curation_assets.workspace import Workspace
+from resources.ray_engine import IN_FLIGHT
+from resources.scoring.units import Source, UnitQueue
 from tests.benchmarks.common import finish, median_ratio, parser, table
 from tests.models import write_tiny_model
+from tests.pipeline.workspaces import make_workspace, run
 
-REQUEST = Request(step_gradients="bias", likelihoods=True)
+SIGNALS: tuple[SignalName, ...] = ("step_gradients", "likelihoods")
 WORKERS = 1_000
+SHARDS = 3
+SHARD_SAMPLES = 5_000
+"""Of a simulated shard."""
 
 
-def samples_of(count: int, seed: int = 0) -> list[Sample]:
-    """Samples of uneven lengths, up to the model's context."""
+def on_cluster(workspace: Workspace, workers: int) -> Workspace:
+    """The workspace with so many workers of the cluster of this machine."""
+    before, after = "engine: {", f"engine: {{kind: ray, address: local, workers: {workers}, "
+    text = workspace.config_file.read_text().replace(before, after)
+    changed = workspace.config_file.with_name(f"on-{workers}.yaml")
+    changed.write_text(text)
+    return Workspace.load(changed)
+
+
+def records_of(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Traces of uneven lengths, up to the model's context."""
     lengths = np.random.default_rng(seed).integers(20, 400, count)
-    prompt = [{"role": "user", "content": "How many?"}]
-    return [Sample(f"s{number}", prompt, "so many " * (int(length) // 8 + 1)) for number, length in enumerate(lengths)]
+    return [
+        {"prompt": f"How many, at {number}?", "response": "so many " * (int(length) // 8 + 1) + "\nAnswer: 3"}
+        for number, length in enumerate(lengths)
+    ]
 
 
-def timed(stream: Callable[[], Any]) -> float:
-    """Seconds that a stream takes to its end."""
+def lacks_of(workspace: Workspace) -> Iterator[Lack]:
+    """All samples of a workspace, as if nothing of them were stored."""
+    for shard in present_shards(workspace):
+        samples = read_shard_samples(workspace, shard, segmented=True)
+        yield Lack(shard, frozenset(SIGNALS), samples.rows, samples.steps, lambda _: None)
+
+
+def timed(engine: Engine, workspace: Workspace) -> float:
+    """Seconds in which an engine measures all of it."""
     start = time.perf_counter()
-    for _ in stream():
+    for _ in engine.measure(lacks_of(workspace)):
         pass
     return time.perf_counter() - start
 
 
-def engines(model: Path, samples: Sequence[Sample], rounds: int) -> dict[str, list[float]]:
+def engines(workspace: Workspace, rounds: int) -> dict[str, list[float]]:
     """Seconds of both engines in every round; a first one is not counted."""
     seconds: dict[str, list[float]] = {"local": [], "ray": []}
-    spec = PassSpec(model)
-    with RayPool(RayOptions("local", workers=2)) as pool, DeviceGroup(spec, ["cpu", "cpu"]) as local:
-        far: RayGroup[Request, SampleSignals] = RayGroup(pool, make_pass, spec)
-        sides: dict[str, Callable[[], Any]] = {
-            "local": lambda: local.stream(samples, REQUEST),
-            "ray": lambda: far.stream(samples, REQUEST),
-        }
+    target = workspace.settings.targets[0]
+    stores = stores_of(workspace, target, SIGNALS)
+    scorer = model_scorer(workspace, target)
+    # Two processes on the CPU stand for two devices.
+    scorer.__dict__["_devices"] = ["cpu", "cpu"]
+    with scorer, RayEngine(workspace, target, stores) as far:
+        sides: dict[str, Engine] = {"local": LocalEngine(workspace, target, stores, scorer), "ray": far}
         for number in range(rounds + 1):
             for name in list(sides)[:: 1 if number % 2 else -1]:
-                took = timed(sides[name])
+                took = timed(sides[name], workspace)
                 if number:
                     seconds[name].append(took)
     return seconds
 
 
-def killed(model: Path, samples: Sequence[Sample], cluster: Any) -> float:
-    """The share of samples that were measured more than once since a worker was killed in the middle."""
-    with RayPool(RayOptions("local", workers=3)) as pool:
-        group: RayGroup[Request, SampleSignals] = RayGroup(pool, make_pass, PassSpec(model))
-        stream, found, lost = group.stream(samples, REQUEST), 0, 0
-        for batch in stream:
-            found += len(batch)
-            if not lost and found >= len(samples) // 2:
-                victim = pool.actors[0]
+def killed(workspace: Workspace, cluster: Any) -> float:
+    """The share of samples that may have been measured twice since a worker was killed in the middle.
+
+    Counted is all that was not stored of what the worker was at, whether it had begun with it or not.
+    """
+    target = workspace.settings.targets[0]
+    for name in SIGNALS:
+        for file in workspace.warehouse.files(str(signal_dir(workspace, target, name))):
+            workspace.warehouse.storage.remove(file.path)
+    stores = stores_of(workspace, target, SIGNALS)
+    count, found, lost = sum(len(lack.rows) for lack in lacks_of(workspace)), 0, 0
+    with RayEngine(workspace, target, stores) as engine:
+        for _, done in engine.measure(lacks_of(workspace)):
+            found += done.samples
+            if not lost and found >= count // 2:
+                victim = engine._pool.actors[0]
+                os.kill(cluster.get(victim.who)[0], signal.SIGKILL)
                 # What it was at is measured again; what waited behind it had not begun.
-                lost = len(victim.units[0][1].samples) if victim.units else 1
-                os.kill(cluster.get(victim.handle.process.remote()), signal.SIGKILL)
-        assert found == len(samples)
-    return lost / len(samples)
+                unit = victim.units[0][1]
+                ids = unit.source.tag.rows["sample_id"][unit.positions]
+                lost = max(len(store.missing(ids)) for store in stores.values())
+    ids = pl.concat([lack.rows["sample_id"] for lack in lacks_of(workspace)])
+    assert found == count
+    assert not any(store.missing(ids) for store in stores.values())
+    return lost / count
 
 
-def busy_share(work: Sequence[int], workers: int = WORKERS) -> float:
+def busy_share(shards: Sequence[Sequence[int]], workers: int = WORKERS) -> float:
     """How much of their time workers work until the last of them is done, each holding so many units in flight."""
-    waiting = deque(sum(work[position] for position in unit) for unit in even_units(work, workers))
-    held = [[waiting.popleft() for _ in range(IN_FLIGHT) if waiting] for _ in range(workers)]
+    queue = UnitQueue((Source(number, work, list) for number, work in enumerate(shards)), workers)
+
+    def next_work() -> int | None:
+        unit = queue.next()
+        return None if unit is None else sum(unit.source.work[position] for position in unit.positions)
+
+    held: list[list[int]] = [[] for _ in range(workers)]
+    for units in held:
+        units += [work for _ in range(IN_FLIGHT) if (work := next_work()) is not None]
     ends = [(units.pop(0), worker) for worker, units in enumerate(held) if units]
     heapq.heapify(ends)
-    last = 0.0
+    last = 0
     while ends:
         now, worker = heapq.heappop(ends)
         last = max(last, now)
-        if waiting:
-            held[worker].append(waiting.popleft())
+        if (work := next_work()) is not None:
+            held[worker].append(work)
         if held[worker]:
             heapq.heappush(ends, (now + held[worker].pop(0), worker))
-    return sum(work) / (workers * last)
+    return sum(map(sum, shards)) / (workers * last)
 
 
 def mixes(count: int) -> dict[str, list[int]]:
@@ -110,6 +155,11 @@ def mixes(count: int) -> dict[str, list[int]]:
     short = draw.lognormal(6.0, 0.4, count)
     long = np.where(draw.random(count) < 0.01, draw.uniform(60_000, 400_000, count), draw.lognormal(9.0, 0.8, count))
     return {"gsm8k": short.astype(int).tolist(), "long": np.minimum(long, 400_000).astype(int).tolist()}
+
+
+def shards_of(work: Sequence[int]) -> list[Sequence[int]]:
+    """Shards of so many samples."""
+    return [work[start : start + SHARD_SAMPLES] for start in range(0, len(work), SHARD_SAMPLES)]
 
 
 def main() -> None:
@@ -122,11 +172,13 @@ def main() -> None:
     ray.init(address="local", num_cpus=3, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     with tempfile.TemporaryDirectory() as place:
         model = write_tiny_model(Path(place) / "model", hidden=64, context=1024)
-        samples = samples_of(count)
-        seconds = engines(model, samples, given.rounds)
-        share = killed(model, samples, ray)
+        landing = {f"{number}.jsonl": records_of(count // SHARDS, number) for number in range(SHARDS)}
+        workspace = make_workspace(Path(place), model, landing, signals=SIGNALS)
+        run(workspace)
+        seconds = engines(on_cluster(workspace, 2), given.rounds)
+        share = killed(on_cluster(workspace, 3), ray)
     ray.shutdown()
-    busy = {name: busy_share(work) for name, work in mixes(simulated).items()}
+    busy = {name: busy_share(shards_of(work)) for name, work in mixes(simulated).items()}
     print(table(("engine", "seconds"), [(name, round(min(own), 2)) for name, own in seconds.items()]))
     print(table(("mix", "busy share of 1,000 workers"), [(name, round(own, 4)) for name, own in busy.items()]))
     result = {

@@ -16,7 +16,7 @@ from curation_assets.cost import tokens as tokens_module
 from curation_assets.cost.plan import Plan, TargetPlan, make_plan
 from curation_assets.cost.tokens import make_encoder
 from curation_assets.sections import SignalName
-from curation_assets.signals.measure import model_scorer
+from curation_assets.signals.scorers import model_scorer
 from curation_assets.signals.store import signal_dir
 from curation_assets.workspace import Workspace
 from resources.landing import LandingError

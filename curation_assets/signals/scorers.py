@@ -1,0 +1,102 @@
+"""What measures a target: its judge, or its model, loaded from what the configuration and the checkpoints say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from curation_assets.checkpoints.perturbation import (
+    perturbed_request,
+    perturbed_spec,
+    search_sigma,
+    wants_perturbation,
+)
+from curation_assets.checkpoints.warmup import trajectory_weights, warmup_checkpoint
+from curation_assets.fingerprints import judge_spec, sigma_of
+from curation_assets.settings import Target
+from curation_assets.signals.store import MeasuringError
+from curation_assets.workspace import Workspace
+from resources.judge import JudgeScorer
+from resources.quiet import quieten_transformers
+from resources.scorer import Scorer
+from resources.scoring.images import ImageLimits
+from resources.scoring.spec import PassSpec
+from resources.trainer import step_folder
+from resources.training.files import TRAINED_ON
+
+MIB = 2**20
+
+
+def make_scorer(workspace: Workspace, target: Target) -> Scorer | JudgeScorer:
+    """What measures a target's signals: a judge that is asked, else its model."""
+    if target.endpoint is not None:
+        return JudgeScorer(judge_spec(target))
+    return model_scorer(workspace, target)
+
+
+def model_scorer(workspace: Workspace, target: Target, device: str | None = None) -> Scorer:
+    """The scorer of a target: its base model with its warm-up, if it has one.
+
+    Args:
+        workspace: the configuration.
+        target: what is measured with.
+        device: what it runs on; default: what the configuration says.
+
+    Raises:
+        MeasuringError: the warm-up has not been trained.
+    """
+    base, kind = workspace.model_folder(target), target.kind
+    assert kind != "judge", "a judge is asked"
+    model, adapter = base, None
+    trajectory: tuple[Path, ...] = ()
+    weights: tuple[float, ...] = ()
+    trained_on: Path | None = None
+    if target.warmup != "none":
+        checkpoint = warmup_checkpoint(workspace, target)
+        if checkpoint is None:
+            raise MeasuringError(f"the warm-up of target {target.name} has not been trained: use `curate run`")
+        model, adapter = checkpoint.weights(workspace, base)
+        folder = workspace.warehouse.local(checkpoint.folder)
+        trajectory = tuple(step_folder(folder, step) for step in checkpoint.record["checkpoints"])
+        weights = trajectory_weights(checkpoint.record) if trajectory else ()
+        trained_on = folder / TRAINED_ON
+    engine, images = workspace.settings.engine, workspace.settings.corpus.images
+    spec = PassSpec(
+        model_folder=model,
+        adapter=adapter,
+        dtype=target.dtype,
+        template=target.template,
+        max_length=target.max_length,
+        trust_remote_code=target.trust_remote_code,
+        batch_tokens=engine.batch_tokens,
+        head_memory=None if engine.head_memory_mib is None else engine.head_memory_mib * MIB,
+        attention=engine.attention,
+        compile_model=engine.compile,
+        images=ImageLimits(images.max_pixels, images.max_bytes, images.fetch_remote),
+        kind=kind,
+        trajectory=trajectory,
+        trajectory_weights=weights,
+        base=base,
+        trained_on=trained_on,
+    )
+    sigma = sigma_of(workspace, target) if wants_perturbation(target) else None
+    if sigma is None:
+        return Scorer(spec, device or engine.device)
+    # theta_0 is the model before its training run, whatever the target is measured at.
+    start = replace(spec, model_folder=base, adapter=None, trajectory=())
+    perturbed = (perturbed_spec(workspace, target, start), perturbed_request(target, sigma))
+    return Scorer(spec, device or engine.device, perturbed)
+
+
+def find_strength(workspace: Workspace, target: Target) -> dict[str, Any]:
+    """Search for the strength of a target's random perturbation (`checkpoints.perturbation.search_sigma`)."""
+    quieten_transformers()
+    from resources.scoring.devices import devices_of  # noqa: PLC0415
+    from resources.scoring.perturbed import make_perturbed_pass  # noqa: PLC0415
+
+    plain = model_scorer(workspace, target.model_copy(update={"warmup": "none", "signals": ["likelihoods"]})).spec
+    # One device is enough for some hundred samples.
+    device = devices_of(workspace.settings.engine.device)[0]
+    scoring = make_perturbed_pass(perturbed_spec(workspace, target, plain, path=False), device)
+    return search_sigma(workspace, target, scoring)
