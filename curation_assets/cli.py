@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,6 +15,7 @@ from curation_assets.distillation.commands import commands as distillation_comma
 from curation_assets.evaluation.commands import commands as evaluation_commands
 from curation_assets.housekeeping.commands import commands as housekeeping_commands
 from curation_assets.releases.commands import commands as release_commands
+from curation_assets.signals.commands import commands as signal_commands
 from curation_assets.viewer.commands import commands as viewer_commands
 from resources.errors import UserError
 
@@ -31,12 +33,20 @@ app = typer.Typer(
         "for all of it, and `curate release NAME`."
     ),
 )
+app.add_typer(signal_commands)
 app.add_typer(release_commands)
 app.add_typer(viewer_commands)
 app.add_typer(evaluation_commands)
 app.add_typer(distillation_commands)
 app.add_typer(housekeeping_commands)
 SQL_ROWS = 50
+
+
+class Stop(StrEnum):
+    """Where `curate run` can stop."""
+
+    CORPUS = "corpus"
+    CHECKPOINTS = "checkpoints"
 
 
 @app.command()
@@ -72,6 +82,13 @@ def run(
     accept_removals: Annotated[
         bool, typer.Option("--accept-removals", help="Files that are gone are meant to be, however many.")
     ] = False,
+    until: Annotated[
+        Stop | None,
+        typer.Option(
+            help="Stop there: corpus (read and filtered), or checkpoints (all that shards are measured at, for "
+            "`curate score` on many machines)."
+        ),
+    ] = None,
 ) -> None:
     """The main job: read, segment, warm up, measure, score and select whatever is due.
 
@@ -84,10 +101,13 @@ def run(
         if sample is not None:
             show_dry_look(workspace, sample, console)
             return
-        show_summary(workspace, run_main_job(workspace, accept_removals), console)
+        summary = run_main_job(workspace, accept_removals, None if until is None else until.value)
+        show_summary(workspace, summary, console)
 
 
-def run_main_job(workspace: Workspace, accept_removals: bool = False) -> RunSummary:
+def run_main_job(
+    workspace: Workspace, accept_removals: bool = False, until: Literal["corpus", "checkpoints"] | None = None
+) -> RunSummary:
     """The main job with progress bars, on the instance that the UI shows."""
     from curation_assets.instance import open_instance
     from curation_assets.main_job import MainJob
@@ -95,7 +115,7 @@ def run_main_job(workspace: Workspace, accept_removals: bool = False) -> RunSumm
 
     with open_instance(workspace) as instance, progress_bars(console) as progress:
         job = MainJob(workspace, instance, lambda line: progress.console.print(line, style="dim"), accept_removals)
-        return job.run()
+        return job.run(until)
 
 
 @app.command()

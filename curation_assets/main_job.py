@@ -6,8 +6,9 @@ is due (`curation_assets.due`) in contiguous ranges. A second call with nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import dagster as dg
 
@@ -40,11 +41,14 @@ from curation_assets.settings import Subset, Target
 from curation_assets.signals.assets import signal_key
 from curation_assets.signals.store import shard_record_path, signal_dir
 from curation_assets.subsets.assets import subset_key
-from curation_assets.validation.assets import TOKENS_RUN, validation_keys, validation_signals_key
+from curation_assets.validation.assets import TOKENS_RUN, validation_keys, validation_set_key, validation_signals_key
 from curation_assets.validation.measure import validation_of
+from curation_assets.validation.sets import stored_validation
 from curation_assets.validation.wanted import wanted_validation
 from curation_assets.workspace import Workspace
 from resources.memory import one_look
+
+Until = Literal["corpus", "checkpoints"]
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -104,29 +108,44 @@ class MainJob:
         self._accept_removals = accept_removals
         self._job = build_definitions(workspace).resolve_implicit_global_asset_job_def()
 
-    def run(self) -> RunSummary:
+    def run(self, until: Until | None = None) -> RunSummary:
         """Do everything that is due, up to the subsets (and releases, if the policy says so).
 
         Where `limits` are set, this call measures so much and no more: scores, subsets and releases of a target that
         is not measured to its end wait for the call that does so, as they do for the scoring sensor.
+
+        Args:
+            until: where to stop. corpus: when it is read and filtered. checkpoints: when all is there that shards are
+                measured at, and held-out sets are read.
         """
         bury_dead_runs(self.instance)
         self._check_models()
         with one_look():
-            return self._run()
+            return self._run(until)
 
-    def _run(self) -> RunSummary:
+    def _run(self, until: Until | None) -> RunSummary:
         summary = RunSummary()
         self._check_held_out()
         shards = self._register(summary)
         self._read(shards, summary)
         self._filter(shards)
+        if until == "corpus":
+            return summary
         with allowed(Allowance(self.workspace.settings.limits)) as allowance:
             for target in self.workspace.settings.targets:
-                self._measure(target, summary, allowance)
+                ready = self._make_checkpoints(target, summary, allowance)
+                if until == "checkpoints":
+                    self._read_held_out(target)
+                    continue
+                if ready:
+                    self._measure(target, summary, allowance)
                 self._score(target, summary, allowance)
         stopped = {target for target, _ in allowance.unfinished}
         summary.stopped = allowance.reached() if stopped else None
+        return summary if until is not None else self._choose(summary, stopped)
+
+    def _choose(self, summary: RunSummary, stopped: Collection[str]) -> RunSummary:
+        """Subsets, releases and reports of what is measured; not of targets that stopped before their end."""
         for subset in self.workspace.settings.subsets:
             if self.workspace.settings.score(subset.score).target not in stopped:
                 self._select(subset, summary)
@@ -229,24 +248,38 @@ class MainJob:
         """Whether Dagster never saw one of these materialized: a killed run wrote tables but no event."""
         return any(self.instance.get_latest_materialization_event(key) is None for key in keys)
 
-    def _measure(self, target: Target, summary: RunSummary, allowance: Allowance) -> None:
+    def _make_checkpoints(self, target: Target, summary: RunSummary, allowance: Allowance) -> bool:
+        """Train and search for what a target is measured at; whether it can be measured now."""
         if due.warmup_due(self.workspace, target):
             if allowance.reached():
                 # Of what rests on it nothing could be measured now.
                 allowance.leave(target.name, "warm-up", 0, 0)
-                return
+                return False
             self._execute(f"{target.name}: training the warm-up", "warmup", [warmup_key_of(target)])
         waiting = due.waits_for_pool(self.workspace, target)
         if waiting:
             summary.waiting.append(waiting)
-            return
+            return False
         if due.perturbation_due(self.workspace, target):
             if allowance.reached():
                 allowance.leave(target.name, "perturbation", 0, 0)
-                return
+                return False
             line = f"{target.name}: searching the strength of the random perturbation"
             self._execute(line, "perturbation", [perturbation_key_of(target)])
         summary.waiting += [reason for reason in [due.waits_for_strength(self.workspace, target)] if reason]
+        return True
+
+    def _read_held_out(self, target: Target) -> None:
+        """Read the validation sets that a target's scores look at, as far as they are not."""
+        sets = {name: self.workspace.settings.validation_set(name) for name in validation_of(self.workspace, target)}
+        unread = [
+            n for n, s in sets.items() if stored_validation(self.workspace, n) != wanted_validation(self.workspace, s)
+        ]
+        if unread:
+            keys = [validation_set_key(name) for name in unread]
+            self._execute(f"{target.name}: reading validation sets", "validation", keys)
+
+    def _measure(self, target: Target, summary: RunSummary, allowance: Allowance) -> None:
         present = present_shards(self.workspace)
         lacking = lacking_signals(self.workspace, self.instance, target, present)
         wanted = [shard for shard in present if any(shard in shards for shards in lacking.values())]

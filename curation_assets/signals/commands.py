@@ -1,0 +1,44 @@
+"""The words, options and output of the command that measures a share of what is due."""
+
+from __future__ import annotations
+
+import signal
+from typing import Annotated
+
+import typer
+
+from curation_assets.command import ConfigOption, clear_errors, console, load_workspace
+
+commands = typer.Typer()
+
+
+@commands.command()
+def score(
+    units: Annotated[
+        str, typer.Option(metavar="I/N", help="Which of how many even shares, as in 3/16; from 1/16 to 16/16.")
+    ] = "1/1",
+    config: ConfigOption = None,
+) -> None:
+    """Measure a share of what is due: for a Slurm array, or any other way of starting many processes.
+
+    First `curate run --until checkpoints`, once; then this, in as many processes as you like, each with another I; then
+    `curate run`, once, which finds everything measured. Processes share the warehouse and nothing else. What is stored
+    is never measured again: one that was killed or preempted is started again as it was.
+    """
+    # What ends a job early (Slurm, Kubernetes) ends it as Ctrl-C does: what is measured is stored first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    again = f"curate score --units {units}"
+    with clear_errors(again):
+        from curation_assets.signals.share import Share, measure_share
+        from curation_assets.terminal import progress_bars
+
+        share = Share.parse(units)
+        with progress_bars(console):
+            for done in measure_share(load_workspace(config), share):
+                console.print(
+                    f"{done.target}: share {units}: {done.measured:,} of {done.samples:,} samples measured "
+                    f"({done.stored:,} were stored), {done.tokens:,} tokens",
+                    soft_wrap=True,
+                )
+                if done.stopped is not None:
+                    console.print(f"stopped at this share's part of {done.stopped}; `{again}` goes on", style="yellow")
