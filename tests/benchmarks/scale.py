@@ -4,8 +4,8 @@
 
 Both engines measure the same shards into a warehouse with two workers each on this machine, in turn, models loaded and
 clusters started before the clock runs. Then one of three workers is killed in the middle of a stream: counted is what
-was measured more than once. The simulation hands the units of shards with a million samples to 1,000 workers as the
-engines do (`UnitQueue`, so many in flight) and counts how much of their time they work, for lengths as GSM8K has them
+was measured more than once. The simulation (`tests.benchmarks.scheduler`) hands the units of shards with a million
+samples to 1,000 workers as the engines do and counts how much of their time they work, for lengths as GSM8K has them
 and for long chains of thought with a heavy tail.
 
 The last line is one JSON object: `ray_over_local` (times, the median over rounds), `remeasured_share_after_kill`,
@@ -14,13 +14,12 @@ The last line is one JSON object: `ray_over_local` (times, the median over round
 
 from __future__ import annotations
 
-import heapq
 import logging
 import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +33,14 @@ from curation_assets.signals.measure import read_shard_samples, stores_of
 from curation_assets.signals.scorers import model_scorer
 from curation_assets.signals.store import signal_dir
 from curation_assets.workspace import Workspace
-from resources.ray_engine import IN_FLIGHT
-from resources.scoring.units import Source, UnitQueue
 from tests.benchmarks.common import finish, median_ratio, parser, table
+from tests.benchmarks.scheduler import MIXES, Costs, shards_of, simulate
 from tests.models import write_tiny_model
 from tests.pipeline.workspaces import make_workspace, run
 
 SIGNALS: tuple[SignalName, ...] = ("step_gradients", "likelihoods")
 WORKERS = 1_000
 SHARDS = 3
-SHARD_SAMPLES = 5_000
-"""Of a simulated shard."""
 
 
 def on_cluster(workspace: Workspace, workers: int) -> Workspace:
@@ -125,43 +121,6 @@ def killed(workspace: Workspace, cluster: Any) -> float:
     return lost / count
 
 
-def busy_share(shards: Sequence[Sequence[int]], workers: int = WORKERS) -> float:
-    """How much of their time workers work until the last of them is done, each holding so many units in flight."""
-    queue = UnitQueue((Source(number, work, list) for number, work in enumerate(shards)), workers)
-
-    def next_work() -> int | None:
-        unit = queue.next()
-        return None if unit is None else sum(unit.source.work[position] for position in unit.positions)
-
-    held: list[list[int]] = [[] for _ in range(workers)]
-    for units in held:
-        units += [work for _ in range(IN_FLIGHT) if (work := next_work()) is not None]
-    ends = [(units.pop(0), worker) for worker, units in enumerate(held) if units]
-    heapq.heapify(ends)
-    last = 0
-    while ends:
-        now, worker = heapq.heappop(ends)
-        last = max(last, now)
-        if (work := next_work()) is not None:
-            held[worker].append(work)
-        if held[worker]:
-            heapq.heappush(ends, (now + held[worker].pop(0), worker))
-    return sum(map(sum, shards)) / (workers * last)
-
-
-def mixes(count: int) -> dict[str, list[int]]:
-    """Characters of samples: as GSM8K has them, and long chains of thought, one in a hundred of which is very long."""
-    draw = np.random.default_rng(1)
-    short = draw.lognormal(6.0, 0.4, count)
-    long = np.where(draw.random(count) < 0.01, draw.uniform(60_000, 400_000, count), draw.lognormal(9.0, 0.8, count))
-    return {"gsm8k": short.astype(int).tolist(), "long": np.minimum(long, 400_000).astype(int).tolist()}
-
-
-def shards_of(work: Sequence[int]) -> list[Sequence[int]]:
-    """Shards of so many samples."""
-    return [work[start : start + SHARD_SAMPLES] for start in range(0, len(work), SHARD_SAMPLES)]
-
-
 def main() -> None:
     """Run both engines, kill a worker, simulate."""
     import ray
@@ -178,7 +137,7 @@ def main() -> None:
         seconds = engines(on_cluster(workspace, 2), given.rounds)
         share = killed(on_cluster(workspace, 3), ray)
     ray.shutdown()
-    busy = {name: busy_share(shards_of(work)) for name, work in mixes(simulated).items()}
+    busy = {mix: simulate(shards_of(mix, simulated), WORKERS, Costs()).busy for mix in MIXES}
     print(table(("engine", "seconds"), [(name, round(min(own), 2)) for name, own in seconds.items()]))
     print(table(("mix", "busy share of 1,000 workers"), [(name, round(own, 4)) for name, own in busy.items()]))
     result = {
