@@ -10,6 +10,7 @@ from typing import TypeVar
 import polars as pl
 
 from resources.digests import bytes_digest
+from resources.part_index import PartIndex
 from resources.warehouse import TABLE, Warehouse, parquet_bytes
 
 PREFIX = "part-"
@@ -32,9 +33,7 @@ class Measurements:
     def __init__(self, warehouse: Warehouse, folder: str) -> None:
         self._warehouse = warehouse
         self.folder = folder
-        self._held = pl.DataFrame(schema={"sample_id": pl.String, "part": pl.String})
-        self._index = self._held
-        self._indexed: set[str] = set()
+        self._index = PartIndex()
 
     def append(self, frame: pl.DataFrame) -> str:
         """Commit rows as one part; gives the part's name."""
@@ -43,28 +42,27 @@ class Measurements:
         self._warehouse.write_named(self.path(PREFIX + content), data, content)
         return PREFIX + content
 
-    def index(self) -> pl.DataFrame:
-        """Every measured sample_id with the part that holds it. Parts never change: each is read once."""
-        self._refresh()
-        return self._index
-
     def names(self) -> set[str]:
-        """Names of all parts that are whole."""
+        """Names of all parts that are whole. Parts never change: each is read once."""
         self._refresh()
-        return set(self._indexed)
+        return self._index.parts
+
+    def held(self, sample_ids: pl.Series) -> pl.DataFrame:
+        """Those of the samples that are measured, each with the part that counts: sample_id and part."""
+        self._refresh()
+        return self._index.find(sample_ids).sort("part").unique("sample_id", keep="first", maintain_order=True)
 
     def parts_of(self, sample_ids: pl.Series) -> list[str]:
         """Names of the parts that hold these samples, sorted."""
-        wanted = sample_ids.unique().cast(pl.String).to_frame("sample_id")
-        return self.index().join(wanted, on="sample_id", how="semi")["part"].unique().sort().to_list()
+        return self.held(sample_ids)["part"].unique().sort().to_list()
 
     def missing(self, sample_ids: pl.Series) -> set[str]:
         """Those of the sample_ids that have not been measured."""
-        return set(sample_ids.unique().to_list()) - set(self.index()["sample_id"].to_list())
+        return set(sample_ids.unique().to_list()) - set(self.held(sample_ids)["sample_id"].to_list())
 
     def rows(self, sample_ids: pl.Series) -> pl.DataFrame | None:
         """The rows of these samples, in order of sample_id; None if nothing at all has been measured."""
-        return self._steady(lambda: self._rows(sample_ids.cast(pl.String).unique().to_frame("sample_id")))
+        return self._steady(lambda: self._rows(sample_ids))
 
     def compact(self, sample_ids: pl.Series) -> None:
         """Make one part of those that hold no other samples than these: the many that a visit to a shard leaves.
@@ -72,9 +70,8 @@ class Measurements:
         The new part is there before the others go; who reads meanwhile, looks again.
         """
         self._refresh()
-        own = pl.col("sample_id").is_in(sample_ids.unique().cast(pl.String).implode())
-        held = self._held.group_by("part").agg(own.all())
-        parts = held.filter("sample_id")["part"].sort().to_list()
+        own = self._index.find(sample_ids).group_by("part").agg(pl.col("sample_id").n_unique())
+        parts = sorted(part for part, count in own.iter_rows() if count == self._index.rows_of(part))
         if len(parts) < 2:
             return
         try:
@@ -90,9 +87,9 @@ class Measurements:
         """Where a part lies."""
         return f"{self.folder}/{name}{TABLE}"
 
-    def _rows(self, asked: pl.DataFrame) -> pl.DataFrame | None:
-        wanted = self.index().join(asked, on="sample_id", how="semi")
-        parts = wanted["part"].unique().sort().to_list() or sorted(self._indexed)[:1]
+    def _rows(self, sample_ids: pl.Series) -> pl.DataFrame | None:
+        wanted = self.held(sample_ids)
+        parts = wanted["part"].unique().sort().to_list() or sorted(self._index.parts)[:1]
         if not parts:
             return None
         # All of them: one that went meanwhile must not be passed over.
@@ -107,23 +104,19 @@ class Measurements:
     def _refresh(self) -> None:
         """Bring the index up to date: parts may have come, and gone."""
         names = set(self._warehouse.names(self.folder))
-        if names == self._indexed:
+        if names == self._index.parts:
             return None
         # A listing during which parts become one may hold neither these nor the one. The next one does.
         while names != (again := set(self._warehouse.names(self.folder))):
             names = again
-        new = self._whole(sorted(names - self._indexed))
-        frames = []
-        for name in new:
+        new: dict[str, pl.Series] = {}
+        for name in self._whole(sorted(names - self._index.parts)):
             try:
-                ids = self._warehouse.read_columns(self.path(name), "sample_id")
+                new[name] = self._warehouse.read_columns(self.path(name), "sample_id")["sample_id"]
             except FileNotFoundError:  # another process made one part of it and others
                 return self._refresh()
-            frames.append(ids.select("sample_id", part=pl.lit(name)))
-        kept = self._held.filter(pl.col("part").is_in(names))
-        self._held = pl.concat([kept, *frames])
-        self._indexed = (self._indexed & names) | set(new)
-        self._index = self._held.sort("part").unique("sample_id", keep="first")
+        self._index.drop(self._index.parts - names)
+        self._index.add(new)
         return None
 
     def _whole(self, names: list[str]) -> list[str]:
@@ -144,10 +137,10 @@ class Measurements:
         """Read, once more if parts went meanwhile."""
         begun = time.monotonic()
         while True:
-            before = set(self._indexed)
+            before = self._index.parts
             try:
                 return read()
             except (FileNotFoundError, pl.exceptions.ComputeError):
                 self._refresh()
-                if self._indexed == before or time.monotonic() - begun > LONGEST_CHANGE:
+                if self._index.parts == before or time.monotonic() - begun > LONGEST_CHANGE:
                     raise

@@ -28,6 +28,7 @@ from curation_assets.workspace import Workspace
 from resources.scoring import devices, forward, measuring, units
 from resources.scoring.images import ImageLimits
 from resources.scoring.samples import Request, Sample, SampleSignals
+from tests.pipeline.test_interruptions import stored_ids
 from tests.pipeline.workspaces import (
     PASS_SIGNALS,
     instance_of,
@@ -187,8 +188,7 @@ def test_killed_between_the_parts_of_two_signals(
         patched.setattr(SignalStore, "append", append)
         with pytest.raises(SystemExit):
             run(workspace)
-    target = workspace.settings.targets[0]
-    stored = {signal: len(SignalStore.of(workspace, target, signal)._measured.index()) for signal in ALL[:3]}
+    stored = {signal: len(set(stored_ids(workspace, signal))) for signal in ALL[:3]}
     before = {signal: of_signal(workspace, signal) for signal in ALL[:3]}
     assert sum(map(len, before.values())) == kept
     run(workspace)
