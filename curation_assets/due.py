@@ -32,7 +32,7 @@ from curation_assets.signals.store import (
     SignalStore,
     input_fingerprints,
     record_holds,
-    shard_record_path,
+    shard_records,
     signal_dir,
 )
 from curation_assets.subsets.select import wanted_fingerprint
@@ -105,15 +105,12 @@ def signal_due(workspace: Workspace, target: Target, signal: SignalName, present
     store = SignalStore.of(workspace, target, signal)
     inputs = input_fingerprints(workspace, signal)
     limits = image_limits_key(workspace, target)
-    parts = store.parts()
-    due = []
-    for shard in present:
-        if shard not in inputs:
-            continue
-        record = workspace.warehouse.read_json(shard_record_path(store.folder, shard))
-        if not record_holds(record, inputs[shard], limits, parts):
-            due.append(shard)
-    return due
+    parts, records = store.parts(), shard_records(workspace, store.folder)
+    return [
+        shard
+        for shard in present
+        if shard in inputs and not record_holds(records.get(shard), inputs[shard], limits, parts)
+    ]
 
 
 def scores_due(workspace: Workspace, target: Target) -> list[str]:
@@ -124,7 +121,7 @@ def scores_due(workspace: Workspace, target: Target) -> list[str]:
         return []
     validation = validation_key(workspace, target)
     signals = workspace.settings.signals_of_scores(target)
-    folders = {signal: signal_dir(workspace, target, signal) or "" for signal in signals}
+    records = {signal: shard_records(workspace, signal_dir(workspace, target, signal)) for signal in signals}
     measured_from = {signal: input_fingerprints(workspace, signal) for signal in signals}
     made = [tables.sample_scores_dir(target.name)]
     made += [
@@ -138,8 +135,8 @@ def scores_due(workspace: Workspace, target: Target) -> list[str]:
     due = []
     for shard in present_shards(workspace):
         left_out = []
-        for signal, folder in folders.items():
-            record = workspace.warehouse.read_json(shard_record_path(folder, shard))
+        for signal, own in records.items():
+            record = own.get(shard)
             current = None if record is None else (record["input_fingerprint"], record["image_limits"])
             if record is not None and current == (measured_from[signal].get(shard), limits):
                 left_out.append(record["left_out"])

@@ -49,6 +49,7 @@ class Warehouse:
         self.storage = FolderStorage(storage) if isinstance(storage, Path) else storage
         self._cache = cache if isinstance(self.storage, FolderStorage) else None
         self._footers: dict[str, tuple[str, dict[str, str]]] = {}
+        self._documents: dict[str, tuple[str, Any]] = {}
 
     @property
     def root(self) -> Path:
@@ -138,9 +139,12 @@ class Warehouse:
 
         Of a file that is as it was at the last call nothing is read.
         """
-        found = [file for file in self.storage.files(folder) if file.name.endswith(TABLE)]
-        told = self._each(self._told, found)
-        return {file.name.removesuffix(TABLE): metadata for file, metadata in zip(found, told, strict=True)}
+        return self._of_folder(folder, TABLE, self._told)
+
+    def _of_folder(self, folder: str, suffix: str, read: Callable[[StoredFile], R]) -> dict[str, R]:
+        """What reading gives of each file of a kind in a folder, by name without suffix."""
+        found = [file for file in self.storage.files(folder) if file.name.endswith(suffix)]
+        return dict(zip((file.name.removesuffix(suffix) for file in found), self._each(read, found), strict=True))
 
     def _told(self, file: StoredFile) -> dict[str, str]:
         version, metadata = self._footers.get(file.path, ("", {}))
@@ -206,6 +210,19 @@ class Warehouse:
         """A JSON document, or None if there is none."""
         text = self.read_text(path)
         return None if text is None else json.loads(text)
+
+    def folder_documents(self, folder: str) -> dict[str, Any]:
+        """The JSON documents in a folder, by name without suffix; what is as it was at the last call is not read."""
+        found = self._of_folder(folder, DOCUMENT, self._document)
+        return {name: document for name, document in found.items() if document is not None}
+
+    def _document(self, file: StoredFile) -> Any:
+        version, document = self._documents.get(file.path, ("", None))
+        if version != file.version:
+            # One that went meanwhile is none.
+            document = self.read_json(file.path)
+            self._documents[file.path] = (file.version, document)
+        return document
 
     def documents(self, folder: str) -> list[str]:
         """Names, without suffix, of the JSON documents in a folder, sorted."""

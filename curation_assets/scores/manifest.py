@@ -8,7 +8,7 @@ from curation_assets import tables
 from curation_assets.corpus.ingest import present_shards
 from curation_assets.fingerprints import scored_signals_fingerprint
 from curation_assets.settings import Target
-from curation_assets.signals.store import shard_record_path, signal_dir
+from curation_assets.signals.store import shard_records, signal_dir
 from curation_assets.workspace import Workspace
 from resources.digests import digest, now
 
@@ -19,11 +19,11 @@ def build_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
     corpus = workspace.warehouse.folder_metadata(tables.raw_corpus_dir())
     scores = workspace.warehouse.folder_metadata(tables.sample_scores_dir(target.name))
     signals_fp = scored_signals_fingerprint(workspace, target)
-    folders = [signal_dir(workspace, target, signal) for signal in workspace.settings.signals_of_scores(target)]
+    signals = workspace.settings.signals_of_scores(target)
+    recorded = [shard_records(workspace, signal_dir(workspace, target, signal)) for signal in signals]
     rows = []
     for shard, metadata in scores.items():
-        paths = [shard_record_path(folder, shard) for folder in folders if folder]
-        records = [record for path in paths if (record := workspace.warehouse.read_json(path)) is not None]
+        records = [own[shard] for own in recorded if shard in own]
         facts = corpus[shard]
         rows.append(
             {

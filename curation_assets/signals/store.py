@@ -101,6 +101,11 @@ def shard_record_path(folder: str, shard: str) -> str:
     return f"{folder}/shards/{shard}.json"
 
 
+def shard_records(workspace: Workspace, folder: str | None) -> dict[str, dict[str, Any]]:
+    """The records of all shards of a signal's folder, as `ShardMeasurement` has them."""
+    return workspace.warehouse.folder_documents(f"{folder}/shards") if folder else {}
+
+
 def record_holds(
     record: Mapping[str, Any] | None, input_fingerprint: str | None, image_limits: str, parts: Set[str]
 ) -> bool:

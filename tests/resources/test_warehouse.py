@@ -194,6 +194,27 @@ def test_documents_come_back(warehouse: Warehouse) -> None:
     assert warehouse.documents("d") == ["x"]
 
 
+def test_of_a_folder_of_documents_only_what_changed_is_read(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        warehouse.write_json(f"d/{name}.json", {"of": name})
+    warehouse.write_json("d/deeper/x.json", {})
+    assert warehouse.folder_documents("d") == {name: {"of": name} for name in "abc"}
+    read: list[str] = []
+    real = Warehouse.read_json
+    monkeypatch.setattr(Warehouse, "read_json", lambda self, path: read.append(path) or real(self, path))  # type: ignore[func-returns-value]
+    warehouse.write_json("d/b.json", {"of": "another"})
+    warehouse.write_json("d/d.json", {"of": "d"})
+    warehouse.storage.remove("d/c.json")
+    expected = {"a": {"of": "a"}, "b": {"of": "another"}, "d": {"of": "d"}}
+    assert warehouse.folder_documents("d") == expected
+    assert sorted(read) == ["d/b.json", "d/d.json"]
+    assert warehouse.folder_documents("d") == expected
+    assert len(read) == 2
+    assert warehouse.folder_documents("nowhere") == {}
+
+
 # Things made once
 
 
