@@ -34,13 +34,16 @@ class Measurements:
         self._warehouse = warehouse
         self.folder = folder
         self._index = PartIndex()
+        self._looked = False
 
     def append(self, frame: pl.DataFrame) -> str:
         """Commit rows as one part; gives the part's name."""
         data = parquet_bytes(frame, {})
-        content = bytes_digest(data)
-        self._warehouse.write_named(self.path(PREFIX + content), data, content)
-        return PREFIX + content
+        name = PREFIX + bytes_digest(data)
+        self._warehouse.write_named(self.path(name), data, name.removeprefix(PREFIX))
+        if self._looked and name not in self._index.parts:
+            self._index.add({name: frame["sample_id"]})
+        return name
 
     def names(self) -> set[str]:
         """Names of all parts that are whole. Parts never change: each is read once."""
@@ -48,17 +51,29 @@ class Measurements:
         return self._index.parts
 
     def held(self, sample_ids: pl.Series) -> pl.DataFrame:
-        """Those of the samples that are measured, each with the part that counts: sample_id and part."""
-        self._refresh()
-        return self._index.find(sample_ids).sort("part").unique("sample_id", keep="first", maintain_order=True)
+        """Those of the samples that are measured, each with the part that counts: sample_id and part.
+
+        Parts are listed anew only if a sample is in none of those that are known: a listing is long in the end.
+        """
+        found = self._found(sample_ids)
+        return found.sort("part").unique("sample_id", keep="first", maintain_order=True)
+
+    def _found(self, sample_ids: pl.Series) -> pl.DataFrame:
+        """Every part that holds one of these samples."""
+        found = self._index.find(sample_ids)
+        if not self._looked or found["sample_id"].n_unique() < sample_ids.n_unique():
+            self._refresh()
+            found = self._index.find(sample_ids)
+        return found
 
     def parts_of(self, sample_ids: pl.Series) -> list[str]:
         """Names of the parts that hold these samples, sorted."""
         return self.held(sample_ids)["part"].unique().sort().to_list()
 
     def missing(self, sample_ids: pl.Series) -> set[str]:
-        """Those of the sample_ids that have not been measured."""
-        return set(sample_ids.unique().to_list()) - set(self.held(sample_ids)["sample_id"].to_list())
+        """Those of the sample_ids that have not been measured, as it is now."""
+        self._refresh()
+        return set(sample_ids.unique().to_list()) - set(self._index.find(sample_ids)["sample_id"].to_list())
 
     def rows(self, sample_ids: pl.Series) -> pl.DataFrame | None:
         """The rows of these samples, in order of sample_id; None if nothing at all has been measured."""
@@ -69,19 +84,20 @@ class Measurements:
 
         The new part is there before the others go; who reads meanwhile, looks again.
         """
-        self._refresh()
-        own = self._index.find(sample_ids).group_by("part").agg(pl.col("sample_id").n_unique())
+        own = self._found(sample_ids).group_by("part").agg(pl.col("sample_id").n_unique())
         parts = sorted(part for part, count in own.iter_rows() if count == self._index.rows_of(part))
         if len(parts) < 2:
             return
         try:
             rows = pl.concat(self._warehouse.read_table(self.path(name)) for name in parts)
         except FileNotFoundError:  # another process is at it
+            self._refresh()
             return
         whole = self.append(rows.unique("sample_id", keep="first", maintain_order=True).sort("sample_id"))
         for name in parts:
             if name != whole:
                 self._warehouse.storage.remove(self.path(name))
+                self._index.drop([name])
 
     def path(self, name: str) -> str:
         """Where a part lies."""
@@ -103,6 +119,7 @@ class Measurements:
 
     def _refresh(self) -> None:
         """Bring the index up to date: parts may have come, and gone."""
+        self._looked = True
         names = set(self._warehouse.names(self.folder))
         if names == self._index.parts:
             return None

@@ -180,11 +180,16 @@ class SignalStore:
 
     def rows(self, sample_ids: pl.Series) -> pl.DataFrame | None:
         """The rows of these samples, in order of sample_id; None if there is none of any sample."""
-        found = [rows for store in (self._measured, self._left_out) if (rows := store.rows(sample_ids)) is not None]
         # If two processes saw different things of a sample, the measurement counts.
-        return (
-            pl.concat(found).unique("sample_id", keep="first", maintain_order=True).sort("sample_id") if found else None
-        )
+        rest = self._not_measured(sample_ids)
+        asked = [(self._measured, sample_ids), *([(self._left_out, rest)] if len(rest) else [])]
+        found = [rows for store, ids in asked if (rows := store.rows(ids)) is not None]
+        return pl.concat(found).sort("sample_id") if found else None
+
+    def _not_measured(self, sample_ids: pl.Series) -> pl.Series:
+        """Those of the samples that may be left out."""
+        measured = self._measured.held(sample_ids)["sample_id"]
+        return sample_ids.filter(~sample_ids.is_in(measured.implode()))
 
     def parts(self) -> set[str]:
         """Names of all parts."""
@@ -193,7 +198,8 @@ class SignalStore:
     def compact(self, sample_ids: pl.Series) -> None:
         """Make one part of the many that measuring these samples left."""
         self._measured.compact(sample_ids)
-        self._left_out.compact(sample_ids)
+        if len(rest := self._not_measured(sample_ids)):
+            self._left_out.compact(rest)
 
     def size_of(self, parts: list[str]) -> int:
         """Bytes of these parts."""
@@ -203,11 +209,13 @@ class SignalStore:
 
     def parts_of(self, sample_ids: pl.Series) -> list[str]:
         """Names of the parts that hold these samples, sorted."""
-        return sorted({*self._measured.parts_of(sample_ids), *self._left_out.parts_of(sample_ids)})
+        rest = self._not_measured(sample_ids)
+        return sorted({*self._measured.parts_of(sample_ids), *(self._left_out.parts_of(rest) if len(rest) else ())})
 
     def left_out(self, sample_ids: pl.Series) -> str:
         """Digest of those of the samples that are left out, and why; empty if none is."""
-        rows = self._left_out.rows(pl.Series(sorted(self._measured.missing(sample_ids)), dtype=pl.String))
+        rest = self._not_measured(sample_ids)
+        rows = self._left_out.rows(rest.sort()) if len(rest) else None
         if rows is None or rows.is_empty():
             return ""
         return digest("left_out", rows.select("sample_id", "flags").rows())

@@ -16,6 +16,17 @@ ROOT = Path(__file__).parents[2]
 
 KEYS = {
     "scale": {"ray_over_local", "remeasured_share_after_kill", "simulated_busy_share_1000"},
+    "at_scale": {
+        "run_seconds_per_shard",
+        "run_seconds_per_sample",
+        "run_seconds_per_unit",
+        "seconds_per_partition",
+        "requests_per_shard",
+        "bytes_per_sample",
+        "release_seconds_per_row",
+        "index_bytes_per_sample",
+        "simulated",
+    },
     "forward": {
         "ratio_all_signals",
         "ratio_grace",

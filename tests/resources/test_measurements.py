@@ -303,3 +303,33 @@ def test_a_damaged_part_is_set_aside_and_what_it_held_is_missing(
     found = store.rows(pl.Series(list("abcd")))
     assert found is not None
     assert found["value"].to_list() == [1.0, 1.0, 2.0, 2.0]
+
+
+def test_parts_are_listed_only_where_something_may_be_new(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a thousand shards, each listing is long."""
+    listed: list[str] = []
+    real = Warehouse.names
+    monkeypatch.setattr(Warehouse, "names", lambda self, folder: listed.append(folder) or real(self, folder))  # type: ignore[func-returns-value]
+    store, other = measured(warehouse), measured(warehouse)
+    assert store.missing(pl.Series(["a", "b", "c"])) == {"a", "b", "c"}
+    listed.clear()
+    store.append(rows_of("ab"))
+    store.append(rows_of("c"))
+    store.compact(pl.Series(["a", "b", "c"]))
+    found = store.rows(pl.Series(["a", "b", "c"]))
+    assert found is not None
+    assert found["sample_id"].to_list() == ["a", "b", "c"]
+    assert len(store.parts_of(pl.Series(["a", "c"]))) == 1
+    assert listed == []
+    # What another wrote meanwhile is found, since it is in no part that is known.
+    other.append(rows_of("d"))
+    assert store.held(pl.Series(["a", "d"]))["sample_id"].sort().to_list() == ["a", "d"]
+    assert listed
+    # And what another made one of several is found where it is now.
+    other.compact(pl.Series(["a", "b", "c", "d"]))
+    found = store.rows(pl.Series(["a", "d"]))
+    assert found is not None
+    assert len(found) == 2
+    assert store.missing(pl.Series(["a", "d", "e"])) == {"e"}
