@@ -21,6 +21,15 @@ IN_FLIGHT = 2
 """Units that an actor holds: one that it measures and one that waits there, so that it is never idle."""
 
 
+PATIENCE = 60.0
+"""Seconds without a word after which it is said that there is no room in the cluster."""
+
+MOST_STILLBORN = 3
+"""So many workers in a row may die before they have said a word."""
+
+logger = logging.getLogger("curation")
+
+
 class RayError(UserError):
     """A Ray cluster cannot be used, or its workers died again and again."""
 
@@ -73,10 +82,19 @@ class Worker:
 
 @dataclass(eq=False)
 class _Actor:
-    """An actor, what will say who it is, and what it was given, in order: the first is what it is at."""
+    """An actor, and what it was given, in order: the first is what it is at.
+
+    Attributes:
+        handle: Ray's.
+        who: what will say who it is, once there is room for it.
+        name: what it runs on; None: there is no room for it yet, and it is given nothing.
+        process: its process on its node.
+    """
 
     handle: Any
     who: Any
+    name: str | None = None
+    process: int | None = None
     units: list[tuple[Any, Unit[Any]]] = field(default_factory=list)
 
 
@@ -129,23 +147,15 @@ class RayPool:
             self.actors.append(self._start())
         return self.actors
 
-    def replace(self, actor: _Actor) -> _Actor:
+    def replace(self, actor: _Actor) -> None:
         """Another actor in the place of one that is dead; what that held is to be given again."""
         self.ray.kill(actor.handle)
-        self.actors[self.actors.index(actor)] = new = self._start()
-        return new
+        self.actors[self.actors.index(actor)] = self._start()
 
     def device_name(self) -> str:
-        """What the actors run on, as people call it; of one that died before it could say so, nothing is said."""
-        names = [name for actor in self.started() if (name := self._name_of(actor)) is not None]
+        """What the actors run on, as people call it; those that there is no room for run on nothing."""
+        names = [actor.name for actor in self.actors if actor.name is not None]
         return " + ".join(f"{names.count(name)} x {name} (Ray)" for name in sorted(set(names)))
-
-    def _name_of(self, actor: _Actor) -> str | None:
-        try:
-            _, name = self.ray.get(actor.who)
-        except self.ray.exceptions.RayActorError:
-            return None
-        return str(name)
 
     def forget(self, group: int) -> None:
         """Let all actors go of a pass."""
@@ -175,6 +185,7 @@ class RayGroup:
         self._pool, self._make, self._spec = pool, make, spec
         self._ray = pool.ray
         self._group = pool.next_group()
+        self._stillborn = 0
 
     def __enter__(self) -> Self:
         return self
@@ -194,19 +205,54 @@ class RayGroup:
         try:
             for actor in self._pool.started():
                 self._give(actor, units)
-            while flying := {ref: actor for actor in self._pool.actors for ref, _ in actor.units}:
-                ((ref, *_), _) = self._ray.wait(list(flying), num_returns=1)
-                done = self._take(flying[ref], ref, units)
-                if done is not None:
-                    yield done
+            while waited := self._waited(units):
+                ready, _ = self._ray.wait(list(waited), num_returns=1, timeout=PATIENCE)
+                if not ready:
+                    self._tell_of_no_room()
+                for ref in ready:
+                    actor = waited[ref]
+                    if ref == actor.who:
+                        self._meet(actor, units)
+                    elif (done := self._take(actor, ref, units)) is not None:
+                        yield done
             finished = True
         finally:
             if not finished:
                 self._pool.close()
 
+    def _waited(self, units: UnitQueue[Any]) -> dict[Any, _Actor]:
+        """What is waited for: units that are under way, and as long as there are others, actors without room."""
+        actors = self._pool.actors
+        waited = {ref: actor for actor in actors for ref, _ in actor.units}
+        if units.left():
+            waited |= {actor.who: actor for actor in actors if actor.name is None}
+        return waited
+
+    def _tell_of_no_room(self) -> None:
+        if not any(actor.units for actor in self._pool.actors):
+            logger.warning(
+                "no worker has a place in the Ray cluster: waiting for room (`ray status` says what is full)"
+            )
+
+    def _meet(self, actor: _Actor, units: UnitQueue[Any]) -> None:
+        """An actor that there is room for now says who it is, and is given its first units."""
+        try:
+            actor.process, actor.name = self._ray.get(actor.who)
+        except self._ray.exceptions.RayActorError as error:
+            self._stillborn += 1
+            if self._stillborn >= MOST_STILLBORN:
+                raise RayError(
+                    f"{self._stillborn} Ray workers died as they started ({in_a_line(error)}): have this package, with "
+                    "the extra `ray`, on every node"
+                ) from error
+            self._pool.replace(actor)
+            return
+        self._stillborn = 0
+        self._give(actor, units)
+
     def _give(self, actor: _Actor, units: UnitQueue[Any]) -> None:
-        """Let an actor have the next units, as many as it may hold."""
-        while len(actor.units) < IN_FLIGHT and (unit := units.next()) is not None:
+        """Let an actor have the next units, as many as it may hold; none before there is room for it."""
+        while actor.name is not None and len(actor.units) < IN_FLIGHT and (unit := units.next()) is not None:
             payload, again = unit.source.payload(unit.positions), unit.given > 0
             unit.given += 1
             asked = unit.source.asked
@@ -238,7 +284,10 @@ class RayGroup:
                 f"samples of {held[0].source.tag} ({in_a_line(error)}); is a node out of memory?"
             ) from error
         units.again(held)
-        self._give(self._pool.replace(actor), units)
+        self._pool.replace(actor)
+        # There may be no room for another; who has nothing to do takes over.
+        for other in self._pool.actors:
+            self._give(other, units)
 
 
 def _connected(address: str) -> Any:

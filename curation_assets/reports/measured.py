@@ -12,7 +12,7 @@ from curation_assets.quality.filtered_pool import stored_pool, without_filtered
 from curation_assets.scores.manifest import present_scores
 from curation_assets.sections import SignalName
 from curation_assets.settings import Target
-from curation_assets.signals.store import SignalStore, shard_record_path, signal_dir
+from curation_assets.signals.store import SignalStore, shard_records, signal_dir
 from curation_assets.workspace import Workspace
 
 POOL_KEYS = ("sample_id", "prompt_id", "shard", "row", "candidate")
@@ -34,9 +34,9 @@ def measurements_now(workspace: Workspace, targets: Sequence[Target], signal: Si
         folder = signal_dir(workspace, target, signal)
         if manifest is None or folder is None:
             continue
-        records = {}
+        records, stored = {}, shard_records(workspace, folder)
         for shard in workspace.warehouse.read_table(path).filter("present")["shard"]:
-            record = workspace.warehouse.read_json(shard_record_path(folder, shard))
+            record = stored.get(shard)
             names = ("input_fingerprint", "image_limits", "left_out")
             records[shard] = None if record is None else [record[name] for name in names]
         parts.append([target.name, manifest, folder, records])

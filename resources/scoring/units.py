@@ -106,6 +106,11 @@ class UnitQueue(Generic[Tag]):
         """Units that have to be given once more come first."""
         self._again.extendleft(reversed(units))
 
+    def left(self) -> bool:
+        """Whether there are units that are to be given."""
+        self._take_in()
+        return bool(self._again or self._waiting)
+
     def next(self) -> Unit[Tag] | None:
         """The next unit; None if there is none left."""
         if self._again:

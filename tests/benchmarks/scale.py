@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -94,7 +93,7 @@ def engines(workspace: Workspace, rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def killed(workspace: Workspace, cluster: Any) -> float:
+def killed(workspace: Workspace) -> float:
     """The share of samples that may have been measured twice since a worker was killed in the middle.
 
     Counted is all that was not stored of what the worker was at, whether it had begun with it or not.
@@ -109,8 +108,8 @@ def killed(workspace: Workspace, cluster: Any) -> float:
         for _, done in engine.measure(lacks_of(workspace)):
             found += done.samples
             if not lost and found >= count // 2:
-                victim = engine._pool.actors[0]
-                os.kill(cluster.get(victim.who)[0], signal.SIGKILL)
+                victim = next(actor for actor in engine._pool.actors if actor.units)
+                os.kill(int(victim.process or 0), signal.SIGKILL)
                 # What it was at is measured again; what waited behind it had not begun.
                 unit = victim.units[0][1]
                 ids = unit.source.tag.rows["sample_id"][unit.positions]
@@ -135,7 +134,7 @@ def main() -> None:
         workspace = make_workspace(Path(place), model, landing, signals=SIGNALS)
         run(workspace)
         seconds = engines(on_cluster(workspace, 2), given.rounds)
-        share = killed(on_cluster(workspace, 3), ray)
+        share = killed(on_cluster(workspace, 3))
     ray.shutdown()
     busy = {mix: simulate(shards_of(mix, simulated), WORKERS, Costs()).busy for mix in MIXES}
     print(table(("engine", "seconds"), [(name, round(min(own), 2)) for name, own in seconds.items()]))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dagster import DagsterExecutionInterruptedError
 from polars.testing import assert_frame_equal
 
 from curation_assets.sections import SignalName
@@ -115,7 +116,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, look: Callable[[RayEngine, Done], N
 
 @pytest.mark.local_only("compares both engines itself")
 def test_a_worker_that_is_killed_loses_its_part_and_no_more(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: Any
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = {"a.jsonl": rows(40), "b.jsonl": rows(30, start=100)}
     local = make_workspace(tmp_path / "local", tiny_model, shards, signals=SIGNALS)
@@ -125,7 +126,7 @@ def test_a_worker_that_is_killed_loses_its_part_and_no_more(
 
     def kill(engine: RayEngine, _: Done) -> None:
         if not victims:
-            victims.append(ray_cluster.get(engine._pool.actors[0].who)[0])
+            victims.extend(actor.process for actor in engine._pool.actors if actor.units and actor.process)
             os.kill(victims[0], signal.SIGKILL)
 
     watched(monkeypatch, kill)
@@ -136,6 +137,35 @@ def test_a_worker_that_is_killed_loses_its_part_and_no_more(
     for name in SIGNALS:
         # What the dead worker had written of its unit was not measured again.
         assert len(stored_ids(far, name)) == len(set(stored_ids(far, name))) == 70
+    assert subset_ids(far) == subset_ids(local)
+
+
+@pytest.mark.local_only("compares both engines itself")
+def test_a_run_that_is_interrupted_leaves_nothing_half_done(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = {"a.jsonl": rows(30), "b.jsonl": rows(20, start=100)}
+    local = make_workspace(tmp_path / "local", tiny_model, shards, signals=SIGNALS)
+    total = run(local).tokens_measured
+    far = on_ray(make_workspace(tmp_path / "ray", tiny_model, shards, signals=SIGNALS, part_seconds=0), 2)
+    ended: list[RayEngine] = []
+
+    def interrupt(engine: RayEngine, _: Done) -> None:
+        ended.append(engine)
+        if len(ended) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engines.RayEngine, "_look", interrupt)
+        with pytest.raises((KeyboardInterrupt, DagsterExecutionInterruptedError)):
+            run(far)
+    assert ended[0]._pool.actors == []
+    before = len(set(stored_ids(far, "likelihoods")))
+    assert 0 < before < 50
+    assert 0 < run(far).tokens_measured < total
+    assert_same(local, far)
+    for name in SIGNALS:
+        assert len(stored_ids(far, name)) == len(set(stored_ids(far, name))) == 50
     assert subset_ids(far) == subset_ids(local)
 
 

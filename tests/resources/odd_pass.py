@@ -50,3 +50,15 @@ def make_plain(spec: PassSpec, device: str) -> Plain:
 
 def make_odd(spec: Any, _device: str) -> Odd:
     return Odd(spec)
+
+
+class Slow:
+    """A pass over anything that takes its time."""
+
+    def measure(self, payload: list[int], _asked: object, _again: bool) -> int:
+        time.sleep(0.2)
+        return len(payload)
+
+
+def make_slow(_spec: object, _device: str) -> Slow:
+    return Slow()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from tests.scoring.cases import ALL_SIGNALS, assert_same_signals, random_samples
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
+ROOT = Path(__file__).parents[2]
 TWO = RayOptions("local", workers=2)
 
 
@@ -57,6 +60,7 @@ def test_two_workers_give_what_one_pass_gives(pool: RayPool, tiny_model: Path) -
             for found, alone in zip(collect(group, samples), expected, strict=True):
                 assert_same_signals(found, alone)
     assert "2 x " in pool.device_name()
+    assert "(Ray)" in pool.device_name()
 
 
 def test_a_worker_that_dies_is_replaced_and_only_its_part_is_measured_again(
@@ -66,8 +70,9 @@ def test_a_worker_that_dies_is_replaced_and_only_its_part_is_measured_again(
     with group_of(pool, tiny_model) as group:
         stream = group.stream([source_of(samples)])
         done = [next(stream)]
-        victim = pool.actors[0]
-        os.kill(ray_cluster.get(victim.who)[0], signal.SIGKILL)
+        victim = next(actor for actor in pool.actors if actor.units)
+        assert victim.process is not None
+        os.kill(victim.process, signal.SIGKILL)
         done += stream
         assert sorted(position for unit, _ in done for position in unit.positions) == list(range(40))
         # Who measures a unit that another began with is told so.
@@ -120,6 +125,62 @@ def test_no_more_is_given_than_workers_hold(pool: RayPool) -> None:
     for _ in RayGroup(pool, make_odd, None).stream([source_of(random_samples(60))]):
         most = max(most, *(len(actor.units) for actor in pool.actors))
     assert 0 < most <= ray_engine.IN_FLIGHT
+
+
+def test_workers_that_die_as_they_start_are_an_error(pool: RayPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_engine.Worker, "who", lambda _self: os._exit(1))
+    with pytest.raises(RayError, match=r"3 Ray workers died as they started .*have this package"):
+        list(RayGroup(pool, make_odd, None).stream([source_of(random_samples(4))]))
+
+
+NODES = """
+import logging, sys
+import ray
+from ray.cluster_utils import Cluster
+from resources import ray_engine
+from resources.ray_engine import RayGroup, RayOptions, RayPool
+from resources.scoring.units import Source
+from tests.resources.odd_pass import make_slow
+
+logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s")
+ray_engine.PATIENCE = 2.0
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+cluster.wait_for_nodes()
+with RayPool(RayOptions(cluster.address, workers=2)) as pool:
+    group = RayGroup(pool, make_slow, None)
+    source = Source("a", [100] * 40, list)
+    done, gone = [], 0
+    for unit, measured in group.stream([source]):
+        if not done:
+            ray.wait([actor.who for actor in pool.actors], num_returns=2)
+        done += unit.positions
+        assert measured == len(unit.positions)
+        if not gone and None not in [actor.name for actor in pool.actors]:
+            cluster.remove_node(nodes[0])
+            gone = len(done)
+    assert 0 < gone < 40 and sorted(done) == list(range(40)), (gone, done)
+    print("one node left:", len(done), [actor.name is not None for actor in pool.actors])
+    # With no node at all it waits for room, and goes on when there is.
+    cluster.remove_node(nodes[1])
+    import threading
+    threading.Timer(6.0, lambda: cluster.add_node(num_cpus=1)).start()
+    assert sum(len(unit.positions) for unit, _ in group.stream([source])) == 40
+    print("a node came")
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_node_that_is_gone_is_done_without_and_room_is_waited_for(tmp_path: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", NODES], capture_output=True, text=True, timeout=600, check=False, cwd=ROOT
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "one node left: 40" in process.stdout
+    assert "no worker has a place in the Ray cluster: waiting for room" in process.stdout
+    assert "a node came" in process.stdout
 
 
 def test_a_cluster_without_room_is_refused(ray_cluster: Any) -> None:
