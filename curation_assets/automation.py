@@ -185,7 +185,9 @@ def scoring_requests(workspace: Workspace, instance: dg.DagsterInstance) -> tupl
         measured = [t for t in workspace.settings.targets if ready.get(t.name) and not resting and not apart]
         selection = CORPUS_KEYS + [key for target in measured for key in signal_keys(target)]
         state = [(shard, digests[shard], ready) for shard in shards]
-        requests.append(_request("corpus", selection, shards, digest("corpus", state, _stored(workspace, shards))))
+        killed = killed_runs(instance, "corpus", RAW_CORPUS_KEY, range_tags(shards))
+        run_key = digest("corpus", state, _stored(workspace, shards), killed)
+        requests.append(_request("corpus", selection, shards, run_key))
     if to_read:
         return requests, []
     try:
@@ -222,7 +224,8 @@ def _quality_requests(
     for shards in contiguous_ranges(due, keys, workspace.settings.engine.shards_per_run):
         # The footers say when they were written, so that going back and forth is asked for each time.
         state = [(shard, digests.get(shard), stored.get(shard)) for shard in shards]
-        requests.append(_request("quality", [SAMPLE_QUALITY_KEY], shards, digest("quality", checks, state)))
+        killed = killed_runs(instance, "quality", SAMPLE_QUALITY_KEY, range_tags(shards))
+        requests.append(_request("quality", [SAMPLE_QUALITY_KEY], shards, digest("quality", checks, state, killed)))
     unseen = instance.get_latest_materialization_event(POOL_KEY) is None
     if not due and (unseen or pool_due(workspace, present)):
         run_key = digest(
@@ -289,9 +292,11 @@ def _target_requests(
     for shards in contiguous_ranges(due, keys, workspace.settings.engine.shards_per_run):
         asked = signals_to_run(lacking, shards)
         measured_at = [signal_fingerprint(workspace, target, signal) for signal in asked]
-        state_of_run: list[object] = [wanted, asked, measured_at, shards, _recorded(workspace, target, shards)]
-        run_key = digest("signals", target.name, state_of_run)
         selection = [signal_key(target, signal) for signal in asked]
+        # What is killed before its first part is stored is asked for again, too.
+        killed = killed_runs(instance, "signals", selection[0], range_tags(shards))
+        state_of_run: list[object] = [wanted, asked, measured_at, shards, _recorded(workspace, target, shards), killed]
+        run_key = digest("signals", target.name, state_of_run)
         requests.append(_request("signals", selection, shards, run_key))
     if not due and not scores_due(workspace, target) and manifest_due(workspace, target):
         manifest = manifest_digest(build_manifest(workspace, target))
