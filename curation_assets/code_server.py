@@ -1,8 +1,8 @@
 """A code server whose runs live beside it, in one container: `python -m curation_assets.code_server OPTIONS`.
 
-Runs that a former server left end with it, but Dagster cannot see that: they would stay STARTED, and hold the pool of the
-GPU for ever. So they are said to have failed before the new one serves. Where a launcher makes a machine for every run,
-use `dagster code-server start` itself.
+Runs end with the server that they live beside, but Dagster cannot see that: they would stay STARTED, and hold the GPU's
+pool for ever. So they are said to have failed before the next one serves. Where a launcher makes a machine for every
+run, use `dagster code-server start` itself.
 """
 
 from __future__ import annotations

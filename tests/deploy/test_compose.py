@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ class Rehearsal:
             "CURATION_CONFIG": str(self.home(name) / "curation.yaml"),
             "XDG_CACHE_HOME": str(self.home(name) / "cache"),
         }
-        return own | self.services[name]["environment"] | dict(self.environment)
+        services: dict[str, str] = self.services[name]["environment"]
+        return own | services | dict(self.environment)
 
     def command(self, name: str, words: list[str]) -> list[str]:
         return [self._here(word, name) for word in words]
@@ -173,7 +175,7 @@ def rehearsal(tmp_path: Path, s3_server: str, tiny_model: Path, monkeypatch: pyt
             assert made.running.pop("bucket").wait(timeout=60) == 0, made.log("bucket")
             for name in ("code", "webserver", "daemon"):
                 made.start(name)
-                made.wait(f"the health of {name}", lambda name=name: made.healthy(name))
+                made.wait(f"the health of {name}", partial(made.healthy, name))
             yield made
         finally:
             for name in list(made.running):
