@@ -174,7 +174,8 @@ def test_a_run_that_needs_a_device_gets_a_gpu(launcher: K8sRunLauncher, values: 
     assert container["resources"]["requests"]["cpu"] == "8"
     assert pod["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
     assert pod["securityContext"]["runAsNonRoot"]
-    assert {variable["name"] for variable in container["env"]} >= {"CURATION_CONFIG", "DAGSTER_HOME", "XDG_CACHE_HOME"}
+    names = {variable["name"] for variable in container["env"]}
+    assert names >= {"CURATION_CONFIG", "DAGSTER_HOME", "XDG_CACHE_HOME", "RAY_AUTH_TOKEN"}
 
 
 @pytest.mark.parametrize("damage", [{"container_configuration": {}}, {"pod_spec_config": {"node_selectors": {}}}])
@@ -222,6 +223,9 @@ def test_the_ray_cluster_has_known_keys_and_valid_pods() -> None:
     assert "nvidia.com/gpu" not in str(head["resources"])
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
     mounted(workers["template"]["spec"])
+    for variables in (head["env"], worker["env"], spec["autoscalerOptions"]["env"]):
+        assert {"name": "RAY_AUTH_MODE", "value": "token"} in variables
+        assert "curation-ray" in str(variables)
 
 
 def test_every_node_and_run_has_the_same_ray(values: dict[str, Any]) -> None:
