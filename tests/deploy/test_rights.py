@@ -9,7 +9,7 @@ from typing import Any
 
 import boto3  # type: ignore[import-untyped]
 import dagster as dg
-import moto.settings  # type: ignore[import-untyped]
+import moto.settings
 import pytest
 
 from curation_assets.main_job import MainJob

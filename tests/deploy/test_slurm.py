@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -73,8 +74,6 @@ class Steps:
         (self.place / "pace").write_text(str(seconds))
 
     def submit(self, units: str, *options: str) -> str:
-        import os
-
         more = {
             "PATH": f"{self.place / 'bin'}:{os.environ['PATH']}",
             "UNITS": units,
