@@ -43,6 +43,7 @@ from curation_assets.fingerprints import (
 from curation_assets.landing_sensor import landing_sensor
 from curation_assets.limits import today_if_limited, waits_for_tomorrow
 from curation_assets.partitions import SHARDS, STAGE_TAG, range_tags, release_key, release_partitions
+from curation_assets.placement import placed
 from curation_assets.quality.assets import POOL_KEY, SAMPLE_QUALITY_KEY, quality_keys
 from curation_assets.quality.checks import checks_key
 from curation_assets.quality.filtered_pool import pool_due, quality_due, wanted_pool
@@ -159,7 +160,7 @@ def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
         context.update_cursor(json.dumps(waiting))
         if not requests:
             return dg.SkipReason("; ".join(dict.fromkeys(reasons)) or "nothing is due")
-        return dg.SensorResult(run_requests=requests)
+        return dg.SensorResult(run_requests=placed(workspace, requests))
 
     return scoring
 
@@ -167,7 +168,8 @@ def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
 def scoring_requests(workspace: Workspace, instance: dg.DagsterInstance) -> tuple[list[dg.RunRequest], list[str]]:
     """Runs that bring shards up to their signals, and why some target has to wait.
 
-    A range that has to be read anew is measured in the same run, if the target's checkpoint is there.
+    A range that has to be read anew is measured in the same run, if the target's checkpoint is there. Not where runs
+    that measure are placed apart (`engine.run_tags`): a GPU would wait while files are read.
     """
     keys = list(instance.get_dynamic_partitions(str(SHARDS.name)))
     longest = workspace.settings.engine.shards_per_run
@@ -177,12 +179,15 @@ def scoring_requests(workspace: Workspace, instance: dg.DagsterInstance) -> tupl
         to_read += [s for s in without_event(instance, corpus_key, digests) if s not in to_read]
     ready, reasons = _ready_targets(workspace)
     resting = waits_for_tomorrow(workspace.settings.limits, workspace.warehouse)
+    apart = bool(workspace.settings.engine.run_tags)
     requests = []
     for shards in contiguous_ranges(to_read, keys, longest):
-        measured = [target for target in workspace.settings.targets if ready.get(target.name) and not resting]
+        measured = [t for t in workspace.settings.targets if ready.get(t.name) and not resting and not apart]
         selection = CORPUS_KEYS + [key for target in measured for key in signal_keys(target)]
         state = [(shard, digests[shard], ready) for shard in shards]
-        requests.append(_request("corpus", selection, shards, digest("corpus", state, _stored(workspace, shards))))
+        killed = killed_runs(instance, "corpus", RAW_CORPUS_KEY, range_tags(shards))
+        run_key = digest("corpus", state, _stored(workspace, shards), killed)
+        requests.append(_request("corpus", selection, shards, run_key))
     if to_read:
         return requests, []
     try:
@@ -219,7 +224,8 @@ def _quality_requests(
     for shards in contiguous_ranges(due, keys, workspace.settings.engine.shards_per_run):
         # The footers say when they were written, so that going back and forth is asked for each time.
         state = [(shard, digests.get(shard), stored.get(shard)) for shard in shards]
-        requests.append(_request("quality", [SAMPLE_QUALITY_KEY], shards, digest("quality", checks, state)))
+        killed = killed_runs(instance, "quality", SAMPLE_QUALITY_KEY, range_tags(shards))
+        requests.append(_request("quality", [SAMPLE_QUALITY_KEY], shards, digest("quality", checks, state, killed)))
     unseen = instance.get_latest_materialization_event(POOL_KEY) is None
     if not due and (unseen or pool_due(workspace, present)):
         run_key = digest(
@@ -286,9 +292,11 @@ def _target_requests(
     for shards in contiguous_ranges(due, keys, workspace.settings.engine.shards_per_run):
         asked = signals_to_run(lacking, shards)
         measured_at = [signal_fingerprint(workspace, target, signal) for signal in asked]
-        state_of_run: list[object] = [wanted, asked, measured_at, shards, _recorded(workspace, target, shards)]
-        run_key = digest("signals", target.name, state_of_run)
         selection = [signal_key(target, signal) for signal in asked]
+        # What is killed before its first part is stored is asked for again, too.
+        killed = killed_runs(instance, "signals", selection[0], range_tags(shards))
+        state_of_run: list[object] = [wanted, asked, measured_at, shards, _recorded(workspace, target, shards), killed]
+        run_key = digest("signals", target.name, state_of_run)
         requests.append(_request("signals", selection, shards, run_key))
     if not due and not scores_due(workspace, target) and manifest_due(workspace, target):
         manifest = manifest_digest(build_manifest(workspace, target))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 import dagster as dg
@@ -49,12 +50,21 @@ def bury_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     return dead
 
 
-def killed_runs(instance: dg.DagsterInstance, stage: str, key: dg.AssetKey) -> int:
+def killed_runs(
+    instance: dg.DagsterInstance, stage: str, key: dg.AssetKey, tags: Mapping[str, str] | None = None
+) -> int:
     """How often a run of a stage that makes an asset ended although no step of it failed; at most `MOST_KILLED`.
 
     What is killed time and again (out of memory, say) is not to be asked for for ever.
+
+    Args:
+        instance: where runs are kept.
+        stage: that runs are about.
+        key: an asset that they make.
+        tags: others that they have: those of a range of shards.
     """
-    failed = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags={STAGE_TAG: stage}))
+    wanted = {STAGE_TAG: stage, **(tags or {})}
+    failed = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags=wanted))
     killed = 0
     for run in failed:
         if key in (run.asset_selection or ()) and not _failed_by_itself(instance, run):

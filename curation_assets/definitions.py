@@ -6,6 +6,7 @@ from curation_assets.automation import sensors
 from curation_assets.checkpoints.assets import checkpoint_assets
 from curation_assets.corpus.assets import corpus, landing_files
 from curation_assets.evaluation.assets import evaluation_assets
+from curation_assets.placement import placed_jobs
 from curation_assets.quality.assets import quality_assets
 from curation_assets.releases.assets import release_asset
 from curation_assets.reports.assets import report_assets
@@ -38,6 +39,7 @@ def build_definitions(workspace: Workspace) -> dg.Definitions:
     return dg.Definitions(
         assets=assets,
         sensors=sensors(workspace),
+        jobs=placed_jobs(workspace),
         resources={"workspace": workspace, "duckdb": DuckDBTables(workspace)},
         # One process a run: a model is loaded once for the whole range of shards.
         executor=dg.in_process_executor,

@@ -30,6 +30,10 @@ OPTIONAL = {
     "rensa": "filters",
     "py3langid": "filters",
     "sentence-transformers": "embedding",
+    "dagster-aws": "s3",
+    "ray": "ray",
+    "dagster-postgres": "postgres",
+    "dagster-k8s": "kubernetes",
 }
 LITTLE_DISK_GIB = 2.0
 

@@ -5,14 +5,17 @@ What it makes of which data stands in `curation_assets.settings`.
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from curation_assets.sections import LocatedError, Section
 
 DEVICES = r"^(auto|cpu|cuda|cuda:\d+(,cuda:\d+)*)$"
+OWN_TAGS = ("curation/", "dagster/asset_partition", "dagster/partition")
+"""Beginnings of tags by which runs say what they are about."""
 
 
 class Engine(Section):
@@ -47,6 +50,11 @@ class Engine(Section):
         None, ge=1, description="processes that read shards; default: one a core, up to 8, where there is much to read"
     )
     shards_per_run: int = Field(200, ge=1, description="longest range of shards that one run takes")
+    run_tags: dict[str, str | dict[str, Any]] = Field(
+        {},
+        description="tags of launched runs that need a device, and of no others: how a launcher gives them one "
+        "(dagster-k8s/config, ecs/run_task_kwargs); what is no text becomes JSON",
+    )
 
     @field_validator("device")
     @classmethod
@@ -56,6 +64,18 @@ class Engine(Section):
                 f"must be auto, cpu, cuda, or CUDA devices by number, as in cuda:1 or cuda:0,cuda:1 (found {device!r})"
             )
         return device
+
+    @field_validator("run_tags")
+    @classmethod
+    def _tags_are_not_ours(cls, tags: dict[str, str | dict[str, Any]]) -> dict[str, str | dict[str, Any]]:
+        for name, value in tags.items():
+            if name.startswith(OWN_TAGS):
+                raise ValueError(f"{name} is what runs say of themselves: leave it out")
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name} cannot be written as JSON ({error}): quote what is meant as text") from error
+        return tags
 
     @property
     def one_device(self) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from curation_assets.automation import scoring_requests
 from curation_assets.corpus.assets import RAW_CORPUS_KEY
+from curation_assets.dead_runs import MOST_KILLED
 from curation_assets.definitions import build_definitions
 from curation_assets.partitions import SHARDS
 from curation_assets.reports.assets import COMPARISON_KEY
@@ -87,6 +88,21 @@ def test_a_failure_does_not_loop_and_a_change_asks_again(daemon: Daemon, tiny_mo
     # A -> B -> A: the first model is measured already, so only B was ever due.
     daemon.workspace = Workspace.load(write_config(daemon.workspace.folder, tiny_model))
     daemon.defs = build_definitions(daemon.workspace)
+    assert daemon.scoring() == []
+
+
+def test_a_run_that_is_killed_before_it_stored_anything_is_asked_for_again(daemon: Daemon) -> None:
+    daemon.tick("landing")
+    daemon.tick("landing")
+    for _ in range(1 + MOST_KILLED):
+        (request,) = daemon.scoring()
+        # As the daemon launches it; then its machine goes.
+        job = daemon.defs.resolve_implicit_global_asset_job_def()
+        selection = set(request.asset_selection or ())
+        run = daemon.instance.create_run_for_job(job, tags=dict(request.tags), asset_selection=selection)
+        assert daemon.scoring() == []
+        daemon.instance.report_run_failed(run)
+    # What is killed time and again is not asked for for ever.
     assert daemon.scoring() == []
 
 
