@@ -37,7 +37,7 @@ def device_keys(workspace: Workspace) -> frozenset[dg.AssetKey]:
     for target in workspace.settings.targets:
         if target.kind != "judge":
             found |= {warmup_key_of(target), perturbation_key_of(target)}
-            found |= set() if _measured_by_ray(workspace, target) else _measured(target)
+            found |= set() if workspace.settings.engine.kind == "ray" else _measured(target)
     return frozenset(found)
 
 
@@ -63,8 +63,3 @@ def placed_jobs(workspace: Workspace) -> Sequence[dg.UnresolvedAssetJobDefinitio
 
 def _measured(target: Target) -> set[dg.AssetKey]:
     return {*signal_keys(target), validation_signals_key(target)}
-
-
-def _measured_by_ray(workspace: Workspace, target: Target) -> bool:
-    """Embedding and reward models stay on the machine of the run: `resources.scorer.Scorer`."""
-    return workspace.settings.engine.kind == "ray" and target.kind == "language"

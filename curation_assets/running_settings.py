@@ -30,11 +30,17 @@ class Engine(Section):
         description="of the Ray cluster: auto (this machine's), local (one of this run's own), HOST:PORT, "
         "ray://HOST:PORT",
     )
-    workers: int | None = Field(None, ge=1, description="Ray workers; default: one a GPU, else by cpus_per_worker")
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="Ray workers; those without room wait for nodes; default: one a GPU that is there, else by "
+        "cpus_per_worker",
+    )
     cpus_per_worker: int = Field(1, ge=1, description="CPUs, and threads, of a Ray worker without a GPU")
     device: str = Field(
         "auto",
-        description="auto: every CUDA device that is visible, else the CPU; several: cuda:0,cuda:1",
+        description="auto: every CUDA device that is visible, else the CPU; several: cuda:0,cuda:1; with Ray, cuda: a "
+        "GPU a worker although there may be none yet",
         json_schema_extra={"pattern": DEVICES},
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(

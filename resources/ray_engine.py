@@ -41,13 +41,16 @@ class RayOptions:
     Attributes:
         address: of the cluster: `auto` finds the one of this machine, `local` starts one for this process, or
             `ray://HOST:PORT`, or `HOST:PORT`.
-        workers: actors; None: one a GPU, or where there is none one for every `cpus` CPUs.
+        workers: actors, those that there is no room for yet included; None: one a GPU that is there, or where there is
+            none one for every `cpus` CPUs.
         cpus: CPUs of an actor without a GPU, which are its threads.
+        gpus: whether actors take a GPU each; None: if the cluster has any now.
     """
 
     address: str = "auto"
     workers: int | None = None
     cpus: int = 1
+    gpus: bool | None = None
 
 
 class Worker:
@@ -106,7 +109,7 @@ class RayPool:
         prepare: what every actor calls before it loads a model.
 
     Raises:
-        RayError: ray is not installed, there is no such cluster, or it has no room for a single worker.
+        RayError: ray is not installed, or there is no such cluster.
     """
 
     def __init__(self, options: RayOptions, prepare: Callable[[], None] | None = None) -> None:
@@ -114,13 +117,19 @@ class RayPool:
         self.ray = _connected(options.address)
         resources = self.ray.cluster_resources()
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-        self.device = "cuda" if gpus else "cpu"
-        self.workers = options.workers or gpus or max(1, cpus // options.cpus)
-        room = gpus if gpus else cpus // options.cpus
+        on_gpus = options.gpus if options.gpus is not None else gpus > 0
+        self.device = "cuda" if on_gpus else "cpu"
+        room = gpus if on_gpus else cpus // options.cpus
+        self.workers = options.workers or max(1, room)
         if self.workers > room:
-            raise RayError(
-                f"engine.workers asks for {self.workers} workers, and the Ray cluster at {options.address} has room "
-                f"for {room} ({gpus} GPUs, {cpus} CPUs): lower it, or engine.cpus_per_worker, or add nodes"
+            # Workers that wait are what an autoscaler adds nodes for.
+            logger.warning(
+                "the Ray cluster at %s has room for %d of %d workers (%d GPUs, %d CPUs): the others wait for nodes",
+                options.address,
+                room,
+                self.workers,
+                gpus,
+                cpus,
             )
         self.actors: list[_Actor] = []
         self._groups = count()

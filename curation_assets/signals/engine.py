@@ -203,7 +203,9 @@ class RayEngine:
         from resources.ray_engine import RayOptions, RayPool  # noqa: PLC0415
 
         engine = self._workspace.settings.engine
-        options = RayOptions(engine.address, engine.workers, engine.cpus_per_worker)
+        # Where nodes come when they are asked for, there may be no GPU yet.
+        gpus = None if engine.device == "auto" else engine.device != "cpu"
+        options = RayOptions(engine.address, engine.workers, engine.cpus_per_worker, gpus)
         return self._open.enter_context(RayPool(options, quieten_transformers))
 
     @cached_property

@@ -183,10 +183,21 @@ def test_a_node_that_is_gone_is_done_without_and_room_is_waited_for(tmp_path: Pa
     assert "a node came" in process.stdout
 
 
-def test_a_cluster_without_room_is_refused(ray_cluster: Any) -> None:
+def test_more_workers_than_there_is_room_for_wait_and_hold_nothing(
+    ray_cluster: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     assert ray_cluster.is_initialized()
-    with pytest.raises(RayError, match=r"asks for 50 workers, and .* has room for 3 \(0 GPUs, 3 CPUs\): lower it"):
-        RayPool(RayOptions("local", workers=50))
+    with RayPool(RayOptions("local", workers=5)) as pool:
+        assert "has room for 3 of 5 workers (0 GPUs, 3 CPUs): the others wait for nodes" in caplog.text
+        done = [unit for unit, _ in RayGroup(pool, make_odd, None).stream([source_of(random_samples(30))])]
+        assert sum(len(unit.positions) for unit in done) == 30
+        assert sum(actor.name is None for actor in pool.actors) >= 2
+
+
+def test_gpus_can_be_asked_for_before_there_are_any(ray_cluster: Any) -> None:
+    assert ray_cluster.is_initialized()
+    with RayPool(RayOptions("local", workers=2, gpus=True)) as pool:
+        assert (pool.device, pool.workers) == ("cuda", 2)
 
 
 def test_a_cluster_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
