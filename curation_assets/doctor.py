@@ -109,7 +109,10 @@ def _engine(workspace: Workspace) -> Finding:
     from resources.scoring.devices import devices_of
     from resources.scoring.errors import ScoringError
 
-    asked = workspace.settings.engine.device
+    engine = workspace.settings.engine
+    asked = engine.device
+    if engine.kind == "ray":
+        return Finding("engine.device", f"{asked}, of the workers of the Ray cluster at {engine.address}")
     try:
         return Finding("engine.device", f"{asked}: {', '.join(devices_of(asked))}")
     except ScoringError as error:
