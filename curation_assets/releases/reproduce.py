@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
@@ -22,7 +23,7 @@ from curation_assets.releases.data import ReleaseError, release_rows, write_data
 from curation_assets.releases.export import release_frame
 from curation_assets.releases.files import DATA_JSONL, DATA_PARQUET
 from curation_assets.settings import Settings
-from curation_assets.subsets.select import SelectionError, select
+from curation_assets.subsets.select import SelectionError, select_into
 from curation_assets.workspace import Workspace
 from resources.model_files import ModelError
 
@@ -72,9 +73,10 @@ def reproduce(workspace: Workspace, manifest: Mapping[str, Any], folder: str) ->
     subset = frozen.settings.subset(manifest["subset"])
     damaged, differs = tuple(_damaged(workspace, manifest, folder)), tuple(_differences(frozen, manifest))
     try:
-        chosen = select(frozen, subset).rows
+        pieces = [tables.SUBSET.empty()]
+        select_into(frozen, subset, pieces.append)
         with tempfile.TemporaryDirectory(prefix="curation-reproduce-") as made:
-            rows = release_rows(frozen, subset, chosen)
+            rows = release_rows(frozen, subset, pl.concat(pieces))
             write_data(frozen, Path(made), rows)
             files = {
                 name: hashlib.sha256((Path(made) / name).read_bytes()).hexdigest() == manifest["files"][name]["sha256"]

@@ -1,0 +1,148 @@
+"""Choosing from a pool on disk against choosing from it in memory: equal rows, order, facts and digest, to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import polars as pl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curation_assets import tables
+from curation_assets.corpus.pool import Pool, resolve_duplicates
+from curation_assets.scores.methods.grace import GraceScore
+from curation_assets.settings import Budget, Filters, Subset
+from curation_assets.subsets.features import Features
+from curation_assets.subsets.out_of_core import choose_out_of_core
+from curation_assets.subsets.select import POOL_COLUMNS, choose
+from curation_assets.subsets.selection import HeldSelection, Selection
+from curation_assets.subsets.selector import Band, Original, PerPrompt, Random, Top
+from resources.digests import digest
+from resources.spill import spilling
+
+SCHEMA = {name: column.dtype for name, column in tables.SAMPLE_SCORES.columns.items() if name in POOL_COLUMNS}
+NAN = float("nan")
+NAMES = [digest("sample", number) for number in range(40)]
+PROMPTS = [digest("prompt", number) for number in range(5)]
+
+FACTS = {
+    "prompt_id": st.sampled_from(PROMPTS),
+    "source": st.sampled_from(["old", "new", "é new"]),
+    "domain": st.sampled_from(["algebra", "(none)", None]),
+    "generator": st.sampled_from(["g", "h", None]),
+    "correct": st.sampled_from([True, False, None]),
+    "verified": st.sampled_from([True, False, None]),
+    "reward": st.sampled_from([0.0, -0.0, 1.0, 2.0, None, NAN, float("inf")]),
+    "n_steps": st.integers(0, 6),
+    "response_tokens": st.sampled_from([0, 1, 3, 4, 10, 70]),
+    "answer_norm": st.sampled_from([0.0, 0.1, 0.7, None, NAN]),
+    "score": st.sampled_from([-2.0, -1.0, 0.0, -0.0, 0.5, 0.1, 1e-300, None, NAN, float("inf"), float("-inf")]),
+}
+# What a sample is, it is in every shard; where it arrived, and (of other shards' measuring) its score may differ.
+ARRIVED = st.lists(
+    st.tuples(
+        st.sampled_from(NAMES),
+        st.sampled_from(["b.jsonl", "a.jsonl", "é.jsonl", "B.jsonl"]),
+        st.fixed_dictionaries(FACTS),
+    ),
+    max_size=40,
+)
+SELECTORS = st.one_of(
+    st.builds(Top, order=st.sampled_from([None, "highest", "lowest"])),
+    st.builds(Band, band=st.sampled_from(["low", "middle", "high"])),
+    st.builds(Random, seed=st.integers(0, 3)),
+    st.builds(
+        PerPrompt,
+        variant=st.sampled_from(
+            ["closest", "farthest", "closest_1", "random_1", "subset", "full", "reward", "long_cot"]
+        ),
+        k=st.sampled_from([1, 2, "original"]),
+        original=st.just(Original(sources=["old"], generators=["h"])),
+        seed=st.integers(0, 3),
+    ),
+)
+BUDGETS = st.one_of(
+    st.builds(Budget, fraction=st.sampled_from([0.07, 0.2, 0.5, 1.0])),
+    st.builds(Budget, samples=st.integers(1, 12)),
+    st.builds(Budget, tokens=st.integers(1, 200)),
+)
+FILTERS = st.builds(
+    Filters,
+    sources=st.sampled_from([None, ["old"], ["old", "new"]]),
+    exclude_generators=st.sampled_from([None, ["h"]]),
+    correct=st.sampled_from([None, True]),
+    max_tokens=st.sampled_from([None, 10]),
+)
+STRATIFY = st.lists(st.sampled_from(["source", "domain", "generator", "length", "steps"]), max_size=2, unique=True)
+REASONS = st.lists(
+    st.sampled_from([None, None, None, "language", "repetitive"]), min_size=len(NAMES), max_size=len(NAMES)
+)
+SCORE = GraceScore(name="grace", target="t", min_steps=2)
+
+
+def arrived_frame(drawn: list[tuple[str, str, dict[str, Any]]]) -> pl.DataFrame:
+    """Rows as shards have them: no two of one place."""
+    rows = [
+        {"sample_id": name, "shard": shard, "row": number % 7, "candidate": number // 7, **facts}
+        for number, (name, shard, facts) in enumerate(drawn)
+    ]
+    return pl.DataFrame(rows, schema={**SCHEMA, "score": pl.Float64})
+
+
+def in_memory(
+    arrived: pl.DataFrame, subset: Subset, known: pl.DataFrame | None = None, prompts: list[str] | None = None
+) -> HeldSelection:
+    pool, filtered = resolve_duplicates(arrived), {}
+    if known is not None:
+        marked = pool.rows.join(known, on="sample_id", how="left", maintain_order="left")
+        counts = marked.drop_nulls("reason").group_by("reason").len().sort("reason")
+        filtered = dict(counts.iter_rows())
+        pool = Pool(marked.filter(pl.col("reason").is_null()).drop("reason"), pool.duplicates)
+    features = None if prompts is None else Features(lambda ids: np.zeros((len(ids), 1)), None, lambda: prompts)
+    return choose(pool, SCORE, subset.selector or Top(), subset, features, filtered)
+
+
+def on_disk(
+    arrived: pl.DataFrame,
+    subset: Subset,
+    place: Path,
+    known: pl.DataFrame | None = None,
+    prompts: list[str] | None = None,
+) -> tuple[pl.DataFrame, Selection]:
+    pieces = [tables.SUBSET.empty()]
+    selector: Any = subset.selector
+    with spilling(place, 512) as spill:
+        lazily = None if known is None else known.lazy()
+        told = choose_out_of_core(spill, arrived.lazy(), SCORE, selector, subset, pieces.append, lazily, prompts)
+    return pl.concat(pieces), told
+
+
+def assert_equal(held: HeldSelection, rows: pl.DataFrame, told: Selection) -> None:
+    assert rows.to_dicts() == held.rows.to_dicts()
+    assert told.content_digest == held.told.content_digest
+    assert repr(told.facts()) == repr(held.told.facts())
+    assert repr(told.score_distribution()) == repr(held.told.score_distribution())
+    assert (told.whole, told.summary.edges) == (held.whole, held.told.summary.edges)
+    assert told.summary.pool_counts == held.told.summary.pool_counts
+    assert told.summary.selected_counts == held.told.summary.selected_counts
+    assert told.summary.sources.equals(held.told.summary.sources)
+    assert told.summary.points.equals(held.told.summary.points)
+
+
+@settings(max_examples=120, deadline=None)
+@given(ARRIVED, SELECTORS, BUDGETS, FILTERS, STRATIFY, st.none() | REASONS, st.none() | st.just(PROMPTS[:2]))
+def test_both_ways_choose_the_same(
+    drawn: Any, selector: Any, budget: Budget, filters: Filters, stratify: Any, reasons: Any, prompts: Any
+) -> None:
+    subset = Subset(name="s", score="grace", budget=budget, selector=selector, filters=filters, stratify=stratify)
+    known = (
+        None if reasons is None else pl.DataFrame({"sample_id": NAMES, "reason": pl.Series(reasons, dtype=pl.String)})
+    )
+    arrived = arrived_frame(drawn)
+    with TemporaryDirectory() as place:
+        rows, told = on_disk(arrived, subset, Path(place), known, prompts)
+        assert not list(Path(place).iterdir())
+    assert_equal(in_memory(arrived, subset, known, prompts), rows, told)
