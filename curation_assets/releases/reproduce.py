@@ -108,9 +108,9 @@ def as_it_was(workspace: Workspace, manifest: Mapping[str, Any]) -> Workspace:
             f"{manifest['subset']}@{manifest['number']} was made under settings that this version does not know "
             f"({error.errors()[0]['msg']}): use the version that its manifest names"
         ) from error
-    # Where things lie may be another place by now.
+    # Where things lie, and what this machine has room for, may be another by now.
     here = workspace.settings
-    places = {"warehouse": here.warehouse, "s3": here.s3}
+    places = {"warehouse": here.warehouse, "s3": here.s3, "engine": here.engine}
     corpus = settings.corpus.model_copy(update={"landing": here.corpus.landing})
     settings = settings.model_copy(update={**places, "corpus": corpus})
     shards = frozenset(one["shard"] for one in manifest["inputs"] if one["present"])

@@ -8,13 +8,17 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation_assets import tables
 from curation_assets.corpus.pool import Pool, resolve_duplicates
+from curation_assets.quality.checks import QualityError
 from curation_assets.scores.methods.grace import GraceScore
 from curation_assets.settings import Budget, Filters, Subset
+from curation_assets.shares import largest_remainders
+from curation_assets.subsets.budget import Prefix, Shares
 from curation_assets.subsets.features import Features
 from curation_assets.subsets.out_of_core import choose_out_of_core
 from curation_assets.subsets.select import POOL_COLUMNS, choose
@@ -146,3 +150,79 @@ def test_both_ways_choose_the_same(
         rows, told = on_disk(arrived, subset, Path(place), known, prompts)
         assert not list(Path(place).iterdir())
     assert_equal(in_memory(arrived, subset, known, prompts), rows, told)
+
+
+def many(count: int) -> pl.DataFrame:
+    """A pool that comes in several pieces, with ties, duplicates and gaps."""
+    draw = np.random.default_rng(7)
+    numbers = draw.integers(0, count * 9 // 10, count)
+    ids = pl.Series("sample_id", [digest("many", number) for number in range(count * 9 // 10)])
+    prompts = pl.Series("prompt_id", [digest("prompt", number) for number in range(count // 3)])
+    return pl.DataFrame(
+        {
+            "sample_id": ids.gather(numbers),
+            "prompt_id": prompts.gather(numbers % len(prompts)),
+            "shard": pl.Series([f"{number:02d}.jsonl" for number in range(10)]).gather(np.arange(count) % 10),
+            "row": np.arange(count),
+            "source": pl.Series(["a", "b", "c"]).gather(draw.integers(0, 3, count)),
+            "n_steps": draw.integers(0, 12, count, dtype=np.int32),
+            "response_tokens": draw.integers(1, 900, count, dtype=np.int32),
+            "answer_norm": draw.random(count).round(4).astype(np.float32),
+            "score": np.where(draw.random(count) < 0.05, np.nan, draw.normal(size=count).round(3)),
+        }
+    ).select(
+        **{name: pl.col(name) for name in ("sample_id", "prompt_id", "shard", "row")},
+        candidate=pl.lit(0, dtype=pl.Int32),
+        source="source",
+        **{name: pl.lit(None, dtype=SCHEMA[name]) for name in ("domain", "generator", "correct", "verified", "reward")},
+        **{name: pl.col(name) for name in ("n_steps", "response_tokens", "answer_norm", "score")},
+    )
+
+
+@pytest.mark.parametrize(
+    ("selector", "budget", "stratify"),
+    [
+        (Top(), Budget(fraction=0.9), []),
+        (Top(), Budget(tokens=60_000_000), ["source", "length"]),
+        (Band(), Budget(fraction=0.8), ["steps"]),
+        (Band(), Budget(tokens=90_000_000), []),
+        (Random(seed=3), Budget(fraction=0.5), ["source"]),
+        (PerPrompt(k=2), Budget(fraction=0.6), ["length"]),
+    ],
+)
+def test_both_ways_agree_over_many_pieces(tmp_path: Path, selector: Any, budget: Budget, stratify: Any) -> None:
+    arrived = many(320_000)
+    subset = Subset(name="s", score="grace", budget=budget, selector=selector, stratify=stratify)
+    rows, told = on_disk(arrived, subset, tmp_path)
+    assert len(rows) > 122_880  # what DuckDB gives at a time
+    assert_equal(in_memory(arrived, subset), rows, told)
+
+
+def test_a_sample_that_was_not_held_against_the_filters_is_told(tmp_path: Path) -> None:
+    known = pl.DataFrame({"sample_id": NAMES[:1], "reason": pl.Series([None], dtype=pl.String)})
+    facts = {"prompt_id": PROMPTS[0], "n_steps": 3, "response_tokens": 3, "source": "old", "score": 1.0}
+    arrived = arrived_frame([(name, "a.jsonl", facts) for name in NAMES[:3]])
+    subset = Subset(name="s", score="grace", budget=Budget(samples=1), selector=Top())
+    with pytest.raises(QualityError, match=r"^2 samples have not been held against the pool's filters"):
+        on_disk(arrived, subset, tmp_path, known)
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=6), max_size=5),
+    st.integers(0, 40),
+)
+def test_budgets_are_filled_the_same_however_an_order_comes(pieces: list[list[tuple[int, int]]], limit: int) -> None:
+    order = [row for piece in pieces for row in piece]
+    sizes = [sum(weight for weight, own in order if own == number) + number for number in range(4)]
+    shares, prefix = Shares(limit, sizes), Prefix(limit)
+    found: list[tuple[bool, bool]] = []
+    for piece in pieces:
+        weights, stratum = (np.array([row[place] for row in piece], dtype=np.int64) for place in range(2))
+        found += zip(shares.take(weights, stratum).tolist(), prefix.take(weights).tolist(), strict=True)
+    quotas, seen, whole, used = largest_remainders(limit, sizes), [0] * 4, 0, 0
+    for (weight, own), taken in zip(order, found, strict=True):
+        seen[own] += weight
+        whole += weight
+        assert taken == (seen[own] <= quotas[own], whole <= limit)
+        used += weight * taken[0]
+    assert shares.room() == limit - used
