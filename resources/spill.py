@@ -35,10 +35,12 @@ class Spill:
 
     Args:
         connection: of a database that nothing else uses.
+        memory_mib: its bound.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, memory_mib: int) -> None:
         self._connection = connection
+        self._memory_mib = memory_mib
 
     def run(self, statement: str, parameters: Sequence[object] = ()) -> None:
         """Execute a statement that gives nothing."""
@@ -56,12 +58,15 @@ class Spill:
 
     def load(self, statement: str, frames: Iterable[pl.DataFrame]) -> None:
         """Execute a statement once for every frame, which it names `frame`: one of them at a time is in memory."""
-        for frame in frames:
-            self._connection.register("frame", frame)
-            try:
+        # Whoever makes the frames needs memory, too, and what only comes in needs little.
+        self._connection.execute(f"set memory_limit = '{self._memory_mib // 2}MiB'")
+        try:
+            for frame in frames:
+                self._connection.register("frame", frame)
                 self._connection.execute(statement)
-            finally:
                 self._connection.unregister("frame")
+        finally:
+            self._connection.execute(f"set memory_limit = '{self._memory_mib}MiB'")
 
     def stream(self, query: str) -> Iterator[pl.DataFrame]:
         """What a query gives, in its order, a piece at a time; tables may be read meanwhile, and not be changed."""
@@ -96,7 +101,7 @@ def spilling(place: Path, memory_mib: int) -> Iterator[Spill]:
         }
         try:
             with duckdb.connect(str(Path(name) / "database"), config=options) as connection:
-                yield Spill(connection)
+                yield Spill(connection, memory_mib)
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             raise SpillError(
                 f"{memory_mib} MiB of memory and the disk of {place} do not suffice ({error}): set "

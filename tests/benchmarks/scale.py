@@ -6,10 +6,10 @@ Both engines measure the same samples with two workers each on this machine, in 
 before the clock runs. Then one of three workers is killed in the middle of a stream: counted is what was measured more
 than once. The simulation hands units of a million samples to 1,000 workers as the engine does (`even_units`, so many in
 flight) and counts how much of their time they work, for lengths as GSM8K has them and for long chains of thought with a
-heavy tail.
+heavy tail. `tests.benchmarks.selection_scale` chooses from 50 million scores.
 
 The last line is one JSON object: `ray_over_local` (times, the median over rounds), `remeasured_share_after_kill`,
-`simulated_busy_share_1000` (the lower of both mixes).
+`simulated_busy_share_1000` (the lower of both mixes), `selection_50m_peak_gib`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from resources.scoring.devices import DeviceGroup, make_pass
 from resources.scoring.samples import Request, Sample, SampleSignals
 from resources.scoring.spec import PassSpec
 from tests.benchmarks.common import finish, median_ratio, parser, table
+from tests.benchmarks.selection_scale import figures
 from tests.models import write_tiny_model
 
 REQUEST = Request(step_gradients="bias", likelihoods=True)
@@ -135,6 +136,7 @@ def main() -> None:
         "simulated_busy_share_1000": round(min(busy.values()), 4),
         "simulated_busy_shares": {name: round(own, 4) for name, own in busy.items()},
     }
+    result |= figures(given.small)
     finish("scale", result, given)
 
 
