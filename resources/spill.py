@@ -103,8 +103,10 @@ def spilling(place: Path, memory_mib: int) -> Iterator[Spill]:
             with duckdb.connect(str(Path(name) / "database"), config=options) as connection:
                 yield Spill(connection, memory_mib)
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+            # After its first line DuckDB advises on settings that nobody here can make.
+            reason = str(error).splitlines()[0]
             raise SpillError(
-                f"{memory_mib} MiB of memory and the disk of {place} do not suffice ({error}): set "
+                f"{memory_mib} MiB of memory and the disk of {place} do not suffice ({reason}): set "
                 "engine.selection_memory_mib higher, or make room on the disk"
             ) from error
 
