@@ -56,6 +56,12 @@ class Engine(Section):
         None, ge=1, description="processes that read shards; default: one a core, up to 8, where there is much to read"
     )
     shards_per_run: int = Field(200, ge=1, description="longest range of shards that one run takes")
+    rows_in_memory: int = Field(
+        5_000_000, ge=0, description="scores that a subset is chosen from in memory; more are sorted on disk"
+    )
+    selection_memory_mib: int = Field(
+        2048, ge=256, description="memory that this sorting may use, beside some 700 MiB for reading and Python"
+    )
     run_tags: dict[str, str | dict[str, Any]] = Field(
         {},
         description="tags of launched runs that need a device, and of no others: how a launcher gives them one "

@@ -12,7 +12,7 @@ from curation_assets.quality.filtered_pool import reason_counts, stored_pool
 from curation_assets.scores.registry import method_of
 from curation_assets.settings import Subset
 from curation_assets.signals.catalog import SIGNALS
-from curation_assets.subsets.select import select
+from curation_assets.subsets.select import survey
 from curation_assets.terminal import progress_bars, simple_table
 from curation_assets.validation.measure import validation_of
 from curation_assets.validation.sets import overlap_with_pool, stored_validation
@@ -109,7 +109,7 @@ def show_dry_look(workspace: Workspace, sample: int, console: Console) -> None:
     ):
         progress.stop()
         for subset in look.workspace.settings.subsets:
-            facts = select(look.workspace, subset).facts()
+            facts = survey(look.workspace, subset).facts()
             console.print(
                 simple_table(
                     f"{subset.name}, of the rows looked at",

@@ -35,13 +35,28 @@ def bytes_digest(data: bytes | memoryview) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+class RunningDigest:
+    """The `bytes_digest` of bytes that come in pieces."""
+
+    def __init__(self) -> None:
+        self._state = hashlib.blake2b(digest_size=16)
+
+    def add(self, data: bytes) -> None:
+        """Take in the bytes that come next."""
+        self._state.update(data)
+
+    def value(self) -> str:
+        """Of all bytes so far."""
+        return self._state.hexdigest()
+
+
 def hash_file(path: Path) -> str:
     """Hash of a file's bytes, read in chunks."""
-    state = hashlib.blake2b(digest_size=16)
+    state = RunningDigest()
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):
-            state.update(chunk)
-    return state.hexdigest()
+            state.add(chunk)
+    return state.value()
 
 
 def atomic_write(path: Path, data: bytes) -> None:

@@ -69,19 +69,41 @@ def without_filtered(workspace: Workspace, rows: pl.DataFrame) -> tuple[pl.DataF
     Raises:
         QualityError: filters are configured, and the pool has not been made or lacks some of the samples.
     """
-    if not workspace.settings.corpus.filters.any:
+    known = pool_table(workspace)
+    if known is None:
         return rows, {}
-    if stored_pool(workspace) is None:
-        raise QualityError("the pool's filters have not been applied: materialize pool, or use `curate run`")
-    pool = workspace.warehouse.read_table(tables.pool_path()).select("sample_id", "reason")
-    marked = rows.join(pool.with_columns(_known=pl.lit(value=True)), on="sample_id", how="left", maintain_order="left")
-    if marked["_known"].null_count():
-        raise QualityError(
-            f"{marked['_known'].null_count()} samples have not been held against the pool's filters: materialize "
-            "sample_quality and pool, or use `curate run`"
-        )
+    pool = known.select("sample_id", "reason", _known=pl.lit(value=True)).collect()
+    marked = rows.join(pool, on="sample_id", how="left", maintain_order="left")
+    refuse_unknown(marked["_known"].null_count())
     out = marked.filter(pl.col("reason").is_not_null())
     return marked.filter(pl.col("reason").is_null()).select(rows.columns), reason_counts(out)
+
+
+def pool_table(workspace: Workspace) -> pl.LazyFrame | None:
+    """Table `pool`; None where no filters are configured.
+
+    Raises:
+        QualityError: they are, and it has not been made.
+    """
+    if not workspace.settings.corpus.filters.any:
+        return None
+    known = workspace.warehouse.scan_table(tables.pool_path())
+    if known is None or stored_pool(workspace) is None:
+        raise QualityError("the pool's filters have not been applied: materialize pool, or use `curate run`")
+    return known
+
+
+def refuse_unknown(count: int) -> None:
+    """See that table `pool` lacks no sample.
+
+    Raises:
+        QualityError: it lacks so many.
+    """
+    if count:
+        raise QualityError(
+            f"{count} samples have not been held against the pool's filters: materialize sample_quality and pool, or "
+            "use `curate run`"
+        )
 
 
 def reason_counts(pool: pl.DataFrame) -> dict[str, int]:

@@ -23,7 +23,7 @@ from curation_assets.releases.manifest import provenance, release_manifest
 from curation_assets.releases.plots import write_plots
 from curation_assets.releases.step_columns import step_columns, steps_digest
 from curation_assets.settings import Subset
-from curation_assets.subsets.select import select, wanted_fingerprint
+from curation_assets.subsets.select import survey, wanted_fingerprint
 from curation_assets.viewer.page import page_text
 from curation_assets.viewer.pictures import release_pictures
 from curation_assets.viewer.traces import release_traces
@@ -184,7 +184,7 @@ def _rows(workspace: Workspace, subset: Subset) -> pl.DataFrame:
 def _create(workspace: Workspace, subset: Subset, number: int, run_id: str) -> None:
     _check_current(workspace, subset)
     rows = _rows(workspace, subset)
-    selection = select(workspace, subset)
+    selection = survey(workspace, subset)
     folder = f"{tables.release_dir(subset.name)}/{number}"
 
     def fill(place: Path) -> None:

@@ -25,7 +25,8 @@ from curation_assets.fingerprints import (
 from curation_assets.releases.step_columns import steps_digest
 from curation_assets.scores.registry import method_of
 from curation_assets.settings import Subset, Target
-from curation_assets.subsets.select import Selection, selector_of
+from curation_assets.subsets.select import selector_of
+from curation_assets.subsets.selection import Selection
 from curation_assets.workspace import Workspace
 
 SCHEMA_VERSION = 1

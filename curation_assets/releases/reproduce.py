@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
@@ -22,7 +23,7 @@ from curation_assets.releases.data import ReleaseError, release_rows, write_data
 from curation_assets.releases.export import release_frame
 from curation_assets.releases.files import DATA_JSONL, DATA_PARQUET
 from curation_assets.settings import Settings
-from curation_assets.subsets.select import SelectionError, select
+from curation_assets.subsets.select import SelectionError, select_into
 from curation_assets.workspace import Workspace
 from resources.model_files import ModelError
 
@@ -72,9 +73,10 @@ def reproduce(workspace: Workspace, manifest: Mapping[str, Any], folder: str) ->
     subset = frozen.settings.subset(manifest["subset"])
     damaged, differs = tuple(_damaged(workspace, manifest, folder)), tuple(_differences(frozen, manifest))
     try:
-        chosen = select(frozen, subset).rows
+        pieces = [tables.SUBSET.empty()]
+        select_into(frozen, subset, pieces.append)
         with tempfile.TemporaryDirectory(prefix="curation-reproduce-") as made:
-            rows = release_rows(frozen, subset, chosen)
+            rows = release_rows(frozen, subset, pl.concat(pieces))
             write_data(frozen, Path(made), rows)
             files = {
                 name: hashlib.sha256((Path(made) / name).read_bytes()).hexdigest() == manifest["files"][name]["sha256"]
@@ -106,9 +108,9 @@ def as_it_was(workspace: Workspace, manifest: Mapping[str, Any]) -> Workspace:
             f"{manifest['subset']}@{manifest['number']} was made under settings that this version does not know "
             f"({error.errors()[0]['msg']}): use the version that its manifest names"
         ) from error
-    # Where things lie may be another place by now.
+    # Where things lie, and what this machine has room for, may be another by now.
     here = workspace.settings
-    places = {"warehouse": here.warehouse, "s3": here.s3}
+    places = {"warehouse": here.warehouse, "s3": here.s3, "engine": here.engine}
     corpus = settings.corpus.model_copy(update={"landing": here.corpus.landing})
     settings = settings.model_copy(update={**places, "corpus": corpus})
     shards = frozenset(one["shard"] for one in manifest["inputs"] if one["present"])

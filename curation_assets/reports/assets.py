@@ -8,12 +8,12 @@ import polars as pl
 from pydantic import Field
 
 from curation_assets import tables
-from curation_assets.asset_metadata import OWNERS, column_schema, facts_table, finite, markdown_table, row_count
+from curation_assets.asset_metadata import OWNERS, column_schema, facts_table, markdown_table, row_count
 from curation_assets.conditions import follow_upstream_without_waiting_for
 from curation_assets.quality.assets import POOL_KEY
 from curation_assets.reports import preference, spectra
 from curation_assets.reports.comparison import matrix, write_comparison
-from curation_assets.reports.plots import curves, heat_map, histogram, stacked_bars
+from curation_assets.reports.plots import counted_histogram, curves, heat_map, stacked_bars
 from curation_assets.scores.assets import score_manifest_key
 from curation_assets.settings import Target
 from curation_assets.signals.assets import signal_key
@@ -116,8 +116,8 @@ def _what_if_asset(subsets: list[dg.AssetKey]) -> dg.AssetsDefinition:
     def try_change(config: WhatIfConfig, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
         name = pick("subset", config.subset, [subset.name for subset in workspace.settings.subsets])
         found = what_if(workspace, name, config.changes, config.budget)
-        pool = found.selection.pool
-        groups = {"pool": finite(pool, "score"), "what if": finite(pool.filter("selected"), "score")}
+        told, title = found.selection.told.summary, f"{found.score.name}: pool and what if"
+        groups = {"pool": told.pool_counts, "what if": told.selected_counts}
         sources = found.sources()
         return dg.MaterializeResult(
             metadata={
@@ -125,10 +125,10 @@ def _what_if_asset(subsets: list[dg.AssetKey]) -> dg.AssetsDefinition:
                 "changes": ", ".join(config.changes) or "(none)",
                 "budget": config.budget or "(the subset's)",
                 "difference": facts_table(found.difference()),
-                "choice": facts_table(found.selection.facts()),
+                "choice": facts_table(found.selection.told.facts()),
                 "remarks": "; ".join(found.remarks()) or "(none)",
                 "sources": markdown_table(sources.columns, sources.head(50).iter_rows()),
-                "histogram": dg.MetadataValue.md(histogram(groups, f"{found.score.name}: pool and what if", "score")),
+                "histogram": dg.MetadataValue.md(counted_histogram(told.edges, groups, title, "score")),
             }
         )
 

@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from curation_assets.reports.text import escape_cell, harmless, shortened
 
 if TYPE_CHECKING:
@@ -28,11 +30,21 @@ DARK = 0.6
 
 def histogram(groups: Mapping[str, Sequence[float]], title: str, x_label: str) -> str:
     """Overlaid histograms of one value in several groups (first one drawn as the background)."""
+    values = [value for group in groups.values() for value in group]
+    low, high = wide_range(min(values), max(values)) if values else (0.0, 1.0)
+    # A group takes memory of its size here; of what is large the counts are known (`counted_histogram`).
+    counted = {name: np.histogram(list(group), BINS, (low, high))[0].tolist() for name, group in groups.items()}
+    return counted_histogram([float(edge) for edge in np.linspace(low, high, BINS + 1)], counted, title, x_label)
+
+
+def counted_histogram(edges: Sequence[float], groups: Mapping[str, Sequence[int]], title: str, x_label: str) -> str:
+    """Overlaid histograms of one value in several groups, of which the counts between the edges are known."""
     figure, axes = _figure(title)
-    low, high = _range([value for group in groups.values() for value in group])
-    for color, (name, group) in zip(COLORS, groups.items(), strict=False):
-        label = f"{name} ({len(group):,})"
-        axes.hist(list(group), bins=BINS, range=(low, high), color=color, alpha=0.75, label=_plain(label))
+    for color, (name, counts) in zip(COLORS, groups.items(), strict=False):
+        label = f"{name} ({sum(counts):,})"
+        axes.hist(
+            list(edges[:-1]), bins=list(edges), weights=list(counts), color=color, alpha=0.75, label=_plain(label)
+        )
     axes.set_xlabel(_plain(x_label))
     axes.set_ylabel("samples")
     if groups:
@@ -161,9 +173,8 @@ def _plain(text: str) -> str:
     return f" {shown}" if shown.startswith("_") else shown
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
+def wide_range(low: float, high: float) -> tuple[float, float]:
     """Lowest and highest value; around one value, something wide enough to be cut into bins."""
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
     narrow = max(abs(low), abs(high)) * 1e-9
     if high - low > narrow:
         return low, high

@@ -4,14 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
-import polars as pl
 
 from curation_assets import tables
 from curation_assets.asset_metadata import (
     OWNERS,
     column_schema,
     facts_table,
-    finite,
     freshness_policy,
     markdown_table,
     row_count,
@@ -20,10 +18,11 @@ from curation_assets.conditions import FOLLOW_UPSTREAM
 from curation_assets.quality.assets import POOL_KEY
 from curation_assets.releases.build import latest_release
 from curation_assets.releases.manifest import lineage
-from curation_assets.reports.plots import histogram, scatter
+from curation_assets.reports.plots import counted_histogram, scatter
 from curation_assets.scores.assets import score_manifest_key
 from curation_assets.settings import Subset
-from curation_assets.subsets.select import Selection, parameters_digest, selector_of, write_subset
+from curation_assets.subsets.select import parameters_digest, selector_of, write_subset
+from curation_assets.subsets.selection import Selection
 from curation_assets.workspace import Workspace
 
 STRONG_CORRELATION = 0.5
@@ -61,7 +60,7 @@ def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
     )
     def selected(workspace: dg.ResourceParam[Workspace]) -> Iterator[dg.MaterializeResult[Any]]:
         selection = write_subset(workspace, subset)
-        metadata: dict[str, Any] = row_count(len(selection.rows), partitioned=False) | {
+        metadata: dict[str, Any] = row_count(selection.summary.selected, partitioned=False) | {
             "facts": facts_table(selection.facts()),
             "lineage": markdown_table(("what", "version"), lineage(workspace, target)),
             "traces": f"curate report {subset.name}, or materialize reports/traces",
@@ -81,15 +80,15 @@ def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
 
 
 def _plots(selection: Selection, score: str) -> dict[str, dg.MetadataValue[Any]]:
-    pool = selection.pool
-    scored = pool.filter(pl.col("score").is_finite())
-    groups = {"pool": finite(pool, "score"), "selected": finite(pool.filter("selected"), "score")}
-    by_source = pool.group_by("source").agg(pl.len().alias("pool"), pl.col("selected").sum()).sort("source").head(50)
+    told = selection.summary
+    groups = {"pool": told.pool_counts, "selected": told.selected_counts}
+    by_source, points = told.sources.head(50), told.points
     length = scatter(
-        scored["response_tokens"].to_list(), scored["score"].to_list(), f"{score} by length", "tokens", score
+        points["response_tokens"].to_list(), points["score"].to_list(), f"{score} by length", "tokens", score
     )
+    shown = counted_histogram(told.edges, groups, f"{score}: pool and subset", score)
     return {
-        "histogram": dg.MetadataValue.md(histogram(groups, f"{score}: pool and subset", score)),
+        "histogram": dg.MetadataValue.md(shown),
         "score_by_length": dg.MetadataValue.md(length),
         "sources": markdown_table(by_source.columns, by_source.iter_rows()),
     }
@@ -114,7 +113,7 @@ def _budget_check(selection: Selection) -> dg.AssetCheckResult:
         passed=not selection.whole,
         severity=dg.AssetCheckSeverity.WARN,
         description="There is more to choose from than the budget takes: else the subset is all there is.",
-        metadata={"selected": len(selection.rows), "left_out": str(selection.left_out or "(none)")},
+        metadata={"selected": selection.summary.selected, "left_out": str(selection.left_out or "(none)")},
     )
 
 

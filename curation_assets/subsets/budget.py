@@ -16,6 +16,9 @@ from curation_assets.shares import ceil_share, largest_remainders
 BINS = 10
 """Groups of equal size that lengths and steps are cut into."""
 
+STRATUM_LENGTHS = {"length": "response_tokens", "steps": "n_steps"}
+"""Strata that are tenths of a column; the others are the values of their own."""
+
 Positions = NDArray[np.int64]
 
 
@@ -77,45 +80,80 @@ def take_within(
         limit, weights = budget.tokens, _tokens(pool)
     if int(weights[order].sum()) < limit:
         return Taken(order, whole=True)
+    own = weights[order]
     if not stratify:
-        return Taken(_prefix(order, weights, limit), whole=False)
-    return Taken(_stratified(order, weights, limit, strata(pool, eligible, stratify), eligible), whole=False)
-
-
-def _prefix(order: Positions, weights: NDArray[np.int64], limit: int) -> Positions:
-    return order[np.cumsum(weights[order]) <= limit]
-
-
-def _stratified(
-    order: Positions,
-    weights: NDArray[np.int64],
-    limit: int,
-    stratum: NDArray[np.int64],
-    eligible: NDArray[np.bool_],
-) -> Positions:
-    """Of each stratum as much of the budget as it has of the eligible pool, best first within it.
-
-    What a stratum cannot use, because its samples have no score or do not fit, goes to the best of the others.
-    """
+        return Taken(order[Prefix(limit).take(own)], whole=False)
+    stratum = strata(pool, eligible, stratify)
+    # In floats, exact up to 2**53.
     sizes = np.bincount(stratum[eligible], weights=weights[eligible]).astype(np.int64)
-    quotas = largest_remainders(limit, sizes.tolist())
-    taken = np.zeros(len(order), dtype=np.bool_)
-    own = stratum[order]
-    for number, quota in enumerate(quotas):
-        members = np.flatnonzero(own == number)
-        taken[members[np.cumsum(weights[order[members]]) <= quota]] = True
-    others = np.flatnonzero(~taken)
-    room = limit - int(weights[order[taken]].sum())
-    taken[others[np.cumsum(weights[order[others]]) <= room]] = True
-    return order[taken]
+    first = Shares(limit, sizes.tolist())
+    taken = first.take(own, stratum[order])
+    taken[~taken] = Prefix(first.room()).take(own[~taken])
+    return Taken(order[taken], whole=False)
+
+
+class Prefix:
+    """The longest prefix within a limit, of an order that comes in pieces."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._seen = 0
+
+    def take(self, weights: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of the samples that come next belong to it, by their weights [n]."""
+        seen = self._seen + np.cumsum(weights)
+        self._seen += int(weights.sum())
+        return seen <= self._limit
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing that comes later can belong to it, but for what weighs nothing."""
+        return self._seen > self._limit
+
+
+class Shares:
+    """Of each stratum as much of a budget as it has of the eligible pool, best first, of an order in pieces.
+
+    What a stratum cannot use, because its samples have no score or do not fit, is left (`room`) for the best of the
+    others.
+
+    Args:
+        limit: the budget.
+        sizes: of each stratum's eligible samples, by their weights.
+    """
+
+    def __init__(self, limit: int, sizes: Sequence[int]) -> None:
+        self._limit = limit
+        self._quotas = np.array(largest_remainders(limit, sizes), dtype=np.int64)
+        self._seen = np.zeros(len(sizes), dtype=np.int64)
+        self._taken = 0
+
+    def take(self, weights: NDArray[np.int64], stratum: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of the samples that come next are within their strata's shares [n]."""
+        by_stratum = np.argsort(stratum, kind="stable")
+        grouped, ordered = stratum[by_stratum], weights[by_stratum]
+        totals = np.zeros(len(self._seen), dtype=np.int64)
+        np.add.at(totals, grouped, ordered)
+        # Sums within each stratum: of all so far, less those of the strata before it, and what came in former pieces.
+        seen = np.cumsum(ordered) + (self._seen - np.cumsum(totals) + totals)[grouped]
+        taken = np.empty(len(stratum), dtype=np.bool_)
+        taken[by_stratum] = seen <= self._quotas[grouped]
+        self._seen += totals
+        self._taken += int(weights[taken].sum())
+        return taken
+
+    def room(self) -> int:
+        """What the shares have left of the budget."""
+        return self._limit - self._taken
 
 
 def strata(pool: pl.DataFrame, eligible: NDArray[np.bool_], stratify: Sequence[Stratum]) -> NDArray[np.int64]:
     """The number of each row's stratum [N], in the order of their names; deciles are of the eligible."""
-    columns = {"length": "response_tokens", "steps": "n_steps"}
     among = pl.Series("eligible", eligible)
     parts = [
-        (_decile(columns[name], among) if name in columns else pl.col(name).fill_null("(none)")).alias(f"part_{place}")
+        (_decile(STRATUM_LENGTHS[name], among) if name in STRATUM_LENGTHS else pl.col(name).fill_null("(none)")).alias(
+            f"part_{place}"
+        )
         for place, name in enumerate(stratify)
     ]
     numbers = pool.select(parts).select(pl.struct(pl.all()).rank("dense") - 1).to_series()

@@ -1,10 +1,11 @@
-"""Making a subset: the pool, who is eligible, the ranking, and what to tell about the choice."""
+"""Making a subset: the pool, who is eligible, the ranking, in memory or (`out_of_core`) on disk; and writing it."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -13,22 +14,27 @@ from numpy.typing import NDArray
 from curation_assets import tables
 from curation_assets.corpus.pool import Pool, resolve_duplicates
 from curation_assets.fingerprints import input_fingerprint, shard_scores_fingerprint
-from curation_assets.quality.filtered_pool import stored_pool, without_filtered
+from curation_assets.quality.filtered_pool import pool_table, stored_pool, without_filtered
 from curation_assets.scores.method import ScoreSection
 from curation_assets.scores.registry import method_of
-from curation_assets.settings import Filters, Subset, Target
+from curation_assets.settings import Subset, Target
 from curation_assets.signals.store import SignalStore, recorded_left_out, signal_dir
 from curation_assets.subsets.budget import most_samples, strata, take_within
 from curation_assets.subsets.features import Features
+from curation_assets.subsets.marks import eligible, low_signal
+from curation_assets.subsets.out_of_core import Take, choose_out_of_core
+from curation_assets.subsets.selection import HeldSelection, Selection, pieces, subset_rows
 from curation_assets.subsets.selector import AnySelector
-from curation_assets.subsets.selectors import BY_VECTORS, Candidates, ascending, order_by, order_by_stratum
+from curation_assets.subsets.selectors import BY_VECTORS, Candidates, order_by, order_by_stratum
 from curation_assets.validation.measure import validation_key, validation_vectors
-from curation_assets.workspace import Workspace
-from resources.digests import bytes_digest, digest
+from curation_assets.workspace import Workspace, cache_folder
+from resources.digests import digest
 from resources.errors import UserError
+from resources.spill import spilling
+
+logger = logging.getLogger("curation")
 
 SELECTION_VERSION = 3
-LOW_SIGNAL_PERCENT = 1
 
 POOL_COLUMNS = [name for name in tables.SAMPLE_SCORES.columns if name != "flags"]
 """What choosing looks at, beside the score."""
@@ -36,64 +42,6 @@ POOL_COLUMNS = [name for name in tables.SAMPLE_SCORES.columns if name != "flags"
 
 class SelectionError(UserError):
     """A subset cannot be selected."""
-
-
-@dataclass(frozen=True)
-class Selection:
-    """A subset with what stands behind it.
-
-    Attributes:
-        rows: table `subset`.
-        pool: the pool with the score in column `score`, who was eligible and who was chosen.
-        duplicates: rows of the corpus that are exact copies of one in the pool.
-        filtered: samples that the corpus' filters leave out of the pool, by reason.
-        left_out: eligible samples with a score that the selector takes under no budget, by reason.
-        whole: whether the budget is larger than all that could be chosen.
-        held_out: samples of the pool whose prompt a validation set of the score holds; None without a set.
-    """
-
-    rows: pl.DataFrame
-    pool: pl.DataFrame
-    duplicates: int
-    filtered: dict[str, int]
-    left_out: dict[str, int]
-    whole: bool
-    held_out: int | None = None
-
-    @cached_property
-    def content_digest(self) -> str:
-        """Of the rows: equal subsets, equal digest."""
-        return subset_digest(self.rows)
-
-    def score_distribution(self) -> dict[str, float | None]:
-        """Mean and standard deviation of the pool's scores."""
-        scores = self.pool.filter(pl.col("score").is_finite())["score"]
-        deviation = scores.std()
-        return {"mean": _mean(scores), "std": float(deviation) if isinstance(deviation, float) else None}
-
-    def facts(self) -> dict[str, float | int | None]:
-        """Counts and the biases that GRACE is known for: corr(V, K) and corr(V, tokens)."""
-        ranked = self.pool.filter(pl.col("eligible") & pl.col("score").is_finite())
-        return {
-            "pool": len(self.pool),
-            "duplicates_left_out": self.duplicates,
-            **{f"filtered_{reason}": count for reason, count in self.filtered.items()},
-            "eligible": int(self.pool["eligible"].sum()),
-            "without_score": int(self.pool["eligible"].sum()) - len(ranked),
-            **({} if self.held_out is None else {"prompts_in_validation_sets": self.held_out}),
-            "selected": len(self.rows),
-            "low_signal_selected": int((self.pool["low_signal"] & self.pool["selected"]).sum()),
-            **{f"left_out_{reason}": count for reason, count in self.left_out.items()},
-            "correlation_with_steps": _correlation(ranked, "n_steps"),
-            "correlation_with_tokens": _correlation(ranked, "response_tokens"),
-            "mean_score_selected": _mean(self.rows["score"]),
-            "mean_score_pool": _mean(ranked["score"]),
-        }
-
-
-def subset_digest(rows: pl.DataFrame) -> str:
-    """Of the rows of a table `subset`."""
-    return digest("subset_rows", bytes_digest(rows.write_ndjson().encode()))
 
 
 def parameters_digest(workspace: Workspace, subset: Subset) -> str:
@@ -121,21 +69,75 @@ def wanted_fingerprint(workspace: Workspace, subset: Subset) -> str | None:
     return digest(parameters_digest(workspace, subset), manifest, stored_pool(workspace))
 
 
-def select(workspace: Workspace, subset: Subset) -> Selection:
-    """Select a subset from the stored scores; deterministic to the bit.
+class Scores(NamedTuple):
+    """The scores that a subset is chosen from: their rows, exact duplicates included, and how many these are."""
+
+    rows: pl.LazyFrame
+    expected: int
+
+
+def select(workspace: Workspace, subset: Subset) -> HeldSelection:
+    """Select a subset from the stored scores, with its pool in memory; deterministic to the bit.
 
     Raises:
         SelectionError: the target has no manifest, or its shards' scores are of other parameters.
     """
+    return _select_held(workspace, subset, _stored_scores(workspace, subset))
+
+
+def select_into(workspace: Workspace, subset: Subset, take: Take) -> Selection:
+    """Select a subset from the stored scores, however many they are: the same as `select` does.
+
+    A pool of more rows than `engine.rows_in_memory` is sorted on disk, unless its samples are compared by vectors.
+
+    Args:
+        workspace: the configuration.
+        subset: which.
+        take: is given the rows of table `subset`, best first, in pieces.
+
+    Raises:
+        SelectionError: see `select`.
+        SpillError: memory or disk do not suffice for the pool.
+    """
+    scores, engine = _stored_scores(workspace, subset), workspace.settings.engine
+    selector, score = selector_of(workspace, subset), workspace.settings.score(subset.score)
+    if scores.expected > engine.rows_in_memory and not isinstance(selector, BY_VECTORS):
+        features, known = features_of(workspace, score), pool_table(workspace)
+        prompts = None if features is None or features.prompts is None else features.prompts()
+        with spilling(cache_folder() / "selection", engine.selection_memory_mib) as spill:
+            return choose_out_of_core(spill, scores.rows, score, selector, subset, take, known, prompts)
+    if scores.expected > engine.rows_in_memory:
+        # The vectors are larger than all else, and each choice looks at all of them: on disk nothing would be won.
+        logger.warning(
+            "subset %s: selector %s compares vectors, so its pool of %d rows is held in memory whole, though "
+            "engine.rows_in_memory is %d",
+            *(subset.name, selector.kind, scores.expected, engine.rows_in_memory),
+        )
+    held = _select_held(workspace, subset, scores)
+    for piece in pieces(held.rows):
+        take(piece)
+    return held.told
+
+
+def survey(workspace: Workspace, subset: Subset) -> Selection:
+    """What is told of a subset as it would be chosen now; see `select_into`."""
+    return select_into(workspace, subset, lambda _: None)
+
+
+def _stored_scores(workspace: Workspace, subset: Subset) -> Scores:
     score = workspace.settings.score(subset.score)
-    manifest = current_manifest(workspace, workspace.settings.target(score.target))
-    shards = manifest.filter("present")["shard"].to_list()
+    manifest = current_manifest(workspace, workspace.settings.target(score.target)).filter("present")
     if workspace.only_shards is not None:
-        shards = [shard for shard in shards if shard in workspace.only_shards]
-    scan = workspace.warehouse.scan(tables.sample_scores_dir(score.target), shards)
+        manifest = manifest.filter(pl.col("shard").is_in(list(workspace.only_shards)))
+    scan = workspace.warehouse.scan(tables.sample_scores_dir(score.target), manifest["shard"])
     if scan is None:
         scan = tables.SAMPLE_SCORES.empty().lazy().with_columns(pl.lit(None, dtype=pl.Float64).alias(score.name))
-    pool, filtered = filtered_pool(workspace, resolve_duplicates(scan.select(*POOL_COLUMNS, score=score.name)))
+    return Scores(scan.select(*POOL_COLUMNS, score=score.name), int(manifest["rows"].sum()))
+
+
+def _select_held(workspace: Workspace, subset: Subset, scores: Scores) -> HeldSelection:
+    score = workspace.settings.score(subset.score)
+    pool, filtered = filtered_pool(workspace, resolve_duplicates(scores.rows))
     return choose(pool, score, selector_of(workspace, subset), subset, features_of(workspace, score), filtered)
 
 
@@ -181,8 +183,8 @@ def choose(
     subset: Subset,
     features: Features | None = None,
     filtered: Mapping[str, int] | None = None,
-) -> Selection:
-    """Choose a subset of scored samples.
+) -> HeldSelection:
+    """Choose a subset of scored samples, in memory.
 
     Args:
         scored: rows of `sample_scores` (POOL_COLUMNS), each sample once, with the score in column `score`.
@@ -193,27 +195,26 @@ def choose(
         filtered: samples that are not in the pool because of the corpus' filters, by reason.
     """
     pool = scored.rows
-    passing = pool.select((pl.col("n_steps") >= score.min_steps) & passes(subset.filters)).to_series()
-    eligible = passing.fill_null(value=False).to_numpy()
+    may_pass = pool.select(eligible(score, subset.filters)).to_series().to_numpy()
     values = pool["score"].fill_null(float("nan")).to_numpy()
     by_vectors = isinstance(selector, BY_VECTORS)
-    limit = most_samples(subset.budget, pool, eligible) if by_vectors or not subset.stratify else None
-    may, highest_first = eligible & np.isfinite(values), method_of(score).highest_first
-    found = Candidates(pool, values, may, highest_first, limit, features, int(eligible.sum()))
+    limit = most_samples(subset.budget, pool, may_pass) if by_vectors or not subset.stratify else None
+    may, highest_first = may_pass & np.isfinite(values), method_of(score).highest_first
+    found = Candidates(pool, values, may, highest_first, limit, features, int(may_pass.sum()))
     if by_vectors and subset.stratify:
-        choice = order_by_stratum(selector, found, strata(pool, eligible, subset.stratify))
+        choice = order_by_stratum(selector, found, strata(pool, may_pass, subset.stratify))
     else:
         choice = order_by(selector, found)
-    taken = take_within(choice.order, subset.budget, pool, eligible, subset.stratify)
+    taken = take_within(choice.order, subset.budget, pool, may_pass, subset.stratify)
     selected = np.zeros(len(pool), dtype=np.bool_)
     selected[taken.positions] = True
-    marks = {"eligible": eligible, "low_signal": _low_signal(pool), "selected": selected}
+    marks = {"eligible": may_pass, "low_signal": low_signal(pool), "selected": selected}
     pool = pool.with_columns(pl.Series(name, mark) for name, mark in marks.items())
-    rows = _subset_rows(pool[taken.positions], score.name)
+    rows = subset_rows(pool[taken.positions], score.name)
     held_out = (
         None if features is None or features.prompts is None else int(pool["prompt_id"].is_in(features.prompts()).sum())
     )
-    return Selection(rows, pool, scored.duplicates, dict(filtered or {}), choice.left_out, taken.whole, held_out)
+    return HeldSelection(rows, pool, scored.duplicates, dict(filtered or {}), choice.left_out, taken.whole, held_out)
 
 
 def current_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
@@ -248,69 +249,19 @@ def current_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
 
 
 def write_subset(workspace: Workspace, subset: Subset) -> Selection:
-    """Select the subset and write it as the current one."""
+    """Select the subset and write it as the current one, piece by piece; on any error the former one stays.
+
+    Raises:
+        SelectionError: see `select_into`.
+    """
     # Before the scores are read: if they change meanwhile, the subset is due again.
     fingerprint = str(wanted_fingerprint(workspace, subset))
-    selection = select(workspace, subset)
-    metadata = {
-        "fingerprint": fingerprint,
-        "content_digest": selection.content_digest,
-        "rows": str(len(selection.rows)),
-        "whole": str(selection.whole),
-    }
-    workspace.warehouse.write_table(tables.subset_path(subset.name), selection.rows, metadata)
+    with workspace.warehouse.writing_table(tables.subset_path(subset.name), tables.SUBSET.schema) as table:
+        selection = select_into(workspace, subset, table.add)
+        table.metadata = {
+            "fingerprint": fingerprint,
+            "content_digest": selection.content_digest,
+            "rows": str(selection.summary.selected),
+            "whole": str(selection.whole),
+        }
     return selection
-
-
-def passes(filters: Filters) -> pl.Expr:
-    """Which rows of the pool pass a subset's filters."""
-    conditions: list[pl.Expr] = [pl.lit(value=True)]
-    for column, wanted in (("source", filters.sources), ("generator", filters.generators)):
-        if wanted is not None:
-            conditions.append(pl.col(column).is_in(wanted).fill_null(value=False))
-    if filters.exclude_generators is not None:
-        conditions.append(~pl.col("generator").is_in(filters.exclude_generators).fill_null(value=False))
-    if filters.correct is not None:
-        said = pl.coalesce("correct", "verified")
-        conditions.append((said == filters.correct).fill_null(value=False))
-    for column, least, most in (
-        ("response_tokens", filters.min_tokens, filters.max_tokens),
-        ("n_steps", filters.min_steps, filters.max_steps),
-    ):
-        if least is not None:
-            conditions.append(pl.col(column) >= least)
-        if most is not None:
-            conditions.append(pl.col(column) <= most)
-    return pl.all_horizontal(conditions)
-
-
-def _low_signal(pool: pl.DataFrame) -> NDArray[np.bool_]:
-    """Whose answer has next to no gradient [N]: the lowest percent, ties by sample_id."""
-    norms = pool["answer_norm"].fill_null(float("nan")).to_numpy().astype(np.float64)
-    places = np.flatnonzero(~np.isnan(norms))
-    count = len(places) * LOW_SIGNAL_PERCENT // 100
-    low = np.zeros(len(pool), dtype=np.bool_)
-    low[places[ascending(norms[places], pool["sample_id"], places, count)[:count]]] = True
-    return low
-
-
-def _subset_rows(chosen: pl.DataFrame, score: str) -> pl.DataFrame:
-    rank = pl.int_range(1, pl.len() + 1, dtype=pl.Int64)
-    flags = pl.when("low_signal").then(pl.lit("; low_signal")).otherwise(pl.lit(""))
-    rows = chosen.with_columns(rank=rank, weight=pl.lit(1.0)).with_columns(
-        # Nothing of the pool's size: a subset that stays the same stays the same release.
-        reason=pl.format("rank {} by " + score + " = {}{}", "rank", pl.col("score").round(4), flags)
-    )
-    return tables.SUBSET.conform(rows.select(tables.SUBSET.columns.keys()))
-
-
-def _correlation(frame: pl.DataFrame, column: str) -> float | None:
-    """Pearson's correlation of the score with a column; None where either does not vary."""
-    if len(frame) < 2 or frame["score"].n_unique() < 2 or frame[column].n_unique() < 2:
-        return None
-    return float(frame.select(pl.corr("score", pl.col(column).cast(pl.Float64))).item())
-
-
-def _mean(values: pl.Series) -> float | None:
-    mean = values.mean()
-    return float(mean) if isinstance(mean, float) else None

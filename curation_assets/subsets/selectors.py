@@ -25,7 +25,6 @@ from curation_assets.subsets.selector import (
     S2L,
     Band,
     KCenter,
-    Original,
     PerPrompt,
     Random,
     RoundRobin,
@@ -153,11 +152,17 @@ def _band(selector: Band, found: Candidates) -> Choice:
         return Choice(found.ranked(selector.band == "high"))
     places = np.flatnonzero(found.may)
     descending = places[ascending(-found.score[places], found.pool["sample_id"], places)]
-    # Shares are of the eligible, as budgets are: samples without a score do not move the band.
-    count = len(descending) if found.eligible is None else found.eligible
-    begin = min(int(MIDDLE_BEGINS * count), len(descending))
+    begin = middle_begins(len(descending) if found.eligible is None else found.eligible, len(descending))
     # A budget that reaches beyond the end goes on where the band began, upwards.
     return Choice(np.concatenate([descending[begin:], descending[:begin][::-1]]))
+
+
+def middle_begins(eligible: int, ranked: int) -> int:
+    """Where in the descending order the middle band begins.
+
+    Shares are of the eligible, as budgets are: samples without a score do not move the band.
+    """
+    return min(int(MIDDLE_BEGINS * eligible), ranked)
 
 
 def _random(selector: Random, found: Candidates) -> Choice:
@@ -173,7 +178,7 @@ def _per_prompt(selector: PerPrompt, found: Candidates) -> Choice:
     several = sizes[prompts] > 1
     left_out = {"single_response": int(len(places) - several.sum())}
     places, prompts = places[several], prompts[several]
-    key = _group_key(selector, found, places)
+    key = group_key(selector, found, places)
     chosen = _within_groups(selector, found, places, prompts, key)
     if selector.variant != "full":
         left_out["not_of_its_prompt"] = len(places) - len(chosen)
@@ -196,7 +201,7 @@ def group_numbers(keys: pl.Series) -> NDArray[np.int64]:
     return numbers
 
 
-def _group_key(selector: PerPrompt, found: Candidates, places: Positions) -> NDArray[np.float64]:
+def group_key(selector: PerPrompt, found: Candidates, places: Positions) -> NDArray[np.float64]:
     """By what a variant chooses within a prompt and among prompts, lowest first; NaN: never [n]."""
     if selector.variant == "random_1":
         return uniform(found.pool["sample_id"].gather(places), selector.seed).to_numpy()
@@ -210,29 +215,19 @@ def _within_groups(
     selector: PerPrompt, found: Candidates, places: Positions, prompts: NDArray[np.int64], key: NDArray[np.float64]
 ) -> Positions:
     """Which of the grouped samples a variant takes: indices into them."""
-    variant, pool = selector.variant, found.pool
-    indices = np.arange(len(places))
-    original = np.zeros(len(places), dtype=np.bool_)
-    if selector.original is not None:
-        original = _is_original(selector.original, pool)[places]
-    if variant == "full":
+    pool = found.pool
+    indices = np.flatnonzero(of_variant(selector, found, places, key))
+    if takes_all(selector):
         return indices
-    if variant == "subset":
-        return indices[original]
-    if variant == "closest_1":
-        indices = indices[original]
-    elif variant == "long_cot":
-        right = pool.select(pl.coalesce("correct", "verified").fill_null(value=False)).to_series()
-        indices = indices[right.to_numpy()[places]]
-    elif variant == "reward":
-        indices = indices[np.isfinite(key)]
-    if variant in ("closest_1", "random_1") or selector.k == 1:
+    if takes_one(selector):
         return _first_of_groups(key, pool["sample_id"], places, prompts, indices)
     order = indices[ascending(key[indices], pool["sample_id"], places[indices], groups=prompts[indices])]
     grouped = prompts[order]
     starts = np.flatnonzero(np.insert(grouped[1:] != grouped[:-1], 0, True)) if len(order) else np.empty(0, np.int64)
     place_in_group = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-    most = np.bincount(prompts, weights=original)[grouped] if selector.k == "original" else selector.k
+    most: Any = selector.k
+    if selector.k == "original":
+        most = np.bincount(prompts, weights=is_original(selector, pool)[places])[grouped]
     taken: Positions = order[place_in_group < most]
     return taken
 
@@ -256,7 +251,32 @@ def _first_of_groups(
     return np.concatenate([best[~ties], firsts])
 
 
-def _is_original(original: Original, pool: pl.DataFrame) -> Mask:
+def of_variant(selector: PerPrompt, found: Candidates, places: Positions, key: NDArray[np.float64]) -> Mask:
+    """Which samples, with their `group_key`, a variant may take [n]."""
+    if selector.variant in ("subset", "closest_1"):
+        return is_original(selector, found.pool)[places]
+    if selector.variant == "long_cot":
+        right = found.pool.select(pl.coalesce("correct", "verified").fill_null(value=False)).to_series()
+        mask: Mask = right.to_numpy()[places]
+        return mask
+    return np.isfinite(key) if selector.variant == "reward" else np.ones(len(places), dtype=np.bool_)
+
+
+def takes_all(selector: PerPrompt) -> bool:
+    """Whether a variant takes every sample of a prompt that it may take."""
+    return selector.variant in ("full", "subset")
+
+
+def takes_one(selector: PerPrompt) -> bool:
+    """Whether a variant takes one sample of a prompt."""
+    return selector.variant in ("closest_1", "random_1") or selector.k == 1
+
+
+def is_original(selector: PerPrompt, pool: pl.DataFrame) -> Mask:
+    """Which rows of the pool were in it before others were added [N]."""
+    original = selector.original
+    if original is None:
+        return np.zeros(len(pool), dtype=np.bool_)
     named = pl.col("source").is_in(original.sources) | pl.col("generator").is_in(original.generators)
     mask: Mask = pool.select(named.fill_null(value=False)).to_series().to_numpy()
     return mask

@@ -27,13 +27,13 @@ from curation_assets.settings import Budget, Settings, Subset
 from curation_assets.signals.store import SignalStore
 from curation_assets.subsets.select import (
     POOL_COLUMNS,
-    Selection,
     SelectionError,
     choose,
     current_manifest,
     features_of,
     filtered_pool,
 )
+from curation_assets.subsets.selection import HeldSelection
 from curation_assets.validation.measure import validation_vectors
 from curation_assets.workspace import Workspace
 
@@ -54,7 +54,7 @@ class WhatIf:
 
     subset: Subset
     score: ScoreSection
-    selection: Selection
+    selection: HeldSelection
     current: pl.DataFrame | None
     unfaithful: Sequence[str] = ()
 
@@ -78,7 +78,7 @@ class WhatIf:
 
     def side_by_side(self) -> list[tuple[str, int | float | None, int | float | None]]:
         """What is known of the current subset and of what it would be."""
-        found, facts = self.difference(), self.selection.facts()
+        found, facts = self.difference(), self.selection.told.facts()
         rows: list[tuple[str, int | float | None, int | float | None]] = [
             (name.replace("_", " "), found.get(f"{name}_now"), found[name])
             for name in ("selected", "mean_tokens", "mean_steps")

@@ -15,7 +15,9 @@ from curation_assets.releases.export import release_frame
 from curation_assets.releases.step_columns import STEP_COLUMNS, VALUES, step_columns
 from curation_assets.scores.registry import METHODS, method_of
 from curation_assets.settings import Subset
-from curation_assets.subsets.select import Selection, passes, select, selector_of
+from curation_assets.subsets.marks import passes
+from curation_assets.subsets.select import select, selector_of
+from curation_assets.subsets.selection import HeldSelection
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.storage import Storage
@@ -278,7 +280,7 @@ def survivors_of(rows: pl.DataFrame, highest_first: bool = True) -> Survivors:
     return Survivors(thresholds, left, steps, length, "characters" if characters else "tokens")
 
 
-def why_column(shown: pl.DataFrame, selection: Selection, workspace: Workspace, subset: Subset) -> pl.Series:
+def why_column(shown: pl.DataFrame, selection: HeldSelection, workspace: Workspace, subset: Subset) -> pl.Series:
     """Of every row why it was chosen, or why not."""
     score = workspace.settings.score(subset.score)
     with_chosen = set(selection.pool.filter("selected")["prompt_id"])

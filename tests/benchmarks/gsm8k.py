@@ -147,7 +147,7 @@ def measure(workspace: Workspace) -> tuple[dict[str, Any], pl.DataFrame]:
         "auroc_shorter_is_correct": auroc_correct(written.with_columns(shorter=-pl.col("response_tokens")), "shorter"),
         "correct_share_pool": mean(written, "correct"),
         "correct_share_subset": mean(written.filter("selected"), "correct"),
-        **{key: value for key, value in selection.facts().items() if key.startswith("correlation")},
+        **{key: value for key, value in selection.told.facts().items() if key.startswith("correlation")},
     }
     return outcome, pool
 
@@ -165,7 +165,7 @@ def methods(workspace: Workspace) -> pl.DataFrame:
         score = workspace.settings.score(subset.score)
         selection = select(workspace, subset)
         taken = selection.pool.filter("selected")
-        facts = selection.facts()
+        facts = selection.told.facts()
         rows.append(
             {
                 "method": score.method,

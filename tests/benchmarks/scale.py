@@ -6,10 +6,11 @@ Both engines measure the same shards into a warehouse with two workers each on t
 clusters started before the clock runs. Then one of three workers is killed in the middle of a stream: counted is what
 was measured more than once. The simulation (`tests.benchmarks.scheduler`) hands the units of shards with a million
 samples to 1,000 workers as the engines do and counts how much of their time they work, for lengths as GSM8K has them
-and for long chains of thought with a heavy tail.
+and for long chains of thought with a heavy tail. `tests.benchmarks.selection_scale` chooses
+from 50 million scores.
 
 The last line is one JSON object: `ray_over_local` (times, the median over rounds), `remeasured_share_after_kill`,
-`simulated_busy_share_1000` (the lower of both mixes).
+`simulated_busy_share_1000` (the lower of both mixes), `selection_50m_peak_gib`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from curation_assets.signals.store import signal_dir
 from curation_assets.workspace import Workspace
 from tests.benchmarks.common import finish, median_ratio, parser, table
 from tests.benchmarks.scheduler import MIXES, Costs, shards_of, simulate
+from tests.benchmarks.selection_scale import figures
 from tests.models import write_tiny_model
 from tests.pipeline.workspaces import make_workspace, run
 
@@ -145,6 +147,7 @@ def main() -> None:
         "simulated_busy_share_1000": round(min(busy.values()), 4),
         "simulated_busy_shares": {name: round(own, 4) for name, own in busy.items()},
     }
+    result |= figures(given.small)
     finish("scale", result, given)
 
 

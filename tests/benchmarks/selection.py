@@ -39,7 +39,8 @@ from curation_assets.scores.methods.grace import GraceScore
 from curation_assets.settings import Budget, Subset
 from curation_assets.subsets.k_center import k_center
 from curation_assets.subsets.round_robin import round_robin
-from curation_assets.subsets.select import POOL_COLUMNS, Selection, choose
+from curation_assets.subsets.select import POOL_COLUMNS, choose
+from curation_assets.subsets.selection import HeldSelection
 from curation_assets.subsets.selector import PerPrompt, Top
 from curation_assets.subsets.selectors import Candidates, order_by
 from curation_assets.subsets.vectors import unit
@@ -132,7 +133,7 @@ def read(folder: Path) -> None:
     _scan(folder, SIGNAL).select(READS).collect()
 
 
-def what_if(folder: Path) -> Selection:
+def what_if(folder: Path) -> HeldSelection:
     """Another alpha, new scores, a subset of 20 %."""
     score = GraceScore(name="grace", target="t", alpha=0.5)
     pool = derive(_scan(folder, "scores"), {"step_gradients": _scan(folder, SIGNAL)}, score)

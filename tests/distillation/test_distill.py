@@ -17,7 +17,7 @@ from curation_assets.distillation.responses import DistillationError, Wish, dist
 from curation_assets.main_job import MainJob
 from curation_assets.settings import Filters
 from curation_assets.stored_tables import read_stored
-from curation_assets.subsets.select import passes
+from curation_assets.subsets.marks import passes
 from curation_assets.workspace import Workspace
 from resources.generation import Generator
 from resources.scoring.spec import Sampling

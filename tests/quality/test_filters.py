@@ -123,7 +123,7 @@ def test_why_is_said_in_detail(workspace: Workspace) -> None:
 
 def test_the_budget_is_a_share_of_what_is_left(workspace: Workspace) -> None:
     selection = select(workspace, workspace.settings.subset("best"))
-    facts = selection.facts()
+    facts = selection.told.facts()
     assert (facts["pool"], facts["selected"]) == (7, 4)  # half of those that are left
     assert {
         name: facts[f"filtered_{name}"] for name in ("contaminated", "language", "repetitive", "near_duplicate")

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from curation_assets.cli import app
 from curation_assets.settings import Budget
 from curation_assets.stored_tables import read_stored
-from curation_assets.subsets.select import SelectionError, select
+from curation_assets.subsets.select import SelectionError, survey
 from curation_assets.subsets.selector import Band, PerPrompt, Top
 from curation_assets.subsets.what_if import changed, parse_budget, what_if
 from curation_assets.workspace import Workspace
@@ -32,7 +32,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Wor
 def test_an_unchanged_subset_is_the_current_one_to_the_bit(workspace: Workspace) -> None:
     found = what_if(workspace, "best")
     assert found.selection.rows.equals(read_stored(workspace, "subset").collect())
-    assert found.selection.content_digest == select(workspace, workspace.settings.subset("best")).content_digest
+    assert found.selection.told.content_digest == survey(workspace, workspace.settings.subset("best")).content_digest
     difference = found.difference()
     assert (difference["added"], difference["removed"], difference["overlap_jaccard"]) == (0, 0, 1.0)
 
@@ -74,7 +74,7 @@ def test_filters_and_strata_are_changed_too(workspace: Workspace) -> None:
     few = what_if(workspace, "best", ["filters.max_steps=3", "stratify=[source]"], "100%").selection
     assert few.pool.filter("selected")["n_steps"].max() == 3
     assert few.whole is False
-    assert few.facts()["eligible"] == len(few.rows)
+    assert few.told.facts()["eligible"] == len(few.rows)
 
 
 def test_a_preset_is_not_lost_against_a_default(workspace: Workspace) -> None:

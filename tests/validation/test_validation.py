@@ -174,11 +174,11 @@ def test_another_set_leaves_the_first_ones_record(tmp_path: Path, tiny_model: Pa
 def test_prompts_of_the_set_in_the_pool_are_counted_with_every_subset(tmp_path: Path, tiny_model: Path) -> None:
     made = configured(tmp_path, tiny_model)
     assert run(made)
-    assert what_if(made, "nearest").selection.facts()["prompts_in_validation_sets"] == 0
+    assert what_if(made, "nearest").selection.told.facts()["prompts_in_validation_sets"] == 0
     write_rows(tmp_path / "landing" / "c.jsonl", rows(2, start=101))
     run(made)
-    assert what_if(made, "nearest").selection.facts()["prompts_in_validation_sets"] == 2
-    assert "prompts_in_validation_sets" not in what_if(made, "cover").selection.facts()
+    assert what_if(made, "nearest").selection.told.facts()["prompts_in_validation_sets"] == 2
+    assert "prompts_in_validation_sets" not in what_if(made, "cover").selection.told.facts()
 
 
 def test_strata_are_covered_each_by_itself(workspace: Workspace) -> None:

@@ -1,0 +1,64 @@
+"""Sums of numbers that do not depend on their order or on their pieces: exact, and rounded once at the end."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+PIECE = 1 << 20
+"""Numbers at a time: halves of so many mantissas add up exactly in 64 bits."""
+
+MANTISSA = 53
+HALF = 26
+LOWEST = -1073
+"""Exponent of the smallest number as `frexp` has it."""
+
+
+class ExactSum:
+    """The sum of the numbers that are added.
+
+    Attributes:
+        count: how many there were.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._units = 0  # of 2 ** (LOWEST - MANTISSA)
+        self._finite = True
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        """Add numbers [n]."""
+        for start in range(0, len(values), PIECE):
+            self._add(values[start : start + PIECE])
+
+    def _add(self, values: NDArray[np.float64]) -> None:
+        self.count += len(values)
+        if not np.isfinite(values).all():
+            self._finite = False
+            return
+        fractions, exponents = np.frexp(values)
+        mantissas = np.ldexp(fractions, MANTISSA).astype(np.int64)
+        places = exponents - LOWEST
+        high, low = mantissas >> HALF, mantissas & ((1 << HALF) - 1)
+        for part, shift in ((high, HALF), (low, 0)):
+            # By exponent: doubles hold these sums of integers exactly.
+            sums = np.bincount(places, weights=part)
+            for place in np.flatnonzero(sums).tolist():
+                self._units += int(sums[place]) << (place + shift)
+
+    def value(self) -> float:
+        """The sum, correctly rounded; NaN if a number is not finite or the sum is larger than any."""
+        return self._rounded(1)
+
+    def mean(self) -> float | None:
+        """The mean, correctly rounded; None of no numbers, NaN as above."""
+        return self._rounded(self.count) if self.count else None
+
+    def _rounded(self, parts: int) -> float:
+        try:
+            return float(Fraction(self._units, parts << (MANTISSA - LOWEST))) if self._finite else math.nan
+        except OverflowError:
+            return math.nan

@@ -1,0 +1,143 @@
+"""A subset that has been chosen: its rows as they are written, their digest, and what is told of the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.subsets.summary import Summary, summarise
+from resources.digests import RunningDigest, digest
+
+PIECE_ROWS = 500_000
+"""Rows of a subset that are written, or hashed, at a time."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A choice, without its rows and without its pool.
+
+    Attributes:
+        summary: of the pool and of what was chosen.
+        content_digest: of the rows: equal subsets, equal digest.
+        duplicates: rows of the corpus that are exact copies of one in the pool.
+        filtered: samples that the corpus' filters leave out of the pool, by reason.
+        left_out: eligible samples with a score that the selector takes under no budget, by reason.
+        whole: whether the budget is larger than all that could be chosen.
+        held_out: samples of the pool whose prompt a validation set of the score holds; None without a set.
+    """
+
+    summary: Summary
+    content_digest: str
+    duplicates: int
+    filtered: Mapping[str, int]
+    left_out: Mapping[str, int]
+    whole: bool
+    held_out: int | None = None
+
+    def score_distribution(self) -> dict[str, float | None]:
+        """Mean and standard deviation of the pool's scores."""
+        return {"mean": self.summary.mean, "std": self.summary.deviation}
+
+    def facts(self) -> dict[str, float | int | None]:
+        """Counts and the biases that GRACE is known for: corr(V, K) and corr(V, tokens)."""
+        told = self.summary
+        return {
+            "pool": told.pool,
+            "duplicates_left_out": self.duplicates,
+            **{f"filtered_{reason}": count for reason, count in self.filtered.items()},
+            "eligible": told.eligible,
+            "without_score": told.eligible - told.ranked,
+            **({} if self.held_out is None else {"prompts_in_validation_sets": self.held_out}),
+            "selected": told.selected,
+            "low_signal_selected": told.low_signal,
+            **{f"left_out_{reason}": count for reason, count in self.left_out.items()},
+            "correlation_with_steps": told.correlations["n_steps"],
+            "correlation_with_tokens": told.correlations["response_tokens"],
+            "mean_score_selected": told.mean_selected,
+            "mean_score_pool": told.mean_ranked,
+        }
+
+
+@dataclass(frozen=True)
+class HeldSelection:
+    """A choice with its rows and its pool in memory.
+
+    Attributes:
+        rows: table `subset`.
+        pool: the pool with the score in column `score`, who was eligible and who was chosen.
+        duplicates: see `Selection`, and so for the others.
+        filtered: likewise.
+        left_out: likewise.
+        whole: likewise.
+        held_out: likewise.
+    """
+
+    rows: pl.DataFrame
+    pool: pl.DataFrame
+    duplicates: int
+    filtered: Mapping[str, int]
+    left_out: Mapping[str, int]
+    whole: bool
+    held_out: int | None = None
+
+    @cached_property
+    def told(self) -> Selection:
+        """What is left of it without rows and pool."""
+        return Selection(
+            summarise(self.pool),
+            subset_digest(self.rows),
+            self.duplicates,
+            self.filtered,
+            self.left_out,
+            self.whole,
+            self.held_out,
+        )
+
+
+class SubsetDigest:
+    """The digest of a table `subset` whose rows come in pieces, best first; the pieces do not matter."""
+
+    def __init__(self) -> None:
+        self._rows = RunningDigest()
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Take in the rows that come next."""
+        self._rows.add(rows.write_ndjson().encode())
+
+    def value(self) -> str:
+        """Of all rows so far."""
+        return digest("subset_rows", self._rows.value())
+
+
+def subset_digest(rows: pl.DataFrame) -> str:
+    """Of the rows of a table `subset`."""
+    found = SubsetDigest()
+    for piece in pieces(rows):
+        found.add(piece)
+    return found.value()
+
+
+def pieces(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Rows of a subset in memory, as they are written."""
+    return rows.iter_slices(PIECE_ROWS)
+
+
+def subset_rows(chosen: pl.DataFrame, score: str, before: int = 0) -> pl.DataFrame:
+    """Rows of table `subset`.
+
+    Args:
+        chosen: `sample_id`, `score` and `low_signal` of samples in the order of choice.
+        score: name of the score.
+        before: samples that were chosen before them.
+    """
+    rank = pl.int_range(before + 1, before + pl.len() + 1, dtype=pl.Int64)
+    flags = pl.when("low_signal").then(pl.lit("; low_signal")).otherwise(pl.lit(""))
+    rows = chosen.with_columns(rank=rank, weight=pl.lit(1.0)).with_columns(
+        # Nothing of the pool's size: a subset that stays the same stays the same release.
+        reason=pl.format("rank {} by " + score + " = {}{}", "rank", pl.col("score").round(4), flags)
+    )
+    return tables.SUBSET.conform(rows.select(tables.SUBSET.columns.keys()))

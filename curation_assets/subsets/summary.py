@@ -1,0 +1,219 @@
+"""What is told of a pool and of what was chosen from it, in a size that does not grow with them.
+
+All of it is the same to the bit however the rows are ordered or cut into pieces.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from curation_assets.exact_sums import ExactSum
+from curation_assets.reports.plots import BINS, wide_range
+
+POINTS = 10_000
+"""Samples that a picture of points shows at most: those with the lowest ids, which are hashes."""
+
+LENGTHS = ("n_steps", "response_tokens")
+POOL_FACTS = ("source", "score", "eligible", *LENGTHS)
+"""Columns of the pool that a summary looks at; of what was chosen CHOSEN_FACTS."""
+CHOSEN_FACTS = ("source", "score", "low_signal")
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of a pool and a subset of it.
+
+    Attributes:
+        pool: samples.
+        eligible: of them, those that pass filters and `min_steps`.
+        ranked: of these, those with a finite score.
+        selected: samples of the subset.
+        low_signal: of these, those whose answer has next to no gradient.
+        mean: of all finite scores of the pool; None without any.
+        deviation: their standard deviation (n - 1); None of fewer than two.
+        mean_ranked: mean score of those that are ranked.
+        mean_selected: mean score of the subset.
+        correlations: of those that are ranked, Pearson's r of the score with each of LENGTHS; None where either does
+            not vary.
+        edges: of the bins of a histogram of finite scores [BINS + 1].
+        pool_counts: scores of the pool in each bin.
+        selected_counts: scores of the subset in each bin.
+        sources: a row a source: `source`, samples in the `pool`, samples `selected`; sorted by source.
+        points: `response_tokens` and `score` of up to POINTS samples with a finite score.
+    """
+
+    pool: int
+    eligible: int
+    ranked: int
+    selected: int
+    low_signal: int
+    mean: float | None
+    deviation: float | None
+    mean_ranked: float | None
+    mean_selected: float | None
+    correlations: dict[str, float | None]
+    edges: list[float]
+    pool_counts: list[int]
+    selected_counts: list[int]
+    sources: pl.DataFrame
+    points: pl.DataFrame
+
+
+class Bins:
+    """Counts of numbers in bins of one width between two ends, as they come."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self.range = wide_range(low, high)
+        self.counts = np.zeros(BINS, dtype=np.int64)
+
+    def add(self, values: Numbers) -> None:
+        """Count finite numbers [n] between the ends."""
+        self.counts += np.histogram(values, BINS, self.range)[0]
+
+    def edges(self) -> list[float]:
+        """The ends of the bins, ascending [BINS + 1]."""
+        return [float(edge) for edge in np.linspace(*self.range, BINS + 1)]
+
+
+class Summing:
+    """A summary in the making: of the pool at once, of the subset as its pieces come.
+
+    Args:
+        pool: gives the pool's rows (POOL_FACTS), in pieces; it is gone through twice.
+        points: see `Summary`.
+    """
+
+    def __init__(self, pool: Callable[[], Iterable[pl.DataFrame]], points: pl.DataFrame) -> None:
+        self._points = points
+        self._pool = self._eligible = self._low_signal = 0
+        self._scores, self._ranked, self._selected = ExactSum(), ExactSum(), ExactSum()
+        self._pairs = {name: (ExactSum(), ExactSum()) for name in LENGTHS}
+        self._sources = {"pool": _no_sources(), "selected": _no_sources()}
+        low, high = math.inf, -math.inf
+        for rows in pool():
+            self._first_look(rows)
+            scores = _finite(rows["score"])
+            low, high = min(low, scores.min(initial=math.inf)), max(high, scores.max(initial=-math.inf))
+        ends = (low, high) if self._scores.count else (0.0, 1.0)
+        self._pool_bins, self._selected_bins = Bins(*ends), Bins(*ends)
+        self._squares = ExactSum()
+        self._products = {name: (ExactSum(), ExactSum(), ExactSum()) for name in LENGTHS}
+        for rows in pool():
+            self._second_look(rows)
+
+    def _first_look(self, rows: pl.DataFrame) -> None:
+        self._pool += len(rows)
+        self._eligible += int(rows["eligible"].sum())
+        self._count_sources("pool", rows)
+        self._scores.add(_finite(rows["score"]))
+        ranked = _ranked(rows)
+        self._ranked.add(ranked["score"].to_numpy())
+        for name, sums in self._pairs.items():
+            for sum_, values in zip(sums, _pairs(ranked, name), strict=True):
+                sum_.add(values)
+
+    def _second_look(self, rows: pl.DataFrame) -> None:
+        """Distances from the means, which the first look gave."""
+        scores, mean = _finite(rows["score"]), self._scores.mean()
+        self._pool_bins.add(scores)
+        if mean is not None:
+            self._squares.add(_product(scores - mean, scores - mean))
+        ranked = _ranked(rows)
+        for name, sums in self._pairs.items():
+            of_score, of_length = (sum_.mean() for sum_ in sums)
+            if of_score is None or of_length is None:
+                continue
+            score, length = _pairs(ranked, name)
+            x, y = score - of_score, length - of_length
+            for sum_, values in zip(self._products[name], ((x, x), (y, y), (x, y)), strict=True):
+                sum_.add(_product(*values))
+
+    def choose(self, rows: pl.DataFrame) -> None:
+        """Take in rows of the subset (CHOSEN_FACTS)."""
+        self._low_signal += int(rows["low_signal"].sum())
+        self._count_sources("selected", rows)
+        scores = rows["score"].to_numpy()
+        self._selected.add(scores)
+        self._selected_bins.add(scores)
+
+    def summary(self) -> Summary:
+        """All of it."""
+        count = self._scores.count
+        variance = self._squares.value() / (count - 1) if count > 1 else None
+        sources = self._sources["pool"].rename({"count": "pool"})
+        chosen = self._sources["selected"].rename({"count": "selected"})
+        return Summary(
+            pool=self._pool,
+            eligible=self._eligible,
+            ranked=self._ranked.count,
+            selected=self._selected.count,
+            low_signal=self._low_signal,
+            mean=self._scores.mean(),
+            deviation=None if variance is None else math.sqrt(variance),
+            mean_ranked=self._ranked.mean(),
+            mean_selected=self._selected.mean(),
+            correlations={name: _correlation(*sums) for name, sums in self._products.items()},
+            edges=self._pool_bins.edges(),
+            pool_counts=self._pool_bins.counts.tolist(),
+            selected_counts=self._selected_bins.counts.tolist(),
+            sources=sources.join(chosen, on="source", how="left", nulls_equal=True)
+            .with_columns(pl.col("selected").fill_null(0))
+            .sort("source"),
+            points=self._points,
+        )
+
+    def _count_sources(self, of: str, rows: pl.DataFrame) -> None:
+        found = rows.group_by("source").agg(count=pl.len().cast(pl.Int64))
+        self._sources[of] = pl.concat([self._sources[of], found]).group_by("source").agg(pl.col("count").sum())
+
+
+def summarise(pool: pl.DataFrame) -> Summary:
+    """The summary of a pool in memory.
+
+    Args:
+        pool: POOL_FACTS, `sample_id`, `low_signal`, and which rows are `selected`.
+    """
+    facts = pool.select(POOL_FACTS)
+    scored = pool.select("sample_id", "response_tokens", "score").filter(pl.col("score").is_finite())
+    points = scored.bottom_k(POINTS, by="sample_id").sort("sample_id")
+    summing = Summing(lambda: [facts], points.select("response_tokens", "score"))
+    summing.choose(pool.select(*CHOSEN_FACTS, "selected").filter("selected"))
+    return summing.summary()
+
+
+def _no_sources() -> pl.DataFrame:
+    return pl.DataFrame(schema={"source": pl.String, "count": pl.Int64})
+
+
+def _finite(scores: pl.Series) -> Numbers:
+    found: Numbers = scores.drop_nulls().to_numpy()
+    return found[np.isfinite(found)]
+
+
+def _ranked(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.filter(pl.col("eligible") & pl.col("score").is_finite())
+
+
+def _pairs(ranked: pl.DataFrame, length: str) -> tuple[Numbers, Numbers]:
+    """Scores and lengths of those that have both."""
+    both = ranked.select("score", pl.col(length).cast(pl.Float64)).drop_nulls()
+    return both["score"].to_numpy(), both[length].to_numpy()
+
+
+def _product(left: Numbers, right: Numbers) -> Numbers:
+    # One that is larger than any number makes the sum NaN, and that is told.
+    with np.errstate(over="ignore"):
+        return left * right
+
+
+def _correlation(of_score: ExactSum, of_length: ExactSum, of_both: ExactSum) -> float | None:
+    scale = math.sqrt(of_score.value()) * math.sqrt(of_length.value())
+    return of_both.value() / scale if scale else None

@@ -1,0 +1,234 @@
+"""Choosing from a pool on disk against choosing from it in memory: equal rows, order, facts and digest, to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random as Drawn
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curation_assets import tables
+from curation_assets.corpus.pool import Pool, resolve_duplicates
+from curation_assets.quality.checks import QualityError
+from curation_assets.scores.methods.grace import GraceScore
+from curation_assets.settings import Budget, Filters, Subset
+from curation_assets.shares import largest_remainders
+from curation_assets.subsets.budget import Prefix, Shares
+from curation_assets.subsets.features import Features
+from curation_assets.subsets.out_of_core import choose_out_of_core
+from curation_assets.subsets.select import POOL_COLUMNS, choose
+from curation_assets.subsets.selection import HeldSelection, Selection
+from curation_assets.subsets.selector import Band, Original, PerPrompt, Random, Top
+from resources.digests import digest
+from resources.spill import spilling
+
+SCHEMA = {name: column.dtype for name, column in tables.SAMPLE_SCORES.columns.items() if name in POOL_COLUMNS}
+NAN = float("nan")
+NAMES = [digest("sample", number) for number in range(3)]
+PROMPTS = [digest("prompt", number) for number in range(5)]
+
+FACTS: dict[str, list[Any]] = {
+    "prompt_id": PROMPTS,
+    "source": ["old", "new", "é new"],
+    "domain": ["algebra", "(none)", None],
+    "generator": ["g", "h", None],
+    "correct": [True, False, None],
+    "verified": [True, False, None],
+    "reward": [0.0, -0.0, 1.0, 2.0, None, NAN, float("inf")],
+    "n_steps": list(range(9)),
+    "response_tokens": [0, 1, 3, 4, 10, 70],
+    "answer_norm": [0.0, 0.1, 0.7, None, NAN],
+    "score": [-2.0, -1.0, 0.0, -0.0, 0.5, 0.1, 1e-300, None, NAN, float("inf"), float("-inf")],
+}
+SHARDS = ["b.jsonl", "a.jsonl", "é.jsonl", "B.jsonl"]
+
+
+@st.composite
+def arrivals(draw: st.DrawFn) -> pl.DataFrame:
+    """Rows as shards have them, no two of one place; of a sample that came twice scores may differ."""
+    count, drawn = draw(st.sampled_from([0, 1, 2, 5, 20, 60, 400])), Drawn(draw(st.integers(0, 2**32)))
+    few = draw(st.booleans())
+    rows = []
+    for number in range(count):
+        facts = {name: drawn.choice(values) for name, values in FACTS.items()}
+        if not few:
+            facts |= {"prompt_id": digest("prompt", drawn.randrange(count)), "score": drawn.gauss(0, 1)}
+            facts |= {"response_tokens": drawn.randrange(300), "answer_norm": drawn.random()}
+        place = {"shard": drawn.choice(SHARDS), "row": number % 7, "candidate": number // 7}
+        rows.append({"sample_id": digest("sample", drawn.randrange(count * 9 // 8)), **place, **facts})
+    return arrived_frame(rows)
+
+
+SELECTORS = st.one_of(
+    st.builds(Top, order=st.sampled_from([None, "highest", "lowest"])),
+    st.builds(Band, band=st.sampled_from(["low", "middle", "high"])),
+    st.builds(Random, seed=st.integers(0, 3)),
+    st.builds(
+        PerPrompt,
+        variant=st.sampled_from(
+            ["closest", "farthest", "closest_1", "random_1", "subset", "full", "reward", "long_cot"]
+        ),
+        k=st.sampled_from([1, 2, "original"]),
+        original=st.just(Original(sources=["old"], generators=["h"])),
+        seed=st.integers(0, 3),
+    ),
+)
+BUDGETS = st.one_of(
+    st.builds(Budget, fraction=st.sampled_from([0.07, 0.2, 0.5, 1.0])),
+    st.builds(Budget, samples=st.integers(1, 40)),
+    st.builds(Budget, tokens=st.integers(1, 5000)),
+)
+FILTERS = st.builds(
+    Filters,
+    sources=st.sampled_from([None, None, ["old", "new"]]),
+    exclude_generators=st.sampled_from([None, ["h"]]),
+    correct=st.sampled_from([None, None, True]),
+    max_tokens=st.sampled_from([None, None, 60]),
+)
+STRATIFY = st.lists(st.sampled_from(["source", "domain", "generator", "length", "steps"]), max_size=2, unique=True)
+REASONS = [None, None, None, "language", "repetitive"]
+SCORE = GraceScore(name="grace", target="t", min_steps=2)
+
+
+def arrived_frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema={**SCHEMA, "score": pl.Float64})
+
+
+def in_memory(
+    arrived: pl.DataFrame, subset: Subset, known: pl.DataFrame | None = None, prompts: list[str] | None = None
+) -> HeldSelection:
+    pool, filtered = resolve_duplicates(arrived), {}
+    if known is not None:
+        marked = pool.rows.join(known, on="sample_id", how="left", maintain_order="left")
+        counts = marked.drop_nulls("reason").group_by("reason").len().sort("reason")
+        filtered = dict(counts.iter_rows())
+        pool = Pool(marked.filter(pl.col("reason").is_null()).drop("reason"), pool.duplicates)
+    features = None if prompts is None else Features(lambda ids: np.zeros((len(ids), 1)), None, lambda: prompts)
+    return choose(pool, SCORE, subset.selector or Top(), subset, features, filtered)
+
+
+def on_disk(
+    arrived: pl.DataFrame,
+    subset: Subset,
+    place: Path,
+    known: pl.DataFrame | None = None,
+    prompts: list[str] | None = None,
+) -> tuple[pl.DataFrame, Selection]:
+    pieces = [tables.SUBSET.empty()]
+    selector: Any = subset.selector
+    with spilling(place, 512) as spill:
+        lazily = None if known is None else known.lazy()
+        told = choose_out_of_core(spill, arrived.lazy(), SCORE, selector, subset, pieces.append, lazily, prompts)
+    return pl.concat(pieces), told
+
+
+def assert_equal(held: HeldSelection, rows: pl.DataFrame, told: Selection) -> None:
+    assert rows.to_dicts() == held.rows.to_dicts()
+    assert told.content_digest == held.told.content_digest
+    assert repr(told.facts()) == repr(held.told.facts())
+    assert repr(told.score_distribution()) == repr(held.told.score_distribution())
+    assert (told.whole, told.summary.edges) == (held.whole, held.told.summary.edges)
+    assert told.summary.pool_counts == held.told.summary.pool_counts
+    assert told.summary.selected_counts == held.told.summary.selected_counts
+    assert told.summary.sources.equals(held.told.summary.sources)
+    assert told.summary.points.equals(held.told.summary.points)
+
+
+@settings(max_examples=150, deadline=None)
+@given(arrivals(), SELECTORS, BUDGETS, FILTERS, STRATIFY, st.booleans(), st.booleans())
+def test_both_ways_choose_the_same(
+    arrived: pl.DataFrame, selector: Any, budget: Budget, filters: Filters, stratify: Any, known: bool, held: bool
+) -> None:
+    subset = Subset(name="s", score="grace", budget=budget, selector=selector, filters=filters, stratify=stratify)
+    reasons = None
+    if known:
+        ids = arrived["sample_id"].unique(maintain_order=True)
+        cycle = [REASONS[number % len(REASONS)] for number in range(len(ids))]
+        reasons = pl.DataFrame({"sample_id": ids, "reason": pl.Series(cycle, dtype=pl.String)})
+    prompts = PROMPTS[:2] if held else None
+    with TemporaryDirectory() as place:
+        rows, told = on_disk(arrived, subset, Path(place), reasons, prompts)
+        assert not list(Path(place).iterdir())
+    assert_equal(in_memory(arrived, subset, reasons, prompts), rows, told)
+
+
+def many(count: int) -> pl.DataFrame:
+    """A pool that comes in several pieces, with ties, duplicates and gaps."""
+    draw = np.random.default_rng(7)
+    numbers = draw.integers(0, count * 9 // 10, count)
+    ids = pl.Series("sample_id", [digest("many", number) for number in range(count * 9 // 10)])
+    prompts = pl.Series("prompt_id", [digest("prompt", number) for number in range(count // 3)])
+    return pl.DataFrame(
+        {
+            "sample_id": ids.gather(numbers),
+            "prompt_id": prompts.gather(numbers % len(prompts)),
+            "shard": pl.Series([f"{number:02d}.jsonl" for number in range(10)]).gather(np.arange(count) % 10),
+            "row": np.arange(count),
+            "source": pl.Series(["a", "b", "c"]).gather(draw.integers(0, 3, count)),
+            "n_steps": draw.integers(0, 12, count, dtype=np.int32),
+            "response_tokens": draw.integers(1, 900, count, dtype=np.int32),
+            "answer_norm": draw.random(count).round(4).astype(np.float32),
+            "score": np.where(draw.random(count) < 0.05, np.nan, draw.normal(size=count).round(3)),
+        }
+    ).select(
+        **{name: pl.col(name) for name in ("sample_id", "prompt_id", "shard", "row")},
+        candidate=pl.lit(0, dtype=pl.Int32),
+        source="source",
+        **{name: pl.lit(None, dtype=SCHEMA[name]) for name in ("domain", "generator", "correct", "verified", "reward")},
+        **{name: pl.col(name) for name in ("n_steps", "response_tokens", "answer_norm", "score")},
+    )
+
+
+@pytest.mark.parametrize(
+    ("selector", "budget", "stratify"),
+    [
+        (Top(), Budget(fraction=0.9), []),
+        (Top(), Budget(tokens=60_000_000), ["source", "length"]),
+        (Band(), Budget(fraction=0.8), ["steps"]),
+        (Band(), Budget(tokens=90_000_000), []),
+        (Random(seed=3), Budget(fraction=0.5), ["source"]),
+        (PerPrompt(k=2), Budget(fraction=0.6), ["length"]),
+    ],
+)
+def test_both_ways_agree_over_many_pieces(tmp_path: Path, selector: Any, budget: Budget, stratify: Any) -> None:
+    arrived = many(320_000)
+    subset = Subset(name="s", score="grace", budget=budget, selector=selector, stratify=stratify)
+    rows, told = on_disk(arrived, subset, tmp_path)
+    assert told.summary.eligible > 122_880  # what DuckDB gives at a time
+    assert_equal(in_memory(arrived, subset), rows, told)
+
+
+def test_a_sample_that_was_not_held_against_the_filters_is_told(tmp_path: Path) -> None:
+    known = pl.DataFrame({"sample_id": NAMES[:1], "reason": pl.Series([None], dtype=pl.String)})
+    facts = {"shard": "a.jsonl", "prompt_id": PROMPTS[0], "n_steps": 3, "source": "old", "score": 1.0}
+    arrived = arrived_frame([{"sample_id": name, **facts} for name in NAMES])
+    subset = Subset(name="s", score="grace", budget=Budget(samples=1), selector=Top())
+    with pytest.raises(QualityError, match=r"^2 samples have not been held against the pool's filters"):
+        on_disk(arrived, subset, tmp_path, known)
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=6), max_size=5),
+    st.integers(0, 40),
+)
+def test_budgets_are_filled_the_same_however_an_order_comes(pieces: list[list[tuple[int, int]]], limit: int) -> None:
+    order = [row for piece in pieces for row in piece]
+    sizes = [sum(weight for weight, own in order if own == number) + number for number in range(4)]
+    shares, prefix = Shares(limit, sizes), Prefix(limit)
+    found: list[tuple[bool, bool]] = []
+    for piece in pieces:
+        weights, stratum = (np.array([row[place] for row in piece], dtype=np.int64) for place in range(2))
+        found += zip(shares.take(weights, stratum).tolist(), prefix.take(weights).tolist(), strict=True)
+    quotas, seen, whole, used = largest_remainders(limit, sizes), [0] * 4, 0, 0
+    for (weight, own), taken in zip(order, found, strict=True):
+        seen[own] += weight
+        whole += weight
+        assert taken == (seen[own] <= quotas[own], whole <= limit)
+        used += weight * taken[0]
+    assert shares.room() == limit - used
