@@ -1,4 +1,4 @@
-"""deploy/slurm: shellcheck, and the three steps on a real Slurm of one node, with a stand-in for `curate`."""
+"""deploy/slurm: shellcheck, and the three steps on a real Slurm of one node: with a stand-in for `curate`, and it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from curation_assets.workspace import Workspace
 from tests.deploy.slurm import Cluster, serving_slurm
+from tests.pipeline.workspaces import make_workspace, rows, run, subset_ids
 
 ROOT = Path(__file__).parent.parent.parent
 SLURM = ROOT / "deploy" / "slurm"
@@ -173,3 +175,34 @@ def test_what_cannot_be_is_refused_before_anything_is_submitted(steps: Steps) ->
     with pytest.raises(AssertionError, match="UNITS must be a whole number"):
         steps.submit("0")
     assert not steps.cluster.waiting()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_curate_itself_comes_to_what_one_run_does(cluster: Cluster, tmp_path: Path, tiny_model: Path) -> None:
+    shards = {"a.jsonl": rows(14), "b.jsonl": rows(9, start=40)}
+    warm = {"warmup": "{min_pool: 3, fraction: 0.5, batch_size: 2}", "signals": ("step_gradients", "likelihoods")}
+    one = make_workspace(tmp_path / "one", tiny_model, shards, **warm)
+    total = run(one).tokens_measured
+    made = make_workspace(tmp_path / "slurm", tiny_model, shards, **warm)
+    place = tmp_path / "bin"
+    place.mkdir()
+    (place / "curate").write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m curation_assets.cli "$@"\n')
+    (place / "curate").chmod(0o755)
+    more = {"PATH": f"{place}:{os.environ['PATH']}", "UNITS": "2", "CURATION_CONFIG": str(made.config_file)}
+    cluster.do(str(SLURM / "submit.sh"), more=more, cwd=tmp_path)
+    deadline = time.monotonic() + 600
+    while cluster.waiting():
+        assert time.monotonic() < deadline, (cluster.waiting(), cluster.log())
+        time.sleep(1)
+    logs = {file.name.split("-")[1]: file.read_text() for file in sorted(tmp_path.glob("curation-*.log"))}
+    assert "tiny: share 2/2:" in logs["score"], logs
+    assert run(Workspace.load(made.config_file)).tokens_measured == 0
+    measured = [int(text.split(" tokens")[0].split()[-1].replace(",", "")) for text in _logs_of(tmp_path, "score")]
+    assert sum(measured) == total
+    assert subset_ids(made) == subset_ids(one)
+    assert len(subset_ids(made)) > 0
+
+
+def _logs_of(place: Path, step: str) -> list[str]:
+    return [file.read_text() for file in sorted(place.glob(f"curation-{step}-*.log"))]
