@@ -90,6 +90,7 @@ def same(one: pl.DataFrame, other: pl.DataFrame) -> None:
             assert left.equals(right), name
 
 
+@pytest.mark.local_only("compares with a pass in this process")
 def test_all_signals_cost_one_pass(tmp_path: Path, tiny_model: Path, passes: list[int]) -> None:
     alone = make_workspace(tmp_path / "alone", tiny_model, SHARD_ROWS)
     one = run(alone)
@@ -108,6 +109,7 @@ def test_all_signals_cost_one_pass(tmp_path: Path, tiny_model: Path, passes: lis
     assert run(together).tokens_measured == 0
 
 
+@pytest.mark.local_only("looks at the pass in this process")
 def test_a_signal_asked_for_later_is_the_only_one_measured(
     tmp_path: Path, tiny_model: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +170,7 @@ def test_samples_are_grouped_by_what_they_lack() -> None:
     }
 
 
+@pytest.mark.local_only("stops the writing in this process")
 @pytest.mark.parametrize("kept", [0, 1, 4, 7])
 def test_killed_between_the_parts_of_two_signals(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, kept: int
