@@ -18,7 +18,7 @@ from curation_assets.quality.filtered_pool import pool_table, stored_pool, witho
 from curation_assets.scores.method import ScoreSection
 from curation_assets.scores.registry import method_of
 from curation_assets.settings import Subset, Target
-from curation_assets.signals.store import SignalStore, recorded_left_out, signal_dir
+from curation_assets.signals.store import SignalStore, shard_records, signal_dir
 from curation_assets.subsets.budget import most_samples, strata, take_within
 from curation_assets.subsets.features import Features
 from curation_assets.subsets.marks import eligible, low_signal
@@ -231,11 +231,12 @@ def current_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
     manifest = workspace.warehouse.read_table(path)
     stored = workspace.warehouse.folder_metadata(tables.sample_scores_dir(target.name))
     steps = workspace.warehouse.folder_metadata(tables.segmented_steps_dir())
-    folders = [signal_dir(workspace, target, signal) for signal in workspace.settings.signals_of_scores(target)]
+    signals = workspace.settings.signals_of_scores(target)
+    recorded = [shard_records(workspace, signal_dir(workspace, target, signal)) for signal in signals]
     validation = validation_key(workspace, target)
     behind = []
     for shard, signals_fp in manifest.filter("present").select("shard", "signal_fingerprint").iter_rows():
-        left_out = [recorded_left_out(workspace, folder, shard) for folder in folders]
+        left_out = [str(own[shard]["left_out"]) if shard in own else "" for own in recorded]
         steps_fp = input_fingerprint(steps[shard])
         wanted = shard_scores_fingerprint(workspace, target, signals_fp, steps_fp, left_out, validation)
         if stored[shard]["fingerprint"] != wanted:
