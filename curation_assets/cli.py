@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from curation_assets.command import ConfigOption, clear_errors, console, load_workspace
+from curation_assets.command import ConfigOption, Stop, clear_errors, console, end_as_interrupted, load_workspace
 from curation_assets.distillation.commands import commands as distillation_commands
 from curation_assets.evaluation.commands import commands as evaluation_commands
 from curation_assets.housekeeping.commands import commands as housekeeping_commands
@@ -40,13 +39,6 @@ app.add_typer(evaluation_commands)
 app.add_typer(distillation_commands)
 app.add_typer(housekeeping_commands)
 SQL_ROWS = 50
-
-
-class Stop(StrEnum):
-    """Where `curate run` can stop."""
-
-    CORPUS = "corpus"
-    CHECKPOINTS = "checkpoints"
 
 
 @app.command()
@@ -94,6 +86,7 @@ def run(
 
     A second call with nothing due takes seconds and measures nothing. Ctrl-C loses nothing.
     """
+    end_as_interrupted()
     with clear_errors():
         from curation_assets.show_run import show_dry_look, show_summary
 

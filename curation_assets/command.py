@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,6 +32,13 @@ ConfigOption = Annotated[
 INTERRUPTED = 130
 
 
+class Stop(StrEnum):
+    """Where `curate run` can stop."""
+
+    CORPUS = "corpus"
+    CHECKPOINTS = "checkpoints"
+
+
 @contextmanager
 def clear_errors(again: str = "curate run") -> Iterator[None]:
     """Show what a user can mend as one message, and what was kept, and what goes on from it, when they interrupt."""
@@ -43,6 +52,11 @@ def clear_errors(again: str = "curate run") -> Iterator[None]:
             raise
         errors.print(f"interrupted: what was done so far is kept; `{again}` goes on from there")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def end_as_interrupted() -> None:
+    """Have what ends a job early (the TERM of Slurm and Kubernetes) end this process as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _is_interrupt(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -168,9 +168,14 @@ def current_allowance(limits: Limits, warehouse: Warehouse) -> Allowance:
 
 
 class Meter:
-    """Spends an allowance as batches come in: their tokens, and the time since the last one on every device."""
+    """Spends an allowance as batches come in: their tokens, and the time since the last one on every device.
 
-    def __init__(self, allowance: Allowance, devices: int) -> None:
+    Args:
+        allowance: what is spent.
+        devices: how many there are now.
+    """
+
+    def __init__(self, allowance: Allowance, devices: Callable[[], int]) -> None:
         self._allowance = allowance
         self._devices = devices
         self._last = time.monotonic()
@@ -178,5 +183,5 @@ class Meter:
     def batch(self, tokens: int) -> None:
         """Note a batch."""
         now = time.monotonic()
-        self._allowance.spend(tokens, (now - self._last) * self._devices)
+        self._allowance.spend(tokens, (now - self._last) * self._devices())
         self._last = now

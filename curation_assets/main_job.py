@@ -41,9 +41,8 @@ from curation_assets.settings import Subset, Target
 from curation_assets.signals.assets import signal_key
 from curation_assets.signals.store import shard_record_path, signal_dir
 from curation_assets.subsets.assets import subset_key
-from curation_assets.validation.assets import TOKENS_RUN, validation_keys, validation_set_key, validation_signals_key
+from curation_assets.validation.assets import TOKENS_RUN, validation_keys, validation_signals_key
 from curation_assets.validation.measure import validation_of
-from curation_assets.validation.sets import stored_validation
 from curation_assets.validation.wanted import wanted_validation
 from curation_assets.workspace import Workspace
 from resources.memory import one_look
@@ -116,7 +115,7 @@ class MainJob:
 
         Args:
             until: where to stop. corpus: when it is read and filtered. checkpoints: when all is there that shards are
-                measured at, and held-out sets are read.
+                measured at, and held-out sets are measured.
         """
         bury_dead_runs(self.instance)
         self._check_models()
@@ -135,7 +134,8 @@ class MainJob:
             for target in self.workspace.settings.targets:
                 ready = self._make_checkpoints(target, summary, allowance)
                 if until == "checkpoints":
-                    self._read_held_out(target)
+                    if ready:
+                        self._measure_held_out(target, summary, allowance)
                     continue
                 if ready:
                     self._measure(target, summary, allowance)
@@ -269,16 +269,6 @@ class MainJob:
         summary.waiting += [reason for reason in [due.waits_for_strength(self.workspace, target)] if reason]
         return True
 
-    def _read_held_out(self, target: Target) -> None:
-        """Read the validation sets that a target's scores look at, as far as they are not."""
-        sets = {name: self.workspace.settings.validation_set(name) for name in validation_of(self.workspace, target)}
-        unread = [
-            n for n, s in sets.items() if stored_validation(self.workspace, n) != wanted_validation(self.workspace, s)
-        ]
-        if unread:
-            keys = [validation_set_key(name) for name in unread]
-            self._execute(f"{target.name}: reading validation sets", "validation", keys)
-
     def _measure(self, target: Target, summary: RunSummary, allowance: Allowance) -> None:
         present = present_shards(self.workspace)
         lacking = lacking_signals(self.workspace, self.instance, target, present)
@@ -310,9 +300,8 @@ class MainJob:
                     counts = without.setdefault(signal, {})
                     counts[reason] = counts.get(reason, 0) + count
 
-    def _score(self, target: Target, summary: RunSummary, allowance: Allowance) -> None:
-        if any(name == target.name for name, _ in allowance.unfinished):
-            return
+    def _measure_held_out(self, target: Target, summary: RunSummary, allowance: Allowance) -> bool:
+        """Read and measure the validation sets that a target's scores look at; whether the allowance lasted."""
         keys = validation_keys(self.workspace, target)
         if due.validation_due(self.workspace, target) or self._unseen(keys):
             try:
@@ -320,8 +309,15 @@ class MainJob:
             except LimitReachedError:
                 # The allowance knows which set was left, as it does of shards.
                 summary.tokens_measured += allowance.tokens.get(target.name, 0)
-                return
+                return False
             summary.tokens_measured += self._tokens_of_validation(target)
+        return True
+
+    def _score(self, target: Target, summary: RunSummary, allowance: Allowance) -> None:
+        if any(name == target.name for name, _ in allowance.unfinished):
+            return
+        if not self._measure_held_out(target, summary, allowance):
+            return
         keys = score_keys(self.workspace, target)
         wanted = due.scores_due(self.workspace, target)
         present = present_shards(self.workspace)

@@ -123,9 +123,11 @@ class Measurements:
         names = set(self._warehouse.names(self.folder))
         if names == self._index.parts:
             return None
-        # A listing during which parts become one may hold neither these nor the one. The next one does.
-        while names != (again := set(self._warehouse.names(self.folder))):
+        # A listing during which parts become one may hold neither these nor the one. The next one does, unless others
+        # went meanwhile; that some only came is no reason to look again, since others may add parts all the time.
+        while not names <= (again := set(self._warehouse.names(self.folder))):
             names = again
+        names = again
         new: dict[str, pl.Series] = {}
         for name in self._whole(sorted(names - self._index.parts)):
             try:

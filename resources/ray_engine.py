@@ -146,6 +146,23 @@ class RayPool:
             self.ray.kill(actor.handle)
         self.actors = []
 
+    @property
+    def placed(self) -> int:
+        """How many actors have a place now."""
+        return sum(actor.name is not None for actor in self.actors)
+
+    def lost(self) -> tuple[type[Exception], ...]:
+        """What Ray raises of an actor that is gone: it, its process, its node, what it gave, or for want of memory."""
+        known = self.ray.exceptions
+        return (
+            known.RayActorError,
+            known.ActorUnschedulableError,
+            known.WorkerCrashedError,
+            known.NodeDiedError,
+            known.ObjectLostError,
+            known.OutOfMemoryError,
+        )
+
     def next_group(self) -> int:
         """A number that no pass has yet."""
         return next(self._groups)
@@ -247,7 +264,9 @@ class RayGroup:
         """An actor that there is room for now says who it is, and is given its first units."""
         try:
             actor.process, actor.name = self._ray.get(actor.who)
-        except self._ray.exceptions.RayActorError as error:
+        except self._ray.exceptions.RayTaskError as error:
+            raise _plain(error) from error
+        except self._pool.lost() as error:
             self._stillborn += 1
             if self._stillborn >= MOST_STILLBORN:
                 raise RayError(
@@ -270,13 +289,12 @@ class RayGroup:
 
     def _take(self, actor: _Actor, ref: Any, units: UnitQueue[Any]) -> tuple[Unit[Any], Any] | None:
         """A unit that is done, with its result; None if its actor died: then it is given again."""
-        lost = self._ray.exceptions
         try:
             result = self._ray.get(ref)
-        except (lost.RayActorError, lost.WorkerCrashedError, lost.NodeDiedError, lost.ObjectLostError) as error:
+        except self._pool.lost() as error:
             self._again(actor, units, error)
             return None
-        except lost.RayTaskError as error:
+        except self._ray.exceptions.RayTaskError as error:
             raise _plain(error) from error
         unit = next(unit for known, unit in actor.units if known == ref)
         actor.units = [pair for pair in actor.units if pair[0] != ref]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from typing import Annotated
 
 import typer
 
-from curation_assets.command import ConfigOption, clear_errors, console, load_workspace
+from curation_assets.command import ConfigOption, clear_errors, console, end_as_interrupted, load_workspace
 
 commands = typer.Typer()
 
@@ -25,8 +24,7 @@ def score(
     `curate run`, once, which finds everything measured. Processes share the warehouse and nothing else. What is stored
     is never measured again: one that was killed or preempted is started again as it was.
     """
-    # What ends a job early (Slurm, Kubernetes) ends it as Ctrl-C does: what is measured is stored first.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_as_interrupted()
     again = f"curate score --units {units}"
     with clear_errors(again):
         from curation_assets.signals.share import Share, measure_share

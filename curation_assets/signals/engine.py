@@ -161,6 +161,7 @@ class RemoteWorker:
     def measure(self, part: RemotePart, _asked: object, again: bool) -> Done:
         """Measure samples and commit what is found; see `resources.ray_engine.RayGroup`."""
         stores, rows = _some(self._stores, part.signals), part.rows
+        self._see_images(rows)
         if again:
             # What the worker before wrote is not measured twice.
             missing = set().union(*(store.missing(rows["sample_id"]) for store in stores.values()))
@@ -174,6 +175,16 @@ class RemoteWorker:
         parts.commit()
         return Done(len(part.rows), tokens, True, tuple(parts.written), self._by)
 
+    def _see_images(self, rows: pl.DataFrame) -> None:
+        """Folders that images lie in must be on this node: an image that is not there would be said to be missing."""
+        for shard in rows.filter(pl.col("images").list.len() > 0)["shard"].unique():
+            folder = self._workspace.image_root(shard)
+            if not folder.is_dir():
+                raise MeasuringError(
+                    f"{socket.gethostname()} does not see {folder}, where images of {shard} lie: have the landing area "
+                    "(and the folders of validation sets) in one place on every node, or in S3"
+                )
+
 
 class RayEngine:
     """Workers of a Ray cluster, which write what they measure.
@@ -185,7 +196,7 @@ class RayEngine:
     """
 
     def __init__(self, workspace: Workspace, target: Target, stores: Stores) -> None:
-        self._workspace = workspace
+        self._workspace, self._stores = workspace, stores
         folders = {signal: store.folder for signal, store in stores.items()}
         # Without what it has read and opened here.
         self._spec = RemoteTarget(replace(workspace), target, folders)
@@ -217,8 +228,8 @@ class RayEngine:
 
     @property
     def device_count(self) -> int:
-        """See `Engine`."""
-        return self._pool.workers
+        """See `Engine`; those that wait for room are none."""
+        return max(1, self._pool.placed)
 
     def device_name(self) -> str:
         """See `Engine`."""
@@ -233,15 +244,21 @@ class RayEngine:
         sources = (Source(lack, work_of_rows(lack.rows), partial(_part, lack)) for lack in lacks)
         with closing(self._group.stream(sources)) as stream:
             for unit, done in stream:
-                self._look(done)
-                unit.source.tag.progress(done.samples)
-                yield unit.source.tag, done
+                lack = unit.source.tag
+                self._look(done, lack, unit.positions)
+                lack.progress(done.samples)
+                yield lack, done
 
-    def _look(self, done: Done) -> None:
+    def _look(self, done: Done, lack: Lack, positions: Sequence[int]) -> None:
         """See that what a worker says it wrote is here, the first time that it says so."""
         if done.by in self._seen or not done.parts:
             return
-        if not self._workspace.warehouse.storage.exists(done.parts[0]):
+        there = self._workspace.warehouse.storage.exists(done.parts[0])
+        if not there:
+            # Another process may have made one part of it and others.
+            ids = lack.rows["sample_id"][list(positions)]
+            there = not any(self._stores[signal].missing(ids) for signal in lack.signals)
+        if not there:
             raise MeasuringError(
                 f"a worker on {done.by.split()[0]} wrote {done.parts[0]}, which is not in "
                 f"{self._workspace.warehouse.storage.place} as seen from here: name a warehouse in S3, or a folder "

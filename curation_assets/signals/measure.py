@@ -9,8 +9,9 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import chain
 
 import polars as pl
 
@@ -50,7 +51,7 @@ class Visit:
 
     Attributes:
         name: of the shard or set.
-        samples: all of its samples.
+        samples: all of its samples, of which no more is held than their ids.
         missing: by signal, those that have no row when the visit begins.
         wanted: how many lack anything.
         done: how many of them are measured.
@@ -106,7 +107,15 @@ class Visits:
         """Measure all of them; yields visits that are finished. Those that the allowance ends are said to be left."""
         lacks = self._lacks()
         try:
-            with closing(self._engine.measure(lacks)) as stream:
+            for lack in lacks:
+                if lack is not None:
+                    break
+                # Nothing of it is missing: nobody waits for a model to hear so.
+                yield from self._finished()
+            else:
+                return
+            rest = (one for one in lacks if one is not None)
+            with closing(self._engine.measure(chain([lack], rest))) as stream:
                 for lack, done in stream:
                     # An engine's last word of a shard may come after the shard's last sample.
                     if lack.shard in self._open:
@@ -119,29 +128,31 @@ class Visits:
                 visit.committed = True
                 self._leave(visit)
             # Shards of which nothing is missing are finished whatever is left of the allowance.
-            for lack in lacks:
-                raise AssertionError(f"{lack} would be measured although the allowance is spent")
+            for unmeasured in lacks:
+                assert unmeasured is None, f"{unmeasured} would be measured although the allowance is spent"
+                yield from self._finished()
             yield from self._finished()
         finally:
             for visit in self._open.values():
                 visit.bar.close()
             self._allowance.settle()
 
-    def _lacks(self) -> Iterator[Lack]:
-        """What the shards lack, shard after shard."""
+    def _lacks(self) -> Iterator[Lack | None]:
+        """What the shards lack, shard after shard; None after a shard of which nothing is to be measured."""
         for name, samples in self._inputs:
             missing = {signal: store.missing(samples.rows["sample_id"]) for signal, store in self._stores.items()}
-            visit = self._open[name] = Visit(name, samples, missing)
+            ids = replace(samples, rows=samples.rows.select("sample_id"), steps=samples.steps.clear())
+            visit = self._open[name] = Visit(name, ids, missing)
             groups = groups_by_missing(samples.rows["sample_id"], missing)
             visit.wanted = sum(map(len, groups.values()))
-            if not groups:
-                continue
-            if self._allowance.reached():
+            if groups and self._allowance.reached():
                 self._leave(visit)
+            if not groups or visit.left:
+                yield None
                 continue
             progress = visit.bar.enter_context(track(f"{self._target.name}: measuring {name}", visit.wanted))
             if self._meter is None:
-                self._meter = Meter(self._allowance, self._engine.device_count)
+                self._meter = Meter(self._allowance, lambda: self._engine.device_count)
             for lacking, sample_ids in groups.items():
                 rows = samples.rows.filter(pl.col("sample_id").is_in(sample_ids))
                 if not visit.left:

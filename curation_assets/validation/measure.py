@@ -106,11 +106,13 @@ def _measure_set(
     table = workspace.warehouse.read_table(tables.validation_path(name))
     rows = table.unique("sample_id", keep="first", maintain_order=True)
     samples = ShardSamples(rows, tables.SEGMENTED_STEPS.empty(), fingerprint, fingerprint)
+    done: dict[SignalName, ShardMeasurement] | None = None
     for visit in measure_all(workspace, target, [(f"validation {name}", samples)], stores, engine):
-        records = records_of(workspace, target, visit, stores, engine)
-        for signal, record in records.items():
+        done = records_of(workspace, target, visit, stores, engine)
+        for signal, record in done.items():
             workspace.warehouse.write_json(_record_path(stores[signal].folder, name), asdict(record))
-        return records
+    if done is not None:
+        return done
     raise LimitReachedError(f"{target.name}: the allowance of limits in curation.yaml did not last for set {name}")
 
 

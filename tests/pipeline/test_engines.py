@@ -15,16 +15,17 @@ from typing import Any
 
 import pytest
 from dagster import DagsterExecutionInterruptedError
+from PIL import Image
 from polars.testing import assert_frame_equal
 
 from curation_assets.sections import SignalName
 from curation_assets.signals import engine as engines
-from curation_assets.signals.engine import RayEngine, RemoteTarget, RemoteWorker
-from curation_assets.signals.measure import measure_shards, stores_of
-from curation_assets.signals.parts import Done
+from curation_assets.signals.engine import RayEngine, RemotePart, RemoteTarget, RemoteWorker
+from curation_assets.signals.measure import measure_shards, read_shard_samples, stores_of
 from curation_assets.signals.store import MeasuringError
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
+from tests.pipeline.test_images import trace
 from tests.pipeline.test_interruptions import stored_ids
 from tests.pipeline.workspaces import make_workspace, rows, run, signal_rows, subset_ids
 from tests.resources.test_reward import write_reward_model
@@ -109,7 +110,7 @@ def test_what_one_engine_measured_the_other_does_not_measure_again(tmp_path: Pat
         made.config_file.write_text(local)
 
 
-def watched(monkeypatch: pytest.MonkeyPatch, look: Callable[[RayEngine, Done], None]) -> None:
+def watched(monkeypatch: pytest.MonkeyPatch, look: Callable[..., None]) -> None:
     """Have what a worker says of each unit looked at first."""
     monkeypatch.setattr(engines.RayEngine, "_look", look)
 
@@ -124,7 +125,7 @@ def test_a_worker_that_is_killed_loses_its_part_and_no_more(
     far = on_ray(make_workspace(tmp_path / "ray", tiny_model, shards, signals=SIGNALS, part_seconds=0), 2)
     victims: list[int] = []
 
-    def kill(engine: RayEngine, _: Done) -> None:
+    def kill(engine: RayEngine, *_: object) -> None:
         if not victims:
             victims.extend(actor.process for actor in engine._pool.actors if actor.units and actor.process)
             os.kill(victims[0], signal.SIGKILL)
@@ -150,7 +151,7 @@ def test_a_run_that_is_interrupted_leaves_nothing_half_done(
     far = on_ray(make_workspace(tmp_path / "ray", tiny_model, shards, signals=SIGNALS, part_seconds=0), 2)
     ended: list[RayEngine] = []
 
-    def interrupt(engine: RayEngine, _: Done) -> None:
+    def interrupt(engine: RayEngine, *_: object) -> None:
         ended.append(engine)
         if len(ended) == 2:
             raise KeyboardInterrupt
@@ -194,6 +195,22 @@ def test_a_node_that_would_measure_something_else_is_refused(tmp_path: Path, tin
     RemoteWorker(RemoteTarget(replace(made), target, folders), "cpu")
     with pytest.raises(MeasuringError, match=r"would measure likelihoods of target tiny as .*same model and the same"):
         RemoteWorker(RemoteTarget(replace(made), target, {"likelihoods": "signals/tiny/base/likelihoods/other"}), "cpu")
+
+
+@pytest.mark.folder_only("the copy that a node makes of a bucket's image is its own")
+def test_a_node_without_the_images_is_told_so_and_keeps_nothing(tmp_path: Path, tiny_model: Path) -> None:
+    made = make_workspace(tmp_path / "here", tiny_model, {"a.jsonl": [trace("x.png")]}, signals=("likelihoods",))
+    Image.new("RGB", (2, 2)).save(tmp_path / "here" / "landing" / "x.png")
+    run(made)
+    rows_of_it = read_shard_samples(made, "a.jsonl", segmented=False).rows
+    assert rows_of_it["images"].list.len().to_list() == [1]
+    elsewhere = make_workspace(tmp_path / "there", tiny_model, {}, signals=("likelihoods",))
+    (tmp_path / "there" / "landing").rmdir()
+    target = made.settings.targets[0]
+    folders = {name: store.folder for name, store in stores_of(made, target, ["likelihoods"]).items()}
+    worker = RemoteWorker(RemoteTarget(replace(elsewhere), target, folders), "cpu")
+    with pytest.raises(MeasuringError, match=r"does not see .*there/landing, where images of a.jsonl lie"):
+        worker.measure(RemotePart(rows_of_it, None, frozenset({"likelihoods"})), None, False)
 
 
 @pytest.mark.folder_only("a bucket is the same for all")

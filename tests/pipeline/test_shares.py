@@ -58,7 +58,9 @@ def test_shares_come_to_what_one_run_does(tmp_path: Path, tiny_model: Path, of: 
     done = [one for number in range(1, of + 1) for one in measure_share(made, Share(number, of))]
     assert (sum(one.samples for one in done), sum(one.measured for one in done)) == (29, 29)
     assert sum(one.tokens for one in done) == total
-    # Nothing is left to measure, and the run says so and chooses.
+    # Nothing is left to measure, and the run says so and chooses: without a model, which it would load on this device.
+    made.config_file.write_text(made.config_file.read_text().replace("device: cpu", "device: 'cuda:7'"))
+    made = Workspace.load(made.config_file)
     summary = run(made)
     assert (summary.tokens_measured, summary.subsets) == (0, ["best"])
     assert_same(made, whole)

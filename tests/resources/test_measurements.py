@@ -333,3 +333,22 @@ def test_parts_are_listed_only_where_something_may_be_new(
     assert found is not None
     assert len(found) == 2
     assert store.missing(pl.Series(["a", "d", "e"])) == {"e"}
+
+
+def test_parts_that_only_come_are_no_reason_to_list_again(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hundreds of workers add some all the time."""
+    store, other = measured(warehouse), measured(warehouse)
+    other.append(rows_of("a"))
+    real, listed = Warehouse.names, list[str]()
+
+    def names(self: Warehouse, folder: str) -> list[str]:
+        listed.append(folder)
+        if len(listed) < 20:
+            other.append(rows_of(chr(ord("b") + len(listed))))
+        return real(self, folder)
+
+    monkeypatch.setattr(Warehouse, "names", names)
+    assert store.missing(pl.Series(["a"])) == set()
+    assert len(listed) == 2

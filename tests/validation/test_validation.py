@@ -12,7 +12,9 @@ import pytest
 from curation_assets.automation import scoring_requests
 from curation_assets.config_file import ConfigError
 from curation_assets.dry_look import dry_look
+from curation_assets.main_job import MainJob
 from curation_assets.settings import Target
+from curation_assets.signals.share import Share, measure_share
 from curation_assets.signals.store import MeasuringError, signal_dir
 from curation_assets.stored_tables import read_stored
 from curation_assets.subsets.select import SelectionError
@@ -202,6 +204,16 @@ def test_strata_are_covered_each_by_itself(workspace: Workspace) -> None:
 def test_a_second_run_does_nothing(workspace: Workspace) -> None:
     summary = run(workspace)
     assert (summary.tokens_measured, summary.scored, summary.subsets) == (0, {"tiny": 0}, [])
+
+
+def test_sets_are_measured_before_shares_and_the_last_run_needs_no_device(tmp_path: Path, tiny_model: Path) -> None:
+    made = configured(tmp_path, tiny_model)
+    summary = MainJob(made, instance_of(made)).run("checkpoints")
+    assert summary.tokens_measured > 0
+    assert sets_due(made, made.settings.targets[0]) == []
+    assert [done.measured for number in (1, 2) for done in measure_share(made, Share(number, 2))] != [0, 0]
+    summary = run(made)
+    assert (summary.tokens_measured, sorted(summary.subsets)) == (0, ["cover", "nearest", "robin"])
 
 
 def test_a_changed_set_is_read_measured_and_followed(tmp_path: Path, tiny_model: Path) -> None:
