@@ -58,6 +58,8 @@ class Visit:
         tokens: that were run for them.
         committed: whether all of these are stored.
         left: whether the allowance did not last for all of them.
+        after: visits under way that measure samples which this one has, too.
+        ended: whether it is finished, and somebody was told.
         started: when it began.
         bar: its progress, to be closed when it ends.
     """
@@ -70,13 +72,17 @@ class Visit:
     tokens: int = 0
     committed: bool = True
     left: bool = False
+    after: list[Visit] = field(default_factory=list)
+    ended: bool = False
     started: float = field(default_factory=time.monotonic)
     bar: ExitStack = field(default_factory=ExitStack)
 
     @property
     def finished(self) -> bool:
         """Whether nothing is missing any more."""
-        return not self.left and self.committed and self.done >= self.wanted
+        return (
+            not self.left and self.committed and self.done >= self.wanted and all(other.ended for other in self.after)
+        )
 
 
 class Visits:
@@ -126,6 +132,8 @@ class Visits:
             for visit in self._open.values():
                 # An engine that is closed has committed what it has.
                 visit.committed = True
+            yield from self._finished()
+            for visit in self._open.values():
                 self._leave(visit)
             # Shards of which nothing is missing are finished whatever is left of the allowance.
             for unmeasured in lacks:
@@ -142,8 +150,10 @@ class Visits:
         for name, samples in self._inputs:
             missing = {signal: store.missing(samples.rows["sample_id"]) for signal, store in self._stores.items()}
             ids = replace(samples, rows=samples.rows.select("sample_id"), steps=samples.steps.clear())
-            visit = self._open[name] = Visit(name, ids, missing)
-            groups = groups_by_missing(samples.rows["sample_id"], missing)
+            visit = Visit(name, ids, missing)
+            self._leave_to_others(visit)
+            self._open[name] = visit
+            groups = groups_by_missing(samples.rows["sample_id"], visit.missing)
             visit.wanted = sum(map(len, groups.values()))
             if groups and self._allowance.reached():
                 self._leave(visit)
@@ -157,6 +167,16 @@ class Visits:
                 rows = samples.rows.filter(pl.col("sample_id").is_in(sample_ids))
                 if not visit.left:
                     yield Lack(name, lacking, rows, samples.steps if lacking & SEGMENTED_SIGNALS else None, progress)
+
+    def _leave_to_others(self, visit: Visit) -> None:
+        """What a visit under way measures already is not measured once more; this one ends after that."""
+        for other in self._open.values():
+            if other.left:
+                continue
+            shared = {signal: ids & other.missing[signal] for signal, ids in visit.missing.items()}
+            if any(shared.values()):
+                visit.missing = {signal: ids - shared[signal] for signal, ids in visit.missing.items()}
+                visit.after.append(other)
 
     def _note(self, visit: Visit, done: Done) -> None:
         visit.done += done.samples
@@ -176,10 +196,12 @@ class Visits:
 
     def _finished(self) -> Iterator[Visit]:
         """Visits that have come to their end."""
-        for name in [name for name, visit in self._open.items() if visit.finished]:
-            visit = self._open.pop(name)
-            visit.bar.close()
-            yield visit
+        for name, visit in list(self._open.items()):
+            if visit.finished:
+                del self._open[name]
+                visit.ended = True
+                visit.bar.close()
+                yield visit
 
 
 def measure_shards(
