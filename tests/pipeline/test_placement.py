@@ -135,8 +135,8 @@ engine: {{kind: {kind}}}
 def test_what_others_compute_needs_no_device_here(tmp_path: Path, kind: str, signals: bool) -> None:
     (tmp_path / "curation.yaml").write_text(CONFIGURED.format(kind=kind))
     keys = {key.to_user_string() for key in device_keys(Workspace.load(tmp_path / "curation.yaml"))}
-    assert ("model/step_gradients" in keys) is signals
-    assert {"model/warmup_checkpoint", "reward/rewards"} <= keys
+    assert ({"model/step_gradients", "reward/rewards"} <= keys) is signals
+    assert "model/warmup_checkpoint" in keys
     assert "judge/difficulty" not in keys
 
 
