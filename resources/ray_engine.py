@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from itertools import count
@@ -23,6 +24,12 @@ IN_FLIGHT = 2
 
 PATIENCE = 60.0
 """Seconds without a word after which it is said that there is no room in the cluster."""
+
+CONNECTIONS = 3
+"""So often a cluster is asked for a connection by Ray's client."""
+
+CONNECTION_PAUSE = 5.0
+"""Seconds between two of them."""
 
 MOST_STILLBORN = 3
 """So many workers in a row may die before they have said a word."""
@@ -331,13 +338,19 @@ def _connected(address: str) -> Any:
         ) from error
     if ray.is_initialized():
         return ray
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise RayError(
-            f"there is no Ray cluster at {address} ({in_a_line(error)}): start one with `ray start --head`, correct "
-            "engine.address, or use engine.address: local"
-        ) from error
+    # A busy head may fail to serve another client at first.
+    tries = CONNECTIONS if address.startswith("ray://") else 1
+    for left in reversed(range(tries)):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+            break
+        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+            if not left:
+                raise RayError(
+                    f"there is no Ray cluster at {address} ({in_a_line(error)}): start one with `ray start --head`, "
+                    "correct engine.address, or use engine.address: local"
+                ) from error
+            time.sleep(CONNECTION_PAUSE)
     return ray
 
 
