@@ -21,7 +21,6 @@ from resources.scoring.units import TRIES, Source, Tag, Unit, UnitQueue
 IN_FLIGHT = 2
 """Units that an actor holds: one that it measures and one that waits there, so that it is never idle."""
 
-
 PATIENCE = 60.0
 """Seconds without a word after which it is said that there is no room in the cluster."""
 
@@ -99,6 +98,7 @@ class _Actor:
         who: what will say who it is, once there is room for it.
         name: what it runs on; None: there is no room for it yet, and it is given nothing.
         process: its process on its node.
+        units: what it was given, with Ray's word for each.
     """
 
     handle: Any

@@ -22,13 +22,12 @@ from curation_assets.progress import track
 from curation_assets.sections import SignalName
 from curation_assets.settings import Target
 from curation_assets.signals.catalog import SIGNALS
-from curation_assets.signals.engine import Engine, Lack, open_engine
+from curation_assets.signals.engine import Engine, Lack, Stores, open_engine
 from curation_assets.signals.parts import Done
 from curation_assets.signals.store import ShardMeasurement, SignalStore, shard_record_path
 from curation_assets.workspace import Workspace
 
 logger = logging.getLogger("curation")
-Stores = Mapping[SignalName, SignalStore]
 
 
 @dataclass(frozen=True)
