@@ -21,20 +21,25 @@ from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, 
 
 SIGNALS: tuple[SignalName, ...] = ("step_gradients", "likelihoods")
 
-SLOW_RUN = """
-import sys, time
-from pathlib import Path
-from curation_assets.instance import open_instance
-from curation_assets.main_job import MainJob
-from curation_assets.workspace import Workspace
+SLOW_BATCHES = """
+import time
 from resources.scoring import forward
 
-# A little work after every batch, so that the run can be caught in the middle of a shard.
+# A little work after every batch, so that what measures can be caught in the middle of a shard.
 real = forward.measure_batch
 def slow(*given):
     time.sleep(0.15)
     return real(*given)
 forward.measure_batch = slow
+"""
+
+SLOW_RUN = f"""{SLOW_BATCHES}
+import sys
+from pathlib import Path
+from curation_assets.instance import open_instance
+from curation_assets.main_job import MainJob
+from curation_assets.workspace import Workspace
+
 workspace = Workspace.load(Path(sys.argv[1]))
 with open_instance(workspace) as instance:
     print("started", flush=True)

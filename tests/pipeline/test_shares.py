@@ -18,20 +18,13 @@ from curation_assets.sections import SignalName
 from curation_assets.signals.share import Share, measure_share
 from curation_assets.signals.store import MeasuringError
 from curation_assets.workspace import Workspace
-from tests.pipeline.test_interruptions import parts, stored_ids
+from tests.pipeline.test_interruptions import SLOW_BATCHES, parts, stored_ids
 from tests.pipeline.workspaces import arrive, instance_of, make_workspace, rows, run, signal_rows, subset_ids
 
 SIGNALS: tuple[SignalName, ...] = ("step_gradients", "likelihoods")
 SHARDS = {"a.jsonl": rows(17), "b.jsonl": rows(9, start=30), "c.jsonl": rows(3, start=60)}
 
-SLOW_SHARE = """
-import sys, time
-from resources.scoring import forward
-real = forward.measure_batch
-def slow(*given):
-    time.sleep(0.15)
-    return real(*given)
-forward.measure_batch = slow
+SLOW_SHARE = f"""{SLOW_BATCHES}
 from curation_assets.cli import app
 app()
 """
