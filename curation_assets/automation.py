@@ -26,7 +26,6 @@ from curation_assets.due import (
     perturbation_due,
     scores_due,
     signal_due,
-    subset_due,
     subset_rows,
     validation_due,
     waits_for_pool,
@@ -59,7 +58,7 @@ from curation_assets.signals.assets import signal_key, signal_keys
 from curation_assets.signals.store import left_out_dir, shard_record_path, signal_dir
 from curation_assets.steps.assets import SEGMENTED_STEPS_KEY
 from curation_assets.subsets.assets import subset_key
-from curation_assets.subsets.select import wanted_fingerprint
+from curation_assets.subsets.select import subset_due, wanted_fingerprint
 from curation_assets.tables import pool_path, sample_quality_dir, score_manifest_path
 from curation_assets.validation.assets import validation_keys
 from curation_assets.validation.measure import validation_state

@@ -363,7 +363,8 @@ def ui(
     with clear_errors():
         from curation_assets.config_file import CONFIG_VARIABLE
         from curation_assets.dead_runs import bury_runs_of_a_dead_ui
-        from curation_assets.instance import dagster_home, open_instance
+        from curation_assets.instance import open_instance
+        from curation_assets.workspace import dagster_home
 
         workspace = load_workspace(config)
         with open_instance(workspace) as instance:

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from curation_assets.dead_runs import bury_runs_of_a_dead_ui
-from curation_assets.instance import dagster_home, open_instance
-from curation_assets.workspace import Workspace
+from curation_assets.instance import open_instance
+from curation_assets.workspace import Workspace, dagster_home
 
 
 def serve(options: Sequence[str]) -> None:

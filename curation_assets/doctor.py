@@ -14,11 +14,10 @@ from pathlib import Path
 
 from curation_assets.checkpoints.warmup import warmup_checkpoint
 from curation_assets.corpus_settings import ValidationSet
-from curation_assets.instance import dagster_home
 from curation_assets.quality.checks import benchmark_files
 from curation_assets.settings import Target
 from curation_assets.validation.sets import read_validation
-from curation_assets.workspace import Workspace
+from curation_assets.workspace import Workspace, dagster_home
 from resources.errors import UserError
 from resources.model_files import check_weights, processor_digest
 from resources.storage import FolderStorage

@@ -16,8 +16,8 @@ from typing import IO, cast
 import dagster as dg
 
 from curation_assets.corpus.parquet_rows import PARQUET_ERRORS, copy_first_rows
-from curation_assets.corpus.purged import copy_purged
 from curation_assets.main_job import MainJob, RunSummary
+from curation_assets.purge_list import copy_purged
 from curation_assets.running_settings import Limits
 from curation_assets.settings import Settings, Target
 from curation_assets.workspace import Workspace

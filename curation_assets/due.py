@@ -12,7 +12,6 @@ from curation_assets import tables
 from curation_assets.checkpoints.perturbation import sigma_due, wants_perturbation
 from curation_assets.checkpoints.warmup import grown_pool, too_few, warmup_checkpoint
 from curation_assets.corpus.ingest import present_shards
-from curation_assets.corpus.purged import PurgedList
 from curation_assets.fingerprints import (
     corpus_fingerprint,
     image_limits_key,
@@ -21,6 +20,7 @@ from curation_assets.fingerprints import (
     sigma_of,
     steps_fingerprint,
 )
+from curation_assets.purge_list import PurgedList
 from curation_assets.reports.comparison import wanted_comparison
 from curation_assets.reports.preference import wanted_preference
 from curation_assets.reports.spectra import wanted_spectra
@@ -35,7 +35,6 @@ from curation_assets.signals.store import (
     shard_records,
     signal_dir,
 )
-from curation_assets.subsets.select import wanted_fingerprint
 from curation_assets.validation.measure import sets_due, validation_key
 from curation_assets.workspace import Workspace
 
@@ -154,13 +153,6 @@ def manifest_due(workspace: Workspace, target: Target) -> bool:
         return False
     stored = workspace.warehouse.table_metadata(tables.score_manifest_path(target.name)).get("fingerprint")
     return stored != manifest_digest(build_manifest(workspace, target))
-
-
-def subset_due(workspace: Workspace, subset: Subset) -> bool:
-    """Whether the subset was selected from other scores or with other parameters."""
-    wanted = wanted_fingerprint(workspace, subset)
-    stored = workspace.warehouse.table_metadata(tables.subset_path(subset.name)).get("fingerprint")
-    return wanted is not None and stored != wanted
 
 
 def comparison_due(workspace: Workspace) -> bool:

@@ -10,24 +10,10 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 
-from curation_assets.config_file import DEFAULT_CONFIG
-from curation_assets.workspace import Workspace
+from curation_assets.workspace import HOME_VARIABLE, Workspace, dagster_home
 
-HOME_VARIABLE = "DAGSTER_HOME"
 NO_COMPUTE_LOGS = "dagster._core.storage.noop_compute_log_manager"
 TEMPLATES = Path(__file__).parent / "templates"
-
-
-def dagster_home(workspace: Workspace) -> Path:
-    """DAGSTER_HOME, else the folder `.dagster` beside the configuration file; `.dagster-NAME` beside a NAME.yaml.
-
-    Each configuration has partitions of its own: files of one landing area would be gone from the other's.
-    """
-    named = os.environ.get(HOME_VARIABLE)
-    if named:
-        return Path(named).expanduser().absolute()
-    own = workspace.config_file
-    return workspace.folder / (".dagster" if own.name == DEFAULT_CONFIG else f".dagster-{own.stem}")
 
 
 def open_instance(workspace: Workspace) -> dg.DagsterInstance:

@@ -41,6 +41,7 @@ from curation_assets.settings import Subset, Target
 from curation_assets.signals.assets import signal_key
 from curation_assets.signals.store import shard_record_path, signal_dir
 from curation_assets.subsets.assets import subset_key
+from curation_assets.subsets.select import subset_due
 from curation_assets.validation.assets import TOKENS_RUN, validation_keys, validation_signals_key
 from curation_assets.validation.measure import validation_of
 from curation_assets.validation.wanted import wanted_validation
@@ -340,7 +341,7 @@ class MainJob:
         return 0 if made is None else int(str(made.metadata[TOKENS_RUN].value))
 
     def _select(self, subset: Subset, summary: RunSummary) -> None:
-        if due.subset_due(self.workspace, subset):
+        if subset_due(self.workspace, subset):
             self._execute(f"selecting {subset.name}", "subset", [subset_key(subset)])
             summary.subsets.append(subset.name)
         if due.subset_rows(self.workspace, subset) and self.workspace.settings.releases.policy == "on_change":

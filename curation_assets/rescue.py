@@ -21,13 +21,13 @@ from curation_assets.due import (
     preference_due,
     scores_due,
     spectra_due,
-    subset_due,
 )
 from curation_assets.partitions import SHARDS, STAGE_TAG, range_tags
 from curation_assets.reports.assets import COMPARISON_KEY, PREFERENCE_KEY, SPECTRA_KEY
 from curation_assets.scores.assets import score_keys
 from curation_assets.settings import Subset, Target
 from curation_assets.subsets.assets import subset_key
+from curation_assets.subsets.select import subset_due
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.model_files import ModelError

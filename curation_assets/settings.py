@@ -16,7 +16,7 @@ from curation_assets.evaluation_settings import Evaluation, refuse_unknown_names
 from curation_assets.gradient_settings import Gradients
 from curation_assets.judge_settings import Endpoint
 from curation_assets.running_settings import S3, Alerts, Engine, Freshness, Limits
-from curation_assets.scores.method import ScoreSection
+from curation_assets.scores.method import ScoreSection, TargetFacts, TrainingRun
 from curation_assets.scores.registry import METHODS, method_of
 from curation_assets.sections import ALONG_A_RUN, OF_KIND, Kind, LocatedError, Name, Section, SignalName, unknown
 from curation_assets.subsets.selector import BY_SHARES, AnySelector, SelectorKind
@@ -148,6 +148,21 @@ class Target(Section):
             return "judge"
         kinds: tuple[Kind, ...] = ("embedding", "reward")
         return next((kind for kind in kinds if set(OF_KIND[kind]) & set(self.signals)), "language")
+
+    def facts(self) -> TargetFacts:
+        """Return the settings that decide whether a score is faithful to its source."""
+        run = None
+        if self.warmup != "none":
+            warmup = self.warmup
+            run = TrainingRun(warmup.recipe(), warmup.fraction, warmup.release, warmup.save_every)
+        return TargetFacts(
+            template=self.template,
+            warmup=run,
+            gradient_weights=self.gradients.weights,
+            gradient_dimension=self.gradients.dimension,
+            directional=self.perturbation.directional,
+            reasoning_only=self.perturbation.reasoning_only,
+        )
 
 
 if TYPE_CHECKING:

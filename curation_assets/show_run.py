@@ -89,7 +89,7 @@ def _show_subset(workspace: Workspace, subset: Subset, anew: bool, console: Cons
     if facts.get("whole") == "True":
         console.print("  its budget is larger than what can be chosen: this is all of it", style="yellow")
     score = workspace.settings.score(subset.score)
-    for reason in method_of(score).unfaithful(workspace.settings.target(score.target), score):
+    for reason in method_of(score).unfaithful(workspace.settings.target(score.target).facts(), score):
         console.print(f"  not as in the source: {reason}", style="dim", soft_wrap=True)
 
 

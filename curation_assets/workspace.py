@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from curation_assets.config_file import ConfigError, config_path, parse_settings
+from curation_assets.config_file import DEFAULT_CONFIG, ConfigError, config_path, parse_settings
 from curation_assets.corpus_settings import ValidationSet
 from curation_assets.settings import Settings, Target
 from curation_assets.tables import images_dir
@@ -19,6 +19,7 @@ from resources.s3_landing import S3Landing
 from resources.storage import FolderStorage, Storage
 from resources.warehouse import Warehouse, WarehouseError
 
+HOME_VARIABLE = "DAGSTER_HOME"
 VALIDATION = "validation/"
 
 
@@ -153,3 +154,15 @@ def cache_folder() -> Path:
     """Where this machine keeps what can be had again."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "curation"
+
+
+def dagster_home(workspace: Workspace) -> Path:
+    """DAGSTER_HOME, else the folder `.dagster` beside the configuration file; `.dagster-NAME` beside a NAME.yaml.
+
+    Each configuration has partitions of its own: files of one landing area would be gone from the other's.
+    """
+    named = os.environ.get(HOME_VARIABLE)
+    if named:
+        return Path(named).expanduser().absolute()
+    own = workspace.config_file
+    return workspace.folder / (".dagster" if own.name == DEFAULT_CONFIG else f".dagster-{own.stem}")

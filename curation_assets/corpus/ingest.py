@@ -11,9 +11,10 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.corpus.pool import resolve_duplicates
-from curation_assets.corpus.purged import PurgedList, drop_images, kept_images, without_purged
+from curation_assets.corpus.purged import drop_images, kept_images, without_purged
 from curation_assets.corpus.reading import Account, ShardReader, ShardRows, account
 from curation_assets.fingerprints import corpus_fingerprint
+from curation_assets.purge_list import PurgedList
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 from resources.landing import UNREADABLE, LandingError, file_name, printable

@@ -19,10 +19,11 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from curation_assets import tables
 from curation_assets.corpus.ingest import present_shards
 from curation_assets.corpus.parquet_rows import PARQUET_ERRORS, copy_first_rows
-from curation_assets.corpus.purged import PurgedList, copy_purged, rows_without_purged
+from curation_assets.corpus.purged import rows_without_purged
 from curation_assets.corpus.reading import ShardRows, read_shard
 from curation_assets.fingerprints import corpus_fingerprint, steps_fingerprint
 from curation_assets.progress import track
+from curation_assets.purge_list import PurgedList, copy_purged
 from curation_assets.samples import samples_of
 from curation_assets.steps.segmentation import segment_frame
 from curation_assets.validation.measure import validation_of

@@ -12,11 +12,11 @@ from curation_assets import tables
 from curation_assets.checkpoints.warmup import trainable_rows
 from curation_assets.corpus.ingest import corpus_rows
 from curation_assets.draws import uniform
-from curation_assets.due import subset_due
 from curation_assets.evaluation.benchmarks import EvaluationError
 from curation_assets.evaluation_settings import Baseline, Evaluation
-from curation_assets.reports.comparison import scored_pool
+from curation_assets.scores.manifest import scored_pool
 from curation_assets.sections import unknown
+from curation_assets.subsets.select import subset_due
 from curation_assets.workspace import Workspace
 
 Kind = Literal["base", "full", "subset", "baseline"]

@@ -22,7 +22,6 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.checkpoints.perturbation import wants_perturbation
 from curation_assets.checkpoints.warmup import warmup_checkpoint
-from curation_assets.corpus.purged import PurgedList
 from curation_assets.fingerprints import (
     PERTURBED_ROLE,
     PROXY_SIGNALS,
@@ -35,6 +34,7 @@ from curation_assets.fingerprints import (
     sigma_path,
 )
 from curation_assets.progress import track
+from curation_assets.purge_list import PurgedList
 from curation_assets.sections import SignalName, unknown
 from curation_assets.settings import Target
 from curation_assets.signals.store import SignalStore, role_of, signal_dir

@@ -16,9 +16,10 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.corpus.ingest import stored_shard_rows, write_shard_rows
-from curation_assets.corpus.purged import PurgedList, add_purged, drop_images, kept_images, rows_without_purged
+from curation_assets.corpus.purged import drop_images, kept_images, rows_without_purged
 from curation_assets.fingerprints import corpus_fingerprint, judge_spec, steps_fingerprint
 from curation_assets.progress import track
+from curation_assets.purge_list import PurgedList, add_purged
 from curation_assets.releases.files import DATA_PARQUET
 from curation_assets.samples import samples_of
 from curation_assets.workspace import Workspace

@@ -97,7 +97,7 @@ def _parameters(workspace: Workspace, subset: Subset) -> dict[str, Any]:
         "selector": selector_of(workspace, subset).model_dump(mode="json"),
         "target": target.model_dump(mode="json"),
         "method": {"name": method.name, "source": method.source, "summary": method.summary},
-        "unfaithful": list(method.unfaithful(target, score)),
+        "unfaithful": list(method.unfaithful(target.facts(), score)),
     }
 
 

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from curation_assets import tables
-from curation_assets.corpus.purged import PurgedList
 from curation_assets.fingerprints import signal_fingerprint
+from curation_assets.purge_list import PurgedList
 from curation_assets.releases.changes import Changes, changes_of
 from curation_assets.releases.checking import wrong_with_manifest
 from curation_assets.releases.data import ReleaseError, release_rows, write_data

@@ -8,16 +8,13 @@ from itertools import combinations_with_replacement
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.corpus.pool import resolve_duplicates
 from curation_assets.draws import uniform
-from curation_assets.quality.filtered_pool import without_filtered
-from curation_assets.scores.manifest import present_scores
+from curation_assets.scores.manifest import LENGTHS, scored_pool
 from curation_assets.subsets.select import wanted_fingerprint
 from curation_assets.workspace import Workspace
 from resources.digests import digest
 
 COMPARISON_VERSION = 2
-LENGTHS = ("response_tokens", "n_steps")
 POOL = "(pool)"
 
 Row = tuple[str, str, str, float | None, int]
@@ -49,29 +46,6 @@ def compare(workspace: Workspace) -> pl.DataFrame:
     made = [*_overlaps(chosen), *_baselines(pool, chosen), *_correlations(workspace, pool), *_composition(pool, chosen)]
     frame = pl.DataFrame(made, schema=tables.SUBSET_COMPARISON.schema, orient="row")
     return tables.SUBSET_COMPARISON.conform(frame)
-
-
-def scored_pool(workspace: Workspace) -> pl.DataFrame:
-    """Each sample once with its source, lengths, and the scores of all targets."""
-    pool: pl.DataFrame | None = None
-    for target in workspace.settings.targets:
-        stored = present_scores(workspace, target)
-        if stored is None:
-            continue
-        # A score that was configured while the target waits is not in its tables yet.
-        there = stored.collect_schema().names()
-        names = [score.name for score in workspace.settings.scores_of(target.name) if score.name in there]
-        rows, _ = without_filtered(workspace, resolve_duplicates(stored).rows)
-        rows = rows.select("sample_id", "source", *LENGTHS, *names)
-        if pool is None:
-            pool = rows
-        else:
-            # A target may be ahead of another: what is known of a sample comes from whichever knows it.
-            facts = ("source", *LENGTHS)
-            pool = pool.join(rows, on="sample_id", how="full", coalesce=True, suffix="_other")
-            pool = pool.with_columns(pl.coalesce(name, f"{name}_other") for name in facts)
-            pool = pool.drop(f"{name}_other" for name in facts)
-    return tables.SAMPLE_SCORES.empty().select("sample_id", "source", *LENGTHS) if pool is None else pool
 
 
 def _chosen(workspace: Workspace) -> dict[str, set[str]]:

@@ -6,11 +6,15 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.corpus.ingest import present_shards
+from curation_assets.corpus.pool import resolve_duplicates
 from curation_assets.fingerprints import scored_signals_fingerprint
+from curation_assets.quality.filtered_pool import without_filtered
 from curation_assets.settings import Target
 from curation_assets.signals.store import shard_records, signal_dir
 from curation_assets.workspace import Workspace
 from resources.digests import digest, now
+
+LENGTHS = ("response_tokens", "n_steps")
 
 
 def build_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
@@ -63,3 +67,26 @@ def present_scores(workspace: Workspace, target: Target) -> pl.LazyFrame | None:
         return None
     manifest = workspace.warehouse.read_table(path)
     return workspace.warehouse.scan(tables.sample_scores_dir(target.name), manifest.filter("present")["shard"])
+
+
+def scored_pool(workspace: Workspace) -> pl.DataFrame:
+    """Each sample once with its source, lengths, and the scores of all targets."""
+    pool: pl.DataFrame | None = None
+    for target in workspace.settings.targets:
+        stored = present_scores(workspace, target)
+        if stored is None:
+            continue
+        # A score that was configured while the target waits is not in its tables yet.
+        there = stored.collect_schema().names()
+        names = [score.name for score in workspace.settings.scores_of(target.name) if score.name in there]
+        rows, _ = without_filtered(workspace, resolve_duplicates(stored).rows)
+        rows = rows.select("sample_id", "source", *LENGTHS, *names)
+        if pool is None:
+            pool = rows
+        else:
+            # A target may be ahead of another: what is known of a sample comes from whichever knows it.
+            facts = ("source", *LENGTHS)
+            pool = pool.join(rows, on="sample_id", how="full", coalesce=True, suffix="_other")
+            pool = pool.with_columns(pl.coalesce(name, f"{name}_other") for name in facts)
+            pool = pool.drop(f"{name}_other" for name in facts)
+    return tables.SAMPLE_SCORES.empty().select("sample_id", "source", *LENGTHS) if pool is None else pool

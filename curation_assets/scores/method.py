@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,9 +18,9 @@ from pydantic import Field
 from curation_assets.sections import Name, Section, SignalName
 from curation_assets.subsets.selector import AnySelector
 from curation_assets.subsets.vectors import matrix
-
-if TYPE_CHECKING:
-    from curation_assets.settings import Target
+from resources.scoring.gradient_spec import GradientWeights
+from resources.scoring.spec import Template
+from resources.training.recipe import Recipe
 
 
 class ScoreSection(Section):
@@ -64,6 +64,44 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class TrainingRun:
+    """The run that trained a target's checkpoint.
+
+    Attributes:
+        recipe: its hyper-parameters.
+        fraction: share of the pool that it was trained on.
+        release: the release that it was trained on instead, if any.
+        save_every: optimizer steps between its checkpoints, or "epoch"; None if it keeps only the last one.
+    """
+
+    recipe: Recipe
+    fraction: float
+    release: str | None
+    save_every: int | str | None
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """The settings of a target that decide whether a score is faithful to its source.
+
+    Attributes:
+        template: how prompts are rendered.
+        warmup: the run that trained the checkpoint; None for the base model.
+        gradient_weights: the weights that gradients are taken with respect to.
+        gradient_dimension: length of gradient features.
+        directional: whether samples are measured at directional perturbed checkpoints.
+        reasoning_only: whether early losses end before the answer.
+    """
+
+    template: Template
+    warmup: TrainingRun | None
+    gradient_weights: GradientWeights
+    gradient_dimension: int
+    directional: bool
+    reasoning_only: bool
+
+
+@dataclass(frozen=True)
 class Method:
     """A method of docs/methods.md.
 
@@ -100,7 +138,7 @@ class Method:
     to_vectors: Callable[[pl.DataFrame], NDArray[np.float32]] = lambda rows: matrix(rows["vector"])
     highest_first: bool = True
     cost: str = "N F"
-    unfaithful: Callable[[Target, Any], Sequence[str]] = lambda _target, _section: ()
+    unfaithful: Callable[[TargetFacts, Any], Sequence[str]] = lambda _target, _section: ()
     scores_steps: bool = False
 
     def validation_signals(self, section: ScoreSection) -> tuple[SignalName, ...]:

@@ -266,3 +266,10 @@ def write_subset(workspace: Workspace, subset: Subset) -> Selection:
             "whole": str(selection.whole),
         }
     return selection
+
+
+def subset_due(workspace: Workspace, subset: Subset) -> bool:
+    """Whether the subset was selected from other scores or with other parameters."""
+    wanted = wanted_fingerprint(workspace, subset)
+    stored = workspace.warehouse.table_metadata(tables.subset_path(subset.name)).get("fingerprint")
+    return wanted is not None and stored != wanted

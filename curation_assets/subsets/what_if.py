@@ -138,7 +138,7 @@ def what_if(workspace: Workspace, name: str, changes: Sequence[str] = (), budget
     selection = choose(pool, score, selector, subset, features_of(workspace, score), filtered)
     path = tables.subset_path(name)
     stored = workspace.warehouse.read_table(path) if workspace.warehouse.table_metadata(path) else None
-    unfaithful = method_of(score).unfaithful(workspace.settings.target(score.target), score)
+    unfaithful = method_of(score).unfaithful(workspace.settings.target(score.target).facts(), score)
     return WhatIf(subset, score, selection, stored, unfaithful)
 
 

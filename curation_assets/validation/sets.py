@@ -6,9 +6,10 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.corpus.ingest import present_shards
-from curation_assets.corpus.purged import PurgedList, rows_without_purged
+from curation_assets.corpus.purged import rows_without_purged
 from curation_assets.corpus.reading import ShardRows, read_shard
 from curation_assets.corpus_settings import ValidationSet
+from curation_assets.purge_list import PurgedList
 from curation_assets.validation.wanted import ValidationSetError, validation_path, wanted_validation
 from curation_assets.workspace import Workspace
 

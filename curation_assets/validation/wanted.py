@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from curation_assets.corpus.purged import PurgedList
 from curation_assets.corpus_settings import ValidationSet
+from curation_assets.purge_list import PurgedList
 from curation_assets.versions import CORPUS_VERSION
 from curation_assets.workspace import Workspace
 from resources.digests import digest

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from curation_assets.checkpoints.warmup import warmup_checkpoint
 from curation_assets.cli import app
-from curation_assets.corpus.purged import add_purged
 from curation_assets.housekeeping.measurements import (
     INDEX,
     TransferError,
@@ -20,6 +19,7 @@ from curation_assets.housekeeping.measurements import (
     import_measurements,
 )
 from curation_assets.housekeeping.purge import purge
+from curation_assets.purge_list import add_purged
 from curation_assets.signals.store import shard_record_path, signal_dir
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace

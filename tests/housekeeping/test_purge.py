@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 from curation_assets import tables
 from curation_assets.cli import app
 from curation_assets.corpus.ingest import ingest_shard
-from curation_assets.corpus.purged import PurgedList, PurgedListError, add_purged, rows_without_purged
+from curation_assets.corpus.purged import rows_without_purged
 from curation_assets.corpus.reading import read_shard
 from curation_assets.corpus_settings import Corpus
 from curation_assets.cost.plan import make_plan
 from curation_assets.due import corpus_due
 from curation_assets.housekeeping.purge import PurgeError, find_sample, purge
 from curation_assets.instance import open_instance
+from curation_assets.purge_list import PurgedList, PurgedListError, add_purged
 from curation_assets.releases.build import make_release
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace

@@ -200,7 +200,7 @@ def test_in_run_influence_is_what_the_run_told_of_the_whole_pool(tmp_path: Path,
     assert set(subset_ids(workspace)) == set(order[:4])
     assert (
         method_of(workspace.settings.score("helped")).unfaithful(
-            workspace.settings.target("tiny"), workspace.settings.score("helped")
+            workspace.settings.target("tiny").facts(), workspace.settings.score("helped")
         )
         == []
     )

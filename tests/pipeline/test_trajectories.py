@@ -118,7 +118,9 @@ def test_losses_are_those_of_each_checkpoint_and_s2l_chooses_by_them(
         assert learnt[sample_id] == pytest.approx(base_nll[sample_id] - nll)
         assert shares[sample_id] == pytest.approx(1 - nll / base_nll[sample_id])
     assert sum(learnt.values()) > 0.0  # it has learnt something
-    (reason,) = method_of(workspace.settings.score("learnt")).unfaithful(target, workspace.settings.score("learnt"))
+    (reason,) = method_of(workspace.settings.score("learnt")).unfaithful(
+        target.facts(), workspace.settings.score("learnt")
+    )
     assert "50% of the pool" in reason
     # The choice is that of the selector over the stored losses.
     ids = stored["sample_id"]
@@ -126,10 +128,10 @@ def test_losses_are_those_of_each_checkpoint_and_s2l_chooses_by_them(
     vectors = np.array(stored["losses"].to_list(), dtype=np.float32)
     assert subset_ids(workspace) == ids.gather(s2l(vectors, ids, sources, 7, 4, 3)).to_list()
     clusters = workspace.settings.score("clusters")
-    (reason,) = method_of(clusters).unfaithful(target, clusters)
+    (reason,) = method_of(clusters).unfaithful(target.facts(), clusters)
     assert reason.startswith("the reference run is trained with learning_rate 0.001 (S2L: 2e-05), epochs 2 (S2L: 4)")
     faithful = target.model_copy(update={"warmup": Warmup(preset="s2l", adapter="lora", save_every=1)})
-    assert method_of(clusters).unfaithful(faithful, clusters) == []
+    assert method_of(clusters).unfaithful(faithful.facts(), clusters) == []
 
 
 def loaded(model: Path, folder: Path, adapter: str) -> Any:

@@ -15,6 +15,7 @@ from curation_assets.reports import comparison
 from curation_assets.reports.assets import COMPARISON_KEY, WHAT_IF_KEY
 from curation_assets.reports.comparison import matrix
 from curation_assets.reports.plots import heat_map, stacked_bars
+from curation_assets.scores.manifest import scored_pool
 from curation_assets.stored_tables import read_stored
 from curation_assets.workspace import Workspace
 from tests.pipeline.workspaces import instance_of, make_workspace, rows, run
@@ -98,7 +99,7 @@ def test_a_target_that_is_ahead_of_another_brings_what_it_knows(
     both = replace(workspace, settings=settings.model_copy(update={"targets": [settings.targets[0], other]}))
     ahead = {"tiny": scores.head(5), "other": scores}
     monkeypatch.setattr(comparison, "present_scores", lambda _, target: ahead[target.name])
-    pool = comparison.scored_pool(both)
+    pool = scored_pool(both)
     assert len(pool) == 17
     assert pool.select(pl.col("source", "response_tokens", "n_steps").null_count()).row(0) == (0, 0, 0)
 

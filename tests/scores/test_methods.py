@@ -267,7 +267,7 @@ def test_a_method_can_be_configured_and_says_which_signal_it_lacks(method: Metho
 def test_faithfulness_is_a_list_of_reasons(method: Method) -> None:
     section = section_of(method)
     for target in (Target(name="t", model="m"), Target(name="t", model="m", warmup="none")):
-        assert all(isinstance(reason, str) for reason in method.unfaithful(target, section))
+        assert all(isinstance(reason, str) for reason in method.unfaithful(target.facts(), section))
 
 
 def test_scores_of_likelihoods_are_those_of_their_formulas() -> None:
@@ -389,11 +389,11 @@ def test_what_is_not_faithful_is_said() -> None:
     grace, grape = METHODS["grace"], METHODS["grape"]
     warm, base = Target(name="t", model="m"), Target(name="t", model="m", warmup="none", template="question_answer")
     section = grace.section(name="m", target="t", method="grace")
-    assert grace.unfaithful(warm, section) == []
-    assert len(grace.unfaithful(base, section)) == 1
+    assert grace.unfaithful(warm.facts(), section) == []
+    assert len(grace.unfaithful(base.facts(), section)) == 1
     section = grape.section(name="m", target="t", method="grape")
-    assert grape.unfaithful(base, section) == []
-    assert len(grape.unfaithful(warm, section)) == 2
+    assert grape.unfaithful(base.facts(), section) == []
+    assert len(grape.unfaithful(warm.facts(), section)) == 2
 
 
 def test_a_gradient_that_is_zero_spoils_no_mean_of_spectra() -> None:

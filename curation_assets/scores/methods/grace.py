@@ -8,18 +8,15 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from functools import reduce
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import polars as pl
 from pydantic import Field, model_validator
 
 from curation_assets import tables
 from curation_assets.scores.gram import Aggregate, GramOptions, History, Reduce, Reference, sample_and_step_scores
-from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection
+from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, TargetFacts
 from curation_assets.subsets.selector import Top
-
-if TYPE_CHECKING:
-    from curation_assets.settings import Target
 
 
 class GraceScore(ScoreSection):
@@ -115,8 +112,8 @@ def _score(inputs: ScoreInputs, section: GraceScore) -> Scored:
     return grace_scores(inputs.signals["step_gradients"], section, inputs.steps)
 
 
-def _unfaithful(target: Target, _section: GraceScore) -> Sequence[str]:
-    if target.warmup == "none":
+def _unfaithful(target: TargetFacts, _section: GraceScore) -> Sequence[str]:
+    if target.warmup is None:
         return ["no warm-up: the paper measures after one, and falls from 106.6 to 89.6 without"]
     return []
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import polars as pl
 
-from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, values
+from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, TargetFacts, values
 from curation_assets.subsets.selector import Top
-
-if TYPE_CHECKING:
-    from curation_assets.settings import Target
 
 
 class GrandScore(ScoreSection):
@@ -24,10 +21,10 @@ def _score(inputs: ScoreInputs, _section: GrandScore) -> Scored:
     return values(inputs.signals["gradient_norms"].drop_nulls("gradient_norm"), pl.col("gradient_norm"))
 
 
-def _unfaithful(target: Target, _section: GrandScore) -> Sequence[str]:
-    if target.warmup == "none":
+def _unfaithful(target: TargetFacts, _section: GrandScore) -> Sequence[str]:
+    if target.warmup is None:
         return ["gradients are those of the model before any training"]
-    if target.gradients.weights == "layers" or target.warmup.recipe().adapter == "full":
+    if target.gradient_weights == "layers" or target.warmup.recipe.adapter == "full":
         return ["gradients are of the decoder's linear layers, not of everything that is trained"]
     return []
 

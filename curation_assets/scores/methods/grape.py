@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import polars as pl
 
-from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, values
+from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, TargetFacts, values
 from curation_assets.subsets.selector import PerPrompt
-
-if TYPE_CHECKING:
-    from curation_assets.settings import Target
 
 
 class GrapeScore(ScoreSection):
@@ -24,8 +21,8 @@ def _score(inputs: ScoreInputs, _section: GrapeScore) -> Scored:
     return values(inputs.signals["likelihoods"], -pl.col("mean_nll"))
 
 
-def _unfaithful(target: Target, _section: GrapeScore) -> Sequence[str]:
-    reasons = [] if target.warmup == "none" else ["measured after a warm-up: GRAPE scores with the base model itself"]
+def _unfaithful(target: TargetFacts, _section: GrapeScore) -> Sequence[str]:
+    reasons = [] if target.warmup is None else ["measured after a warm-up: GRAPE scores with the base model itself"]
     if target.template != "question_answer":
         reasons.append("another template than the paper's: it has template: question_answer")
     return reasons

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import polars as pl
 from pydantic import Field
 
-from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, values
+from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, TargetFacts, values
 from curation_assets.subsets.selector import Top
-
-if TYPE_CHECKING:
-    from curation_assets.settings import Target
 
 
 class InRunScore(ScoreSection):
@@ -28,14 +25,14 @@ def _score(inputs: ScoreInputs, section: InRunScore) -> Scored:
     return values(rows, own.max() if section.aggregate == "max" else own.mean())
 
 
-def _unfaithful(target: Target, _section: InRunScore) -> Sequence[str]:
-    if target.warmup == "none":
+def _unfaithful(target: TargetFacts, _section: InRunScore) -> Sequence[str]:
+    if target.warmup is None:
         return []
     reasons = []
     if target.warmup.fraction < 1.0 or target.warmup.release is not None:
         reasons.append("the run is on a part of the pool: samples that it was not trained on have no score")
-    if target.warmup.recipe().epochs != 1:
-        reasons.append(f"the run goes through the pool {target.warmup.recipe().epochs} times")
+    if target.warmup.recipe.epochs != 1:
+        reasons.append(f"the run goes through the pool {target.warmup.recipe.epochs} times")
     return reasons
 
 

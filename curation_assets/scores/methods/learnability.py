@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import polars as pl
 from pydantic import Field
 
-from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, values
+from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, TargetFacts, values
 from curation_assets.subsets.selector import Top
-
-if TYPE_CHECKING:
-    from curation_assets.settings import Target
 
 
 class LearnabilityScore(ScoreSection):
@@ -31,10 +28,10 @@ def _score(inputs: ScoreInputs, section: LearnabilityScore) -> Scored:
     return values(rows, relative if section.relative else fall)
 
 
-def _unfaithful(target: Target, _section: LearnabilityScore) -> Sequence[str]:
-    if target.warmup != "none" and target.warmup.release is not None:
+def _unfaithful(target: TargetFacts, _section: LearnabilityScore) -> Sequence[str]:
+    if target.warmup is not None and target.warmup.release is not None:
         return [f"theta_ref is trained on release {target.warmup.release}, not on the whole pool"]
-    if target.warmup != "none" and target.warmup.fraction < 1.0:
+    if target.warmup is not None and target.warmup.fraction < 1.0:
         return [f"theta_ref is trained on {target.warmup.fraction:.0%} of the pool, not on all of it"]
     return []
 

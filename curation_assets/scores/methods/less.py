@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import polars as pl
 from pydantic import Field, field_validator
 
-from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection
+from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, TargetFacts
 from curation_assets.sections import Name, SignalName
 from curation_assets.subsets.selector import Tagcos, Top
 from curation_assets.subsets.vectors import BLOCK, Vectors, unit
 from resources.training.recipe import PRESETS
-
-if TYPE_CHECKING:
-    from curation_assets.settings import Target
 
 TRAINED: SignalName = "adam_feature_trajectories"
 HELD_OUT: SignalName = "gradient_feature_trajectories"
@@ -104,19 +101,19 @@ LESS_FRACTION = 0.05
 """Of the pool, that LESS's run is trained on."""
 
 
-def _less_unfaithful(target: Target, _section: LessScore) -> Sequence[str]:
+def _less_unfaithful(target: TargetFacts, _section: LessScore) -> Sequence[str]:
     return _parts_from_source(target, ANY)
 
 
-def _tagcos_unfaithful(target: Target, _section: TagcosScore) -> Sequence[str]:
+def _tagcos_unfaithful(target: TargetFacts, _section: TagcosScore) -> Sequence[str]:
     return _parts_from_source(target, (*ANY, *LENGTH))
 
 
-def _parts_from_source(target: Target, free: Sequence[str]) -> list[str]:
+def _parts_from_source(target: TargetFacts, free: Sequence[str]) -> list[str]:
     """What in a target's run and vectors is not LESS's, but for what is left open."""
-    if target.warmup == "none":
+    if target.warmup is None:
         return []
-    own, source = vars(target.warmup.recipe()), vars(PRESETS["less"])
+    own, source = vars(target.warmup.recipe), vars(PRESETS["less"])
     differ = [name for name in source if name not in free and own[name] != source[name]]
     reasons = [f"the run is trained with {name} {own[name]} (LESS: {source[name]})" for name in differ]
     run = target.warmup
@@ -126,8 +123,8 @@ def _parts_from_source(target: Target, free: Sequence[str]) -> list[str]:
         reasons.append(f"checkpoints are kept every {run.save_every} steps (LESS: every epoch)")
     if own["adapter"] != "lora":
         reasons.append("gradients are of all linear layers, not of an adapter")
-    if target.gradients.dimension != 8192:
-        reasons.append(f"vectors have {target.gradients.dimension} numbers (LESS: 8192)")
+    if target.gradient_dimension != 8192:
+        reasons.append(f"vectors have {target.gradient_dimension} numbers (LESS: 8192)")
     return reasons
 
 

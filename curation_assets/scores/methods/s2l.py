@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import polars as pl
 
-from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, values
+from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, TargetFacts, values
 from curation_assets.subsets.selector import S2L
 from curation_assets.subsets.vectors import matrix
 from resources.training.recipe import PRESETS
-
-if TYPE_CHECKING:
-    from curation_assets.settings import Target
 
 
 class S2LScore(ScoreSection):
@@ -34,10 +31,10 @@ def _score(inputs: ScoreInputs, _section: S2LScore) -> Scored:
     return values(rows, pl.col("losses").list.first().cast(pl.Float64) - pl.col("losses").list.last())
 
 
-def _unfaithful(target: Target, _section: S2LScore) -> Sequence[str]:
-    if target.warmup == "none":
+def _unfaithful(target: TargetFacts, _section: S2LScore) -> Sequence[str]:
+    if target.warmup is None:
         return []
-    own, source = vars(target.warmup.recipe()), vars(PRESETS["s2l"])
+    own, source = vars(target.warmup.recipe), vars(PRESETS["s2l"])
     others = ", ".join(
         f"{name} {own[name]} (S2L: {source[name]})" for name in source if name not in FREE and own[name] != source[name]
     )

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import polars as pl
 
-from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, values
+from curation_assets.scores.method import Method, Scored, ScoreInputs, ScoreSection, TargetFacts, values
 from curation_assets.subsets.selector import Temp
 from curation_assets.subsets.vectors import Vectors, matrix
-
-if TYPE_CHECKING:
-    from curation_assets.settings import Target
 
 
 class TempScore(ScoreSection):
@@ -36,11 +33,11 @@ def _losses(rows: pl.DataFrame) -> Vectors:
     return matrix(rows.select(pl.concat_list("random_100", "directional_100", "directional_1000")).to_series())
 
 
-def _unfaithful(target: Target, _section: TempScore) -> Sequence[str]:
+def _unfaithful(target: TargetFacts, _section: TempScore) -> Sequence[str]:
     reasons = []
-    if not target.perturbation.directional:
+    if not target.directional:
         reasons.append("no directional checkpoints (perturbation.directional: false): neither budgets nor clusters")
-    if not target.perturbation.reasoning_only:
+    if not target.reasoning_only:
         reasons.append("windows run into the answer (perturbation.reasoning_only: false), as in the released code")
     return reasons
 
