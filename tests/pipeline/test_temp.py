@@ -118,7 +118,8 @@ def test_losses_are_those_of_the_perturbed_checkpoints_and_temp_chooses_by_them(
     brittle = dict(sample_scores(workspace).select("sample_id", "early").iter_rows())
     for sample_id, path in stored.select("sample_id", "directional_1000").iter_rows():
         assert brittle[sample_id] == pytest.approx(path[-1] - path[0], abs=1e-6)
-    assert method_of(score).unfaithful(target.facts(), score) == []
+    early = workspace.settings.score("early")
+    assert method_of(early).unfaithful(target.facts(), early) == []
 
 
 def radii(largest: float) -> tuple[float, ...]:
@@ -163,7 +164,6 @@ def test_without_a_path_the_hardest_are_chosen_and_that_is_said(tmp_path: Path, 
     workspace = of_temp(tmp_path, tiny_model, "{directional: false, probe_samples: 12}", warmup="none")
     run(workspace)
     score, target = workspace.settings.score("early"), workspace.settings.target("tiny")
-    score = workspace.settings.score("early")
     (reason,) = method_of(score).unfaithful(target.facts(), score)
     assert "directional: false" in reason
     scores = dict(sample_scores(workspace).select("sample_id", "early").iter_rows())
