@@ -32,6 +32,7 @@ test: install  ## The test suite
 check: install  ## Formatting, lint, import rules, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
 format: install  ## Format and mend what can be mended

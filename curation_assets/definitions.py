@@ -2,22 +2,22 @@
 
 import dagster as dg
 
-from curation_assets.automation import sensors
-from curation_assets.checkpoints.assets import checkpoint_assets
-from curation_assets.corpus.assets import corpus, landing_files
-from curation_assets.evaluation.assets import evaluation_assets
-from curation_assets.placement import placed_jobs
-from curation_assets.quality.assets import quality_assets
-from curation_assets.releases.assets import release_asset
-from curation_assets.reports.assets import report_assets
-from curation_assets.scores.assets import score_assets
-from curation_assets.signals.assets import signal_assets
-from curation_assets.sql import DuckDBTables
-from curation_assets.steps.assets import segmented_steps
-from curation_assets.subsets.assets import subset_asset
-from curation_assets.validation.assets import validation_set_asset, validation_signals_asset
-from curation_assets.viewer.assets import trace_assets
-from curation_assets.workspace import Workspace
+from curation_assets.defs.automation import sensors
+from curation_assets.defs.checkpoints import checkpoint_assets
+from curation_assets.defs.corpus import corpus, landing_files
+from curation_assets.defs.evaluation import evaluation_assets
+from curation_assets.defs.placement import placed_jobs
+from curation_assets.defs.quality import quality_assets
+from curation_assets.defs.releases import release_asset
+from curation_assets.defs.reports import report_assets
+from curation_assets.defs.scores import score_assets
+from curation_assets.defs.signals import signal_assets
+from curation_assets.defs.steps import segmented_steps
+from curation_assets.defs.subsets import subset_asset
+from curation_assets.defs.traces import trace_assets
+from curation_assets.defs.validation import validation_set_asset, validation_signals_asset
+from curation_assets.operations.sql import DuckDBTables
+from curation_assets.workspace.workspace import Workspace
 
 
 def build_definitions(workspace: Workspace) -> dg.Definitions:

@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 
 from curation_assets.definitions import build_definitions
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "asset_graph.json"
 

@@ -17,13 +17,13 @@ import jsonschema
 import polars as pl
 import pytest
 
-from curation_assets.config_file import json_schema, load_settings, parse_settings
+from curation_assets.config.config_file import json_schema, load_settings, parse_settings
+from curation_assets.config.corpus_settings import Corpus
+from curation_assets.config.reference import reference
+from curation_assets.config.settings import Settings
 from curation_assets.corpus.formats import FORMATS, detect
 from curation_assets.corpus.reading import read_shard
-from curation_assets.corpus_settings import Corpus
-from curation_assets.reference import reference
-from curation_assets.scores.method import ScoreInputs
-from curation_assets.settings import Settings
+from curation_assets.methods.method import ScoreInputs
 from tests.ui import serving
 
 ROOT = Path(__file__).parent.parent

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from curation_assets.config.corpus_settings import Columns
 from curation_assets.corpus.drafts import Draft, Refused, Turn
 from curation_assets.corpus.explicit_steps import locate_steps
 from curation_assets.corpus.fields import (
@@ -27,8 +28,7 @@ from curation_assets.corpus.fields import (
     to_json,
 )
 from curation_assets.corpus.image_fields import image_sources
-from curation_assets.corpus.readings import SYSTEM_NAMES, Candidate, Reading, candidates_in, prompt_turns
-from curation_assets.corpus_settings import Columns
+from curation_assets.corpus.row_parts import SYSTEM_NAMES, Candidate, Reading, candidates_in, prompt_turns
 
 SHARED_NAMES: dict[str, tuple[str, ...]] = {
     "source": ("source", "data_source", "dataset"),

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from curation_assets.corpus.drafts import Refused
-from resources.digests import bytes_digest
-from resources.mirror import fetched
+from curation_resources.storage.digests import bytes_digest
+from curation_resources.storage.mirror import fetched
 
 STORED = "warehouse://images/"
 """What a reference begins with that means an image whose bytes were inside a row; then comes their hash."""

@@ -11,13 +11,13 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.corpus.pool import resolve_duplicates
-from curation_assets.corpus.purged import drop_images, kept_images, without_purged
+from curation_assets.corpus.purging import drop_images, kept_images, without_purged
 from curation_assets.corpus.reading import Account, ShardReader, ShardRows, account
-from curation_assets.fingerprints import corpus_fingerprint
-from curation_assets.purge_list import PurgedList
-from curation_assets.workspace import Workspace
-from resources.digests import digest
-from resources.landing import UNREADABLE, LandingError, file_name, printable
+from curation_assets.workspace.fingerprints import corpus_fingerprint
+from curation_assets.workspace.purge_list import PurgedList
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.storage.digests import digest
+from curation_resources.storage.landing import UNREADABLE, LandingError, file_name, printable
 
 READ_ATTEMPTS = 3
 LARGEST_LOSS = 0.2

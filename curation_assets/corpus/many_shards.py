@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from curation_assets.config.settings import Settings
 from curation_assets.corpus.ingest import IngestedShard, ingest_shard
-from curation_assets.settings import Settings
-from curation_assets.workspace import Workspace
-from resources.workers import cores, worker_processes
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.workers import cores, worker_processes
 
 LEAST_BYTES = 32 * 2**20
 """Files of less are read before other processes would have started."""

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import polars as pl
 
+from curation_assets.config.corpus_settings import Columns, Corpus
 from curation_assets.corpus.containers import read_batches
 from curation_assets.corpus.drafts import Draft, Refused
 from curation_assets.corpus.fields import Row
@@ -26,9 +27,8 @@ from curation_assets.corpus.raw_rows import EXCERPT_CHARS, RawRow, RowBatch
 from curation_assets.corpus.recipes import Recipe, Recipes
 from curation_assets.corpus.shapes import Shapes
 from curation_assets.corpus.slices import corpus_slice, messages_json
-from curation_assets.corpus_settings import Columns, Corpus
 from curation_assets.tables import RAW_CORPUS, REJECTED_ROWS
-from resources.landing import printable
+from curation_resources.storage.landing import printable
 
 DETECTION_ROWS = 50
 # Rows are held while the format is not known: a file of broken lines must not fill the memory.

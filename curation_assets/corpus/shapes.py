@@ -14,11 +14,11 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple, cast
 
+from curation_assets.config.corpus_settings import Columns
 from curation_assets.corpus.assemble import SHARED_NAMES, SHORT_ANSWER_CHARS, claims
 from curation_assets.corpus.fields import Row
 from curation_assets.corpus.formats.instructions import RESPONSE_NAMES
-from curation_assets.corpus.readings import PROMPT_NAMES, SYSTEM_NAMES
-from curation_assets.corpus_settings import Columns
+from curation_assets.corpus.row_parts import PROMPT_NAMES, SYSTEM_NAMES
 
 LONGEST_CONVERSATION = 16
 """Turns: longer conversations are read by themselves, so that there are not too many shapes."""

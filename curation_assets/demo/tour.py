@@ -13,15 +13,15 @@ import polars as pl
 from rich.console import Console
 
 from curation_assets import tables
+from curation_assets.defs.instance import open_instance
+from curation_assets.defs.main_job import MainJob, RunSummary
 from curation_assets.demo.corpus import write_corpus
-from curation_assets.init_config import look_at, render_config, write_schema
-from curation_assets.instance import open_instance
-from curation_assets.main_job import MainJob, RunSummary
+from curation_assets.operations.init_config import look_at, render_config, write_schema
+from curation_assets.operations.report_statistics import auroc
 from curation_assets.releases.build import Release
-from curation_assets.reports.statistics import auroc
 from curation_assets.subsets.select import select
-from curation_assets.terminal import progress_bars, simple_table
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.terminal import progress_bars, simple_table
 
 MODEL = Path(__file__).parent / "model"
 TARGET = "tiny"

@@ -9,15 +9,15 @@ from typing import Literal
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.checkpoints.warmup import trainable_rows
+from curation_assets.config.evaluation_settings import Baseline, Evaluation
 from curation_assets.corpus.ingest import corpus_rows
-from curation_assets.draws import uniform
 from curation_assets.evaluation.benchmarks import EvaluationError
-from curation_assets.evaluation_settings import Baseline, Evaluation
-from curation_assets.scores.manifest import scored_pool
-from curation_assets.sections import unknown
+from curation_assets.methods.random_draws import uniform
+from curation_assets.signals.warmup import trainable_rows
+from curation_assets.subsets.manifest import scored_pool
 from curation_assets.subsets.select import subset_due
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.sections import unknown
 
 Kind = Literal["base", "full", "subset", "baseline"]
 

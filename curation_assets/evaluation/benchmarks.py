@@ -9,18 +9,18 @@ from pathlib import Path
 import polars as pl
 
 from curation_assets import tables
+from curation_assets.config.evaluation_settings import Benchmark, BenchmarkColumns
 from curation_assets.corpus.assemble import SHARED_NAMES
 from curation_assets.corpus.containers import read_rows
 from curation_assets.corpus.drafts import Refused
 from curation_assets.corpus.fields import Row, first_of, lookup, optional_text
 from curation_assets.corpus.identity import prompt_id
 from curation_assets.corpus.ingest import present_shards
-from curation_assets.corpus.readings import PROMPT_NAMES, is_conversation, prompt_turns
-from curation_assets.evaluation_settings import Benchmark, BenchmarkColumns
+from curation_assets.corpus.row_parts import PROMPT_NAMES, is_conversation, prompt_turns
 from curation_assets.steps.answers import find_answer
-from curation_assets.workspace import Workspace
-from resources.digests import digest
-from resources.errors import UserError
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.errors import UserError
+from curation_resources.storage.digests import digest
 
 PROMPTS = (*PROMPT_NAMES, "messages")
 ANSWERS = (*SHARED_NAMES["answer"], "target", "solution")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from curation_assets.config.evaluation_settings import Evaluation
 from curation_assets.evaluation.arms import Run
 from curation_assets.evaluation.benchmarks import Problems
-from curation_assets.evaluation_settings import Evaluation
-from curation_assets.evaluation_tables import answers_dir
-from curation_assets.fingerprints import base_digest
-from curation_assets.workspace import Workspace
-from resources.digests import digest
-from resources.model_files import processor_digest, tokenizer_digest
-from resources.trainer import TRAINER_VERSION
-from resources.training.recipe import Recipe
+from curation_assets.tables.evaluation import answers_dir
+from curation_assets.workspace.fingerprints import base_digest
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.models.model_files import processor_digest, tokenizer_digest
+from curation_resources.storage.digests import digest
+from curation_resources.training.recipe import Recipe
+from curation_resources.training.trainer import TRAINER_VERSION
 
 EVALUATION_VERSION = 1
 """Raise it when generation, or what counts as right, changes."""

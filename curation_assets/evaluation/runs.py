@@ -15,23 +15,23 @@ from typing import Any
 
 import polars as pl
 
-from curation_assets.checkpoints.warmup import alone
+from curation_assets.config.evaluation_settings import Evaluation
+from curation_assets.config.settings import Target
 from curation_assets.corpus.ingest import corpus_rows
+from curation_assets.corpus.samples import samples_of
 from curation_assets.evaluation.arms import Run, runs_of, wished
 from curation_assets.evaluation.benchmarks import EvaluationError, Problems, read_benchmark
 from curation_assets.evaluation.keys import answers_path, recipe_of_run, run_key
 from curation_assets.evaluation.matching import judged
-from curation_assets.evaluation_settings import Evaluation
-from curation_assets.evaluation_tables import POST_TRAINING_ANSWERS
-from curation_assets.progress import track
-from curation_assets.samples import samples_of
-from curation_assets.settings import Target
-from curation_assets.workspace import Workspace
-from resources.digests import atomic_write
-from resources.errors import UserError
-from resources.generation import GenerationSpec, open_generator
-from resources.trainer import TrainingRecord, TrainingSpec, train
-from resources.training.examples import steps_of
+from curation_assets.signals.warmup import alone
+from curation_assets.tables.evaluation import POST_TRAINING_ANSWERS
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.errors import UserError
+from curation_resources.models.generation import GenerationSpec, open_generator
+from curation_resources.progress import track
+from curation_resources.storage.digests import atomic_write
+from curation_resources.training.examples import steps_of
+from curation_resources.training.trainer import TrainingRecord, TrainingSpec, train
 
 TRAINED = "trained.json"
 """Written beside the weights when they are whole: a run that is killed after that only asks."""

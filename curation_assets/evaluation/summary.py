@@ -13,15 +13,15 @@ from curation_assets.evaluation.arms import UNTOUCHED_BASE
 from curation_assets.evaluation.intervals import Interval, interval
 from curation_assets.evaluation.keys import answers_path
 from curation_assets.evaluation.runs import STABILITY, Plan, make_runs, plan_evaluation
-from curation_assets.evaluation_tables import (
+from curation_assets.tables.evaluation import (
     POST_TRAINING_EVAL,
     POST_TRAINING_RUNS,
     RELATIVE_AVERAGE,
     post_training_eval_path,
     post_training_runs_path,
 )
-from curation_assets.workspace import Workspace
-from resources.digests import digest
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.storage.digests import digest
 
 NOTHING_DRAWN = "one run: nothing is drawn in it"
 BY_SEED = dict[int | None, float]

@@ -10,16 +10,16 @@ from pathlib import Path
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.corpus_settings import CorpusFilters, Repetition
-from curation_assets.fingerprints import input_fingerprint
+from curation_assets.config.corpus_settings import CorpusFilters, Repetition
 from curation_assets.quality.contamination import BenchmarkIndex, read_benchmark
 from curation_assets.quality.language import languages
 from curation_assets.quality.near_duplicates import signature_algorithm, signatures
 from curation_assets.quality.repetition import REPETITION_LIMITS, repetition, repetitive
-from curation_assets.versions import QUALITY_VERSION
-from curation_assets.workspace import Workspace
-from resources.digests import digest, now
-from resources.errors import UserError
+from curation_assets.workspace.fingerprints import input_fingerprint
+from curation_assets.workspace.versions import QUALITY_VERSION
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.errors import UserError
+from curation_resources.storage.digests import digest, now
 
 
 class QualityError(UserError):

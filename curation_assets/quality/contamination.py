@@ -17,17 +17,8 @@ import orjson
 import polars as pl
 
 from curation_assets.corpus.containers import read_rows
-from curation_assets.quality.words import (
-    Hashes,
-    Positions,
-    Words,
-    batches,
-    hash_words,
-    ngram_hashes,
-    ranges,
-    slices,
-)
-from resources.errors import UserError
+from curation_assets.quality.words import Hashes, Positions, Words, batches, hash_words, ngram_hashes, ranges, slices
+from curation_resources.errors import UserError
 
 DEFAULT_N = 8
 # Items shorter than an n-gram are matched as a whole down to this; "what is it" would be found everywhere.

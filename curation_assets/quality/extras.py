@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from resources.errors import UserError
+from curation_resources.errors import UserError
 
 
 class MissingExtraError(UserError):

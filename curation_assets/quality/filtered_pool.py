@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.corpus_settings import CorpusFilters
-from curation_assets.fingerprints import input_fingerprint
+from curation_assets.config.corpus_settings import CorpusFilters
 from curation_assets.quality.checks import QualityError, checks_key, exceeded, quality_fingerprint
 from curation_assets.quality.near_duplicates import near_duplicate_groups
-from curation_assets.workspace import Workspace
-from resources.digests import digest, now
+from curation_assets.workspace.fingerprints import input_fingerprint
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.storage.digests import digest, now
 
 POOL_VERSION = 1
 

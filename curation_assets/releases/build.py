@@ -13,23 +13,23 @@ from typing import Any
 import polars as pl
 
 from curation_assets import tables
+from curation_assets.config.settings import Subset
 from curation_assets.releases.card import dataset_card, license_of
 from curation_assets.releases.changes import changes_of
 from curation_assets.releases.croissant import croissant
 from curation_assets.releases.data import ReleaseError, content_digest, release_rows, write_data
 from curation_assets.releases.export import ExportError, release_frame
-from curation_assets.releases.files import CARD, CHECKSUMS, CROISSANT, MANIFEST, PAGE, PROVENANCE
+from curation_assets.releases.file_names import CARD, CHECKSUMS, CROISSANT, MANIFEST, PAGE, PROVENANCE
 from curation_assets.releases.manifest import provenance, release_manifest
-from curation_assets.releases.plots import write_plots
+from curation_assets.releases.release_plots import write_plots
 from curation_assets.releases.step_columns import step_columns, steps_digest
-from curation_assets.settings import Subset
+from curation_assets.releases.trace_images import release_pictures
+from curation_assets.releases.trace_page import page_text
+from curation_assets.releases.traces import release_traces
 from curation_assets.subsets.select import survey, wanted_fingerprint
-from curation_assets.viewer.page import page_text
-from curation_assets.viewer.pictures import release_pictures
-from curation_assets.viewer.traces import release_traces
-from curation_assets.workspace import Workspace
-from resources.storage import FolderStorage
-from resources.warehouse import Warehouse
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.storage.files import FolderStorage
+from curation_resources.storage.warehouse import Warehouse
 
 logger = logging.getLogger("curation")
 

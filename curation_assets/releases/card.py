@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from curation_assets.releases.changes import changes_text
-from curation_assets.reports.text import escape_cell
+from curation_resources.text import escape_cell
 
 MOST_SOURCES = 100
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from curation_assets.releases.files import DATA_JSONL, DATA_PARQUET
+from curation_assets.releases.file_names import DATA_JSONL, DATA_PARQUET
 
 CONFORMS = "http://mlcommons.org/croissant/1.0"
 

@@ -12,15 +12,15 @@ import polars as pl
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from curation_assets import tables
+from curation_assets.config.settings import Subset
 from curation_assets.corpus.images import STORED
 from curation_assets.corpus.ingest import corpus_rows
-from curation_assets.releases.files import DATA_JSONL, DATA_PARQUET, IMAGES
+from curation_assets.releases.file_names import DATA_JSONL, DATA_PARQUET, IMAGES
 from curation_assets.releases.step_columns import STEP_COLUMNS, step_columns
-from curation_assets.settings import Subset
-from curation_assets.workspace import Workspace
-from resources.digests import bytes_digest
-from resources.errors import UserError
-from resources.landing import file_name, printable
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.errors import UserError
+from curation_resources.storage.digests import bytes_digest
+from curation_resources.storage.landing import file_name, printable
 
 MESSAGES_TYPE = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 

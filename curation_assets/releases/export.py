@@ -17,14 +17,14 @@ import numpy as np
 import polars as pl
 
 from curation_assets.releases.checking import wrong_with_manifest, wrong_with_rows
-from curation_assets.releases.files import DATA_PARQUET, IMAGES, MANIFEST
+from curation_assets.releases.file_names import DATA_PARQUET, IMAGES, MANIFEST
 from curation_assets.releases.formats import DATASETS, FORMATS, NAMES, Format, records
 from curation_assets.releases.step_columns import STEP_COLUMNS
-from curation_assets.sections import unknown
-from resources.errors import UserError, in_a_line
-from resources.landing import printable
-from resources.scoring.samples import Segment
-from resources.storage import Storage
+from curation_resources.errors import UserError, in_a_line
+from curation_resources.scoring.samples import Segment
+from curation_resources.sections import unknown
+from curation_resources.storage.files import Storage
+from curation_resources.storage.landing import printable
 
 PLAIN_NAME = re.compile(r"[0-9a-zA-Z_-]+")
 """Names of images in a release: hashes."""
@@ -199,7 +199,7 @@ def token_weights(record: Mapping[str, Any], offsets: list[tuple[int, int]]) -> 
     Whose a token is, is said as where steps are measured: its first character other than a space decides. Outside all
     steps its weight is the sample's.
     """
-    from resources.scoring.encoding import anchors_of, segment_of_anchors  # noqa: PLC0415 - loads torch
+    from curation_resources.scoring.encoding import anchors_of, segment_of_anchors  # noqa: PLC0415 - loads torch
 
     starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
     steps = [Segment(index, span["start"], span["end"]) for index, span in enumerate(record["step_spans"] or [])]

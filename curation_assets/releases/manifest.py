@@ -13,21 +13,21 @@ from typing import Any
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.checkpoints.perturbation import wants_perturbation
-from curation_assets.checkpoints.warmup import WarmupCheckpoint, warmup_checkpoint
-from curation_assets.fingerprints import (
+from curation_assets.config.settings import Subset, Target
+from curation_assets.methods.registry import method_of
+from curation_assets.releases.step_columns import steps_digest
+from curation_assets.signals.perturbation import wants_perturbation
+from curation_assets.signals.warmup import WarmupCheckpoint, warmup_checkpoint
+from curation_assets.subsets.select import selector_of
+from curation_assets.subsets.selection import Selection
+from curation_assets.workspace.fingerprints import (
     base_digest,
     checkpoint_digest,
     perturbed_digest,
     sigma_of,
     signal_fingerprint,
 )
-from curation_assets.releases.step_columns import steps_digest
-from curation_assets.scores.registry import method_of
-from curation_assets.settings import Subset, Target
-from curation_assets.subsets.select import selector_of
-from curation_assets.subsets.selection import Selection
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
 
 SCHEMA_VERSION = 1
 PACKAGES = ("curation-assets", "dagster", "torch", "transformers", "peft", "polars", "numpy", "safetensors")

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curation_assets.releases.files import MANIFEST
+from curation_assets.releases.file_names import MANIFEST
 from curation_assets.releases.verify import verify_release
-from resources.errors import UserError, in_a_line
-from resources.s3 import SCHEME
-from resources.storage import FolderStorage, Storage, StoredFile, is_unfinished
+from curation_resources.errors import UserError, in_a_line
+from curation_resources.storage.files import FolderStorage, Storage, StoredFile, is_unfinished
+from curation_resources.storage.s3 import SCHEME
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -15,17 +15,17 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from curation_assets import tables
-from curation_assets.fingerprints import signal_fingerprint
-from curation_assets.purge_list import PurgedList
+from curation_assets.config.settings import Settings
 from curation_assets.releases.changes import Changes, changes_of
 from curation_assets.releases.checking import wrong_with_manifest
 from curation_assets.releases.data import ReleaseError, release_rows, write_data
 from curation_assets.releases.export import release_frame
-from curation_assets.releases.files import DATA_JSONL, DATA_PARQUET
-from curation_assets.settings import Settings
+from curation_assets.releases.file_names import DATA_JSONL, DATA_PARQUET
 from curation_assets.subsets.select import SelectionError, select_into
-from curation_assets.workspace import Workspace
-from resources.model_files import ModelError
+from curation_assets.workspace.fingerprints import signal_fingerprint
+from curation_assets.workspace.purge_list import PurgedList
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.models.model_files import ModelError
 
 
 @dataclass(frozen=True)

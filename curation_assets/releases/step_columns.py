@@ -5,11 +5,11 @@ from __future__ import annotations
 import polars as pl
 
 from curation_assets import tables
+from curation_assets.config.settings import Subset
 from curation_assets.corpus.ingest import present_shards
-from curation_assets.settings import Subset
-from curation_assets.stored_tables import scores_with_steps
-from curation_assets.workspace import Workspace
-from resources.digests import bytes_digest, digest
+from curation_assets.subsets.stored_tables import scores_with_steps
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.storage.digests import bytes_digest, digest
 
 SPAN = pl.Struct({"start": pl.Int64, "end": pl.Int64})
 VALUES = {

@@ -15,12 +15,12 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.releases.checking import wrong_with_manifest, wrong_with_rows
 from curation_assets.releases.data import ReleaseError
-from curation_assets.releases.files import CARD, CHECKSUMS, DATA_JSONL, DATA_PARQUET, IMAGES, MANIFEST, PROVENANCE
+from curation_assets.releases.file_names import CARD, CHECKSUMS, DATA_JSONL, DATA_PARQUET, IMAGES, MANIFEST, PROVENANCE
 from curation_assets.releases.manifest import SCHEMA_VERSION
 from curation_assets.releases.step_columns import STEP_COLUMNS, steps_digest
 from curation_assets.subsets.selection import subset_digest
-from resources.digests import bytes_digest
-from resources.storage import Storage, is_unfinished
+from curation_resources.storage.digests import bytes_digest
+from curation_resources.storage.files import Storage, is_unfinished
 
 NEEDED = (MANIFEST, CHECKSUMS, CARD, PROVENANCE, DATA_PARQUET, DATA_JSONL)
 UNSUMMED = (CHECKSUMS, PROVENANCE)

@@ -9,11 +9,11 @@ from functools import partial
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.sections import SignalName
-from curation_assets.settings import Target
+from curation_assets.config.settings import Target
 from curation_assets.signals import rows
 from curation_assets.tables import Table
-from resources.scoring.samples import NON_FINITE, Pooling, Question, Request, SampleSignals
+from curation_resources.scoring.samples import NON_FINITE, Pooling, Question, Request, SampleSignals
+from curation_resources.sections import SignalName
 
 
 @dataclass(frozen=True)

@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import polars as pl
 
-from curation_assets.samples import samples_of
-from curation_assets.sections import SignalName
-from curation_assets.settings import Target
+from curation_assets.config.settings import Target
+from curation_assets.corpus.samples import samples_of
 from curation_assets.signals.catalog import request_for
 from curation_assets.signals.parts import Done, Parts, tokens_run
 from curation_assets.signals.scorers import make_scorer, model_scorer
 from curation_assets.signals.store import MeasuringError, SignalStore
-from curation_assets.workspace import Workspace
-from resources.quiet import quieten_transformers
-from resources.scoring.units import IMAGE_CHARACTERS, Progress, Source
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.quiet import quieten_transformers
+from curation_resources.scoring.units import IMAGE_CHARACTERS, Progress, Source
+from curation_resources.sections import SignalName
 
 if TYPE_CHECKING:
-    from resources.judge import JudgeScorer
-    from resources.ray_engine import RayGroup, RayPool
-    from resources.scorer import Scorer
+    from curation_resources.models.judge import JudgeScorer
+    from curation_resources.models.ray_engine import RayGroup, RayPool
+    from curation_resources.models.scorer import Scorer
 
 Stores = Mapping[SignalName, SignalStore]
 
@@ -159,7 +159,7 @@ class RemoteWorker:
         self._scorer = model_scorer(self._workspace, self._target, device)
 
     def measure(self, part: RemotePart, _asked: object, again: bool) -> Done:
-        """Measure samples and commit what is found; see `resources.ray_engine.RayGroup`."""
+        """Measure samples and commit what is found; see `curation_resources.models.ray_engine.RayGroup`."""
         stores, rows = _some(self._stores, part.signals), part.rows
         self._see_images(rows)
         if again:
@@ -211,7 +211,7 @@ class RayEngine:
 
     @cached_property
     def _pool(self) -> RayPool:
-        from resources.ray_engine import RayOptions, RayPool  # noqa: PLC0415
+        from curation_resources.models.ray_engine import RayOptions, RayPool  # noqa: PLC0415
 
         engine = self._workspace.settings.engine
         # Where nodes come when they are asked for, there may be no GPU yet.
@@ -222,7 +222,7 @@ class RayEngine:
     @cached_property
     def _group(self) -> RayGroup:
         """The pass on all workers, which stays loaded."""
-        from resources.ray_engine import RayGroup  # noqa: PLC0415
+        from curation_resources.models.ray_engine import RayGroup  # noqa: PLC0415
 
         return self._open.enter_context(RayGroup(self._pool, RemoteWorker, self._spec))
 
@@ -280,7 +280,7 @@ def open_engine(workspace: Workspace, target: Target, stores: Stores) -> Iterato
 
 
 def work_of_rows(rows: pl.DataFrame) -> list[int]:
-    """About how much work each row of `raw_corpus` is: see `resources.scoring.units.work_of`."""
+    """About how much work each row of `raw_corpus` is: see `curation_resources.scoring.units.work_of`."""
     images = pl.col("images").list.len().fill_null(0) * IMAGE_CHARACTERS
     texts = pl.col("messages").str.len_chars() + pl.col("response").str.len_chars()
     return rows.select((texts + images).cast(pl.Int64)).to_series().to_list()

@@ -16,16 +16,16 @@ from itertools import chain
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.fingerprints import SEGMENTED_SIGNALS, image_limits_key, input_fingerprint
-from curation_assets.limits import Allowance, Meter, current_allowance
-from curation_assets.progress import track
-from curation_assets.sections import SignalName
-from curation_assets.settings import Target
+from curation_assets.config.settings import Target
 from curation_assets.signals.catalog import SIGNALS
 from curation_assets.signals.engine import Engine, Lack, Stores, open_engine
 from curation_assets.signals.parts import Done
 from curation_assets.signals.store import ShardMeasurement, SignalStore, shard_record_path
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.fingerprints import SEGMENTED_SIGNALS, image_limits_key, input_fingerprint
+from curation_assets.workspace.limits import Allowance, Meter, current_allowance
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.progress import track
+from curation_resources.sections import SignalName
 
 logger = logging.getLogger("curation")
 
@@ -210,7 +210,7 @@ def measure_shards(
 
     Rows are committed in parts every `engine.part_seconds`, also when the work is interrupted; a shard's
     records come last, so a shard without one is asked for again and goes on where it stopped. Shards for which the
-    allowance (`curation_assets.limits`) does not last are left out.
+    allowance (`curation_assets.workspace.limits`) does not last are left out.
     """
     stores = stores_of(workspace, target, signals)
     segmented = not SEGMENTED_SIGNALS.isdisjoint(stores)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from resources.scoring.measurements import GradientFeatures, Likelihoods, SequenceLikelihoods
-from resources.scoring.samples import NON_FINITE, UNRUNNABLE, Pooling, Question, SampleSignals
+from curation_resources.scoring.results import GradientFeatures, Likelihoods, SequenceLikelihoods
+from curation_resources.scoring.samples import NON_FINITE, UNRUNNABLE, Pooling, Question, SampleSignals
 
 HALF_MAXIMUM = float(np.finfo(np.float16).max)
 

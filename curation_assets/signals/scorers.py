@@ -6,24 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from curation_assets.checkpoints.perturbation import (
-    perturbed_request,
-    perturbed_spec,
-    search_sigma,
-    wants_perturbation,
-)
-from curation_assets.checkpoints.warmup import trajectory_weights, warmup_checkpoint
-from curation_assets.fingerprints import judge_spec, sigma_of
-from curation_assets.settings import Target
+from curation_assets.config.settings import Target
+from curation_assets.signals.perturbation import perturbed_request, perturbed_spec, search_sigma, wants_perturbation
 from curation_assets.signals.store import MeasuringError
-from curation_assets.workspace import Workspace
-from resources.judge import JudgeScorer
-from resources.quiet import quieten_transformers
-from resources.scorer import Scorer
-from resources.scoring.images import ImageLimits
-from resources.scoring.spec import PassSpec
-from resources.trainer import step_folder
-from resources.training.files import TRAINED_ON
+from curation_assets.signals.warmup import trajectory_weights, warmup_checkpoint
+from curation_assets.workspace.fingerprints import judge_spec, sigma_of
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.models.judge import JudgeScorer
+from curation_resources.models.scorer import Scorer
+from curation_resources.quiet import quieten_transformers
+from curation_resources.scoring.images import ImageLimits
+from curation_resources.scoring.spec import PassSpec
+from curation_resources.training.files import TRAINED_ON
+from curation_resources.training.trainer import step_folder
 
 MIB = 2**20
 
@@ -92,8 +87,8 @@ def model_scorer(workspace: Workspace, target: Target, device: str | None = None
 def find_strength(workspace: Workspace, target: Target) -> dict[str, Any]:
     """Search for the strength of a target's random perturbation (`checkpoints.perturbation.search_sigma`)."""
     quieten_transformers()
-    from resources.scoring.devices import devices_of  # noqa: PLC0415
-    from resources.scoring.perturbed import make_perturbed_pass  # noqa: PLC0415
+    from curation_resources.scoring.devices import devices_of  # noqa: PLC0415
+    from curation_resources.scoring.perturbed import make_perturbed_pass  # noqa: PLC0415
 
     plain = model_scorer(workspace, target.model_copy(update={"warmup": "none", "signals": ["likelihoods"]})).spec
     # One device is enough for some hundred samples.

@@ -15,7 +15,8 @@ from typing import Any
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.fingerprints import (
+from curation_assets.config.settings import Target
+from curation_assets.workspace.fingerprints import (
     BASE_ROLE,
     SEGMENTED_SIGNALS,
     WARMUP_ROLE,
@@ -23,13 +24,12 @@ from curation_assets.fingerprints import (
     input_fingerprint,
     signal_fingerprint,
 )
-from curation_assets.sections import SignalName
-from curation_assets.settings import Target
-from curation_assets.workspace import Workspace
-from resources.digests import digest
-from resources.errors import UserError
-from resources.measurements import Measurements
-from resources.warehouse import Warehouse
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.errors import UserError
+from curation_resources.sections import SignalName
+from curation_resources.storage.digests import digest
+from curation_resources.storage.part_store import Measurements
+from curation_resources.storage.warehouse import Warehouse
 
 IMAGE_REASONS = ("image_missing", "image_changed", "image_remote", "image_unreachable", "image_too_large")
 OUTSIDE_REASONS = (*IMAGE_REASONS, "refused_by_endpoint", "unparsed_reply")

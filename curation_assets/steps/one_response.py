@@ -10,17 +10,10 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from curation_assets.config.corpus_settings import Segmentation
 from curation_assets.corpus.explicit_steps import locate_steps
-from curation_assets.corpus_settings import Segmentation
 from curation_assets.steps.answers import TAGS, Answer, find_answer
-from curation_assets.steps.cutting import (
-    Cutter,
-    cut_lines,
-    cut_markers,
-    cut_paragraphs,
-    cut_sentences,
-    window_cutter,
-)
+from curation_assets.steps.cutting import Cutter, cut_lines, cut_markers, cut_paragraphs, cut_sentences, window_cutter
 
 Span = tuple[int, int]
 Regions = list[list[Span]]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.fingerprints import steps_fingerprint
 from curation_assets.steps.segmentation import segment_frame
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.fingerprints import steps_fingerprint
+from curation_assets.workspace.workspace import Workspace
 
 
 def segment_shard(workspace: Workspace, shard: str) -> pl.DataFrame:

@@ -27,7 +27,7 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 
-from curation_assets.corpus_settings import Segmentation
+from curation_assets.config.corpus_settings import Segmentation
 from curation_assets.steps.one_response import segment
 from curation_assets.steps.slice_answers import MARKERS
 from curation_assets.steps.slice_explicit import locate_listed

@@ -12,17 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from curation_assets.steps.slice_text import (
-    BARRIER,
-    BLANK,
-    LETTER,
-    WORD,
-    Bools,
-    Ints,
-    SliceText,
-    first_within,
-    signs,
-)
+from curation_assets.steps.slice_text import BARRIER, BLANK, LETTER, WORD, Bools, Ints, SliceText, first_within, signs
 
 TAG_NAMES = (
     "<think>",

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from curation_assets.corpus_settings import Segmentation
+from curation_assets.config.corpus_settings import Segmentation
 from curation_assets.steps.one_response import AUTO_ORDER, WHOLE
 from curation_assets.steps.slice_answers import Answers, find_answers
 from curation_assets.steps.slice_cuts import Regions, cutter

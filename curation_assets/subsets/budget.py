@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from curation_assets.settings import Budget, Stratum
-from curation_assets.shares import ceil_share, largest_remainders
+from curation_assets.config.settings import Budget, Stratum
+from curation_assets.methods.apportionment import ceil_share, largest_remainders
 
 BINS = 10
 """Groups of equal size that lengths and steps are cut into."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from resources.errors import UserError
+from curation_resources.errors import UserError
 
 ITERATIONS = 20
 """Of k-means, as S2L and TEMP have it (methods.md)."""

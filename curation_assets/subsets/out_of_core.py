@@ -13,16 +13,16 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from curation_assets.scores.method import ScoreSection
-from curation_assets.settings import Stratum, Subset
+from curation_assets.config.settings import Stratum, Subset
+from curation_assets.methods.method import ScoreSection
+from curation_assets.methods.selector import Band, PerPrompt
 from curation_assets.subsets.budget import BINS, STRATUM_LENGTHS, Prefix, Shares, samples_of
-from curation_assets.subsets.marks import LOW_SIGNAL_PERCENT
+from curation_assets.subsets.eligibility import LOW_SIGNAL_PERCENT
 from curation_assets.subsets.selection import Selection, SubsetDigest, subset_rows
-from curation_assets.subsets.selector import Band, PerPrompt
 from curation_assets.subsets.selectors import middle_begins, takes_all, takes_one
 from curation_assets.subsets.spilled_pool import ID, SpilledSelector, pool_on_disk, without_filtered_on_disk
 from curation_assets.subsets.summary import POINTS, POOL_FACTS, Summing
-from resources.spill import Spill
+from curation_resources.storage.spill import Spill
 
 Take = Callable[[pl.DataFrame], object]
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from curation_assets.subsets.vectors import cosine_rows
+from curation_assets.methods.vectors import cosine_rows
 
 SHARE_OF_LIST = 4
 SPARE = 64

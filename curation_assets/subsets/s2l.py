@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from curation_assets.draws import uniform
+from curation_assets.methods.random_draws import uniform
 from curation_assets.subsets.clusters import k_means
 
 TINY_CLUSTER = 2

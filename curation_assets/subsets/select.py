@@ -12,25 +12,25 @@ import polars as pl
 from numpy.typing import NDArray
 
 from curation_assets import tables
+from curation_assets.config.settings import Subset, Target
 from curation_assets.corpus.pool import Pool, resolve_duplicates
-from curation_assets.fingerprints import input_fingerprint, shard_scores_fingerprint
+from curation_assets.methods.method import ScoreSection
+from curation_assets.methods.registry import method_of
+from curation_assets.methods.selector import AnySelector
 from curation_assets.quality.filtered_pool import pool_table, stored_pool, without_filtered
-from curation_assets.scores.method import ScoreSection
-from curation_assets.scores.registry import method_of
-from curation_assets.settings import Subset, Target
+from curation_assets.signals.held_out import validation_key, validation_vectors
 from curation_assets.signals.store import SignalStore, shard_records, signal_dir
 from curation_assets.subsets.budget import most_samples, strata, take_within
+from curation_assets.subsets.eligibility import eligible, low_signal
 from curation_assets.subsets.features import Features
-from curation_assets.subsets.marks import eligible, low_signal
 from curation_assets.subsets.out_of_core import Take, choose_out_of_core
 from curation_assets.subsets.selection import HeldSelection, Selection, pieces, subset_rows
-from curation_assets.subsets.selector import AnySelector
 from curation_assets.subsets.selectors import BY_VECTORS, Candidates, order_by, order_by_stratum
-from curation_assets.validation.measure import validation_key, validation_vectors
-from curation_assets.workspace import Workspace, cache_folder
-from resources.digests import digest
-from resources.errors import UserError
-from resources.spill import spilling
+from curation_assets.workspace.fingerprints import input_fingerprint, shard_scores_fingerprint
+from curation_assets.workspace.workspace import Workspace, cache_folder
+from curation_resources.errors import UserError
+from curation_resources.storage.digests import digest
+from curation_resources.storage.spill import spilling
 
 logger = logging.getLogger("curation")
 

@@ -10,7 +10,7 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.subsets.summary import Summary, summarise
-from resources.digests import RunningDigest, digest
+from curation_resources.storage.digests import RunningDigest, digest
 
 PIECE_ROWS = 500_000
 """Rows of a subset that are written, or hashed, at a time."""

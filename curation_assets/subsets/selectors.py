@@ -16,22 +16,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from curation_assets.draws import uniform
+from curation_assets.methods.random_draws import uniform
+from curation_assets.methods.selector import S2L, Band, KCenter, PerPrompt, Random, RoundRobin, Tagcos, Temp, Top
 from curation_assets.subsets.features import Features
 from curation_assets.subsets.k_center import k_center
 from curation_assets.subsets.round_robin import round_robin
 from curation_assets.subsets.s2l import s2l
-from curation_assets.subsets.selector import (
-    S2L,
-    Band,
-    KCenter,
-    PerPrompt,
-    Random,
-    RoundRobin,
-    Tagcos,
-    Temp,
-    Top,
-)
 from curation_assets.subsets.tagcos import tagcos
 from curation_assets.subsets.temp import difficult, losses_of, temp
 
@@ -89,7 +79,7 @@ class Choice:
 
 
 def order_by(selector: Any, candidates: Candidates) -> Choice:
-    """The order in which a selector (`curation_assets.subsets.selector`) takes samples."""
+    """The order in which a selector (`curation_assets.methods.selector`) takes samples."""
     return _SELECTORS[type(selector)](selector, candidates)
 
 

@@ -1,4 +1,4 @@
-"""The pool of a subset in tables on disk (`resources.spill`): each sample once, with what choosing looks at.
+"""The pool of a subset in tables on disk (`storage.spill`): each sample once, with what choosing looks at.
 
 What a row gives by itself is worked out as it comes, by the same code as in memory. Ids become numbers of 128 bits,
 whose order is that of the texts.
@@ -13,15 +13,15 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from curation_assets.draws import uniform
+from curation_assets.config.settings import Subset
+from curation_assets.methods.method import ScoreSection
+from curation_assets.methods.random_draws import uniform
+from curation_assets.methods.registry import method_of
+from curation_assets.methods.selector import Band, PerPrompt, Random, Top
 from curation_assets.quality.filtered_pool import refuse_unknown
-from curation_assets.scores.method import ScoreSection
-from curation_assets.scores.registry import method_of
-from curation_assets.settings import Subset
-from curation_assets.subsets.marks import eligible
-from curation_assets.subsets.selector import Band, PerPrompt, Random, Top
+from curation_assets.subsets.eligibility import eligible
 from curation_assets.subsets.selectors import Candidates, group_key, is_original, of_variant
-from resources.spill import Spill
+from curation_resources.storage.spill import Spill
 
 READ_ROWS = 250_000
 """Rows of scores in memory at a time, beside those that Polars reads ahead."""

@@ -13,8 +13,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from curation_assets.exact_sums import ExactSum
-from curation_assets.reports.plots import BINS, wide_range
+from curation_assets.methods.exact_sums import ExactSum
+from curation_resources.plots import BINS, wide_range
 
 POINTS = 10_000
 """Samples that a picture of points shows at most: those with the lowest ids, which are hashes."""

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from curation_assets.draws import uniform
+from curation_assets.methods.random_draws import uniform
 from curation_assets.subsets.clusters import k_means, two_means
 
 SAMPLES_A_CLUSTER = 4

@@ -8,11 +8,11 @@ from typing import Literal, get_args
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.sections import SignalName
 from curation_assets.signals.store import SignalStore
-from curation_assets.stored_tables import pick, write_frame
-from curation_assets.workspace import Workspace
-from resources.errors import UserError
+from curation_assets.subsets.stored_tables import pick, write_frame
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.errors import UserError
+from curation_resources.sections import SignalName
 
 Normalise = Literal["none", "mean1"]
 SIGNAL: SignalName = "token_likelihoods"

@@ -18,12 +18,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from curation_assets import tables
-from curation_assets.config_file import mistakes
+from curation_assets.config.config_file import mistakes
+from curation_assets.config.settings import Budget, Settings, Subset
 from curation_assets.corpus.pool import Pool, all_distinct, resolve_duplicates
-from curation_assets.scores.method import ScoreInputs, ScoreSection
-from curation_assets.scores.registry import METHODS, method_of
-from curation_assets.sections import SignalName, unknown
-from curation_assets.settings import Budget, Settings, Subset
+from curation_assets.methods.method import ScoreInputs, ScoreSection
+from curation_assets.methods.registry import METHODS, method_of
+from curation_assets.signals.held_out import validation_vectors
 from curation_assets.signals.store import SignalStore
 from curation_assets.subsets.select import (
     POOL_COLUMNS,
@@ -34,8 +34,8 @@ from curation_assets.subsets.select import (
     filtered_pool,
 )
 from curation_assets.subsets.selection import HeldSelection
-from curation_assets.validation.measure import validation_vectors
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.sections import SignalName, unknown
 
 OF_SUBSET = ("selector", "filters", "stratify", "budget")
 

@@ -28,16 +28,16 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.corpus.ingest import present_shards
-from curation_assets.sections import SignalName
 from curation_assets.signals.engine import Lack, RayEngine, work_of_rows
 from curation_assets.signals.measure import Visit, read_shard_samples, records_of, stores_of
 from curation_assets.signals.parts import Done
-from curation_assets.workspace import Workspace
-from resources.part_index import PartIndex
-from resources.ray_engine import RayGroup, RayOptions, RayPool
-from resources.s3 import S3Storage
-from resources.scoring import units
-from resources.scoring.units import Source, UnitQueue
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.models.ray_engine import RayGroup, RayOptions, RayPool
+from curation_resources.scoring import units
+from curation_resources.scoring.units import Source, UnitQueue
+from curation_resources.sections import SignalName
+from curation_resources.storage.part_index import PartIndex
+from curation_resources.storage.s3 import S3Storage
 from tests.benchmarks.common import finish, parser, table
 from tests.benchmarks.orchestration import measured_workspace, our_seconds
 from tests.benchmarks.scheduler import MIXES, Costs, Outcome, shards_of, simulate

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from resources.scoring.head import Head
-from resources.scoring.loading import Checkpoint
-from resources.scoring.samples import ANSWER, Encoded, Sample
+from curation_resources.scoring.head import Head
+from curation_resources.scoring.loading import Checkpoint
+from curation_resources.scoring.samples import ANSWER, Encoded, Sample
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("CURATION_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))

@@ -34,16 +34,16 @@ from torch import Tensor
 
 from curation_assets.demo.corpus import generate
 from curation_assets.demo.tour import MODEL
-from resources.scoring.encoding import Encoder
-from resources.scoring.factors import Taker, backward
-from resources.scoring.features import FeaturesOfBatch, Sketch, formed_gradients
-from resources.scoring.gradient_pass import GradientPass
-from resources.scoring.gradient_spec import FeatureSpec
-from resources.scoring.head import StreamedHead
-from resources.scoring.loading import Checkpoint, load_checkpoint
-from resources.scoring.measuring import describe
-from resources.scoring.samples import Encoded, Request, Sample
-from resources.scoring.trained_matrices import linear_layers, trained_matrices
+from curation_resources.scoring.encoding import Encoder
+from curation_resources.scoring.factors import Taker, backward
+from curation_resources.scoring.features import FeaturesOfBatch, Sketch, formed_gradients
+from curation_resources.scoring.gradient_pass import GradientPass
+from curation_resources.scoring.gradient_spec import FeatureSpec
+from curation_resources.scoring.head import StreamedHead
+from curation_resources.scoring.loading import Checkpoint, load_checkpoint
+from curation_resources.scoring.measuring import describe
+from curation_resources.scoring.samples import Encoded, Request, Sample
+from curation_resources.scoring.trained_matrices import linear_layers, trained_matrices
 from tests.benchmarks.common import alternate, even_samples, finish, median_ratio, parser, qwen2, table
 from tests.benchmarks.memory import GIB, peak_bytes, reset_peak
 

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from resources.scoring.batching import plan_batches
-from resources.scoring.forward import ForwardPass
-from resources.scoring.labels import segment_order
-from resources.scoring.loading import Checkpoint
-from resources.scoring.samples import Encoded, Request
+from curation_resources.scoring.batching import plan_batches
+from curation_resources.scoring.forward import ForwardPass
+from curation_resources.scoring.labels import segment_order
+from curation_resources.scoring.loading import Checkpoint
+from curation_resources.scoring.samples import Encoded, Request
 from tests.benchmarks.common import (
     alternate,
     even_samples,

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from resources.scoring.forward import ForwardPass
-from resources.scoring.head import Head
-from resources.scoring.loading import Checkpoint
-from resources.scoring.samples import Encoded, Request
+from curation_resources.scoring.forward import ForwardPass
+from curation_resources.scoring.head import Head
+from curation_resources.scoring.loading import Checkpoint
+from curation_resources.scoring.samples import Encoded, Request
 from tests.benchmarks.common import even_samples, finish, parser, table
 from tests.benchmarks.forward import ALL, GRACE
 

@@ -23,15 +23,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resources.scoring.factors import backward
-from resources.scoring.gradient_pass import GradientPass
-from resources.scoring.head import StreamedHead
-from resources.scoring.loading import Checkpoint
-from resources.scoring.measurements import GradientSpectra
-from resources.scoring.measuring import describe
-from resources.scoring.samples import Encoded, Request
-from resources.scoring.spec import PROJECTIONS
-from resources.scoring.spectra import effective_rank
+from curation_resources.scoring.factors import backward
+from curation_resources.scoring.gradient_pass import GradientPass
+from curation_resources.scoring.head import StreamedHead
+from curation_resources.scoring.loading import Checkpoint
+from curation_resources.scoring.measuring import describe
+from curation_resources.scoring.results import GradientSpectra
+from curation_resources.scoring.samples import Encoded, Request
+from curation_resources.scoring.spec import PROJECTIONS
+from curation_resources.scoring.spectra import effective_rank
 from tests.benchmarks.common import even_samples, finish, median_ratio, parser, qwen2, table
 
 Found = dict[str, list[list[float]]]

@@ -19,13 +19,13 @@ import polars as pl
 from rich.console import Console
 
 from curation_assets.corpus.pool import resolve_duplicates
-from curation_assets.main_job import MainJob
-from curation_assets.reports.statistics import auroc
-from curation_assets.scores.registry import METHODS
-from curation_assets.stored_tables import read_stored
+from curation_assets.defs.main_job import MainJob
+from curation_assets.methods.registry import METHODS
+from curation_assets.operations.report_statistics import auroc
 from curation_assets.subsets.select import select
-from curation_assets.terminal import simple_table
-from curation_assets.workspace import Workspace
+from curation_assets.subsets.stored_tables import read_stored
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.terminal import simple_table
 from tests.benchmarks.common import DATA
 
 REFERENCE = "ground_truth"

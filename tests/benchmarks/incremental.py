@@ -30,7 +30,7 @@ from typing import Any
 import polars as pl
 
 from curation_assets.tables import raw_corpus_dir
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
 from tests.benchmarks.common import finish, parser, table
 from tests.models import write_tiny_model
 
@@ -51,10 +51,10 @@ engine: {device: cpu}
 RUN = """
 import json, sys
 from pathlib import Path
-from curation_assets.instance import open_instance
-from curation_assets.main_job import MainJob
+from curation_assets.defs.instance import open_instance
+from curation_assets.defs.main_job import MainJob
 from curation_assets.signals.store import signal_dir
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
 
 workspace = Workspace.load(Path(sys.argv[1]))
 with open_instance(workspace) as instance:
@@ -109,7 +109,7 @@ def run(folder: Path) -> dict[str, Any]:
 
 def tokens_of(workspace: Workspace, prompts: Sequence[str]) -> int:
     """Tokens of the samples with these prompts, as the signal's table has them."""
-    from curation_assets.stored_tables import read_stored
+    from curation_assets.subsets.stored_tables import read_stored
 
     corpus = workspace.warehouse.scan(raw_corpus_dir())
     assert corpus is not None

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from resources.workers import cores
+from curation_resources.workers import cores
 
 CONFIG = """\
 corpus: {{landing: {source}}}
@@ -23,7 +23,7 @@ targets: [{{name: none, model: ./no-model-is-loaded}}]
 def ours(source: Path, out: Path) -> float:
     """From files to validated, normalised, hashed `raw_corpus` and `rejected_rows`."""
     from curation_assets.corpus.many_shards import ingest_shards
-    from curation_assets.workspace import Workspace
+    from curation_assets.workspace.workspace import Workspace
 
     config = out / "curation.yaml"
     config.write_text(CONFIG.format(source=source, out=out))

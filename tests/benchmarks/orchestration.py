@@ -11,9 +11,9 @@ from typing import Any
 import dagster as dg
 
 from curation_assets.definitions import build_definitions
-from curation_assets.instance import open_instance
-from curation_assets.main_job import QUIET, MainJob
-from curation_assets.workspace import HOME_VARIABLE, Workspace
+from curation_assets.defs.instance import open_instance
+from curation_assets.defs.main_job import QUIET, MainJob
+from curation_assets.workspace.workspace import HOME_VARIABLE, Workspace
 from tests.models import write_tiny_model
 from tests.pipeline.workspaces import make_workspace, rows
 

@@ -25,17 +25,17 @@ from typing import Any
 import polars as pl
 from rich.console import Console
 
+from curation_assets.defs.instance import open_instance
+from curation_assets.defs.main_job import MainJob
 from curation_assets.demo.corpus import DEFAULT_PROMPTS, draw_problems, generate, write_corpus
 from curation_assets.demo.plans import answer_text, calculate
 from curation_assets.demo.problems import FAMILIES
 from curation_assets.demo.tour import MODEL
-from curation_assets.evaluation.show import show_evaluation
-from curation_assets.evaluation_tables import RELATIVE_AVERAGE, post_training_eval_path, post_training_runs_path
-from curation_assets.instance import open_instance
-from curation_assets.main_job import MainJob
-from curation_assets.stored_tables import read_stored
-from curation_assets.terminal import progress_bars
-from curation_assets.workspace import Workspace
+from curation_assets.evaluation.rendering import show_evaluation
+from curation_assets.subsets.stored_tables import read_stored
+from curation_assets.tables.evaluation import RELATIVE_AVERAGE, post_training_eval_path, post_training_runs_path
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.terminal import progress_bars
 from tests.benchmarks.common import finish, parser
 
 SHARES = (20, 10, 5)

@@ -32,11 +32,11 @@ from typing import Any
 
 import dagster as dg
 
-from curation_assets.config_file import CONFIG_VARIABLE
-from curation_assets.corpus.assets import RAW_CORPUS_KEY
-from curation_assets.instance import open_instance
-from curation_assets.partitions import SHARDS
-from curation_assets.workspace import HOME_VARIABLE, Workspace, dagster_home
+from curation_assets.config.config_file import CONFIG_VARIABLE
+from curation_assets.defs.corpus import RAW_CORPUS_KEY
+from curation_assets.defs.instance import open_instance
+from curation_assets.defs.partitions import SHARDS
+from curation_assets.workspace.workspace import HOME_VARIABLE, Workspace, dagster_home
 from tests.benchmarks.common import finish, median_ratio, parser, table
 from tests.models import write_tiny_model
 from tests.pipeline.daemon import Daemon

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from resources.scoring.forward import ForwardPass
-from resources.scoring.loading import Checkpoint
-from resources.scoring.samples import Encoded
+from curation_resources.scoring.forward import ForwardPass
+from curation_resources.scoring.loading import Checkpoint
+from curation_resources.scoring.samples import Encoded
 from tests.benchmarks.common import alternate, even_samples, finish, gsm8k_samples, median_ratio, parser, qwen2, table
 from tests.benchmarks.forward import ALL, BATCH_TOKENS
 

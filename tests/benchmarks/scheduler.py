@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resources.ray_engine import IN_FLIGHT
-from resources.scoring.units import Source, UnitQueue
+from curation_resources.models.ray_engine import IN_FLIGHT
+from curation_resources.scoring.units import Source, UnitQueue
 
 SHARD_SAMPLES = 5_000
 BLOCK = 1_000_000

@@ -20,7 +20,7 @@ from typing import get_args
 
 import polars as pl
 
-from curation_assets.corpus_settings import Segmentation, Strategy
+from curation_assets.config.corpus_settings import Segmentation, Strategy
 from curation_assets.steps.segmentation import segment_frame
 from tests.benchmarks.common import alternate, finish, median_ratio, parser, table
 from tests.benchmarks.memory import peak_bytes, reset_peak

@@ -34,19 +34,19 @@ import numpy as np
 import polars as pl
 
 from curation_assets import tables
+from curation_assets.config.settings import Budget, Subset
 from curation_assets.corpus.pool import Pool
-from curation_assets.scores.methods.grace import GraceScore
-from curation_assets.settings import Budget, Subset
+from curation_assets.methods.grace import GraceScore
+from curation_assets.methods.selector import PerPrompt, Top
+from curation_assets.methods.vectors import unit
 from curation_assets.subsets.k_center import k_center
 from curation_assets.subsets.round_robin import round_robin
 from curation_assets.subsets.select import POOL_COLUMNS, choose
 from curation_assets.subsets.selection import HeldSelection
-from curation_assets.subsets.selector import PerPrompt, Top
 from curation_assets.subsets.selectors import Candidates, order_by
-from curation_assets.subsets.vectors import unit
 from curation_assets.subsets.what_if import derive
-from resources.measurements import Measurements
-from resources.warehouse import Warehouse
+from curation_resources.storage.part_store import Measurements
+from curation_resources.storage.warehouse import Warehouse
 from tests.benchmarks.common import alternate, finish, median_ratio, parser, table
 from tests.benchmarks.segmentation import measure as segmentation_measure
 

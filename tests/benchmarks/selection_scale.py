@@ -23,10 +23,10 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from curation_assets import tables
-from curation_assets.fingerprints import shard_scores_fingerprint
+from curation_assets.signals.held_out import validation_key
 from curation_assets.subsets.select import write_subset
-from curation_assets.validation.measure import validation_key
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.fingerprints import shard_scores_fingerprint
+from curation_assets.workspace.workspace import Workspace
 
 GIB = 2**30
 ROWS = 50_000_000

@@ -25,17 +25,17 @@ from rich.console import Console
 
 from curation_assets import tables
 from curation_assets.corpus.ingest import corpus_rows
+from curation_assets.corpus.samples import samples_of
+from curation_assets.defs.instance import open_instance
+from curation_assets.defs.main_job import MainJob
 from curation_assets.demo.corpus import write_corpus
 from curation_assets.demo.tour import CLEAN, MODEL
-from curation_assets.instance import open_instance
-from curation_assets.main_job import MainJob
-from curation_assets.reports.measured import measured_pool
-from curation_assets.reports.spectra import METRICS, of_samples
-from curation_assets.reports.statistics import auroc
-from curation_assets.samples import samples_of
-from curation_assets.terminal import progress_bars
-from curation_assets.workspace import Workspace
-from resources.trainer import Recipe, TrainingSpec, train
+from curation_assets.operations.report_measured import measured_pool
+from curation_assets.operations.report_spectra import METRICS, of_samples
+from curation_assets.operations.report_statistics import auroc
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.terminal import progress_bars
+from curation_resources.training.trainer import Recipe, TrainingSpec, train
 from tests.benchmarks.common import finish, parser, table
 
 CONFIG = """\

@@ -28,12 +28,12 @@ import torch
 from rich.console import Console
 
 from curation_assets import tables
+from curation_assets.defs.instance import open_instance
+from curation_assets.defs.main_job import MainJob
 from curation_assets.demo.corpus import write_corpus
 from curation_assets.demo.tour import MODEL, auroc_by_kind, mean_auroc
-from curation_assets.instance import open_instance
-from curation_assets.main_job import MainJob
-from curation_assets.terminal import progress_bars
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.terminal import progress_bars
 from tests.benchmarks.common import DATA, finish, parser, table
 
 PROXIES = {

@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 
-from resources.scoring.endpoints import Direction
-from resources.scoring.forward import ForwardPass
-from resources.scoring.loading import Checkpoint
-from resources.scoring.perturbed import PerturbedPass
-from resources.scoring.perturbed_samples import PerturbedRequest
-from resources.scoring.perturbing import Perturber
-from resources.scoring.samples import ANSWER, Encoded, PrefixWindows, Request
-from resources.scoring.weights import weights_of
+from curation_resources.scoring.endpoints import Direction
+from curation_resources.scoring.forward import ForwardPass
+from curation_resources.scoring.loading import Checkpoint
+from curation_resources.scoring.perturbed import PerturbedPass
+from curation_resources.scoring.perturbed_samples import PerturbedRequest
+from curation_resources.scoring.perturbing import Perturber
+from curation_resources.scoring.samples import ANSWER, Encoded, PrefixWindows, Request
+from curation_resources.scoring.weights import weights_of
 from tests.benchmarks.common import alternate, encoded, finish, median_ratio, parser, qwen2, table
 
 BATCH_TOKENS = 2048

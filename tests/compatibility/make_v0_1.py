@@ -15,10 +15,10 @@ import tempfile
 from pathlib import Path
 
 import dagster as dg
+from curation_assets.main_job import MainJob
 
 from curation_assets.demo.corpus import write_corpus
 from curation_assets.demo.tour import MODEL
-from curation_assets.main_job import MainJob
 from curation_assets.workspace import Workspace
 
 CONFIG = """\

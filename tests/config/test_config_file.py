@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
-from curation_assets.checkpoint_settings import Warmup
-from curation_assets.config_file import ConfigError, config_path, json_schema, load_settings, parse_settings
-from curation_assets.init_config import FolderLook, render_config
-from curation_assets.scores.gram import History
-from curation_assets.scores.methods.grace import GraceScore
-from curation_assets.scores.registry import METHODS
-from curation_assets.settings import Settings
+from curation_assets.config.checkpoint_settings import Warmup
+from curation_assets.config.config_file import ConfigError, config_path, json_schema, load_settings, parse_settings
+from curation_assets.config.settings import Settings
+from curation_assets.methods.grace import GraceScore
+from curation_assets.methods.gram import History
+from curation_assets.methods.registry import METHODS
+from curation_assets.operations.init_config import FolderLook, render_config
 
 FILE = Path("curation.yaml")
 GOOD = """\

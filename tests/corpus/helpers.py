@@ -12,10 +12,10 @@ import orjson
 import polars as pl
 import pytest
 
+from curation_assets.config.corpus_settings import Columns, Corpus
 from curation_assets.corpus.drafts import Draft, Refused
 from curation_assets.corpus.formats import parse
 from curation_assets.corpus.reading import Account, ShardRows, account, read_shard
-from curation_assets.corpus_settings import Columns, Corpus
 
 Json = dict[str, Any]
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from curation_assets.config.corpus_settings import Format
 from curation_assets.corpus.drafts import Refused, Turn
 from curation_assets.corpus.formats import FORMATS, detect, parse
-from curation_assets.corpus_settings import Format
 from tests.corpus.helpers import Json, columns, draft, drafts
 
 USER = Turn("user", "2 + 2?")

@@ -9,7 +9,7 @@ import pytest
 from curation_assets.corpus import many_shards
 from curation_assets.corpus.ingest import IngestedShard
 from curation_assets.corpus.many_shards import ingest_shards, reading_processes
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
 from tests.pipeline.workspaces import make_workspace, rows
 
 SHARDS = {f"part-{number}.jsonl": rows(6, start=10 * number) for number in range(5)}

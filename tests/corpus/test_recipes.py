@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from curation_assets.config.corpus_settings import Columns
 from curation_assets.corpus import reading
 from curation_assets.corpus.assemble import SHARED_NAMES
 from curation_assets.corpus.drafts import Refused
@@ -18,7 +19,6 @@ from curation_assets.corpus.formats import FORMATS, Parser
 from curation_assets.corpus.reading import ShardRows
 from curation_assets.corpus.recipes import MOST_RECIPES, Recipe, Recipes
 from curation_assets.corpus.shapes import LOOKED_AT, Shape, Shapes
-from curation_assets.corpus_settings import Columns
 from tests.corpus.helpers import Json, columns, data_file, jsonl, read
 from tests.corpus.test_bad_input import FIELDS, JSON
 from tests.corpus.test_bad_input import FORMATS as NAMES

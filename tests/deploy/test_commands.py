@@ -14,7 +14,7 @@ import botocore.session  # type: ignore[import-untyped]
 import pytest
 import typer.main
 
-from curation_assets.cli import app
+from curation_assets.cli.app import app
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "docs" / "deploying.md", ROOT / "deploy" / "README.md"]

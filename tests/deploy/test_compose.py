@@ -21,8 +21,8 @@ import dagster as dg
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from curation_assets.partitions import STAGE_TAG
-from curation_assets.workspace import Workspace
+from curation_assets.defs.partitions import STAGE_TAG
+from curation_assets.workspace.workspace import Workspace
 from tests.deploy.postgres import free_port, serving_postgres
 from tests.pipeline.workspaces import rows
 

@@ -22,8 +22,8 @@ from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster_aws.ecs import EcsRunLauncher
 from moto import mock_aws
 
-from curation_assets.config_file import load_settings
-from curation_assets.placement import run_tags
+from curation_assets.config.config_file import load_settings
+from curation_assets.defs.placement import run_tags
 
 ECS = Path(__file__).parent.parent.parent / "deploy" / "ecs"
 TASKS = sorted((ECS / "tasks").glob("*.json"))

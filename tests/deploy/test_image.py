@@ -13,9 +13,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from curation_assets.instance import open_instance
-from curation_assets.partitions import STAGE_TAG
-from curation_assets.workspace import Workspace
+from curation_assets.defs.instance import open_instance
+from curation_assets.defs.partitions import STAGE_TAG
+from curation_assets.workspace.workspace import Workspace
 from tests.pipeline.workspaces import make_workspace, rows
 
 ROOT = Path(__file__).parent.parent.parent
@@ -79,7 +79,7 @@ def test_a_new_code_server_says_what_the_last_one_left(
 
     with open_instance(Workspace.load()) as instance:
         run = instance.create_run_for_job(left, tags={STAGE_TAG: "x"}, status=dg.DagsterRunStatus.STARTED)
-    command = [sys.executable, "-m", "curation_assets.code_server", "--help"]
+    command = [sys.executable, "-m", "curation_assets.defs.code_server", "--help"]
     environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ from dagster._config import process_config, resolve_to_config_type
 from dagster._core.errors import DagsterInvalidConfigError
 from dagster._core.instance.config import dagster_instance_config
 
-from curation_assets.config_file import load_settings
+from curation_assets.config.config_file import load_settings
 from tests.deploy import chart
 
 ROOT = Path(__file__).parent.parent.parent
@@ -85,7 +85,7 @@ def test_an_instance_takes_the_configuration(file: Path, tmp_path: Path, damage:
 @pytest.mark.parametrize("file", INSTANCES, ids=named)
 def test_what_every_instance_says(file: Path) -> None:
     settings = settings_of(file)
-    own = yaml.safe_load((ROOT / "curation_assets" / "templates" / "dagster.yaml").read_text())
+    own = yaml.safe_load((ROOT / "curation_assets" / "defs" / "templates" / "dagster.yaml").read_text())
     for section in ("concurrency", "freshness", "nux", "telemetry"):
         assert settings[section] == own[section], section
     assert settings["run_monitoring"]["enabled"]
@@ -94,7 +94,7 @@ def test_what_every_instance_says(file: Path) -> None:
 
 
 def test_that_of_one_machine_is_what_curate_writes() -> None:
-    template = ROOT / "curation_assets" / "templates" / "dagster.yaml"
+    template = ROOT / "curation_assets" / "defs" / "templates" / "dagster.yaml"
     assert (DEPLOY / "dagster.yaml").read_bytes() == template.read_bytes()
 
 

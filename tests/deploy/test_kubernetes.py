@@ -20,8 +20,8 @@ from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster_k8s import K8sRunLauncher
 from dagster_k8s.job import get_user_defined_k8s_config
 
-from curation_assets.config_file import load_settings
-from curation_assets.placement import run_tags
+from curation_assets.config.config_file import load_settings
+from curation_assets.defs.placement import run_tags
 from tests.deploy import chart
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"

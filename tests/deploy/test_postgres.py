@@ -13,10 +13,10 @@ import pytest
 import sqlalchemy
 import yaml  # type: ignore[import-untyped]
 
-from curation_assets.instance import open_instance
-from curation_assets.main_job import MainJob
-from curation_assets.partitions import SHARDS
-from curation_assets.workspace import Workspace
+from curation_assets.defs.instance import open_instance
+from curation_assets.defs.main_job import MainJob
+from curation_assets.defs.partitions import SHARDS
+from curation_assets.workspace.workspace import Workspace
 from tests.deploy.postgres import DATABASE, PASSWORD, USER, Server, serving_postgres
 from tests.pipeline.workspaces import landed, make_workspace, rows, subset_ids, write_shard
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
 from tests.deploy.postgres import free_port
 from tests.pipeline.workspaces import make_workspace, rows
 

@@ -12,9 +12,9 @@ import dagster as dg
 import moto.settings
 import pytest
 
-from curation_assets.main_job import MainJob
-from curation_assets.workspace import Workspace
-from resources.errors import UserError
+from curation_assets.defs.main_job import MainJob
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.errors import UserError
 from tests.pipeline.workspaces import rows, subset_ids
 
 POLICY = Path(__file__).parent.parent.parent / "deploy" / "ecs" / "iam" / "runs.json"

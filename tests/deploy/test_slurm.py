@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
 from tests.deploy.slurm import Cluster, serving_slurm
 from tests.pipeline.workspaces import make_workspace, rows, run, subset_ids
 

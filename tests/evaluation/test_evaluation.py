@@ -11,22 +11,23 @@ import pytest
 from polars.testing import assert_frame_equal
 from typer.testing import CliRunner
 
-from curation_assets import command, tables
-from curation_assets.cli import app
-from curation_assets.config_file import ConfigError
+from curation_assets import tables
+from curation_assets.cli import command
+from curation_assets.cli.app import app
+from curation_assets.config.config_file import ConfigError
+from curation_assets.defs.evaluation import EVALUATION_KEY
+from curation_assets.defs.main_job import MainJob
 from curation_assets.evaluation.arms import FULL_POOL, UNTOUCHED_BASE
-from curation_assets.evaluation.assets import EVALUATION_KEY
 from curation_assets.evaluation.benchmarks import EvaluationError
 from curation_assets.evaluation.runs import TRAINED, Plan, plan_evaluation, stability
 from curation_assets.evaluation.summary import write_evaluation
-from curation_assets.evaluation_tables import RELATIVE_AVERAGE, answers_dir
-from curation_assets.main_job import MainJob
-from curation_assets.progress import shown_on
-from curation_assets.sql import run_sql
-from curation_assets.stored_tables import TableRequestError, read_stored
-from curation_assets.workspace import Workspace
-from resources.landing import LandingError
-from resources.trainer import TrainingRecord
+from curation_assets.operations.sql import run_sql
+from curation_assets.subsets.stored_tables import TableRequestError, read_stored
+from curation_assets.tables.evaluation import RELATIVE_AVERAGE, answers_dir
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.progress import shown_on
+from curation_resources.storage.landing import LandingError
+from curation_resources.training.trainer import TrainingRecord
 from tests.models import write_tiny_model
 from tests.pipeline.workspaces import instance_of, make_workspace, run, stored, subset_ids, write_config
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from resources.generation import Generated, GenerationError, GenerationSpec, Generator, open_generator
-from resources.scoring.loading import load_checkpoint
-from resources.trainer import TrainingSpec, train
-from resources.training.recipe import Recipe
+from curation_resources.models.generation import Generated, GenerationError, GenerationSpec, Generator, open_generator
+from curation_resources.scoring.loading import load_checkpoint
+from curation_resources.training.recipe import Recipe
+from curation_resources.training.trainer import TrainingSpec, train
 from tests.models import write_tiny_model
 from tests.scoring.cases import random_samples
 
@@ -186,7 +186,7 @@ class Blocked:
 
 sys.meta_path.insert(0, Blocked())
 from pathlib import Path
-from resources.generation import GenerationSpec, open_generator
+from curation_resources.models.generation import GenerationSpec, open_generator
 
 generator = open_generator(GenerationSpec(Path(sys.argv[1]), device="cpu", max_new_tokens=3))
 (made,) = generator.generate([[{"role": "user", "content": "1 + 1"}]])

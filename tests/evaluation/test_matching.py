@@ -12,7 +12,7 @@ from curation_assets.evaluation.intervals import ONE_RUN, interval, student_t
 from curation_assets.evaluation.matching import judged
 from curation_assets.evaluation.runs import STABILITY
 from curation_assets.evaluation.summary import NOTHING_DRAWN, summarise
-from curation_assets.evaluation_tables import POST_TRAINING_RUNS, RELATIVE_AVERAGE
+from curation_assets.tables.evaluation import POST_TRAINING_RUNS, RELATIVE_AVERAGE
 
 
 @pytest.mark.parametrize(

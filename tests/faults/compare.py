@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 from polars.testing import assert_frame_equal, assert_series_equal
 
-from curation_assets.stored_tables import read_stored
-from curation_assets.workspace import Workspace
+from curation_assets.subsets.stored_tables import read_stored
+from curation_assets.workspace.workspace import Workspace
 
 RELATIVE = 1e-5
 """Signals, and what is arithmetic over them, may differ by so much of their scale: batches are cut differently after a

@@ -1,11 +1,9 @@
-"""What every run imports, so that it need be imported only once."""
+"""Imports that every run needs, loaded once in the parent process."""
 
 import torch
 import transformers
 
-import curation_assets.main_job
-import resources.scorer
-import resources.scoring.forward
-import resources.trainer
+import curation_assets.defs.main_job
+import curation_resources
 
-__all__ = ["curation_assets", "resources", "torch", "transformers"]
+__all__ = ["curation_assets", "curation_resources", "torch", "transformers"]

@@ -20,7 +20,7 @@ import polars as pl
 
 from curation_assets.demo.corpus import write_corpus
 from curation_assets.demo.tour import MODEL
-from resources.errors import UserError
+from curation_resources.errors import UserError
 from tests.faults.compare import Difference, compare, final_tables
 from tests.faults.proxy import FailingS3, Trouble
 from tests.faults.worker import finish, start

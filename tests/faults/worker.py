@@ -32,7 +32,7 @@ def start(config: Path, log: Path, environment: dict[str, str], kill_at_commit: 
 def finish(process: BaseProcess, seconds: float = 900.0) -> int:
     """The run's exit code; it is killed, and that is an error, if it takes longer.
 
-    A dead maker's claim on a folder in S3 is waited for, for five minutes (`resources.s3_claim`).
+    A dead maker's claim on a folder in S3 is waited for, for five minutes (`curation_resources.storage.s3_claim`).
     """
     process.join(seconds)
     if process.is_alive():
@@ -44,9 +44,9 @@ def finish(process: BaseProcess, seconds: float = 900.0) -> int:
 
 
 def _run(config: Path, log: Path, environment: dict[str, str], kill_at_commit: int) -> None:
-    from curation_assets.instance import open_instance
-    from curation_assets.main_job import MainJob
-    from curation_assets.workspace import Workspace
+    from curation_assets.defs.instance import open_instance
+    from curation_assets.defs.main_job import MainJob
+    from curation_assets.workspace.workspace import Workspace
 
     stream = log.open("a", buffering=1)
     os.dup2(stream.fileno(), 1)

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from curation_assets.config_file import ConfigError, parse_settings
-from curation_assets.settings import Settings
+from curation_assets.config.config_file import ConfigError, parse_settings
+from curation_assets.config.settings import Settings
 from tests.fuzz.mutations import mutated
 
 ROOT = Path(__file__).parent.parent.parent

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from curation_assets.config.corpus_settings import Segmentation, Strategy
 from curation_assets.corpus.explicit_steps import locate_steps
-from curation_assets.corpus_settings import Segmentation, Strategy
 from curation_assets.steps.answers import TAGS, find_answer
 from curation_assets.steps.one_response import Segments, segment
 from curation_assets.steps.segmentation import segment_frame
 from curation_assets.steps.slice_text import LONGEST_RUN
-from resources.scoring import encoding
+from curation_resources.scoring import encoding
 from tests.steps.plain_loop import segment_frame_plainly
 from tests.steps.texts import ANSWERS, MARKS, SENTENCES, SPACES, STEPS, Row, frame
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from curation_assets.definitions import build_definitions
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
 from tests.pipeline.workspaces import arrive
 
 

@@ -11,19 +11,19 @@ import dagster as dg
 import pytest
 from transformers import AutoModelForCausalLM
 
-from curation_assets import rescue
-from curation_assets.checkpoints import warmup
-from curation_assets.checkpoints.perturbation import search_sigma
-from curation_assets.checkpoints.warmup import CheckpointError, train_warmup, warmup_checkpoint
-from curation_assets.cost.plan import make_plan
-from curation_assets.dead_runs import MOST_KILLED
-from curation_assets.dry_look import dry_look
-from curation_assets.fingerprints import sigma_of
-from curation_assets.partitions import STAGE_TAG
-from curation_assets.rescue import rescue_requests
+from curation_assets.defs import rescue
+from curation_assets.defs.dead_runs import MOST_KILLED
+from curation_assets.defs.dry_look import dry_look
+from curation_assets.defs.partitions import STAGE_TAG
+from curation_assets.defs.rescue import rescue_requests
+from curation_assets.operations.plan import make_plan
+from curation_assets.signals import warmup
+from curation_assets.signals.perturbation import search_sigma
 from curation_assets.signals.store import MeasuringError, SignalStore
-from curation_assets.workspace import Workspace
-from resources.trainer import TrainingRecord, train
+from curation_assets.signals.warmup import CheckpointError, train_warmup, warmup_checkpoint
+from curation_assets.workspace.fingerprints import sigma_of
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.training.trainer import TrainingRecord, train
 from tests.pipeline.daemon import Daemon
 from tests.pipeline.test_temp import of_temp
 from tests.pipeline.workspaces import landed, lose, make_workspace, rows, run, write_shard

@@ -12,14 +12,14 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from curation_assets import rescue
-from curation_assets.alerts import RETRIED_TAG, alert_sensors, failure_alert
-from curation_assets.corpus.assets import RAW_CORPUS_KEY
 from curation_assets.definitions import build_definitions
-from curation_assets.rescue import PATIENCE_SECONDS, rescue_requests
+from curation_assets.defs import rescue
+from curation_assets.defs.alerts import RETRIED_TAG, alert_sensors, failure_alert
+from curation_assets.defs.corpus import RAW_CORPUS_KEY
+from curation_assets.defs.rescue import PATIENCE_SECONDS, rescue_requests
 from curation_assets.tables import score_manifest_path
-from curation_assets.workspace import Workspace
-from resources.landing import LandingError
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.storage.landing import LandingError
 from tests.models import write_tiny_model
 from tests.pipeline.daemon import Daemon
 from tests.pipeline.workspaces import landed, lose, make_workspace, rows, stored, subset_ids, write_config, write_shard

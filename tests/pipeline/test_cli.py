@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from curation_assets.cli import app
-from curation_assets.stored_tables import read_stored
+from curation_assets.cli.app import app
+from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.tables import SIGNAL_TABLES
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
 from tests.pipeline.workspaces import PASS_SIGNALS, landed, make_workspace, rows, run, sample_scores, write_shard
 
 
@@ -180,7 +180,7 @@ def test_a_model_that_cannot_be_used_is_said_before_any_work(
 
 @pytest.mark.parametrize("table", ["sample_scores", "step_scores", "embeddings_mean", "raw_corpus", "segmented_steps"])
 def test_tables_fit_80_columns(workspace: Workspace, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curation_assets.cli.console", Console(width=80))
+    monkeypatch.setattr("curation_assets.cli.app.console", Console(width=80))
     lines = curate("table", table, workspace=workspace).output.splitlines()
     assert max(map(len, lines[:-1])) <= 80
     header = "\n".join(lines[2:6])

@@ -10,9 +10,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from curation_assets.instance import open_instance
+from curation_assets.defs.instance import open_instance
 from curation_assets.tables import score_manifest_path
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
 from tests.pipeline.workspaces import landed, make_workspace, rows, stored, subset_ids, write_shard
 from tests.ui import UI, serving
 

@@ -18,13 +18,13 @@ from dagster import DagsterExecutionInterruptedError
 from PIL import Image
 from polars.testing import assert_frame_equal
 
-from curation_assets.sections import SignalName
 from curation_assets.signals import engine as engines
 from curation_assets.signals.engine import RayEngine, RemotePart, RemoteTarget, RemoteWorker
 from curation_assets.signals.measure import measure_shards, read_shard_samples, stores_of
 from curation_assets.signals.store import MeasuringError
-from curation_assets.stored_tables import read_stored
-from curation_assets.workspace import Workspace
+from curation_assets.subsets.stored_tables import read_stored
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.sections import SignalName
 from tests.pipeline.test_images import trace
 from tests.pipeline.test_interruptions import stored_ids
 from tests.pipeline.workspaces import make_workspace, rows, run, signal_rows, subset_ids

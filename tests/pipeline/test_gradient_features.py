@@ -9,24 +9,24 @@ import numpy as np
 import polars as pl
 import pytest
 
-from curation_assets.checkpoints.warmup import trajectory_weights, warmup_checkpoint
-from curation_assets.config_file import ConfigError
+from curation_assets.config.config_file import ConfigError
 from curation_assets.corpus.ingest import present_shards
-from curation_assets.cost.plan import make_plan
-from curation_assets.housekeeping.gc import look
-from curation_assets.main_job import MainJob
-from curation_assets.samples import samples_of
-from curation_assets.scores.methods.less import mean_direction
-from curation_assets.scores.registry import method_of
+from curation_assets.corpus.samples import samples_of
+from curation_assets.defs.main_job import MainJob
+from curation_assets.methods.less import mean_direction
+from curation_assets.methods.registry import method_of
+from curation_assets.operations.gc import look
+from curation_assets.operations.plan import make_plan
 from curation_assets.signals.measure import read_shard_samples
+from curation_assets.signals.warmup import trajectory_weights, warmup_checkpoint
 from curation_assets.subsets.tagcos import tagcos
-from curation_assets.workspace import Workspace
-from resources.scoring.devices import make_pass
-from resources.scoring.gradient_spec import OPTIMIZER
-from resources.scoring.samples import Request
-from resources.scoring.spec import PassSpec
-from resources.trainer import step_folder
-from resources.training.files import TRAINED_ON
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.scoring.devices import make_pass
+from curation_resources.scoring.gradient_spec import OPTIMIZER
+from curation_resources.scoring.samples import Request
+from curation_resources.scoring.spec import PassSpec
+from curation_resources.training.files import TRAINED_ON
+from curation_resources.training.trainer import step_folder
 from tests.pipeline.workspaces import (
     instance_of,
     make_workspace,

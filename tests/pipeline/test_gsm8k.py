@@ -7,16 +7,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from curation_assets.scores.registry import METHODS
-from tests.benchmarks.gsm8k import (
-    GENERATORS,
-    NOT_COMPARED,
-    REFERENCE,
-    make_workspace,
-    measure,
-    methods,
-    preferred,
-)
+from curation_assets.methods.registry import METHODS
+from tests.benchmarks.gsm8k import GENERATORS, NOT_COMPARED, REFERENCE, make_workspace, measure, methods, preferred
 
 
 @pytest.mark.slow

@@ -14,14 +14,14 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from curation_assets.checkpoints.warmup import CheckpointError, train_warmup
-from curation_assets.dry_look import dry_look
-from curation_assets.main_job import MainJob
+from curation_assets.corpus.samples import samples_of
+from curation_assets.defs.dry_look import dry_look
+from curation_assets.defs.main_job import MainJob
 from curation_assets.releases.data import ReleaseError
-from curation_assets.samples import samples_of
-from curation_assets.stored_tables import read_stored
-from curation_assets.workspace import Workspace
-from resources.scoring.samples import ImageFile
+from curation_assets.signals.warmup import CheckpointError, train_warmup
+from curation_assets.subsets.stored_tables import read_stored
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.scoring.samples import ImageFile
 from tests.models import write_tiny_qwen3_vl
 from tests.pipeline.workspaces import (
     PASS_SIGNALS,

@@ -11,19 +11,19 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from curation_assets.dead_runs import UNFINISHED
-from curation_assets.instance import open_instance
-from curation_assets.main_job import MainJob
-from curation_assets.sections import SignalName
+from curation_assets.defs.dead_runs import UNFINISHED
+from curation_assets.defs.instance import open_instance
+from curation_assets.defs.main_job import MainJob
 from curation_assets.signals.store import signal_dir
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.sections import SignalName
 from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, stored, subset_ids
 
 SIGNALS: tuple[SignalName, ...] = ("step_gradients", "likelihoods")
 
 SLOW_BATCHES = """
 import time
-from resources.scoring import forward
+from curation_resources.scoring import forward
 
 # A little work after every batch, so that what measures can be caught in the middle of a shard.
 real = forward.measure_batch
@@ -36,9 +36,9 @@ forward.measure_batch = slow
 SLOW_RUN = f"""{SLOW_BATCHES}
 import sys
 from pathlib import Path
-from curation_assets.instance import open_instance
-from curation_assets.main_job import MainJob
-from curation_assets.workspace import Workspace
+from curation_assets.defs.instance import open_instance
+from curation_assets.defs.main_job import MainJob
+from curation_assets.workspace.workspace import Workspace
 
 workspace = Workspace.load(Path(sys.argv[1]))
 with open_instance(workspace) as instance:

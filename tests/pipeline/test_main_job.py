@@ -12,14 +12,14 @@ import polars as pl
 import pytest
 
 from curation_assets import tables
-from curation_assets.automation import CORPUS_KEYS
-from curation_assets.main_job import MainJob
-from curation_assets.settings import Settings
+from curation_assets.config.settings import Settings
+from curation_assets.defs.automation import CORPUS_KEYS
+from curation_assets.defs.main_job import MainJob
 from curation_assets.subsets.select import SelectionError, select
-from curation_assets.workspace import Workspace
-from resources.landing import UNREADABLE, FolderLanding, LandingError
-from resources.model_files import ModelError
-from resources.warehouse import DAMAGED
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.models.model_files import ModelError
+from curation_resources.storage.landing import UNREADABLE, FolderLanding, LandingError
+from curation_resources.storage.warehouse import DAMAGED
 from tests.models import write_tiny_model
 from tests.pipeline.workspaces import (
     arrive,

@@ -14,8 +14,8 @@ from curation_assets import tables
 from curation_assets.releases.reproduce import reproduce
 from curation_assets.subsets import select as selecting
 from curation_assets.subsets.select import SelectionError, select, survey, write_subset
-from curation_assets.workspace import Workspace, cache_folder
-from resources.table_writer import TableWriter
+from curation_assets.workspace.workspace import Workspace, cache_folder
+from curation_resources.storage.table_writer import TableWriter
 from tests.pipeline.workspaces import make_workspace, release_subset, rows, run, stored
 
 FILTERS = "filters: {repetition: {paper: true}}"

@@ -4,7 +4,7 @@ from typing import Any
 
 import dagster as dg
 
-from curation_assets.asset_metadata import tell_partitions
+from curation_assets.defs.asset_metadata import tell_partitions
 
 PARTITIONS = dg.DynamicPartitionsDefinition(name="parts")
 KEYS = [f"part-{number}" for number in range(6)]

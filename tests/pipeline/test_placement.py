@@ -10,11 +10,11 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from curation_assets.config_file import ConfigError, parse_settings
+from curation_assets.config.config_file import ConfigError, parse_settings
 from curation_assets.definitions import build_definitions
-from curation_assets.partitions import STAGE_TAG
-from curation_assets.placement import device_keys, placed, run_tags
-from curation_assets.workspace import Workspace
+from curation_assets.defs.partitions import STAGE_TAG
+from curation_assets.defs.placement import device_keys, placed, run_tags
+from curation_assets.workspace.workspace import Workspace
 from tests.pipeline.daemon import Daemon
 from tests.pipeline.workspaces import make_workspace, rows, write_shard
 from tests.test_definitions import definitions

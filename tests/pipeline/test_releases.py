@@ -13,7 +13,7 @@ from curation_assets import tables
 from curation_assets.releases import build
 from curation_assets.releases.build import broken_files, make_release, next_release, read_release
 from curation_assets.releases.data import ReleaseError
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
 from tests.pipeline.workspaces import (
     content_digest,
     landed,

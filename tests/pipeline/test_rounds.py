@@ -12,14 +12,14 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
-from curation_assets.checkpoints.warmup import warmup_checkpoint
-from curation_assets.cost.plan import make_plan
+from curation_assets.config.settings import Settings
 from curation_assets.definitions import build_definitions
-from curation_assets.main_job import MainJob
-from curation_assets.settings import Settings
-from curation_assets.workspace import Workspace
-from resources.scoring.samples import Sample
-from resources.trainer import TrainingSpec, train
+from curation_assets.defs.main_job import MainJob
+from curation_assets.operations.plan import make_plan
+from curation_assets.signals.warmup import warmup_checkpoint
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.scoring.samples import Sample
+from curation_resources.training.trainer import TrainingSpec, train
 from tests.pipeline.workspaces import instance_of, make_workspace, rows, run
 
 CONFIG = """\

@@ -13,20 +13,20 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from curation_assets import tables
-from curation_assets.cost.plan import make_plan
-from curation_assets.doctor import examine
-from curation_assets.dry_look import dry_look
-from curation_assets.init_config import InitError, write_config
-from curation_assets.main_job import MainJob
+from curation_assets.defs.dry_look import dry_look
+from curation_assets.defs.main_job import MainJob
+from curation_assets.operations.doctor import examine
+from curation_assets.operations.init_config import InitError, write_config
+from curation_assets.operations.plan import make_plan
 from curation_assets.releases.build import broken_files, make_release, read_release
 from curation_assets.signals.store import signal_dir
-from curation_assets.stored_tables import read_stored
+from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.subsets.what_if import what_if
-from curation_assets.workspace import Workspace
-from resources.landing import LandingError
-from resources.s3 import S3Storage
-from resources.s3_landing import S3Landing
-from resources.warehouse import WarehouseError
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.storage.landing import LandingError
+from curation_resources.storage.s3 import S3Storage
+from curation_resources.storage.s3_landing import S3Landing
+from curation_resources.storage.warehouse import WarehouseError
 from tests.pipeline.test_images import png, trace
 from tests.pipeline.workspaces import arrive, instance_of, landed, make_workspace, rows, run, use_bucket, write_shard
 

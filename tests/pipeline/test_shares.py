@@ -12,12 +12,12 @@ import pytest
 from polars.testing import assert_frame_equal
 from typer.testing import CliRunner
 
-from curation_assets.cli import app
-from curation_assets.main_job import MainJob
-from curation_assets.sections import SignalName
-from curation_assets.signals.share import Share, measure_share
+from curation_assets.cli.app import app
+from curation_assets.defs.main_job import MainJob
+from curation_assets.operations.share import Share, measure_share
 from curation_assets.signals.store import MeasuringError
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.sections import SignalName
 from tests.pipeline.test_interruptions import SLOW_BATCHES, parts, stored_ids
 from tests.pipeline.workspaces import arrive, instance_of, make_workspace, rows, run, signal_rows, subset_ids
 
@@ -25,7 +25,7 @@ SIGNALS: tuple[SignalName, ...] = ("step_gradients", "likelihoods")
 SHARDS = {"a.jsonl": rows(17), "b.jsonl": rows(9, start=30), "c.jsonl": rows(3, start=60)}
 
 SLOW_SHARE = f"""{SLOW_BATCHES}
-from curation_assets.cli import app
+from curation_assets.cli.app import app
 app()
 """
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curation_assets.cost.plan import make_plan
-from curation_assets.workspace import Workspace
+from curation_assets.operations.plan import make_plan
+from curation_assets.workspace.workspace import Workspace
 from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, signal_rows, subset_ids
 
 SCORES = """\

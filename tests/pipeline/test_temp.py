@@ -13,21 +13,21 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
-from curation_assets.checkpoints.warmup import warmup_checkpoint
-from curation_assets.cost.plan import make_plan
-from curation_assets.fingerprints import sigma_of, sigma_path, signal_fingerprint
-from curation_assets.housekeeping.gc import look
-from curation_assets.housekeeping.measurements import export_measurements, import_measurements
-from curation_assets.main_job import MainJob
-from curation_assets.scores.registry import method_of
-from curation_assets.settings import Settings
-from curation_assets.stored_tables import read_stored
+from curation_assets.config.settings import Settings
+from curation_assets.defs.main_job import MainJob
+from curation_assets.methods.registry import method_of
+from curation_assets.operations.gc import look
+from curation_assets.operations.plan import make_plan
+from curation_assets.operations.transfer import export_measurements, import_measurements
+from curation_assets.signals.warmup import warmup_checkpoint
+from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.subsets.temp import losses_of, temp
-from curation_assets.workspace import Workspace
-from resources.scoring.perturbed import make_perturbed_pass
-from resources.scoring.perturbed_samples import PerturbedRequest
-from resources.scoring.samples import Sample, Segment
-from resources.scoring.spec import PassSpec, PerturbedSpec
+from curation_assets.workspace.fingerprints import sigma_of, sigma_path, signal_fingerprint
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.scoring.perturbed import make_perturbed_pass
+from curation_resources.scoring.perturbed_samples import PerturbedRequest
+from curation_resources.scoring.samples import Sample, Segment
+from curation_resources.scoring.spec import PassSpec, PerturbedSpec
 from tests.pipeline.workspaces import (
     instance_of,
     make_workspace,

@@ -13,25 +13,25 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from curation_assets.checkpoint_settings import Warmup
-from curation_assets.checkpoints.warmup import warmup_checkpoint
+from curation_assets.config.checkpoint_settings import Warmup
 from curation_assets.corpus.ingest import present_shards
-from curation_assets.cost.plan import make_plan
-from curation_assets.samples import samples_of
-from curation_assets.scores.registry import method_of
-from curation_assets.sections import SignalName
+from curation_assets.corpus.samples import samples_of
+from curation_assets.methods.registry import method_of
+from curation_assets.operations.plan import make_plan
 from curation_assets.signals.measure import read_shard_samples
 from curation_assets.signals.scorers import model_scorer
-from curation_assets.stored_tables import read_stored
+from curation_assets.signals.warmup import warmup_checkpoint
 from curation_assets.subsets.s2l import s2l
-from curation_assets.workspace import Workspace
-from resources import trajectory
-from resources.scorer import Scorer
-from resources.scoring.encoding import Encoder
-from resources.scoring.loading import encoding_parts
-from resources.scoring.samples import Request, Sample
-from resources.scoring.spec import PassSpec
-from resources.trainer import step_folder
+from curation_assets.subsets.stored_tables import read_stored
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.models.scorer import Scorer
+from curation_resources.scoring.encoding import Encoder
+from curation_resources.scoring.loading import encoding_parts
+from curation_resources.scoring.samples import Request, Sample
+from curation_resources.scoring.spec import PassSpec
+from curation_resources.sections import SignalName
+from curation_resources.training import trajectory
+from curation_resources.training.trainer import step_folder
 from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, signal_rows, subset_ids, write_shard
 
 SHARDS = {"a.jsonl": rows(9), "b.jsonl": rows(8, start=40)}

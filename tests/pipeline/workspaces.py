@@ -18,14 +18,14 @@ import dagster as dg
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.main_job import MainJob, RunSummary
+from curation_assets.defs.main_job import MainJob, RunSummary
 from curation_assets.releases.build import Release
-from curation_assets.sections import SignalName
 from curation_assets.signals.catalog import SIGNALS
-from curation_assets.stored_tables import read_stored
-from curation_assets.workspace import Workspace
-from resources.digests import digest
-from resources.s3_landing import S3Landing
+from curation_assets.subsets.stored_tables import read_stored
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.sections import SignalName
+from curation_resources.storage.digests import digest
+from curation_resources.storage.s3_landing import S3Landing
 
 OTHER_PASSES = (
     "text_embeddings",

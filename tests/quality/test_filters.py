@@ -11,18 +11,18 @@ import polars as pl
 import pytest
 
 from curation_assets import tables
-from curation_assets.automation import scoring_requests
-from curation_assets.checkpoints.warmup import trainable_rows
-from curation_assets.config_file import ConfigError
-from curation_assets.corpus_settings import CorpusFilters
+from curation_assets.config.config_file import ConfigError
+from curation_assets.config.corpus_settings import CorpusFilters
 from curation_assets.definitions import build_definitions
+from curation_assets.defs.automation import scoring_requests
 from curation_assets.quality import checks
 from curation_assets.quality.checks import QualityError, checks_key
 from curation_assets.quality.filtered_pool import apply, by_benchmark, pool_due, quality_due, without_filtered
-from curation_assets.stored_tables import read_stored
+from curation_assets.signals.warmup import trainable_rows
 from curation_assets.subsets.select import select
+from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.subsets.what_if import what_if
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
 from tests.pipeline.workspaces import instance_of, make_workspace, rows, run, write_shard
 
 KNOWN = "If Anna buys seven red apples and gives three of them to her brother, how many are left for her?"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from curation_assets.cli import app
-from curation_assets.workspace import Workspace
+from curation_assets.cli.app import app
+from curation_assets.workspace.workspace import Workspace
 from tests.pipeline.workspaces import make_workspace, release_folder, rows, run
 
 

@@ -19,22 +19,14 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-from curation_assets.cli import app
+from curation_assets.cli.app import app
 from curation_assets.releases import data
 from curation_assets.releases.card import license_of
 from curation_assets.releases.changes import changed_settings, changes_of
 from curation_assets.releases.data import write_parquet
 from curation_assets.releases.manifest_schema import manifest_schema
-from curation_assets.workspace import Workspace
-from tests.pipeline.workspaces import (
-    landed,
-    make_workspace,
-    release_folder,
-    release_subset,
-    rows,
-    run,
-    write_shard,
-)
+from curation_assets.workspace.workspace import Workspace
+from tests.pipeline.workspaces import landed, make_workspace, release_folder, release_subset, rows, run, write_shard
 
 READ_CROISSANT = """
 import json, sys

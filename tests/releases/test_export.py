@@ -16,14 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from curation_assets import command
-from curation_assets.cli import app
+from curation_assets.cli import command
+from curation_assets.cli.app import app
 from curation_assets.releases.export import ExportError, export_release, token_weights
-from curation_assets.releases.files import DATA_PARQUET
+from curation_assets.releases.file_names import DATA_PARQUET
 from curation_assets.releases.formats import FORMATS, NAMES, step_parts
-from curation_assets.stored_tables import read_stored
-from curation_assets.workspace import Workspace
-from resources.storage import FolderStorage
+from curation_assets.subsets.stored_tables import read_stored
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.storage.files import FolderStorage
 from tests.pipeline.workspaces import make_workspace, release_folder, release_subset, rows, run
 
 BY_ENTROPY = """\

@@ -9,12 +9,12 @@ import pytest
 from huggingface_hub import HfApi
 from typer.testing import CliRunner
 
-from curation_assets.cli import app
+from curation_assets.cli.app import app
 from curation_assets.releases.export import release_frame
 from curation_assets.releases.push import PushError, hub_repository, pack, push_to_hub, push_to_storage
 from curation_assets.releases.verify import verify_release
-from curation_assets.workspace import Workspace
-from resources.storage import FolderStorage
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.storage.files import FolderStorage
 from tests.pipeline.workspaces import make_workspace, release_folder, release_subset, rows, run
 from tests.releases.hub_server import Hub, hub_server
 

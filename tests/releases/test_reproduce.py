@@ -8,19 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from curation_assets.cli import app
-from curation_assets.housekeeping.purge import purge
-from curation_assets.stored_tables import read_stored
-from curation_assets.workspace import Workspace
-from tests.pipeline.workspaces import (
-    landed,
-    make_workspace,
-    release_folder,
-    release_subset,
-    rows,
-    run,
-    write_shard,
-)
+from curation_assets.cli.app import app
+from curation_assets.operations.purge import purge
+from curation_assets.subsets.stored_tables import read_stored
+from curation_assets.workspace.workspace import Workspace
+from tests.pipeline.workspaces import landed, make_workspace, release_folder, release_subset, rows, run, write_shard
 
 
 @pytest.fixture

@@ -13,17 +13,9 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from curation_assets.cli import app
-from curation_assets.workspace import Workspace
-from tests.pipeline.workspaces import (
-    landed,
-    make_workspace,
-    release_folder,
-    release_subset,
-    rows,
-    run,
-    write_shard,
-)
+from curation_assets.cli.app import app
+from curation_assets.workspace.workspace import Workspace
+from tests.pipeline.workspaces import landed, make_workspace, release_folder, release_subset, rows, run, write_shard
 
 DATA = "data/train.parquet"
 

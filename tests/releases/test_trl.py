@@ -10,7 +10,7 @@ import datasets  # type: ignore[import-untyped]
 import pytest
 
 from curation_assets.releases.export import export_release
-from resources.storage import FolderStorage
+from curation_resources.storage.files import FolderStorage
 from tests.pipeline.workspaces import make_workspace, release_folder, release_subset, rows, run
 
 IGNORED = -100

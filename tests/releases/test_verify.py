@@ -12,13 +12,13 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from curation_assets import command
-from curation_assets.cli import app
+from curation_assets.cli import command
+from curation_assets.cli.app import app
 from curation_assets.releases.data import ReleaseError
-from curation_assets.releases.files import CARD, CHECKSUMS, DATA_JSONL, DATA_PARQUET, MANIFEST, PROVENANCE
+from curation_assets.releases.file_names import CARD, CHECKSUMS, DATA_JSONL, DATA_PARQUET, MANIFEST, PROVENANCE
 from curation_assets.releases.verify import verify_release
-from curation_assets.workspace import Workspace
-from resources.storage import FolderStorage
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.storage.files import FolderStorage
 from tests.pipeline.workspaces import make_workspace, release_folder, release_subset, rows, run
 
 PICTURE = b"\x89PNG one"

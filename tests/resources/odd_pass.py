@@ -7,12 +7,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from resources.scoring.errors import ScoringError
-from resources.scoring.samples import Request, Sample, SampleSignals
-from resources.scoring.spec import PassSpec
+from curation_resources.scoring.errors import ScoringError
+from curation_resources.scoring.samples import Request, Sample, SampleSignals
+from curation_resources.scoring.spec import PassSpec
 
 if TYPE_CHECKING:
-    from resources.scoring.forward import ForwardPass
+    from curation_resources.scoring.forward import ForwardPass
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Plain:
 
 
 def make_plain(spec: PassSpec, device: str) -> Plain:
-    from resources.scoring.devices import make_pass
+    from curation_resources.scoring.devices import make_pass
 
     return Plain(make_pass(spec, device))
 

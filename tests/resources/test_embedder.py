@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from curation_assets.fingerprints import signal_fingerprint
-from curation_assets.settings import Settings
-from curation_assets.stored_tables import read_stored
-from curation_assets.workspace import Workspace
-from resources.embedder import EmbeddingPass, describe_text, prompt_of, text_limits
-from resources.model_files import ModelError
-from resources.scoring.samples import Request, Sample, SampleSignals
-from resources.scoring.spec import PassSpec
+from curation_assets.config.settings import Settings
+from curation_assets.subsets.stored_tables import read_stored
+from curation_assets.workspace.fingerprints import signal_fingerprint
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.models.embedder import EmbeddingPass, describe_text, prompt_of, text_limits
+from curation_resources.models.model_files import ModelError
+from curation_resources.scoring.samples import Request, Sample, SampleSignals
+from curation_resources.scoring.spec import PassSpec
 from tests.pipeline.workspaces import rows, run, write_shard
 
 TEXT = Request(embeddings=frozenset({"text"}))

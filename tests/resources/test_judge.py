@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation_assets.config_file import ConfigError
-from curation_assets.cost.plan import make_plan
-from curation_assets.housekeeping.purge import purge
-from curation_assets.stored_tables import read_stored
-from curation_assets.workspace import Workspace
-from resources.judge import JudgeError, JudgeScorer, JudgeSpec, parse, spec_facts
-from resources.scoring.samples import Request, Sample, SampleSignals
+from curation_assets.config.config_file import ConfigError
+from curation_assets.operations.plan import make_plan
+from curation_assets.operations.purge import purge
+from curation_assets.subsets.stored_tables import read_stored
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.models.judge import JudgeError, JudgeScorer, JudgeSpec, parse, spec_facts
+from curation_resources.scoring.samples import Request, Sample, SampleSignals
 from tests.pipeline.workspaces import rows, run, write_shard
 from tests.resources.judge_server import Answer, JudgeServer, completion, judge_server
 
@@ -286,7 +286,7 @@ engine: {{device: cpu}}
 
 
 def test_the_whole_path(server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curation_assets.fingerprints.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("curation_assets.workspace.fingerprints.cache_folder", lambda: tmp_path / "cache")
 
     def answer(question: str) -> Answer:
         return said(question) if "difficult" not in question else completion(str(len(question) % 10 + 1))
@@ -314,7 +314,7 @@ def test_the_whole_path(server: JudgeServer, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_purge_forgets_what_was_replied(server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curation_assets.fingerprints.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("curation_assets.workspace.fingerprints.cache_folder", lambda: tmp_path / "cache")
     config = tmp_path / "curation.yaml"
     config.write_text(CONFIG.format(url=server.url))
     write_shard(tmp_path / "landing" / "a.jsonl", rows(4))
@@ -331,7 +331,7 @@ def test_a_purge_forgets_what_was_replied(server: JudgeServer, tmp_path: Path, m
 def test_what_was_refused_is_asked_again_when_that_is_asked_for(
     server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("curation_assets.fingerprints.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("curation_assets.workspace.fingerprints.cache_folder", lambda: tmp_path / "cache")
     server.answer = lambda question: (400, {}, b"no") if "from 3" in question else completion("7" + TAGS)
     config = tmp_path / "curation.yaml"
     config.write_text(CONFIG.format(url=server.url))

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from resources.digests import DigestCache
-from resources.model_files import (
+from curation_resources.models.model_files import (
     INDEX_FILE,
     ModelError,
     adapter_digest,
@@ -24,6 +23,7 @@ from resources.model_files import (
     tokenizer_digest,
     weights_digest,
 )
+from curation_resources.storage.digests import DigestCache
 
 
 @pytest.fixture
@@ -121,8 +121,8 @@ def test_a_language_model_is_no_reward_model(model: Path) -> None:
 def test_checks_and_hashes_load_no_model(model: Path) -> None:
     """The code server asks for fingerprints every half minute."""
     code = (
-        "import sys; from pathlib import Path; from resources.digests import DigestCache\n"
-        "from resources.model_files import *\n"
+        "import sys; from pathlib import Path; from curation_resources.storage.digests import DigestCache\n"
+        "from curation_resources.models.model_files import *\n"
         "folder = resolve_model(sys.argv[1], None, Path()); check_model_folder(folder)\n"
         "weights_digest(folder, DigestCache()); tokenizer_digest(folder, DigestCache())\n"
         "assert not {'torch', 'transformers', 'safetensors', 'huggingface_hub'} & set(sys.modules)"

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from resources import ray_engine
-from resources.ray_engine import RayError, RayGroup, RayOptions, RayPool
-from resources.scoring.devices import make_pass
-from resources.scoring.errors import ScoringError
-from resources.scoring.samples import Sample, SampleSignals
-from resources.scoring.spec import PassSpec
-from resources.scoring.units import Source, work_of
+from curation_resources.models import ray_engine
+from curation_resources.models.ray_engine import RayError, RayGroup, RayOptions, RayPool
+from curation_resources.scoring.devices import make_pass
+from curation_resources.scoring.errors import ScoringError
+from curation_resources.scoring.samples import Sample, SampleSignals
+from curation_resources.scoring.spec import PassSpec
+from curation_resources.scoring.units import Source, work_of
 from tests.resources.odd_pass import make_odd, make_plain
 from tests.scoring.cases import ALL_SIGNALS, assert_same_signals, random_samples
 
@@ -138,8 +138,8 @@ import logging, sys
 import ray
 from ray.cluster_utils import Cluster
 from resources import ray_engine
-from resources.ray_engine import RayGroup, RayOptions, RayPool
-from resources.scoring.units import Source
+from curation_resources.models.ray_engine import RayGroup, RayOptions, RayPool
+from curation_resources.scoring.units import Source
 from tests.resources.odd_pass import make_slow
 
 logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s")

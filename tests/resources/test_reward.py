@@ -15,14 +15,14 @@ from transformers import (
     Qwen2ForSequenceClassification,
 )
 
-from curation_assets.cost.plan import make_plan
-from curation_assets.stored_tables import read_stored
-from curation_assets.workspace import Workspace
-from resources.reward import RewardError, RewardPass, conversation_ids
-from resources.scoring.forward import OutOfMemoryError
-from resources.scoring.samples import Request, Sample, SampleSignals
-from resources.scoring.spec import PassSpec
-from resources.scoring.whole import LoadingError
+from curation_assets.operations.plan import make_plan
+from curation_assets.subsets.stored_tables import read_stored
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.models.reward import RewardError, RewardPass, conversation_ids
+from curation_resources.scoring.complete_weights import LoadingError
+from curation_resources.scoring.forward import OutOfMemoryError
+from curation_resources.scoring.samples import Request, Sample, SampleSignals
+from curation_resources.scoring.spec import PassSpec
 from tests.models import CHAT_TEMPLATE, byte_tokenizer, write_tiny_model
 from tests.pipeline.workspaces import rows, run, write_shard
 

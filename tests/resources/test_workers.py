@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from resources.workers import worker_processes
+from curation_resources.workers import worker_processes
 
 _given: list[str] = []
 
@@ -84,7 +84,7 @@ def test_a_worker_that_dies_is_an_error() -> None:
 def test_workers_of_a_killed_process_end(tmp_path: Path) -> None:
     script = (
         "from tests.resources.test_workers import note_and_sleep, prepare\n"
-        "from resources.workers import worker_processes\n"
+        "from curation_resources.workers import worker_processes\n"
         "with worker_processes(2, prepare, ('',)) as executor:\n"
         f"    list(executor.map(note_and_sleep, [{str(tmp_path)!r}] * 2))\n"
     )

@@ -1,1 +1,1 @@
-"""Tests of `resources.scoring`: fast paths against slow, obvious twins."""
+"""Tests of `curation_resources.scoring`: fast paths against slow, obvious twins."""

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resources.scoring.labels import segment_order
-from resources.scoring.loading import Checkpoint
-from resources.scoring.samples import ANSWER, Encoded, PrefixWindows, Request, Sample, SampleSignals, Segment
+from curation_resources.scoring.labels import segment_order
+from curation_resources.scoring.loading import Checkpoint
+from curation_resources.scoring.samples import ANSWER, Encoded, PrefixWindows, Request, Sample, SampleSignals, Segment
 
 ALL_SIGNALS = Request(
     step_gradients="bias",

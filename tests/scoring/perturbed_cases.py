@@ -10,9 +10,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from resources.scoring.loading import Checkpoint, load_checkpoint
-from resources.scoring.noise import Noise, draw
-from resources.scoring.samples import Encoded, PrefixWindows
+from curation_resources.scoring.loading import Checkpoint, load_checkpoint
+from curation_resources.scoring.noise import Noise, draw
+from curation_resources.scoring.samples import Encoded, PrefixWindows
 from tests.models import byte_tokenizer, write_tiny_model
 from tests.scoring.cases import naive_prefix_losses
 from tests.scoring.test_prefixes import slow_losses

@@ -21,10 +21,10 @@ class Blocked:
 
 sys.meta_path.insert(0, Blocked())
 from pathlib import Path
-from resources.scoring.encoding import Encoder
-from resources.scoring.forward import ForwardPass
-from resources.scoring.loading import load_checkpoint
-from resources.scoring.samples import Request, Sample, Segment
+from curation_resources.scoring.encoding import Encoder
+from curation_resources.scoring.forward import ForwardPass
+from curation_resources.scoring.loading import load_checkpoint
+from curation_resources.scoring.samples import Request, Sample, Segment
 
 checkpoint = load_checkpoint(Path(sys.argv[1]), device="cpu")
 encoder = Encoder(checkpoint.tokenizer, "auto", checkpoint.max_length)
@@ -35,10 +35,10 @@ request = Request(step_gradients="bias", likelihoods=True, segment_likelihoods=T
 assert result.step_gradients is not None and len(result.step_gradients.gram) == 3
 assert result.likelihoods is not None and len(result.segment_nll) == 2 and len(result.embeddings) == 1
 
-from resources.scoring.perturbed import make_perturbed_pass
-from resources.scoring.perturbed_samples import PerturbedRequest
-from resources.scoring.sigma import find_sigma
-from resources.scoring.spec import PassSpec, PerturbedSpec
+from curation_resources.scoring.perturbed import make_perturbed_pass
+from curation_resources.scoring.perturbed_samples import PerturbedRequest
+from curation_resources.scoring.sigma import find_sigma
+from curation_resources.scoring.spec import PassSpec, PerturbedSpec
 
 perturbed = make_perturbed_pass(PerturbedSpec(PassSpec(Path(sys.argv[1])), Path(sys.argv[2])), "cpu")
 sigma = find_sigma(perturbed, [sample]).sigma

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from resources.scoring import devices, units
-from resources.scoring.devices import DeviceGroup, WorkerError, devices_of, make_pass
-from resources.scoring.errors import ScoringError
-from resources.scoring.samples import SampleSignals
-from resources.scoring.spec import PassSpec
-from resources.scoring.whole import LoadingError
+from curation_resources.scoring import devices, units
+from curation_resources.scoring.complete_weights import LoadingError
+from curation_resources.scoring.devices import DeviceGroup, WorkerError, devices_of, make_pass
+from curation_resources.scoring.errors import ScoringError
+from curation_resources.scoring.samples import SampleSignals
+from curation_resources.scoring.spec import PassSpec
 from tests.scoring.cases import ALL_SIGNALS, assert_same_signals, random_samples
 
 
@@ -104,8 +104,8 @@ def test_stopping_early_ends_the_workers(tiny_model: Path) -> None:
 ORPHANS = """
 import sys, time
 from pathlib import Path
-from resources.scoring import devices, units
-from resources.scoring.spec import PassSpec
+from curation_resources.scoring import devices, units
+from curation_resources.scoring.spec import PassSpec
 from tests.scoring.cases import ALL_SIGNALS, random_samples
 
 if __name__ == "__main__":

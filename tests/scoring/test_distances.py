@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from resources.scoring.distances import ELSEWHERE, by_layer, distances, total
-from resources.scoring.endpoints import EndpointError, direction_to
-from resources.trainer import TrainingSpec, train
-from resources.training.recipe import Recipe
+from curation_resources.scoring.distances import ELSEWHERE, by_layer, distances, total
+from curation_resources.scoring.endpoints import EndpointError, direction_to
+from curation_resources.training.recipe import Recipe
+from curation_resources.training.trainer import TrainingSpec, train
 from tests.scoring.cases import random_samples
 
 

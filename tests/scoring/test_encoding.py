@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resources.scoring.batching import plan_batches
-from resources.scoring.encoding import Encoder, EncodingError, anchors_of, segment_of_anchors
-from resources.scoring.samples import Sample, Segment
+from curation_resources.scoring.batching import plan_batches
+from curation_resources.scoring.encoding import Encoder, EncodingError, anchors_of, segment_of_anchors
+from curation_resources.scoring.samples import Sample, Segment
 from tests.benchmarks.common import padding_fraction
 from tests.models import byte_tokenizer
 from tests.scoring.cases import make_sample

@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from resources.scoring.endpoints import EndpointError, direction_to
+from curation_resources.scoring.endpoints import EndpointError, direction_to
 from tests.models import write_tiny_gemma3, write_tiny_llava, write_tiny_model
 from tests.scoring.perturbed_cases import (
     change_weights,

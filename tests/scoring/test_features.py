@@ -17,20 +17,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from resources.scoring.encoding import Encoder
-from resources.scoring.factors import GradientError
-from resources.scoring.features import BETA1, BETA2, EPSILON, Sketch, quantised
-from resources.scoring.forward import ForwardPass
-from resources.scoring.gradient_pass import GradientPass
-from resources.scoring.gradient_spec import OPTIMIZER, FeatureError, FeatureSpec, GradientWeights
-from resources.scoring.head import StreamedHead
-from resources.scoring.labels import segment_order
-from resources.scoring.loading import Checkpoint, load_checkpoint
-from resources.scoring.measurements import GradientFeatures
-from resources.scoring.measuring import describe
-from resources.scoring.rademacher import Projection, signs
-from resources.scoring.samples import Encoded, Request
-from resources.scoring.trained_matrices import linear_layers, trained_matrices
+from curation_resources.scoring.encoding import Encoder
+from curation_resources.scoring.factors import GradientError
+from curation_resources.scoring.features import BETA1, BETA2, EPSILON, Sketch, quantised
+from curation_resources.scoring.forward import ForwardPass
+from curation_resources.scoring.gradient_pass import GradientPass
+from curation_resources.scoring.gradient_spec import OPTIMIZER, FeatureError, FeatureSpec, GradientWeights
+from curation_resources.scoring.head import StreamedHead
+from curation_resources.scoring.labels import segment_order
+from curation_resources.scoring.loading import Checkpoint, load_checkpoint
+from curation_resources.scoring.measuring import describe
+from curation_resources.scoring.rademacher import Projection, signs
+from curation_resources.scoring.results import GradientFeatures
+from curation_resources.scoring.samples import Encoded, Request
+from curation_resources.scoring.trained_matrices import linear_layers, trained_matrices
 from tests.models import write_tiny_model
 from tests.scoring.cases import make_sample, packed, random_samples
 from tests.scoring.test_spectra import FAMILIES, encoded_samples, made
@@ -306,7 +306,7 @@ def test_dot_products_are_kept_on_average() -> None:
     """Over many seeds the sketch's dot product comes to the exact one, also where blocks fall on one another."""
     torch.manual_seed(0)
     shapes = [(12, 9), (7, 12), (10, 4)]
-    from resources.scoring.trained_matrices import Matrix
+    from curation_resources.scoring.trained_matrices import Matrix
 
     matrices = [Matrix(f"m{number}.weight", f"m{number}", shape) for number, shape in enumerate(shapes)]
     one = {matrix.name: torch.randn(matrix.shape, dtype=torch.float64) for matrix in matrices}

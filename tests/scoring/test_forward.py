@@ -14,13 +14,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resources.scoring import ahead, measuring
-from resources.scoring.collating import collate
-from resources.scoring.encoding import Encoder
-from resources.scoring.forward import ForwardPass, OutOfMemoryError
-from resources.scoring.head import Head, StreamedHead
-from resources.scoring.loading import Checkpoint, load_checkpoint
-from resources.scoring.samples import Encoded, PrefixWindows, Request, Sample, SampleSignals, Segment
+from curation_resources.scoring import measuring
+from curation_resources.scoring import prefetch as ahead
+from curation_resources.scoring.collating import collate
+from curation_resources.scoring.encoding import Encoder
+from curation_resources.scoring.forward import ForwardPass, OutOfMemoryError
+from curation_resources.scoring.head import Head, StreamedHead
+from curation_resources.scoring.loading import Checkpoint, load_checkpoint
+from curation_resources.scoring.samples import Encoded, PrefixWindows, Request, Sample, SampleSignals, Segment
 from tests.scoring.cases import (
     ALL_SIGNALS,
     assert_same_signals,

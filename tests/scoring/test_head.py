@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from resources.scoring import head as head_module
-from resources.scoring.head import Head, StreamedHead, TokenStatistics, _pieces, _two_largest, times_head
+from curation_resources.scoring import head as head_module
+from curation_resources.scoring.head import Head, StreamedHead, TokenStatistics, _pieces, _two_largest, times_head
 
 HEADS = {
     "plain": (1.0, None, False),

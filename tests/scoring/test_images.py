@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resources.scoring import images
-from resources.scoring.images import ImageError, ImageLimits, is_public_address, open_image
-from resources.scoring.samples import UNRUNNABLE, ImageFile, ImageSource
+from curation_resources.scoring import images
+from curation_resources.scoring.images import ImageError, ImageLimits, is_public_address, open_image
+from curation_resources.scoring.samples import UNRUNNABLE, ImageFile, ImageSource
 
 LIMITS = ImageLimits()
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 import transformers
 
-from resources.scoring import loading
-from resources.scoring.encoding import Encoder
-from resources.scoring.forward import ForwardPass
-from resources.scoring.head import Head
-from resources.scoring.labels import segment_order
-from resources.scoring.loading import load_checkpoint, pick_attention
-from resources.scoring.samples import Encoded, Request
-from resources.scoring.whole import LoadingError
+from curation_resources.scoring import loading
+from curation_resources.scoring.complete_weights import LoadingError
+from curation_resources.scoring.encoding import Encoder
+from curation_resources.scoring.forward import ForwardPass
+from curation_resources.scoring.head import Head
+from curation_resources.scoring.labels import segment_order
+from curation_resources.scoring.loading import load_checkpoint, pick_attention
+from curation_resources.scoring.samples import Encoded, Request
 from tests.models import byte_tokenizer, write_tiny_gemma3, write_tiny_llava, write_tiny_qwen3_vl
 from tests.scoring.cases import make_sample
 

@@ -8,7 +8,7 @@ from hashlib import blake2b
 import numpy as np
 import pytest
 
-from resources.scoring.noise import BLOCK, Noise, draw
+from curation_resources.scoring.noise import BLOCK, Noise, draw
 
 
 def slow_draw(seed: int, step: str, name: str, count: int) -> list[float]:

@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from resources.scoring import ahead, loading, perturbed
-from resources.scoring.encoding import Encoder
-from resources.scoring.forward import ForwardPass
-from resources.scoring.perturbed import PerturbedGroup, PerturbedPass, make_perturbed_pass
-from resources.scoring.perturbed_samples import PerturbedRequest, PerturbedSignals
-from resources.scoring.perturbing import PerturbationError, step_sizes
-from resources.scoring.samples import Encoded, PrefixWindows, Sample, Segment
-from resources.scoring.spec import SOURCE_RADII, PassSpec, PerturbedSpec
+from curation_resources.scoring import loading, perturbed
+from curation_resources.scoring import prefetch as ahead
+from curation_resources.scoring.encoding import Encoder
+from curation_resources.scoring.forward import ForwardPass
+from curation_resources.scoring.perturbed import PerturbedGroup, PerturbedPass, make_perturbed_pass
+from curation_resources.scoring.perturbed_samples import PerturbedRequest, PerturbedSignals
+from curation_resources.scoring.perturbing import PerturbationError, step_sizes
+from curation_resources.scoring.samples import Encoded, PrefixWindows, Sample, Segment
+from curation_resources.scoring.spec import SOURCE_RADII, PassSpec, PerturbedSpec
 from tests.models import write_tiny_qwen3_vl
 from tests.scoring.cases import make_sample, random_samples
 from tests.scoring.perturbed_cases import (
@@ -229,9 +230,9 @@ def test_losses_that_are_not_finite_are_flagged_and_the_others_stay(
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from resources.scoring.perturbed import make_perturbed_pass
-from resources.scoring.perturbed_samples import PerturbedRequest
-from resources.scoring.spec import PassSpec, PerturbedSpec
+from curation_resources.scoring.perturbed import make_perturbed_pass
+from curation_resources.scoring.perturbed_samples import PerturbedRequest
+from curation_resources.scoring.spec import PassSpec, PerturbedSpec
 from tests.scoring.cases import random_samples
 
 base, endpoint, seed, dtype = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]

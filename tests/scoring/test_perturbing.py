@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from resources.scoring import perturbing
-from resources.scoring.endpoints import Direction, direction_to
-from resources.scoring.noise import BLOCK, Noise, draw
-from resources.scoring.perturbing import RANDOM_SIGMAS, RANDOM_STEPS, PerturbationError, Perturber, step_sizes
-from resources.scoring.spec import SOURCE_RADII
-from resources.scoring.weights import weights_of
+from curation_resources.scoring import perturbing
+from curation_resources.scoring.endpoints import Direction, direction_to
+from curation_resources.scoring.noise import BLOCK, Noise, draw
+from curation_resources.scoring.perturbing import RANDOM_SIGMAS, RANDOM_STEPS, PerturbationError, Perturber, step_sizes
+from curation_resources.scoring.spec import SOURCE_RADII
+from curation_resources.scoring.weights import weights_of
 from tests.scoring.perturbed_cases import (
     Weights,
     naive_path,

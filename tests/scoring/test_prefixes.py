@@ -12,14 +12,22 @@ import torch
 import transformers
 from torch.nn import functional as F
 
-from resources.scoring import measuring
-from resources.scoring.collating import collate
-from resources.scoring.encoding import Encoder
-from resources.scoring.forward import ForwardPass
-from resources.scoring.head import StreamedHead
-from resources.scoring.loading import Checkpoint, load_checkpoint
-from resources.scoring.prefixes import cut_to_windows, window_positions
-from resources.scoring.samples import Encoded, PrefixWindows, Request, Sample, SampleSignals, Segment, WindowError
+from curation_resources.scoring import measuring
+from curation_resources.scoring.collating import collate
+from curation_resources.scoring.encoding import Encoder
+from curation_resources.scoring.forward import ForwardPass
+from curation_resources.scoring.head import StreamedHead
+from curation_resources.scoring.loading import Checkpoint, load_checkpoint
+from curation_resources.scoring.prefixes import cut_to_windows, window_positions
+from curation_resources.scoring.samples import (
+    Encoded,
+    PrefixWindows,
+    Request,
+    Sample,
+    SampleSignals,
+    Segment,
+    WindowError,
+)
 from tests.models import write_tiny_gemma3, write_tiny_llava, write_tiny_qwen3_vl
 from tests.scoring.cases import ALL_SIGNALS, make_sample, naive_prefix_losses, random_samples
 from tests.scoring.test_images import picture

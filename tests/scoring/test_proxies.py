@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resources.scoring import proxies
-from resources.scoring.head import Head, StreamedHead
-from resources.scoring.proxies import gram_of_gradients, linear_gram, lm_head_gram, residual_products
+from curation_resources.scoring import proxies
+from curation_resources.scoring.head import Head, StreamedHead
+from curation_resources.scoring.proxies import gram_of_gradients, linear_gram, lm_head_gram, residual_products
 from tests.scoring.test_head import HEADS, gradients_of, make_head, rows_of, small_budget
 
 COUNTS = [8, 1, 11]

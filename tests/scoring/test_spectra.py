@@ -26,17 +26,17 @@ from transformers import (
     Qwen2MoeForCausalLM,
 )
 
-from resources.scoring.attention_layers import AttentionError
-from resources.scoring.encoding import Encoder
-from resources.scoring.factors import Taker, backward, reaches
-from resources.scoring.forward import ForwardPass
-from resources.scoring.gradient_pass import GradientPass
-from resources.scoring.head import StreamedHead
-from resources.scoring.loading import Checkpoint, load_checkpoint
-from resources.scoring.measuring import describe
-from resources.scoring.samples import Encoded, Request, Sample
-from resources.scoring.spec import PROJECTIONS
-from resources.scoring.spectra import Spectra, SpectraOfBatch, effective_rank
+from curation_resources.scoring.attention_layers import AttentionError
+from curation_resources.scoring.encoding import Encoder
+from curation_resources.scoring.factors import Taker, backward, reaches
+from curation_resources.scoring.forward import ForwardPass
+from curation_resources.scoring.gradient_pass import GradientPass
+from curation_resources.scoring.head import StreamedHead
+from curation_resources.scoring.loading import Checkpoint, load_checkpoint
+from curation_resources.scoring.measuring import describe
+from curation_resources.scoring.samples import Encoded, Request, Sample
+from curation_resources.scoring.spec import PROJECTIONS
+from curation_resources.scoring.spectra import Spectra, SpectraOfBatch, effective_rank
 from tests.models import byte_tokenizer, write_tiny_gemma3, write_tiny_llava, write_tiny_model, write_tiny_qwen3_vl
 from tests.scoring.cases import make_sample, random_samples
 

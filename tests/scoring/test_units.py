@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resources.scoring import units
-from resources.scoring.samples import ImageFile, Sample
-from resources.scoring.units import Source, Unit, UnitQueue, work_of
+from curation_resources.scoring import units
+from curation_resources.scoring.samples import ImageFile, Sample
+from curation_resources.scoring.units import Source, Unit, UnitQueue, work_of
 
 LENGTHS = st.lists(st.integers(0, 3_000), max_size=60)
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 import transformers
 
-from resources.scoring import vision
-from resources.scoring.collating import batch_key, collate
-from resources.scoring.encoding import Encoder
-from resources.scoring.forward import ForwardPass
-from resources.scoring.images import ImageLimits, open_image
-from resources.scoring.loading import Checkpoint, load_checkpoint
-from resources.scoring.samples import Encoded, ImageFile, ImageSource, Request, Sample
+from curation_resources.scoring import vision
+from curation_resources.scoring.collating import batch_key, collate
+from curation_resources.scoring.encoding import Encoder
+from curation_resources.scoring.forward import ForwardPass
+from curation_resources.scoring.images import ImageLimits, open_image
+from curation_resources.scoring.loading import Checkpoint, load_checkpoint
+from curation_resources.scoring.samples import Encoded, ImageFile, ImageSource, Request, Sample
 from tests.models import write_tiny_gemma3, write_tiny_llava, write_tiny_qwen3_vl
 from tests.scoring.cases import make_sample
 from tests.scoring.test_images import picture

@@ -12,7 +12,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
 from tests.pipeline.workspaces import write_shard
 
 HOSTILE: dict[str, str] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from curation_assets.config_file import LONGEST_FILE, ConfigError, parse_settings
+from curation_assets.config.config_file import LONGEST_FILE, ConfigError, parse_settings
 
 PATH = Path("curation.yaml")
 SOUND = "corpus: {landing: ./landing}\ntargets:\n  - {name: base, model: ./model, warmup: none}\n"

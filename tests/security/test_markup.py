@@ -17,15 +17,16 @@ import yaml  # type: ignore[import-untyped]
 from rich.console import Console
 from typer.testing import CliRunner
 
-from curation_assets import command, tables
-from curation_assets.cli import app
+from curation_assets import tables
+from curation_assets.cli import command
+from curation_assets.cli.app import app
+from curation_assets.cli.run_summary import show_summary
 from curation_assets.definitions import build_definitions
-from curation_assets.reports import plots
-from curation_assets.reports.text import LONGEST_CELL, escape_cell, harmless, shortened
-from curation_assets.show_run import show_summary
-from curation_assets.stored_tables import TableRequestError, read_stored
-from curation_assets.terminal import _cell_text, _fact
-from curation_assets.workspace import Workspace
+from curation_assets.subsets.stored_tables import TableRequestError, read_stored
+from curation_assets.workspace.workspace import Workspace
+from curation_resources import plots
+from curation_resources.terminal import _cell_text, _fact
+from curation_resources.text import LONGEST_CELL, escape_cell, harmless, shortened
 from tests.pipeline.workspaces import instance_of, release_folder, release_subset, run
 from tests.security.hostile import (
     BENCHMARK,

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from curation_assets.config_file import ConfigError, parse_settings
-from curation_assets.dry_look import dry_look
-from curation_assets.show_run import show_summary
-from curation_assets.sql import DuckDBTables, SqlError, _quoted, run_sql
-from curation_assets.stored_tables import read_stored
-from curation_assets.workspace import Workspace
-from resources.landing import LONGEST_KEY, file_name, partition_key, printable
+from curation_assets.cli.run_summary import show_summary
+from curation_assets.config.config_file import ConfigError, parse_settings
+from curation_assets.defs.dry_look import dry_look
+from curation_assets.operations.sql import DuckDBTables, SqlError, _quoted, run_sql
+from curation_assets.subsets.stored_tables import read_stored
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.storage.landing import LONGEST_KEY, file_name, partition_key, printable
 from tests.pipeline.workspaces import (
     landed,
     make_workspace,

@@ -18,11 +18,11 @@ import pytest
 
 from curation_assets.corpus import parquet_pages, parquet_rows, raw_rows, reading
 from curation_assets.corpus.ingest import ingest_shard
-from curation_assets.cost.pool import look_at_pool
-from curation_assets.dry_look import _copy_head
-from curation_assets.workspace import Workspace
-from resources.digests import DigestCache
-from resources.landing import FolderLanding, partition_key
+from curation_assets.defs.dry_look import _copy_head
+from curation_assets.operations.plan_pool import look_at_pool
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.storage.digests import DigestCache
+from curation_resources.storage.landing import FolderLanding, partition_key
 from tests.corpus.helpers import gz, jsonl, read, reasons
 
 MIB = 2**20
@@ -209,7 +209,7 @@ import resource, sys
 from pathlib import Path
 from curation_assets.corpus import raw_rows
 from curation_assets.corpus.reading import ShardReader
-from curation_assets.corpus_settings import Corpus
+from curation_assets.config.corpus_settings import Corpus
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 raw_rows.UNPACKED_BYTES = 1 << 26
 for path in map(Path, sys.argv[1:]):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from resources.scoring.images import FORMATS, ImageError, ImageLimits, open_image
+from curation_resources.scoring.images import FORMATS, ImageError, ImageLimits, open_image
 
 LIMITS = ImageLimits()
 MIB = 2**20

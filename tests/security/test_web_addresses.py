@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from resources.scoring import images
-from resources.scoring.images import ImageError, ImageLimits, open_image
+from curation_resources.scoring import images
+from curation_resources.scoring.images import ImageError, ImageLimits, open_image
 
 ALLOWED = ImageLimits(allow_remote=True, timeout=3)
 HERE, THERE = "127.0.0.1", "127.0.0.2"

@@ -10,15 +10,15 @@ import polars as pl
 import pytest
 
 from curation_assets import tables
-from curation_assets.sections import SignalName
-from curation_assets.settings import Target
+from curation_assets.config.settings import Target
 from curation_assets.signals.catalog import POOLINGS, SIGNALS, non_finite, request_for
 from curation_assets.signals.store import SignalStore
-from resources.scoring.gradient_spec import FeatureSpec
-from resources.scoring.measurements import GradientFeatures, Likelihoods, StepGradients
-from resources.scoring.perturbed_samples import PerturbedSignals
-from resources.scoring.samples import Request, SampleSignals
-from resources.warehouse import Warehouse
+from curation_resources.scoring.gradient_spec import FeatureSpec
+from curation_resources.scoring.perturbed_samples import PerturbedSignals
+from curation_resources.scoring.results import GradientFeatures, Likelihoods, StepGradients
+from curation_resources.scoring.samples import Request, SampleSignals
+from curation_resources.sections import SignalName
+from curation_resources.storage.warehouse import Warehouse
 
 MEASURED = SampleSignals(
     sample_id="s",

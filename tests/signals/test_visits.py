@@ -9,14 +9,14 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation_assets.limits import Allowance
-from curation_assets.running_settings import Limits
-from curation_assets.settings import Target
+from curation_assets.config.running_settings import Limits
+from curation_assets.config.settings import Target
 from curation_assets.signals.engine import Lack
 from curation_assets.signals.measure import ShardSamples, Visits
 from curation_assets.signals.parts import Done
 from curation_assets.signals.store import SignalStore
 from curation_assets.tables import SEGMENTED_STEPS
+from curation_assets.workspace.limits import Allowance
 
 TARGET = Target(name="t", model="m", warmup="none", signals=["likelihoods"])
 

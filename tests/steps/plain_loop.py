@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from curation_assets.corpus_settings import Segmentation
+from curation_assets.config.corpus_settings import Segmentation
 from curation_assets.steps.one_response import segment
 from curation_assets.tables import SEGMENTED_STEPS
 

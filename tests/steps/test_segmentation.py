@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation_assets.corpus_settings import Segmentation, Strategy
+from curation_assets.config.corpus_settings import Segmentation, Strategy
 from curation_assets.steps.answers import TAGS
 from curation_assets.steps.one_response import AUTO_ORDER, Segments, merge_evenly, segment
 from curation_assets.steps.segmentation import segment_frame

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from curation_assets.corpus_settings import Segmentation, Strategy
+from curation_assets.config.corpus_settings import Segmentation, Strategy
 from curation_assets.steps import segmentation
 from curation_assets.steps.segmentation import segment_frame
 from curation_assets.steps.slice_segments import segment_slice

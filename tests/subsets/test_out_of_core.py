@@ -14,19 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation_assets import tables
+from curation_assets.config.settings import Budget, Filters, Subset
 from curation_assets.corpus.pool import Pool, resolve_duplicates
+from curation_assets.methods.apportionment import largest_remainders
+from curation_assets.methods.grace import GraceScore
+from curation_assets.methods.selector import Band, Original, PerPrompt, Random, Top
 from curation_assets.quality.checks import QualityError
-from curation_assets.scores.methods.grace import GraceScore
-from curation_assets.settings import Budget, Filters, Subset
-from curation_assets.shares import largest_remainders
 from curation_assets.subsets.budget import Prefix, Shares
 from curation_assets.subsets.features import Features
 from curation_assets.subsets.out_of_core import choose_out_of_core
 from curation_assets.subsets.select import POOL_COLUMNS, choose
 from curation_assets.subsets.selection import HeldSelection, Selection
-from curation_assets.subsets.selector import Band, Original, PerPrompt, Random, Top
-from resources.digests import digest
-from resources.spill import spilling
+from curation_resources.storage.digests import digest
+from curation_resources.storage.spill import spilling
 
 SCHEMA = {name: column.dtype for name, column in tables.SAMPLE_SCORES.columns.items() if name in POOL_COLUMNS}
 NAN = float("nan")

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
-from curation_assets.draws import uniform
+from curation_assets.methods.random_draws import uniform
 from curation_assets.subsets.clusters import k_means
 from curation_assets.subsets.s2l import s2l
 

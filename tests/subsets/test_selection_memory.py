@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
 from tests.benchmarks.selection_scale import GIB, KINDS, in_own_process, look_at
 
 ROWS = 3_000_000

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation_assets.draws import uniform
-from curation_assets.settings import Subset
-from curation_assets.subsets.selector import Band, Original, PerPrompt, Random, Top
+from curation_assets.config.settings import Subset
+from curation_assets.methods.random_draws import uniform
+from curation_assets.methods.selector import Band, Original, PerPrompt, Random, Top
 from curation_assets.subsets.selectors import Candidates, group_numbers, order_by
 
 Row = dict[str, Any]

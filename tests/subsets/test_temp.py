@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from curation_assets.draws import uniform
+from curation_assets.methods.random_draws import uniform
 from curation_assets.subsets.clusters import k_means, two_means
 from curation_assets.subsets.temp import (
     Losses,

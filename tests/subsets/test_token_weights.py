@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from curation_assets.cli import app
+from curation_assets.cli.app import app
 from curation_assets.signals.store import SignalStore
-from curation_assets.stored_tables import TableRequestError, read_stored
+from curation_assets.subsets.stored_tables import TableRequestError, read_stored
 from curation_assets.subsets.token_weights import TokenWeightsError, token_weights
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
 from tests.pipeline.workspaces import make_workspace, rows, run
 
 HALF = 1 / 2048

@@ -9,13 +9,13 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from curation_assets.cli import app
-from curation_assets.settings import Budget
-from curation_assets.stored_tables import read_stored
+from curation_assets.cli.app import app
+from curation_assets.config.settings import Budget
+from curation_assets.methods.selector import Band, PerPrompt, Top
 from curation_assets.subsets.select import SelectionError, survey
-from curation_assets.subsets.selector import Band, PerPrompt, Top
+from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.subsets.what_if import changed, parse_budget, what_if
-from curation_assets.workspace import Workspace
+from curation_assets.workspace.workspace import Workspace
 from tests.pipeline.workspaces import make_workspace, rows, run
 
 

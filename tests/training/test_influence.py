@@ -13,14 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from resources.scoring.encoding import Encoder
-from resources.scoring.loading import encoding_parts
-from resources.scoring.samples import Encoded, Sample
-from resources.trainer import TrainingError
-from resources.training.examples import make_examples
-from resources.training.influence import Watched
-from resources.training.loop import Loop
-from resources.training.recipe import Recipe
+from curation_resources.scoring.encoding import Encoder
+from curation_resources.scoring.loading import encoding_parts
+from curation_resources.scoring.samples import Encoded, Sample
+from curation_resources.training.examples import make_examples
+from curation_resources.training.influence import Watched
+from curation_resources.training.loop import Loop
+from curation_resources.training.recipe import Recipe
+from curation_resources.training.trainer import TrainingError
 from tests.models import byte_tokenizer
 from tests.scoring.cases import random_samples
 from tests.training.test_loop import SAMPLES, run

@@ -23,15 +23,15 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from resources.digests import hash_file
-from resources.scoring.encoding import Encoder
-from resources.scoring.loading import encoding_parts
-from resources.scoring.samples import Encoded
-from resources.trainer import TrainingRecord, TrainingSpec, Trajectory, step_folder, train
-from resources.training.examples import LossWeights, TrainingError, make_examples, order_of_epoch, steps_of
-from resources.training.loop import Loop
-from resources.training.recipe import PRESETS, Recipe, recipe_of
-from resources.training.saving import save_checkpoint
+from curation_resources.scoring.encoding import Encoder
+from curation_resources.scoring.loading import encoding_parts
+from curation_resources.scoring.samples import Encoded
+from curation_resources.storage.digests import hash_file
+from curation_resources.training.examples import LossWeights, TrainingError, make_examples, order_of_epoch, steps_of
+from curation_resources.training.loop import Loop
+from curation_resources.training.recipe import PRESETS, Recipe, recipe_of
+from curation_resources.training.saving import save_checkpoint
+from curation_resources.training.trainer import TrainingRecord, TrainingSpec, Trajectory, step_folder, train
 from tests.models import write_tiny_qwen3_vl
 from tests.scoring.cases import random_samples
 
@@ -258,7 +258,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tests.training.test_loop import LORA, run
-from resources.trainer import Trajectory
+from curation_resources.training.trainer import Trajectory
 
 taken = 0
 def progress(steps):

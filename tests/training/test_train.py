@@ -14,16 +14,16 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig
 
-from resources.digests import hash_file
-from resources.scoring.devices import make_pass
-from resources.scoring.encoding import Encoder
-from resources.scoring.loading import encoding_parts, load_checkpoint, load_model
-from resources.scoring.samples import Encoded, Sample
-from resources.scoring.spec import PassSpec
-from resources.trainer import TrainingRecord, TrainingSpec
-from resources.trainer import train as train_model
-from resources.training.examples import TrainingError, encode_for_training
-from resources.training.recipe import Recipe
+from curation_resources.scoring.devices import make_pass
+from curation_resources.scoring.encoding import Encoder
+from curation_resources.scoring.loading import encoding_parts, load_checkpoint, load_model
+from curation_resources.scoring.samples import Encoded, Sample
+from curation_resources.scoring.spec import PassSpec
+from curation_resources.storage.digests import hash_file
+from curation_resources.training.examples import TrainingError, encode_for_training
+from curation_resources.training.recipe import Recipe
+from curation_resources.training.trainer import TrainingRecord, TrainingSpec
+from curation_resources.training.trainer import train as train_model
 from tests.models import IMAGES_FIRST_TEMPLATE, write_tiny_gemma3, write_tiny_llava, write_tiny_qwen3_vl
 from tests.scoring.cases import random_samples
 

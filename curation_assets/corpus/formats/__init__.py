@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from curation_assets.config.corpus_settings import Columns
 from curation_assets.corpus.assemble import assemble, claims, unclaimed
 from curation_assets.corpus.drafts import Draft, Refused
 from curation_assets.corpus.fields import Row
 from curation_assets.corpus.formats.conversations import MESSAGES, OPENTHOUGHTS, SHAREGPT
 from curation_assets.corpus.formats.instructions import ALPACA, M23K, MMATHCOT, PROMPT_RESPONSE
 from curation_assets.corpus.formats.pairs import PREFERENCE, ULTRAINTERACT
-from curation_assets.corpus.readings import Format
-from curation_assets.corpus_settings import Columns
+from curation_assets.corpus.row_parts import Format
 
 # The order of recognition: a shape that asks for more fields stands before one that it would also fit.
 FORMATS: dict[str, Format] = {

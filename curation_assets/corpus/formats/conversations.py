@@ -7,7 +7,7 @@ system prompts and earlier assistant turns included.
 from __future__ import annotations
 
 from curation_assets.corpus.fields import Row
-from curation_assets.corpus.readings import (
+from curation_assets.corpus.row_parts import (
     SYSTEM_NAMES,
     Candidate,
     Conversation,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from curation_assets.corpus.drafts import Refused, Turn
 from curation_assets.corpus.fields import MISSING, Row, first_of, kind, text
-from curation_assets.corpus.readings import (
+from curation_assets.corpus.row_parts import (
     PROMPT_NAMES,
     SYSTEM_NAMES,
     Candidate,

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from curation_assets.corpus.drafts import Turn
 from curation_assets.corpus.fields import MISSING, Row, first_of
-from curation_assets.corpus.readings import (
+from curation_assets.corpus.row_parts import (
     PROMPT_NAMES,
     SYSTEM_NAMES,
     Candidate,

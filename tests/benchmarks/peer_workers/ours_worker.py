@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from resources.scoring.forward import ForwardPass
-from resources.scoring.gradient_pass import GradientPass
-from resources.scoring.gradient_spec import FeatureSpec
-from resources.scoring.head import Head, StreamedHead
-from resources.scoring.loading import Checkpoint
-from resources.scoring.measuring import describe
-from resources.scoring.samples import Encoded, Request, SampleSignals
+from curation_resources.scoring.forward import ForwardPass
+from curation_resources.scoring.gradient_pass import GradientPass
+from curation_resources.scoring.gradient_spec import FeatureSpec
+from curation_resources.scoring.head import Head, StreamedHead
+from curation_resources.scoring.loading import Checkpoint
+from curation_resources.scoring.measuring import describe
+from curation_resources.scoring.samples import Encoded, Request, SampleSignals
 from tests.benchmarks.common import even_samples
 from tests.benchmarks.forward import GRACE
 from tests.benchmarks.peer_workers.protocol import Side, linear_weights, load_model, serve

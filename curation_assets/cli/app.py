@@ -1,0 +1,390 @@
+"""The `curate` command. What it does lives in the stages; here are its words, options and output."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from curation_assets.cli.command import ConfigOption, Stop, clear_errors, console, end_as_interrupted, load_workspace
+from curation_assets.cli.distillation import commands as distillation_commands
+from curation_assets.cli.evaluation import commands as evaluation_commands
+from curation_assets.cli.housekeeping import commands as housekeeping_commands
+from curation_assets.cli.releases import commands as release_commands
+from curation_assets.cli.signals import commands as signal_commands
+from curation_assets.cli.traces import commands as viewer_commands
+from curation_resources.errors import UserError
+
+if TYPE_CHECKING:
+    from curation_assets.defs.main_job import RunSummary
+    from curation_assets.workspace.workspace import Workspace
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Curate reasoning data: measure every step of a trace with the target model, select, release, trace back.\n\n"
+        "Start with `curate init FOLDER --model MODEL`, then `curate run --sample 200` for a dry look, `curate run` "
+        "for all of it, and `curate release NAME`."
+    ),
+)
+app.add_typer(signal_commands)
+app.add_typer(release_commands)
+app.add_typer(viewer_commands)
+app.add_typer(evaluation_commands)
+app.add_typer(distillation_commands)
+app.add_typer(housekeeping_commands)
+SQL_ROWS = 50
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="The folder where traces arrive.")],
+    model: Annotated[str, typer.Option(help="The model to measure with: a folder or a hub id.")],
+    to: Annotated[Path, typer.Option(help="The file to write.")] = Path("curation.yaml"),
+    force: Annotated[bool, typer.Option(help="Overwrite the file.")] = False,
+) -> None:
+    """Look at a folder of traces and write a commented curation.yaml for it."""
+    with clear_errors():
+        from curation_assets.operations.init_config import write_config
+        from curation_resources.storage.digests import DigestCache
+        from curation_resources.storage.landing import FolderLanding
+
+        look = write_config(folder, model, to, force)
+        console.print(f"{look.files} files, {look.bytes / 2**20:.1f} MiB; formats: {look.formats or 'none known'}")
+        ignored = FolderLanding(folder, DigestCache()).ignored()
+        if ignored:
+            console.print(f"not read (no .jsonl, .jsonl.gz or .parquet): {', '.join(ignored[:5])}", markup=False)
+        if look.rejected:
+            console.print(f"of {look.rows} rows looked at, {look.rejected} would be rejected: {look.reasons}")
+        console.print(f"wrote {to}; next: curate run --config {to} --sample 200", soft_wrap=True)
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(min=1, help="A dry look: the whole path on about this many rows, in a temporary place."),
+    ] = None,
+    accept_removals: Annotated[
+        bool, typer.Option("--accept-removals", help="Files that are gone are meant to be, however many.")
+    ] = False,
+    until: Annotated[
+        Stop | None,
+        typer.Option(
+            help="Stop there: corpus (read and filtered), or checkpoints (all that shards are measured at, for "
+            "`curate score` on many machines)."
+        ),
+    ] = None,
+) -> None:
+    """The main job: read, segment, warm up, measure, score and select whatever is due.
+
+    A second call with nothing due takes seconds and measures nothing. Ctrl-C loses nothing.
+    """
+    end_as_interrupted()
+    with clear_errors():
+        from curation_assets.cli.run_summary import show_dry_look, show_summary
+
+        workspace = load_workspace(config)
+        if sample is not None:
+            show_dry_look(workspace, sample, console)
+            return
+        summary = run_main_job(workspace, accept_removals, None if until is None else until.value)
+        show_summary(workspace, summary, console)
+
+
+def run_main_job(
+    workspace: Workspace, accept_removals: bool = False, until: Literal["corpus", "checkpoints"] | None = None
+) -> RunSummary:
+    """The main job with progress bars, on the instance that the UI shows."""
+    from curation_assets.defs.instance import open_instance
+    from curation_assets.defs.main_job import MainJob
+    from curation_resources.terminal import progress_bars
+
+    with open_instance(workspace) as instance, progress_bars(console) as progress:
+        job = MainJob(workspace, instance, lambda line: progress.console.print(line, style="dim"), accept_removals)
+        return job.run(until)
+
+
+@app.command()
+def plan(
+    config: ConfigOption = None,
+    no_probe: Annotated[
+        bool, typer.Option("--no-probe", help="Load no model: tokens and F, but neither seconds nor bytes.")
+    ] = False,
+) -> None:
+    """What a run would cost now: samples, tokens, forward passes (F), time and bytes; beside it what runs did cost.
+
+    Tokens are counted with the model's own tokenizer, time by measuring a few batches. Nothing is stored.
+    """
+    with clear_errors():
+        from curation_assets.cli.show_cost import show_plan
+
+        show_plan(load_workspace(config), console, probe=not no_probe)
+
+
+@app.command()
+def select(
+    name: Annotated[str | None, typer.Argument(help="The subset; may be left out if there is one.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="parameter=value of the score (alpha=0.5, method=grape), or of the subset (selector.k=2, "
+            "filters.correct=true, stratify=[source]). Repeatable.",
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="10%, 1000 (samples) or '500000 tokens', in place of the subset's.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="A .parquet, .csv or .jsonl file to write the subset to.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """What if: another method, parameter or budget, from stored signals, in seconds and without the model.
+
+    Says how the subset would differ from the current one. Nothing is stored: to keep it, write the change into
+    curation.yaml and use `curate run`.
+    """
+    with clear_errors():
+        from curation_assets.cli.show_subsets import show_what_if
+        from curation_assets.subsets.stored_tables import pick, write_frame
+        from curation_assets.subsets.what_if import what_if
+
+        workspace = load_workspace(config)
+        names = [subset.name for subset in workspace.settings.subsets]
+        chosen = pick("subset", name, names, "its name: curate select NAME")
+        found = what_if(workspace, chosen, changes or [], budget)
+        show_what_if(found, console)
+        if to is not None:
+            console.print(f"wrote {write_frame(found.selection.rows.lazy(), to):,} rows to {to}", soft_wrap=True)
+
+
+@app.command()
+def token_weights(
+    subset: Annotated[str, typer.Argument(help="The subset.")],
+    to: Annotated[Path, typer.Option(help="A .parquet or .jsonl file: a row a sample, a weight a token.")],
+    normalise: Annotated[str, typer.Option(help="none, or mean1: the mean of each sample's weights is 1.")] = "none",
+    config: ConfigOption = None,
+) -> None:
+    """Weights by token, for GRAPE's token-level loss: the probability of each token of a subset's responses."""
+    with clear_errors():
+        from curation_assets.subsets.token_weights import write_token_weights
+
+        typer.echo(write_token_weights(load_workspace(config), subset, normalise, to))
+
+
+@app.command()
+def release(
+    name: Annotated[str, typer.Argument(help="The subset to release.")],
+    config: ConfigOption = None,
+) -> None:
+    """Make an immutable release of a subset. Equal content makes no new version."""
+    with clear_errors():
+        from curation_assets.defs.instance import open_instance
+        from curation_assets.defs.main_job import MainJob
+        from curation_assets.releases.data import ReleaseError
+
+        workspace = load_workspace(config)
+        names = [subset.name for subset in workspace.settings.subsets]
+        if name not in names:
+            raise ReleaseError(f"there is no subset {name!r} in {workspace.config_file}; there are {', '.join(names)}")
+        with open_instance(workspace) as instance:
+            made, new = MainJob(workspace, instance).release(workspace.settings.subset(name))
+        state = "released" if new else "unchanged since"
+        console.print(f"{state} {name}@{made.number}: {made.manifest['rows']} rows")
+        print(made.folder)
+
+
+@app.command()
+def table(
+    name: Annotated[str, typer.Argument(help="The table, e.g. step_scores; `curate tables` lists them.")],
+    to: Annotated[Path | None, typer.Option(help="A .parquet, .csv or .jsonl file; default: show the head.")] = None,
+    target: Annotated[str | None, typer.Option(help="The target, if there are several.")] = None,
+    score: Annotated[str | None, typer.Option(help="The named score, for step_scores.")] = None,
+    subset: Annotated[str | None, typer.Option(help="The subset, for table subset.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Which columns, and their order: sample_id,grace")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Write any table as one file, or show its first rows."""
+    with clear_errors():
+        import polars.selectors as cs
+
+        from curation_assets.subsets.stored_tables import pick_columns, read_stored, write_frame
+        from curation_resources.terminal import frame_table
+
+        frame = read_stored(load_workspace(config), name, target=target, score=score, subset=subset)
+        if columns is not None:
+            frame = pick_columns(frame, columns)
+        if to is None:
+            # Whole ids would leave no room for the rest; the first characters are enough for `curate show`.
+            ids = cs.by_name("sample_id", "prompt_id", require_all=False)
+            head = frame.head(20).collect().with_columns(ids.str.head(10))
+            shown, hidden = frame_table(name, head, console.width)
+            console.print(shown)
+            if hidden:
+                console.print(f"no room for {', '.join(hidden)}: name columns with --columns, or use --to", style="dim")
+            return
+        console.print(f"wrote {write_frame(frame, to):,} rows to {to}", soft_wrap=True)
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="One SELECT in DuckDB's SQL.")],
+    to: Annotated[Path | None, typer.Option(help="A .parquet, .csv or .jsonl file; default: show the head.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Ask anything of the stored tables: each is a view.
+
+    Try "select source, avg(grace) from sample_scores group by source".
+
+    Subsets are subsets.NAME; with several targets, a target's tables are TARGET.NAME. Nothing can be written.
+    """
+    with clear_errors():
+        from curation_assets.operations.sql import run_sql
+        from curation_assets.subsets.stored_tables import write_frame
+        from curation_resources.terminal import frame_table
+        from curation_resources.text import harmless
+
+        found = run_sql(load_workspace(config), query)
+        if to is not None:
+            console.print(f"wrote {write_frame(found.lazy(), to):,} rows to {to}", soft_wrap=True)
+            return
+        shown, hidden = frame_table(f"{len(found):,} rows", found.head(SQL_ROWS), console.width)
+        console.print(shown)
+        if hidden or len(found) > SQL_ROWS:
+            first = [f"the first {SQL_ROWS} rows"] if len(found) > SQL_ROWS else []
+            room = [f"no room for {harmless(', '.join(hidden))}"] if hidden else []
+            console.print(f"{'; '.join(first + room)}: use --to for all of it", style="dim")
+
+
+@app.command()
+def tables() -> None:
+    """List the tables and their columns, with units and meaning."""
+    from curation_assets.tables import ALL_TABLES
+    from curation_resources.terminal import simple_table
+
+    for entry in ALL_TABLES.values():
+        rows = [
+            (
+                name,
+                str(column.dtype).split("({")[0],
+                f"{column.meaning} [{column.unit}]" if column.unit else column.meaning,
+            )
+            for name, column in entry.columns.items()
+        ]
+        console.print(simple_table(f"{entry.name}: {entry.meaning}", ("column", "type", "meaning"), rows))
+
+
+@app.command()
+def show(
+    sample_id: Annotated[str, typer.Argument(help="A sample_id, or the beginning of one.")],
+    target: Annotated[str | None, typer.Option(help="The target, if there are several.")] = None,
+    score: Annotated[str | None, typer.Option(help="The named score, if there are several.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Show a trace, its steps coloured by score."""
+    with clear_errors():
+        from curation_assets.subsets.stored_tables import find_trace
+        from curation_resources.terminal import trace
+
+        found = find_trace(load_workspace(config), sample_id, target=target, score=score)
+        console.print(trace(found.row, found.steps, found.scores, found.facts))
+
+
+@app.command()
+def doctor(config: ConfigOption = None) -> None:
+    """Say what is installed, which device and configuration are used, and what is wrong with them."""
+    from rich.text import Text
+
+    from curation_assets.operations.doctor import examine
+    from curation_resources.text import harmless
+
+    wrong = 0
+    for finding in examine(config):
+        mark = Text("ok   ", style="green") if finding.ok else Text("WRONG", style="bold red")
+        console.print(mark, Text(harmless(f"{finding.what}: {finding.found}")), soft_wrap=True)
+        wrong += not finding.ok
+    raise typer.Exit(1 if wrong else 0)
+
+
+@app.command("test-alert")
+def try_alert(config: ConfigOption = None) -> None:
+    """Send a test alert to the command and webhook of `alerts` in curation.yaml, which else hear of failed runs."""
+    with clear_errors():
+        from curation_assets.defs.alerts import channels
+        from curation_resources.alert_delivery import Alert, send
+
+        workspace = load_workspace(config)
+        if not channels(workspace):
+            raise UserError(
+                f"{workspace.config_file} names nobody to tell: add alerts.command or alerts.webhook_variable"
+            )
+        send(
+            Alert("test", "curation: this is a test", {"config_file": str(workspace.config_file)}), channels(workspace)
+        )
+        console.print("the alert was taken")
+
+
+@app.command()
+def schema(
+    to: Annotated[Path | None, typer.Option(help="The file to write; without it the schema is printed.")] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="As a page for people: every key and its meaning.")
+    ] = False,
+    manifest: Annotated[bool, typer.Option("--manifest", help="That of a release's manifest.json instead.")] = False,
+) -> None:
+    """The JSON Schema of curation.yaml, for editors."""
+    import json
+
+    from curation_assets.config.config_file import json_schema
+    from curation_assets.config.reference import reference
+    from curation_assets.releases.manifest_schema import manifest_schema
+
+    found = manifest_schema() if manifest else json_schema()
+    text = reference().rstrip("\n") if markdown else json.dumps(found, indent=1)
+    if to is None:
+        print(text)
+    else:
+        to.write_text(text + "\n")
+
+
+@app.command()
+def ui(
+    config: ConfigOption = None,
+    port: Annotated[int, typer.Option(help="Port of the web server.")] = 3000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Open the Dagster UI and daemon: files dropped into the landing folder are carried through to the subsets."""
+    with clear_errors():
+        from curation_assets.config.config_file import CONFIG_VARIABLE
+        from curation_assets.defs.dead_runs import bury_runs_of_a_dead_ui
+        from curation_assets.defs.instance import open_instance
+        from curation_assets.workspace.workspace import dagster_home
+
+        workspace = load_workspace(config)
+        with open_instance(workspace) as instance:
+            lock = bury_runs_of_a_dead_ui(instance, dagster_home(workspace))
+        if lock is None:
+            raise UserError(f"another `curate ui` is running on {dagster_home(workspace)}: stop it first")
+        environment = os.environ | {CONFIG_VARIABLE: str(workspace.config_file)}
+        command = [sys.executable, "-m", "dagster", "dev", "-m", "curation_assets.definitions"]
+        command += ["--port", str(port), "--host", host]
+        console.print(f"http://{host}:{port}")
+        console.print(f"{workspace.config_file} is read now: after an edit, stop this and start it again", style="dim")
+        os.execve(sys.executable, command, environment)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where corpus, model, configuration and results go.")] = Path("demo"),
+) -> None:
+    """The whole path on an embedded corpus with planted flaws: what was chosen, and whether it was sound."""
+    with clear_errors():
+        from curation_assets.demo.tour import tour
+
+        tour(folder, console)

@@ -1,0 +1,123 @@
+"""What `curate run` prints: of a run, and of a dry look at a few rows."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from curation_assets import tables
+from curation_assets.config.config_file import ConfigError, config_path
+from curation_assets.config.settings import Subset
+from curation_assets.corpus.held_out import overlap_with_pool, stored_validation
+from curation_assets.defs.dry_look import dry_look
+from curation_assets.defs.main_job import RunSummary
+from curation_assets.methods.registry import method_of
+from curation_assets.quality.filtered_pool import reason_counts, stored_pool
+from curation_assets.signals.catalog import SIGNALS
+from curation_assets.signals.held_out import validation_of
+from curation_assets.subsets.select import survey
+from curation_assets.workspace.workspace import Workspace, told
+from curation_resources.terminal import progress_bars, simple_table
+
+
+def show_summary(workspace: Workspace, summary: RunSummary, console: Console) -> None:
+    """Print what a run did, what it left out and why, and what waits."""
+    rows: list[tuple[str, object]] = [("new shards", summary.new_shards), ("shards read", summary.read)]
+    rows += [(f"samples measured: {target}", count) for target, count in summary.measured.items()]
+    rows.append(("tokens run (validation sets, too)", summary.tokens_measured))
+    console.print(simple_table("this run", ("what", "count"), rows))
+    if summary.rejected:
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in summary.rejected.items())
+        console.print(
+            f"rejected: {reasons}; see: curate table rejected_rows{told(workspace)}", style="yellow", soft_wrap=True
+        )
+    for target, signals in summary.without_signal.items():
+        for signal, without in signals.items():
+            counts = ", ".join(f"{count} x {reason}" for reason, count in without.items())
+            view = f"{target}.{signal}" if len(workspace.settings.targets) > 1 else signal
+            query = f"select sample_id, flags from {view} where {SIGNALS[signal].value} is null"
+            console.print(
+                f'without {signal}: {counts}; see: curate sql "{query}"{told(workspace)}',
+                style="yellow",
+                soft_wrap=True,
+            )
+    for line in summary.waiting:
+        console.print(f"waiting: {line}", style="yellow", markup=False)
+    if summary.stopped is not None:
+        line = f"stopped at the limit of {summary.stopped}; `curate run` goes on"
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    ignored = workspace.landing.ignored()
+    if ignored:
+        more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
+        console.print(f"not read (no shard): {', '.join(ignored[:5])}{more}", style="yellow", markup=False)
+    _show_pool(workspace, console)
+    for subset in workspace.settings.subsets:
+        _show_subset(workspace, subset, subset.name in summary.subsets, console)
+    for release in summary.releases:
+        console.print(f"released {release}")
+
+
+def _show_pool(workspace: Workspace, console: Console) -> None:
+    """What filters left out of the pool, and whether it holds what should be held out."""
+    if stored_pool(workspace) is not None:
+        counts = reason_counts(workspace.warehouse.read_table(tables.pool_path()))
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in counts.items())
+        if reasons:
+            console.print(
+                f"left out of the pool: {reasons}; see: curate table pool{told(workspace)}",
+                style="yellow",
+                soft_wrap=True,
+            )
+    for name in sorted({name for target in workspace.settings.targets for name in validation_of(workspace, target)}):
+        if stored_validation(workspace, name) is None:
+            continue
+        found = overlap_with_pool(workspace, name)
+        if any(found.values()):
+            line = f"validation set {name}: {found['prompts_in_pool']} of its prompts are in the pool too"
+            console.print(f"{line}: what is chosen would know them", style="yellow", soft_wrap=True)
+
+
+def _show_subset(workspace: Workspace, subset: Subset, anew: bool, console: Console) -> None:
+    facts = workspace.warehouse.table_metadata(tables.subset_path(subset.name))
+    if not facts:
+        return
+    size, state = int(facts["rows"]), "selected anew" if anew else "unchanged"
+    line = f"subset {subset.name}: {size} samples, {state}"
+    if not size:
+        console.print(f"{line}: no sample passes its filters and has a score", style="yellow", soft_wrap=True)
+        return
+    console.print(f"{line}; release it with: curate release {subset.name}{_config(workspace)}", soft_wrap=True)
+    if facts.get("whole") == "True":
+        console.print("  its budget is larger than what can be chosen: this is all of it", style="yellow")
+    score = workspace.settings.score(subset.score)
+    for reason in method_of(score).unfaithful(workspace.settings.target(score.target).facts(), score):
+        console.print(f"  not as in the source: {reason}", style="dim", soft_wrap=True)
+
+
+def _config(workspace: Workspace) -> str:
+    """The option that names the configuration, where a command would not find it by itself."""
+    try:
+        return "" if config_path() == workspace.config_file else f" --config {workspace.config_file}"
+    except ConfigError:
+        return f" --config {workspace.config_file}"
+
+
+def show_dry_look(workspace: Workspace, sample: int, console: Console) -> None:
+    """Take the whole path on about so many rows, and print what would be chosen of them."""
+    with (
+        progress_bars(console) as progress,
+        dry_look(workspace, sample, lambda line: progress.console.print(line, style="dim")) as look,
+    ):
+        progress.stop()
+        for subset in look.workspace.settings.subsets:
+            facts = survey(look.workspace, subset).facts()
+            console.print(
+                simple_table(
+                    f"{subset.name}, of the rows looked at",
+                    ("what", "value"),
+                    ((name.replace("_", " "), value) for name, value in facts.items()),
+                )
+            )
+    tokens = look.summary.tokens_measured
+    console.print(f"{tokens:,} tokens measured in {look.seconds:.0f} s, from {look.share:.1%} of the landing area")
+    if look.share > 0:
+        console.print(f"all of it is about {tokens / look.share:,.0f} tokens; nothing of this look was kept")

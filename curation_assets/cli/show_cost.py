@@ -1,0 +1,237 @@
+"""What `curate plan` prints: what a run would cost, and beside it what runs did cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from curation_assets.config.running_settings import Limits
+from curation_assets.operations.plan import Plan, TargetPlan, make_plan
+from curation_assets.operations.plan_measured import MeasuredPass
+from curation_assets.workspace.limits import HOUR
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.terminal import progress_bars, simple_table
+from curation_resources.text import harmless
+
+Row = tuple[str, object, object]
+
+PROBLEMS = 5
+"""Files that are named, at most."""
+
+
+def show_plan(workspace: Workspace, console: Console, probe: bool = True) -> None:
+    """Make a plan, with progress bars on standard error, and print it.
+
+    Raises:
+        UserError: as `make_plan`.
+    """
+    with progress_bars(Console(stderr=True)):
+        plan = make_plan(workspace, probe)
+    print_plan(plan, console)
+    for line in limit_lines(plan, workspace.settings.limits):
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def limit_lines(plan: Plan, limits: Limits) -> list[str]:
+    """Which limits a plan exceeds, and how many runs it comes to."""
+    probes = [target.probe for target in plan.targets if target.probe is not None]
+    seconds = [target.seconds * target.probe.devices for target in plan.targets if target.probe and target.seconds]
+    amounts = [
+        ("tokens", float(sum(target.tokens for target in plan.targets)), limits.tokens, "tokens"),
+        ("device_hours", sum(seconds) / HOUR if probes else 0.0, limits.device_hours, "device hours"),
+    ]
+    return [
+        f"more than limits.{key}, {limit:,} {unit}: a run stops there and leaves the rest due; all of it takes about "
+        f"{math.ceil(planned / limit)} runs, or as many days of launched ones"
+        for key, planned, limit, unit in amounts
+        if limit is not None and planned > limit
+    ]
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Print a plan: two or three tables a target, and a line of totals."""
+    about = "about " if plan.estimated else ""
+    unread = f", {plan.unread} of them not read yet" if plan.unread else ""
+    shards = "1 shard" if plan.shards == 1 else f"{plan.shards:,} shards"
+    console.print(f"{about}{plan.samples:,} samples in {shards}{unread}")
+    for target in plan.targets:
+        _print_target(target, console)
+    for problem in plan.problems[:PROBLEMS]:
+        console.print(f"not read: {harmless(problem)}", style="yellow", markup=False, soft_wrap=True)
+    if len(plan.problems) > PROBLEMS:
+        console.print(f"and {len(plan.problems) - PROBLEMS} more files", style="yellow")
+    console.print(total_line(plan))
+
+
+def total_line(plan: Plan) -> str:
+    """What all targets come to."""
+    tokens = sum(target.tokens for target in plan.targets)
+    lacking = sum(target.samples for target in plan.targets)
+    if not lacking:
+        return "total: nothing to measure"
+    seconds = [target.all_seconds for target in plan.targets if target.tokens]
+    sizes = [target.bytes_to_write for target in plan.targets]
+    known = [second for second in seconds if second is not None]
+    about = "" if all(target.exact or not target.tokens for target in plan.targets) else "about "
+    parts = [f"{lacking:,} samples", f"{about}{tokens:,} tokens"]
+    if len(plan.targets) == 1:
+        # With several targets, each has an F of its own.
+        parts.append(f"{plan.targets[0].cost:,.0f} F")
+    if known and len(known) == len(seconds):
+        parts.append(f"about {duration(sum(known))}")
+    if None not in sizes:
+        parts.append(f"about {size_text(sum(size for size in sizes if size is not None))} to write")
+    return "total: " + ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: two units at most."""
+    if 0 < seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for name, length, below, below_name in (("d", 86400, 3600, "h"), ("h", 3600, 60, "min"), ("min", 60, 1, "s")):
+        if whole >= length:
+            rest = whole % length // below
+            return f"{whole // length} {name} {rest} {below_name}" if rest else f"{whole // length} {name}"
+    return f"{whole} s"
+
+
+def size_text(size: float) -> str:
+    """Bytes as people say them."""
+    for name in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if name == "B" else f"{size:.1f} {name}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _print_target(target: TargetPlan, console: Console) -> None:
+    rows = [
+        (
+            signal.signal,
+            signal.measured,
+            signal.to_measure,
+            size_text(signal.bytes_stored),
+            None if signal.bytes_to_write is None else size_text(signal.bytes_to_write),
+        )
+        for signal in target.signals
+    ]
+    headers = ("signal", "measured", "to measure", "stored", "to write")
+    console.print(simple_table(f"{target.target}: samples by signal", headers, _with_commas(rows)))
+    body = [*_cost_rows(target), *_time_rows(target)]
+    console.print(simple_table(f"{target.target}: plan and measured", ("what", "plan", "measured"), body))
+    if len(target.measured) > 1:
+        console.print(_passes_table(target))
+    if target.scores:
+        console.print(_scores_table(target))
+    if target.waiting is not None:
+        waiting = f"waiting: {target.waiting}; until then a run measures nothing"
+        console.print(waiting, style="yellow", markup=False, highlight=False)
+    for line in _notes(target):
+        console.print(line, style="dim", markup=False, highlight=False)
+
+
+def _with_commas(rows: Sequence[Sequence[object]]) -> list[list[object]]:
+    return [[f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in rows]
+
+
+def _cost_rows(target: TargetPlan) -> list[Row]:
+    """Samples, tokens and F."""
+    done = target.measured
+    planned = f"{target.tokens:,}"
+    if target.tokens and target.exact:
+        planned += " (exact)"
+    elif target.tokens:
+        planned = f"about {planned}" + (f" ± {target.tokens_margin:,.0f}" if target.tokens_margin >= 1 else "")
+    rows: list[Row] = [
+        ("samples", f"{target.samples:,}", _sum_text([one.samples for one in done])),
+        *([("of validation sets", f"{target.held_out:,}", None)] if target.held_out else []),
+        ("tokens", planned, _sum_text([one.tokens for one in done])),
+    ]
+    if len(target.passes) > 1:
+        rows += [(f"tokens {one.name}", f"{one.tokens:,}, {one.cost:,.0f} F", None) for one in target.passes]
+    costs = [one.cost for one in done if one.cost is not None]
+    passes = f"{sum(one.cost for one in target.passes):,.0f} F"
+    rows.append(("forward passes", passes, f"{sum(costs):,.0f} F" if costs and len(costs) == len(done) else None))
+    trained = target.measured_warmup
+    if target.warmup is not None or trained is not None:
+        plan = target.warmup and _warmup_text(target.warmup.samples, target.warmup.epochs)
+        rows.append(("warm-up", plan, trained and _warmup_text(trained.samples, trained.epochs)))
+    return rows
+
+
+def _warmup_text(samples: int, epochs: int) -> str:
+    return f"3 x {samples:,} x {epochs} = {3 * samples * epochs:,} F"
+
+
+def _time_rows(target: TargetPlan) -> list[Row]:
+    """Seconds, speed, bytes, device."""
+    probe, done = target.probe, target.measured
+    took = sum(one.seconds for one in done)
+    measured_speed = f"{sum(one.tokens for one in done) / took:,.0f}" if took else None
+    speed = f"{probe.tokens * probe.devices / probe.seconds:,.0f}" if probe and probe.seconds else None
+    planned = None if target.seconds is None else duration(target.seconds)
+    rows: list[Row] = [("time to measure", planned, duration(took) if done else None)]
+    if probe is not None:
+        rows.append(("time to load the model", duration(probe.load_seconds), None))
+        if target.warmup is not None and target.warmup.seconds is not None:
+            rows.append(("time to warm up, by its F", duration(target.warmup.seconds), None))
+    rows.append(("tokens per second", speed, measured_speed))
+    written = target.bytes_to_write
+    stored = sum(signal.bytes_stored for signal in target.signals)
+    rows.append(("bytes", None if written is None else size_text(written), size_text(stored)))
+    devices = sorted({device for one in done for device in one.devices})
+    rows.append(("device", probe and _device_text(probe.device, probe.devices), ", ".join(devices) or None))
+    return rows
+
+
+def _device_text(name: str, count: int) -> str:
+    return name if count == 1 else f"{count} x {name}"
+
+
+def _sum_text(values: Sequence[int]) -> str | None:
+    return f"{sum(values):,}" if values else None
+
+
+def _passes_table(target: TargetPlan) -> object:
+    """What was measured, by the signals that were measured together."""
+    rows = [_pass_row(one) for one in target.measured]
+    headers = ("signals", "samples", "tokens", "time", "tokens/s")
+    return simple_table(f"{target.target}: measured, pass by pass", headers, rows)
+
+
+def _pass_row(one: MeasuredPass) -> tuple[object, ...]:
+    speed = one.tokens_per_second
+    return (
+        "\n".join(one.signals),
+        f"{one.samples:,}",
+        f"{one.tokens:,}",
+        duration(one.seconds),
+        None if speed is None else f"{speed:,.0f}",
+    )
+
+
+def _scores_table(target: TargetPlan) -> object:
+    """What each score would cost if nothing were shared."""
+    rows = []
+    for score in target.scores:
+        parts = [None if part is None else f"{float(part):,.0f} F" for part in (score.checkpoint, score.scoring)]
+        rows.append((score.score, score.method, score.cost, *parts))
+    headers = ("score", "method", "cost", "checkpoint", "scoring")
+    return simple_table(f"{target.target}: each score by itself, as in GRAPE's Table 13", headers, rows)
+
+
+def _notes(target: TargetPlan) -> list[str]:
+    """What to know about the figures."""
+    notes = []
+    if target.tokens and target.encoded < target.of:
+        notes.append(f"tokens: from {target.encoded:,} of {target.of:,} samples, drawn with a seed and encoded")
+    probe = target.probe
+    if probe is not None:
+        base = " with the base model, as the warm-up has not been trained" if probe.base else ""
+        notes.append(f"time and bytes: from {probe.batches} of {probe.of_batches} batches, probed{base}")
+    if target.measured:
+        notes.append("measured: of each shard the last visit, by its records")
+    return notes

@@ -1,0 +1,1 @@
+"""The schema of curation.yaml and how it is loaded."""

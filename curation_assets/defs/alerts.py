@@ -1,0 +1,126 @@
+"""Failures that people are told of: a run-failure sensor, and refused looks at the landing area."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.alert_delivery import Alert, AlertError, Channels, masked, send
+from curation_resources.errors import UserError
+from curation_resources.text import shortened
+
+RETRIED_TAG = "dagster/will_retry"
+LONGEST_LINE = 500
+LONGEST_ERROR = 2000
+"""Characters of an alert's text, and of the error in it: chat services refuse more."""
+NEWLINE = "\n"
+NUMBERS = re.compile(r"\d+")
+logger = logging.getLogger("curation")
+_told: dict[str, str] = {}
+"""What people were told and have not mended yet, and which sensor told them; of one problem only the first does."""
+
+
+def channels(workspace: Workspace) -> Channels:
+    """Where the alerts of a configuration go."""
+    section = workspace.settings.alerts
+    return Channels(section.command, section.webhook_variable)
+
+
+def _line(message: str) -> str:
+    return shortened(message.strip().partition(NEWLINE)[0], LONGEST_LINE)
+
+
+def failure_alert(run: dg.DagsterRun, message: str, config_file: str) -> Alert:
+    """What people are told of a run that failed with a message."""
+    assets = sorted(key.to_user_string() for key in run.asset_selection or ())
+    ends = [run.tags.get(f"dagster/asset_partition_range_{end}") for end in ("start", "end")]
+    partition = run.tags.get("dagster/partition")
+    what = run.tags.get("curation/stage") or ", ".join(assets) or run.job_name
+    return Alert(
+        "run_failed",
+        f"curation: run {run.run_id[:8]} ({what}) failed: {_line(message)}",
+        {
+            "run_id": run.run_id,
+            "assets": assets,
+            "partitions": ends if ends[0] else [partition] if partition else [],
+            "error": shortened(message, LONGEST_ERROR),
+            "config_file": config_file,
+        },
+    )
+
+
+def alert_sensors(workspace: Workspace) -> list[dg.SensorDefinition]:
+    """The sensor that tells of failed runs, if the configuration names somebody to tell."""
+    if not channels(workspace):
+        return []
+
+    # Runs of `curate run` belong to no code location, and are told of as those of the daemon are.
+    @dg.run_failure_sensor(
+        name="alerts",
+        monitor_all_code_locations=True,
+        minimum_interval_seconds=15,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Tells of failed runs by the command or the webhook that `alerts` in curation.yaml names.",
+    )
+    def alerts(context: dg.RunFailureSensorContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason | None:
+        run = context.dagster_run
+        if run.tags.get(RETRIED_TAG) == "true":
+            return dg.SkipReason(f"run {run.run_id[:8]} is tried again")
+        causes = [_cause(event) for event in context.get_step_failure_events()]
+        message = (causes or [context.failure_event.message or "(the run ended without a message)"])[0]
+        message = masked(message, channels(workspace))
+        send(failure_alert(run, message, str(workspace.config_file)), channels(workspace))
+        return None
+
+    return [alerts]
+
+
+def _cause(event: dg.DagsterEvent) -> str:
+    """What a step failed of: the first cause, which is what a stage raised."""
+    error = event.step_failure_data.error
+    if error is None:
+        return event.message or "(the step ended without a message)"
+    while error.cause is not None:
+        error = error.cause
+    return error.message.strip()
+
+
+@contextmanager
+def refusals_told(workspace: Workspace, sensor: str) -> Iterator[None]:
+    """Tell of what a user has to mend before a sensor can go on, once as long as it stays the same.
+
+    A sensor's failed tick starts no run, so the run-failure sensor does not see it.
+    """
+    try:
+        yield
+    except UserError as error:
+        if channels(workspace):
+            _tell(workspace, sensor, str(error))
+        raise
+    for problem in [problem for problem, teller in _told.items() if teller == sensor]:
+        del _told[problem]
+
+
+def _tell(workspace: Workspace, sensor: str, message: str) -> None:
+    """Tell of a refusal, unless people know of it; a channel that fails must not hide what was refused."""
+    # The same with other numbers (one more file is gone, say) is no other problem.
+    problem = NUMBERS.sub("#", message)
+    if problem in _told:
+        return
+    # Known before it is sent: a channel that fails would else be tried at every tick.
+    _told[problem] = sensor
+    message = masked(message, channels(workspace))
+    alert = Alert(
+        f"{sensor}_refused",
+        f"curation: sensor {sensor} cannot go on: {_line(message)}",
+        {"error": shortened(message, LONGEST_ERROR), "config_file": str(workspace.config_file)},
+    )
+    try:
+        send(alert, channels(workspace))
+    except AlertError as error:
+        logger.error("nobody was told that sensor %s cannot go on: %s", sensor, error)

@@ -1,0 +1,141 @@
+"""A dry look: the whole path on a few rows, in a place of its own, before committing to all of them."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, cast
+
+import dagster as dg
+
+from curation_assets.config.running_settings import Limits
+from curation_assets.config.settings import Settings, Target
+from curation_assets.corpus.parquet_rows import PARQUET_ERRORS, copy_first_rows
+from curation_assets.defs.main_job import MainJob, RunSummary
+from curation_assets.workspace.purge_list import copy_purged
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.storage.landing import Landing, LandingError
+
+
+@dataclass(frozen=True)
+class DryLook:
+    """What a dry look found.
+
+    Attributes:
+        summary: of the main job over the few rows.
+        share: share of the landing area's bytes that was looked at.
+        seconds: how long it took, loading the model included.
+        workspace: where its tables lie; gone when the look is over.
+    """
+
+    summary: RunSummary
+    share: float
+    seconds: float
+    workspace: Workspace
+
+
+@contextmanager
+def dry_look(workspace: Workspace, rows: int, announce: Callable[[str], None] | None = None) -> Iterator[DryLook]:
+    """Run the main job on the first rows of every file, about `rows` in all; nothing of it is kept.
+
+    The rows are copied, the images that they name are looked at where they are.
+    """
+    with tempfile.TemporaryDirectory(prefix="curation-look-") as folder:
+        place = Path(folder)
+        share = _copy_first_rows(workspace, place / "landing", rows)
+        small = _settings_for(workspace.settings, workspace.folder)
+        look = replace(workspace, config_file=place / "curation.yaml", settings=small, images_from=workspace.landing)
+        look.warehouse.prepare()
+        copy_purged(workspace.warehouse, look.warehouse)
+        started = time.monotonic()
+        with dg.DagsterInstance.ephemeral() as instance:
+            summary = MainJob(look, instance, announce).run()
+        yield DryLook(summary, share, time.monotonic() - started, look)
+
+
+def _settings_for(settings: Settings, folder: Path) -> Settings:
+    """The same settings for a small pool in another place: a warm-up that does not wait, absolute paths."""
+    targets = [_target_for(target, folder) for target in settings.targets]
+    filters = settings.corpus.filters
+    if filters.contamination is not None:
+        files = [_absolute(folder, file) for file in filters.contamination.files]
+        contamination = filters.contamination.model_copy(update={"files": files})
+        filters = filters.model_copy(update={"contamination": contamination})
+    validation = [held.model_copy(update={"path": _absolute(folder, held.path)}) for held in settings.validation]
+    corpus = settings.corpus.model_copy(update={"landing": "./landing", "filters": filters})
+    update = {"corpus": corpus, "targets": targets, "validation": validation, "warehouse": "./warehouse"}
+    # So many rows are the limit. Their place is on this machine: workers of a cluster would not see it.
+    update["limits"] = Limits()
+    update["engine"] = settings.engine.model_copy(update={"kind": "local"})
+    return settings.model_copy(update=update)
+
+
+def _target_for(target: Target, folder: Path) -> Target:
+    local = (folder / Path(target.model).expanduser()).resolve()
+    warmup, perturbation = target.warmup, target.perturbation
+    if warmup != "none":
+        # There are no releases in the other place: the few rows stand for one.
+        warmup = warmup.model_copy(update={"min_pool": 1, "release": None})
+    if perturbation.endpoint is not None:
+        perturbation = perturbation.model_copy(update={"endpoint": _absolute(folder, perturbation.endpoint)})
+    update = {"warmup": warmup, "perturbation": perturbation, "model": str(local) if local.is_dir() else target.model}
+    return target.model_copy(update=update)
+
+
+def _absolute(folder: Path, path: str) -> str:
+    return str(folder / Path(path).expanduser())
+
+
+def _copy_first_rows(workspace: Workspace, out: Path, rows: int) -> float:
+    """Copy the first rows of every file; gives the share of bytes copied (of compressed files: of rows read)."""
+    files = workspace.landing.files()
+    if not files:
+        raise LandingError(f"there is no shard in {workspace.landing.place}: a dry look needs some rows")
+    each = max(1, -(-rows // max(len(files), 1)))
+    copied = total = 0
+    for file in files:
+        target = out / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        total += file.size
+        copied += _copy_head(workspace.landing, file.shard, target, each, workspace.settings.corpus.max_row_bytes)
+    return copied / total if total else 0.0
+
+
+def _copy_head(landing: Landing, shard: str, target: Path, rows: int, longest: int) -> int:
+    """Copy the first rows of a file, of each no more than is needed to see that it is too long."""
+    if target.suffix == ".parquet":
+        source = landing.path(shard)
+        try:
+            with source.open("rb") as stream:
+                copy_first_rows(stream, rows, target)
+        except PARQUET_ERRORS:
+            # Not a Parquet file after all: the look shall say of it what the run would.
+            shutil.copyfile(source, target)
+        return min(target.stat().st_size, source.stat().st_size)
+    if target.suffix == ".gz":
+        try:
+            with landing.open(shard) as packed, gzip.open(packed) as stream, gzip.open(target, "wb") as out:
+                out.writelines(_first_lines(cast(IO[bytes], stream), rows, longest))
+        except (EOFError, OSError, zlib.error):
+            shutil.copyfile(landing.path(shard), target)
+        return target.stat().st_size
+    with landing.open(shard) as stream, target.open("wb") as out:
+        out.writelines(_first_lines(stream, rows, longest))
+    return target.stat().st_size
+
+
+def _first_lines(stream: IO[bytes], count: int, longest: int) -> Iterator[bytes]:
+    """The first lines, until one is too long, of which the beginning is given."""
+    for _ in range(count):
+        # With its end, and one byte more than is allowed.
+        line = stream.readline(longest + 2)
+        yield line
+        if not line.endswith(b"\n"):
+            return

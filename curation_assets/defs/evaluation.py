@@ -1,0 +1,118 @@
+"""The asset of the evaluation. Nothing asks for it by itself: it trains models."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import polars as pl
+from pydantic import Field
+
+from curation_assets.config.settings import Settings
+from curation_assets.defs.asset_metadata import OWNERS, column_schema, facts_table, markdown_table, row_count
+from curation_assets.defs.checkpoints import base_model_key
+from curation_assets.defs.corpus import RAW_CORPUS_KEY
+from curation_assets.defs.quality import POOL_KEY
+from curation_assets.defs.subsets import subset_key
+from curation_assets.evaluation.benchmarks import prompts_in_corpus, read_benchmark
+from curation_assets.evaluation.rendering import arms_of, reasons_of
+from curation_assets.evaluation.summary import write_evaluation
+from curation_assets.tables import evaluation as evaluation_tables
+from curation_assets.tables.evaluation import RELATIVE_AVERAGE
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.plots import intervals
+
+EVALUATION_KEY = dg.AssetKey(["reports", "post_training_eval"])
+
+
+class EvaluationConfig(dg.Config):
+    """What is evaluated this time; what is left out is as configured."""
+
+    seeds: list[int] = Field([], description="of the fine-tuning runs; empty: evaluation.seeds")
+    subsets: list[str] = Field([], description="only these; empty: evaluation.subsets")
+
+
+def evaluation_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
+    """The evaluation; nothing if none is configured, or there is no subset."""
+    if workspace.settings.evaluation is None or not workspace.settings.subsets:
+        return []
+    return [_evaluation_asset(workspace.settings)]
+
+
+def _evaluation_asset(settings: Settings) -> dg.AssetsDefinition:
+    assert settings.evaluation is not None
+    evaluation = settings.evaluation
+    targets = {subset.name: settings.score(subset.score).target for subset in settings.subsets}
+    models = evaluation.models or [name for name in targets.values() if evaluation.target in (None, name)]
+    wanted = [subset for subset in settings.subsets if evaluation.target in (None, targets[subset.name])]
+    pool = [POOL_KEY] if settings.corpus.filters.any else []
+
+    @dg.asset(
+        key=EVALUATION_KEY,
+        deps=[
+            RAW_CORPUS_KEY,
+            *pool,
+            *map(subset_key, wanted),
+            *(base_model_key(settings.target(name)) for name in dict.fromkeys(models)),
+        ],
+        group_name="reports",
+        description="Fine-tunes models on each subset, on baselines of the same size and on the full pool, and asks "
+        "them and the untouched base what was held out. Expensive, and made only when somebody asks: here, or with "
+        "`curate evaluate`. Weights are deleted when their answers are stored.",
+        metadata=column_schema(evaluation_tables.POST_TRAINING_EVAL),
+        owners=OWNERS,
+        kinds={"pytorch", "huggingface"},
+        pool="gpu",
+        check_specs=[dg.AssetCheckSpec("disjoint_from_pool", asset=EVALUATION_KEY)],
+    )
+    def post_training_eval(
+        config: EvaluationConfig, workspace: dg.ResourceParam[Workspace]
+    ) -> Iterator[dg.MaterializeResult[Any]]:
+        frame = write_evaluation(workspace, config.seeds, config.subsets)
+        headers, rows = arms_of(frame)
+        runs = workspace.warehouse.read_table(evaluation_tables.post_training_runs_path())
+        metadata: dict[str, Any] = row_count(len(frame), partitioned=False) | {
+            "arms": markdown_table(headers, rows),
+            "intervals": "95 %, Student's t over seeds",
+            "remarks": dg.MetadataValue.md("\n".join(f"- {reason}" for reason in reasons_of(frame)) or "(none)"),
+            "tokens_trained": int(runs.unique(["run"])["tokens"].sum()),
+            "exact_match": facts_table(_full_pool(frame)),
+        }
+        overlap = prompts_in_corpus(workspace, [read_benchmark(workspace, one) for one in evaluation.benchmarks])
+        yield dg.MaterializeResult(
+            metadata=metadata | _plots(frame),
+            check_results=[
+                dg.AssetCheckResult(
+                    check_name="disjoint_from_pool",
+                    passed=not any(overlap.values()),
+                    severity=dg.AssetCheckSeverity.WARN,
+                    description="Held-out prompts should not be in the corpus: what is trained on would know them.",
+                    metadata={"prompts_in_corpus": overlap},
+                )
+            ],
+        )
+
+    return post_training_eval
+
+
+def _full_pool(frame: pl.DataFrame) -> dict[str, object]:
+    """Exact match of the full pool by model and benchmark, in percent: what others are held against."""
+    rows = frame.filter((pl.col("kind") == "full") & (pl.col("benchmark") != RELATIVE_AVERAGE))
+    return {f"{model}, {name}": mean for model, name, mean in rows.select("model", "benchmark", "mean").iter_rows()}
+
+
+def _plots(frame: pl.DataFrame) -> dict[str, dg.MetadataValue[Any]]:
+    """A picture of every benchmark and of the relative average, where there is one."""
+    made: dict[str, dg.MetadataValue[Any]] = {}
+    models = frame["model"].n_unique() > 1
+    for name in frame["benchmark"].unique(maintain_order=True):
+        rows = frame.filter((pl.col("benchmark") == name) & pl.col("mean").is_not_null())
+        values = [
+            (f"{row['model']}: {row['arm']}" if models else row["arm"], row["mean"], row["low"], row["high"])
+            for row in rows.iter_rows(named=True)
+        ]
+        relative = name == RELATIVE_AVERAGE
+        label = "relative to the full pool, %" if relative else "exact match, %"
+        if values:
+            picture = intervals(values, f"{name}, 95 % intervals", label, 100.0 if relative else None)
+            made[f"plot_{name}"] = dg.MetadataValue.md(picture)
+    return made

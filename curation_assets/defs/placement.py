@@ -1,0 +1,65 @@
+"""Where launched runs are placed: which of them need a device, and the tags with which a launcher gives them one.
+
+A run is one process (a model is loaded once for a range of shards), so it is the run and not a step that gets a GPU.
+Launchers of whole runs, such as those of Kubernetes and ECS, read how a run is placed from its tags.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+
+import dagster as dg
+
+from curation_assets.config.running_settings import Engine
+from curation_assets.config.settings import Target
+from curation_assets.defs.checkpoints import perturbation_key_of, warmup_key_of
+from curation_assets.defs.evaluation import EVALUATION_KEY
+from curation_assets.defs.signals import signal_keys
+from curation_assets.defs.validation import validation_signals_key
+from curation_assets.workspace.workspace import Workspace
+
+
+def run_tags(engine: Engine) -> dict[str, str]:
+    """`engine.run_tags` as Dagster keeps tags: values that are no text are JSON."""
+    return {
+        name: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        for name, value in engine.run_tags.items()
+    }
+
+
+def device_keys(workspace: Workspace) -> frozenset[dg.AssetKey]:
+    """Assets that are made on a device of the run's own machine.
+
+    Not those that a judge is asked for, nor what the workers of a Ray cluster measure.
+    """
+    found = {EVALUATION_KEY}
+    for target in workspace.settings.targets:
+        if target.kind != "judge":
+            found |= {warmup_key_of(target), perturbation_key_of(target)}
+            found |= set() if workspace.settings.engine.kind == "ray" else _measured(target)
+    return frozenset(found)
+
+
+def placed(workspace: Workspace, requests: Iterable[dg.RunRequest]) -> list[dg.RunRequest]:
+    """Requests with the tags of `engine.run_tags` on those that need a device."""
+    tags, keys = run_tags(workspace.settings.engine), device_keys(workspace)
+    return [
+        # What a sensor says of its run it says last.
+        request.with_replaced_attrs(tags={**tags, **request.tags})
+        if keys & set(request.asset_selection or ())
+        else request
+        for request in requests
+    ]
+
+
+def placed_jobs(workspace: Workspace) -> Sequence[dg.UnresolvedAssetJobDefinition]:
+    """The evaluation as a job with these tags: no sensor asks for it, so a person has to start it on a device."""
+    tags = run_tags(workspace.settings.engine)
+    if not tags or workspace.settings.evaluation is None or not workspace.settings.subsets:
+        return []
+    return [dg.define_asset_job("evaluation", selection=[EVALUATION_KEY], tags=tags)]
+
+
+def _measured(target: Target) -> set[dg.AssetKey]:
+    return {*signal_keys(target), validation_signals_key(target)}

@@ -1,0 +1,86 @@
+"""Assets of the quality stage, made where the corpus has filters: checks by shard, and the pool after them."""
+
+from typing import Any
+
+import dagster as dg
+
+from curation_assets import tables
+from curation_assets.config.corpus_settings import CorpusFilters
+from curation_assets.corpus.ingest import present_shards
+from curation_assets.defs.asset_metadata import OWNERS, column_schema, markdown_table, row_count, tell_partitions
+from curation_assets.defs.corpus import RAW_CORPUS_KEY
+from curation_assets.defs.partitions import SHARDS
+from curation_assets.quality.checks import check_shards
+from curation_assets.quality.filtered_pool import by_benchmark, reason_counts, write_pool
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.progress import track
+
+SAMPLE_QUALITY_KEY = dg.AssetKey("sample_quality")
+POOL_KEY = dg.AssetKey("pool")
+
+
+def quality_keys(filters: CorpusFilters) -> list[dg.AssetKey]:
+    """The assets of the stage; none without filters."""
+    return [SAMPLE_QUALITY_KEY, POOL_KEY] if filters.any else []
+
+
+def quality_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
+    """Checks and pool, if the corpus has filters."""
+    filters = workspace.settings.corpus.filters
+    return [_quality_asset(), _pool_asset(filters)] if filters.any else []
+
+
+def _quality_asset() -> dg.AssetsDefinition:
+    @dg.asset(
+        key=SAMPLE_QUALITY_KEY,
+        deps=[RAW_CORPUS_KEY],
+        group_name="corpus",
+        description=tables.SAMPLE_QUALITY.meaning,
+        metadata=column_schema(tables.SAMPLE_QUALITY),
+        owners=OWNERS,
+        kinds={"polars", "parquet"},
+        partitions_def=SHARDS,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+    def sample_quality(
+        context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
+    ) -> dg.MaterializeResult[Any]:
+        shards = context.partition_keys
+        told = {}
+        with track("checking shards", len(shards)) as advance:
+            for shard, checked in zip(shards, check_shards(workspace, shards), strict=True):
+                told[shard] = row_count(len(checked), partitioned=True)
+                advance(1)
+        tell_partitions(context, context.asset_key, told)
+        return dg.MaterializeResult()
+
+    return sample_quality
+
+
+def _pool_asset(filters: CorpusFilters) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=POOL_KEY,
+        deps=[SAMPLE_QUALITY_KEY],
+        group_name="corpus",
+        description=tables.POOL.meaning,
+        metadata=column_schema(tables.POOL),
+        owners=OWNERS,
+        kinds={"polars", "parquet"},
+    )
+    def pool(workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
+        present = present_shards(workspace)
+        scan = workspace.warehouse.scan(tables.sample_quality_dir(), present)
+        report = None
+        if filters.contamination is not None and scan is not None:
+            report = by_benchmark(scan, filters.contamination.share)
+        # Last: once it is written, it is not asked for again.
+        made = write_pool(workspace, present)
+        metadata: dict[str, Any] = row_count(len(made), partitioned=False) | {
+            "kept": int(made["reason"].null_count()),
+            "left_out": markdown_table(("reason", "samples"), reason_counts(made).items()),
+        }
+        if report is not None:
+            metadata["contamination"] = markdown_table(report.columns, report.iter_rows())
+        return dg.MaterializeResult(metadata=metadata)
+
+    return pool

@@ -1,0 +1,133 @@
+"""Assets of the subsets stage: one for every subset of the configuration."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from curation_assets import tables
+from curation_assets.config.settings import Subset
+from curation_assets.defs.asset_metadata import (
+    OWNERS,
+    column_schema,
+    facts_table,
+    freshness_policy,
+    markdown_table,
+    row_count,
+)
+from curation_assets.defs.conditions import FOLLOW_UPSTREAM
+from curation_assets.defs.quality import POOL_KEY
+from curation_assets.defs.scores import score_manifest_key
+from curation_assets.releases.build import latest_release
+from curation_assets.releases.manifest import lineage
+from curation_assets.subsets.select import parameters_digest, selector_of, write_subset
+from curation_assets.subsets.selection import Selection
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.plots import counted_histogram, scatter
+
+STRONG_CORRELATION = 0.5
+LARGE_DRIFT = 0.25
+
+
+def subset_key(subset: Subset) -> dg.AssetKey:
+    """The current rows of a subset."""
+    return dg.AssetKey(["subsets", subset.name])
+
+
+def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
+    """The asset of one subset."""
+    score = workspace.settings.score(subset.score)
+    target = workspace.settings.target(score.target)
+    kind = selector_of(workspace, subset).kind
+    budget = ", ".join(f"{name} {value}" for name, value in subset.budget if value is not None)
+
+    @dg.asset(
+        key=subset_key(subset),
+        deps=[score_manifest_key(target), *([POOL_KEY] if workspace.settings.corpus.filters.any else [])],
+        group_name="subsets",
+        description=f"Chosen from the pool by {score.name} ({score.method}), selector {kind}; budget: {budget}.",
+        metadata=column_schema(tables.SUBSET),
+        owners=OWNERS,
+        kinds={"polars", "parquet"},
+        code_version=parameters_digest(workspace, subset),
+        automation_condition=FOLLOW_UPSTREAM,
+        freshness_policy=freshness_policy(workspace.settings.freshness),
+        check_specs=[
+            dg.AssetCheckSpec("length_correlation", asset=subset_key(subset)),
+            dg.AssetCheckSpec("score_drift", asset=subset_key(subset)),
+            dg.AssetCheckSpec("budget_filled", asset=subset_key(subset)),
+        ],
+    )
+    def selected(workspace: dg.ResourceParam[Workspace]) -> Iterator[dg.MaterializeResult[Any]]:
+        selection = write_subset(workspace, subset)
+        metadata: dict[str, Any] = row_count(selection.summary.selected, partitioned=False) | {
+            "facts": facts_table(selection.facts()),
+            "lineage": markdown_table(("what", "version"), lineage(workspace, target)),
+            "traces": f"curate report {subset.name}, or materialize reports/traces",
+        }
+        metadata.update(_plots(selection, score.name))
+        yield dg.MaterializeResult(
+            data_version=dg.DataVersion(selection.content_digest),
+            metadata=metadata,
+            check_results=[
+                _length_check(selection),
+                _drift_check(workspace, subset, selection),
+                _budget_check(selection),
+            ],
+        )
+
+    return selected
+
+
+def _plots(selection: Selection, score: str) -> dict[str, dg.MetadataValue[Any]]:
+    told = selection.summary
+    groups = {"pool": told.pool_counts, "selected": told.selected_counts}
+    by_source, points = told.sources.head(50), told.points
+    length = scatter(
+        points["response_tokens"].to_list(), points["score"].to_list(), f"{score} by length", "tokens", score
+    )
+    shown = counted_histogram(told.edges, groups, f"{score}: pool and subset", score)
+    return {
+        "histogram": dg.MetadataValue.md(shown),
+        "score_by_length": dg.MetadataValue.md(length),
+        "sources": markdown_table(by_source.columns, by_source.iter_rows()),
+    }
+
+
+def _length_check(selection: Selection) -> dg.AssetCheckResult:
+    facts = selection.facts()
+    found = [facts["correlation_with_steps"], facts["correlation_with_tokens"]]
+    strong = any(value is not None and abs(value) > STRONG_CORRELATION for value in found)
+    return dg.AssetCheckResult(
+        check_name="length_correlation",
+        passed=not strong,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="The score should not be a proxy of length: |correlation| at most 0.5.",
+        metadata={"with_steps": str(found[0]), "with_tokens": str(found[1])},
+    )
+
+
+def _budget_check(selection: Selection) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name="budget_filled",
+        passed=not selection.whole,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="There is more to choose from than the budget takes: else the subset is all there is.",
+        metadata={"selected": selection.summary.selected, "left_out": str(selection.left_out or "(none)")},
+    )
+
+
+def _drift_check(workspace: Workspace, subset: Subset, selection: Selection) -> dg.AssetCheckResult:
+    latest = latest_release(workspace, subset)
+    before = None if latest is None else latest.manifest["score_distribution"]
+    now = selection.score_distribution()
+    shift = None
+    if before is not None and before["std"] and now["mean"] is not None:
+        shift = abs(now["mean"] - before["mean"]) / before["std"]
+    return dg.AssetCheckResult(
+        check_name="score_drift",
+        passed=shift is None or shift <= LARGE_DRIFT,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="The pool's mean score moved by at most a quarter of a standard deviation since the last release.",
+        metadata={"shift_in_standard_deviations": str(shift), "now": now, "last_release": before or "(none)"},
+    )

@@ -1,0 +1,251 @@
+"""Asking a target's checkpoint the prompts of the pool, and landing what it says as traces like any others.
+
+From there its responses are rows of the corpus by a `generator` of their own: measured, filtered, selected among
+(GRAPE's self-distillation ablation selects nothing) and released as what people bring.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.config.settings import Target
+from curation_assets.corpus.ingest import corpus_rows, present_shards
+from curation_assets.methods.random_draws import uniform
+from curation_assets.signals.warmup import alone, trainable_rows, warmup_checkpoint
+from curation_assets.workspace.fingerprints import checkpoint_digest
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.errors import UserError
+from curation_resources.models.generation import Generated, GenerationSpec, Generator, open_generator
+from curation_resources.progress import track
+from curation_resources.scoring.spec import Sampling
+from curation_resources.storage.digests import atomic_write, digest
+
+PIECE = 64
+"""Prompts after which what was said is kept: a killed call goes on there."""
+
+
+class DistillationError(UserError):
+    """A checkpoint cannot be asked as it is wished."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked.
+
+    Attributes:
+        responses: to each prompt.
+        sampling: how tokens are drawn.
+        max_new_tokens: tokens after which a response is cut off, and then left out.
+        prompts: how many at most, drawn by seed; None: all.
+    """
+
+    responses: int = 4
+    sampling: Sampling = field(default_factory=Sampling)
+    max_new_tokens: int = 512
+    prompts: int | None = None
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What a call came to.
+
+    Attributes:
+        generator: what its rows are known by.
+        place: the file that was written; empty if there was nothing to write.
+        asked: prompts of this call.
+        before: prompts that had been asked before.
+        files: that were written before.
+        written: responses in the file.
+        left_out: the others, by reason.
+    """
+
+    generator: str
+    place: str
+    asked: int
+    before: int
+    files: list[str]
+    written: int
+    left_out: dict[str, int]
+
+
+def generator_of(workspace: Workspace, target: Target, wish: Wish) -> str:
+    """What the responses of a checkpoint are known by: the target, and all that a response depends on.
+
+    Raises:
+        DistillationError: the checkpoint has not been trained.
+    """
+    weights = checkpoint_digest(workspace, target)
+    if weights is None:
+        raise DistillationError(
+            f"the checkpoint of target {target.name} has not been trained: use `curate run` before `curate distill`"
+        )
+    asking = [asdict(wish.sampling), wish.max_new_tokens, target.template, target.max_length]
+    return f"{target.name}-{digest('distilled', weights, target.dtype, asking)[:12]}"
+
+
+def record_path(generator: str) -> str:
+    """The document that says what a generator is, and which prompts it was asked."""
+    return f"distilled/{generator}.json"
+
+
+def distill(workspace: Workspace, target: Target, wish: Wish, to: str | None = None, anew: bool = False) -> Distilled:
+    """Ask what has not been asked yet, and write one file of rows of format `messages`.
+
+    Args:
+        workspace: the configuration.
+        target: whose checkpoint is asked.
+        wish: what.
+        to: folder or s3://bucket/prefix of the file; default: the landing area.
+        anew: whether what was asked before is asked again.
+
+    Raises:
+        DistillationError: see `generator_of`; or the corpus would not read such a file.
+    """
+    if to is None:
+        _refuse_unreadable(workspace)
+    generator = generator_of(workspace, target, wish)
+    work = workspace.work_folder(f"distill-{generator}")
+    with alone(work):
+        record: dict[str, Any] = workspace.warehouse.read_json(record_path(generator)) or {}
+        before: dict[str, int] = {} if anew else record.get("asked", {})
+        rows = prompts_of_pool(workspace, wish, generator)
+        count = pl.col("prompt_id").replace_strict(before, default=0, return_dtype=pl.Int64)
+        left = rows.with_columns(first=count).filter(pl.col("first") < wish.responses)
+        files = list(record.get("files", []))
+        if not len(left):
+            return Distilled(generator, "", 0, len(rows), files, 0, {})
+        found = list(_asked(workspace, target, wish, generator, left, work))
+        _leave_out_known(workspace, found)
+        kept = [line["row"] for line in found if line["reason"] is None]
+        place = to or workspace.settings.corpus.landing
+        storage = workspace.storage_at(place if "://" in place else str(workspace.folder / Path(place).expanduser()))
+        # By what was asked: a call that was killed before it told the record writes the same file again.
+        name = f"distilled-{generator}-{digest('asked', left.select('prompt_id', 'first').rows(), wish.responses)[:8]}"
+        shown = storage.shown(f"{name}.jsonl")
+        if kept:
+            storage.prepare()
+            storage.write(f"{name}.jsonl", b"".join(orjson.dumps(row) + b"\n" for row in kept))
+        record |= {"target": target.name, "model": target.model, "checkpoint": checkpoint_digest(workspace, target)}
+        record |= {"max_new_tokens": wish.max_new_tokens} | asdict(wish.sampling)
+        record["asked"] = {**before, **dict.fromkeys(left["prompt_id"], wish.responses)}
+        record["files"] = list(dict.fromkeys([*files, *([shown] if kept else [])]))
+        workspace.warehouse.write_json(record_path(generator), record)
+        shutil.rmtree(work, ignore_errors=True)
+    reasons = [line["reason"] for line in found if line["reason"] is not None]
+    left_out = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+    return Distilled(generator, shown if kept else "", len(left), len(rows) - len(left), files, len(kept), left_out)
+
+
+def prompts_of_pool(workspace: Workspace, wish: Wish, generator: str) -> pl.DataFrame:
+    """Prompts without images of the pool, one row of `raw_corpus` each, in order of prompt_id.
+
+    The row is the first that somebody else wrote, preferably one that says the right answer.
+    """
+    rows = corpus_rows(workspace, trainable_rows(workspace)["sample_id"].to_list())
+    rows = rows.sort(pl.col("generator").eq_missing(generator), pl.col("answer").is_null(), "sample_id")
+    rows = rows.unique("prompt_id", keep="first", maintain_order=True)
+    if wish.prompts is not None:
+        rows = rows.with_columns(draw=uniform(rows["prompt_id"], wish.sampling.seed)).sort("draw", "prompt_id")
+        rows = rows.head(wish.prompts).drop("draw")
+    return rows.sort("prompt_id")
+
+
+def _refuse_unreadable(workspace: Workspace) -> None:
+    """Refuse to land rows that the corpus' own mapping would reject."""
+    corpus = workspace.settings.corpus
+    mapped = any(value for value in corpus.columns.model_dump().values())
+    if corpus.format not in ("auto", "messages") or mapped:
+        raise DistillationError(
+            "responses are written as rows of format messages, which corpus.format and corpus.columns of "
+            f"{workspace.config_file} do not read: set format: auto without columns, or write them elsewhere (--to)"
+        )
+
+
+def _asked(
+    workspace: Workspace, target: Target, wish: Wish, generator: str, rows: pl.DataFrame, work: Path
+) -> Iterator[dict[str, Any]]:
+    """What was said, a line a response: piece by piece, those that an earlier call came to first."""
+    model: Generator | None = None
+    total = int((wish.responses - rows["first"]).sum())
+    with track(f"{target.name}: answering", total) as advance:
+        for piece in rows.iter_slices(PIECE):
+            asking = [
+                (row, f"{row['prompt_id']}/{number}")
+                for row in piece.iter_rows(named=True)
+                for number in range(row["first"], wish.responses)
+            ]
+            names = [name for _, name in asking]
+            part = work / f"{digest('piece', generator, names)}.jsonl"
+            if part.is_file():
+                advance(len(names))
+            else:
+                model = model or open_generator(_spec(workspace, target, wish))
+                turns = [json.loads(row["messages"]) for row, _ in asking]
+                _keep(part, [row for row, _ in asking], model.generate(turns, advance, wish.sampling, names), generator)
+            yield from (orjson.loads(line) for line in part.read_bytes().splitlines())
+
+
+def _keep(part: Path, rows: Sequence[dict[str, Any]], said: Sequence[Generated], generator: str) -> None:
+    """Write the lines of a piece, whole or not at all."""
+    lines = []
+    for row, answer in zip(rows, said, strict=True):
+        made = {"messages": [*json.loads(row["messages"]), {"role": "assistant", "content": answer.text}]}
+        facts = {name: row[name] for name in ("source", "domain", "answer") if row[name] is not None}
+        line = {"row": made | facts | {"generator": generator}, "reason": _objection(answer)}
+        lines.append(line | {"prompt_id": row["prompt_id"]})
+    atomic_write(part, b"".join(orjson.dumps(line) + b"\n" for line in lines))
+
+
+def _leave_out_known(workspace: Workspace, lines: Sequence[dict[str, Any]]) -> None:
+    """Give responses that are there already a reason not to be written: the pool has each text of a prompt once."""
+    prompts = pl.LazyFrame({"prompt_id": sorted({line["prompt_id"] for line in lines})})
+    scan = workspace.warehouse.scan(tables.raw_corpus_dir(), present_shards(workspace))
+    known: set[tuple[str, str]] = set()
+    if scan is not None:
+        there = scan.select("prompt_id", "response").join(prompts, on="prompt_id", how="semi").collect()
+        known = set(there.iter_rows())
+    for line in lines:
+        said = (line["prompt_id"], line["row"]["messages"][-1]["content"])
+        if line["reason"] is None and said in known:
+            line["reason"] = "already_there"
+        known.add(said)
+
+
+def _objection(answer: Generated) -> str | None:
+    """Why a response is not written; None if it is."""
+    if answer.flag is not None:
+        return answer.flag
+    if not answer.finished:
+        return "not_finished"
+    if "\0" in answer.text:
+        return "nul_byte"
+    return None if answer.text.strip() else "blank"
+
+
+def _spec(workspace: Workspace, target: Target, wish: Wish) -> GenerationSpec:
+    """The target's checkpoint, to be asked: merged as it is measured, on one device."""
+    model, adapter = workspace.model_folder(target), None
+    checkpoint = None if target.warmup == "none" else warmup_checkpoint(workspace, target)
+    if checkpoint is not None:
+        model, adapter = checkpoint.weights(workspace, model)
+    engine = workspace.settings.engine
+    return GenerationSpec(
+        model,
+        adapter,
+        template=target.template,
+        max_length=target.max_length,
+        max_new_tokens=wish.max_new_tokens,
+        device=engine.one_device,
+        dtype=target.dtype,
+        trust_remote_code=target.trust_remote_code,
+        attention=engine.attention,
+    )

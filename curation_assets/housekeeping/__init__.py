@@ -1,1 +1,0 @@
-"""Keeping a warehouse tidy: clearing away, taking samples out, moving measurements to another warehouse."""

@@ -1,0 +1,26 @@
+"""Similarity to validation samples by any embedding model: NV-Embed style (a baseline of arXiv 2503.01807)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from curation_assets.methods.rds import SOURCE, SimilarityScore, similarity_method
+from curation_assets.methods.selector import RoundRobin
+
+
+class EmbeddingSimilarityScore(SimilarityScore):
+    """Embedding similarity: cosine with validation samples by an embedding model of one's choice."""
+
+    method: Literal["embedding_similarity"] = "embedding_similarity"
+
+
+METHODS = [
+    similarity_method(
+        "embedding_similarity",
+        f"{SOURCE}: the NV-Embed baseline, with any sentence-transformers model",
+        "cosine with validation samples, by an embedding model",
+        EmbeddingSimilarityScore,
+        "text_embeddings",
+        RoundRobin(),
+    )
+]

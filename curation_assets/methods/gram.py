@@ -1,0 +1,257 @@
+"""GRACE's scores from stored Gram matrices (arXiv 2605.13130, Eq. 6-8, 12, 13; docs/methods.md, section 1).
+
+With g_k the proxy gradient of step k and M the Gram matrix of the K steps and the answer, a step's alignment is
+cos(g_k, a) with a the answer's gradient (or the mean over several segments' tokens), and its consistency is
+cos(g_k, r_k) with r_k = sum_{j<k} w_kj g_j. Numerators and squared norms are sums of M's entries, running ones
+over the steps: a million samples take about as long as reading their matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from curation_resources.sections import Section
+
+ZERO_NORM_SQUARED = 1e-24
+CHUNK = 2048
+"""Samples that are worked on at once: what is made of them stays in the processor's cache."""
+
+Array = NDArray[np.float64]
+Reference = Literal["answer", "cot_and_answer", "suffix"]
+Aggregate = Literal["mean", "token_weighted", "min", "quantile"]
+Reduce = Literal["mean", "sum"]
+
+
+class History(Section):
+    """How earlier steps are weighted: exactly one of the two."""
+
+    window: int | None = Field(None, ge=1, description="equal weights on the last W steps")
+    ema: float | None = Field(None, gt=0, lt=1, description="weights beta^(k-1-j), normalised")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> History:
+        if (self.window is None) == (self.ema is None):
+            raise ValueError("give exactly one of window and ema, or history: uniform")
+        return self
+
+
+@dataclass(frozen=True)
+class GramOptions:
+    """Which scores to make of a Gram matrix.
+
+    Attributes:
+        alpha: weight of answer alignment against consistency.
+        history: `uniform` (1/(k-1)), a window (1/min(W, k-1) on the last W steps) or EMA (beta^(k-1-j), normalised).
+        history_normalize_steps: bring earlier steps to unit norm before they are added.
+        align_with: `answer`; `cot_and_answer`: the mean gradient of all segments' tokens; `suffix`: that of the
+            segments after the step.
+        aggregate: `mean`, `token_weighted`, `min` or `quantile` of the step scores.
+        quantile: which one, linear between ranks.
+        segment_reduce: whether a segment's gradient is the mean or the sum of its tokens' gradients.
+    """
+
+    alpha: float = 0.7
+    history: History | Literal["uniform"] = "uniform"
+    history_normalize_steps: bool = False
+    align_with: Reference = "answer"
+    aggregate: Aggregate = "mean"
+    quantile: float = 0.1
+    segment_reduce: Reduce = "mean"
+
+
+@dataclass(frozen=True)
+class StepScores:
+    """Scores of steps: arrays of equal shape, by sample and step.
+
+    `trajectory_consistency` is NaN for the first step, which has no history.
+    """
+
+    answer_alignment: Array
+    trajectory_consistency: Array
+    step_score: Array
+
+
+@dataclass(frozen=True)
+class GramScores:
+    """V [n] of n samples, and the scores of all their steps one after another, if they were asked for."""
+
+    sample: Array
+    steps: StepScores | None
+
+
+def history_weights(steps: int, history: History | Literal["uniform"]) -> Array:
+    """Weights w_kj of earlier step j for step k [K, K]; rows sum to one, the first row is zero."""
+    weights = np.zeros((steps, steps))
+    for k in range(1, steps):
+        row = np.ones(k)
+        if isinstance(history, History) and history.window is not None:
+            row[: max(0, k - history.window)] = 0.0
+        elif isinstance(history, History) and history.ema is not None:
+            row = history.ema ** np.arange(k - 1, -1, -1, dtype=np.float64)
+        weights[k, :k] = row / row.sum()
+    return weights
+
+
+def sample_and_step_scores(
+    gram: pl.Series, n_steps: NDArray[np.int32], segment_tokens: pl.Series, options: GramOptions, steps: bool
+) -> GramScores:
+    """Scores of n samples of any numbers of steps.
+
+    Args:
+        gram: packed upper triangles by rows of M over steps 1..K and the answer [n lists], none null.
+        n_steps: K of every sample [n].
+        segment_tokens: tokens of the same segments [n lists].
+        options: which scores.
+        steps: whether the steps' own scores are wanted.
+    """
+    counts = n_steps.astype(np.int64)
+    packed = gram.explode().to_numpy()
+    tokens = segment_tokens.explode().to_numpy()
+    packed_at = _starts((counts + 1) * (counts + 2) // 2)
+    tokens_at = _starts(counts + 1)
+    steps_at = _starts(counts)
+    sample = np.empty(len(counts))
+    flat = StepScores(*(np.empty(counts.sum()) for _ in range(3))) if steps else None
+    for k in np.unique(counts):
+        scorer = _Scorer(int(k), options)
+        members = np.flatnonzero(counts == k)
+        for start in range(0, len(members), CHUNK):
+            rows = members[start : start + CHUNK]
+            own_tokens = tokens[_spans(tokens_at[rows], scorer.k + 1)]
+            found = scorer.steps(packed[_spans(packed_at[rows], scorer.size)], own_tokens)
+            sample[rows] = scorer.sample(found, own_tokens[:, : scorer.k])
+            if flat is not None:
+                places = _spans(steps_at[rows], scorer.k)
+                flat.answer_alignment[places] = found.answer_alignment.T
+                flat.trajectory_consistency[places] = found.trajectory_consistency.T
+                flat.step_score[places] = found.step_score.T
+    return GramScores(sample, flat)
+
+
+class _Scorer:
+    """Scores of samples of K steps.
+
+    Works on M as [K+1, K+1, n], so that every operation is one over n samples, element by element: a sample's
+    scores are the same to the bit whatever other samples are there, which no matrix product promises.
+    """
+
+    def __init__(self, k: int, options: GramOptions) -> None:
+        self.k, self.options = k, options
+        row, column = np.triu_indices(k + 1)
+        self.size = len(row)
+        self._place = np.empty((k + 1, k + 1), dtype=np.int64)
+        self._place[row, column] = self._place[column, row] = np.arange(self.size)
+
+    def steps(self, packed: NDArray[np.float32], tokens: NDArray[np.int32]) -> StepScores:
+        """Scores [K, n] from packed matrices [n, P] and the segments' tokens [n, K+1]."""
+        matrix = np.ascontiguousarray(packed.T, dtype=np.float64)[self._place]
+        counts = np.ascontiguousarray(tokens.T, dtype=np.float64)
+        alignment = self._alignment(matrix, counts)
+        consistency = self._consistency(matrix, counts)
+        score = self.options.alpha * alignment + (1.0 - self.options.alpha) * consistency
+        score[0] = alignment[0]
+        return StepScores(alignment, consistency, score)
+
+    def _alignment(self, matrix: Array, counts: Array) -> Array:
+        """cos(g_k, a_k) [K, n], where a_k is the mean gradient of the tokens that steps are held against."""
+        k, squared = self.k, _diagonal(matrix)
+        if self.options.align_with == "answer":
+            return np.stack([_cosine(matrix[step, k], squared[step], squared[k]) for step in range(k)])
+        # The mean over a union of segments points where the sum of their tokens' gradients does.
+        matrix = _scaled(matrix, counts)
+        own = _diagonal(matrix)
+        found = np.empty((k, matrix.shape[-1]))
+        summed, first = matrix[k].copy(), k
+        for step in reversed(range(k)):
+            begin = 0 if self.options.align_with == "cot_and_answer" else step + 1
+            for segment in reversed(range(begin, first)):
+                summed += matrix[segment]
+            first = begin
+            found[step] = _cosine(summed[step], own[step], _added(summed[begin:]), squared[step])
+        return found
+
+    def _consistency(self, matrix: Array, counts: Array) -> Array:
+        """cos(g_k, r_k) [K, n], where r_k is the weighted sum of earlier steps; NaN for the first step."""
+        k, options = self.k, self.options
+        squared = _diagonal(matrix)
+        if options.history_normalize_steps:
+            matrix = _scaled(matrix, 1.0 / np.sqrt(np.maximum(squared, ZERO_NORM_SQUARED)))
+        elif options.segment_reduce == "sum":
+            matrix = _scaled(matrix, counts)
+        own, weights = _diagonal(matrix), history_weights(k, options.history)
+        found = np.full((k, matrix.shape[-1]), np.nan)
+        running = np.zeros_like(matrix[0])
+        for step in range(1, k):
+            row = weights[step]
+            if isinstance(options.history, History) and options.history.window is not None:
+                begin = max(0, step - options.history.window)
+                running, scale = _added(matrix[begin:step]), row[step - 1]
+            else:
+                decay = options.history.ema if isinstance(options.history, History) else None
+                running = matrix[step - 1] + (running if decay is None else decay * running)
+                begin, scale = 0, row[step - 1]
+            # running is r_k G' but for the scale that brings the newest step's weight to what it is.
+            past = zip(row[begin:step], running[begin:step], strict=True)
+            with_history = _added([weight * product for weight, product in past])
+            found[step] = _cosine(scale * running[step], own[step], scale * with_history, squared[step])
+        return found
+
+    def sample(self, found: StepScores, tokens: NDArray[np.int32]) -> Array:
+        """V [n] from step scores [K, n] and the steps' tokens [n, K]."""
+        score, aggregate = found.step_score, self.options.aggregate
+        if aggregate == "min":
+            lowest: Array = score.min(axis=0)
+            return lowest
+        if aggregate == "quantile":
+            return np.asarray(np.quantile(score, self.options.quantile, axis=0), dtype=np.float64)
+        if aggregate == "token_weighted":
+            counts = tokens.T.astype(np.float64)
+            return _added(score * counts) / _added(counts)
+        return _added(score) / self.k
+
+
+def _diagonal(matrix: Array) -> Array:
+    """Squared norms [K+1, n]."""
+    return np.stack([matrix[place, place] for place in range(len(matrix))])
+
+
+def _scaled(matrix: Array, scale: Array) -> Array:
+    """M with each segment's gradient multiplied by its scale [K+1, n]."""
+    scaled: Array = matrix * scale[:, None] * scale[None, :]
+    return scaled
+
+
+def _added(rows: Sequence[Array] | Array) -> Array:
+    """The sum over the first axis, one row after another whatever their length."""
+    return reduce(np.add, rows)
+
+
+def _cosine(product: Array, left_squared: Array, right_squared: Array, unscaled_squared: Array | None = None) -> Array:
+    """Cosines [n] from products and squared norms; 0 where either norm is zero.
+
+    `unscaled_squared` is what says whether the left norm is zero, if its gradient has been scaled.
+    """
+    left = left_squared if unscaled_squared is None else unscaled_squared
+    usable = (left >= ZERO_NORM_SQUARED) & (right_squared >= ZERO_NORM_SQUARED)
+    norms = np.sqrt(np.where(usable, left_squared * right_squared, 1.0))
+    return np.clip(np.where(usable, product / norms, 0.0), -1.0, 1.0)
+
+
+def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each of consecutive spans begins."""
+    starts: NDArray[np.int64] = np.cumsum(lengths) - lengths
+    return starts
+
+
+def _spans(starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Indices [n, length] of spans of equal length."""
+    indices: NDArray[np.int64] = starts[:, None] + np.arange(length)
+    return indices

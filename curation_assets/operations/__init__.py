@@ -1,0 +1,1 @@
+"""Operations on a whole warehouse: plan, gc, purge, transfer, doctor, SQL, reports, shares."""

@@ -1,0 +1,217 @@
+"""What is installed, what is configured, and what is wrong with it: `curate doctor`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+from curation_assets.config.corpus_settings import ValidationSet
+from curation_assets.config.settings import Target
+from curation_assets.corpus.held_out import read_validation
+from curation_assets.quality.checks import benchmark_files
+from curation_assets.signals.warmup import warmup_checkpoint
+from curation_assets.workspace.workspace import Workspace, dagster_home
+from curation_resources.errors import UserError
+from curation_resources.models.model_files import check_weights, processor_digest
+from curation_resources.storage.files import FolderStorage
+
+NEEDED = ("dagster", "torch", "transformers", "polars", "pyarrow")
+OPTIONAL = {
+    "dagster-webserver": "ui",
+    "peft": "train",
+    "rensa": "filters",
+    "py3langid": "filters",
+    "sentence-transformers": "embedding",
+    "dagster-aws": "s3",
+    "ray": "ray",
+    "dagster-postgres": "postgres",
+    "dagster-k8s": "kubernetes",
+}
+LITTLE_DISK_GIB = 2.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    found: str
+    ok: bool = True
+
+
+def examine(config: Path | None) -> Iterator[Finding]:
+    """Look at the installation, then at the configuration and everything that it names."""
+    yield Finding("python", f"{platform.python_version()} ({sys.executable})")
+    yield from _packages()
+    yield _device()
+    try:
+        workspace = Workspace.load(config)
+    except UserError as error:
+        yield Finding("configuration", str(error), ok=False)
+        return
+    yield Finding("configuration", f"{workspace.config_file} (digest {workspace.config_digest[:12]})")
+    yield Finding("DAGSTER_HOME", str(dagster_home(workspace)))
+    yield _attempt("landing area", partial(_landing, workspace))
+    yield _ignored(workspace)
+    yield _warehouse(workspace)
+    yield from _filters(workspace)
+    for held_out in workspace.settings.validation:
+        yield _attempt(f"validation set {held_out.name}", partial(_validation, workspace, held_out))
+    yield _engine(workspace)
+    yield _alerts(workspace)
+    for target in workspace.settings.targets:
+        if target.endpoint is not None:
+            yield _judge(target)
+            continue
+        model = _attempt(f"model of target {target.name}", partial(_model, workspace, target))
+        yield model
+        if model.ok:
+            yield Finding(f"images for target {target.name}", _images(workspace, target))
+        yield Finding(f"signals of target {target.name}", ", ".join(target.signals))
+        if target.warmup != "none" and not _installed("peft"):
+            yield Finding(f"warm-up of target {target.name}", "needs the extra `train`, or warmup: none", ok=False)
+
+
+def _packages() -> Iterator[Finding]:
+    for name in NEEDED:
+        version = _installed(name)
+        yield Finding(name, version or "not installed", ok=version is not None)
+    for name, extra in OPTIONAL.items():
+        yield Finding(name, _installed(name) or f"not installed (extra `{extra}`)")
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _device() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        return Finding("device", ", ".join(names))
+    return Finding("device", f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
+
+
+def _engine(workspace: Workspace) -> Finding:
+    """The devices that `engine.device` means, all of which must be there."""
+    from curation_resources.scoring.devices import devices_of
+    from curation_resources.scoring.errors import ScoringError
+
+    engine = workspace.settings.engine
+    asked = engine.device
+    if engine.kind == "ray":
+        return Finding("engine.device", f"{asked}, of the workers of the Ray cluster at {engine.address}")
+    try:
+        return Finding("engine.device", f"{asked}: {', '.join(devices_of(asked))}")
+    except ScoringError as error:
+        return Finding("engine.device", f"{error}: correct engine.device in curation.yaml", ok=False)
+
+
+def _alerts(workspace: Workspace) -> Finding:
+    """Whom alerts go to: a program that must be there, and a variable that must be set."""
+    alerts = workspace.settings.alerts
+    found, ok = [], True
+    if alerts.command is not None:
+        there = shutil.which(alerts.command[0]) is not None
+        found.append(f"command {alerts.command[0]}" + ("" if there else ": no such program"))
+        ok = ok and there
+    if alerts.webhook_variable is not None:
+        there = bool(os.environ.get(alerts.webhook_variable))
+        found.append(f"webhook of {alerts.webhook_variable}" + ("" if there else ": the variable is not set"))
+        ok = ok and there
+    return Finding("alerts", ", ".join(found) or "nobody is told of failed runs (alerts in curation.yaml)", ok=ok)
+
+
+def _attempt(what: str, look: Callable[[], object]) -> Finding:
+    try:
+        return Finding(what, str(look()))
+    except UserError as error:
+        return Finding(what, str(error), ok=False)
+
+
+def _landing(workspace: Workspace) -> str:
+    files = workspace.landing.files()
+    size = sum(file.size for file in files) / 2**20
+    return f"{workspace.landing.place}: {len(files)} shards, {size:.1f} MiB"
+
+
+def _filters(workspace: Workspace) -> Iterator[Finding]:
+    """What the pool's filters need."""
+    filters = workspace.settings.corpus.filters
+    if filters.contamination is not None:
+        yield _attempt("benchmarks", lambda: ", ".join(benchmark_files(workspace)))
+    for package, wanted in (("rensa", filters.near_duplicates), ("py3langid", filters.languages)):
+        if wanted is not None and not _installed(package):
+            yield Finding("corpus.filters", f"needs {package}: install the extra `filters`", ok=False)
+
+
+def _validation(workspace: Workspace, held_out: ValidationSet) -> str:
+    rows = read_validation(workspace, held_out)
+    return f"{workspace.validation_file(held_out)}: {len(rows.accepted)} samples, {len(rows.rejected)} rejected"
+
+
+def _model(workspace: Workspace, target: Target) -> str:
+    """Where a target's model lies, and the run that it is measured after, their weights whole."""
+    folder = workspace.model_folder(target)
+    check_weights(folder)
+    if target.warmup == "none":
+        return str(folder)
+    trained = warmup_checkpoint(workspace, target)
+    if trained is None:
+        return f"{folder}; its warm-up has not been trained"
+    own = workspace.warehouse.local(trained.folder)
+    check_weights(own)
+    return f"{folder}; its warm-up in {own}"
+
+
+def _images(workspace: Workspace, target: Target) -> str:
+    if processor_digest(workspace.model_folder(target), workspace.cache) is None:
+        return "the model reads text; samples with images are counted apart"
+    images = workspace.settings.corpus.images
+    remote = "fetched" if images.fetch_remote else "not fetched"
+    return f"seen, up to {images.max_pixels:,} pixels and {images.max_bytes:,} bytes; from web addresses {remote}"
+
+
+def _judge(target: Target) -> Finding:
+    """Where a judge is asked; it is not asked now."""
+    endpoint, name = target.endpoint, f"judge of target {target.name}"
+    assert endpoint is not None
+    if endpoint.key_variable is not None and not os.environ.get(endpoint.key_variable):
+        return Finding(name, f"the environment has no {endpoint.key_variable}: set it to the key", ok=False)
+    return Finding(name, f"{target.model} at {endpoint.url}: {', '.join(target.signals)}")
+
+
+def _ignored(workspace: Workspace) -> Finding:
+    try:
+        ignored = workspace.landing.ignored()
+    except UserError:
+        return Finding("files that are no shards", "–")
+    shown = ", ".join(ignored[:5]) + (", …" if len(ignored) > 5 else "")
+    return Finding(
+        "files that are no shards",
+        f"{len(ignored)}: {shown} (convert them to .jsonl or .parquet, or take them out)" if ignored else "none",
+        ok=not ignored,
+    )
+
+
+def _warehouse(workspace: Workspace) -> Finding:
+    storage = workspace.warehouse.storage
+    if not isinstance(storage, FolderStorage):
+        # It was reached when the configuration was loaded.
+        return Finding("warehouse", storage.place)
+    root = storage.root
+    free = shutil.disk_usage(root).free / 2**30
+    writable = os.access(root, os.W_OK)
+    state = f"{root}: {free:.1f} GiB free" + ("" if writable else ", not writable")
+    return Finding("warehouse", state, ok=writable and free > LITTLE_DISK_GIB)

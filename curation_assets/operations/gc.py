@@ -1,0 +1,250 @@
+"""What lies in a warehouse that nothing asks for any more, and clearing it away.
+
+Kept is what the configuration wants now, what a release rests on (its manifest says so), and what is young: another
+machine may be at work with another configuration. Rows, rejected rows and releases are never looked at.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from curation_assets import tables
+from curation_assets.corpus.purging import used_images
+from curation_assets.releases.build import read_manifest
+from curation_assets.releases.file_names import MANIFEST
+from curation_assets.signals.perturbation import wants_perturbation
+from curation_assets.signals.store import signal_dir
+from curation_assets.workspace.fingerprints import WARMUP_ROLE, sigma_folder, warmup_key
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.progress import track
+from curation_resources.storage.files import MAKING, StoredFile
+from curation_resources.storage.warehouse import Warehouse
+from curation_resources.training.files import RECORD
+
+DAY = 24 * 60 * 60.0
+WANTED = "the configuration wants it"
+UNWANTED = "neither the configuration nor a release names it"
+UNFINISHED = "what a write that died left behind"
+
+PLACES = (
+    r"signals/[^/]+/[^/]+/[^/]+/[^/]+(?=/)",
+    r"checkpoints/[^/]+/[^/]+/[^/]+(?=/)",
+    r"scores/[^/]+/step_scores/[^/]+(?=/)",
+    r"scores/[^/]+/sample_scores(?=/)",
+    r"scores/[^/]+/score_manifest\.parquet$",
+    r"subsets/[^/]+\.parquet$",
+    r"validation/[^/]+\.parquet$",
+)
+"""Where things lie, as `curation_assets.tables` says: folders with what is in them, and single tables."""
+
+
+@dataclass(frozen=True)
+class Find:
+    """Something in the warehouse that is kept or removed as one.
+
+    Attributes:
+        what: how people know it: its path, or how many images.
+        why: it is kept, or removed.
+        remove: whether it is to be removed.
+        files: all of it.
+        folder: the folder that it is; None for single files.
+    """
+
+    what: str
+    why: str
+    remove: bool
+    files: Sequence[StoredFile]
+    folder: str | None = None
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def modified(self) -> float:
+        """When any of it was last written, in seconds since 1970."""
+        return max(file.modified for file in self.files)
+
+
+@dataclass(frozen=True)
+class Named:
+    """What releases name.
+
+    Attributes:
+        reasons: by path, which release rests on it.
+        signals: by target, signal and fingerprint, likewise.
+        targets: names of targets whose releases do not say which checkpoint they rest on, likewise.
+    """
+
+    reasons: dict[str, str]
+    signals: dict[tuple[str, str, str], str]
+    targets: dict[str, str]
+
+    def why(self, path: str) -> str | None:
+        """The release that rests on a folder or table, as a reason to keep it; None if none does."""
+        parts = path.split("/")
+        release = self.reasons.get(path)
+        if parts[0] == "signals":
+            _, target, _, signal, fingerprint = parts
+            release = self.signals.get((target, signal, fingerprint))
+        if parts[0] == "checkpoints":
+            release = release or self.targets.get(parts[1])
+        return None if release is None else f"release {release} rests on it"
+
+
+def look(workspace: Workspace, older_than_days: float, clock: float | None = None) -> list[Find]:
+    """Everything that may be cleared away, with what is to become of it.
+
+    Args:
+        workspace: the configuration.
+        older_than_days: what was written since then stays, whatever it is (of writes that died: a day).
+        clock: the time now, in seconds since 1970.
+
+    Raises:
+        ModelError: a target's model cannot be had, so that what it wants is not known.
+        ReleaseError: a release's manifest is damaged, so that what it rests on is not known.
+    """
+    now = time.time() if clock is None else clock
+    wanted, named = _wanted(workspace), _named(workspace.warehouse)
+    finds = []
+    for path, files in _things(workspace.warehouse):
+        why = WANTED if path in wanted else named.why(path)
+        finds.append(_find(path, path, files, why, now, older_than_days))
+    return [*finds, *_images(workspace.warehouse, now, older_than_days), *_unfinished(workspace.warehouse, now)]
+
+
+def clear(workspace: Workspace, finds: Iterable[Find]) -> list[Find]:
+    """Remove what is to be removed; gives what was kept after all, since it was written to meanwhile."""
+    warehouse = workspace.warehouse
+    removed = [find for find in finds if find.remove]
+    changed = []
+    with track("removing", len(removed)) as advance:
+        for find in removed:
+            if find.folder is None:
+                for file in find.files:
+                    warehouse.storage.remove(file.path)
+            elif not _seen(warehouse.files(find.folder)) <= _seen(find.files):
+                changed.append(find)
+            else:
+                # Killed in between, a checkpoint must not look whole.
+                warehouse.storage.remove(f"{find.folder}/{RECORD}")
+                warehouse.storage.remove_folder(find.folder)
+            advance(1)
+    return changed
+
+
+def _seen(files: Iterable[StoredFile]) -> set[tuple[str, str]]:
+    return {(file.path, file.version) for file in files}
+
+
+def _find(
+    what: str, folder: str, files: Sequence[StoredFile], why: str | None, now: float, older_than_days: float
+) -> Find:
+    """A folder, or the one file of that path, which stays if there is a reason, or if it is young."""
+    of = None if [file.path for file in files] == [folder] else folder
+    found = Find(what, why or UNWANTED, why is None, files, of)
+    if found.remove and now - found.modified < older_than_days * DAY:
+        return Find(what, f"younger than {older_than_days:g} days", False, files, of)
+    return found
+
+
+def _wanted(workspace: Workspace) -> set[str]:
+    """Folders and tables that the configuration wants now."""
+    settings = workspace.settings
+    wanted = {tables.subset_path(subset.name) for subset in settings.subsets}
+    wanted |= {tables.validation_path(validation.name) for validation in settings.validation}
+    for target in settings.targets:
+        wanted |= {tables.sample_scores_dir(target.name), tables.score_manifest_path(target.name)}
+        wanted |= {tables.step_scores_dir(target.name, score.name) for score in settings.scores_of(target.name)}
+        if target.warmup != "none":
+            wanted.add(tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target)))
+        if wants_perturbation(target):
+            wanted.add(sigma_folder(workspace, target))
+        folders = [signal_dir(workspace, target, signal) for signal in settings.measured_signals(target)]
+        wanted |= {folder for folder in folders if folder is not None}
+    return wanted
+
+
+def _named(warehouse: Warehouse) -> Named:
+    """What the releases of all subsets name, those that are no longer configured included."""
+    named = Named({}, {}, {})
+    for subset in warehouse.storage.folders("releases"):
+        for number in warehouse.made_folders(tables.release_dir(subset), MANIFEST):
+            manifest = read_manifest(warehouse, f"{tables.release_dir(subset)}/{number}")
+            _add_release(named, f"{subset}@{number}", manifest)
+    return named
+
+
+def _add_release(named: Named, release: str, manifest: dict[str, Any]) -> None:
+    parameters, checkpoints = manifest["parameters"], manifest["checkpoints"]
+    target, score = parameters["target"]["name"], parameters["score"]
+    for signal, fingerprint in checkpoints["signal_fingerprints"].items():
+        named.signals[target, signal, fingerprint] = release
+    paths = [tables.sample_scores_dir(target), tables.score_manifest_path(target)]
+    paths += [tables.step_scores_dir(target, score["name"]), tables.subset_path(manifest["subset"])]
+    sets = score.get("validation") or []
+    # Manifests of former versions name one set.
+    paths += [tables.validation_path(name) for name in ([sets] if isinstance(sets, str) else sets)]
+    warmup = checkpoints["warmup"]
+    if warmup is not None and "key" in warmup:
+        paths.append(tables.checkpoint_dir(target, WARMUP_ROLE, warmup["key"]))
+    elif warmup is not None:
+        # Manifests of former versions do not say which of the target's checkpoints it was.
+        named.targets[target] = release
+    named.reasons.update(dict.fromkeys(paths, release))
+
+
+def _things(warehouse: Warehouse) -> Iterator[tuple[str, list[StoredFile]]]:
+    """What is kept or removed as one: fingerprint folders, checkpoints, scores of a name, subsets, validation sets.
+
+    What lies there and is none of these is not ours to remove.
+    """
+    things: dict[str, list[StoredFile]] = {}
+    for top in ("signals", "checkpoints", "scores", "subsets", "validation"):
+        for file in warehouse.files(top):
+            place = _place(file.path)
+            if place is not None:
+                things.setdefault(place, []).append(file)
+    yield from things.items()
+
+
+def _place(path: str) -> str | None:
+    """The folder or table that a file belongs to."""
+    found = [match[0] for place in PLACES if (match := re.match(place, path)) is not None]
+    return found[0] if found else None
+
+
+def _images(warehouse: Warehouse, now: float, older_than_days: float) -> Iterator[Find]:
+    """The images of rows, by what is to become of them."""
+    files = warehouse.files(tables.images_dir())
+    if not files:
+        return
+    used = used_images(warehouse)
+    copied = {file.name for file in warehouse.files("releases") if "/images/" in file.path}
+    groups: dict[tuple[str, bool], list[StoredFile]] = {}
+    for file in files:
+        if file.name in used:
+            why: str | None = "rows show them"
+        else:
+            why = "a release holds copies of them" if file.name in copied else None
+        found = _find(file.name, file.path, [file], why, now, older_than_days)
+        groups.setdefault((found.why if found.why != UNWANTED else "no row shows them", found.remove), []).append(file)
+    for (why, remove), own in groups.items():
+        yield Find(f"{len(own):,} images", why, remove, own)
+
+
+def _unfinished(warehouse: Warehouse, now: float) -> Iterator[Find]:
+    """What writes that died left: none takes a day."""
+    things: dict[tuple[str, bool], list[StoredFile]] = {}
+    for file in warehouse.storage.unfinished():
+        parts = file.path.split("/")
+        making = [depth for depth, part in enumerate(parts, start=1) if part.startswith(MAKING)]
+        things.setdefault(("/".join(parts[: making[0]]), True) if making else (file.path, False), []).append(file)
+    for (path, is_folder), files in things.items():
+        old = now - max(file.modified for file in files) >= DAY
+        yield Find(path, UNFINISHED if old else "a write may be in progress", old, files, path if is_folder else None)

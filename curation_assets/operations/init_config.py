@@ -1,0 +1,138 @@
+"""Writing a commented curation.yaml for a folder that was looked at: `curate init`."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from curation_assets.config.config_file import json_schema, parse_settings
+from curation_assets.config.corpus_settings import Corpus
+from curation_assets.corpus.reading import ShardRows, read_shard
+from curation_resources.errors import UserError
+from curation_resources.storage.digests import DigestCache
+from curation_resources.storage.landing import FolderLanding, LandingFile
+
+LOOKED_AT_BYTES = 1 << 20
+DEFAULT_MIN_POOL = 100
+TEMPLATE = Path(__file__).parent / "templates" / "curation.yaml"
+
+
+class InitError(UserError):
+    """No configuration can be written here."""
+
+
+@dataclass(frozen=True)
+class FolderLook:
+    """What a look at the first rows of a landing folder found."""
+
+    files: int
+    bytes: int
+    formats: dict[str, int]
+    rows: int
+    rejected: int
+    reasons: dict[str, int]
+
+    @property
+    def min_pool(self) -> int:
+        """Pool size that the warm-up waits for: what is there already, if that is less than the default."""
+        usable = self.rows - self.rejected
+        return min(DEFAULT_MIN_POOL, usable) if usable > 0 else DEFAULT_MIN_POOL
+
+
+def look_at(folder: Path) -> FolderLook:
+    """Read the first mebibyte of every text file (and Parquet files of that size) in a folder.
+
+    Raises:
+        LandingError: the folder does not exist.
+    """
+    files = FolderLanding(folder, DigestCache()).files()
+    formats: dict[str, int] = {}
+    reasons: dict[str, int] = {}
+    rows = 0
+    for file in files:
+        shard = _first_rows(folder, file)
+        if shard is None:
+            continue
+        formats[shard.format] = formats.get(shard.format, 0) + 1
+        rows += shard.rows_in
+        for reason in shard.rejected["reason"].to_list():
+            reasons[reason] = reasons.get(reason, 0) + 1
+    size = sum(file.size for file in files)
+    return FolderLook(len(files), size, formats, rows, sum(reasons.values()), dict(sorted(reasons.items())))
+
+
+def _first_rows(folder: Path, file: LandingFile) -> ShardRows | None:
+    """The first rows of a file as they would be read; None for a large Parquet file."""
+    path = folder / file.name
+    corpus = Corpus(landing=str(folder))
+    if file.size <= LOOKED_AT_BYTES:
+        return read_shard(path, file.shard, file.name, corpus)
+    if not file.name.endswith(".jsonl"):
+        return None
+    with path.open("rb") as stream:
+        head = stream.read(LOOKED_AT_BYTES)
+    return read_shard(head[: head.rfind(b"\n") + 1], file.shard, file.name, corpus, path.parent)
+
+
+def write_config(folder: Path, model: str, out: Path, force: bool = False) -> FolderLook:
+    """Write curation.yaml, and the JSON Schema beside it that editors check it with.
+
+    Raises:
+        InitError: the file exists and `force` is off, a name is not UTF-8, or the folder is in a bucket.
+    """
+    if folder.parts[:1] == ("s3:",):
+        raise InitError(
+            "traces are looked at in a folder: name one with a few of the files, then write the bucket's address "
+            f"(s3://BUCKET/PREFIX) as corpus.landing into {out}"
+        )
+    if out.exists() and not force:
+        raise InitError(f"{out} exists: name another file with --to, or overwrite it with --force")
+    look = look_at(folder)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if Path(model).expanduser().is_dir():
+        # Named from where the command runs; the configuration file may lie elsewhere.
+        model = _relative(Path(model).expanduser(), out.parent)
+    elif model.startswith((".", "/", "~")):
+        raise InitError(f"there is no folder {model}: correct --model (a folder, or a hub id as in Qwen/Qwen3-4B)")
+    try:
+        data = render_config(look, _relative(folder, out.parent), model).encode()
+    except UnicodeEncodeError as error:
+        raise InitError(f"the name of {str(folder)!r} or {model!r} is not UTF-8: rename the folder") from error
+    parse_settings(data, out)
+    out.write_bytes(data)
+    write_schema(out.parent)
+    return look
+
+
+def write_schema(folder: Path) -> None:
+    """Write the schema that the configuration's first lines name to editors."""
+    (folder / "curation.schema.json").write_text(json.dumps(json_schema(), indent=1) + "\n")
+
+
+def render_config(look: FolderLook, landing: str, model: str, target: str = "base") -> str:
+    """The text of the configuration file."""
+    found = [f"  # Found: {look.files} files, {look.bytes / 2**20:.1f} MiB; formats {look.formats or 'unknown'}."]
+    if look.rejected:
+        found.append(f"  # Of {look.rows} rows looked at, {look.rejected} would be rejected: {look.reasons}")
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        found="\n".join(found),
+        landing=_quoted(landing),
+        model=_quoted(model),
+        target=target,
+        min_pool=look.min_pool,
+    )
+
+
+def _quoted(text: str) -> str:
+    """A YAML string in double quotes; JSON's escapes are YAML's, but for characters that YAML does not print."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else f"\\U{ord(c):08x}" for c in quoted)
+
+
+def _relative(folder: Path, base: Path) -> str:
+    """The folder as seen from the configuration file, if it lies beside or below it."""
+    path = Path(os.path.relpath(folder.absolute(), base.absolute()))
+    return str(folder.absolute()) if ".." in path.parts else f"./{path}"

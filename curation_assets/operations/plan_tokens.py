@@ -1,0 +1,348 @@
+"""How many tokens a run would pass through a model: encoded with its own tokenizer, all of them or a sample.
+
+The weights are not loaded: the tokenizer, the processor and the configuration say how text becomes tokens. What of a
+sample is run is decided by the code that decides it in a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from curation_assets.config.settings import Target
+from curation_assets.methods.random_draws import draw_bits
+from curation_assets.operations.plan_formulas import GRADIENT
+from curation_assets.operations.plan_pool import Pool
+from curation_assets.signals.catalog import request_for
+from curation_assets.signals.perturbation import perturbed_request
+from curation_assets.subsets.temp import STEPS
+from curation_assets.workspace.fingerprints import SEGMENTED_SIGNALS, judge_spec
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.models.embedder import describe_text, text_limits
+from curation_resources.models.judge import JudgeSpec, tokens_by_bytes
+from curation_resources.models.reward import conversation_ids, describe_conversation
+from curation_resources.progress import track
+from curation_resources.quiet import quieten_transformers
+from curation_resources.scoring.images import ImageLimits
+from curation_resources.scoring.perturbed_samples import PerturbedRequest
+from curation_resources.scoring.samples import UNRUNNABLE, Encoded, Request, Sample
+from curation_resources.sections import SignalName
+
+if TYPE_CHECKING:
+    from curation_resources.scoring.encoding import Encoder
+
+EXACT_BYTES = 8 * 2**20
+"""Text that is encoded whole: some twenty seconds on a slow processor."""
+
+EXACT_IMAGES = 200
+"""Images that are processed, at most: each takes as long as a hundred rows of text."""
+
+SAMPLED_ROWS = 2000
+"""Rows that are encoded where there is more than that."""
+
+LEAST_OF_KIND = 100
+"""Rows that are encoded at least of those with, and of those without, images, and of each set of signals."""
+
+CHUNK = 128
+SEED = 0
+
+Counted = tuple[str, int, int, int, int]
+"""Of a sample sample_id, length, tokens run with the prompt, tokens run of the response alone, ways back."""
+
+Counter = Callable[[Sequence[Sample], Request], Iterator[Counted]]
+"""Counts what is run of samples."""
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """Tokens of the samples that lack some signal.
+
+    Attributes:
+        rows: of each sample that was encoded sample_id, shard, the signals that it lacks (`lacking`, joined by +),
+            number of images, `length` in tokens as a run would pass it, `forward` and `alone` (tokens that are run
+            with the prompt, and of the response alone), how often it is gone back through (`back`), and how many
+            samples it stands for (`weight`).
+        of: samples that lack some signal and were seen.
+        exact: whether every sample was seen and encoded.
+        margin: twice the standard error of `tokens` that encoding a sample only brings; 0 if all were encoded.
+    """
+
+    rows: pl.DataFrame
+    of: int
+    exact: bool
+    margin: float
+
+    @property
+    def tokens(self) -> int:
+        """All tokens that are run."""
+        return self.forward_tokens + self.alone_tokens
+
+    @property
+    def forward_rows(self) -> int:
+        """Samples that are run with their prompt."""
+        return self._sum(pl.col("forward") > 0)
+
+    @property
+    def forward_tokens(self) -> int:
+        """Tokens of these."""
+        return self._sum(pl.col("forward"))
+
+    @property
+    def forward_passes(self) -> float:
+        """Forward passes over whole samples: as many as these samples, or more where there are several checkpoints.
+
+        One there and back counts as three.
+        """
+        back = pl.col("back") * (GRADIENT - 1)
+        passes = pl.when(pl.col("forward") > 0).then(pl.col("forward") / pl.col("length") + back).otherwise(0)
+        return float(self.rows.select((passes * pl.col("weight")).sum()).item())
+
+    @property
+    def alone_rows(self) -> int:
+        """Samples whose response is run alone."""
+        return self._sum(pl.col("alone") > 0)
+
+    @property
+    def alone_tokens(self) -> int:
+        """Tokens of these responses."""
+        return self._sum(pl.col("alone"))
+
+    @property
+    def alone_length(self) -> int:
+        """Tokens that the samples whose response is run alone have with their prompts."""
+        return self._sum(pl.when(pl.col("alone") > 0).then("length").otherwise(0))
+
+    def _sum(self, column: pl.Expr) -> int:
+        return round(float(self.rows.select((column * pl.col("weight")).sum()).item()))
+
+
+def count_tokens(
+    workspace: Workspace, target: Target, pool: Pool, lacking: pl.DataFrame, checkpoints: int = 0
+) -> TokenCount:
+    """Count the tokens that a run would pass through a target's model.
+
+    Args:
+        workspace: the configuration.
+        target: whose tokenizer, template and maximum length count.
+        pool: where the samples are.
+        lacking: those rows of `pool.known`, and of validation sets, that lack signals, with these in a column
+            `lacking`, joined by +.
+        checkpoints: that trajectories are measured at.
+
+    Raises:
+        EncodingError: the tokenizer cannot do what encoding needs.
+    """
+    chosen = _chosen(lacking, pool.estimated)
+    numbers = dict.fromkeys(("length", "forward", "alone", "back"), pl.Int64)
+    schema = {"lacking": pl.String, "sample_id": pl.String, **numbers}
+    counts = pl.DataFrame(list(_encode(workspace, target, pool, chosen, checkpoints)), schema=schema, orient="row")
+    # A sample of the pool and of a validation set may be run for different signals.
+    rows = chosen.join(counts, on=["sample_id", "lacking"], how="inner", maintain_order="left")
+    margin = _margin(lacking, rows) if len(chosen) < len(lacking) else 0.0
+    whole = len(chosen) == len(lacking) and not pool.estimated and target.endpoint is None
+    return TokenCount(rows, len(lacking), whole, margin)
+
+
+def make_encoder(workspace: Workspace, target: Target) -> Encoder:
+    """The encoder that a run would measure a target with, made without the weights."""
+    quieten_transformers()
+    from transformers import AutoConfig, AutoTokenizer
+
+    from curation_resources.scoring.encoding import Encoder  # noqa: PLC0415
+    from curation_resources.scoring.loading import context_length, load_processor, reads_images  # noqa: PLC0415
+
+    folder, trust = workspace.model_folder(target), target.trust_remote_code
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    context = context_length(config)
+    images = workspace.settings.corpus.images
+    return Encoder(
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=trust),
+        target.template,
+        min(context, target.max_length or context),
+        processor=load_processor(folder, config, trust) if reads_images(config) else None,
+        vocabulary=int(config.get_text_config().vocab_size),
+        limits=ImageLimits(images.max_pixels, images.max_bytes, images.fetch_remote),
+    )
+
+
+def signals_in(lacking: str) -> list[SignalName]:
+    """The signals of an entry of column `lacking`."""
+    names: list[SignalName] = lacking.split("+")  # type: ignore[assignment]
+    return names
+
+
+def segmented(signals: Sequence[SignalName]) -> bool:
+    """Whether some of the signals rest on segments."""
+    return not SEGMENTED_SIGNALS.isdisjoint(signals)
+
+
+def _kind() -> list[pl.Expr]:
+    """Samples of a kind stand for one another: those that lack the same, with images or without."""
+    return [pl.col("lacking"), (pl.col("images") > 0).alias("with_images")]
+
+
+def _size() -> pl.Expr:
+    """What tokens are taken to grow with: the text's bytes; of samples with images nothing that is known."""
+    return pl.when(pl.col("images") > 0).then(1).otherwise(pl.col("text_bytes")) * pl.col("weight")
+
+
+def _chosen(lacking: pl.DataFrame, estimated: bool) -> pl.DataFrame:
+    """The rows to encode, all or a seeded sample, with the number of samples that each stands for.
+
+    Where not even the number of samples is exact (`estimated`), encoding all of them would make nothing exact.
+    """
+    little = int(lacking["images"].sum()) <= EXACT_IMAGES and int(lacking["text_bytes"].sum()) <= EXACT_BYTES
+    if lacking.is_empty() or (little and not estimated):
+        return lacking
+    parts = []
+    for _, rows in lacking.group_by(_kind(), maintain_order=True):
+        count = max(LEAST_OF_KIND, SAMPLED_ROWS * len(rows) // len(lacking))
+        if int(rows["images"][0]) > 0:
+            count = min(count, EXACT_IMAGES)
+        drawn = rows.with_columns(draw=pl.Series(draw_bits(rows["sample_id"], SEED))).sort("draw").head(count)
+        share = rows.select(_size().sum()).item() / drawn.select(_size().sum()).item()
+        parts.append(drawn.drop("draw").with_columns(pl.col("weight") * share))
+    return pl.concat(parts).sort("shard", maintain_order=True)
+
+
+def _margin(lacking: pl.DataFrame, rows: pl.DataFrame) -> float:
+    """Twice the standard error of the total: of a ratio estimate in each kind of samples."""
+    variance = 0.0
+    sizes = {kind: len(part) for kind, part in lacking.group_by(_kind())}
+    for kind, part in rows.group_by(_kind()):
+        count, total = len(part), sizes[kind]
+        tokens = (part["forward"] + part["alone"]).to_numpy().astype(float)
+        size = (part.select(_size()).to_series() / part["weight"]).to_numpy()
+        if count > 1:
+            spread = (tokens - size * (tokens.sum() / size.sum())).var(ddof=1)
+            variance += total**2 * (1 - count / total) * spread / count
+    return float(2 * variance**0.5)
+
+
+def _encode(
+    workspace: Workspace, target: Target, pool: Pool, chosen: pl.DataFrame, checkpoints: int
+) -> Iterator[tuple[str | int, ...]]:
+    """Of each row what it lacks, and what is run of it."""
+    if chosen.is_empty():
+        return
+    if target.endpoint is not None:
+        count = _question_counter(judge_spec(target))
+    elif target.kind == "reward":
+        count = _conversation_counter(workspace, target)
+    elif target.kind == "embedding":
+        count = _text_counter(workspace, target)
+    else:
+        count = _pass_counter(workspace, target, checkpoints)
+    with track(f"{target.name}: counting tokens", len(chosen)) as advance:
+        for (shard, lacking), rows in chosen.group_by("shard", "lacking", maintain_order=True):
+            signals = signals_in(str(lacking))
+            request = request_for(target, signals)
+            samples = pool.samples(str(shard), rows["sample_id"].to_list(), segmented(signals))
+            for start in range(0, len(samples), CHUNK):
+                chunk = samples[start : start + CHUNK]
+                yield from ((str(lacking), *counted) for counted in count(chunk, request))
+                advance(len(chunk))
+
+
+def _pass_counter(workspace: Workspace, target: Target, checkpoints: int) -> Counter:
+    """Counts what a pass over a language model runs."""
+    encoder, perturbation = make_encoder(workspace, target), perturbed_request(target, 1.0)
+
+    def count(samples: Sequence[Sample], request: Request) -> Iterator[Counted]:
+        for encoded in encoder.encode(samples):
+            yield (encoded.sample.sample_id, len(encoded), *_tokens_run(encoded, request, checkpoints, perturbation))
+
+    return count
+
+
+def _text_counter(workspace: Workspace, target: Target) -> Counter:
+    """Counts what an embedding model runs."""
+    quieten_transformers()
+    folder = workspace.model_folder(target)
+    tokenizer, longest = text_limits(folder, target.max_length, target.trust_remote_code)
+
+    def count(samples: Sequence[Sample], _request: Request) -> Iterator[Counted]:
+        for sample in samples:
+            tokens = describe_text(tokenizer, longest, sample).tokens
+            yield sample.sample_id, tokens, tokens, 0, 0
+
+    return count
+
+
+def _conversation_counter(workspace: Workspace, target: Target) -> Counter:
+    """Counts what a reward model runs."""
+    quieten_transformers()
+    from transformers import AutoConfig, AutoTokenizer
+
+    from curation_resources.scoring.loading import context_length  # noqa: PLC0415
+
+    folder, trust = workspace.model_folder(target), target.trust_remote_code
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    longest = context_length(AutoConfig.from_pretrained(folder, trust_remote_code=trust))
+
+    def count(samples: Sequence[Sample], _request: Request) -> Iterator[Counted]:
+        for sample in samples:
+            ids = conversation_ids(tokenizer, sample)
+            tokens = describe_conversation(tokenizer, sample, ids, min(longest, target.max_length or longest)).tokens
+            yield sample.sample_id, len(ids or ()), tokens, 0, 0
+
+    return count
+
+
+def _question_counter(spec: JudgeSpec) -> Counter:
+    """Counts what a judge reads, by bytes: only its answers say how many tokens it took, with those of the reply."""
+
+    def count(samples: Sequence[Sample], request: Request) -> Iterator[Counted]:
+        for sample in samples:
+            prompt = "".join(turn["content"] for turn in sample.messages)
+            asked = sum(tokens_by_bytes(spec.question(question) + prompt) for question in request.questions)
+            tokens = 0 if sample.images else asked
+            yield sample.sample_id, tokens, tokens, 0, 0
+
+    return count
+
+
+def _tokens_run(
+    encoded: Encoded, request: Request, checkpoints: int, perturbation: PerturbedRequest
+) -> tuple[int, int, int]:
+    """Tokens that are run of a sample for a request, with the prompt and of the response alone, and ways back."""
+    from curation_resources.scoring.measuring import describe, narrowed  # noqa: PLC0415
+
+    perturbed = 0
+    if request.perturbed:
+        perturbed = _perturbed_tokens(encoded, perturbation)
+        request = replace(request, perturbed=False)
+    # What a training run told is looked up.
+    wanted = narrowed(replace(request, in_run=False), describe(encoded, 0))
+    steps = len(describe(encoded, 0).segment_tokens)
+    there, back = _passes(replace(wanted.here, unconditional=False), steps)
+    there_on_the_way, back_on_the_way = _passes(wanted.on_the_way, steps)
+    passes = there + wanted.base_likelihoods + checkpoints * there_on_the_way
+    alone = encoded.response_tokens if wanted.unconditional else 0
+    return len(encoded) * passes + perturbed, alone, back + checkpoints * back_on_the_way
+
+
+def _passes(request: Request, steps: int) -> tuple[int, int]:
+    """Passes of a request at one checkpoint: how often it is gone through there, and how often back.
+
+    Under proxy `projected` once for each of the sample's segments.
+    """
+    whole = replace(request, step_gradients=None, step_features=None)
+    back = int(whole.forward != whole) + (steps if request.step_features is not None else 0)
+    return back + (request.forward != Request()), back
+
+
+def _perturbed_tokens(encoded: Encoded, request: PerturbedRequest) -> int:
+    """Tokens that are run of a sample at the base model and at all perturbed checkpoints."""
+    from curation_resources.scoring.measuring import describe  # noqa: PLC0415
+    from curation_resources.scoring.prefixes import cut_to_windows  # noqa: PLC0415
+
+    early, path = request.windows(request.filter_windows), request.windows(request.path_windows)
+    described = describe(encoded, 0, early)
+    if described.prefix_flags or set(described.flags) & UNRUNNABLE.keys():
+        return 0
+    tokens = 2 * len(cut_to_windows(encoded, early))
+    return tokens + STEPS * len(cut_to_windows(encoded, path)) if request.directional else tokens

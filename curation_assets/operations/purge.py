@@ -1,0 +1,269 @@
+"""Taking a sample out everywhere: every stored table, its measurements, the images that only it showed.
+
+First it goes on the list of purged samples, so that whatever is killed after that is finished by purging it again.
+Tables that held it are written anew without it; their fingerprints then say that what rests on them is due, and the
+next run makes that anew from stored measurements, without a model. Releases and trained checkpoints never change: they
+are named.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.corpus.ingest import stored_shard_rows, write_shard_rows
+from curation_assets.corpus.purging import drop_images, kept_images, rows_without_purged
+from curation_assets.corpus.samples import samples_of
+from curation_assets.releases.file_names import DATA_PARQUET
+from curation_assets.workspace.fingerprints import corpus_fingerprint, judge_spec, steps_fingerprint
+from curation_assets.workspace.purge_list import PurgedList, add_purged
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.errors import UserError
+from curation_resources.models.judge import JudgeScorer
+from curation_resources.progress import track
+from curation_resources.storage.digests import digest
+from curation_resources.storage.landing import file_name
+from curation_resources.storage.part_store import Measurements
+from curation_resources.storage.warehouse import DOCUMENT, TABLE, Warehouse
+from curation_resources.training.files import TRAINED_ON
+
+LEAST_PREFIX = 8
+NEAR = 2
+SIGNAL_DEPTH = 5
+"""Names in the path of a signal's fingerprint folder: signals/TARGET/ROLE/SIGNAL/FINGERPRINT."""
+
+
+class PurgeError(UserError):
+    """A sample cannot be taken out: it is not known, or not named exactly enough."""
+
+
+@dataclass(frozen=True)
+class Purged:
+    """What taking a sample out did, and what it could not change.
+
+    Attributes:
+        sample_id: the sample.
+        tables: tables that were written anew, with the rows that left each.
+        images: images that were removed: no other row shows them.
+        replies: replies of configured judges that were removed from this machine's cache.
+        files: landing files that still hold it, with the row of each; they are the user's.
+        releases: releases that hold it, as `subset@version` with the folder of each.
+        checkpoints: folders of checkpoints that were trained on it.
+    """
+
+    sample_id: str
+    tables: dict[str, int]
+    images: list[str]
+    replies: int
+    files: list[tuple[str, int]]
+    releases: dict[str, str]
+    checkpoints: list[str]
+
+
+def find_sample(workspace: Workspace, prefix: str) -> str:
+    """The one sample, stored anywhere or purged before, whose id begins so.
+
+    Raises:
+        PurgeError: there is none, or there are several, or the beginning is shorter than 8 characters.
+    """
+    if len(prefix) < LEAST_PREFIX:
+        raise PurgeError(
+            f"{prefix!r} is too short to name a sample: give its id, or at least its first {LEAST_PREFIX} characters"
+        )
+    known = _known_ids(workspace.warehouse)
+    found = [sample_id for sample_id in known if sample_id.startswith(prefix)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise PurgeError(f"{prefix}: {len(found)} samples have ids that begin so: {', '.join(found[:5])}; give more")
+    place = bisect_left(known, prefix)
+    near = known[max(0, place - NEAR) : place + NEAR]
+    hint = f"; the nearest ids are {', '.join(near)}" if near else ""
+    raise PurgeError(f"no sample has an id that begins with {prefix!r}{hint}; `curate table raw_corpus` lists them")
+
+
+def _known_ids(warehouse: Warehouse) -> list[str]:
+    """Ids of all samples of which anything is stored, sorted."""
+    ids: set[str] = set(PurgedList.read(warehouse).samples)
+    with_ids = [path for path in _tables(warehouse, "") if _has_ids(warehouse, path)]
+    with track("looking for the sample", len(with_ids)) as advance:
+        for path in with_ids:
+            ids.update(warehouse.read_columns(path, "sample_id")["sample_id"].to_list())
+            advance(1)
+    return sorted(ids)
+
+
+def purge(workspace: Workspace, sample_id: str, reason: str = "") -> Purged:
+    """Take a sample out of everything that can change; see `Purged`. Doing it again finishes what was interrupted."""
+    warehouse = workspace.warehouse
+    holding = {
+        folder: [path for path in _tables(warehouse, folder) if _holds(warehouse, path, sample_id)]
+        for folder in ("corpus", "validation", "steps", "signals", "scores", "subsets", "releases", "checkpoints")
+    }
+    corpus = [path for path in holding["corpus"] if path.startswith(f"{tables.raw_corpus_dir()}/")]
+    shards = [_name(path) for path in corpus]
+    sets = [workspace.validation_shard(_name(path)) for path in holding["validation"]]
+    files = [place for path in corpus for place in _places(warehouse, path, sample_id)]
+    images = _images(warehouse, [*corpus, *holding["validation"]], sample_id)
+    # By what was asked they are found, which is known no longer once the rows are gone.
+    replies = _forget_replies(workspace, [*corpus, *holding["validation"]], sample_id)
+    add_purged(warehouse, sample_id, reason, [*shards, *sets])
+    done: dict[str, int] = {}
+    for path in holding["signals"]:
+        done[path] = _rewrite_part(warehouse, path, sample_id)
+    stale = [path for path in holding["corpus"] if path not in corpus] + holding["validation"] + holding["scores"]
+    for path in [*stale, *holding["subsets"]]:
+        done[path] = _drop_rows(warehouse, path, sample_id, due=path in holding["subsets"])
+    for path in corpus:
+        steps = f"{tables.segmented_steps_dir()}/{_name(path)}{TABLE}"
+        done[path] = _rewrite_shard(workspace, _name(path), sample_id)
+        if steps in holding["steps"]:
+            done[steps] = _rows(warehouse, steps, sample_id)
+            _rewrite_steps(workspace, _name(path), sample_id)
+    for path in holding["steps"]:
+        if path not in done:
+            done[path] = _drop_rows(warehouse, path, sample_id, due=True)
+    return Purged(
+        sample_id,
+        done,
+        drop_images(warehouse, images),
+        replies,
+        files,
+        _releases(workspace, holding["releases"]),
+        [path.rsplit("/", 1)[0] for path in holding["checkpoints"] if path.endswith(f"/{TRAINED_ON}")],
+    )
+
+
+def _tables(warehouse: Warehouse, folder: str) -> list[str]:
+    return [file.path for file in warehouse.files(folder) if file.name.endswith(TABLE)]
+
+
+def _name(path: str) -> str:
+    return path.rsplit("/", 1)[-1].removesuffix(TABLE)
+
+
+def _has_ids(warehouse: Warehouse, path: str) -> bool:
+    return "sample_id" in warehouse.columns(path)
+
+
+def _holds(warehouse: Warehouse, path: str, sample_id: str) -> bool:
+    return _has_ids(warehouse, path) and _rows(warehouse, path, sample_id) > 0
+
+
+def _rows(warehouse: Warehouse, path: str, sample_id: str) -> int:
+    return int((warehouse.read_columns(path, "sample_id")["sample_id"] == sample_id).sum())
+
+
+def _without(warehouse: Warehouse, path: str, sample_id: str) -> tuple[pl.DataFrame, int]:
+    """A table without the sample, and how many rows left it."""
+    table = warehouse.read_table(path)
+    kept = table.filter(pl.col("sample_id") != sample_id)
+    return kept, len(table) - len(kept)
+
+
+def _drop_rows(warehouse: Warehouse, path: str, sample_id: str, due: bool = False) -> int:
+    """Write a table without the sample; `due`: its fingerprint becomes one that nothing wants."""
+    facts = warehouse.table_metadata(path)
+    kept, left = _without(warehouse, path, sample_id)
+    if due:
+        facts["fingerprint"] = digest("purged", facts.get("fingerprint"), sample_id)
+    if "rows" in facts:
+        facts["rows"] = str(len(kept))
+    warehouse.write_table(path, kept, facts)
+    return left
+
+
+def _rewrite_shard(workspace: Workspace, shard: str, sample_id: str) -> int:
+    """Write `raw_corpus` and `rejected_rows` of a shard without the sample, which is rejected instead."""
+    warehouse = workspace.warehouse
+    facts = warehouse.table_metadata(f"{tables.raw_corpus_dir()}/{shard}{TABLE}")
+    purged = PurgedList.read(warehouse)
+    now = purged.ids_of(shard)
+    former = [known for known in now if known != sample_id]
+    content = facts["content_digest"]
+    # What was due before stays due: only a table that is as the configuration wants it goes on being that.
+    if facts["fingerprint"] in {corpus_fingerprint(workspace, content, ids) for ids in (former, now)}:
+        fingerprint = corpus_fingerprint(workspace, content, now)
+    else:
+        fingerprint = digest("purged", facts["fingerprint"], sample_id)
+    before = stored_shard_rows(workspace, shard, facts)
+    after = rows_without_purged(before, [sample_id])
+    write_shard_rows(workspace, shard, after, fingerprint, content)
+    return len(before.accepted) - len(after.accepted)
+
+
+def _rewrite_steps(workspace: Workspace, shard: str, sample_id: str) -> None:
+    """Write `segmented_steps` of a shard without the sample: as it would be cut now, if that is what it was."""
+    warehouse = workspace.warehouse
+    path = f"{tables.segmented_steps_dir()}/{shard}{TABLE}"
+    corpus = warehouse.table_metadata(f"{tables.raw_corpus_dir()}/{shard}{TABLE}")
+    stored = warehouse.table_metadata(path)
+    kept, _ = _without(warehouse, path, sample_id)
+    ids = PurgedList.read(warehouse).ids_of(shard)
+    former = corpus_fingerprint(workspace, corpus["content_digest"], [known for known in ids if known != sample_id])
+    if stored["fingerprint"] == steps_fingerprint(workspace, former):
+        facts = {"fingerprint": steps_fingerprint(workspace, corpus["fingerprint"]), "images": corpus["images"]}
+    else:
+        facts = stored | {"fingerprint": digest("purged", stored["fingerprint"], sample_id)}
+    warehouse.write_table(path, kept, facts)
+
+
+def _rewrite_part(warehouse: Warehouse, path: str, sample_id: str) -> int:
+    """Put a part without the sample in a part's place: first the new one, then the records that name it, then away."""
+    folder = path.rsplit("/", 1)[0]
+    kept, left = _without(warehouse, path, sample_id)
+    name = None if kept.is_empty() else Measurements(warehouse, folder).append(kept)
+    _rename_in_records(warehouse, "/".join(path.split("/")[:SIGNAL_DEPTH]), _name(path), name)
+    warehouse.storage.remove(path)
+    return left
+
+
+def _rename_in_records(warehouse: Warehouse, folder: str, old: str, new: str | None) -> None:
+    """In the records of a fingerprint's shards and validation sets, name the new part in place of the old one.
+
+    A shard without the sample is measured as before. Of one that held it the record is of another table by now.
+    """
+    for file in warehouse.files(folder):
+        if not file.name.endswith(DOCUMENT):
+            continue
+        record = warehouse.read_json(file.path)
+        if old in record.get("parts", []):
+            parts = {part for part in record["parts"] if part != old} | ({new} if new is not None else set())
+            warehouse.write_json(file.path, record | {"parts": sorted(parts)})
+
+
+def _places(warehouse: Warehouse, path: str, sample_id: str) -> list[tuple[str, int]]:
+    rows = warehouse.read_table(path).filter(pl.col("sample_id") == sample_id)["row"].unique().sort()
+    return [(file_name(_name(path)), row) for row in rows.to_list()]
+
+
+def _images(warehouse: Warehouse, paths: Collection[str], sample_id: str) -> set[str]:
+    """Names of the stored images that the sample shows."""
+    rows = [warehouse.read_table(path).filter(pl.col("sample_id") == sample_id) for path in paths]
+    return set().union(*(kept_images(frame) for frame in rows))
+
+
+def _forget_replies(workspace: Workspace, paths: Collection[str], sample_id: str) -> int:
+    """Remove what judges of the configuration replied of the sample's prompt; gives how many replies there were."""
+    rows = [workspace.warehouse.read_table(path).filter(pl.col("sample_id") == sample_id) for path in paths]
+    judges = [JudgeScorer(judge_spec(one)) for one in workspace.settings.targets if one.endpoint is not None]
+    found = pl.concat(rows).unique("sample_id") if rows and judges else pl.DataFrame()
+    if found.is_empty():
+        return 0
+    samples = samples_of(workspace, found)
+    return sum(judge.forget(sample) for judge in judges for sample in samples)
+
+
+def _releases(workspace: Workspace, paths: Collection[str]) -> dict[str, str]:
+    """By subset and version, the folders of the releases whose data these paths are."""
+    found = {}
+    for path in paths:
+        if path.endswith(f"/{DATA_PARQUET}"):
+            folder = path.removesuffix(f"/{DATA_PARQUET}")
+            _, subset, number = folder.split("/")
+            found[f"{subset}@{number}"] = workspace.warehouse.storage.shown(folder)
+    return found

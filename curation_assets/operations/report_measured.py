@@ -1,0 +1,66 @@
+"""What reports over signals share: which samples of the pool a target measured, and what says that they are others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.config.settings import Target
+from curation_assets.corpus.pool import resolve_duplicates
+from curation_assets.quality.filtered_pool import stored_pool, without_filtered
+from curation_assets.signals.store import SignalStore, shard_records, signal_dir
+from curation_assets.subsets.manifest import present_scores
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.sections import SignalName
+
+POOL_KEYS = ("sample_id", "prompt_id", "shard", "row", "candidate")
+"""What duplicates are resolved by."""
+
+
+def measurements_now(workspace: Workspace, targets: Sequence[Target], signal: SignalName) -> list[object] | None:
+    """All that a report over a signal of targets rests on: manifests, records of measuring, filters.
+
+    None while no target has a manifest, or the pool's filters have not been applied.
+    """
+    parts: list[object] = []
+    pool = stored_pool(workspace)
+    if workspace.settings.corpus.filters.any and pool is None:
+        return None
+    for target in targets:
+        path = tables.score_manifest_path(target.name)
+        manifest = workspace.warehouse.table_metadata(path).get("fingerprint")
+        folder = signal_dir(workspace, target, signal)
+        if manifest is None or folder is None:
+            continue
+        records, stored = {}, shard_records(workspace, folder)
+        for shard in workspace.warehouse.read_table(path).filter("present")["shard"]:
+            record = stored.get(shard)
+            names = ("input_fingerprint", "image_limits", "left_out")
+            records[shard] = None if record is None else [record[name] for name in names]
+        parts.append([target.name, manifest, folder, records])
+    return [pool, parts] if parts else None
+
+
+def measured_pool(
+    workspace: Workspace, target: Target, signal: SignalName, columns: Sequence[str], facts: Sequence[str] = ()
+) -> pl.DataFrame | None:
+    """Of each sample of the pool that the target measured: sample_id, facts of `sample_scores`, columns of the signal.
+
+    None before the target has scores.
+    """
+    stored = present_scores(workspace, target)
+    if stored is None or signal_dir(workspace, target, signal) is None:
+        return None
+    wanted = dict.fromkeys([*POOL_KEYS, *facts])
+    pool, _ = without_filtered(workspace, resolve_duplicates(stored.select(*wanted)).rows)
+    pool = pool.select("sample_id", *facts)
+    rows = SignalStore.of(workspace, target, signal).rows(pool["sample_id"])
+    if rows is None:
+        return pool.clear().join(_no_rows(signal, columns), on="sample_id", how="inner")
+    return pool.join(rows.select("sample_id", *columns), on="sample_id", how="inner")
+
+
+def _no_rows(signal: SignalName, columns: Sequence[str]) -> pl.DataFrame:
+    return tables.SIGNAL_TABLES[signal].empty().select("sample_id", *columns)

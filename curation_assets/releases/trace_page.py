@@ -1,0 +1,177 @@
+"""A page of traces: one HTML file that works offline, with all that it shows inside, compressed."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from curation_assets.releases.trace_images import Picture, Pictures, no_pictures
+from curation_assets.releases.traces import DIGITS, Survivors, Traces
+
+FILES = Path(__file__).parent / "page"
+BLOCK = 200
+"""Traces whose texts are opened together."""
+
+PREVIEW = 160
+LARGE_SHARE = 0.05
+"""Of the steps' scores on a page: so many are called low, so many high."""
+
+FACTS = ("source", "generator", "domain", "correct", "shard", "row")
+
+
+def page_text(traces: Traces, pictures: Pictures = no_pictures, advance: Callable[[int], None] | None = None) -> str:
+    """The page.
+
+    Args:
+        traces: what it shows.
+        pictures: of a trace's images.
+        advance: told how many traces were laid out since it was last called.
+    """
+    data = [_packed("meta", _meta(traces))]
+    for number, part in enumerate(traces.rows.iter_slices(BLOCK)):
+        texts = [_text(row, pictures(row)) for row in part.iter_rows(named=True)]
+        data.append(_packed(f"block-{number}", texts))
+        if advance is not None:
+            advance(len(texts))
+    facts = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in traces.facts)
+    drawn = ""
+    if traces.of > len(traces.rows):
+        drawn = (
+            f"{len(traces.rows):,} of {traces.of:,} traces are on this page, drawn prompt by prompt; the threshold "
+            "below counts all of them."
+        )
+    page = (FILES / "page.html").read_text(encoding="utf-8")
+    parts = {
+        "<!--TITLE-->": html.escape(traces.title),
+        "<!--FACTS-->": facts,
+        "<!--DRAWN-->": drawn,
+        "/*CSS*/": (FILES / "page.css").read_text(encoding="utf-8"),
+        "/*JS*/": (FILES / "page.js").read_text(encoding="utf-8"),
+        "<!--DATA-->": "\n".join(data),
+    }
+    # What was put in is not looked at again: a title may look like another part.
+    pieces = [page]
+    for mark, part_text in parts.items():
+        pieces = [piece for one in pieces for piece in _split(one, mark, part_text)]
+    return "".join(pieces)
+
+
+class _Filled(str):
+    """Text that was put in."""
+
+    __slots__ = ()
+
+
+def _split(piece: str, mark: str, filling: str) -> list[str]:
+    if isinstance(piece, _Filled) or mark not in piece:
+        return [piece]
+    found: list[str] = []
+    for part in piece.split(mark):
+        found += [part, _Filled(filling)]
+    return found[:-1]
+
+
+def _packed(name: str, document: object) -> str:
+    """A document inside the page: gzip of its JSON, as base64; equal documents give equal text."""
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    packed = gzip.compress(text.encode("utf-8", "replace"), 6, mtime=0)
+    return f'<script type="text/plain" id="{name}">{base64.b64encode(packed).decode()}</script>'
+
+
+def _meta(traces: Traces) -> dict[str, Any]:
+    """Columns of all traces, and what the page needs to know of them."""
+    rows = traces.rows
+    tokens = rows["response_tokens"].null_count() == 0
+    lengths = rows["response_tokens"] if tokens else rows["response"].str.len_chars()
+    sources = sorted({str(source) for source in rows["source"]})
+    places = {source: place for place, source in enumerate(sources)}
+    prompts = {name: place for place, name in enumerate(rows["prompt_id"].unique(maintain_order=True))}
+    compared = "member" in rows.columns
+    return {
+        "name": traces.score,
+        "highest_first": traces.highest_first,
+        "unit": "tokens" if tokens else "characters",
+        "block": BLOCK,
+        "scale": _scale(rows),
+        "survivors": _survivors(traces.survivors),
+        "id": rows["sample_id"].to_list(),
+        "prompt": [prompts[name] for name in rows["prompt_id"]],
+        "sources": sources,
+        "source": [places[str(source)] for source in rows["source"]],
+        "score": [_finite(value) for value in rows["score"]],
+        "rank": rows["rank"].to_list(),
+        "steps": rows["n_steps"].to_list(),
+        "length": lengths.to_list(),
+        "flags": [list(flags or ()) for flags in rows["flags"].to_list()],
+        "preview": [_preview(messages) for messages in rows["messages"].to_list()],
+        "member": rows["member"].to_list() if compared else None,
+        "other_score": [_finite(value) for value in rows["other_score"]] if compared else None,
+        "other_rank": rows["other_rank"].to_list() if compared else None,
+    }
+
+
+def _survivors(survivors: Survivors) -> dict[str, object]:
+    counts = {name: list(getattr(survivors, name)) for name in ("thresholds", "samples", "steps", "tokens")}
+    return {**counts, "unit": survivors.unit}
+
+
+def _scale(rows: pl.DataFrame) -> dict[str, float]:
+    """What is a low and what a high score of a step here; between them 0, where scores have signs."""
+    scores = rows["step_scores"].explode().drop_nulls()
+    scores = scores.filter(scores.is_finite())
+    if scores.is_empty():
+        return {"low": 0.0, "middle": 0.0, "high": 0.0}
+    low, high, middle = (float(scores.quantile(q) or 0.0) for q in (LARGE_SHARE, 1 - LARGE_SHARE, 0.5))
+    return {"low": low, "middle": 0.0 if low < 0.0 < high else middle, "high": high}
+
+
+def _text(row: Mapping[str, Any], pictures: Sequence[Picture]) -> dict[str, Any]:
+    """One trace's texts and steps; places are counted as browsers count, in UTF-16 units."""
+    place = utf16_places(row["response"])
+    spans = row["step_spans"] or []
+    columns = [row[name] or [None] * len(spans) for name in ("step_scores", "step_alignments", "step_consistencies")]
+    steps = [
+        [place(span["start"]), place(span["end"]), *map(_finite, values)]
+        for span, *values in zip(spans, *columns, strict=True)
+    ]
+    answer = row["answer_span"]
+    return {
+        "messages": _turns(row["messages"]),
+        "response": row["response"],
+        "steps": steps,
+        "answer": None if answer is None else [place(answer["start"]), place(answer["end"])],
+        "why": row["why"],
+        "images": list(pictures),
+        "facts": {name: str(row[name]) for name in FACTS if row.get(name) is not None},
+    }
+
+
+def utf16_places(text: str) -> Callable[[int], int]:
+    """From a character of a text to its place in UTF-16 units."""
+    wide = [at for at, character in enumerate(text) if character > "\uffff"] if not text.isascii() else []
+    if not wide:
+        return lambda at: at
+    before = pl.Series(wide)
+    return lambda at: at + int(before.search_sorted(at, side="left"))
+
+
+def _turns(messages: str) -> list[dict[str, str]]:
+    return [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in json.loads(messages)]
+
+
+def _preview(messages: str) -> str:
+    turns = _turns(messages)
+    return " ".join(turns[-1]["content"].split())[:PREVIEW] if turns else ""
+
+
+def _finite(value: float | None) -> float | None:
+    """As many digits as are shown; what is no number is none."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.{DIGITS}g}")

@@ -1,0 +1,366 @@
+"""A target's checkpoint, where one is trained: on a random share of the pool, once, and then frozen.
+
+By default it is GRACE's warm-up. With the recipe of S2L it is a reference run, which leaves checkpoints on its way.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from filelock import FileLock, Timeout
+
+from curation_assets import tables
+from curation_assets.config.checkpoint_settings import Warmup
+from curation_assets.config.settings import Target
+from curation_assets.corpus.held_out import read_validation
+from curation_assets.corpus.ingest import corpus_rows, pool_rows, present_shards
+from curation_assets.corpus.samples import samples_of
+from curation_assets.methods.apportionment import ceil_share
+from curation_assets.quality.checks import QualityError
+from curation_assets.quality.filtered_pool import pool_due, without_filtered
+from curation_assets.workspace.fingerprints import (
+    WARMUP_ROLE,
+    grown_key,
+    recipe_key,
+    trained_weights,
+    wants_moments,
+    warmup_key,
+)
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.errors import UserError
+from curation_resources.progress import track
+from curation_resources.scoring.samples import Sample
+from curation_resources.storage.digests import digest
+from curation_resources.training.examples import steps_in_epoch, steps_of
+from curation_resources.training.files import INFLUENCE, RECORD, TRAINED_ON
+from curation_resources.training.trainer import TrainingSpec, Trajectory, step_folder, train
+
+logger = logging.getLogger("curation")
+
+FEW_STEPS = 5
+"""Optimizer steps below which a run is told of."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be made, or is not there."""
+
+
+@dataclass(frozen=True)
+class WarmupCheckpoint:
+    """A trained warm-up checkpoint: the adapter's folder in the warehouse and what is known of it."""
+
+    folder: str
+    record: dict[str, Any]
+
+    def weights(self, workspace: Workspace, model: Path) -> tuple[Path, Path | None]:
+        """The model's folder and the adapter's over it: the target's `model`, or what the run made of all of it."""
+        folder = workspace.warehouse.local(self.folder)
+        return (folder, None) if self.record["recipe"]["adapter"] == "full" else (model, folder)
+
+    @property
+    def key(self) -> str:
+        """Of its recipe and base: the folder's name."""
+        return self.folder.rsplit("/", 1)[-1]
+
+
+def warmup_checkpoint(workspace: Workspace, target: Target) -> WarmupCheckpoint | None:
+    """The warm-up that the target's configuration names, if it has been trained."""
+    folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target))
+    record = workspace.warehouse.read_json(f"{folder}/{RECORD}")
+    return None if record is None else WarmupCheckpoint(folder, record)
+
+
+def planned_checkpoints(workspace: Workspace, target: Target, drawn: int) -> int:
+    """How many checkpoints a target's run leaves on its way: by its record, or as it will with so many samples."""
+    if target.warmup == "none" or not target.warmup.save_every:
+        return 0
+    trained = warmup_checkpoint(workspace, target)
+    if trained is not None:
+        return len(trained.record["checkpoints"])
+    recipe = target.warmup.recipe()
+    return len(_trajectory(target).over(drawn, recipe).steps(steps_of(drawn, recipe)))
+
+
+def trainable_rows(workspace: Workspace) -> pl.DataFrame:
+    """The rows of the pool that a warm-up may be trained on: those without images, as the trainer reads text."""
+    return pool_of(workspace).filter(pl.col("images") == 0)
+
+
+def pool_of(workspace: Workspace) -> pl.DataFrame:
+    """The pool after filters; empty while these have not been applied to all of it."""
+    rows = pool_rows(workspace)
+    if pool_due(workspace, present_shards(workspace)):
+        return rows.clear()
+    try:
+        return without_filtered(workspace, rows)[0]
+    except QualityError:
+        # Shards that have not been checked yet: who waits for the pool waits for them.
+        return rows.clear()
+
+
+def grown_pool(workspace: Workspace, target: Target, size: int | None = None) -> int | None:
+    """Samples of the pool, if it has grown so much since the target's run that it is to be trained once more.
+
+    Args:
+        workspace: the configuration.
+        target: whose run.
+        size: of the pool, less samples with images; default: as it is stored.
+    """
+    trained = warmup_checkpoint(workspace, target)
+    if target.warmup == "none" or target.warmup.retrain_growth is None or trained is None:
+        return None
+    if target.warmup.release is not None:
+        return None
+    pool = len(trainable_rows(workspace)) if size is None else size
+    return pool if pool >= trained.record["pool"] * (1.0 + target.warmup.retrain_growth) else None
+
+
+def too_few(workspace: Workspace, target: Target) -> str | None:
+    """Why the target's run cannot be trained yet, and the mend; None if all that it is trained on is there."""
+    assert isinstance(target.warmup, Warmup)
+    waiting = waits_for_others(workspace, target)
+    if waiting is not None or target.warmup.release is not None:
+        return waiting
+    pool = pool_of(workspace)
+    with_images = int((pool["images"] > 0).sum())
+    return too_few_of(target, len(pool) - with_images, with_images)
+
+
+def waits_for_others(workspace: Workspace, target: Target) -> str | None:
+    """Which release or other target's run the target's own waits for, and the mend; None if for none."""
+    assert isinstance(target.warmup, Warmup)
+    release, start = target.warmup.release, target.warmup.start
+    if start is not None and warmup_checkpoint(workspace, workspace.settings.target(start)) is None:
+        return f"target {target.name}: its run goes on from that of target {start}, which has not been trained yet"
+    if release is not None and release_rows_of(workspace, release) is None:
+        subset, number = release.split("@")
+        return (
+            f"target {target.name}: its run is trained on release {number} of {subset}, which has not been made: "
+            f"use `curate release {subset}`"
+        )
+    return None
+
+
+def release_rows_of(workspace: Workspace, release: str) -> int | None:
+    """How many rows a release has (NAME@N); None if there is no such release."""
+    subset, number = release.split("@")
+    manifest = workspace.warehouse.read_json(f"{tables.release_dir(subset)}/{number}/manifest.json")
+    return None if manifest is None else int(manifest["rows"])
+
+
+def too_few_of(target: Target, size: int, with_images: int) -> str | None:
+    """The same of a pool of so many samples of text and so many with images."""
+    assert isinstance(target.warmup, Warmup)
+    if size >= target.warmup.min_pool:
+        return None
+    of_text, beside = ("", "")
+    if with_images:
+        of_text, beside = " of text alone", f" beside {with_images} with images, which no warm-up is trained on"
+    return (
+        f"target {target.name}: the pool holds {size} samples{of_text}{beside}, its warm-up waits for "
+        f"{target.warmup.min_pool}: add traces{of_text}, lower targets.warmup.min_pool, or set warmup: none"
+    )
+
+
+def draw_samples(sample_ids: pl.Series, fraction: float, seed: int) -> list[str]:
+    """A random share of samples, the same whatever the order of rows: lowest seeded hashes first."""
+    count = ceil_share(Fraction(str(fraction)), len(sample_ids))
+    ranked = sorted(sample_ids.to_list(), key=lambda sample_id: digest("warmup", seed, sample_id))
+    return sorted(ranked[:count])
+
+
+def train_warmup(workspace: Workspace, target: Target) -> WarmupCheckpoint:
+    """Train the target's warm-up on its share of the pool's rows of text, or give the one that is there.
+
+    It is trained once more if the pool has grown by `retrain_growth` since; the former one stays, and is measured at
+    until the new one is whole.
+
+    Raises:
+        CheckpointError: there are fewer such rows than the warm-up's `min_pool`.
+    """
+    if target.warmup == "none":
+        raise CheckpointError(f"target {target.name} has warmup: none, so there is nothing to train")
+    known, grown = warmup_checkpoint(workspace, target), grown_pool(workspace, target)
+    if known is not None and grown is None:
+        return known
+    waiting = too_few(workspace, target)
+    if waiting is not None:
+        raise CheckpointError(waiting)
+    training = training_samples(workspace, target)
+    key = recipe_key(workspace, target) if grown is None else grown_key(recipe_key(workspace, target), grown)
+    folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, key)
+    # Other warehouses, and a pool that has grown since a run was killed, train something else under this key.
+    drawn = digest([sample.sample_id for sample in training])
+    work = workspace.work_folder(f"warmup-{key}-{digest(workspace.warehouse.storage.shown(folder), drawn)}")
+
+    def fill(place: Path) -> None:
+        _train(workspace, target, training, place, work)
+
+    with alone(work):
+        known = warmup_checkpoint(workspace, target)
+        if known is None or known.folder != folder:
+            workspace.warehouse.create_folder(folder, fill, last=RECORD)
+            known = warmup_checkpoint(workspace, target)
+        shutil.rmtree(work, ignore_errors=True)
+    if known is None:
+        raise CheckpointError(f"{folder} has no {RECORD}: remove the folder and train again")
+    return known
+
+
+@contextmanager
+def alone(work: Path) -> Iterator[None]:
+    """Be the only process of this machine that works in a folder; wait for the one that does."""
+    work.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work.with_name(f"{work.name}.lock"))
+    if not _taken(lock):
+        logger.info("another process trains in %s: waiting for it", work)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _taken(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
+
+
+def training_samples(workspace: Workspace, target: Target) -> list[Sample]:
+    """What the target's run is trained on: a draw of the pool, or the rows of a release."""
+    assert isinstance(target.warmup, Warmup)
+    if target.warmup.release is None:
+        rows = trainable_rows(workspace)
+        chosen = draw_samples(rows["sample_id"], target.warmup.fraction, target.warmup.seed)
+        return samples_of(workspace, corpus_rows(workspace, chosen))
+    subset, number = target.warmup.release.split("@")
+    data = workspace.warehouse.local(f"{tables.release_dir(subset)}/{number}") / "data/train.parquet"
+    rows = pl.read_parquet(data, columns=["sample_id", "messages", "images"])
+    # By sample_id, as draws are: what a run is trained on does not depend on ranks.
+    return [
+        # Images of a release are not looked at: a run is trained on text, and leaves these samples out.
+        Sample(sample_id, messages[:-1], messages[-1]["content"], images=[b"image" for _ in images or ()])
+        for sample_id, messages, images in rows.sort("sample_id").iter_rows()
+    ]
+
+
+def _train(workspace: Workspace, target: Target, training: Sequence[Sample], place: Path, work: Path) -> None:
+    warmup = target.warmup
+    assert isinstance(warmup, Warmup)
+    recipe = warmup.recipe()
+    spec = TrainingSpec(
+        _started_from(workspace, target),
+        target.template,
+        target.max_length,
+        device=workspace.settings.engine.one_device,
+        dtype=target.dtype,
+        trust_remote_code=target.trust_remote_code,
+    )
+    with track(f"{target.name}: training its checkpoint", steps_of(len(training), recipe)) as advance:
+        record = train(
+            spec,
+            training,
+            place,
+            recipe,
+            trajectory=_trajectory(target),
+            validation=_validation_samples(workspace, warmup.influence),
+            work=work,
+            progress=advance,
+        )
+    if record.steps < FEW_STEPS:
+        logger.warning(
+            "target %s: its checkpoint came of %d optimizer steps on %d samples, which is hardly a training run: raise "
+            "warmup.fraction or warmup.epochs, lower warmup.batch_size, or raise warmup.generation when there are more",
+            target.name,
+            record.steps,
+            len(record.sample_ids),
+        )
+    influence = {} if record.influence is None else {INFLUENCE: record.influence}
+    trained_on = pl.DataFrame({"sample_id": record.sample_ids, **influence})
+    trained_on.write_parquet(place / TRAINED_ON)
+    document = {
+        "recipe_key": recipe_key(workspace, target),
+        "pool": None if warmup.release is not None else len(trainable_rows(workspace)),
+        "drawn": len(training),
+        "samples": len(record.sample_ids),
+        "steps": record.steps,
+        "tokens": record.tokens,
+        "losses": record.losses,
+        "gradient_norms": record.gradient_norms,
+        "learning_rates": record.learning_rates,
+        "checkpoints": record.checkpoints,
+        "weights": trained_weights(workspace, place, recipe.adapter),
+        "weights_on_the_way": [
+            trained_weights(workspace, step_folder(place, step), recipe.adapter) for step in record.checkpoints
+        ],
+        "distance": _distances(workspace, target, place, record.checkpoints),
+        "recipe": vars(recipe),
+        "base": target.model,
+        "influence": None if record.influence is None else digest("influence", trained_on.to_dict(as_series=False)),
+        "release": warmup.release,
+        "start": warmup.start,
+    }
+    (place / RECORD).write_text(json.dumps(document, indent=1, sort_keys=True))
+
+
+def _validation_samples(workspace: Workspace, names: Sequence[str]) -> dict[str, list[Sample]]:
+    """The samples of the sets that a run's influence is told on, read from their files."""
+    sets = {name: read_validation(workspace, workspace.settings.validation_set(name)).accepted for name in names}
+    return {name: samples_of(workspace, rows.unique("sample_id", maintain_order=True)) for name, rows in sets.items()}
+
+
+def _trajectory(target: Target) -> Trajectory:
+    """The checkpoints that a target's run leaves on its way."""
+    assert isinstance(target.warmup, Warmup)
+    return Trajectory(every=target.warmup.save_every or 0, optimizer=wants_moments(target))
+
+
+def trajectory_weights(record: Mapping[str, Any]) -> tuple[float, ...]:
+    """Of each checkpoint on the way its weight: the mean learning rate of the epoch that it lies in, over their sum.
+
+    LESS weighs checkpoints so (arXiv 2402.04333, Definition 3.1).
+    """
+    steps = steps_in_epoch(record["samples"], record["recipe"]["batch_size"])
+    rates = record["learning_rates"]
+    means = []
+    for step in record["checkpoints"]:
+        first = (step - 1) // steps * steps
+        epoch = rates[first : first + steps]
+        means.append(sum(epoch) / len(epoch))
+    total = sum(means)
+    return tuple(mean / total for mean in means)
+
+
+def _distances(workspace: Workspace, target: Target, place: Path, steps: Sequence[int]) -> dict[str, Any]:
+    """How far the run moved the target's model (L2 norm over parameters): in all, by layer, and on its way."""
+    from curation_resources.scoring.distances import by_layer, distances, total  # noqa: PLC0415
+
+    def of(folder: Path) -> dict[str, float]:
+        return distances(folder, workspace.model_folder(target), trust_remote_code=target.trust_remote_code)
+
+    norms = of(place)
+    on_the_way = [total(of(step_folder(place, step))) for step in steps]
+    return {"all": total(norms), "by_layer": by_layer(norms), "on_the_way": on_the_way}
+
+
+def _started_from(workspace: Workspace, target: Target) -> Path:
+    """The model that a target's run starts with."""
+    assert isinstance(target.warmup, Warmup)
+    if target.warmup.start is None:
+        return workspace.model_folder(target)
+    before = warmup_checkpoint(workspace, workspace.settings.target(target.warmup.start))
+    if before is None:
+        raise CheckpointError(str(waits_for_others(workspace, target)))
+    return workspace.warehouse.local(before.folder)

@@ -1,0 +1,50 @@
+"""What rows of the pool are marked with: who may be chosen at all, and whose answer has next to no gradient."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from curation_assets.config.settings import Filters
+from curation_assets.methods.method import ScoreSection
+from curation_assets.subsets.selectors import ascending
+
+LOW_SIGNAL_PERCENT = 1
+
+
+def eligible(score: ScoreSection, filters: Filters) -> pl.Expr:
+    """Which rows of the pool have the steps that the score asks for, and pass a subset's filters."""
+    return ((pl.col("n_steps") >= score.min_steps) & passes(filters)).fill_null(value=False)
+
+
+def passes(filters: Filters) -> pl.Expr:
+    """Which rows of the pool pass a subset's filters."""
+    conditions: list[pl.Expr] = [pl.lit(value=True)]
+    for column, wanted in (("source", filters.sources), ("generator", filters.generators)):
+        if wanted is not None:
+            conditions.append(pl.col(column).is_in(wanted).fill_null(value=False))
+    if filters.exclude_generators is not None:
+        conditions.append(~pl.col("generator").is_in(filters.exclude_generators).fill_null(value=False))
+    if filters.correct is not None:
+        said = pl.coalesce("correct", "verified")
+        conditions.append((said == filters.correct).fill_null(value=False))
+    for column, least, most in (
+        ("response_tokens", filters.min_tokens, filters.max_tokens),
+        ("n_steps", filters.min_steps, filters.max_steps),
+    ):
+        if least is not None:
+            conditions.append(pl.col(column) >= least)
+        if most is not None:
+            conditions.append(pl.col(column) <= most)
+    return pl.all_horizontal(conditions)
+
+
+def low_signal(pool: pl.DataFrame) -> NDArray[np.bool_]:
+    """Whose answer has next to no gradient [N]: the lowest percent, ties by sample_id."""
+    norms = pool["answer_norm"].fill_null(float("nan")).to_numpy().astype(np.float64)
+    places = np.flatnonzero(~np.isnan(norms))
+    count = len(places) * LOW_SIGNAL_PERCENT // 100
+    low = np.zeros(len(pool), dtype=np.bool_)
+    low[places[ascending(norms[places], pool["sample_id"], places, count)[:count]]] = True
+    return low

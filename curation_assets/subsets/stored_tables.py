@@ -1,0 +1,237 @@
+"""Any stored table as one frame: what `curate table` writes and `curate show` reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+
+from curation_assets import tables
+from curation_assets.config.settings import Target
+from curation_assets.methods.registry import method_of
+from curation_assets.signals.catalog import SIGNALS
+from curation_assets.signals.store import SignalStore, signal_dir
+from curation_assets.tables import evaluation as evaluation_tables
+from curation_assets.workspace.workspace import Workspace
+from curation_resources.errors import UserError
+from curation_resources.sections import SignalName, unknown
+
+SUFFIXES = (".parquet", ".csv", ".jsonl")
+
+
+class TableRequestError(UserError):
+    """No such table, or it has to be named more exactly."""
+
+
+def read_stored(
+    workspace: Workspace, name: str, *, target: str | None = None, score: str | None = None, subset: str | None = None
+) -> pl.LazyFrame:
+    """A stored table.
+
+    Args:
+        workspace: the configuration.
+        name: a name of `curation_assets.tables`.
+        target: for tables that exist once a target; may be left out if there is one target.
+        score: for `step_scores`; may be left out if the target has one score.
+        subset: for `subset`; may be left out if there is one subset.
+
+    Raises:
+        TableRequestError: the name is unknown or ambiguous, or nothing has been stored yet.
+    """
+    if name not in tables.ALL_TABLES:
+        raise TableRequestError(f"there is no table {name!r}; tables are {', '.join(tables.ALL_TABLES)}")
+    frame = _scan(workspace, name, target, score, subset)
+    if frame is None:
+        command = "curate evaluate" if name in evaluation_tables.EVALUATION_TABLES else "curate run"
+        raise TableRequestError(f"table {name} holds nothing yet: run `{command}` first")
+    return frame
+
+
+def _scan(
+    workspace: Workspace, name: str, target: str | None, score: str | None, subset: str | None
+) -> pl.LazyFrame | None:
+    warehouse, settings = workspace.warehouse, workspace.settings
+    folders = {
+        "raw_corpus": tables.raw_corpus_dir(),
+        "rejected_rows": tables.rejected_rows_dir(),
+        "post_training_answers": evaluation_tables.answers_dir(),
+    }
+    files = {
+        "pool": tables.pool_path(),
+        "subset_comparison": tables.subset_comparison_path(),
+        "preference": tables.preference_path(),
+        "spectra_by_layer": tables.spectra_by_layer_path(),
+        "spectra_correlations": tables.spectra_correlations_path(),
+        "post_training_eval": evaluation_tables.post_training_eval_path(),
+        "post_training_runs": evaluation_tables.post_training_runs_path(),
+    }
+    if name in folders:
+        return warehouse.scan(folders[name])
+    if name in files:
+        return warehouse.scan_table(files[name])
+    if name == "sample_quality":
+        return _once(warehouse.scan(tables.sample_quality_dir()), ["sample_id"])
+    if name == "segmented_steps":
+        return _once(warehouse.scan(tables.segmented_steps_dir()), ["sample_id", "step_index"])
+    if name == "subset":
+        chosen = pick("subset", subset, [item.name for item in settings.subsets])
+        return warehouse.scan_table(tables.subset_path(chosen))
+    return _scan_target(workspace, name, target, score)
+
+
+def _scan_target(workspace: Workspace, name: str, target: str | None, score: str | None) -> pl.LazyFrame | None:
+    """A table that exists once a target."""
+    warehouse, settings = workspace.warehouse, workspace.settings
+    of = settings.target(pick("target", target, [item.name for item in settings.targets]))
+    if name == "score_manifest":
+        return warehouse.scan_table(tables.score_manifest_path(of.name))
+    if name == "sample_scores":
+        return warehouse.scan(tables.sample_scores_dir(of.name))
+    if name == "step_scores":
+        named = scores_with_steps(workspace, of.name)
+        if not named:
+            raise TableRequestError(f"target {of.name} has no score of single steps: add one with method: grace")
+        if score not in (None, *named) and score in [item.name for item in settings.scores]:
+            raise TableRequestError(
+                f"score {score} has no scores of single steps: of target {of.name} {', '.join(named)} has"
+            )
+        chosen = pick("score", score, named)
+        return _once(warehouse.scan(tables.step_scores_dir(of.name, chosen)), ["sample_id", "step_index"])
+    return _measured(workspace, of, next(signal for signal in SIGNALS if signal == name))
+
+
+def _measured(workspace: Workspace, target: Target, signal: SignalName) -> pl.LazyFrame | None:
+    """A signal as it is stored under the current fingerprint, listed or not."""
+    stored = None
+    if signal_dir(workspace, target, signal) is not None:
+        stored = SignalStore.of(workspace, target, signal).scan()
+    if stored is None and signal not in workspace.settings.measured_signals(target):
+        raise TableRequestError(
+            f"target {target.name} does not measure {signal}: add it to targets.signals in curation.yaml"
+        )
+    return _once(stored, ["sample_id"])
+
+
+def _once(frame: pl.LazyFrame | None, key: list[str]) -> pl.LazyFrame | None:
+    """Each key once: a sample that lies in several shards, or in two parts, has equal rows in each."""
+    return None if frame is None else frame.unique(key, keep="first").sort(key)
+
+
+def pick(kind: str, given: str | None, names: list[str], how: str | None = None) -> str:
+    """The thing of that name, or the only one there is; `how` it is named, if not by an option of that kind.
+
+    Raises:
+        TableRequestError: there is none of that name, or there are several and none was named.
+    """
+    if given is None and len(names) == 1:
+        return names[0]
+    if given is None:
+        raise TableRequestError(f"say which {kind} with {how or f'--{kind}'}: {', '.join(names) or '(none)'}")
+    if given not in names:
+        raise TableRequestError(unknown(kind, given, names))
+    return given
+
+
+def pick_columns(frame: pl.LazyFrame, columns: str) -> pl.LazyFrame:
+    """The named columns, as in `sample_id,grace`.
+
+    Raises:
+        TableRequestError: there is no such column.
+    """
+    known = frame.collect_schema().names()
+    names = [name.strip() for name in columns.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise TableRequestError(unknown("column", name, known))
+    return frame.select(names)
+
+
+def write_frame(frame: pl.LazyFrame, path: Path) -> int:
+    """Write a frame as Parquet, CSV or JSON lines, by the file's ending; gives its rows.
+
+    CSV has no lists and structs, so they are written as JSON.
+
+    Raises:
+        TableRequestError: the ending is none of the three.
+    """
+    if path.suffix not in SUFFIXES:
+        raise TableRequestError(f"{path}: the ending must be one of {', '.join(SUFFIXES)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    collected = frame.collect()
+    if path.suffix == ".parquet":
+        collected.write_parquet(path)
+    elif path.suffix == ".jsonl":
+        collected.write_ndjson(path)
+    else:
+        nested = [name for name, dtype in collected.schema.items() if dtype.is_nested()]
+        collected.with_columns(_as_json(collected[name]) for name in nested).write_csv(path)
+    return len(collected)
+
+
+def _as_json(nested: pl.Series) -> pl.Series:
+    texts = [None if value is None else orjson.dumps(value).decode() for value in nested.to_list()]
+    return pl.Series(nested.name, texts, dtype=pl.String)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A sample with all that is known of it.
+
+    Attributes:
+        row: of `raw_corpus`.
+        steps: its rows of `segmented_steps`.
+        scores: its rows of `step_scores`.
+        facts: its row of `sample_scores`, empty if it has not been scored.
+    """
+
+    row: dict[str, Any]
+    steps: pl.DataFrame
+    scores: pl.DataFrame
+    facts: dict[str, Any]
+
+
+def find_trace(workspace: Workspace, sample_id: str, *, target: str | None = None, score: str | None = None) -> Trace:
+    """The sample whose id begins with the given characters.
+
+    Raises:
+        TableRequestError: no sample, or more than one, has such an id.
+    """
+    corpus = read_stored(workspace, "raw_corpus")
+    rows = corpus.filter(pl.col("sample_id").str.starts_with(sample_id)).collect()
+    ids = rows["sample_id"].unique().sort().to_list()
+    if len(ids) != 1:
+        found = (
+            f"{len(ids)} samples have ids that begin so: {', '.join(ids[:5])}" if ids else "no sample has such an id"
+        )
+        raise TableRequestError(f"{sample_id}: {found}")
+    mine = pl.col("sample_id") == ids[0]
+    of, named = settings_names(workspace, target, score)
+    absent = {"step_scores"} if named is None else set()
+    frames = {}
+    for name in ("segmented_steps", "step_scores", "sample_scores"):
+        table = tables.ALL_TABLES[name]
+        stored = None if name in absent else _scan(workspace, name, of, named, subset=None)
+        frames[name] = table.empty() if stored is None else stored.filter(mine).collect()
+    facts = next(frames["sample_scores"].iter_rows(named=True), {"sample_id": ids[0], "flags": "not scored"})
+    pool = workspace.warehouse.scan_table(tables.pool_path()) if workspace.settings.corpus.filters.any else None
+    if pool is not None:
+        filtered = pool.filter(mine & pl.col("reason").is_not_null()).collect()
+        if len(filtered):
+            facts["left out of the pool"] = filtered["reason"][0]
+    return Trace(next(rows.iter_rows(named=True)), frames["segmented_steps"], frames["step_scores"], facts)
+
+
+def settings_names(workspace: Workspace, target: str | None, score: str | None) -> tuple[str, str | None]:
+    """Target and step-scoring score by name, or the first of each; None if the target has no such score."""
+    settings = workspace.settings
+    first = pick("target", target, [t.name for t in settings.targets]) if target else settings.targets[0].name
+    scores = scores_with_steps(workspace, first)
+    return first, pick("score", score, scores) if score else next(iter(scores), None)
+
+
+def scores_with_steps(workspace: Workspace, target: str) -> list[str]:
+    """A target's named scores whose method scores steps."""
+    return [score.name for score in workspace.settings.scores_of(target) if method_of(score).scores_steps]

@@ -1,0 +1,370 @@
+"""Which tables exist: their columns, types, units and meaning, and where each lies in the warehouse.
+
+Everything that writes a table conforms its frame to the definition here, and the documentation, the
+Dagster column schemas and `curate table` are generated from it. Storage itself is `storage.warehouse`.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from curation_assets.tables.evaluation import EVALUATION_TABLES
+from curation_assets.tables.reports import (
+    PREFERENCE,
+    SPECTRA_BY_LAYER,
+    SPECTRA_CORRELATIONS,
+    SUBSET_COMPARISON,
+    preference_path,
+    spectra_by_layer_path,
+    spectra_correlations_path,
+    subset_comparison_path,
+)
+from curation_assets.tables.schema import PROMPT_ID, ROW, SAMPLE_ID, SHARD, Column, Table, TableError
+from curation_assets.tables.signals import (
+    ADAM_FEATURE_TRAJECTORIES,
+    BASE_LIKELIHOODS,
+    DIFFICULTY,
+    EMBEDDINGS_LAST,
+    EMBEDDINGS_MEAN,
+    EMBEDDINGS_POSITION_WEIGHTED,
+    GRADIENT_FEATURE_TRAJECTORIES,
+    GRADIENT_FEATURES,
+    GRADIENT_NORMS,
+    GRADIENT_SPECTRA,
+    IN_RUN_INFLUENCE,
+    INSTRUCTION_TAGS,
+    LIKELIHOODS,
+    LOSS_TRAJECTORIES,
+    PERTURBED_LOSSES,
+    REWARDS,
+    SEGMENT_LIKELIHOODS,
+    SEQUENCE_LIKELIHOODS,
+    SIGNAL_TABLES,
+    STEP_GRADIENT_TRAJECTORIES,
+    STEP_GRADIENTS,
+    TEXT_EMBEDDINGS,
+    TOKEN_LIKELIHOODS,
+    UNCONDITIONAL_LIKELIHOODS,
+)
+
+__all__ = [
+    "ADAM_FEATURE_TRAJECTORIES",
+    "BASE_LIKELIHOODS",
+    "DIFFICULTY",
+    "EMBEDDINGS_LAST",
+    "EMBEDDINGS_MEAN",
+    "EMBEDDINGS_POSITION_WEIGHTED",
+    "GRADIENT_FEATURES",
+    "GRADIENT_FEATURE_TRAJECTORIES",
+    "GRADIENT_NORMS",
+    "GRADIENT_SPECTRA",
+    "INSTRUCTION_TAGS",
+    "IN_RUN_INFLUENCE",
+    "LIKELIHOODS",
+    "LOSS_TRAJECTORIES",
+    "PERTURBED_LOSSES",
+    "PREFERENCE",
+    "REWARDS",
+    "SEGMENT_LIKELIHOODS",
+    "SEQUENCE_LIKELIHOODS",
+    "SIGNAL_TABLES",
+    "SPECTRA_BY_LAYER",
+    "SPECTRA_CORRELATIONS",
+    "STEP_GRADIENTS",
+    "STEP_GRADIENT_TRAJECTORIES",
+    "SUBSET_COMPARISON",
+    "TEXT_EMBEDDINGS",
+    "TOKEN_LIKELIHOODS",
+    "UNCONDITIONAL_LIKELIHOODS",
+    "Column",
+    "Table",
+    "TableError",
+    "preference_path",
+    "spectra_by_layer_path",
+    "spectra_correlations_path",
+    "subset_comparison_path",
+]
+
+REPETITION_SHARES = (
+    *(f"duplicate_{part}_{of}" for of in ("share", "characters") for part in ("line", "paragraph")),
+    *(f"top_{n}_gram_characters" for n in (2, 3, 4)),
+    *(f"duplicate_{n}_gram_characters" for n in range(5, 11)),
+)
+"""Shares of a text that repeat: `curation_assets.quality.repetition` says what each is."""
+
+RAW_CORPUS = Table(
+    "raw_corpus",
+    "every accepted sample as it arrived, exact duplicates included (flagged when the pool is made)",
+    {
+        "sample_id": SAMPLE_ID,
+        "prompt_id": PROMPT_ID,
+        "shard": SHARD,
+        "row": ROW,
+        "candidate": Column(pl.Int32, "which response of its row, from 0"),
+        "source": Column(pl.String, "data set that the row names, else the shard"),
+        "domain": Column(pl.String, "subject that the row names", nullable=True),
+        "generator": Column(pl.String, "who wrote the response: a model's name", nullable=True),
+        "messages": Column(pl.String, "JSON list of the prompt's turns: {role, content}; <image> where they show one"),
+        "images": Column(
+            pl.List(pl.String),
+            "the prompt's images in order: a path relative to the file's folder, a URL, or, of an image whose bytes "
+            "were in the row, warehouse://images/HASH",
+        ),
+        "image_digests": Column(
+            pl.List(pl.String), "BLAKE2b-128 of each image's bytes when the row was read (hex); null of a URL"
+        ),
+        "response": Column(pl.String, "the response verbatim", "characters"),
+        "answer": Column(pl.String, "explicit answer, if the row has one", nullable=True),
+        "steps": Column(pl.List(pl.String), "explicit steps, if the row has them", nullable=True),
+        "correct": Column(pl.Boolean, "whether the row says that the answer is right", nullable=True),
+        "reward": Column(pl.Float64, "reward that the row carries", nullable=True),
+        "extra": Column(pl.String, "JSON object of all other fields; never shown to a method"),
+    },
+    sort=("row", "candidate"),
+)
+
+REJECTED_ROWS = Table(
+    "rejected_rows",
+    "every row or candidate response that arrived and could not be used",
+    {
+        "shard": SHARD,
+        "row": Column(pl.Int64, "row of the file, from 0; -1 for the file as a whole"),
+        "candidate": Column(pl.Int32, "which response of its row, from 0; -1 for the whole row"),
+        "reason": Column(pl.String, "short machine-readable reason, e.g. not_json"),
+        "detail": Column(pl.String, "what is wrong and how to mend it"),
+        "excerpt": Column(pl.String, "the first 200 characters of the row"),
+    },
+    sort=("row", "candidate"),
+)
+
+SEGMENTED_STEPS = Table(
+    "segmented_steps",
+    "the spans of each response: its steps and its answer",
+    {
+        "sample_id": SAMPLE_ID,
+        "step_index": Column(pl.Int32, "1..K for steps, 0 for the answer"),
+        "kind": Column(pl.String, "step or answer"),
+        "start": Column(pl.Int64, "first character of the span in the response", "characters"),
+        "end": Column(pl.Int64, "one past the last character of the span", "characters"),
+        "strategy": Column(pl.String, "which segmentation strategy or answer marker gave the span"),
+        "merged": Column(pl.Boolean, "segments were merged to stay within max_steps"),
+    },
+    sort=("sample_id", "step_index"),
+)
+
+SAMPLE_QUALITY = Table(
+    "sample_quality",
+    "what the pool's filters look at, from the text alone; null where no filter looks",
+    {
+        "sample_id": SAMPLE_ID,
+        "language": Column(
+            pl.String, "ISO 639-1 code of the response's language; null if it says too little", nullable=True
+        ),
+        "confidence": Column(pl.Float64, "how sure that is", nullable=True),
+        "repetition": Column(
+            pl.Struct(dict.fromkeys(REPETITION_SHARES, pl.Float64)),
+            "shares of the response that repeat (arXiv 2112.11446, Table A1)",
+            nullable=True,
+        ),
+        "benchmarks": Column(pl.List(pl.String), "benchmarks that prompt and response overlap with", nullable=True),
+        "benchmark_share": Column(
+            pl.List(pl.Float64), "of each of them, the share of the best item's n-grams", nullable=True
+        ),
+        "signature": Column(pl.List(pl.UInt32), "MinHash signature of prompt and response", nullable=True),
+    },
+    sort=("sample_id",),
+)
+
+POOL = Table(
+    "pool",
+    "every present sample, and why it is left out of the pool if it is",
+    {
+        "sample_id": SAMPLE_ID,
+        "reason": Column(
+            pl.String, "contaminated, language, repetitive, near_duplicate; null: it is in the pool", nullable=True
+        ),
+        "detail": Column(pl.String, "which benchmarks, language, limits, or whose duplicate", nullable=True),
+    },
+    sort=("sample_id",),
+)
+
+STEP_SCORES = Table(
+    "step_scores",
+    "GRACE's scores of single steps (arXiv 2605.13130, Eq. 6-8, 12)",
+    {
+        "sample_id": SAMPLE_ID,
+        "step_index": Column(pl.Int32, "1..K"),
+        "tokens": Column(pl.Int32, "tokens of the step", "tokens"),
+        "answer_alignment": Column(pl.Float64, "cosine with the answer's gradient", nullable=True),
+        "trajectory_consistency": Column(
+            pl.Float64, "cosine with the weighted history; null for the first step", nullable=True
+        ),
+        "step_score": Column(pl.Float64, "alpha-weighted sum of the two", nullable=True),
+    },
+    sort=("sample_id", "step_index"),
+)
+
+SAMPLE_SCORES = Table(
+    "sample_scores",
+    "one row per sample and target: ids, lengths, flags and one column per named score",
+    {
+        "sample_id": SAMPLE_ID,
+        "prompt_id": PROMPT_ID,
+        "shard": SHARD,
+        "row": ROW,
+        "candidate": Column(pl.Int32, "which response of its row, from 0"),
+        "source": Column(pl.String, "data set that the row names, else the shard"),
+        "domain": Column(pl.String, "subject that the row names", nullable=True),
+        "generator": Column(pl.String, "who wrote the response", nullable=True),
+        "correct": Column(pl.Boolean, "whether the row says that the answer is right", nullable=True),
+        "verified": Column(
+            pl.Boolean, "whether the response's own answer is the row's; null if either is missing", nullable=True
+        ),
+        "reward": Column(pl.Float64, "reward that the row carries", nullable=True),
+        "n_steps": Column(pl.Int32, "steps found by segmentation", "steps"),
+        "response_tokens": Column(pl.Int32, "tokens of the response", "tokens"),
+        "answer_norm": Column(pl.Float32, "norm of the answer's proxy gradient", nullable=True),
+        "flags": Column(pl.List(pl.String), "reasons and warnings, e.g. no_answer, few_steps, zero_norm"),
+    },
+    open_columns=pl.Float64,
+    sort=("row", "candidate"),
+)
+
+SCORE_MANIFEST = Table(
+    "score_manifest",
+    "what stands behind a target's scores, shard by shard: the lineage of every subset made from them",
+    {
+        "shard": SHARD,
+        "path": Column(pl.String, "file name in the landing area"),
+        "content_digest": Column(pl.String, "hash of the file's bytes"),
+        "present": Column(pl.Boolean, "the file is still in the landing area"),
+        "signal_fingerprint": Column(pl.String, "fingerprint of the signals that the scores rest on"),
+        "score_fingerprint": Column(pl.String, "fingerprint of signals plus score parameters"),
+        "rows": Column(pl.Int64, "samples of the shard"),
+        "rejected": Column(pl.Int64, "rows of the shard that were rejected"),
+        "tokens": Column(pl.Int64, "tokens that measuring the shard's samples took", "tokens"),
+    },
+    sort=("shard",),
+)
+
+SUBSET = Table(
+    "subset",
+    "a selected subset of the pool",
+    {
+        "sample_id": SAMPLE_ID,
+        "rank": Column(pl.Int64, "1 is best"),
+        "score": Column(pl.Float64, "the score that ranked it"),
+        "weight": Column(pl.Float64, "weight in training"),
+        "reason": Column(pl.String, "why it was chosen"),
+    },
+    sort=("rank",),
+)
+
+ALL_TABLES = {
+    table.name: table
+    for table in (
+        RAW_CORPUS,
+        REJECTED_ROWS,
+        SEGMENTED_STEPS,
+        SAMPLE_QUALITY,
+        POOL,
+        *SIGNAL_TABLES.values(),
+        STEP_SCORES,
+        SAMPLE_SCORES,
+        SCORE_MANIFEST,
+        SUBSET,
+        SUBSET_COMPARISON,
+        PREFERENCE,
+        SPECTRA_BY_LAYER,
+        SPECTRA_CORRELATIONS,
+        *EVALUATION_TABLES.values(),
+    )
+}
+
+
+# Where tables lie, relative to the warehouse's root.
+
+
+def traces_path(subset: str) -> str:
+    """The page of a subset's traces."""
+    return f"reports/traces/{subset}.html"
+
+
+def raw_corpus_dir() -> str:
+    """Folder of `raw_corpus`, one Parquet file a shard."""
+    return "corpus/raw_corpus"
+
+
+def rejected_rows_dir() -> str:
+    """Folder of `rejected_rows`, one Parquet file a shard."""
+    return "corpus/rejected_rows"
+
+
+def purged_path() -> str:
+    """The samples that were taken out for good, one JSON document."""
+    return "corpus/purged.json"
+
+
+def spent_path() -> str:
+    """What launched runs have measured today, where `limits` are set, one JSON document."""
+    return "limits/spent.json"
+
+
+def images_dir() -> str:
+    """Folder of the images whose bytes were inside rows, each under the hash of its bytes."""
+    return "images"
+
+
+def sample_quality_dir() -> str:
+    """Folder of `sample_quality`, one Parquet file a shard."""
+    return "corpus/sample_quality"
+
+
+def pool_path() -> str:
+    """`pool`, one Parquet file."""
+    return "corpus/pool.parquet"
+
+
+def validation_path(name: str) -> str:
+    """The rows of a validation set, one Parquet file with the columns of `raw_corpus`."""
+    return f"validation/{name}.parquet"
+
+
+def segmented_steps_dir() -> str:
+    """Folder of `segmented_steps`, one Parquet file a shard."""
+    return "steps/segmented_steps"
+
+
+def signal_dir(target: str, role: str, signal: str, fingerprint: str) -> str:
+    """Folder of the measurements of one signal at one checkpoint under one fingerprint."""
+    return f"signals/{target}/{role}/{signal}/{fingerprint}"
+
+
+def checkpoint_dir(target: str, role: str, key: str) -> str:
+    """Folder of a checkpoint that we trained, by the key of its recipe and base."""
+    return f"checkpoints/{target}/{role}/{key}"
+
+
+def step_scores_dir(target: str, score: str) -> str:
+    """Folder of one named score's `step_scores`, one Parquet file a shard."""
+    return f"scores/{target}/step_scores/{score}"
+
+
+def sample_scores_dir(target: str) -> str:
+    """Folder of a target's `sample_scores`, one Parquet file a shard."""
+    return f"scores/{target}/sample_scores"
+
+
+def score_manifest_path(target: str) -> str:
+    """A target's `score_manifest`, one Parquet file."""
+    return f"scores/{target}/score_manifest.parquet"
+
+
+def subset_path(subset: str) -> str:
+    """A subset's current rows, one Parquet file."""
+    return f"subsets/{subset}.parquet"
+
+
+def release_dir(subset: str) -> str:
+    """Folder of a subset's releases: one folder a version, and LATEST."""
+    return f"releases/{subset}"

@@ -1,1 +1,0 @@
-"""Traces as people read them: one page that holds everything it shows (`curate report`)."""

@@ -1,0 +1,1 @@
+"""A configuration with its warehouse: paths, fingerprints, versions, limits."""

@@ -1,0 +1,373 @@
+"""What each measurement and table depends on, as one hash: change any of it and it is made again, nothing else.
+
+Device, batch size, attention implementation and library versions are not hashed; of these the device is recorded
+with each shard's results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from curation_assets import tables
+from curation_assets.config.settings import Target
+from curation_assets.methods.method import ScoreSection
+from curation_assets.workspace.held_out_files import wanted_validation
+from curation_assets.workspace.versions import (
+    CORPUS_VERSION,
+    SCORES_VERSION,
+    SEGMENTATION_VERSION,
+    SIGMA_VERSION,
+    SIGNAL_VERSIONS,
+)
+from curation_assets.workspace.workspace import Workspace, cache_folder
+from curation_resources.models.judge import JudgeSpec, spec_facts
+from curation_resources.models.model_files import (
+    ModelError,
+    adapter_digest,
+    modules_digest,
+    processor_digest,
+    tokenizer_digest,
+    weights_digest,
+)
+from curation_resources.scoring.samples import Question
+from curation_resources.sections import ALONG_A_RUN, SignalName
+from curation_resources.storage.digests import digest
+from curation_resources.training.files import RECORD
+from curation_resources.training.trainer import TRAINER_VERSION
+
+PROXY_SIGNALS: frozenset[SignalName] = frozenset({"step_gradients", "step_gradient_trajectories"})
+"""Signals that rest on which gradient stands for a segment's."""
+
+FEATURE_SIGNALS: frozenset[SignalName] = frozenset(
+    {"gradient_features", "gradient_feature_trajectories", "adam_feature_trajectories"}
+)
+"""Signals that are gradients made into one vector each."""
+
+SEGMENTED_SIGNALS: frozenset[SignalName] = PROXY_SIGNALS | {"segment_likelihoods", "perturbed_losses"}
+"""Signals that rest on how responses are cut into steps, or on where their answer begins."""
+
+WARMUP_ROLE = "warmup"
+BASE_ROLE = "base"
+PERTURBED_ROLE = "perturbed"
+
+
+def corpus_fingerprint(workspace: Workspace, content_digest: str, purged: Sequence[str] = ()) -> str:
+    """Of one shard's `raw_corpus`: the file's bytes, how they are read, and what was purged from it.
+
+    Args:
+        workspace: the configuration.
+        content_digest: of the file's bytes.
+        purged: samples that were taken out of this shard (`corpus.purged.PurgedList.ids_of`).
+    """
+    corpus = workspace.settings.corpus
+    reading = [corpus.format, corpus.columns.model_dump(mode="json"), corpus.max_row_bytes]
+    whole = digest("raw_corpus", CORPUS_VERSION, content_digest, reading)
+    return digest("purged", whole, list(purged)) if purged else whole
+
+
+def input_fingerprint(facts: Mapping[str, str]) -> str:
+    """Of what one shard's stored `raw_corpus` or `segmented_steps` holds, by its footer's metadata.
+
+    The same file gives other samples when image files that its rows name are others as it is read again.
+    """
+    images = facts.get("images")
+    return digest("input", facts["fingerprint"], images) if images else facts["fingerprint"]
+
+
+def segmentation_key(workspace: Workspace) -> str:
+    """Of the way in which responses are cut."""
+    settings = workspace.settings.corpus.segmentation.model_dump(mode="json")
+    return digest("segmentation", SEGMENTATION_VERSION, settings)
+
+
+def steps_fingerprint(workspace: Workspace, corpus_fp: str) -> str:
+    """Of one shard's `segmented_steps`."""
+    return digest("segmented_steps", corpus_fp, segmentation_key(workspace))
+
+
+def base_digest(workspace: Workspace, target: Target, download: bool = False) -> str:
+    """Of a target's base model: weights and what they compute; of a judge who is asked."""
+    if target.endpoint is not None:
+        return digest("judge", spec_facts(judge_spec(target)))
+    weights = weights_digest(workspace.model_folder(target, download), workspace.cache)
+    # Code that the folder ships computes something else than the library's code of that name.
+    return digest(weights, "remote code") if target.trust_remote_code else weights
+
+
+def judge_spec(target: Target) -> JudgeSpec:
+    """Who is asked, and how, of a target with an endpoint."""
+    endpoint = target.endpoint
+    assert endpoint is not None
+    return JudgeSpec(
+        url=endpoint.url,
+        model=target.model,
+        revision=target.revision,
+        cache=cache_folder() / "judge",
+        key_variable=endpoint.key_variable,
+        tags_prompt=endpoint.tags_prompt,
+        difficulty_prompt=endpoint.difficulty_prompt,
+        temperature=endpoint.temperature,
+        max_tokens=endpoint.max_tokens,
+        workers=endpoint.workers,
+        timeout=endpoint.timeout_seconds,
+        attempts=endpoint.attempts,
+    )
+
+
+def recipe_key(workspace: Workspace, target: Target) -> str:
+    """Of the training run that a target wants: base model and recipe, not the samples, which are frozen with it."""
+    if target.warmup == "none":
+        return "none"
+    run = target.warmup
+    # A release is immutable, so that its name says what is in it.
+    trained_on = str(run.fraction) if run.release is None else run.release
+    start = None if run.start is None else warmup_key(workspace, workspace.settings.target(run.start))
+    recipe = [vars(run.recipe()), trained_on, run.save_every, start, *([run.generation] if run.generation else [])]
+    if run.influence:
+        held_out = [workspace.settings.validation_set(name) for name in run.influence]
+        recipe.append(digest([wanted_validation(workspace, one) for one in held_out]))
+    if wants_moments(target):
+        # Runs without them were trained before there was such a thing.
+        recipe.append("moments")
+    encoding = [target.template, target.max_length, target.dtype]
+    folder = workspace.model_folder(target)
+    parts: list[object] = [tokenizer_digest(folder, workspace.cache), recipe, encoding]
+    processor = processor_digest(folder, workspace.cache)
+    if processor is not None:
+        # It may bring a chat template of its own, and says whether the tokenizer adds BOS.
+        parts.append(processor)
+    return digest("warmup", TRAINER_VERSION, base_digest(workspace, target), *parts)
+
+
+def wants_moments(target: Target) -> bool:
+    """Whether AdamW's moments are kept beside the checkpoints of a target's run."""
+    return "adam_feature_trajectories" in target.signals
+
+
+def gradient_weights(target: Target) -> str:
+    """With respect to what a target's gradients are taken: `adapter` or `layers`."""
+    if target.gradients.weights != "auto":
+        return target.gradients.weights
+    return "adapter" if target.warmup != "none" and target.warmup.recipe().adapter == "lora" else "layers"
+
+
+def warmup_key(workspace: Workspace, target: Target) -> str:
+    """Of the checkpoint that a target is measured at: of those that its recipe was trained to as the pool grew
+    (`warmup.retrain_growth`) the one of the largest pool."""
+    key = recipe_key(workspace, target)
+    if target.warmup == "none" or target.warmup.retrain_growth is None:
+        return key
+    folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, key).rpartition("/")[0]
+    found = {
+        name: workspace.warehouse.read_json(f"{folder}/{name}/{RECORD}")
+        for name in workspace.warehouse.made_folders(folder, RECORD)
+    }
+    pools = {name: record["pool"] for name, record in found.items() if record.get("recipe_key") == key}
+    return max(pools, key=lambda name: (pools[name], name), default=key)
+
+
+def grown_key(key: str, pool: int) -> str:
+    """Of a recipe's checkpoint that is trained once more, as the pool has grown to so many samples."""
+    return digest("grown", key, pool)
+
+
+def checkpoint_digest(workspace: Workspace, target: Target) -> str | None:
+    """Of the weights that a target measures at; None while its warm-up has not been trained."""
+    base = base_digest(workspace, target)
+    if target.warmup == "none":
+        return base
+    record = _training_record(workspace, target)
+    return None if record is None else _digest_of(base, record, record["weights"])
+
+
+def influence_digest(workspace: Workspace, target: Target) -> str | None:
+    """Of what a target's run told of its samples' influence; None while it has not been trained."""
+    record = _training_record(workspace, target)
+    return None if record is None else digest("influence", record["influence"])
+
+
+def trajectory_digest(workspace: Workspace, target: Target) -> str | None:
+    """Of all checkpoints that a target's training run left on its way; None while it has not been trained."""
+    record = _training_record(workspace, target)
+    if record is None:
+        return None
+    base = base_digest(workspace, target)
+    steps = [_digest_of(base, record, weights) for weights in record["weights_on_the_way"]]
+    return digest("trajectory", record["checkpoints"], steps)
+
+
+def _training_record(workspace: Workspace, target: Target) -> dict[str, Any] | None:
+    """What is written of a target's training run, digests of what it came to included: no weights need be fetched."""
+    folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target))
+    record: dict[str, Any] | None = workspace.warehouse.read_json(f"{folder}/{RECORD}")
+    return record
+
+
+def _digest_of(base: str, record: Mapping[str, Any], weights: str) -> str:
+    """Of weights that we trained: a whole model's, or an adapter's over its base."""
+    return weights if record["recipe"]["adapter"] == "full" else digest("merged", base, weights)
+
+
+def trained_weights(workspace: Workspace, folder: Path, adapter: str) -> str:
+    """Of the files of a checkpoint that was just trained."""
+    return (weights_digest if adapter == "full" else adapter_digest)(folder, workspace.cache)
+
+
+def sigma_folder(workspace: Workspace, target: Target) -> str:
+    """Where the strength of a target's random perturbation is kept, by all that it was searched with."""
+    folder, wanted = workspace.model_folder(target), target.perturbation
+    search = [wanted.probe_samples, wanted.reasoning_only, wanted.skip_template_tokens, wanted.seed]
+    encoding = [tokenizer_digest(folder, workspace.cache), target.template, target.max_length, target.dtype]
+    processor = processor_digest(folder, workspace.cache)
+    versions = [SIGMA_VERSION, SIGNAL_VERSIONS["perturbed_losses"]]
+    parts = [versions, encoding, processor, segmentation_key(workspace), search]
+    key = digest("sigma", base_digest(workspace, target), parts)
+    return tables.checkpoint_dir(target.name, PERTURBED_ROLE, key)
+
+
+def sigma_path(workspace: Workspace, target: Target) -> str:
+    """The document with the strength, and all that was tried."""
+    return f"{sigma_folder(workspace, target)}/{RECORD}"
+
+
+def sigma_of(workspace: Workspace, target: Target) -> float | None:
+    """The strength of a target's random perturbation: as configured or as found; None while it is not known."""
+    if target.perturbation.sigma is not None:
+        return target.perturbation.sigma
+    record = workspace.warehouse.read_json(sigma_path(workspace, target))
+    return None if record is None else float(record["sigma"])
+
+
+def endpoint_folder(workspace: Workspace, target: Target) -> Path:
+    """The folder that a configuration names as endpoint.
+
+    Raises:
+        ModelError: there is none.
+    """
+    folder = (workspace.folder / Path(str(target.perturbation.endpoint)).expanduser()).resolve()
+    if not folder.is_dir():
+        raise ModelError(f"perturbation.endpoint of target {target.name}: there is no folder {folder}")
+    return folder
+
+
+def perturbed_digest(workspace: Workspace, target: Target) -> str | None:
+    """Of all perturbed checkpoints of a target; None while endpoint or strength are not there."""
+    wanted, sigma = target.perturbation, sigma_of(workspace, target)
+    endpoint: str | None = "none"
+    if wanted.directional and wanted.endpoint is not None:
+        folder = endpoint_folder(workspace, target)
+        adapter = (folder / "adapter_config.json").is_file()
+        endpoint = (adapter_digest if adapter else weights_digest)(folder, workspace.cache)
+    elif wanted.directional:
+        endpoint = checkpoint_digest(workspace, target)
+    if sigma is None or endpoint is None:
+        return None
+    path = [endpoint, wanted.radii(), wanted.radius_unit] if wanted.directional else []
+    windows = [wanted.reasoning_only, wanted.skip_template_tokens]
+    return digest("perturbed", base_digest(workspace, target), sigma, wanted.seed, path, windows)
+
+
+AT: dict[SignalName, Callable[[Workspace, Target], str | None]] = {
+    **dict.fromkeys(ALONG_A_RUN, trajectory_digest),
+    "base_likelihoods": base_digest,
+    "in_run_influence": influence_digest,
+    "perturbed_losses": perturbed_digest,
+}
+"""What weights a signal is measured at, where these are not the target's own checkpoint."""
+
+
+def signal_fingerprint(workspace: Workspace, target: Target, signal: SignalName) -> str | None:
+    """Of one signal of a target; None while its warm-up has not been trained."""
+    weights = AT.get(signal, checkpoint_digest)(workspace, target)
+    if weights is None:
+        return None
+    if target.endpoint is not None:
+        question: Question = "instruction_tags" if signal == "instruction_tags" else "difficulty"
+        return digest(signal, SIGNAL_VERSIONS[signal], "judge", spec_facts(judge_spec(target), question))
+    folder = workspace.model_folder(target)
+    parts: list[object] = [weights, tokenizer_digest(folder, workspace.cache)]
+    # A reward model reads a conversation by its own chat template.
+    template = [target.template] if signal != "rewards" else []
+    parts.append([*template, target.max_length, target.dtype])
+    processor = processor_digest(folder, workspace.cache)
+    if processor is not None:
+        parts.append(processor)
+    if signal in SEGMENTED_SIGNALS:
+        parts.append(segmentation_key(workspace))
+    if signal in PROXY_SIGNALS:
+        parts.append(target.proxy)
+    gradients = gradient_facts(target, signal)
+    if gradients is not None:
+        parts.append(gradients)
+    if signal == "text_embeddings":
+        parts.append(modules_digest(folder, workspace.cache))
+    return digest(signal, SIGNAL_VERSIONS[signal], *parts)
+
+
+def gradient_facts(target: Target, signal: SignalName) -> object:
+    """What a signal depends on of a target's section `gradients`; None if on nothing."""
+    projected = signal in PROXY_SIGNALS and target.proxy == "projected"
+    if signal in FEATURE_SIGNALS or projected:
+        inside = signal == "adam_feature_trajectories" and target.gradients.parity == "as_coded"
+        sketch = target.gradients
+        return [gradient_weights(target), sketch.projection, sketch.dimension, sketch.seed, inside]
+    if signal == "gradient_spectra" and target.gradients.parity == "as_coded":
+        return "flattened cosines"
+    return gradient_weights(target) if signal == "gradient_norms" else None
+
+
+def image_limits_key(workspace: Workspace, target: Target) -> str:
+    """Of the limits under which a target's samples with images were, or were not, measured.
+
+    A measurement does not depend on them, only whether there is one; a model that reads text looks at no image, and
+    what a judge would not say is asked again as its endpoint's `ask_again` is raised.
+    """
+    if target.endpoint is not None:
+        return digest("asked", target.endpoint.ask_again) if target.endpoint.ask_again else "text"
+    if processor_digest(workspace.model_folder(target), workspace.cache) is None:
+        return "text"
+    return digest("image_limits", workspace.settings.corpus.images.model_dump(mode="json"))
+
+
+def score_parameters(score: ScoreSection) -> dict[str, object]:
+    """What a named score's numbers depend on beside the signals (eligibility is the selector's business)."""
+    return score.model_dump(mode="json", exclude={"target", "min_steps", "preset"})
+
+
+def scores_key(workspace: Workspace, target: Target) -> str:
+    """Of the parameters of all of a target's scores."""
+    parameters = [score_parameters(score) for score in workspace.settings.scores_of(target.name)]
+    return digest("scores", SCORES_VERSION, parameters)
+
+
+def scored_signals_fingerprint(workspace: Workspace, target: Target) -> str | None:
+    """Of the signals that a target's scores rest on; None while its warm-up has not been trained."""
+    signals = workspace.settings.signals_of_scores(target)
+    found = {signal: signal_fingerprint(workspace, target, signal) for signal in signals}
+    return None if None in found.values() else digest("scored_signals", found)
+
+
+def shard_scores_fingerprint(
+    workspace: Workspace,
+    target: Target,
+    signals_fp: str,
+    steps_fp: str,
+    left_out: Sequence[str],
+    validation: Mapping[str, str | None],
+) -> str:
+    """Of one shard's `step_scores` and `sample_scores`.
+
+    Args:
+        workspace: the configuration.
+        target: whose scores.
+        signals_fp: of the signals that they rest on (`scored_signals_fingerprint`).
+        steps_fp: of the shard's `segmented_steps` (`input_fingerprint`).
+        left_out: by signal, of the shard's samples that could not be measured
+            (`signals.store.SignalStore.left_out`), which may be tried again under the same fingerprint.
+        validation: fingerprints of the validation sets that scores look at (`validation.measure.validation_key`).
+    """
+    limits = image_limits_key(workspace, target)
+    parts: list[object] = [signals_fp, steps_fp, limits, scores_key(workspace, target), list(left_out)]
+    return digest("shard_scores", *parts, dict(validation))

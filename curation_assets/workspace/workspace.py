@@ -1,0 +1,168 @@
+"""What every stage works with: the settings, the landing area, the warehouse, and the models' folders."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from curation_assets.config.config_file import DEFAULT_CONFIG, ConfigError, config_path, parse_settings
+from curation_assets.config.corpus_settings import ValidationSet
+from curation_assets.config.settings import Settings, Target
+from curation_assets.tables import images_dir
+from curation_resources.models.model_files import check_kind, check_model_folder, resolve_model
+from curation_resources.storage.digests import DigestCache, bytes_digest
+from curation_resources.storage.files import FolderStorage, Storage
+from curation_resources.storage.landing import FolderLanding, Landing, LandingError
+from curation_resources.storage.s3 import SCHEME, S3Options, S3Storage
+from curation_resources.storage.s3_landing import S3Landing
+from curation_resources.storage.warehouse import Warehouse, WarehouseError
+
+HOME_VARIABLE = "DAGSTER_HOME"
+VALIDATION = "validation/"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One configuration with the places it names. Relative paths are relative to the configuration file.
+
+    Attributes:
+        config_file: the configuration file.
+        settings: its content.
+        config_digest: hash of the file's bytes, shown with every run.
+        images_from: landing area whose images the rows mean, if it is another one than that of the files.
+        only_shards: as if no other file had ever landed; None: all that did.
+    """
+
+    config_file: Path
+    settings: Settings
+    config_digest: str
+    images_from: Landing | None = None
+    only_shards: frozenset[str] | None = None
+
+    @classmethod
+    def load(cls, config: Path | None = None) -> Workspace:
+        """Load the given configuration file, else the one that CURATION_CONFIG names, else ./curation.yaml.
+
+        Raises:
+            ConfigError: the file is missing or not valid.
+            WarehouseError: the warehouse cannot be used.
+        """
+        path = config_path(config)
+        data = path.read_bytes()
+        workspace = cls(path, parse_settings(data, path), bytes_digest(data))
+        workspace.warehouse.prepare()
+        return workspace
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the configuration file."""
+        return self.config_file.parent
+
+    @cached_property
+    def cache(self) -> DigestCache:
+        """Hashes of landing files and weights, remembered between processes."""
+        return DigestCache(cache_folder() / "digests.json")
+
+    @cached_property
+    def landing(self) -> Landing:
+        """Where shards arrive.
+
+        Raises:
+            LandingError: tables would be taken for shards.
+            StorageError: its address is none.
+        """
+        place = self.settings.corpus.landing
+        if not place.startswith(SCHEME):
+            return FolderLanding(self._local(place, "corpus.landing"), self.cache)
+        if f"{self.settings.warehouse}/".startswith(f"{place.rstrip('/')}/"):
+            raise LandingError(
+                f"the warehouse {self.settings.warehouse} lies inside the landing area {place}: its tables "
+                "would be read as shards; name another prefix in curation.yaml"
+            )
+        return S3Landing(self._bucket(place), cache_folder() / "landing", self.settings.corpus.images.max_bytes)
+
+    @cached_property
+    def warehouse(self) -> Warehouse:
+        """Where tables are kept."""
+        place = self.settings.warehouse
+        if not place.startswith(SCHEME):
+            return Warehouse(self._local(place, "warehouse"), self.cache)
+        return Warehouse(self._bucket(place))
+
+    def storage_at(self, place: str) -> Storage:
+        """What holds files at s3://bucket/prefix, reached as `s3` says, or in a folder of this machine."""
+        if not place.startswith(SCHEME):
+            return FolderStorage(Path(place).expanduser().resolve())
+        return self._bucket(place)
+
+    def validation_file(self, validation: ValidationSet) -> Path:
+        """The file of a validation set."""
+        return self._local(validation.path, "validation")
+
+    @staticmethod
+    def validation_shard(name: str) -> str:
+        """What stands for the shard in a validation set's rows: no partition key has a slash."""
+        return f"{VALIDATION}{name}"
+
+    def keep_image(self, name: str, data: bytes) -> None:
+        """Keep the bytes of an image that was inside a row, under their digest."""
+        self.warehouse.write_once(f"{images_dir()}/{name}", data)
+
+    def image_root(self, shard: str) -> Path:
+        """The folder that a shard's relative image paths start from: its file's own, or what stands for it here."""
+        if shard.startswith(VALIDATION):
+            return self.validation_file(self.settings.validation_set(shard.removeprefix(VALIDATION))).parent
+        return (self.images_from or self.landing).folder(shard)
+
+    def model_folder(self, target: Target, download: bool = False) -> Path:
+        """The folder of a target's base model, checked; fetched from the hub first if `download` says so.
+
+        Raises:
+            ModelError: it is missing, or cannot be used.
+        """
+        folder = resolve_model(target.model, target.revision, self.folder, download)
+        check_model_folder(folder)
+        check_kind(folder, target.kind)
+        return folder
+
+    def work_folder(self, name: str) -> Path:
+        """A folder of this machine for what a run goes on from when it was killed; it may be deleted at any time."""
+        return cache_folder() / "training" / name
+
+    def _bucket(self, place: str) -> S3Storage:
+        return S3Storage(place, S3Options(**self.settings.s3.model_dump()), cache_folder() / "s3")
+
+    def _local(self, place: str, key: str) -> Path:
+        if "://" in place:
+            kinds = "only files can" if key == "validation" else "a folder or s3://BUCKET/PREFIX can"
+            raise WarehouseError(f"{self.config_file}: {key}: {place}: {kinds} be used here in this version")
+        return (self.folder / Path(place).expanduser()).resolve()
+
+
+def told(workspace: Workspace) -> str:
+    """How a command that is suggested names the configuration: not at all where it finds it by itself."""
+    try:
+        found = config_path(None).resolve() == workspace.config_file.resolve()
+    except ConfigError:
+        found = False
+    return "" if found else f" --config {workspace.config_file}"
+
+
+def cache_folder() -> Path:
+    """Where this machine keeps what can be had again."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "curation"
+
+
+def dagster_home(workspace: Workspace) -> Path:
+    """DAGSTER_HOME, else the folder `.dagster` beside the configuration file; `.dagster-NAME` beside a NAME.yaml.
+
+    Each configuration has partitions of its own: files of one landing area would be gone from the other's.
+    """
+    named = os.environ.get(HOME_VARIABLE)
+    if named:
+        return Path(named).expanduser().absolute()
+    own = workspace.config_file
+    return workspace.folder / (".dagster" if own.name == DEFAULT_CONFIG else f".dagster-{own.stem}")

@@ -1,0 +1,1 @@
+"""Models that samples are measured with: engines, judges, embedders and reward models."""

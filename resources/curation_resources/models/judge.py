@@ -1,0 +1,379 @@
+"""An LLM judge behind any OpenAI-compatible endpoint: what is asked, replies kept by content, how they are parsed.
+
+Questions are about the prompt of a sample: how many intentions it has (InsTag), and how difficult it is. A reply that
+cannot be parsed is no value. (methods.md, 3: the quality metrics.)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import threading
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, get_args
+
+import urllib3
+
+from curation_resources.errors import UserError
+from curation_resources.scoring.results import Judgement
+from curation_resources.scoring.samples import Question, Request, Sample, SampleSignals
+from curation_resources.storage.digests import digest, replacing
+
+TAGS_PROMPT = """\
+Below is a request that somebody made of an assistant. Name every intention that it has: what it is about, what it asks
+to be done, and what it demands of the answer. Give each a short tag and a sentence that explains it.
+
+Answer with a JSON list and nothing else, as in
+[{"tag": "unit conversion", "explanation": "The request asks for a length in other units."}]
+
+Request:
+{prompt}"""
+
+DIFFICULTY_PROMPT = """\
+Below is a request that somebody made of an assistant. How difficult is it to answer well, from 1 (anybody can at once)
+to 10 (an expert needs long)? Write the number alone on the first line.
+
+Request:
+{prompt}"""
+
+TAG = re.compile(r'"tag"\s*:')
+TAG_NAME = re.compile(r'"tag"\s*:\s*"((?:[^"\\]|\\.)*)"')
+SCORE = re.compile(r"^\s*(\d+)")
+
+MAX_REPLY_BYTES = 2**20
+AHEAD = 2
+"""Samples that wait for each worker: no more is asked than these once somebody says stop."""
+
+RETRIED = (408, 409, 429, *range(500, 600))
+"""Answers that may be other ones when asked again."""
+
+REFUSED = (400, 413, 422)
+"""Answers that are about the one question."""
+
+ALL_REFUSED = 8
+"""So many refusals and no reply: it is not the questions that are wrong."""
+
+MOST_SAID = 200
+"""Characters of what an endpoint said that an error repeats."""
+
+BYTES_A_TOKEN = 4
+"""Where an endpoint does not say how many tokens it read and wrote."""
+
+
+QUESTIONS: tuple[Question, ...] = get_args(Question)
+
+
+class JudgeError(UserError):
+    """An endpoint cannot be asked."""
+
+
+class RefusedError(Exception):
+    """An endpoint will not answer this one question; the message is what it says."""
+
+
+@dataclass(frozen=True)
+class JudgeSpec:
+    """Who is asked, and how.
+
+    Attributes:
+        url: base address of the endpoint, as in `https://api.example.com/v1`.
+        model: name of the model there.
+        revision: of one's own choice: another one asks everything anew.
+        key_variable: environment variable with the key, or None where none is needed.
+        tags_prompt: question about intentions; `{prompt}` stands for the sample's prompt.
+        difficulty_prompt: question about difficulty.
+        temperature: of the replies.
+        max_tokens: of a reply.
+        workers: requests at a time.
+        timeout: seconds for one request.
+        attempts: tries of a request that fails for a reason that may pass.
+        cache: folder in which replies are kept, by what was asked of which model.
+    """
+
+    url: str
+    model: str
+    cache: Path
+    revision: str | None = None
+    key_variable: str | None = None
+    tags_prompt: str = TAGS_PROMPT
+    difficulty_prompt: str = DIFFICULTY_PROMPT
+    temperature: float = 0.0
+    max_tokens: int = 512
+    workers: int = 8
+    timeout: float = 120.0
+    attempts: int = 5
+
+    def question(self, kind: Question) -> str:
+        """Its wording."""
+        return self.tags_prompt if kind == "instruction_tags" else self.difficulty_prompt
+
+    def about(self, kind: Question, sample: Sample) -> str:
+        """The question about a sample's prompt."""
+        return self.question(kind).replace("{prompt}", "\n".join(turn["content"] for turn in sample.messages))
+
+
+class JudgeScorer:
+    """Measures samples by asking; used as `curation_resources.models.scorer.Scorer` is."""
+
+    device_count = 1
+
+    def __init__(self, spec: JudgeSpec) -> None:
+        self.spec = spec
+        self._locks = [threading.Lock() for _ in range(64)]
+        self._replied = False
+        self._refusals = 0
+
+    def __enter__(self) -> JudgeScorer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.clear()
+
+    def device_name(self) -> str:
+        """Who answers."""
+        return f"{self.spec.model} at {urllib3.util.parse_url(self.spec.url).host}"
+
+    def measure(
+        self, samples: Sequence[Sample], request: Request, progress: Callable[[int], None] | None = None
+    ) -> Generator[list[SampleSignals], None, None]:
+        """The judgements that are asked for, in order of completion.
+
+        Raises:
+            JudgeError: the endpoint cannot be reached, or will not answer anything.
+        """
+        queue, asked = iter(enumerate(samples)), set[Future[SampleSignals]]()
+        pool = ThreadPoolExecutor(self.spec.workers)
+        try:
+            while True:
+                for place, sample in islice(queue, AHEAD * self.spec.workers - len(asked)):
+                    asked.add(pool.submit(self._judge, sample, request.questions, place))
+                if not asked:
+                    return
+                done, asked = wait(asked, return_when=FIRST_COMPLETED)
+                results = [one.result() for one in done]
+                if progress is not None:
+                    progress(len(results))
+                yield results
+        finally:
+            # What has not been asked yet is not: an interrupted run, or one at its limit, ends now.
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _judge(self, sample: Sample, questions: Sequence[Question], position: int) -> SampleSignals:
+        result = SampleSignals(sample.sample_id, position, response_tokens=tokens_by_bytes(sample.response))
+        if sample.images:
+            result.flags.append("images_not_supported")
+            return result
+        for kind in questions:
+            try:
+                reply, tokens = self._reply(kind, self.spec.about(kind, sample))
+            except RefusedError as refusal:
+                result.question_flags[kind] = "refused_by_endpoint"
+                result.judgements[kind] = Judgement(None, str(refusal), 0, [])
+                continue
+            result.judgements[kind] = parse(kind, reply, tokens)
+            result.tokens += tokens
+        return result
+
+    def _asked(self, question: str) -> tuple[dict[str, Any], Path]:
+        """What is sent for a question, and where the reply to it is kept."""
+        body = {
+            "model": self.spec.model,
+            "messages": [{"role": "user", "content": question}],
+            "temperature": self.spec.temperature,
+            "max_tokens": self.spec.max_tokens,
+        }
+        key = digest("judge", self.spec.revision, body)
+        return body, self.spec.cache / key[:2] / f"{key}.json"
+
+    def forget(self, sample: Sample) -> int:
+        """Remove the replies that are kept to questions about a sample's prompt; gives how many there were."""
+        paths = [self._asked(self.spec.about(kind, sample))[1] for kind in QUESTIONS]
+        there = [path for path in paths if path.is_file()]
+        for path in there:
+            path.unlink()
+        return len(there)
+
+    def _reply(self, kind: Question, question: str) -> tuple[str, int]:
+        """The reply to a question and the tokens that it took; none if it was asked before.
+
+        What says nothing is not kept: asked once more, an endpoint may say something.
+        """
+        body, path = self._asked(question)
+        # Equal questions are asked once, also where two threads have them at the same time.
+        with self._locks[int(path.name[:2], 16) % len(self._locks)]:
+            kept = _kept_reply(path)
+            if kept is not None:
+                self._replied = True
+                return kept, 0
+            reply, tokens = self._ask(body)
+            if parse(kind, reply, tokens).value is not None:
+                with replacing(path) as beside:
+                    beside.write_text(json.dumps({"reply": reply, "tokens": tokens}))
+        return reply, tokens
+
+    @cached_property
+    def _pool(self) -> urllib3.PoolManager:
+        retry = urllib3.Retry(
+            total=self.spec.attempts - 1,
+            backoff_factor=0.5,
+            backoff_max=30,
+            status_forcelist=RETRIED,
+            allowed_methods=None,
+            raise_on_status=False,
+            redirect=0,
+        )
+        return urllib3.PoolManager(
+            maxsize=self.spec.workers, retries=retry, timeout=urllib3.Timeout(total=self.spec.timeout)
+        )
+
+    def _ask(self, body: dict[str, Any]) -> tuple[str, int]:
+        """One request, tried again while that may help.
+
+        Raises:
+            JudgeError: it did not help, or the endpoint answers nobody.
+            RefusedError: the endpoint will not answer this.
+        """
+        url = f"{self.spec.url.rstrip('/')}/chat/completions"
+        status, content = self._request(url, body)
+        # The key goes before anything is cut: a part of it is too much.
+        said = self._without_key(content.decode("utf-8", "replace"))[:MOST_SAID]
+        if status in REFUSED:
+            self._refusals += 1
+            if self._refusals >= ALL_REFUSED and not self._replied:
+                raise JudgeError(
+                    f"the judge at {url} refuses every question (the last with {status}: {said}): see "
+                    f"that {self.spec.model} is known there and takes temperature and max_tokens as endpoint has them"
+                )
+            raise RefusedError(f"{status}: {said}")
+        if status != 200:
+            raise JudgeError(f"the judge at {url} answers {status}: {said}{self._mend(status)}")
+        self._replied = True
+        return _content(url, content, self._without_key)
+
+    def _request(self, url: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        """Status and content of an answer; one that breaks off is asked for again.
+
+        Raises:
+            JudgeError: there is none.
+        """
+        for left in reversed(range(self.spec.attempts)):
+            try:
+                answer = self._pool.request("POST", url, json=body, headers=self._headers(), preload_content=False)
+            except urllib3.exceptions.HTTPError as error:
+                raise self._silent(url, getattr(error, "reason", None) or error) from error
+            try:
+                content = answer.read(MAX_REPLY_BYTES + 1)
+            except urllib3.exceptions.HTTPError as error:
+                if not left:
+                    raise self._silent(url, error) from error
+            else:
+                answer.release_conn()
+                return answer.status, content
+        raise AssertionError("attempts is at least 1")
+
+    def _silent(self, url: str, why: Exception) -> JudgeError:
+        """The error of an endpoint that gives no answer."""
+        if isinstance(why, urllib3.exceptions.NameResolutionError):
+            said = "its name is not known"
+        elif isinstance(why, urllib3.exceptions.NewConnectionError):
+            said = "nothing listens there"
+        elif isinstance(why, urllib3.exceptions.TimeoutError):
+            said = f"nothing within {self.spec.timeout:g} s (targets.endpoint.timeout_seconds)"
+        else:
+            said = self._without_key(f"{type(why).__name__}: {why}")[:MOST_SAID]
+        return JudgeError(
+            f"the judge at {url} does not answer ({said}): see that it runs, or correct targets.endpoint.url"
+        )
+
+    def _mend(self, status: int) -> str:
+        """What to do about an answer."""
+        if status in (401, 403):
+            named = self.spec.key_variable
+            return f"; its key is read from {named}" if named else "; name its key's variable in endpoint.key_variable"
+        if status == 404:
+            return (
+                f"; see that targets.endpoint.url is what comes before /chat/completions (it often ends in /v1), and "
+                f"that {self.spec.model} is known there"
+            )
+        return ""
+
+    def _without_key(self, text: str) -> str:
+        """What an endpoint said, which may repeat the key."""
+        name = self.spec.key_variable
+        key = os.environ.get(name, "").strip() if name is not None else ""
+        return text.replace(key, str(name)) if key else text
+
+    def _headers(self) -> dict[str, str]:
+        if self.spec.key_variable is None:
+            return {}
+        # A secret that is mounted from a file often ends in a newline.
+        key = os.environ.get(self.spec.key_variable, "").strip()
+        if key and not (key.isascii() and key.isprintable()):
+            raise JudgeError(f"the key in {self.spec.key_variable} holds characters that no header can carry")
+        if not key:
+            raise JudgeError(
+                f"the environment has no {self.spec.key_variable}, which targets.endpoint names for the key"
+            )
+        return {"Authorization": f"Bearer {key}"}
+
+
+def _content(url: str, content: bytes, shown: Callable[[str], str]) -> tuple[str, int]:
+    """The reply in what an endpoint sent, and its tokens; `shown` takes the key out of what an error repeats."""
+    try:
+        document = json.loads(content)
+        reply = document["choices"][0]["message"]["content"]
+        usage = document.get("usage")
+        used = usage.get("total_tokens") if isinstance(usage, dict) else None
+    except (ValueError, LookupError, TypeError) as error:
+        raise JudgeError(
+            f"{url} does not speak OpenAI's chat completions: {shown(repr(content))[:MOST_SAID]}"
+        ) from error
+    reply = storable(reply) if isinstance(reply, str) else ""
+    return reply, int(used) if isinstance(used, int) else tokens_by_bytes(reply)
+
+
+def _kept_reply(path: Path) -> str | None:
+    """A reply that is kept; None if there is none, or only a part of one."""
+    try:
+        return storable(str(json.loads(path.read_text(encoding="utf-8"))["reply"]))
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return None
+
+
+def storable(text: str) -> str:
+    """The text with a question mark for every half of a surrogate pair, which JSON can hold and no table."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def tokens_by_bytes(text: str) -> int:
+    """About how many tokens a text has, where nobody says."""
+    return math.ceil(len(text.encode()) / BYTES_A_TOKEN)
+
+
+def parse(kind: Question, reply: str, tokens: int) -> Judgement:
+    """What a reply says: the number of its tags, or a score from 1 to 10; None if it says neither."""
+    if kind == "instruction_tags":
+        count = len(TAG.findall(reply))
+        # An empty list is an answer: there are no tags.
+        said = count if count or reply.strip() == "[]" else None
+        return Judgement(said, reply, tokens, TAG_NAME.findall(reply))
+    found = SCORE.match(reply)
+    score = int(found[1]) if found and len(found[1]) <= 2 else 0
+    return Judgement(score if 1 <= score <= 10 else None, reply, tokens, [])
+
+
+def spec_facts(spec: JudgeSpec, question: Question | None = None) -> dict[str, object]:
+    """What replies to a question depend on: not where the model is, nor how often it is asked at a time.
+
+    Without a question: what those to any depend on.
+    """
+    kept = ("model", "revision", "temperature", "max_tokens")
+    facts: dict[str, object] = {name: value for name, value in asdict(spec).items() if name in kept}
+    return facts if question is None else {**facts, "question": spec.question(question)}

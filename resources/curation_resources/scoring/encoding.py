@@ -1,0 +1,303 @@
+"""From text to tokens: rendered prompt + the response verbatim + EOS, and which token is in which segment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from typing import Any
+
+import numpy as np
+from jinja2 import TemplateError
+from torch import Tensor
+
+from curation_resources.scoring import vision
+from curation_resources.scoring.errors import ScoringError
+from curation_resources.scoring.images import ImageError, ImageLimits, open_image
+from curation_resources.scoring.samples import ANSWER, UNRUNNABLE, Encoded, Sample, Segment
+from curation_resources.scoring.spec import Template
+
+FIXED_DATE = date(2024, 7, 26)
+"""The date that chat templates write, if they write one."""
+
+SPACES = np.array([code for code in range(0x10000) if chr(code).isspace()], dtype=np.uint32)
+"""Every code point that Python takes for space; there is none beyond the basic plane."""
+
+# White space is taken up from where it begins, or a long run of it would be gone through from each of its signs. Behind
+# the white space of another tag it has been taken up already.
+TAGS = re.compile(r"(?<!\s)\s*+</?think>\s*+|</?think>\s*+")
+"""What a chat template may write inside the assistant's turn, around the reasoning."""
+
+PROBE = "probe"
+"""A turn that is rendered to see whether a chat template reads contents as text or as parts."""
+
+
+class EncodingError(ScoringError):
+    """The tokenizer cannot do what encoding needs."""
+
+
+class Encoder:
+    """Encodes samples with one tokenizer, template and maximum length.
+
+    The whole text is tokenized once, so that the tokens at the seam of prompt and response are those that
+    the model would see; a token is the response's if its first non-space character is. Image tokens are the
+    prompt's. An encoder may be used by several threads at once.
+
+    Args:
+        tokenizer: a fast transformers tokenizer (character offsets are needed).
+        template: `auto` takes the chat template of processor or tokenizer if there is one, else `plain`,
+            which joins the turns' contents and the response with newlines. `question_answer` is the GRAPE
+            paper's (arXiv 2502.04194): `Question: {prompt} \n Answer: {response}`, turns joined by newlines.
+        max_length: longest sequence in tokens; longer ones are cut on the right.
+        processor: the model's processor; without one, samples with images cannot be run.
+        vocabulary: rows of the model's input embedding; token ids that have none are flagged.
+        limits: which images are opened.
+
+    Raises:
+        EncodingError: the tokenizer gives no offsets, or has no chat template although one is asked for.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: Template,
+        max_length: int,
+        processor: Any = None,
+        vocabulary: int | None = None,
+        limits: ImageLimits | None = None,
+    ) -> None:
+        if not tokenizer.is_fast:
+            raise EncodingError("the tokenizer is not a fast one, so it gives no character offsets")
+        chat_template = getattr(processor, "chat_template", None) or tokenizer.chat_template
+        if template == "chat" and chat_template is None:
+            raise EncodingError("template: chat, but the tokenizer has no chat template; use template: plain")
+        self.tokenizer = tokenizer
+        self.processor = processor
+        self.chat = template == "chat" or (template == "auto" and chat_template is not None)
+        self.question_answer = template == "question_answer"
+        self.max_length = max_length
+        self.vocabulary = vocabulary
+        self.limits = limits or ImageLimits()
+        self._template = chat_template.get("default") if isinstance(chat_template, dict) else chat_template
+        self._parts = self.chat and self._reads_parts()
+        self._media = vision.media_tokens(processor) if processor is not None else frozenset[str]()
+        # Its first call sets a tokenizer's padding and truncation; after it threads only read.
+        tokenizer(PROBE)
+
+    def render_prompt(self, sample: Sample) -> str:
+        """The prompt as text, up to where the response begins; images as the processor's placeholder.
+
+        Raises:
+            jinja2.TemplateError: the chat template refuses these turns, e.g. a system turn.
+            ImageError: `image_count_mismatch`.
+        """
+        turns = vision.turns_in_parts(sample)
+        if self._parts:
+            return self._render(turns)
+        mark = vision.image_mark(self.processor) if sample.images else ""
+        lines = [{**turn, "content": vision.in_line(turn["content"], mark)} for turn in turns]
+        if self.chat:
+            return self._render(lines)
+        if self.question_answer:
+            return "Question: " + "\n".join(turn["content"] for turn in lines) + " \n Answer: "
+        return "".join(turn["content"] + "\n" for turn in lines)
+
+    def encode(self, samples: Sequence[Sample]) -> list[Encoded]:
+        """Encode samples, in order.
+
+        A sample that cannot be encoded (its turns are refused, an image cannot be had) has no tokens and
+        the flag that says why.
+        """
+        results: list[Encoded | None] = [None] * len(samples)
+        texts: list[tuple[int, str]] = []
+        for position, sample in enumerate(samples):
+            try:
+                prompt = self._checked_prompt(sample)
+                if sample.images:
+                    results[position] = self._with_images(sample, prompt)
+                else:
+                    texts.append((position, prompt))
+            except ImageError as error:
+                results[position] = Encoded(sample, [], 0, 0, [], (error.flag,))
+            except TemplateError:
+                results[position] = Encoded(sample, [], 0, 0, [], ("template_refused",))
+        for position, encoded in self._texts(samples, texts):
+            results[position] = encoded
+        return [encoded for encoded in results if encoded is not None]
+
+    def _checked_prompt(self, sample: Sample) -> str:
+        """The rendered prompt, if the sample can be shown to this model.
+
+        Raises:
+            TemplateError: the template refuses the turns, or does not show their images.
+            ImageError: `images_not_supported` or `image_count_mismatch`.
+        """
+        if self.processor is None:
+            if sample.images:
+                raise ImageError("images_not_supported")
+            return self.render_prompt(sample)
+        said = [part.get("text", "") for turn in vision.turns_in_parts(sample) for part in turn["content"]]
+        if any(token in text for token in self._media for text in (*said, sample.response)):
+            # As a token it would be taken for an image that is not there.
+            raise ImageError("image_count_mismatch", "the text holds a token that stands for an image")
+        prompt = self.render_prompt(sample)
+        if sample.images and prompt.count(vision.placeholder_token(self.processor)) != len(sample.images):
+            raise TemplateError("the chat template does not show the images")
+        return prompt
+
+    def _render(self, turns: Sequence[Mapping[str, Any]]) -> str:
+        # Some templates write today's date: a measurement must not depend on the day it was made.
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                [dict(turn) for turn in turns],
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=True,
+                strftime_now=FIXED_DATE.strftime,
+            )
+        except TypeError as error:
+            # Templates refuse with raise_exception, and trip over what they did not expect.
+            raise TemplateError(str(error)) from error
+        return str(rendered)
+
+    def _reads_parts(self) -> bool:
+        """Whether contents are given to the chat template in parts, as templates of vision-language models have it.
+
+        Templates that read text only would write the parts' Python form; some that read parts only would
+        write nothing for a text. A text model's template that can read text gets text.
+        """
+        as_text = self._probed(PROBE)
+        as_parts = self._probed([{"type": "text", "text": PROBE}])
+        reads_parts = PROBE in as_parts and "'type'" not in as_parts
+        return reads_parts and (self.processor is not None or PROBE not in as_text)
+
+    def _probed(self, content: Any) -> str:
+        try:
+            return self._render([{"role": "user", "content": content}])
+        except TemplateError:
+            return ""
+
+    def _adds_special(self, prompt: str) -> bool:
+        """Whether the tokenizer adds its special tokens (BOS) to a prompt.
+
+        A text model's chat template writes them itself. Those of vision-language models often leave it to
+        the tokenizer, as `ProcessorMixin.apply_chat_template` does, unless the prompt begins with BOS.
+        """
+        if not self.chat:
+            return True
+        bos = self.tokenizer.bos_token
+        return self.processor is not None and not (bos is not None and prompt.startswith(bos))
+
+    def _texts(self, samples: Sequence[Sample], prompts: list[tuple[int, str]]) -> Iterable[tuple[int, Encoded]]:
+        """Positions and encodings of text-only samples, tokenized together."""
+        for special in (False, True):
+            chosen = [(position, prompt) for position, prompt in prompts if self._adds_special(prompt) == special]
+            if not chosen:
+                continue
+            texts = [prompt + samples[position].response for position, prompt in chosen]
+            batch = self.tokenizer(
+                texts,
+                add_special_tokens=special,
+                return_offsets_mapping=True,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
+            for (position, prompt), text, ids, offsets in zip(
+                chosen, texts, batch["input_ids"], batch["offset_mapping"], strict=True
+            ):
+                yield position, self._assemble(samples[position], text, len(prompt), ids, offsets, {})
+
+    def _with_images(self, sample: Sample, prompt: str) -> Encoded:
+        images = [open_image(source, self.limits) for source in sample.images]
+        made = vision.process(self.processor, prompt, sample.response, images, self._adds_special(prompt))
+        return self._assemble(sample, made.text, made.prompt_length, made.ids, made.offsets, made.model_inputs)
+
+    def _assemble(
+        self,
+        sample: Sample,
+        text: str,
+        prompt_length: int,
+        ids: list[int],
+        offsets: list[tuple[int, int]],
+        model_inputs: Mapping[str, Tensor],
+    ) -> Encoded:
+        given = len(ids)
+        eos = self.tokenizer.eos_token_id
+        while ids and ids[-1] == eos and offsets[-1][0] == offsets[-1][1]:
+            # Some tokenizers append EOS themselves; it is added once, below.
+            ids, offsets = ids[:-1], offsets[:-1]
+        starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+        anchors, special = anchors_of(text, starts, ends), starts == ends
+        in_response = np.flatnonzero((anchors >= prompt_length) & ~special)
+        first = int(in_response[0]) if len(in_response) else len(ids)
+        segments = segment_of_anchors(anchors - prompt_length, sample.segments)
+        segments[:first] = -1
+        segments[special] = -1
+        tags = _tag_tokens(anchors[first:] - prompt_length, sample.response) + first
+        full = [*ids, eos] if eos is not None else list(ids)
+        kept = full[: self.max_length]
+        flags = _truncation_flags(segments, len(ids), len(kept), first)
+        if min(len(ids), len(kept)) <= max(first, 1) and "prompt_too_long" not in flags:
+            # The first token of a sequence does not count: nothing predicts it.
+            flags += ("empty_response",)
+        if self.vocabulary is not None and max(kept, default=0) >= self.vocabulary:
+            flags += ("token_outside_vocabulary",)
+        runs = UNRUNNABLE.keys().isdisjoint(flags)
+        return Encoded(
+            sample=sample,
+            input_ids=kept,
+            prompt_tokens=min(first, len(kept)),
+            response_tokens=max(0, min(len(ids), len(kept)) - first),
+            segment_of_token=[*segments.tolist(), -1][: len(kept)],
+            flags=flags,
+            # What is not run need not hold its pixels in memory.
+            model_inputs=vision.fitted(model_inputs, given, len(kept)) if runs else {},
+            tag_tokens=tuple(tags[tags < len(kept)].tolist()),
+        )
+
+
+def anchors_of(text: str, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The characters that decide whose tokens are, for spans [T] of a text: the first non-space one, else the first."""
+    if not text:
+        return starts
+    characters = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    places = np.arange(len(characters))
+    # For every character the next that is no space: running minimum from the end.
+    next_ink = np.where(np.isin(characters, SPACES), len(characters), places)[::-1]
+    next_ink = np.append(np.minimum.accumulate(next_ink)[::-1], len(characters))
+    found = next_ink[starts]
+    return np.where(found < ends, found, starts)
+
+
+def segment_of_anchors(anchors: np.ndarray, segments: Iterable[Segment]) -> np.ndarray:
+    """For every anchor [T] (character of the response) the index of the segment that holds it, or -1."""
+    result = np.full(len(anchors), -1, dtype=np.int64)
+    ordered = sorted(segments, key=lambda segment: segment.start)
+    if not ordered or not len(anchors):
+        return result
+    starts = np.array([segment.start for segment in ordered])
+    ends = np.array([segment.end for segment in ordered])
+    indices = np.array([segment.index for segment in ordered])
+    slot = np.searchsorted(starts, anchors, side="right") - 1
+    inside = (slot >= 0) & (anchors < ends[np.maximum(slot, 0)])
+    result[inside] = indices[slot[inside]]
+    return result
+
+
+def _tag_tokens(anchors: np.ndarray, response: str) -> np.ndarray:
+    """Places among the anchors (characters of the response) that lie in a think tag or the white space around one."""
+    spans = [Segment(0, *found.span()) for found in TAGS.finditer(response)] if "think>" in response else []
+    return np.flatnonzero(segment_of_anchors(anchors, spans) == 0)
+
+
+def _truncation_flags(segments: np.ndarray, tokens: int, kept: int, first: int) -> tuple[str, ...]:
+    """What cutting at `kept` tokens did to the response and to its answer."""
+    if tokens <= kept:
+        return ()
+    if first >= kept:
+        return ("prompt_too_long",)
+    answer = np.flatnonzero(segments == ANSWER)
+    if not len(answer) or answer[-1] < kept:
+        return ("response_truncated",)
+    return ("truncated",) if answer[0] >= kept else ("answer_truncated",)

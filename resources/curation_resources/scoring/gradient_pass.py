@@ -1,0 +1,231 @@
+"""The pass there and back over a batch: what is made of per-sample gradients, of one backward for all of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from curation_resources.scoring.attention_layers import AttentionError
+from curation_resources.scoring.factors import GradientError, Taker, backward, reaches, segment_labels
+from curation_resources.scoring.features import Block, FeaturesOfBatch, NormsOfBatch, Sketch, quantised
+from curation_resources.scoring.freed_memory import keep_freed_memory
+from curation_resources.scoring.gradient_spec import FeatureSpec, GradientWeights
+from curation_resources.scoring.gram_of_steps import add_step_gradients
+from curation_resources.scoring.head import StreamedHead
+from curation_resources.scoring.labels import segment_order
+from curation_resources.scoring.loading import Checkpoint
+from curation_resources.scoring.proxies import gram_of_gradients
+from curation_resources.scoring.results import GradientFeatures, GradientSpectra
+from curation_resources.scoring.samples import NON_FINITE, Encoded, Request, SampleSignals
+from curation_resources.scoring.spectra import Spectra, SpectraOfBatch
+from curation_resources.scoring.trained_matrices import Matrix, adam_moments, linear_layers, trained_matrices
+
+SHARE = 8
+"""Of a batch's tokens, the part that goes there and back at once: activations of all layers stay meanwhile."""
+
+Add = Callable[[SampleSignals, int], bool]
+"""Adds what was found of the batch's sample of that number to its result; whether it is finite."""
+
+
+class GradientPass:
+    """Goes there and back at one checkpoint.
+
+    Args:
+        checkpoint: the weights to measure at.
+        head: its LM head, streamed.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, head: StreamedHead) -> None:
+        self.checkpoint = checkpoint
+        self.head = head
+        if checkpoint.device.type == "cpu":
+            keep_freed_memory()
+        # What is found once stays for every batch.
+        self._matrices = cache(self._find_matrices)
+        self._sketch = cache(self._draw_sketch)
+        self._moments = cache(self._read_moments)
+
+    def add(self, batch: Sequence[Encoded], results: Sequence[SampleSignals], request: Request) -> list[SampleSignals]:
+        """Results with what is asked for of the same samples' gradients, all of it from one backward.
+
+        Args:
+            batch: samples with at least one label each.
+            results: what is known of them.
+            request: what is asked for; only what is made of gradients is looked at.
+
+        Raises:
+            AttentionError: the attention projections are not known to us, or the model does not run them all.
+            GradientError: the gradients that are asked for are not known of this model or checkpoint.
+        """
+        takers = self._takers(batch, request)
+        added = self._of_responses(batch, results, takers) if takers else [_copied(result) for result in results]
+        if request.step_features is not None:
+            most = len(batch) * max(len(encoded) for encoded in batch)
+            for encoded, result in zip(batch, added, strict=True):
+                add_step_gradients(result, self._gram_of_steps(encoded, request.step_features, most))
+                _count(result, len(encoded) * len(segment_order(encoded)))
+        return added
+
+    def _of_responses(
+        self, batch: Sequence[Encoded], results: Sequence[SampleSignals], made: list[tuple[Taker, Add]]
+    ) -> list[SampleSignals]:
+        losses = backward(self.checkpoint, self.head, batch, [taker for taker, _ in made]).tolist()
+        added = []
+        for row, (encoded, result, loss) in enumerate(zip(batch, results, losses, strict=True)):
+            own = _copied(result)
+            _count(own, len(encoded))
+            if math.isfinite(loss):
+                own.response_loss = loss
+            # Each is added, whatever the one before it said.
+            finite = [math.isfinite(loss) and add(own, row) for _, add in made]
+            if not all(finite) and NON_FINITE not in own.flags:
+                own.flags.append(NON_FINITE)
+            added.append(own)
+        return added
+
+    def _gram_of_steps(self, encoded: Encoded, spec: FeatureSpec, most_tokens: int) -> npt.NDArray[np.float64]:
+        """M [K+1, K+1] of the sketched gradients of a sample's segments, the answer last.
+
+        Every segment has a copy of the sample, of whose loss only its own tokens are a part: copies go there and back
+        together, as many as the tokens allow.
+        """
+        sketch, segments = self._sketch(spec), segment_order(encoded)
+        vectors = []
+        together = max(1, most_tokens // len(encoded))
+        for start in range(0, len(segments), together):
+            own = segments[start : start + together]
+            features = FeaturesOfBatch(sketch, len(own), self.checkpoint.device)
+            labels = segment_labels(encoded, own, self.checkpoint.device)
+            backward(
+                self.checkpoint,
+                self.head,
+                [encoded] * len(own),
+                [Taker(self._of(sketch.blocks), features.take)],
+                labels,
+            )
+            _all_came(sketch.blocks, features.seen)
+            vectors.append(features.vectors)
+        gram: npt.NDArray[np.float64] = gram_of_gradients(torch.cat(vectors)).cpu().numpy()
+        return gram
+
+    def _takers(self, batch: Sequence[Encoded], request: Request) -> list[tuple[Taker, Add]]:
+        """What is made of the backward pass, and how it gets into results."""
+        made = []
+        if request.spectra:
+            made.append(self._spectra(batch, request.flattened_cosines))
+        if request.gradient_norms is not None:
+            made.append(self._norms(len(batch), request.gradient_norms))
+        if request.features is not None:
+            made.append(self._features(len(batch), request.features, adam=False))
+        if request.adam_features is not None:
+            made.append(self._features(len(batch), request.adam_features, adam=True))
+        return made
+
+    def _spectra(self, batch: Sequence[Encoded], flattened: bool) -> tuple[Taker, Add]:
+        projections = self.checkpoint.attention
+        layers = {f"{number}.{name}": one for number, own in enumerate(projections) for name, one in own.layers.items()}
+        spectra = SpectraOfBatch(projections, reaches(batch), flattened)
+
+        def add(result: SampleSignals, row: int) -> bool:
+            found = spectra.spectra[row]
+            if found.finite and found.nuclear_norm.isnan().any():
+                raise AttentionError(
+                    "no gradient came by some layer's attention projections: the model does not run them all"
+                )
+            if found.finite:
+                result.spectra = _plain(found)
+            return found.finite
+
+        return Taker(layers, spectra.take), add
+
+    def _norms(self, count: int, weights: GradientWeights) -> tuple[Taker, Add]:
+        matrices: dict[str, list[Matrix]] = {}
+        for matrix in self._matrices(weights):
+            matrices.setdefault(matrix.layer, []).append(matrix)
+        norms = NormsOfBatch(matrices, count, self.checkpoint.device)
+
+        def add(result: SampleSignals, row: int) -> bool:
+            _all_came(matrices, norms.seen)
+            norm = float(norms.norms()[row])
+            if math.isfinite(norm):
+                result.gradient_norm = norm
+            return math.isfinite(norm)
+
+        return Taker(self._of(matrices), norms.take), add
+
+    def _features(self, count: int, spec: FeatureSpec, *, adam: bool) -> tuple[Taker, Add]:
+        sketch = self._sketch(spec)
+        moments = self._moments(spec.weights) if adam else None
+        features = FeaturesOfBatch(sketch, count, self.checkpoint.device, moments, spec.epsilon_inside)
+
+        def add(result: SampleSignals, row: int) -> bool:
+            _all_came(sketch.blocks, features.seen)
+            vector = features.vectors[row]
+            if not bool(vector.isfinite().all()):
+                return False
+            values, scale = quantised(vector)
+            found = GradientFeatures(values.cpu().numpy(), scale)
+            if adam:
+                result.adam_features = found
+            else:
+                result.features = found
+            return True
+
+        return Taker(self._of(sketch.blocks), features.take), add
+
+    @cached_property
+    def _layers(self) -> dict[str, nn.Module]:
+        return linear_layers(self.checkpoint)
+
+    def _of(self, names: dict[str, list[Matrix]] | dict[str, list[Block]]) -> dict[str, nn.Module]:
+        return {name: self._layers[name] for name in names}
+
+    def _find_matrices(self, weights: GradientWeights) -> list[Matrix]:
+        return trained_matrices(self.checkpoint, weights)
+
+    def _draw_sketch(self, spec: FeatureSpec) -> Sketch:
+        return Sketch.of(self._matrices(spec.weights), spec, self.checkpoint.device)
+
+    def _read_moments(self, weights: GradientWeights) -> dict[str, tuple[Tensor, Tensor]]:
+        return adam_moments(self.checkpoint, self._matrices(weights))
+
+
+def _copied(result: SampleSignals) -> SampleSignals:
+    """A result that may be added to."""
+    return replace(result, flags=list(result.flags), gradient_flags=list(result.gradient_flags))
+
+
+def _count(result: SampleSignals, tokens: int) -> None:
+    """Count tokens that were run there and back; where nothing else was measured these are all that are run."""
+    if result.tokens:
+        result.backward_tokens += tokens
+    else:
+        result.tokens = tokens
+
+
+def _all_came(wanted: dict[str, list[Matrix]] | dict[str, list[Block]], seen: set[str]) -> None:
+    missing = sorted(wanted.keys() - seen)
+    if missing:
+        raise GradientError(f"no gradient came by {', '.join(missing[:3])}: the model does not run all its layers")
+
+
+def _plain(spectra: Spectra) -> GradientSpectra:
+    return GradientSpectra(
+        nuclear_norm=spectra.nuclear_norm.tolist(),
+        effective_rank=_with_none(spectra.effective_rank),
+        rows=spectra.rows.long().tolist(),
+        largest_rank=spectra.largest_rank.long().tolist(),
+        same_layer=_with_none(spectra.same_layer),
+        adjacent=_with_none(spectra.adjacent),
+    )
+
+
+def _with_none(values: Tensor) -> list[list[float | None]]:
+    return [[None if math.isnan(value) else value for value in row] for row in values.tolist()]

@@ -1,0 +1,141 @@
+"""Which hidden states of a batch predict which tokens, and whose they are.
+
+Position t's loss predicts token t from hidden state h_{t-1}; prompt and image tokens carry no loss but where the
+whole sequence is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from curation_resources.scoring.prefixes import window_positions
+from curation_resources.scoring.samples import ANSWER, Encoded, Request
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SampleLabels:
+    """The label rows of one sample.
+
+    Attributes:
+        segments: indices of the segments that have tokens: steps ascending, the answer last.
+        segment_rows: rows of each of them.
+        in_segments: label rows of all segments, one segment after another.
+        response: label rows of the response's tokens in order, EOS not among them; empty if not asked for.
+        eos: label row of EOS, if there is one and it was asked for.
+        sequence: label rows of all tokens but the first, in order; empty if not asked for.
+        window: label rows of the tokens that the longest prefix window counts, in order; empty if not asked for.
+    """
+
+    segments: list[int]
+    segment_rows: list[int]
+    in_segments: Indices
+    response: Indices
+    eos: Indices
+    sequence: Indices
+    window: Indices
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The label rows of a batch: first those of segments, segment after segment, then all others.
+
+    Attributes:
+        batch_rows: which sample of the batch each row is of [N].
+        positions: position of the hidden state that predicts the row's token [N].
+        targets: that token [N].
+        segment_rows: rows of each segment of the batch.
+        samples: the same by sample.
+    """
+
+    batch_rows: Indices
+    positions: Indices
+    targets: Indices
+    segment_rows: list[int]
+    samples: list[SampleLabels]
+
+
+def segment_order(encoded: Encoded) -> list[int]:
+    """Indices of the segments that have tokens: steps ascending, the answer last.
+
+    The first token of a sequence does not count: nothing predicts it.
+    """
+    present = {segment for segment in encoded.segment_of_token[1:] if segment >= 0}
+    steps = sorted(present - {ANSWER})
+    return [*steps, ANSWER] if ANSWER in present else steps
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The token positions of one sample that a request needs; each ascending within its kind."""
+
+    segments: list[int]
+    groups: list[Indices]
+    response: Indices
+    eos: Indices
+    sequence: Indices
+    window: Indices
+
+    @property
+    def covered(self) -> Indices:
+        """Positions of all segments, one segment after another."""
+        return np.concatenate(self.groups) if self.groups else np.empty(0, dtype=np.int64)
+
+    @property
+    def outside(self) -> Indices:
+        """Positions that are wanted and in no segment's group."""
+        every = np.unique(np.concatenate([self.response, self.eos, self.sequence, self.window]))
+        return np.setdiff1d(every, self.covered, assume_unique=True)
+
+
+def _wanted(encoded: Encoded, request: Request) -> _Wanted:
+    owners = np.asarray(encoded.segment_of_token, dtype=np.int64)
+    wants_segments = request.step_gradients is not None or request.segment_likelihoods
+    segments = segment_order(encoded) if wants_segments else []
+    begin = max(1, encoded.prompt_tokens)
+    end = encoded.prompt_tokens + encoded.response_tokens
+    # EOS counts in windows only.
+    until = len(encoded) if request.likelihoods else end if request.token_likelihoods else begin
+    windows = request.prefix_losses
+    return _Wanted(
+        segments,
+        [np.flatnonzero(owners[1:] == segment) + 1 for segment in segments],
+        response=np.arange(begin, min(until, end), dtype=np.int64),
+        eos=np.arange(max(begin, end), until, dtype=np.int64),
+        sequence=np.arange(1, len(encoded) if request.sequence_likelihoods else 1, dtype=np.int64),
+        window=np.empty(0, dtype=np.int64) if windows is None else window_positions(encoded, windows),
+    )
+
+
+def label_batch(batch: Sequence[Encoded], request: Request) -> Labels:
+    """The label rows that a request needs of a batch."""
+    plans = [_wanted(encoded, request) for encoded in batch]
+    groups = [(row, group) for row, plan in enumerate(plans) for group in plan.groups]
+    rows = [*groups, *((row, plan.outside) for row, plan in enumerate(plans))]
+    batch_rows = np.concatenate([np.full(len(tokens), row) for row, tokens in rows])
+    tokens = np.concatenate([tokens for _, tokens in rows])
+    longest = max(len(encoded) for encoded in batch)
+    # Label row of every (sample, token position).
+    place = np.full((len(batch), longest), -1, dtype=np.int64)
+    place[batch_rows, tokens] = np.arange(len(tokens))
+    samples = [
+        SampleLabels(
+            plan.segments,
+            [len(group) for group in plan.groups],
+            in_segments=place[row, plan.covered],
+            response=place[row, plan.response],
+            eos=place[row, plan.eos],
+            sequence=place[row, plan.sequence],
+            window=place[row, plan.window],
+        )
+        for row, plan in enumerate(plans)
+    ]
+    ids = [np.asarray(encoded.input_ids, dtype=np.int64) for encoded in batch]
+    targets = np.concatenate([ids[row][tokens] for row, tokens in rows])
+    counts = [count for sample in samples for count in sample.segment_rows]
+    return Labels(batch_rows, tokens - 1, targets, counts, samples)

@@ -1,0 +1,258 @@
+"""What one batch gives: every signal of a request from one forward pass over its samples.
+
+Source of the step gradients: GRACE, arXiv 2605.13130, Eq. 9 and 11; by linearity the mean gradient of a
+segment is its mean residual times W, so residuals are summed per segment before the product with W.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from curation_resources.scoring.collating import collate
+from curation_resources.scoring.embeddings import pool
+from curation_resources.scoring.gradient_pass import GradientPass
+from curation_resources.scoring.gram_of_steps import add_step_gradients, flag_non_finite
+from curation_resources.scoring.head import StreamedHead, TokenStatistics
+from curation_resources.scoring.labels import Labels, SampleLabels, label_batch, segment_order
+from curation_resources.scoring.loading import Checkpoint
+from curation_resources.scoring.prefixes import cut_to_windows, reasons_without_windows
+from curation_resources.scoring.proxies import gram_of_gradients, linear_gram, lm_head_gram
+from curation_resources.scoring.results import Likelihoods, SequenceLikelihoods
+from curation_resources.scoring.samples import ANSWER, UNRUNNABLE, Encoded, PrefixWindows, Request, SampleSignals
+from curation_resources.scoring.unconditional import LEAST_TOKENS, add_unconditional, without_prompt
+
+Floats = npt.NDArray[np.float64]
+
+
+def describe(encoded: Encoded, position: int, windows: PrefixWindows | None = None) -> SampleSignals:
+    """A sample's tokens and flags, with nothing measured yet; `windows`: the prefix windows that are asked for."""
+    order = segment_order(encoded)
+    return SampleSignals(
+        sample_id=encoded.sample.sample_id,
+        position=position,
+        prompt_tokens=encoded.prompt_tokens,
+        response_tokens=encoded.response_tokens,
+        step_indices=[index for index in order if index != ANSWER],
+        segment_tokens=[encoded.segment_of_token.count(index) for index in order],
+        flags=list(encoded.flags),
+        gradient_flags=_reasons_without_gradients(encoded, order),
+        prefix_flags=[] if windows is None else reasons_without_windows(encoded, windows),
+    )
+
+
+def _reasons_without_gradients(encoded: Encoded, order: list[int]) -> list[str]:
+    """Why a sample can have no GRACE score; empty if it can, or if no signal can be measured of it."""
+    if set(encoded.flags) & UNRUNNABLE.keys() or "truncated" in encoded.flags:
+        return []
+    reasons = []
+    if ANSWER not in order:
+        found = any(segment.index == ANSWER for segment in encoded.sample.segments)
+        reasons.append("answer_without_tokens" if found else "no_answer")
+    if not any(index != ANSWER for index in order):
+        reasons.append("no_steps")
+    return reasons
+
+
+def _has_gradients(described: SampleSignals) -> bool:
+    """Whether step gradients can be measured of the sample."""
+    return not described.gradient_flags and not set(described.flags) & {"truncated", *UNRUNNABLE}
+
+
+def narrowed(request: Request, described: SampleSignals) -> Request:
+    """What of a request can be measured of a sample."""
+    if set(described.flags) & UNRUNNABLE.keys():
+        return Request()
+    if (request.step_gradients or request.trajectory_gradients) and not _has_gradients(described):
+        request = replace(request, step_gradients=None, trajectory_gradients=None, step_features=None)
+    if not described.labels:
+        request = request.forward
+    if request.unconditional and described.response_tokens < LEAST_TOKENS:
+        request = replace(request, unconditional=False)
+    if described.prefix_flags:
+        request = replace(request, prefix_losses=None)
+    return request if described.segment_tokens else replace(request, segment_likelihoods=False)
+
+
+def needed(encoded: Encoded, request: Request) -> Encoded:
+    """As much of a sample as has to be run for a request (see `narrowed`): all of it, or up to its prefix windows."""
+    windows = request.prefix_losses
+    if windows is None or request != Request(prefix_losses=windows):
+        return encoded
+    return cut_to_windows(encoded, windows)
+
+
+def measure_batch(
+    checkpoint: Checkpoint,
+    head: StreamedHead,
+    gradients: GradientPass,
+    batch: Sequence[Encoded],
+    described: Sequence[SampleSignals],
+    request: Request,
+) -> list[SampleSignals]:
+    """Run a batch, again there and back or without prompts if that is asked for; see `_measure`."""
+    if request.forward != request:
+        results = list(described)
+        if request.forward != Request():
+            results = measure_batch(checkpoint, head, gradients, batch, described, request.forward)
+        return gradients.add(batch, results, request)
+    if not request.unconditional:
+        return _measure(checkpoint, head, batch, described, request)
+    given = replace(request, unconditional=False)
+    results = list(described) if given == Request() else _measure(checkpoint, head, batch, described, given)
+    alone = [without_prompt(encoded) for encoded in batch]
+    own = [describe(encoded, known.position) for encoded, known in zip(alone, described, strict=True)]
+    return add_unconditional(results, _measure(checkpoint, head, alone, own, Request(token_likelihoods=True)))
+
+
+def _measure(
+    checkpoint: Checkpoint,
+    head: StreamedHead,
+    batch: Sequence[Encoded],
+    described: Sequence[SampleSignals],
+    request: Request,
+) -> list[SampleSignals]:
+    """Run a batch and complete what is known of its samples.
+
+    Args:
+        checkpoint: the weights to measure at.
+        head: its LM head, streamed.
+        batch: samples to run.
+        described: of each, what `describe` gave.
+        request: the signals to measure; every sample of the batch can give them (see `narrowed`).
+    """
+    with torch.inference_mode():
+        hidden: Tensor = checkpoint.decoder(**collate(batch, checkpoint.device), use_cache=False).last_hidden_state
+        labels = label_batch(batch, request)
+        statistics, gram = _apply_head(head, hidden, labels, request)
+        pooled = [pool(hidden[row, : len(encoded)], request.embeddings) for row, encoded in enumerate(batch)]
+    results = []
+    for row, known in enumerate(described):
+        result = replace(
+            known,
+            tokens=len(batch[row]),
+            flags=list(known.flags),
+            gradient_flags=list(known.gradient_flags),
+            prefix_flags=list(known.prefix_flags),
+        )
+        own = labels.samples[row]
+        if request.step_gradients is not None:
+            add_step_gradients(result, gram[row])
+        if request.likelihoods:
+            _add_likelihoods(result, own, statistics)
+        if request.token_likelihoods:
+            _add_token_likelihoods(result, own, statistics["nll"])
+        if request.sequence_likelihoods:
+            _add_sequence_likelihoods(result, own, statistics)
+        if request.segment_likelihoods:
+            _add_segment_likelihoods(result, own, statistics["nll"])
+        if request.prefix_losses is not None:
+            _add_prefix_losses(result, own, statistics["nll"], request.prefix_losses)
+        for pooling, vector in pooled[row].items():
+            result.embeddings[pooling] = vector.cpu().numpy()
+        if not all(np.isfinite(vector).all() for vector in result.embeddings.values()):
+            result.embeddings.clear()
+            flag_non_finite(result)
+        results.append(result)
+    return results
+
+
+def _apply_head(
+    head: StreamedHead, hidden: Tensor, labels: Labels, request: Request
+) -> tuple[dict[str, Floats], list[Floats]]:
+    """Token statistics of all label rows and the Gram matrix of every sample, whichever are asked for."""
+    device = hidden.device
+    states = hidden[torch.from_numpy(labels.batch_rows).to(device), torch.from_numpy(labels.positions).to(device)]
+    targets = torch.from_numpy(labels.targets).to(device)
+    uncertainty = request.likelihoods or request.sequence_likelihoods
+    per_token = request.segment_likelihoods or request.token_likelihoods or request.prefix_losses is not None
+    wants_statistics = uncertainty or per_token
+    bias = request.step_gradients == "bias"
+    statistics = TokenStatistics(torch.empty(0))
+    gram: list[Floats] = []
+    if bias or wants_statistics:
+        statistics, gradients = head.run(
+            states,
+            targets,
+            labels.segment_rows if bias else (),
+            statistics=wants_statistics,
+            uncertainty=uncertainty,
+        )
+        if bias:
+            counts = [len(sample.segments) for sample in labels.samples]
+            gram = [gram_of_gradients(rows).numpy() for rows in gradients.cpu().split(counts)]
+    if request.step_gradients in ("linear", "lm_head"):
+        make = linear_gram if request.step_gradients == "linear" else lm_head_gram
+        for sample in labels.samples:
+            rows = torch.from_numpy(sample.in_segments).to(device)
+            gram.append(make(head, states[rows], targets[rows], sample.segment_rows).cpu().numpy())
+    return _to_numpy(statistics), gram
+
+
+def _to_numpy(statistics: TokenStatistics) -> dict[str, Floats]:
+    columns = {"nll": statistics.nll} | (vars(statistics.uncertainty) if statistics.uncertainty else {})
+    return {name: column.cpu().numpy().astype(np.float64) for name, column in columns.items()}
+
+
+def _add_likelihoods(result: SampleSignals, labels: SampleLabels, statistics: dict[str, Floats]) -> None:
+    nll = statistics["nll"]
+    response = nll[labels.response]
+    windows = nll[np.concatenate([labels.response, labels.eos])]
+    likelihoods = Likelihoods(
+        mean_nll=float(response.mean()),
+        first_nll=float(response[0]),
+        first_100_nll=float(windows[:100].mean()),
+        first_1000_nll=float(windows[:1000].mean()),
+        mean_entropy=float(statistics["entropy"][labels.response].mean()),
+        least_confidence=float(statistics["least_confidence"][labels.response].mean()),
+        mean_margin=float(statistics["margin"][labels.response].mean()),
+    )
+    if all(math.isfinite(value) for value in vars(likelihoods).values()):
+        result.likelihoods = likelihoods
+    else:
+        flag_non_finite(result)
+
+
+def _add_token_likelihoods(result: SampleSignals, labels: SampleLabels, nll: Floats) -> None:
+    losses = nll[labels.response].astype(np.float32)
+    if np.isfinite(losses).all():
+        result.token_nll = losses
+    else:
+        flag_non_finite(result)
+
+
+def _add_sequence_likelihoods(result: SampleSignals, labels: SampleLabels, statistics: dict[str, Floats]) -> None:
+    means = {name: float(column[labels.sequence].mean()) for name, column in statistics.items()}
+    if all(math.isfinite(value) for value in means.values()):
+        result.sequence_likelihoods = SequenceLikelihoods(
+            sequence_nll=means["nll"],
+            sequence_entropy=means["entropy"],
+            largest_logit=means["largest_logit"],
+            logit_margin=means["logit_margin"],
+        )
+    else:
+        flag_non_finite(result)
+
+
+def _add_segment_likelihoods(result: SampleSignals, labels: SampleLabels, nll: Floats) -> None:
+    ends = np.cumsum(labels.segment_rows)[:-1]
+    means = [float(nll[rows].mean()) for rows in np.split(labels.in_segments, ends)] if labels.segments else []
+    if all(math.isfinite(value) for value in means):
+        result.segment_nll = means
+    else:
+        flag_non_finite(result)
+
+
+def _add_prefix_losses(result: SampleSignals, labels: SampleLabels, nll: Floats, windows: PrefixWindows) -> None:
+    losses = nll[labels.window]
+    means = {length: float(losses[:length].mean()) for length in windows.lengths}
+    if all(math.isfinite(value) for value in means.values()):
+        result.prefix_nll = means
+    else:
+        flag_non_finite(result)

@@ -1,0 +1,119 @@
+"""What is measured of one sample, a class for each signal that is more than a number: plain data, no tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class StepGradients:
+    """GRACE's signal for one sample: see `curation_resources.scoring.proxies`.
+
+    Attributes:
+        gram: upper triangle by rows of M [K+1, K+1], the answer last.
+        norms: square roots of M's diagonal [K+1].
+    """
+
+    gram: list[float]
+    norms: list[float]
+
+
+@dataclass(frozen=True)
+class GradientSpectra:
+    """What the singular values of a sample's gradients say (arXiv 2504.10766): see `scoring.spectra`.
+
+    Lists by layer, first to last, then by projection: q, k, v, o. None where a gradient is zero, or where shapes that
+    would be compared do not agree.
+
+    Attributes:
+        nuclear_norm: N [L][4].
+        effective_rank: R [L][4].
+        rows: T [L][4], positions that a gradient reaches.
+        largest_rank: min(T, d_out, d_in) [L][4], which R cannot exceed.
+        same_layer: cosines of q with o and of k with v [L][2].
+        adjacent: cosine of each projection with that of the layer above [L-1][4].
+    """
+
+    nuclear_norm: list[list[float]]
+    effective_rank: list[list[float | None]]
+    rows: list[list[int]]
+    largest_rank: list[list[int]]
+    same_layer: list[list[float | None]]
+    adjacent: list[list[float | None]]
+
+
+@dataclass(frozen=True, eq=False)
+class GradientFeatures:
+    """A sample's gradient as one short vector: see `curation_resources.scoring.features`.
+
+    Attributes:
+        values: [k] in int8.
+        scale: what one of them stands for; 0 of a gradient that is zero.
+    """
+
+    values: npt.NDArray[np.int8]
+    scale: float
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge says of a sample's prompt.
+
+    Attributes:
+        value: the number that was asked for; None if the reply has none.
+        reply: all of it.
+        tokens: that it took, of question and reply; 0 if it was known already.
+        names: of tags.
+    """
+
+    value: int | None
+    reply: str
+    tokens: int
+    names: list[str]
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """What the model thinks of a sample's response; nats, means over tokens.
+
+    EOS counts in `first_100_nll` and `first_1000_nll` (TEMP's windows) and nowhere else.
+
+    Attributes:
+        mean_nll: mean of -log p(y_t) over the response.
+        first_nll: -log p of its first token alone, which a pass without the prompt cannot predict (IFD).
+        first_100_nll: over its first 100 tokens, or all if there are fewer.
+        first_1000_nll: over its first 1,000 tokens, or all if there are fewer.
+        mean_entropy: mean of H(p_t).
+        least_confidence: mean of 1 - max p_t.
+        mean_margin: mean of p_t's largest minus its second largest probability.
+    """
+
+    mean_nll: float
+    first_nll: float
+    first_100_nll: float
+    first_1000_nll: float
+    mean_entropy: float
+    least_confidence: float
+    mean_margin: float
+
+
+@dataclass(frozen=True)
+class SequenceLikelihoods:
+    """What the model thinks of a whole sequence; means over all its tokens but the first, which nothing predicts.
+
+    The prompt's tokens count as the response's do, special tokens, EOS and image tokens included.
+
+    Attributes:
+        sequence_nll: mean of -log p, in nats.
+        sequence_entropy: mean of H(p_t), in nats.
+        largest_logit: mean of the largest logit.
+        logit_margin: mean of the largest minus the second largest logit.
+    """
+
+    sequence_nll: float
+    sequence_entropy: float
+    largest_logit: float
+    logit_margin: float

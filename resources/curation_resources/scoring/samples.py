@@ -1,0 +1,373 @@
+"""What the scoring passes take and give: plain data, no tensors of the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from curation_resources.scoring.errors import ScoringError
+from curation_resources.scoring.gradient_spec import FeatureSpec, GradientWeights
+from curation_resources.scoring.results import (
+    GradientFeatures,
+    GradientSpectra,
+    Judgement,
+    Likelihoods,
+    SequenceLikelihoods,
+    StepGradients,
+)
+
+if TYPE_CHECKING:
+    from curation_resources.scoring.perturbed_samples import PerturbedSignals
+
+ANSWER = 0
+"""The segment index that stands for the answer; steps count from 1."""
+
+Proxy = Literal["bias", "linear", "lm_head", "projected"]
+"""Which gradient stands for a segment's: see `scoring.proxies`; `projected` is that of what is trained, by a
+way there and back for each segment (`curation_resources.scoring.gradient_pass`)."""
+
+Pooling = Literal["mean", "last", "position_weighted", "text"]
+"""How a sample becomes one vector: see `curation_resources.scoring.embeddings`; `text` is an embedding model's own
+(`curation_resources.models.embedder`)."""
+
+
+Question = Literal["instruction_tags", "difficulty"]
+"""What a judge is asked about a prompt: see `curation_resources.models.judge`."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A span of the response, in characters: a step (index 1..K) or the answer (index 0)."""
+
+    index: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file at a relative path below a folder that it must not leave.
+
+    Attributes:
+        root: the folder.
+        path: relative to it.
+        digest: BLAKE2b-128 of the file's bytes in hex, if it is known; another file is not measured in its place.
+    """
+
+    root: str
+    path: str
+    digest: str | None = None
+
+
+ImageSource = ImageFile | bytes | str
+"""An image file, the bytes of one, or a URL (`data:`, `http:`, `https:`)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt with one response.
+
+    Attributes:
+        sample_id: the key that the result carries.
+        messages: the prompt's turns, `{"role": ..., "content": ...}`.
+        response: the response verbatim.
+        segments: spans to measure, disjoint.
+        images: the prompt's images in the order in which it shows them. A turn shows an image where its
+            content says `<image>`; if no turn does, all are shown at the start of the first user turn.
+    """
+
+    sample_id: str
+    messages: Sequence[dict[str, str]]
+    response: str
+    segments: Sequence[Segment] = ()
+    images: Sequence[ImageSource] = ()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A sample as tokens.
+
+    Attributes:
+        sample: what was encoded.
+        input_ids: prompt, response and end-of-sequence token, cut at the maximum length.
+        prompt_tokens: how many of them are the prompt's (image tokens included).
+        response_tokens: how many are the response's, EOS not counted.
+        segment_of_token: for every token the index of its segment, or -1.
+        flags: why the sample cannot be run (`UNRUNNABLE`), or how it was cut: `truncated`,
+            `answer_truncated`, `response_truncated`.
+        model_inputs: what else the model takes for this sample (pixel values and the like), as CPU tensors.
+        tag_tokens: positions of the response's tokens that are think tags or the white space around them, ascending.
+    """
+
+    sample: Sample
+    input_ids: list[int]
+    prompt_tokens: int
+    response_tokens: int
+    segment_of_token: list[int]
+    flags: tuple[str, ...] = ()
+    model_inputs: Mapping[str, Any] = field(default_factory=dict)
+    tag_tokens: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+NON_FINITE = "non_finite"
+"""The flag of a sample of which something that was asked for is NaN or Inf."""
+
+UNRUNNABLE = {
+    "template_refused": "the chat template refuses the prompt's turns",
+    "prompt_too_long": "the prompt alone fills the maximum length",
+    "empty_response": "the response has no token that the model predicts",
+    "token_outside_vocabulary": "the tokenizer gives a token that the model has no row for",
+    "images_not_supported": "the sample has images, and the model reads text only or its folder has no processor",
+    "image_missing": "an image file is not there or cannot be read",
+    "image_changed": "an image file is not the one that its row was read with",
+    "image_outside_folder": "an image path leads out of the row's folder",
+    "image_remote": "an image has a web address, and fetching is not allowed",
+    "image_unreachable": "an image could not be fetched from its web address",
+    "image_unreadable": "an image cannot be decoded, or the model's processor refuses it",
+    "image_too_large": "an image has more pixels or bytes than are allowed",
+    "image_count_mismatch": "the prompt marks another number of images than it has, or the text says an image token",
+}
+"""Flags of samples that no signal can be measured of, with their meaning."""
+
+
+class WindowError(ScoringError):
+    """Prefix windows that cannot be measured."""
+
+
+@dataclass(frozen=True)
+class PrefixWindows:
+    """Early losses: l_N = mean NLL of the first min(N, len) tokens of the response (TEMP, arXiv 2606.26797).
+
+    What is asked for alone is run only as far as the longest window reaches: `curation_resources.scoring.prefixes`.
+
+    Attributes:
+        lengths: N of each window, in tokens.
+        reasoning_only: the windows end where the answer begins, and EOS, which lies behind it, does not count; a
+            sample without reasoning is left out (`empty_reasoning`). What holds no answer segment is reasoning
+            throughout. The source's code lets windows run into the answer: False.
+        skip_template_tokens: the tokens that a chat template may write inside the assistant's turn do not count:
+            think tags with the white space around them, and EOS. The turn's header is the prompt's under either
+            value, since the response is encoded verbatim behind the rendered prompt.
+
+    Raises:
+        WindowError: no window, or one of no tokens.
+    """
+
+    lengths: tuple[int, ...]
+    reasoning_only: bool = True
+    skip_template_tokens: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.lengths or min(self.lengths) < 1:
+            raise WindowError(f"prefix windows {self.lengths}: give one or more lengths of at least one token")
+
+    @property
+    def longest(self) -> int:
+        """N of the longest window."""
+        return max(self.lengths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Which signals one pass measures. What is not asked for costs nothing.
+
+    Attributes:
+        step_gradients: GRACE's Gram matrix under this proxy, or None.
+        step_features: how gradients of segments become vectors, under `projected`.
+        likelihoods: NLL windows, entropy, least confidence and margin of the response.
+        segment_likelihoods: mean NLL of every step and of the answer.
+        sequence_likelihoods: NLL, entropy and largest logits over the whole sequence, prompt included.
+        embeddings: poolings of the last layer's hidden states.
+        token_likelihoods: -log p of every token of the response.
+        unconditional: mean NLL of the response alone, without its prompt: a second, shorter pass
+            (`curation_resources.scoring.unconditional`).
+        prefix_losses: mean NLL of the response's first tokens. Alone, no more than these are run; together with
+            another signal they are read off its pass.
+        spectra: what the singular values of every attention projection's gradient say: a pass of its own, with its
+            way back (`curation_resources.scoring.spectra`).
+        flattened_cosines: of spectra, see `SpectraOfBatch`.
+        gradient_norms: norm of the gradient with respect to these weights: from the same way there and back as
+            `spectra` and features (`curation_resources.scoring.gradient_pass`).
+        features: the gradient as one short vector: likewise.
+        adam_features: the direction that Adam would take as such a vector; needs a checkpoint with AdamW's moments.
+        trajectory: mean NLL of the response at every checkpoint of `PassSpec.trajectory`: a pass at each
+            (`curation_resources.training.trajectory`; a single pass knows nothing of it).
+        trajectory_gradients: GRACE's Gram matrix under this proxy at every such checkpoint, or None: likewise.
+        trajectory_features: the gradient as one short vector at every such checkpoint: likewise.
+        trajectory_adam_features: Adam's direction as such a vector: likewise.
+        base_likelihoods: mean NLL of the response at the model that the training run started with: likewise.
+        perturbed: early losses at perturbed checkpoints: likewise (`curation_resources.scoring.perturbed`).
+        in_run: what the training run told of its samples (`models.scorer`; a single pass knows nothing of it).
+        rewards: what a reward model says (`models.reward`); of a model that is none it cannot be asked.
+        questions: to a judge (`curation_resources.models.judge`).
+    """
+
+    step_gradients: Proxy | None = None
+    step_features: FeatureSpec | None = None
+    likelihoods: bool = False
+    segment_likelihoods: bool = False
+    sequence_likelihoods: bool = False
+    embeddings: frozenset[Pooling] = frozenset()
+    token_likelihoods: bool = False
+    unconditional: bool = False
+    prefix_losses: PrefixWindows | None = None
+    spectra: bool = False
+    flattened_cosines: bool = False
+    gradient_norms: GradientWeights | None = None
+    features: FeatureSpec | None = None
+    adam_features: FeatureSpec | None = None
+    trajectory: bool = False
+    trajectory_gradients: Proxy | None = None
+    trajectory_features: FeatureSpec | None = None
+    trajectory_adam_features: FeatureSpec | None = None
+    base_likelihoods: bool = False
+    perturbed: bool = False
+    in_run: bool = False
+    rewards: bool = False
+    questions: tuple[Question, ...] = ()
+
+    @property
+    def along(self) -> bool:
+        """Whether anything is measured at the checkpoints of a trajectory."""
+        return self.on_the_way != Request()
+
+    @property
+    def on_the_way(self) -> Request:
+        """What is measured at each checkpoint of a trajectory."""
+        return Request(
+            token_likelihoods=self.trajectory,
+            step_gradients=self.trajectory_gradients,
+            step_features=self.step_features if self.trajectory_gradients == "projected" else None,
+            features=self.trajectory_features,
+            adam_features=self.trajectory_adam_features,
+        )
+
+    @property
+    def here(self) -> Request:
+        """What of it is measured at the target's own checkpoint."""
+        return replace(
+            self,
+            trajectory=False,
+            trajectory_gradients=None,
+            trajectory_features=None,
+            trajectory_adam_features=None,
+            base_likelihoods=False,
+            perturbed=False,
+            step_features=self.step_features if self.step_gradients == "projected" else None,
+        )
+
+    @property
+    def forward(self) -> Request:
+        """What of it needs no way back."""
+        proxy = None if self.step_gradients == "projected" else self.step_gradients
+        return replace(
+            self,
+            step_gradients=proxy,
+            step_features=None,
+            spectra=False,
+            gradient_norms=None,
+            features=None,
+            adam_features=None,
+        )
+
+
+@dataclass
+class SampleSignals:
+    """All that one pass measured of one sample.
+
+    A signal that was not asked for, or cannot be measured of this sample, is None; then a flag says why.
+
+    Attributes:
+        sample_id: the sample.
+        position: its place in the input.
+        tokens: tokens run through the model; 0 if the sample was not run.
+        prompt_tokens: tokens of the prompt, image tokens included.
+        response_tokens: tokens of the response, without EOS.
+        step_indices: indices of the steps that have tokens, ascending; K of them.
+        segment_tokens: tokens of each of these steps, then of the answer if it has any.
+        flags: what to know about the sample under any signal: `UNRUNNABLE`, how it was cut, `non_finite`.
+        gradient_flags: what to know about its step gradients only: `no_answer`, `answer_without_tokens`,
+            `no_steps` (not measured), `few_steps`, `zero_norm`.
+        prefix_flags: what to know about its prefix windows only, if they were asked for: `empty_reasoning` (not
+            measured).
+        step_gradients: see there.
+        likelihoods: see there.
+        segment_nll: mean NLL of each segment of `segment_tokens`, in nats; None too if there is none.
+        sequence_likelihoods: see there.
+        embeddings: vectors [d] in fp32 by pooling.
+        token_nll: -log p of every token of the response [response_tokens] in fp32, EOS not among them. The first
+            one is missing if nothing stands before it.
+        unconditional_nll: mean -log p of the response's second to last token, given the response's own tokens only.
+        unconditional_tokens: tokens run for it.
+        spectra: see `GradientSpectra`.
+        gradient_norm: norm of the gradient.
+        features: see `GradientFeatures`.
+        adam_features: the same of the direction that Adam would take.
+        response_loss: mean -log p of the response, whose gradient all these are of, in nats.
+        backward_tokens: tokens run for them, there and back.
+        prefix_nll: mean -log p, in nats, by window length.
+        trajectory: mean -log p of the response at each checkpoint of a trajectory, in nats.
+        trajectory_gradients: see `StepGradients`, at each checkpoint of a trajectory.
+        trajectory_gradient_flags: as `gradient_flags`, of these.
+        trajectory_features: see `GradientFeatures`, at each checkpoint of a trajectory.
+        trajectory_adam_features: the same of the direction that Adam would take.
+        trajectory_weights: what each of these checkpoints counts (`PassSpec.trajectory_weights`).
+        base_nll: mean -log p of the response at the model before its training run, in nats.
+        perturbed: early losses at perturbed checkpoints.
+        elsewhere_tokens: tokens run at other checkpoints for these, but for those of `tokens`.
+        influence: on each validation set of the training run; None if the run was not on the sample.
+        reward: a reward model's logit.
+        judgements: see `Judgement`, by question.
+        question_flags: why a question has none.
+    """
+
+    sample_id: str
+    position: int
+    tokens: int = 0
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    step_indices: list[int] = field(default_factory=list)
+    segment_tokens: list[int] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+    gradient_flags: list[str] = field(default_factory=list)
+    prefix_flags: list[str] = field(default_factory=list)
+    step_gradients: StepGradients | None = None
+    likelihoods: Likelihoods | None = None
+    segment_nll: list[float] | None = None
+    sequence_likelihoods: SequenceLikelihoods | None = None
+    embeddings: dict[Pooling, npt.NDArray[np.float32]] = field(default_factory=dict)
+    token_nll: npt.NDArray[np.float32] | None = None
+    unconditional_nll: float | None = None
+    unconditional_tokens: int = 0
+    spectra: GradientSpectra | None = None
+    gradient_norm: float | None = None
+    features: GradientFeatures | None = None
+    adam_features: GradientFeatures | None = None
+    response_loss: float | None = None
+    backward_tokens: int = 0
+    prefix_nll: dict[int, float] | None = None
+    trajectory: list[float] | None = None
+    trajectory_gradients: list[StepGradients] | None = None
+    trajectory_gradient_flags: list[str] = field(default_factory=list)
+    trajectory_features: list[GradientFeatures] | None = None
+    trajectory_adam_features: list[GradientFeatures] | None = None
+    trajectory_weights: list[float] = field(default_factory=list)
+    base_nll: float | None = None
+    perturbed: PerturbedSignals | None = None
+    elsewhere_tokens: int = 0
+    influence: list[float] | None = None
+    reward: float | None = None
+    judgements: dict[Question, Judgement] = field(default_factory=dict)
+    question_flags: dict[Question, str] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> int:
+        """Tokens of the response that something stands before."""
+        return self.response_tokens - (not self.prompt_tokens)

@@ -1,0 +1,1 @@
+"""Files and tables in a folder or an object store: landing areas, the warehouse, parts."""

@@ -1,0 +1,196 @@
+"""What `curate` shows in the terminal: progress bars, tables, and traces coloured by score."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import polars as pl
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from curation_resources.progress import shown_on
+from curation_resources.text import LONGEST_CELL, harmless, shortened
+
+LONG_LIST = 6
+SHORT_LIST = 3
+LONG_CELL = 24
+MAKE_ROOM = (
+    *("candidate", "row", "shard", "prompt_id", "flags", "tokens", "domain", "generator", "reward"),
+    *("images", "image_digests", "extra", "correct", "verified", "answer_norm", "response_tokens", "n_steps", "source"),
+)
+"""Columns that leave a table first where there is no room for all: those that are the same in many tables."""
+LOW, HIGH = (190, 60, 60), (40, 150, 90)
+
+
+class ProgressBars:
+    """Rich progress bars for `curation_resources.progress`."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def start(self, description: str, total: int) -> int:
+        """Add a bar."""
+        return int(self._progress.add_task(description, total=total))
+
+    def advance(self, bar: int, count: int) -> None:
+        """Move a bar on."""
+        self._progress.advance(TaskID(bar), count)
+
+    def finish(self, bar: int) -> None:
+        """Stop a bar where it is."""
+        self._progress.stop_task(TaskID(bar))
+
+
+@contextmanager
+def progress_bars(console: Console) -> Iterator[Progress]:
+    """Show the progress of everything inside as bars."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress, shown_on(ProgressBars(progress)):
+        yield progress
+
+
+def simple_table(title: str, headers: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
+    """A table; numbers are set to the right."""
+    made = [["–" if cell is None else cell for cell in row] for row in rows]
+    table = Table(title=Text(harmless(title), style="italic"), title_justify="left", header_style="bold")
+    for position, header in enumerate(headers):
+        number = bool(made) and all(isinstance(row[position], int | float) for row in made)
+        table.add_column(Text(harmless(header)), justify="right" if number else "left")
+    for row in made:
+        table.add_row(*(Text(_cell_text(cell)) for cell in row))
+    return table
+
+
+def frame_table(title: str, frame: pl.DataFrame, width: int) -> tuple[Table, list[str]]:
+    """A frame as a table that fits a terminal, and the columns that found no room.
+
+    Columns without any value go first, then those of `MAKE_ROOM`, then the last ones.
+    """
+    cells = {name: [_cell_in_line(cell) for cell in frame[name]] for name in frame.columns}
+    headers = {name: _folded(name, max(map(len, cells[name]), default=0)) for name in frame.columns}
+    widths = {name: max(map(len, [*headers[name].split("\n"), *cells[name]])) + 3 for name in frame.columns}
+    shown = frame.columns
+    empty = [name for name in shown if frame[name].null_count() == len(frame)]
+    for name in [*empty, *MAKE_ROOM, *reversed(frame.columns)]:
+        if sum(widths[kept] for kept in shown) + 1 <= width or len(shown) <= 1:
+            break
+        shown = [kept for kept in shown if kept != name]
+    table = Table(title=Text(harmless(title), style="italic"), title_justify="left", header_style="bold")
+    for name in shown:
+        table.add_column(
+            Text(headers[name]), justify="right" if frame[name].dtype.is_numeric() else "left", no_wrap=True
+        )
+    for row in zip(*(cells[name] for name in shown), strict=True):
+        table.add_row(*map(Text, row))
+    return table, [name for name in frame.columns if name not in shown]
+
+
+def _folded(name: str, width: int) -> str:
+    """A column's name, in several lines if it is wider than what stands below it. A query may make names of values."""
+    line = shortened(" ".join(harmless(name).split()), LONG_CELL * 2)
+    return line if len(line) <= width else line.replace("_", "_\n")
+
+
+def _cell_in_line(cell: object) -> str:
+    """A cell as one short line."""
+    if cell is None:
+        return "–"
+    if isinstance(cell, pl.Series):
+        cell = cell.to_list()
+    if isinstance(cell, list) and len(cell) > SHORT_LIST:
+        return f"[{', '.join(_item_text(item) for item in cell[:SHORT_LIST])}, … {len(cell):,} values]"
+    line = " ".join(_cell_text(cell).split())
+    return line if isinstance(cell, list) else shortened(line, LONG_CELL)
+
+
+def _cell_text(cell: object) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.3f}"
+    if isinstance(cell, dict):
+        return ", ".join(f"{harmless(shortened(name, LONGEST_CELL))} {_item_text(item)}" for name, item in cell.items())
+    if isinstance(cell, list):
+        shown = ", ".join(_item_text(item) for item in cell[:LONG_LIST])
+        return f"[{shown}, … {len(cell):,} values]" if len(cell) > LONG_LIST else f"[{shown}]"
+    return harmless(shortened(str(cell), LONGEST_CELL))
+
+
+def _item_text(item: object) -> str:
+    return f"{item:.4g}" if isinstance(item, float) else harmless(shortened(repr(item), LONGEST_CELL))
+
+
+def trace(row: dict[str, object], steps: pl.DataFrame, scores: pl.DataFrame, sample: dict[str, object]) -> Group:
+    """A trace with its steps coloured by score.
+
+    Args:
+        row: of `raw_corpus`.
+        steps: its rows of `segmented_steps`.
+        scores: its rows of `step_scores`; may be empty.
+        sample: facts to list: scores and flags of `sample_scores`.
+    """
+    response = str(row["response"])
+    by_step = {record["step_index"]: record for record in scores.iter_rows(named=True)}
+    parts: list[RenderableType] = [_prompt(row)]
+    body = Table.grid(padding=(0, 2))
+    for header in ("step", "score", "align", "consist", "text"):
+        body.add_column(Text(header, style="dim"), justify="left" if header == "text" else "right")
+    body.add_row(*(Text(header, style="dim") for header in ("step", "score", "align", "consist", "text")))
+    for span in steps.sort("start").iter_rows(named=True):
+        record = by_step.get(span["step_index"], {})
+        answer = span["kind"] == "answer"
+        name = "answer" if answer else str(span["step_index"])
+        style = "bold" if answer else _color(record.get("step_score"))
+        numbers = [_number(record.get(key)) for key in ("step_score", "answer_alignment", "trajectory_consistency")]
+        text = response[span["start"] : span["end"]]
+        body.add_row(name, *numbers, Text(harmless(text), style=style))
+    parts.append(Panel(body, title="response", title_align="left"))
+    if steps.is_empty():
+        parts.append(Panel(Text(harmless(response)), title="response, without steps", title_align="left"))
+    facts = Table.grid(padding=(0, 2))
+    for name, value in sample.items():
+        facts.add_row(Text(name, style="dim"), Text("–" if value is None else _fact(value)))
+    parts.append(Panel(facts, title="facts", title_align="left"))
+    return Group(*parts)
+
+
+def _fact(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else harmless(shortened(str(value), LONGEST_CELL))
+
+
+def _prompt(row: dict[str, object]) -> Panel:
+    turns = json.loads(str(row["messages"]))
+    text = Text("\n").join(
+        Text.assemble((f"{harmless(turn['role'])}: ", "bold"), harmless(turn["content"])) for turn in turns
+    )
+    return Panel(text, title="prompt", title_align="left")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:+.2f}"
+
+
+def _color(score: float | None) -> str:
+    """From red at -1 to green at 1; no colour without a score."""
+    if score is None:
+        return ""
+    share = (min(1.0, max(-1.0, score)) + 1.0) / 2.0
+    red, green, blue = (round(low + share * (high - low)) for low, high in zip(LOW, HIGH, strict=True))
+    return f"rgb({red},{green},{blue})"

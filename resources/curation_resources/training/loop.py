@@ -1,0 +1,245 @@
+"""The loop: gradients of a batch in pieces that fit into memory, AdamW, a schedule, and a state that is safetensors.
+
+Our own loop, since transformers' goes on after a kill by unpickling its optimizer's state. Everything that is drawn
+comes from the seed and the number of the step, so a run that goes on after a kill gives the same bytes as one that was
+not killed (on one device and one version of torch).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import get_scheduler
+
+from curation_resources.scoring.batching import plan_batches
+from curation_resources.scoring.collating import collate
+from curation_resources.scoring.gradient_spec import MOMENTS
+from curation_resources.storage.digests import replacing
+from curation_resources.training.examples import Example, TrainingError, order_of_epoch, steps_in_epoch, steps_of
+from curation_resources.training.influence import Influence, Watched
+from curation_resources.training.recipe import Recipe
+
+INFLUENCE = "influence"
+STEP_STRIDE = 1_000_003
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """What one optimizer step did: mean (weighted) loss in nats, the norm of its gradient before it was scaled down,
+    and the learning rate."""
+
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+
+
+class Loop:
+    """Trains the weights of a model that want a gradient.
+
+    Args:
+        model: on its device, with a causal LM head.
+        examples: what to train on.
+        recipe: hyper-parameters.
+        device: of the model.
+        half: run the model under bfloat16 autocast; what is trained stays in fp32.
+        piece_tokens: token budget of one forward and backward, padding included; it changes memory, and which draws of
+            dropout a sample gets.
+        watched: validation samples on which every sample's influence is summed up (`training.influence`).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        recipe: Recipe,
+        device: torch.device,
+        half: bool = False,
+        piece_tokens: int = 4096,
+        watched: Watched | None = None,
+    ) -> None:
+        self.model, self.examples, self.recipe = model, examples, recipe
+        self.device, self.half, self.piece_tokens = device, half, piece_tokens
+        self.lengths = [len(example.encoded) for example in examples]
+        self.trained: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = self._optimizer()
+        self.total = steps_of(len(examples), recipe)
+        schedule: Any = get_scheduler(
+            recipe.schedule if recipe.schedule != "constant" else "constant_with_warmup",
+            self.optimizer,
+            # The first of them has a rate of 0: a run of one step would train nothing.
+            num_warmup_steps=min(math.ceil(recipe.warmup_ratio * self.total), self.total - 1),
+            num_training_steps=self.total,
+        )
+        self._share_of_rate = schedule.lr_lambdas[0]
+        self._order = lru_cache(maxsize=1)(lambda epoch: order_of_epoch(self.lengths, recipe, epoch))
+        self.facts: list[StepFacts] = []
+        self.influence = None if watched is None else Influence(model, watched, len(examples), piece_tokens)
+
+    @property
+    def done(self) -> int:
+        """Optimizer steps that have been taken."""
+        return len(self.facts)
+
+    def step(self) -> StepFacts:
+        """Take the next optimizer step.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite; the weights are those before the step.
+        """
+        recipe, number = self.recipe, self.done
+        rate = recipe.learning_rate * self._share_of_rate(number)
+        positions = self._batch(number)
+        batch = [self.examples[position] for position in positions]
+        if self.influence is not None:
+            # What samples are good for is the plain loss of held-out ones, whatever training weighs.
+            self.influence.aim(partial(self._loss, weighed=False))
+        labels = sum(example.labels for example in batch)
+        loss = 0.0
+        pieces = plan_batches([len(example.encoded) for example in batch], self.piece_tokens)
+        for place, piece in enumerate(pieces):
+            # Dropout's draws, whatever was drawn before: a run that goes on draws what it would have drawn.
+            torch.manual_seed(recipe.seed + STEP_STRIDE * (number * len(batch) + place + 1))
+            with self._watching([positions[position] for position in piece], labels, rate):
+                part = self._loss([batch[position] for position in piece]) / max(1, labels)
+                part.backward()
+            loss += float(part.detach())
+        if not math.isfinite(loss):
+            self.optimizer.zero_grad()
+            raise TrainingError(f"the loss is {loss} at step {number + 1}: lower learning_rate")
+        limit = recipe.max_grad_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(list(self.trained.values()), limit))
+        if not math.isfinite(norm):
+            self.optimizer.zero_grad()
+            raise TrainingError(f"the gradient's norm is {norm} at step {number + 1}: lower learning_rate")
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.facts.append(StepFacts(loss, norm, rate))
+        return self.facts[-1]
+
+    def _watching(self, positions: Sequence[int], labels: int, rate: float) -> AbstractContextManager[None]:
+        """Sum up the influence of the samples of a piece, if that is asked for."""
+        if self.influence is None:
+            return nullcontext()
+        scales = [labels / max(1, self.examples[position].labels) for position in positions]
+        longest = max(self.lengths[position] for position in positions)
+        return self.influence.watching(positions, scales, rate, longest)
+
+    def _batch(self, number: int) -> list[int]:
+        size = self.recipe.batch_size
+        epoch, place = divmod(number, steps_in_epoch(len(self.examples), size))
+        return self._order(epoch)[place * size : (place + 1) * size]
+
+    def _loss(self, piece: Sequence[Example], weighed: bool = True) -> Tensor:
+        """Sum over the labels of a piece of weight times -log p; `weighed`: by current likelihoods, if asked for."""
+        encoded = [example.encoded for example in piece]
+        inputs = collate(encoded, self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            logits: Tensor = self.model(**inputs, use_cache=False).logits
+        rows, places, weights, owners = _labels(piece, self.device)
+        nll = F.cross_entropy(logits[rows, places - 1].float(), inputs["input_ids"][rows, places], reduction="none")
+        if weighed and self.recipe.likelihood_weights == "current":
+            weights = weights * _likelihood_weights(nll, owners, len(piece), self.recipe)
+        return (weights * nll).sum()
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        recipe = self.recipe
+        decayed = [weight for weight in self.trained.values() if weight.dim() > 1]
+        others = [weight for weight in self.trained.values() if weight.dim() <= 1]
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=recipe.learning_rate,
+            betas=(recipe.beta1, recipe.beta2),
+            eps=recipe.epsilon,
+        )
+
+    def moments(self) -> dict[str, Tensor]:
+        """AdamW's state, by `exp_avg.NAME` and `exp_avg_sq.NAME`, of the weights that ever had a gradient."""
+        return {
+            f"{moment}.{name}": self.optimizer.state[weight][moment]
+            for name, weight in self.trained.items()
+            for moment in MOMENTS
+            if weight in self.optimizer.state
+        }
+
+    def keep(self, path: Path, identity: str) -> None:
+        """Write all that is needed to go on, whole or not at all; `identity` says of what run it is."""
+        tensors = {f"weights.{name}": weight.detach() for name, weight in self.trained.items()} | self.moments()
+        if self.influence is not None:
+            tensors[INFLUENCE] = self.influence.values
+        # A weight that had no gradient in some steps (an expert that no token went to) has taken fewer.
+        taken = {
+            name: int(self.optimizer.state[weight]["step"])
+            for name, weight in self.trained.items()
+            if weight in self.optimizer.state
+        }
+        facts = json.dumps([asdict(fact) for fact in self.facts])
+        said = {"identity": identity, "facts": facts, "taken": json.dumps(taken)}
+        with replacing(path) as beside:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, beside, said)
+
+    def go_on(self, path: Path, identity: str, whole: Callable[[int], bool]) -> bool:
+        """Take up what `keep` wrote of the same run; False, and nothing changed, if there is none.
+
+        Args:
+            path: of the state.
+            identity: of the run.
+            whole: whether all that the run leaves on its way is there up to a step.
+        """
+        if not path.is_file():
+            return False
+        with safe_open(path, "pt", device=str(self.device)) as kept:
+            said = kept.metadata()
+            facts = json.loads(said["facts"])
+            if said["identity"] != identity or not whole(len(facts)):
+                return False
+            self.facts = [StepFacts(**fact) for fact in facts]
+            taken = json.loads(said["taken"])
+            if self.influence is not None:
+                self.influence.values = kept.get_tensor(INFLUENCE).cpu()
+            with torch.no_grad():
+                for name, weight in self.trained.items():
+                    weight.copy_(kept.get_tensor(f"weights.{name}"))
+                    if name in taken:
+                        state = {moment: kept.get_tensor(f"{moment}.{name}") for moment in MOMENTS}
+                        self.optimizer.state[weight] = {"step": torch.tensor(float(taken[name])), **state}
+        return True
+
+
+def _labels(piece: Sequence[Example], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of every label of a padded piece its row, its position, its weight and its example, each [labels]."""
+    rows: list[int] = []
+    places: list[int] = []
+    weights: list[float] = []
+    for row, example in enumerate(piece):
+        start, end = max(1, example.encoded.prompt_tokens), len(example.encoded)
+        rows += [row] * (end - start)
+        places += range(start, end)
+        own = example.weights or [1.0] * (end - example.encoded.prompt_tokens)
+        weights += own[start - example.encoded.prompt_tokens :]
+    index = torch.tensor([rows, places], device=device)
+    return index[0], index[1], torch.tensor(weights, device=device), index[0]
+
+
+def _likelihood_weights(nll: Tensor, owners: Tensor, count: int, recipe: Recipe) -> Tensor:
+    """sg[p(y_t)] of every label, with mean 1 in each example if the recipe says so (methods.md, 4; token-level)."""
+    weights = torch.exp(-nll.detach())
+    if recipe.normalise == "mean1":
+        sums = torch.zeros(count, device=nll.device).index_add_(0, owners, weights)
+        counts = torch.zeros(count, device=nll.device).index_add_(0, owners, torch.ones_like(weights))
+        weights = weights * (counts / sums.clamp_min(torch.finfo(weights.dtype).tiny))[owners]
+    return weights

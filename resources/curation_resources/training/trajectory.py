@@ -1,0 +1,190 @@
+"""Measuring along a training run: the same samples before it, and at each of the checkpoints that it left on its way.
+
+Learnability is the fall of the loss from before it. S2L clusters losses on the way, and GRACE may average over step
+gradients there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from curation_resources.chunking import pieces
+from curation_resources.scoring.results import GradientFeatures, StepGradients
+from curation_resources.scoring.samples import NON_FINITE, Request, Sample, SampleSignals
+from curation_resources.scoring.spec import PassSpec
+
+CHUNK = 4096
+"""Most samples that are measured at all checkpoints before the next ones; a model that does not stay loaded is loaded
+for so many at a time."""
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+KEPT_BYTES = 2 * 2**30
+"""Weights of all checkpoints together up to which they stay loaded."""
+
+T = TypeVar("T")
+Progress = Callable[[int], None]
+
+
+class Pass(Protocol):
+    """What measures at one checkpoint."""
+
+    def stream(
+        self, samples: Sequence[Sample], request: Request, progress: Progress | None = None
+    ) -> Iterator[list[SampleSignals]]:
+        """See `curation_resources.scoring.forward.ForwardPass.stream`."""
+
+
+Opening = Callable[[], AbstractContextManager[Pass]]
+"""Gives the pass at a checkpoint, for as long as it is used."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What is kept of a sample at one checkpoint.
+
+    Attributes:
+        loss: mean NLL of its response.
+        gradients: of its steps.
+        features: of its gradient.
+        adam_features: of the direction that Adam would take.
+        flags: of the step gradients.
+    """
+
+    loss: float | None
+    gradients: StepGradients | None
+    features: GradientFeatures | None
+    adam_features: GradientFeatures | None
+    flags: Sequence[str]
+
+    @classmethod
+    def of(cls, result: SampleSignals) -> Visit:
+        """Of what a pass gave; losses of single tokens are let go."""
+        loss = None if result.token_nll is None else float(np.mean(result.token_nll, dtype=np.float64))
+        return cls(loss, result.step_gradients, result.features, result.adam_features, result.gradient_flags)
+
+
+def specs_of(spec: PassSpec) -> list[PassSpec]:
+    """What each checkpoint of a trajectory is loaded from."""
+    if spec.adapter is None:
+        return [replace(spec, model_folder=folder, trajectory=()) for folder in spec.trajectory]
+    return [replace(spec, adapter=folder, trajectory=()) for folder in spec.trajectory]
+
+
+def start_of(spec: PassSpec) -> PassSpec:
+    """What the model is loaded from that the training run started with."""
+    return replace(spec, model_folder=spec.base or spec.model_folder, adapter=None, trajectory=())
+
+
+def stay_loaded(spec: PassSpec) -> bool:
+    """Whether all checkpoints fit into memory together: each holds as many weights as the model, in the type that it
+    is measured in."""
+    config = json.loads((spec.model_folder / "config.json").read_text())
+    kept_in = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    on_disk = sum(file.stat().st_size for file in spec.model_folder.glob("*.safetensors"))
+    loaded = on_disk / ITEM_BYTES.get(kept_in, 4) * ITEM_BYTES[spec.dtype]
+    return loaded * len(spec.trajectory) <= KEPT_BYTES
+
+
+def with_trajectories(
+    samples: Sequence[Sample],
+    request: Request,
+    here: Callable[[], Pass],
+    checkpoints: Sequence[Opening],
+    start: Opening | None,
+    progress: Progress | None = None,
+    *,
+    first: int = CHUNK,
+    weights: Sequence[float] = (),
+) -> Iterator[list[SampleSignals]]:
+    """Measure samples at the target's own checkpoint, as far as that is asked for, and along its training run.
+
+    Args:
+        samples: what to measure.
+        request: what is measured at the own checkpoint, beside what is measured at others.
+        here: the pass at the own checkpoint; called if anything is measured there.
+        checkpoints: of the trajectory, in the order of their steps; none if it is not asked for.
+        start: the model before the run; None if it is not asked for.
+        progress: called with the number of samples done since the last call.
+        first: samples of the first piece that results are given of (`curation_resources.chunking`).
+        weights: of the checkpoints, as `PassSpec.trajectory_weights`.
+    """
+    for begin, end in pieces(len(samples), CHUNK, first):
+        chunk = samples[begin:end]
+        results = _by_position(here().stream(chunk, request.here)) if request.here != Request() else {}
+        if start is not None:
+            for position, found in _visits(chunk, [start], Request(token_likelihoods=True), results).items():
+                results[position].base_nll = found[0].loss
+        if checkpoints:
+            for position, found in _visits(chunk, checkpoints, request.on_the_way, results).items():
+                _add_trajectory(results[position], found)
+                results[position].trajectory_weights = list(weights)
+        for position, result in results.items():
+            result.position = begin + position
+            if _lacks(result, request) and result.tokens and NON_FINITE not in result.flags:
+                result.flags = [*result.flags, NON_FINITE]
+        if progress is not None:
+            progress(len(chunk))
+        yield list(results.values())
+
+
+def _visits(
+    chunk: Sequence[Sample], checkpoints: Sequence[Opening], request: Request, results: dict[int, SampleSignals]
+) -> dict[int, list[Visit]]:
+    """What each checkpoint gave of samples, by position.
+
+    Of what is not in `results` yet, the first checkpoint says what there is to say.
+    """
+    visits: dict[int, list[Visit]] = {}
+    for checkpoint in checkpoints:
+        with checkpoint() as at:
+            found = _by_position(at.stream(chunk, request))
+        for position, result in found.items():
+            if position in results:
+                results[position].elsewhere_tokens += result.tokens + result.backward_tokens
+            else:
+                results[position] = replace(
+                    result, token_nll=None, step_gradients=None, features=None, adam_features=None
+                )
+            visits.setdefault(position, []).append(Visit.of(result))
+    return visits
+
+
+def _add_trajectory(result: SampleSignals, visits: Sequence[Visit]) -> None:
+    """Add what was found of a sample along the run: of each signal all checkpoints, or nothing."""
+    result.trajectory = _all_of(visit.loss for visit in visits)
+    result.trajectory_gradients = _all_of(visit.gradients for visit in visits)
+    result.trajectory_features = _all_of(visit.features for visit in visits)
+    result.trajectory_adam_features = _all_of(visit.adam_features for visit in visits)
+    # Once each: some hold at all checkpoints, some at one. Of what is missing only why it is.
+    saying = [visit for visit in visits if result.trajectory_gradients is not None or visit.gradients is None]
+    result.trajectory_gradient_flags = list(dict.fromkeys(flag for visit in saying for flag in visit.flags))
+
+
+def _all_of(found: Iterable[T | None]) -> list[T] | None:
+    """What was found at every checkpoint, or None if it was not at some."""
+    values = list(found)
+    there = [value for value in values if value is not None]
+    return there if len(there) == len(values) else None
+
+
+def _lacks(result: SampleSignals, request: Request) -> bool:
+    """Whether a sample lacks what could have been measured of it at another checkpoint."""
+    gradients = request.trajectory_gradients is not None and result.trajectory_gradients is None
+    features = request.trajectory_features is not None and result.trajectory_features is None
+    directions = request.trajectory_adam_features is not None and result.trajectory_adam_features is None
+    return (
+        (request.base_likelihoods and result.base_nll is None)
+        or (request.trajectory and result.trajectory is None)
+        or ((features or directions) and result.labels > 0)
+        or (gradients and not result.trajectory_gradient_flags and "truncated" not in result.flags)
+    )
+
+
+def _by_position(stream: Iterator[list[SampleSignals]]) -> dict[int, SampleSignals]:
+    return {result.position: result for batch in stream for result in batch}

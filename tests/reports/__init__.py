@@ -1,1 +1,0 @@
-"""Reports: comparisons of subsets."""

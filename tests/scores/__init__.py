@@ -1,1 +1,0 @@
-"""Tests of `curation_assets.scores` and `curation_assets.subsets`."""

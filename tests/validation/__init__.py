@@ -1,1 +1,0 @@
-"""Validation sets and what compares the pool with them."""
