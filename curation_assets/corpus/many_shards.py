@@ -1,50 +1,58 @@
-"""Reading many shards: one after another, or several at once in processes where there is much to read."""
+"""Work on many shards: one after another, or several at once in processes where there is much to read."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from curation_assets.config.settings import Settings
-from curation_assets.corpus.ingest import IngestedShard, ingest_shard
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.workers import cores, worker_processes
 
 LEAST_BYTES = 32 * 2**20
-"""Files of less are read before other processes would have started."""
-MOST_PROCESSES = 8
-"""Each may hold some hundred MiB of rows."""
+"""Landing files of less are processed before other processes would have started."""
 
+MOST_PROCESSES = 8
+"""Each process may hold some hundred MiB of rows."""
+
+T = TypeVar("T")
 logger = logging.getLogger("curation")
 
 
-def ingest_shards(workspace: Workspace, shards: Sequence[str]) -> Iterator[IngestedShard]:
-    """Read shards into the warehouse (`ingest_shard`); gives what each gave, in their order.
+def map_shards(workspace: Workspace, shards: Sequence[str], work: Callable[[Workspace, str], T]) -> Iterator[T]:
+    """Yield the result of `work(workspace, shard)` for each shard, in order.
 
-    The tables are the same however many processes read. If one of these dies, as when memory runs out, the rest is
-    read in this process.
+    The results are the same however many processes work. If a process dies, for instance because memory runs out, the
+    remaining shards are processed in this process.
+
+    Args:
+        workspace: the configuration and its warehouse.
+        shards: names of shards.
+        work: a function that can be imported; its result travels between processes.
     """
-    count, done = reading_processes(workspace, shards), 0
+    count, done = processes_for(workspace, shards), 0
     if count > 1:
-        what = (workspace.config_file, workspace.settings, workspace.config_digest)
+        arguments = (workspace.config_file, workspace.settings, workspace.config_digest)
         try:
-            with worker_processes(count, _prepare, what) as executor:
-                for ingested in executor.map(_ingest, shards):
+            with worker_processes(count, _prepare, arguments) as executor:
+                for result in executor.map(partial(_run, work), shards):
                     done += 1
-                    yield ingested
+                    yield result
         except BrokenProcessPool:
-            logger.warning("a process that read shards died (is memory short?): the rest is read one after another")
+            logger.warning("a worker process died, maybe for lack of memory. Continuing in this process.")
     for shard in shards[done:]:
-        yield ingest_shard(workspace, shard)
+        yield work(workspace, shard)
 
 
-def reading_processes(workspace: Workspace, shards: Sequence[str]) -> int:
-    """How many processes read these shards; 1: this one does."""
+def processes_for(workspace: Workspace, shards: Sequence[str]) -> int:
+    """Return how many processes work on these shards; 1 means this one."""
     asked = workspace.settings.engine.reading_processes
     if workspace.images_from is not None:
-        # A dry look lends its images from another landing area, which other processes do not know.
+        # A dry run borrows images from another landing area, which other processes do not know.
         return 1
     if asked is None:
         wanted = set(shards)
@@ -54,12 +62,12 @@ def reading_processes(workspace: Workspace, shards: Sequence[str]) -> int:
 
 
 _workspaces: list[Workspace] = []
-"""That of a reading process, which has one."""
+"""The workspace of a worker process."""
 
 
 def _prepare(config_file: Path, settings: Settings, config_digest: str) -> None:
     _workspaces[:] = [Workspace(config_file, settings, config_digest)]
 
 
-def _ingest(shard: str) -> IngestedShard:
-    return ingest_shard(_workspaces[0], shard)
+def _run(work: Callable[[Workspace, str], T], shard: str) -> T:
+    return work(_workspaces[0], shard)

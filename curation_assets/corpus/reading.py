@@ -8,15 +8,16 @@ whole is rejected, once, with candidate -1. What is wrong with a file as a whole
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+import orjson
 import polars as pl
 
-from curation_assets.config.corpus_settings import Columns, Corpus
+from curation_assets.config.corpus_settings import Corpus
 from curation_assets.corpus.containers import read_batches
 from curation_assets.corpus.drafts import Draft, Refused
 from curation_assets.corpus.fields import Row
@@ -24,9 +25,6 @@ from curation_assets.corpus.formats import Parser, detect
 from curation_assets.corpus.identity import identify
 from curation_assets.corpus.images import ImageFolder, digest_of_bytes
 from curation_assets.corpus.raw_rows import EXCERPT_CHARS, RawRow, RowBatch
-from curation_assets.corpus.recipes import Recipe, Recipes
-from curation_assets.corpus.shapes import Shapes
-from curation_assets.corpus.slices import corpus_slice, messages_json
 from curation_assets.tables import RAW_CORPUS, REJECTED_ROWS
 from curation_resources.storage.landing import printable
 
@@ -176,7 +174,7 @@ class ShardReader:
             form = detect(sample[:DETECTION_ROWS], self._corpus.columns)
         self.format = form or UNKNOWN
         columns = self._corpus.columns
-        shelf = _Shelf(self._shard, _Taker(form, columns) if form else None, self._images)
+        shelf = _Shelf(self._shard, Parser(form, columns) if form else None, self._images)
         for item in chain(head, self._items):
             shelf.put(item)
             if shelf.size >= PIECE_BYTES:
@@ -199,23 +197,13 @@ class ShardReader:
                 return
 
 
-class _Taker:
-    """Takes rows of a known format apart, one by one or, by their shapes, together."""
-
-    def __init__(self, form: str, columns: Columns) -> None:
-        self.parser = Parser(form, columns)
-        self.shapes = Shapes(columns)
-        self.recipes = Recipes(self.parser, self.shapes)
-
-
 @dataclass
 class _Shelf:
     """Collects the rows of both tables."""
 
     shard: str
-    taker: _Taker | None
+    parser: Parser | None
     images: ImageFolder
-    slices: list[pl.DataFrame] = field(default_factory=list)
     accepted: list[tuple[object, ...]] = field(default_factory=list)
     rejected: list[tuple[object, ...]] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -230,36 +218,9 @@ class _Shelf:
         """Accepts or rejects rows."""
         if isinstance(item, RawRow):
             self.put_row(item)
-        elif self.taker is None:
+        else:
             for position in range(len(item.values)):
                 self.put_row(item.row(position))
-        else:
-            self.put_batch(item, self.taker)
-
-    def put_batch(self, batch: RowBatch, taker: _Taker) -> None:
-        """Rows of one shape together, as far as their shape says how."""
-        shaped, others = taker.shapes.sort(batch.values)
-        for shape, positions in shaped.items():
-            recipes = taker.recipes.of(shape)
-            if not recipes or not self.put_slices(recipes, batch, positions):
-                others += positions
-        for position in sorted(others):
-            self.put_row(batch.row(position))
-
-    def put_slices(self, recipes: Sequence[Recipe], batch: RowBatch, positions: Sequence[int]) -> bool:
-        """All rows at these positions; False, and nothing done, if one of them cannot be used."""
-        rows = [batch.values[position] for position in positions]
-        indices = [batch.indices[position] for position in positions]
-        try:
-            slices = [corpus_slice(recipe, n, rows, indices, self.shard) for n, recipe in enumerate(recipes)]
-        except Refused:
-            return False
-        self.rows_in += len(rows)
-        self.rows_accepted += len(rows)
-        self.candidates_in += len(rows) * len(recipes)
-        self.slices += slices
-        self.size += sum(map(int, (own.estimated_size() for own in slices)))
-        return True
 
     def put_row(self, row: RawRow) -> None:
         """Accepts or rejects one row."""
@@ -290,11 +251,11 @@ class _Shelf:
 
     def samples(self, row: Row, index: int) -> list[tuple[object, ...] | Refused]:
         """The row's candidates as rows of `raw_corpus`, or why they are none."""
-        if self.taker is None:
+        if self.parser is None:
             names = ", ".join(sorted(row))[:200].replace("\0", " ")
             raise Refused("unknown_format", f"fields: {names}; name them in corpus.columns, or set corpus.format")
         results: list[tuple[object, ...] | Refused] = []
-        for candidate, draft in enumerate(self.taker.parser.parse(row)):
+        for candidate, draft in enumerate(self.parser.parse(row)):
             if isinstance(draft, Refused):
                 results.append(draft)
             else:
@@ -312,7 +273,7 @@ class _Shelf:
             draft.source or self.shard,
             draft.domain,
             draft.generator,
-            messages_json(draft.turns),
+            orjson.dumps([{"role": role, "content": content} for role, content in draft.turns]).decode(),
             [reference for reference, _ in images],
             [digest_of_bytes(identity) for _, identity in images],
             draft.response,
@@ -345,8 +306,7 @@ class _Shelf:
 
     def piece(self) -> Piece:
         """What has been collected since the last piece."""
-        single = pl.DataFrame(self.accepted, RAW_CORPUS.schema, orient="row")
-        accepted = RAW_CORPUS.conform(pl.concat([single, *self.slices]))
+        accepted = RAW_CORPUS.conform(pl.DataFrame(self.accepted, RAW_CORPUS.schema, orient="row"))
         rejected = REJECTED_ROWS.conform(pl.DataFrame(self.rejected, REJECTED_ROWS.schema, orient="row"))
-        self.slices, self.accepted, self.rejected, self.size = [], [], [], 0
+        self.accepted, self.rejected, self.size = [], [], 0
         return Piece(accepted, rejected)

@@ -3,13 +3,13 @@
 from typing import Any
 
 import dagster as dg
-import polars as pl
 
 from curation_assets import tables
+from curation_assets.corpus.many_shards import map_shards
 from curation_assets.defs.asset_metadata import OWNERS, column_schema, tell_partitions
 from curation_assets.defs.corpus import RAW_CORPUS_KEY
 from curation_assets.defs.partitions import SHARDS
-from curation_assets.steps.segment import segment_shard
+from curation_assets.steps.segmentation import segment_shard
 from curation_assets.workspace.versions import SEGMENTATION_VERSION
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.progress import track
@@ -33,18 +33,17 @@ def segmented_steps(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult[Any]:
     """Cut every response into steps and an answer, by characters."""
-    told = {}
-    with track("segmenting shards", len(context.partition_keys)) as advance:
-        for shard in context.partition_keys:
-            steps = segment_shard(workspace, shard)
-            spans = steps.filter(pl.col("kind") == "step")
-            told[shard] = {
-                "dagster/partition_row_count": len(steps),
-                "samples": steps["sample_id"].n_unique(),
-                "steps": len(spans),
-                "answers": len(steps) - len(spans),
-                "merged_samples": steps.filter("merged")["sample_id"].n_unique(),
+    rows_by_shard = {}
+    shards = list(context.partition_keys)
+    with track("segmenting shards", len(shards)) as advance:
+        for shard, made in zip(shards, map_shards(workspace, shards, segment_shard), strict=True):
+            rows_by_shard[shard] = {
+                "dagster/partition_row_count": made.rows,
+                "samples": made.samples,
+                "steps": made.steps,
+                "answers": made.rows - made.steps,
+                "merged_samples": made.merged_samples,
             }
             advance(1)
-    tell_partitions(context, context.asset_key, told)
+    tell_partitions(context, context.asset_key, rows_by_shard)
     return dg.MaterializeResult()

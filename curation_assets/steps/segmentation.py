@@ -1,117 +1,253 @@
-"""From a response to the spans of its steps, by the rules of docs/methods.md, section 1.
+"""Segmentation: a response becomes the spans of its steps and its answer (docs/methods.md, section 1).
 
-Only the text before the answer's marker is cut; what stands after the answer belongs to nothing. Marks such
-as `<think>` and `<|end_of_thought|>` belong to no step: they divide the text into regions, and a step lies
-inside one region. Offsets are in characters, words are what white space separates, so segmentation is the
-same for every model.
+Only the text before the answer's marker is cut. Text after the answer belongs to no segment. Tags such as `<think>`
+and `<|end_of_thought|>` belong to no step: they divide the text into regions, and a step lies inside one region.
+Offsets are in characters and words are separated by white space, so segments are the same for every model.
 
-`auto` takes the first strategy, in the order of AUTO_ORDER, that yields two steps or more. Where marks make
-several regions, the strategy has to cut the region with the most words (or, if none can, some region): else a
-long thought would be one step because a short solution after it is numbered. If no strategy cuts anything,
-each region is one step, and the strategy is called `whole`. A named strategy is used whatever it yields;
-`explicit` without a list of steps is `whole`.
+`auto` uses the first strategy of AUTO_ORDER that yields two or more steps. Where tags make several regions, the
+strategy must cut the region with the most words (or, if none can, any region); otherwise a long thought would be one
+step because the short solution after it is numbered. If no strategy cuts anything, each region is one step and the
+strategy is called `whole`. A named strategy is used whatever it yields; `explicit` without a list of steps is
+`whole`.
 
-Segments of fewer than `min_step_words` words join the one before, a short first one the next. One that is all
-that its region holds can join nothing; it belongs to nothing, unless there is no longer one. More than
-`max_steps` segments are merged with their neighbours, evenly, which may then reach over marks.
-
-A shard is cut slice by slice, all rows of a slice together (`slice_segments`); the rows that this leaves are cut one
-by one (`one_response`). Both follow the same rules and give the same segments.
+Segments with fewer than `min_step_words` words are joined to the one before; a short first segment is joined to the
+next. A short segment that is alone in its region is dropped, unless no longer one exists. More than `max_steps`
+segments are merged evenly with their neighbours, which may then cross tags.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
-import numpy as np
 import polars as pl
 
+from curation_assets import tables
 from curation_assets.config.corpus_settings import Segmentation
-from curation_assets.steps.one_response import segment
-from curation_assets.steps.slice_answers import MARKERS
-from curation_assets.steps.slice_explicit import locate_listed
-from curation_assets.steps.slice_segments import STRATEGIES, SliceSegments, segment_slice
-from curation_assets.steps.slice_text import Ints
-from curation_assets.tables import SEGMENTED_STEPS
+from curation_assets.corpus.explicit_steps import locate_steps
+from curation_assets.steps.answers import TAGS, Answer, find_answer
+from curation_assets.steps.cutting import Cutter, cut_lines, cut_markers, cut_paragraphs, cut_sentences, window_cutter
+from curation_assets.workspace.fingerprints import steps_fingerprint
+from curation_assets.workspace.workspace import Workspace
 
-# Text of a slice in bytes. Larger ones save nothing, and the arrays of a slice take several times its text.
-SLICE_BYTES = 2_000_000
+Span = tuple[int, int]
+Regions = list[list[Span]]
+
+AUTO_ORDER = ("explicit", "markers", "paragraphs", "lines", "sentences", "words")
+WHOLE = "whole"
+WRONG_ORDER = "the explicit steps do not stand in the response in their order"
+
+
+class Segments(NamedTuple):
+    """The spans [start, end) of a response's steps in characters, in order, and of its answer.
+
+    The steps are disjoint, not empty, without white space at their ends, and end before the answer's marker.
+    `strategy` is the one that cut them; `merged`: there were more than `max_steps`.
+    """
+
+    steps: tuple[Span, ...]
+    strategy: str
+    answer: Answer | None
+    merged: bool
+
+
+def segment(
+    response: str,
+    settings: Segmentation,
+    explicit_steps: Sequence[str] | None = None,
+    answer_field: str | None = None,
+) -> Segments:
+    """Cut a response into steps and answer.
+
+    Raises:
+        ValueError: the explicit steps do not stand in the response in their order.
+    """
+    answer = find_answer(response, answer_field)
+    regions = _regions(response, len(response) if answer is None else answer.marker_start)
+    strategy, segments = _cut(response, regions, settings, explicit_steps or ())
+    steps = _without_short(response, segments, settings.min_step_words)
+    merged = len(steps) > settings.max_steps
+    if merged:
+        steps = merge_evenly(steps, settings.max_steps)
+    return Segments(tuple(steps), strategy, answer, merged)
+
+
+def merge_evenly(spans: Sequence[Span], count: int) -> list[Span]:
+    """Neighbours merged into `count` spans, whose numbers of parts differ by at most one."""
+    bounds = [index * len(spans) // count for index in range(count + 1)]
+    return [(spans[low][0], spans[high - 1][1]) for low, high in pairwise(bounds) if high > low]
+
+
+def _regions(response: str, end: int) -> list[Span]:
+    """The stretches between marks that hold anything, before the end."""
+    regions: list[Span] = []
+    start = 0
+    for tag in TAGS.finditer(response, 0, end):
+        regions.append((start, tag.start()))
+        start = tag.end()
+    regions.append((start, end))
+    return [span for span in (_trim(response, *region) for region in regions) if span[0] < span[1]]
+
+
+def _cut(
+    response: str, regions: list[Span], settings: Segmentation, explicit_steps: Sequence[str]
+) -> tuple[str, Regions]:
+    """The strategy and its segments, region by region, short ones joined."""
+
+    def apply(name: str) -> Regions:
+        cut = _apply(name, response, regions, settings, explicit_steps)
+        return [_joined(response, spans, settings.min_step_words) for spans in cut]
+
+    whole: Regions = [[region] for region in regions]
+    if settings.strategy != "auto":
+        known = settings.strategy != "explicit" or explicit_steps
+        return (settings.strategy, apply(settings.strategy)) if known else (WHOLE, whole)
+    if explicit_steps:
+        segments = apply("explicit")
+        if sum(map(len, segments)) > 1:
+            return "explicit", segments
+    longest = max(range(len(regions)), key=lambda index: _words(response, regions[index]), default=0)
+    second_best: tuple[str, Regions] | None = None
+    for name in AUTO_ORDER[1:]:
+        segments = apply(name)
+        if segments and len(segments[longest]) > 1:
+            return name, segments
+        if second_best is None and any(len(spans) > 1 for spans in segments):
+            second_best = name, segments
+    return second_best or (WHOLE, whole)
+
+
+def _apply(
+    name: str, response: str, regions: list[Span], settings: Segmentation, explicit_steps: Sequence[str]
+) -> Regions:
+    """One strategy's segments of every region, trimmed and without empty ones."""
+    if name == "explicit":
+        spans = locate_steps(response, explicit_steps)
+        if spans is None:
+            raise ValueError(WRONG_ORDER)
+        return _inside(response, spans, regions)
+    cutters: dict[str, Cutter] = {
+        "markers": cut_markers,
+        "paragraphs": cut_paragraphs,
+        "lines": cut_lines,
+        "sentences": cut_sentences,
+        "words": window_cutter(settings.window_words),
+    }
+    return [list(_between(response, region, cutters[name](response, *region))) for region in regions]
+
+
+def _between(response: str, region: Span, cuts: list[int]) -> Iterator[Span]:
+    bounds = [region[0], *cuts, region[1]]
+    for low, high in pairwise(bounds):
+        start, end = _trim(response, low, high)
+        if start < end:
+            yield start, end
+
+
+def _inside(response: str, spans: list[Span], regions: list[Span]) -> Regions:
+    """The spans of each region, those that lie in several divided; both are in order and walked through once."""
+    found: Regions = []
+    first = 0
+    for region in regions:
+        while first < len(spans) and spans[first][1] <= region[0]:
+            first += 1
+        inside = []
+        place = first
+        while place < len(spans) and spans[place][0] < region[1]:
+            start, end = _trim(response, max(spans[place][0], region[0]), min(spans[place][1], region[1]))
+            if start < end:
+                inside.append((start, end))
+            place += 1
+        found.append(inside)
+    return found
+
+
+def _joined(response: str, spans: list[Span], min_words: int) -> list[Span]:
+    """Short segments joined to the one before, a short first one to the next."""
+    joined: list[Span] = []
+    last_is_short = False
+    for span in spans:
+        short = _words(response, span) < min_words
+        if joined and (short or last_is_short):
+            joined[-1] = (joined[-1][0], span[1])
+            # Only the first segment can still be short, and only while all that joined it was.
+            last_is_short = last_is_short and _words(response, joined[-1]) < min_words
+        else:
+            joined.append(span)
+            last_is_short = short
+    return joined
+
+
+def _without_short(response: str, segments: Regions, min_words: int) -> list[Span]:
+    """All regions' segments; short ones, each all that its region holds, only if there is no other."""
+    spans = [span for region in segments for span in region]
+    long = [span for span in spans if _words(response, span) >= min_words]
+    return long or spans
+
+
+def _trim(response: str, start: int, end: int) -> Span:
+    """The span without white space at its ends; (start, start) if it holds nothing else."""
+    if end <= start:
+        return start, start
+    piece = response[start:end]
+    stripped = piece.lstrip()
+    start += len(piece) - len(stripped)
+    return start, start + len(stripped.rstrip())
+
+
+def _words(response: str, span: Span) -> int:
+    return len(response[span[0] : span[1]].split())
 
 
 def segment_frame(raw_corpus: pl.DataFrame, settings: Segmentation) -> pl.DataFrame:
-    """The table `segmented_steps` of every distinct sample of a frame of `raw_corpus`.
+    """Return table `segmented_steps` of every distinct sample of a frame of `raw_corpus`.
 
-    Needs the columns sample_id, response, answer and steps. A sample without text before an answer has no
-    steps, and one without an answer has no row of kind answer.
+    Needs the columns sample_id, response, answer and steps. A sample without text before its answer has no steps, and
+    a sample without an answer has no row of kind answer.
 
     Raises:
-        ValueError: the explicit steps of a sample do not stand in its response in their order.
+        ValueError: the explicit steps of a sample do not appear in its response in their order.
     """
-    columns = ["sample_id", "response", "answer"]
-    if settings.strategy in ("auto", "explicit"):
-        columns.append("steps")
-    frame = raw_corpus.select(columns)
-    # In the order of the table, so that the slices' parts of it follow one another.
-    distinct = frame.select("sample_id").with_row_index().unique("sample_id", keep="any").sort("sample_id")["index"]
-    parts = [_segment_rows(frame[rows], settings) for rows in _slices(frame["response"], distinct)]
-    return pl.concat([SEGMENTED_STEPS.empty(), *parts], rechunk=False)
-
-
-def _slices(responses: pl.Series, rows: pl.Series) -> Iterator[pl.Series]:
-    """The rows, in turn, by so many that their text is not much more than SLICE_BYTES."""
-    sizes = responses.str.len_bytes().gather(rows).to_numpy().astype(np.int64) + 1
-    slices = (np.cumsum(sizes) - sizes) // SLICE_BYTES
-    bounds = np.flatnonzero(np.append(True, slices[1:] != slices[:-1])[: len(slices)]).tolist()
-    for low, high in pairwise([*bounds, len(rows)]):
-        yield rows[low:high]
-
-
-def _segment_rows(frame: pl.DataFrame, settings: Segmentation) -> pl.DataFrame:
-    """The table of the rows of one slice."""
-    responses = frame["response"].to_list()
-    fields = frame["answer"].to_list()
-    listed = locate_listed(frame["response"], frame["steps"]) if "steps" in frame.columns else None
-    found = segment_slice(responses, fields, listed, settings)
-    parts = [_table(frame["sample_id"], found)]
-    if found.odd.any():
-        left = frame.filter(found.odd)
-        parts.append(pl.DataFrame(_rows(left, settings), SEGMENTED_STEPS.schema, orient="row"))
-    return SEGMENTED_STEPS.conform(pl.concat(parts))
-
-
-def _table(sample_ids: pl.Series, found: SliceSegments) -> pl.DataFrame:
-    """The table of what a slice's rows are cut into together."""
-    answered = np.flatnonzero(found.answers.found & ~found.odd)
-    answers = found.answers.at(answered)
-    rows = np.concatenate((answered, found.rows))
-    order = np.argsort(rows, kind="stable")
-    index = np.concatenate((np.zeros_like(answered), found.indices))[order]
-    name = np.concatenate((answers.markers + len(STRATEGIES), found.strategies[found.rows]))[order]
-    merged = np.concatenate((np.zeros(len(answered), np.bool_), found.merged[found.rows]))[order]
-    return pl.DataFrame(
-        {
-            "sample_id": sample_ids.gather(rows[order]),
-            "step_index": index.astype(np.int32),
-            "kind": _named(("step", "answer"), (index == 0).astype(np.int64)),
-            "start": np.concatenate((answers.starts, found.starts))[order],
-            "end": np.concatenate((answers.ends, found.ends))[order],
-            "strategy": _named((*STRATEGIES, *MARKERS), name),
-            "merged": merged,
-        }
-    )
-
-
-def _named(names: Sequence[str], numbers: Ints) -> pl.Series:
-    return pl.Series(names, dtype=pl.String).gather(numbers)
+    distinct = raw_corpus.select("sample_id", "response", "answer", "steps").unique("sample_id", keep="any")
+    rows = pl.DataFrame(_rows(distinct, settings), tables.SEGMENTED_STEPS.schema, orient="row")
+    return tables.SEGMENTED_STEPS.conform(rows)
 
 
 def _rows(frame: pl.DataFrame, settings: Segmentation) -> Iterator[tuple[str, int, str, int, int, str, bool]]:
-    """Rows of the table of samples that are cut one by one."""
-    for sample in frame.iter_rows(named=True):
-        found = segment(sample["response"], settings, sample.get("steps"), sample["answer"])
+    for sample_id, response, answer, steps in frame.iter_rows():
+        found = segment(response, settings, steps, answer)
         if found.answer is not None:
             start, end, _, marker = found.answer
-            yield sample["sample_id"], 0, "answer", start, end, marker, False
+            yield sample_id, 0, "answer", start, end, marker, False
         for index, (start, end) in enumerate(found.steps, start=1):
-            yield sample["sample_id"], index, "step", start, end, found.strategy, found.merged
+            yield sample_id, index, "step", start, end, found.strategy, found.merged
+
+
+class SegmentedShard(NamedTuple):
+    """Counts of one shard's table `segmented_steps`."""
+
+    rows: int
+    samples: int
+    steps: int
+    merged_samples: int
+
+
+def segment_shard(workspace: Workspace, shard: str) -> SegmentedShard:
+    """Write table `segmented_steps` of a shard.
+
+    A shard that was never read, because its file disappeared first, gives no table.
+    """
+    source = f"{tables.raw_corpus_dir()}/{shard}.parquet"
+    metadata = workspace.warehouse.table_metadata(source)
+    if not metadata:
+        return SegmentedShard(0, 0, 0, 0)
+    rows = segment_frame(workspace.warehouse.read_table(source), workspace.settings.corpus.segmentation)
+    facts = {"fingerprint": steps_fingerprint(workspace, metadata["fingerprint"]), "images": metadata["images"]}
+    workspace.warehouse.write_table(f"{tables.segmented_steps_dir()}/{shard}.parquet", rows, facts)
+    return SegmentedShard(
+        rows=len(rows),
+        samples=rows["sample_id"].n_unique(),
+        steps=int((rows["kind"] == "step").sum()),
+        merged_samples=rows.filter("merged")["sample_id"].n_unique(),
+    )

@@ -22,7 +22,8 @@ targets: [{{name: none, model: ./no-model-is-loaded}}]
 
 def ours(source: Path, out: Path) -> float:
     """From files to validated, normalised, hashed `raw_corpus` and `rejected_rows`."""
-    from curation_assets.corpus.many_shards import ingest_shards
+    from curation_assets.corpus.ingest import ingest_shard
+    from curation_assets.corpus.many_shards import map_shards
     from curation_assets.workspace.workspace import Workspace
 
     config = out / "curation.yaml"
@@ -30,7 +31,8 @@ def ours(source: Path, out: Path) -> float:
     workspace = Workspace.load(config)
     started = time.perf_counter()
     # Their content is hashed first, as the sensor and `curate run` do.
-    for found in ingest_shards(workspace, list(workspace.landing.digests(workspace.landing.files()))):
+    shards = list(workspace.landing.digests(workspace.landing.files()))
+    for found in map_shards(workspace, shards, ingest_shard):
         assert found.account.balanced, found
         assert not found.reasons, found
     return time.perf_counter() - started

@@ -10,7 +10,6 @@
   times their number.
 - round robin: 100,000 samples over 1,000 validation samples until all are taken (and until a fifth is), against the
   plain loop (all similarities, then in every turn the best of what remains), timed over its first turns likewise.
-- segmentation: the least speed-up over all strategies, of 20,000 traces (`tests.benchmarks.segmentation`).
 - grape: the best response of each prompt, of 1.3 million responses to 575,000 prompts, against DuckDB's `arg_min` by
   group over the same file.
 
@@ -48,7 +47,6 @@ from curation_assets.subsets.what_if import derive
 from curation_resources.storage.part_store import Measurements
 from curation_resources.storage.warehouse import Warehouse
 from tests.benchmarks.common import alternate, finish, median_ratio, parser, table
-from tests.benchmarks.segmentation import measure as segmentation_measure
 
 Result = TypeVar("Result")
 
@@ -274,7 +272,6 @@ def main() -> None:
         result |= grape_figures(Path(place), samples * 13 // 10, options.rounds)
     result |= k_center_figures(samples // 10, 32 if options.small else 384)
     result |= round_robin_figures(samples // 10, samples // 1000, 32 if options.small else 384)
-    result |= segmentation_measure(samples // 50, options.rounds)
     print(table(("figure", "value"), list(result.items())))
     finish("selection", result, options)
 

@@ -41,7 +41,6 @@ KEYS = {
         "what_if_peak_gib",
         "select_over_sort",
         "grape_over_duckdb",
-        "segmentation_speedup",
         "k_center_speedup",
         "round_robin_speedup",
     },

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from curation_assets.corpus import many_shards
-from curation_assets.corpus.ingest import IngestedShard
-from curation_assets.corpus.many_shards import ingest_shards, reading_processes
+from curation_assets.corpus.ingest import IngestedShard, ingest_shard
+from curation_assets.corpus.many_shards import map_shards, processes_for
 from curation_assets.workspace.workspace import Workspace
 from tests.pipeline.workspaces import make_workspace, rows
 
+PARENT = "CURATION_TEST_PARENT"
 SHARDS = {f"part-{number}.jsonl": rows(6, start=10 * number) for number in range(5)}
 
 
@@ -32,8 +35,8 @@ def stored(own: Workspace) -> dict[str, bytes]:
 def test_tables_and_accounts_are_the_same(tmp_path: Path) -> None:
     one, shards = workspace(tmp_path / "one", "1")
     three, _ = workspace(tmp_path / "three", "3")
-    assert (reading_processes(one, shards), reading_processes(three, shards)) == (1, 3)
-    assert list(ingest_shards(one, shards)) == list(ingest_shards(three, shards))
+    assert (processes_for(one, shards), processes_for(three, shards)) == (1, 3)
+    assert list(map_shards(one, shards, ingest_shard)) == list(map_shards(three, shards, ingest_shard))
     assert stored(one) == stored(three)
     assert len(stored(one)) == 12
 
@@ -42,11 +45,11 @@ def test_by_default_little_is_read_by_this_process_and_much_by_several(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, shards = workspace(tmp_path, "null")
-    assert reading_processes(own, shards) == 1
+    assert processes_for(own, shards) == 1
     monkeypatch.setattr(many_shards, "LEAST_BYTES", 1)
     monkeypatch.setattr(many_shards, "cores", lambda: 4)
-    assert reading_processes(own, shards) == 4
-    assert reading_processes(own, shards[:1]) == 1
+    assert processes_for(own, shards) == 4
+    assert processes_for(own, shards[:1]) == 1
 
 
 def test_when_a_process_dies_this_one_reads_on(
@@ -54,20 +57,15 @@ def test_when_a_process_dies_this_one_reads_on(
 ) -> None:
     own, shards = workspace(tmp_path / "w", "2")
     twin, _ = workspace(tmp_path / "twin", "1")
-    monkeypatch.setattr(many_shards, "_ingest", die_at_the_third)
-    found = list(ingest_shards(own, shards))
-    assert found == list(ingest_shards(twin, shards))
+    monkeypatch.setenv(PARENT, str(os.getpid()))
+    found = list(map_shards(own, shards, die_at_the_third))
+    assert found == list(map_shards(twin, shards, ingest_shard))
     assert stored(own) == stored(twin)
-    assert "the rest is read one after another" in caplog.text
+    assert "Continuing in this process" in caplog.text
 
 
-def die_at_the_third(shard: str) -> IngestedShard:
-    """What a process does whose memory runs out over one shard."""
-    import os
-    import signal
-
-    from curation_assets.corpus.ingest import ingest_shard
-
-    if shard == "part-1.jsonl":
+def die_at_the_third(own: Workspace, shard: str) -> IngestedShard:
+    """Kill a worker process at one shard, as the kernel does when memory runs out."""
+    if shard == "part-1.jsonl" and os.environ[PARENT] != str(os.getpid()):
         os.kill(os.getpid(), signal.SIGKILL)
-    return ingest_shard(many_shards._workspaces[0], shard)
+    return ingest_shard(own, shard)

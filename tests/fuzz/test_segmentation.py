@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import get_args
 
 import pytest
@@ -14,12 +14,9 @@ from hypothesis import strategies as st
 from curation_assets.config.corpus_settings import Segmentation, Strategy
 from curation_assets.corpus.explicit_steps import locate_steps
 from curation_assets.steps.answers import TAGS, find_answer
-from curation_assets.steps.one_response import Segments, segment
-from curation_assets.steps.segmentation import segment_frame
-from curation_assets.steps.slice_text import LONGEST_RUN
+from curation_assets.steps.segmentation import Segments, segment
 from curation_resources.scoring import encoding
-from tests.steps.plain_loop import segment_frame_plainly
-from tests.steps.texts import ANSWERS, MARKS, SENTENCES, SPACES, STEPS, Row, frame
+from tests.steps.texts import ANSWERS, MARKS, SENTENCES, SPACES, STEPS
 
 ODD_SPACES = ["\u200b", "\u2060", "\ufeff", "\u180e", "\u3000", "\u2007", "\u202f", "\u205f", "\u1680", "\u2029"]
 RIGHT_TO_LEFT = ["שלום עולם. ", "مرحبا بالعالم؟ ", "\u202eabc\u202c", "\u2067שלום\u2069", "\u200f", "\u061c", "١٢٣"]
@@ -28,7 +25,7 @@ OTHERS = ["👩\u200d👧", "é", "ß", "ﬁ", "İ", "ſ", "ǅ", "Ⅷ", "½", "�
 OTHERS += ["e\u0301\u0301"]
 RUNS = st.tuples(
     st.sampled_from([" ", "\n", "x", "{", "*", "#", ".", "=", "1", "\u3002", "<", "\t", "\\", "-", "\u2003"]),
-    st.sampled_from([LONGEST_RUN - 1, LONGEST_RUN, LONGEST_RUN + 1, 1000]),
+    st.sampled_from([200, 1000]),
 ).map(lambda run: run[0] * run[1])
 PIECES = [*MARKS, *ANSWERS, *STEPS, *SENTENCES, *SPACES, *ODD_SPACES, *RIGHT_TO_LEFT, *BRACES, *OTHERS]
 CHARACTERS = st.characters(codec="utf-8", exclude_categories=["Cs"])
@@ -90,22 +87,11 @@ def test_what_holds_of_every_cut(text: str, field: str | None, values: Segmentat
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(st.tuples(TEXTS, st.none(), FIELDS), max_size=5), SETTINGS)
-def test_rows_together_are_cut_as_rows_alone(rows: Sequence[Row], values: Segmentation) -> None:
-    corpus = frame(rows)
-    assert segment_frame(corpus, values).equals(segment_frame_plainly(corpus, values))
-
-
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(TEXTS, max_size=6), st.sampled_from(["", " ", "\n", "\n\n", "</think>", "\u3000"]), FIELDS, SETTINGS)
-def test_listed_steps_are_cut_as_rows_alone(
-    steps: list[str], between: str, field: str | None, values: Segmentation
-) -> None:
+def test_listed_steps_are_found(steps: list[str], between: str, field: str | None, values: Segmentation) -> None:
     text = between.join(steps) + "Answer: 4"
     listed = values.model_copy(update={"strategy": "explicit"})
-    corpus = frame([(text, steps, field)])
     assert locate_steps(text, steps) is not None
-    assert segment_frame(corpus, listed).equals(segment_frame_plainly(corpus, listed))
     check(text, segment(text, listed, steps, field), listed)
 
 
@@ -143,22 +129,14 @@ def test_no_text_takes_more_than_linear_time(piece: str) -> None:
             text = piece * (size // len(piece))
             segment(text, Segmentation(), None, field)
 
-        def together(size: int, field: str | None = field) -> None:
-            segment_frame(frame([(piece * (size // len(piece)), None, field)]), Segmentation())
-
         assert_no_worse_than_linear(alone, 10_000)
-        assert_no_worse_than_linear(together, 50_000)
 
 
 def test_listed_steps_and_marks_take_no_more_than_linear_time() -> None:
     def alone(size: int) -> None:
         segment("x</think>" * size, Segmentation(), ["x"] * size)
 
-    def together(size: int) -> None:
-        segment_frame(frame([("x</think>" * size, ["x"] * size, None)]), Segmentation())
-
     assert_no_worse_than_linear(alone, 500)
-    assert_no_worse_than_linear(together, 2000)
 
 
 def test_white_space_around_tags_takes_no_more_than_linear_time() -> None:

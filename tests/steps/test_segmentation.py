@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import time
 from typing import get_args
 
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 
 from curation_assets.config.corpus_settings import Segmentation, Strategy
 from curation_assets.steps.answers import TAGS
-from curation_assets.steps.one_response import AUTO_ORDER, Segments, merge_evenly, segment
-from curation_assets.steps.segmentation import segment_frame
+from curation_assets.steps.segmentation import AUTO_ORDER, Segments, merge_evenly, segment, segment_frame
 from curation_assets.tables import SEGMENTED_STEPS
 from tests.corpus.helpers import data_file, jsonl, read
+from tests.steps.texts import Row, frame, rows
 
 
 def settings(**values: object) -> Segmentation:
@@ -335,3 +336,28 @@ def test_prm800k_explicit_steps() -> None:
     assert set(table.filter(kind="step")["strategy"]) == {"explicit"}
     for row in found.accepted.iter_rows(named=True):
         check(row["response"], segment(row["response"], AUTO, row["steps"], row["answer"]), AUTO)
+
+
+@given(st.lists(rows(), max_size=8), st.randoms(use_true_random=False))
+def test_a_frame_is_cut_row_by_row_in_any_order(given_rows: list[Row], order: random.Random) -> None:
+    corpus = frame(given_rows)
+    whole = segment_frame(corpus, AUTO)
+    shuffled = list(range(len(corpus)))
+    order.shuffle(shuffled)
+    assert whole.equals(segment_frame(corpus[shuffled], AUTO))
+    assert whole.equals(segment_frame(pl.concat([corpus, corpus[::2]]), AUTO))
+    for sample_id, response, answer, steps in corpus.select("sample_id", "response", "answer", "steps").iter_rows():
+        found = segment(response, AUTO, steps, answer)
+        mine = whole.filter(sample_id=sample_id)
+        assert mine.filter(kind="step").select("start", "end").rows() == list(found.steps)
+        expected = [] if found.answer is None else [found.answer[:2]]
+        assert mine.filter(kind="answer").select("start", "end").rows() == expected
+
+
+def test_steps_that_are_not_there_are_refused_among_others() -> None:
+    good: Row = ("One two.\nThree four.", ["One two.", "Three four."], None)
+    for bad in (["no such step"], ["Three four.", "One two."], ["One two.", "One two."]):
+        corpus = frame([good, ("One two.\nThree four.", bad, None), good])
+        for strategy in ("auto", "explicit"):
+            with pytest.raises(ValueError, match="order"):
+                segment_frame(corpus, Segmentation(strategy=strategy))
