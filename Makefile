@@ -1,43 +1,66 @@
-# The commands of the README. VENV and DEMO can be set: make test VENV=/tmp/venv
+# The commands of the README. VENV, DEMO and PORT can be set: make test VENV=/tmp/venv
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
 PORT ?= 3000
 BIN = $(VENV)/bin
+# Uses uv where it is installed, else pip. Set UV= to use pip.
+UV ?= $(shell command -v uv)
+ifeq ($(UV),)
+  INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+  MAKE_VENV = $(PYTHON) -m venv $(VENV)
+else
+  INSTALL = $(UV) pip install --quiet --python $(BIN)/python -c constraints.txt
+  MAKE_VENV = $(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+endif
+# Each process of the suite uses one thread.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
 
-.PHONY: help install demo ui test check format clean
+.PHONY: help install demo ui test test-system check format constraints clean
 
-help:  ## Say what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/'
+help:  ## Print the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/'
 
-install: $(VENV)/.installed  ## Make the virtual environment with everything in it
+install: $(VENV)/.installed  ## Install everything, for development, into .venv
 
-$(VENV)/.installed: pyproject.toml
-	@echo "making $(VENV) and installing into it: some minutes, about 2 GB"
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "installing everything into $(VENV): some minutes, about 3 GB"
+	@test -x $(BIN)/python || $(MAKE_VENV)
+	$(INSTALL) -e '.[test]'
+	@touch $(VENV)/.lean $@
+
+# What the main job, the UI and the training of warm-ups need. `make install` adds the rest.
+$(VENV)/.lean: pyproject.toml constraints.txt
+	@echo "installing into $(VENV): some minutes, about 1.5 GB"
+	@test -x $(BIN)/python || $(MAKE_VENV)
+	$(INSTALL) -e '.[ui,train]'
 	@touch $@
 
-demo: install  ## The whole path on the embedded corpus: what was chosen and why
+demo: $(VENV)/.lean  ## Run the whole pipeline on the embedded corpus and print what was selected
 	$(BIN)/curate demo --folder $(DEMO)
 
-ui: install ## The Dagster UI on the demo's instance
+ui: $(VENV)/.lean  ## Open the Dagster UI on the demo's instance
 	@test -f $(DEMO)/curation.yaml || { echo "no demo yet: run make demo first"; exit 1; }
 	$(BIN)/curate ui --config $(DEMO)/curation.yaml --port $(PORT)
 
-# A file at a time in each of two processes, with one thread each.
-test: install  ## The test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+test: install  ## Run the default test suite
+	$(PYTEST) -m 'not system'
 
-check: install  ## Formatting, lint, import rules, types
+test-system: install  ## Run the tests that start other systems: PostgreSQL, Slurm, Ray, browsers, benchmarks
+	$(PYTEST) -m system
+
+check: install  ## Check format, lint, layers and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
-format: install  ## Format and mend what can be mended
+format: install  ## Format the code and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+constraints: install  ## Write the installed versions to constraints.txt
+	$(BIN)/python -m tests.constraints > constraints.txt.new && mv constraints.txt.new constraints.txt
 
 clean:  ## Remove the virtual environment, the demo and caches
 	rm -rf $(VENV) $(DEMO) .pytest_cache .ruff_cache .mypy_cache .hypothesis

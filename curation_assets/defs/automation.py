@@ -1,110 +1,56 @@
-"""Sensors: what is due up to the signals is asked for, and releases where the policy says so.
+"""Sensors: they request runs of outdated stages, and releases if the policy says so.
 
-The scoring sensor is level-triggered: it compares what should be there with what the stored tables say
-(`curation_assets.operations.due`), so it cannot lose an update, and its run keys hold both states, so it does not loop
-on a failure. Everything after the signals follows by automation conditions (`curation_assets.defs.conditions`).
+The scoring sensor is level-triggered: it walks the list of stages (`curation_assets.operations.stages`) and requests
+what is outdated, so it cannot lose an update. A run key holds what is wanted and what is stored, so a failing run is
+not requested in a loop. Stages after the signals follow by automation conditions (`curation_assets.defs.conditions`).
+A condition requests a run once for each change: if that run is killed, or a table is lost later, it has nothing to
+react to. So the sensor also requests such stages once they have been outdated for a while although nothing runs.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 import dagster as dg
 
 from curation_assets.config.settings import Subset, Target
-from curation_assets.corpus.ingest import present_shards
 from curation_assets.defs.alerts import alert_sensors, refusals_told
-from curation_assets.defs.checkpoints import perturbation_key_of, warmup_key_of
-from curation_assets.defs.corpus import RAW_CORPUS_KEY, REJECTED_ROWS_KEY
 from curation_assets.defs.dead_runs import UNFINISHED, bury_dead_runs, killed_runs
 from curation_assets.defs.landing_sensor import landing_sensor
 from curation_assets.defs.partitions import SHARDS, STAGE_TAG, range_tags, release_key, release_partitions
 from curation_assets.defs.placement import placed
-from curation_assets.defs.quality import POOL_KEY, SAMPLE_QUALITY_KEY, quality_keys
 from curation_assets.defs.releases import release_asset_key
-from curation_assets.defs.reports import report_keys
-from curation_assets.defs.rescue import rescue_requests
-from curation_assets.defs.scores import score_keys, score_manifest_key
-from curation_assets.defs.signals import signal_key, signal_keys
-from curation_assets.defs.steps import SEGMENTED_STEPS_KEY
-from curation_assets.defs.subsets import subset_key
-from curation_assets.defs.validation import validation_keys
-from curation_assets.operations.due import (
+from curation_assets.defs.stage_assets import asset_keys, unrecorded_by
+from curation_assets.operations.stages import (
+    Item,
+    Stage,
+    Survey,
     contiguous_ranges,
-    corpus_due,
-    manifest_due,
-    perturbation_due,
-    scores_due,
-    signal_due,
+    signals_to_measure,
+    stage_named,
     subset_rows,
-    validation_due,
-    waits_for_pool,
-    waits_for_strength,
-    warmup_due,
+    walk,
 )
-from curation_assets.quality.checks import checks_key
-from curation_assets.quality.filtered_pool import pool_due, quality_due, wanted_pool
 from curation_assets.releases.build import latest_release, next_release
-from curation_assets.signals.held_out import validation_state
-from curation_assets.signals.perturbation import wants_perturbation
-from curation_assets.signals.store import left_out_dir, shard_record_path, signal_dir
-from curation_assets.subsets.manifest import build_manifest, manifest_digest
 from curation_assets.subsets.select import subset_due, wanted_fingerprint
-from curation_assets.tables import pool_path, sample_quality_dir, score_manifest_path
-from curation_assets.workspace.fingerprints import (
-    checkpoint_digest,
-    image_limits_key,
-    sigma_path,
-    signal_fingerprint,
-    warmup_key,
-)
-from curation_assets.workspace.held_out_files import ValidationSetError
-from curation_assets.workspace.limits import today_if_limited, waits_for_tomorrow
+from curation_assets.workspace.fingerprints import signal_fingerprint
+from curation_assets.workspace.limits import waits_for_tomorrow
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError
 from curation_resources.models.model_files import ModelError
-from curation_resources.sections import SignalName
 from curation_resources.storage.digests import digest
 from curation_resources.storage.read_cache import one_look
 
-CORPUS_KEYS = [RAW_CORPUS_KEY, REJECTED_ROWS_KEY, SEGMENTED_STEPS_KEY]
-
-
-def without_event(instance: dg.DagsterInstance, key: dg.AssetKey, shards: Iterable[str]) -> list[str]:
-    """Shards of which Dagster never saw a materialization: a killed run wrote tables but no event."""
-    seen = instance.get_materialized_partitions(key)
-    return [shard for shard in shards if shard not in seen]
-
-
-def lacking_signals(
-    workspace: Workspace, instance: dg.DagsterInstance, target: Target, listed: Iterable[str]
-) -> dict[SignalName, set[str]]:
-    """By signal, where there are any, the shards that lack it, and those listed of which Dagster never saw it.
-
-    Signals that cannot be measured yet, since something that they are measured at is not there, are left out.
-    """
-    present, listed = present_shards(workspace), list(listed)
-    lacking = {
-        signal: {
-            *signal_due(workspace, target, signal, present),
-            *without_event(instance, signal_key(target, signal), listed),
-        }
-        for signal in target.signals
-        if signal_dir(workspace, target, signal) is not None
-    }
-    return {signal: shards for signal, shards in lacking.items() if shards}
-
-
-def signals_to_run(lacking: Mapping[SignalName, set[str]], shards: Iterable[str]) -> list[SignalName]:
-    """The signals that a run over these shards has to measure: a failure must not fall back on any other."""
-    wanted = set(shards)
-    return [signal for signal, own in lacking.items() if own & wanted]
+PATIENCE_SECONDS = 120.0
+"""How long a stage of an automation condition is outdated before the sensor requests it. Conditions are evaluated every
+15 seconds, and launching a run takes a while."""
 
 
 def sensors(workspace: Workspace) -> list[dg.SensorDefinition]:
-    """All sensors of a configuration, running by default."""
+    """Return all sensors of a configuration, running by default."""
     made = [landing_sensor(), _scoring_sensor(workspace), _automation_sensor(), *alert_sensors(workspace)]
     if workspace.settings.releases.policy == "on_change":
         made += [_release_sensor(subset) for subset in workspace.settings.subsets]
@@ -117,28 +63,20 @@ def _automation_sensor() -> dg.SensorDefinition:
         target=dg.AssetSelection.all(),
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=15,
-        description="Carries new signals on to scores, manifests and subsets.",
+        description="Updates scores, manifests and subsets after new signals.",
     )
 
 
 def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
-    targets = workspace.settings.targets
-    keys = [*CORPUS_KEYS, *(key for target in targets for key in signal_keys(target))]
-    keys += quality_keys(workspace.settings.corpus.filters)
-    keys += [key for target in targets for key in (*score_keys(workspace, target), score_manifest_key(target))]
-    keys += [subset_key(subset) for subset in workspace.settings.subsets]
-    keys += report_keys(workspace)
-    keys += [key for target in targets for key in validation_keys(workspace, target)]
-    keys += [warmup_key_of(target) for target in targets if target.warmup != "none"]
-    keys += [perturbation_key_of(target) for target in targets if wants_perturbation(target)]
+    keys = dict.fromkeys(key for stage, item in walk(workspace) for key in asset_keys(workspace, stage, item))
 
     @dg.sensor(
         name="scoring",
         target=dg.AssetSelection.assets(*keys),
         minimum_interval_seconds=15,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Asks for shards that are not read, or not measured under the wanted fingerprint; and for scores "
-        "and subsets that are due, but that nothing has asked for in a while.",
+        description="Requests shards that are not read, or not measured under the wanted fingerprint, and scores and "
+        "subsets that have been outdated for a while although nothing has requested them.",
     )
     def scoring(
         context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
@@ -158,181 +96,146 @@ def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
                 requests += late
         context.update_cursor(json.dumps(waiting))
         if not requests:
-            return dg.SkipReason("; ".join(dict.fromkeys(reasons)) or "nothing is due")
+            return dg.SkipReason("; ".join(dict.fromkeys(reasons)) or "nothing is outdated")
         return dg.SensorResult(run_requests=placed(workspace, requests))
 
     return scoring
 
 
-def scoring_requests(workspace: Workspace, instance: dg.DagsterInstance) -> tuple[list[dg.RunRequest], list[str]]:
-    """Runs that bring shards up to their signals, and why some target has to wait.
+def _survey(workspace: Workspace, instance: dg.DagsterInstance) -> Survey:
+    """Return a survey of the landing files that have a partition."""
+    known = set(instance.get_dynamic_partitions(str(SHARDS.name)))
+    files = [file for file in workspace.landing.settled(wait=False) if file.shard in known]
+    return Survey(workspace, workspace.landing.digests(files), unrecorded_by(instance, workspace))
 
-    A range that has to be read anew is measured in the same run, if the target's checkpoint is there. Not where runs
-    that measure are placed apart (`engine.run_tags`): a GPU would wait while files are read.
+
+def scoring_requests(workspace: Workspace, instance: dg.DagsterInstance) -> tuple[list[dg.RunRequest], list[str]]:
+    """Return runs that bring shards up to their signals, and the reasons why something has to wait.
+
+    A target whose model or validation set is missing does not stop the others, nor does a missing benchmark file.
+    Once the day's allowance is spent, nothing is requested that measures.
     """
-    keys = list(instance.get_dynamic_partitions(str(SHARDS.name)))
-    longest = workspace.settings.engine.shards_per_run
-    digests = workspace.landing.digests(f for f in workspace.landing.settled(wait=False) if f.shard in set(keys))
-    to_read = corpus_due(workspace, digests)
-    for corpus_key in CORPUS_KEYS:
-        to_read += [s for s in without_event(instance, corpus_key, digests) if s not in to_read]
-    ready, reasons = _ready_targets(workspace)
+    survey = _survey(workspace, instance)
     resting = waits_for_tomorrow(workspace.settings.limits, workspace.warehouse)
-    apart = bool(workspace.settings.engine.run_tags)
-    requests = []
-    for shards in contiguous_ranges(to_read, keys, longest):
-        measured = [t for t in workspace.settings.targets if ready.get(t.name) and not resting and not apart]
-        selection = CORPUS_KEYS + [key for target in measured for key in signal_keys(target)]
-        state = [(shard, digests[shard], ready) for shard in shards]
-        killed = killed_runs(instance, "corpus", RAW_CORPUS_KEY, range_tags(shards))
-        run_key = digest("corpus", state, _stored(workspace, shards), killed)
-        requests.append(_request("corpus", selection, shards, run_key))
-    if to_read:
-        return requests, []
-    try:
-        quality = _quality_requests(workspace, instance, digests, keys)
-    except UserError as error:
-        # A benchmark file that is gone must not stop measuring; the subsets wait for it.
-        quality, reasons = [], [*reasons, str(error)]
-    # Measuring goes on beside a check that fails; warm-ups and subsets wait for the pool by themselves.
-    requests += quality
-    for target in workspace.settings.targets:
-        if target.name in ready:
-            try:
-                found, waiting = _target_requests(workspace, instance, target, digests, keys)
-            except ValidationSetError as error:
-                # One target's validation set that is gone must not stop the other targets.
-                found, waiting = [], [str(error)]
-            requests += found
-            reasons += waiting
+    requests: list[dg.RunRequest] = []
+    reasons: list[str] = []
+    for stage, item in walk(workspace):
+        if stage.trigger != "sensor" or survey.blocked(stage, item):
+            continue
+        try:
+            outdated = survey.outdated(stage, item)
+            notes = [stage.waits(workspace, item), stage.remark(workspace, item)]
+        except UserError as error:
+            reasons.append(str(error))
+            continue
+        reasons += [note for note in notes if note is not None]
+        if outdated and stage.measures and resting:
+            reasons.append(resting)
+        elif outdated:
+            requests += _requests(survey, instance, stage, item, outdated, resting is None)
     return requests, reasons
 
 
-def _quality_requests(
-    workspace: Workspace, instance: dg.DagsterInstance, digests: Mapping[str, str], keys: Sequence[str]
+def _requests(
+    survey: Survey, instance: dg.DagsterInstance, stage: Stage, item: Item, outdated: Sequence[str], may_measure: bool
 ) -> list[dg.RunRequest]:
-    """What the corpus' filters need now that every shard is read: checks of shards, then the pool."""
-    if not workspace.settings.corpus.filters.any:
-        return []
-    present = present_shards(workspace)
-    due = quality_due(workspace, present)
-    due += [s for s in without_event(instance, SAMPLE_QUALITY_KEY, digests) if s not in due]
-    checks = checks_key(workspace)
-    stored = workspace.warehouse.folder_metadata(sample_quality_dir())
+    """Return the runs of one stage; each run key says what is wanted, what is stored, and how often it was killed."""
+    workspace = survey.workspace
     requests = []
-    for shards in contiguous_ranges(due, keys, workspace.settings.engine.shards_per_run):
-        # The footers say when they were written, so that going back and forth is asked for each time.
-        state = [(shard, digests.get(shard), stored.get(shard)) for shard in shards]
-        killed = killed_runs(instance, "quality", SAMPLE_QUALITY_KEY, range_tags(shards))
-        requests.append(_request("quality", [SAMPLE_QUALITY_KEY], shards, digest("quality", checks, state, killed)))
-    unseen = instance.get_latest_materialization_event(POOL_KEY) is None
-    if not due and (unseen or pool_due(workspace, present)):
-        run_key = digest(
-            "pool", unseen, wanted_pool(workspace, present), workspace.warehouse.table_metadata(pool_path())
-        )
-        requests.append(dg.RunRequest(run_key=run_key, asset_selection=[POOL_KEY], tags={STAGE_TAG: "pool"}))
+    for parts in _ranges(workspace, instance, stage, outdated):
+        selection, state = asset_keys(workspace, stage, item), _state(survey, stage, item, parts)
+        if stage.name == "signals" and isinstance(item, Target):
+            signals = signals_to_measure(survey.lacking_signals(item), parts)
+            selection = asset_keys(workspace, stage, item, signals)
+        tags = range_tags(parts) if stage.by_shard else {}
+        # A run that is killed before it has stored anything is requested again, too.
+        killed = killed_runs(instance, stage.name, selection[0], tags)
+        if stage.name == "corpus":
+            ready = _measurable(workspace) if may_measure else {}
+            selection = [*selection, *(key for keys in ready.values() for key in keys[0])]
+            state = [state, {name: keys[1] for name, keys in ready.items()}]
+        run_key = digest(stage.name, "" if item is None else item.name, state, killed)
+        requests.append(dg.RunRequest(run_key=run_key, asset_selection=selection, tags={STAGE_TAG: stage.name, **tags}))
     return requests
 
 
-def _ready_targets(workspace: Workspace) -> tuple[dict[str, list[str]], list[str]]:
-    """Wanted fingerprints of every target whose model is here, and what is wrong.
+def _state(survey: Survey, stage: Stage, item: Item, parts: Sequence[str]) -> object:
+    """Return the state of a stage's parts, for a run key."""
+    return [list(parts) if stage.by_shard else [], stage.state(survey, item, parts)]
 
-    None where not all signals can be measured yet: a warm-up, or the strength of a perturbation, is not there.
+
+def _ranges(
+    workspace: Workspace, instance: dg.DagsterInstance, stage: Stage, outdated: Sequence[str]
+) -> list[list[str]]:
+    if not stage.by_shard:
+        return [list(outdated)]
+    keys = list(instance.get_dynamic_partitions(str(SHARDS.name)))
+    return contiguous_ranges(outdated, keys, workspace.settings.engine.shards_per_run)
+
+
+def _measurable(workspace: Workspace) -> dict[str, tuple[list[dg.AssetKey], list[str]]]:
+    """Return assets and fingerprints of the signals of every target that can be measured now.
+
+    A range that has to be read anew is measured in the same run. Not where runs that measure are placed apart
+    (`engine.run_tags`): a GPU would wait while files are read.
     """
-    ready: dict[str, list[str]] = {}
-    reasons: list[str] = []
+    found: dict[str, tuple[list[dg.AssetKey], list[str]]] = {}
+    if workspace.settings.engine.run_tags:
+        return found
     for target in workspace.settings.targets:
         try:
             wanted = [signal_fingerprint(workspace, target, signal) for signal in target.signals]
-            ready[target.name] = [] if None in wanted else list(map(str, wanted))
-        except ModelError as error:
-            reasons.append(str(error))
-    return ready, reasons
+        except ModelError:
+            # The target's own stages report it.
+            continue
+        if None not in wanted:
+            found[target.name] = asset_keys(workspace, stage_named("signals"), target), list(map(str, wanted))
+    return found
 
 
-def _target_requests(
-    workspace: Workspace,
-    instance: dg.DagsterInstance,
-    target: Target,
-    digests: Mapping[str, str],
-    keys: Sequence[str],
-) -> tuple[list[dg.RunRequest], list[str]]:
-    """What one target needs now that every shard is read: warm-up, signals, then the manifest of its scores.
+def rescue_requests(
+    workspace: Workspace, instance: dg.DagsterInstance, waiting: Mapping[str, float], now: float
+) -> tuple[list[dg.RunRequest], dict[str, float]]:
+    """Return runs of condition stages outdated for `PATIENCE_SECONDS`, and since when each has been outdated.
 
-    Once the day's allowance is spent, only what measures nothing.
+    Requested twice, such an asset is made twice in seconds, and is the same.
+
+    Args:
+        workspace: the configuration.
+        instance: holds partitions and events.
+        waiting: the second result of the last call, by run key.
+        now: seconds of any clock that does not stop between calls.
     """
-    resting = waits_for_tomorrow(workspace.settings.limits, workspace.warehouse)
-    today = today_if_limited(workspace.settings.limits)
-    if warmup_due(workspace, target):
-        request = _once(instance, "warmup", warmup_key_of(target), [warmup_key(workspace, target), sorted(digests)])
-        return ([], [resting]) if resting else ([request], [])
-    waiting = waits_for_pool(workspace, target)
-    if waiting:
-        return [], [waiting]
-    if perturbation_due(workspace, target):
-        searched = [sigma_path(workspace, target), sorted(digests)]
-        request = _once(instance, "perturbation", perturbation_key_of(target), searched)
-        return ([], [resting]) if resting else ([request], [])
-    reasons = [reason for reason in [waits_for_strength(workspace, target)] if reason is not None]
-    validation = validation_keys(workspace, target)
-    unseen = any(instance.get_latest_materialization_event(key) is None for key in validation)
-    if unseen or validation_due(workspace, target):
-        state = [*validation_state(workspace, target), today]
-        run_key = digest("validation", target.name, unseen, checkpoint_digest(workspace, target), state)
-        request = dg.RunRequest(run_key=run_key, asset_selection=validation, tags={STAGE_TAG: "validation"})
-        return ([], [resting]) if resting else ([request], [])
-    # All that lack together: of each sample the run measures what is missing, in one pass.
-    lacking = lacking_signals(workspace, instance, target, digests)
-    due = sorted({shard for shards in lacking.values() for shard in shards})
-    if due and resting:
-        return [], [resting]
-    wanted = [image_limits_key(workspace, target), today]
+    found = _unrequested(workspace, instance)
+    since = {str(request.run_key): waiting.get(str(request.run_key), now) for request in found}
+    late = [request for request in found if now - since[str(request.run_key)] >= PATIENCE_SECONDS]
+    return late, since
+
+
+def _unrequested(workspace: Workspace, instance: dg.DagsterInstance) -> list[dg.RunRequest]:
+    """Return a run for each outdated part of the stages that automation conditions trigger.
+
+    A run key holds what is stored now, and the day: what fails is requested again once a day, not in a loop.
+    """
+    survey = _survey(workspace, instance)
+    day = datetime.now(UTC).date().isoformat()
     requests = []
-    for shards in contiguous_ranges(due, keys, workspace.settings.engine.shards_per_run):
-        asked = signals_to_run(lacking, shards)
-        measured_at = [signal_fingerprint(workspace, target, signal) for signal in asked]
-        selection = [signal_key(target, signal) for signal in asked]
-        # What is killed before its first part is stored is asked for again, too.
-        killed = killed_runs(instance, "signals", selection[0], range_tags(shards))
-        state_of_run: list[object] = [wanted, asked, measured_at, shards, _recorded(workspace, target, shards), killed]
-        run_key = digest("signals", target.name, state_of_run)
-        requests.append(_request("signals", selection, shards, run_key))
-    if not due and not scores_due(workspace, target) and manifest_due(workspace, target):
-        manifest = manifest_digest(build_manifest(workspace, target))
-        stored = workspace.warehouse.table_metadata(score_manifest_path(target.name))
-        run_key = digest("manifest", target.name, manifest, stored)
-        tags = {STAGE_TAG: "manifest"}
-        requests.append(dg.RunRequest(run_key=run_key, asset_selection=[score_manifest_key(target)], tags=tags))
-    return requests, reasons
-
-
-def _once(instance: dg.DagsterInstance, stage: str, key: dg.AssetKey, state: Sequence[object]) -> dg.RunRequest:
-    """A run that leaves nothing to go by until it is done: asked for once, and again if it was killed."""
-    run_key = digest(stage, key.to_user_string(), list(state), killed_runs(instance, stage, key))
-    return dg.RunRequest(run_key=run_key, asset_selection=[key], tags={STAGE_TAG: stage})
-
-
-def _recorded(workspace: Workspace, target: Target, shards: Sequence[str]) -> list[object]:
-    """What is stored of a target's signals.
-
-    Parts count, so that a killed run is asked for again once it has measured something, and the shards' records
-    as they were written, so that going back to former settings for the second time is asked for, too.
-    """
-    limits = image_limits_key(workspace, target)
-    recorded: list[object] = []
-    for signal in target.signals:
-        folder = signal_dir(workspace, target, signal) or ""
-        recorded += [workspace.warehouse.names(place) for place in (folder, left_out_dir(folder, limits))]
-        recorded += [workspace.warehouse.read_json(shard_record_path(folder, shard)) for shard in shards]
-    return recorded
-
-
-def _stored(workspace: Workspace, shards: Sequence[str]) -> list[dict[str, str]]:
-    return [workspace.warehouse.table_metadata(f"corpus/raw_corpus/{shard}.parquet") for shard in shards]
-
-
-def _request(stage: str, selection: list[dg.AssetKey], shards: Sequence[str], run_key: str) -> dg.RunRequest:
-    return dg.RunRequest(run_key=run_key, asset_selection=selection, tags={STAGE_TAG: stage, **range_tags(shards)})
+    for stage, item in walk(workspace):
+        if stage.trigger != "condition" or survey.blocked(stage, item):
+            continue
+        try:
+            outdated = survey.outdated(stage, item)
+        except UserError:
+            # A model or file is missing. `scoring_requests` reports it, and stages that need this one are blocked.
+            continue
+        selection = asset_keys(workspace, stage, item)
+        names = [key.to_user_string() for key in selection]
+        for parts in _ranges(workspace, instance, stage, outdated) if outdated else []:
+            tags = range_tags(parts) if stage.by_shard else {}
+            run_key = digest("rescue", day, stage.name, names, tags, stage.state(survey, item, parts))
+            tags = {STAGE_TAG: stage.name, **tags}
+            requests.append(dg.RunRequest(run_key=run_key, asset_selection=selection, tags=tags))
+    return requests
 
 
 def _release_sensor(subset: Subset) -> dg.SensorDefinition:

@@ -1,50 +1,70 @@
-"""The main job: the whole path in one process, without the UI, on the same instance and with the same assets.
+"""The main job: every outdated stage in one process, without the UI, on the same instance and with the same assets.
 
-It does what sensors and automation conditions do, stage by stage: registers files, then materializes what
-is due (`curation_assets.operations.due`) in contiguous ranges. A second call with nothing due touches no model.
+It does what sensors and automation conditions do: it registers files, then walks the list of stages
+(`curation_assets.operations.stages`) and materializes what is outdated, in contiguous ranges of shards. A second call
+with nothing outdated loads no model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import dagster as dg
 
 from curation_assets import tables
 from curation_assets.config.settings import Subset, Target
-from curation_assets.corpus.ingest import accept_listing, present_shards
+from curation_assets.corpus.ingest import accept_listing
 from curation_assets.definitions import build_definitions
-from curation_assets.defs.automation import CORPUS_KEYS, lacking_signals, signals_to_run, without_event
-from curation_assets.defs.checkpoints import base_model_key, perturbation_key_of, warmup_key_of
+from curation_assets.defs.checkpoints import base_model_key
 from curation_assets.defs.corpus import LANDING_KEY
 from curation_assets.defs.dead_runs import bury_dead_runs, process_tags
 from curation_assets.defs.evaluation import EVALUATION_KEY
 from curation_assets.defs.landing_sensor import DATA_VERSION_TAG, observation
 from curation_assets.defs.partitions import SHARDS, STAGE_TAG, range_tags, release_key, release_partitions
-from curation_assets.defs.quality import POOL_KEY, SAMPLE_QUALITY_KEY
 from curation_assets.defs.releases import release_asset_key
-from curation_assets.defs.reports import COMPARISON_KEY, PREFERENCE_KEY, SPECTRA_KEY
-from curation_assets.defs.scores import sample_scores_key, score_keys, score_manifest_key
-from curation_assets.defs.signals import signal_key
-from curation_assets.defs.subsets import subset_key
-from curation_assets.defs.validation import TOKENS_RUN, validation_keys, validation_signals_key
-from curation_assets.operations import due
+from curation_assets.defs.stage_assets import asset_keys, unrecorded_by, without_event
+from curation_assets.defs.validation import TOKENS_RUN, validation_signals_key
+from curation_assets.operations.stages import (
+    Item,
+    Stage,
+    Survey,
+    contiguous_ranges,
+    signals_to_measure,
+    stage_named,
+    subset_rows,
+    walk,
+)
 from curation_assets.quality.checks import benchmark_files
-from curation_assets.quality.filtered_pool import pool_due, quality_due
 from curation_assets.releases.build import Release, latest_release, next_release, read_release, refuse_broken
 from curation_assets.signals.held_out import validation_of
 from curation_assets.signals.store import shard_record_path, signal_dir
-from curation_assets.subsets.select import subset_due
-from curation_assets.workspace.fingerprints import base_digest, scored_signals_fingerprint
+from curation_assets.workspace.fingerprints import base_digest
 from curation_assets.workspace.held_out_files import wanted_validation
-from curation_assets.workspace.limits import Allowance, LimitReachedError, allowed
+from curation_assets.workspace.limits import Allowance, LimitReachedError
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.sections import SignalName
 from curation_resources.storage.read_cache import one_look
 
 Until = Literal["corpus", "checkpoints"]
+
+LINES = {
+    "corpus": "reading {shards} shards",
+    "quality": "checking {shards} shards",
+    "pool": "filtering the pool",
+    "warmup": "{item}: training the warm-up",
+    "perturbation": "{item}: searching the strength of the random perturbation",
+    "validation": "{item}: measuring validation sets",
+    "signals": "{item}: measuring {shards} shards",
+    "scores": "{item}: scoring {shards} shards",
+    "manifest": "{item}: manifest of scores",
+    "subset": "selecting {item}",
+    "comparison": "comparing subsets",
+    "preference": "counting preferences",
+    "spectra": "summarizing gradient spectra",
+}
+"""The progress line of each stage."""
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -102,7 +122,12 @@ class MainJob:
         self.instance = instance
         self._announce = announce or (lambda _line: None)
         self._accept_removals = accept_removals
-        self._job = build_definitions(workspace).resolve_implicit_global_asset_job_def()
+        self._job = self._job_with(None)
+
+    def _job_with(self, allowance: Allowance | None) -> dg.JobDefinition:
+        """Return the job of all assets, which measure with an allowance."""
+        workspace = replace(self.workspace, allowance=allowance)
+        return build_definitions(workspace).resolve_implicit_global_asset_job_def()
 
     def run(self, until: Until | None = None) -> RunSummary:
         """Do everything that is due, up to the subsets (and releases, if the policy says so).
@@ -123,38 +148,69 @@ class MainJob:
         summary = RunSummary()
         self._check_held_out()
         shards = self._register(summary)
-        self._read(shards, summary)
-        self._filter(shards)
-        if until == "corpus":
-            return summary
-        with allowed(Allowance(self.workspace.settings.limits)) as allowance:
-            for target in self.workspace.settings.targets:
-                ready = self._make_checkpoints(target, summary, allowance)
-                if until == "checkpoints":
-                    if ready:
-                        self._measure_held_out(target, summary, allowance)
-                    continue
-                if ready:
-                    self._measure(target, summary, allowance)
-                self._score(target, summary, allowance)
-        stopped = {target for target, _ in allowance.unfinished}
-        summary.stopped = allowance.reached() if stopped else None
-        return summary if until is not None else self._choose(summary, stopped)
-
-    def _choose(self, summary: RunSummary, stopped: Collection[str]) -> RunSummary:
-        """Subsets, releases and reports of what is measured; not of targets that stopped before their end."""
-        for subset in self.workspace.settings.subsets:
-            if self.workspace.settings.score(subset.score).target not in stopped:
-                self._select(subset, summary)
-        if stopped:
-            return summary
-        if due.comparison_due(self.workspace):
-            self._execute("comparing subsets", "comparison", [COMPARISON_KEY])
-        if due.preference_due(self.workspace):
-            self._execute("counting preferences", "preference", [PREFERENCE_KEY])
-        if due.spectra_due(self.workspace):
-            self._execute("looking at gradient spectra", "spectra", [SPECTRA_KEY])
+        allowance = Allowance(self.workspace.settings.limits)
+        self._job = self._job_with(allowance)
+        for stage, item in walk(self.workspace):
+            if not _included(stage, until):
+                continue
+            # Each stage is judged anew: the ones before it have changed what it rests on.
+            survey = self._survey(shards)
+            stopped = {target for target, _ in allowance.unfinished}
+            if not self._stopped(item, stage, stopped):
+                self._run_stage(survey, stage, item, summary, allowance)
+        if allowance.unfinished:
+            summary.stopped = allowance.reached()
         return summary
+
+    def _survey(self, shards: Sequence[str]) -> Survey:
+        wanted = set(shards)
+        files = [file for file in self.workspace.landing.files() if file.shard in wanted]
+        digests = self.workspace.landing.digests(files)
+        return Survey(self.workspace, digests, unrecorded_by(self.instance, self.workspace))
+
+    def _stopped(self, item: Item, stage: Stage, stopped: Collection[str]) -> bool:
+        """Return True if an item rests on a target that stopped at a limit: its scores and subsets wait."""
+        if isinstance(item, Subset):
+            return self.workspace.settings.score(item.score).target in stopped
+        return item.name in stopped if isinstance(item, Target) else stage.scope == "reports" and bool(stopped)
+
+    def _run_stage(self, survey: Survey, stage: Stage, item: Item, summary: RunSummary, allowance: Allowance) -> None:
+        """Run the outdated parts of a stage and add what they did to the summary."""
+        notes = [] if survey.blocked(stage, item) else [stage.waits(self.workspace, item)]
+        summary.waiting += [note for note in [*notes, stage.remark(self.workspace, item) if notes else None] if note]
+        if not notes or notes[0] is not None:
+            return
+        outdated = survey.outdated(stage, item)
+        if stage.measures and not stage.by_shard and outdated and allowance.reached():
+            # Nothing that rests on it could be measured now.
+            assert item is not None
+            allowance.leave(item.name, stage.name, 0, 0)
+            return
+        if isinstance(item, Target) and stage.name == "signals":
+            self._measure(survey, item, outdated, summary, allowance)
+        elif isinstance(item, Target) and stage.name == "validation":
+            self._measure_held_out(survey, item, summary, allowance)
+        else:
+            for parts in self._ranges(stage, outdated):
+                keys = asset_keys(self.workspace, stage, item)
+                self._execute(_line(stage, item, parts), stage.name, keys, shards=parts if stage.by_shard else ())
+        self._sum_up(stage, item, outdated, summary)
+
+    def _sum_up(self, stage: Stage, item: Item, outdated: Sequence[str], summary: RunSummary) -> None:
+        """Add a finished stage to the summary."""
+        if stage.name == "corpus":
+            summary.read = len(outdated)
+            scan = self.workspace.warehouse.scan(tables.rejected_rows_dir(), outdated)
+            if scan is not None:
+                counts = scan.group_by("reason").len().sort("len", "reason", descending=[True, False]).collect()
+                summary.rejected = dict(counts.iter_rows())
+        elif stage.name == "scores" and isinstance(item, Target):
+            summary.scored[item.name] = len(outdated)
+        elif isinstance(item, Subset):
+            summary.subsets += [item.name] if outdated else []
+            if subset_rows(self.workspace, item) and self.workspace.settings.releases.policy == "on_change":
+                release, new = self.release(item)
+                summary.releases += [release_key(item.name, release.number)] if new else []
 
     def release(self, subset: Subset) -> tuple[Release, bool]:
         """Release the current subset; gives the release, and whether it is new."""
@@ -200,7 +256,7 @@ class MainJob:
         new = [shard for shard in digests if shard not in known]
         if new:
             self.instance.add_dynamic_partitions(name, new)
-        for shard in due.corpus_due(self.workspace, digests):
+        for shard in Survey(self.workspace, digests).outdated(stage_named("corpus"), None):
             self._observe(observation(LANDING_KEY, digests[shard], shard))
         summary.new_shards = len(new)
         return list(digests)
@@ -214,73 +270,22 @@ class MainJob:
                 return
         self.instance.report_runless_asset_event(event)
 
-    def _read(self, shards: Sequence[str], summary: RunSummary) -> None:
-        digests = self.workspace.landing.digests(
-            file for file in self.workspace.landing.files() if file.shard in set(shards)
-        )
-        wanted = due.corpus_due(self.workspace, digests)
-        for key in CORPUS_KEYS:
-            wanted += [s for s in without_event(self.instance, key, digests) if s not in wanted]
-        for part in self._ranges(wanted):
-            self._execute(f"reading {len(part)} shards", "corpus", CORPUS_KEYS, shards=part)
-        summary.read = len(wanted)
-        scan = self.workspace.warehouse.scan(tables.rejected_rows_dir(), wanted)
-        if scan is not None:
-            counts = scan.group_by("reason").len().sort("len", "reason", descending=[True, False]).collect()
-            summary.rejected = dict(counts.iter_rows())
-
-    def _filter(self, shards: Sequence[str]) -> None:
-        """Hold the corpus against its filters, if it has any."""
-        present = present_shards(self.workspace)
-        wanted = quality_due(self.workspace, present)
-        if self.workspace.settings.corpus.filters.any:
-            wanted += [s for s in without_event(self.instance, SAMPLE_QUALITY_KEY, shards) if s not in wanted]
-        for part in self._ranges(wanted):
-            self._execute(f"checking {len(part)} shards", "quality", [SAMPLE_QUALITY_KEY], shards=part)
-        unseen = self.workspace.settings.corpus.filters.any and self._unseen([POOL_KEY])
-        if unseen or pool_due(self.workspace, present):
-            self._execute("filtering the pool", "pool", [POOL_KEY])
-
-    def _unseen(self, keys: Sequence[dg.AssetKey]) -> bool:
-        """Whether Dagster never saw one of these materialized: a killed run wrote tables but no event."""
-        return any(self.instance.get_latest_materialization_event(key) is None for key in keys)
-
-    def _make_checkpoints(self, target: Target, summary: RunSummary, allowance: Allowance) -> bool:
-        """Train and search for what a target is measured at; whether it can be measured now."""
-        if due.warmup_due(self.workspace, target):
-            if allowance.reached():
-                # Of what rests on it nothing could be measured now.
-                allowance.leave(target.name, "warm-up", 0, 0)
-                return False
-            self._execute(f"{target.name}: training the warm-up", "warmup", [warmup_key_of(target)])
-        waiting = due.waits_for_pool(self.workspace, target)
-        if waiting:
-            summary.waiting.append(waiting)
-            return False
-        if due.perturbation_due(self.workspace, target):
-            if allowance.reached():
-                allowance.leave(target.name, "perturbation", 0, 0)
-                return False
-            line = f"{target.name}: searching the strength of the random perturbation"
-            self._execute(line, "perturbation", [perturbation_key_of(target)])
-        summary.waiting += [reason for reason in [due.waits_for_strength(self.workspace, target)] if reason]
-        return True
-
-    def _measure(self, target: Target, summary: RunSummary, allowance: Allowance) -> None:
-        present = present_shards(self.workspace)
-        lacking = lacking_signals(self.workspace, self.instance, target, present)
-        wanted = [shard for shard in present if any(shard in shards for shards in lacking.values())]
+    def _measure(
+        self, survey: Survey, target: Target, outdated: Sequence[str], summary: RunSummary, allowance: Allowance
+    ) -> None:
+        """Measure the shards that lack signals, each range in one pass."""
+        stage, lacking = stage_named("signals"), survey.lacking_signals(target)
         summary.measured[target.name] = 0
-        for part in self._ranges(wanted):
-            signals = signals_to_run(lacking, part)
-            keys = [signal_key(target, signal) for signal in signals]
-            self._execute(f"{target.name}: measuring {len(part)} shards", "signals", keys, shards=part)
-            finished = [shard for shard in part if (target.name, shard) not in allowance.unfinished]
-            self._sum_up(target, signals, finished, summary)
+        for shards in self._ranges(stage, outdated):
+            signals = signals_to_measure(lacking, shards)
+            keys = asset_keys(self.workspace, stage, target, signals)
+            self._execute(_line(stage, target, shards), stage.name, keys, shards=shards)
+            finished = [shard for shard in shards if (target.name, shard) not in allowance.unfinished]
+            self._count_measured(target, signals, finished, summary)
         summary.measured[target.name] += allowance.samples.get(target.name, 0)
         summary.tokens_measured += allowance.tokens.get(target.name, 0)
 
-    def _sum_up(
+    def _count_measured(
         self, target: Target, signals: Sequence[SignalName], shards: Sequence[str], summary: RunSummary
     ) -> None:
         """Count what a run over shards measured, and what it could not."""
@@ -297,57 +302,26 @@ class MainJob:
                     counts = without.setdefault(signal, {})
                     counts[reason] = counts.get(reason, 0) + count
 
-    def _measure_held_out(self, target: Target, summary: RunSummary, allowance: Allowance) -> bool:
-        """Read and measure the validation sets that a target's scores look at; whether the allowance lasted."""
-        keys = validation_keys(self.workspace, target)
-        if due.validation_due(self.workspace, target) or self._unseen(keys):
-            try:
-                self._execute(f"{target.name}: measuring validation sets", "validation", keys)
-            except LimitReachedError:
-                # The allowance knows which set was left, as it does of shards.
-                summary.tokens_measured += allowance.tokens.get(target.name, 0)
-                return False
-            summary.tokens_measured += self._tokens_of_validation(target)
-        return True
-
-    def _score(self, target: Target, summary: RunSummary, allowance: Allowance) -> None:
-        if any(name == target.name for name, _ in allowance.unfinished):
+    def _measure_held_out(self, survey: Survey, target: Target, summary: RunSummary, allowance: Allowance) -> None:
+        """Read and measure the validation sets that a target's scores look at."""
+        stage = stage_named("validation")
+        if not survey.outdated(stage, target):
             return
-        if not self._measure_held_out(target, summary, allowance):
+        try:
+            self._execute(_line(stage, target, ()), stage.name, asset_keys(self.workspace, stage, target))
+        except LimitReachedError:
+            # The allowance knows which set was left, as it does of shards.
+            summary.tokens_measured += allowance.tokens.get(target.name, 0)
             return
-        keys = score_keys(self.workspace, target)
-        wanted = due.scores_due(self.workspace, target)
-        present = present_shards(self.workspace)
-        signals = self.workspace.settings.signals_of_scores(target)
-        unmeasured = {s for signal in signals for s in due.signal_due(self.workspace, target, signal, present)}
-        measured = [shard for shard in present if shard not in unmeasured]
-        if scored_signals_fingerprint(self.workspace, target) is not None:
-            wanted += [s for s in without_event(self.instance, sample_scores_key(target), measured) if s not in wanted]
-        for part in self._ranges(wanted):
-            self._execute(f"{target.name}: scoring {len(part)} shards", "scores", keys, shards=part)
-        summary.scored[target.name] = len(wanted)
-        key = score_manifest_key(target)
-        if due.manifest_due(self.workspace, target):
-            self._execute(f"{target.name}: manifest of scores", "manifest", [key])
-
-    def _tokens_of_validation(self, target: Target) -> int:
-        """Tokens that the last run over validation sets ran."""
         event = self.instance.get_latest_materialization_event(validation_signals_key(target))
         made = None if event is None else event.asset_materialization
-        return 0 if made is None else int(str(made.metadata[TOKENS_RUN].value))
+        summary.tokens_measured += 0 if made is None else int(str(made.metadata[TOKENS_RUN].value))
 
-    def _select(self, subset: Subset, summary: RunSummary) -> None:
-        if subset_due(self.workspace, subset):
-            self._execute(f"selecting {subset.name}", "subset", [subset_key(subset)])
-            summary.subsets.append(subset.name)
-        if due.subset_rows(self.workspace, subset) and self.workspace.settings.releases.policy == "on_change":
-            release, new = self.release(subset)
-            if new:
-                summary.releases.append(release_key(subset.name, release.number))
-
-    def _ranges(self, shards: Sequence[str]) -> list[list[str]]:
+    def _ranges(self, stage: Stage, outdated: Sequence[str]) -> list[list[str]]:
+        if not stage.by_shard:
+            return [list(outdated)] if outdated else []
         keys = self.instance.get_dynamic_partitions(str(SHARDS.name))
-        return due.contiguous_ranges(shards, list(keys), self.workspace.settings.engine.shards_per_run)
+        return contiguous_ranges(outdated, list(keys), self.workspace.settings.engine.shards_per_run)
 
     def _execute(
         self,
@@ -372,3 +346,14 @@ class MainJob:
                 tags=tags | (range_tags(shards) if shards else {}),
                 raise_on_error=True,
             )
+
+
+def _included(stage: Stage, until: Until | None) -> bool:
+    """Return True if a stage runs before the point at which a run stops."""
+    if until is None or stage.scope == "corpus":
+        return True
+    return until == "checkpoints" and stage.name in ("warmup", "perturbation", "validation")
+
+
+def _line(stage: Stage, item: Item, shards: Sequence[str]) -> str:
+    return LINES[stage.name].format(item="" if item is None else item.name, shards=len(shards))

@@ -17,12 +17,12 @@ from curation_assets import tables
 from curation_assets.config.running_settings import Limits
 from curation_assets.config.settings import Target
 from curation_assets.corpus.ingest import present_shards
-from curation_assets.operations.due import signal_due
+from curation_assets.operations.stages import unmeasured_shards
 from curation_assets.signals.engine import open_engine, work_of_rows
 from curation_assets.signals.measure import ShardSamples, Visit, measure_all, read_shard_samples, stores_of
 from curation_assets.signals.store import MeasuringError
 from curation_assets.workspace.fingerprints import SEGMENTED_SIGNALS, base_digest
-from curation_assets.workspace.limits import Allowance, allowed
+from curation_assets.workspace.limits import Allowance
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError
 from curation_resources.storage.warehouse import TABLE
@@ -93,25 +93,26 @@ def measure_share(workspace: Workspace, share: Share) -> Iterator[ShareSummary]:
         tokens=None if limits.tokens is None else ceil(limits.tokens / share.of),
         device_hours=None if limits.device_hours is None else limits.device_hours / share.of,
     )
-    with allowed(Allowance(part)) as allowance:
-        for target in workspace.settings.targets:
-            base_digest(workspace, target, download=True)
-            summary = ShareSummary(target.name)
-            for visit in _measured(workspace, target, share, summary):
-                summary.measured += visit.done
-                summary.stored += len(visit.samples.rows) - visit.wanted
-                summary.tokens += visit.tokens
-            summary.measured += allowance.samples.get(target.name, 0)
-            summary.tokens += allowance.tokens.get(target.name, 0)
-            if any(name == target.name for name, _ in allowance.unfinished):
-                summary.stopped = allowance.reached()
-            yield summary
+    allowance = Allowance(part)
+    workspace = replace(workspace, allowance=allowance)
+    for target in workspace.settings.targets:
+        base_digest(workspace, target, download=True)
+        summary = ShareSummary(target.name)
+        for visit in _measured(workspace, target, share, summary):
+            summary.measured += visit.done
+            summary.stored += len(visit.samples.rows) - visit.wanted
+            summary.tokens += visit.tokens
+        summary.measured += allowance.samples.get(target.name, 0)
+        summary.tokens += allowance.tokens.get(target.name, 0)
+        if any(name == target.name for name, _ in allowance.unfinished):
+            summary.stopped = allowance.reached()
+        yield summary
 
 
 def _measured(workspace: Workspace, target: Target, share: Share, summary: ShareSummary) -> Iterator[Visit]:
     stores = stores_of(workspace, target, target.signals)
     present = present_shards(workspace)
-    lacking = {shard for signal in target.signals for shard in signal_due(workspace, target, signal, present)}
+    lacking = {shard for signal in target.signals for shard in unmeasured_shards(workspace, target, signal, present)}
     # The order of all: other processes see the same, whatever has been stored meanwhile.
     due = [shard for shard in present if shard in lacking]
     segmented = not SEGMENTED_SIGNALS.isdisjoint(stores)

@@ -22,7 +22,7 @@ from curation_assets.signals.engine import Engine, Lack, Stores, open_engine
 from curation_assets.signals.parts import Done
 from curation_assets.signals.store import ShardMeasurement, SignalStore, shard_record_path
 from curation_assets.workspace.fingerprints import SEGMENTED_SIGNALS, image_limits_key, input_fingerprint
-from curation_assets.workspace.limits import Allowance, Meter, current_allowance
+from curation_assets.workspace.limits import Allowance, Meter, launched_allowance
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.progress import track
 from curation_resources.sections import SignalName
@@ -236,7 +236,7 @@ def measure_all(
     engine: Engine,
 ) -> Iterator[Visit]:
     """Measure what is not stored yet of shards, or validation sets, by name; yields what is finished."""
-    allowance = current_allowance(workspace.settings.limits, workspace.warehouse)
+    allowance = workspace.allowance or launched_allowance(workspace.settings.limits, workspace.warehouse)
     for visit in Visits(target, inputs, stores, engine, allowance).run():
         for store in stores.values():
             store.compact(visit.samples.rows["sample_id"])

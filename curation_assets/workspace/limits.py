@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -146,24 +144,8 @@ def _today() -> str:
     return datetime.now(UTC).date().isoformat()
 
 
-_of_this_call: ContextVar[Allowance | None] = ContextVar("allowance", default=None)
-
-
-@contextmanager
-def allowed(allowance: Allowance) -> Iterator[Allowance]:
-    """Everything inside spends this allowance, and not the day's."""
-    token = _of_this_call.set(allowance)
-    try:
-        yield allowance
-    finally:
-        _of_this_call.reset(token)
-
-
-def current_allowance(limits: Limits, warehouse: Warehouse) -> Allowance:
-    """The allowance of the call that this is part of; of a launched run that of the day."""
-    own = _of_this_call.get()
-    if own is not None:
-        return own
+def launched_allowance(limits: Limits, warehouse: Warehouse) -> Allowance:
+    """Return the allowance of a run that Dagster launched: the day's, if there are limits."""
     return DayAllowance(limits, warehouse) if limits.any else Allowance(limits)
 
 

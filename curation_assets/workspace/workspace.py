@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from curation_assets.config.config_file import DEFAULT_CONFIG, ConfigError, conf
 from curation_assets.config.corpus_settings import ValidationSet
 from curation_assets.config.settings import Settings, Target
 from curation_assets.tables import images_dir
+from curation_assets.workspace.limits import Allowance
 from curation_resources.models.model_files import check_kind, check_model_folder, resolve_model
 from curation_resources.storage.digests import DigestCache, bytes_digest
 from curation_resources.storage.files import FolderStorage, Storage
@@ -33,6 +34,7 @@ class Workspace:
         config_digest: hash of the file's bytes, shown with every run.
         images_from: landing area whose images the rows mean, if it is another one than that of the files.
         only_shards: as if no other file had ever landed; None: all that did.
+        allowance: what measuring may spend; None for runs that Dagster launched, which share the day's.
     """
 
     config_file: Path
@@ -40,6 +42,7 @@ class Workspace:
     config_digest: str
     images_from: Landing | None = None
     only_shards: frozenset[str] | None = None
+    allowance: Allowance | None = field(default=None, compare=False)
 
     @classmethod
     def load(cls, config: Path | None = None) -> Workspace:

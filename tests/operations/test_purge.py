@@ -20,9 +20,9 @@ from curation_assets.corpus.ingest import ingest_shard
 from curation_assets.corpus.purging import rows_without_purged
 from curation_assets.corpus.reading import read_shard
 from curation_assets.defs.instance import open_instance
-from curation_assets.operations.due import corpus_due
 from curation_assets.operations.plan import make_plan
 from curation_assets.operations.purge import PurgeError, find_sample, purge
+from curation_assets.operations.stages import Survey, stage_named
 from curation_assets.releases.build import make_release
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.workspace.purge_list import PurgedList, PurgedListError, add_purged
@@ -33,6 +33,12 @@ from tests.pipeline.workspaces import make_workspace, rows, run, write_shard
 SIGNALS = ("step_gradients", "likelihoods", "token_likelihoods", "embeddings_mean")
 TABLES = ("segmented_steps", *SIGNALS, "step_scores", "sample_scores", "subset", "subset_comparison", "sample_quality")
 FILTERS = "filters: {repetition: {limits: {duplicate_line_share: 0.9}}}"
+
+
+def outdated_shards(workspace: Workspace) -> list[str]:
+    """Shards that have to be read."""
+    digests = workspace.landing.digests(workspace.landing.files())
+    return Survey(workspace, digests).outdated(stage_named("corpus"), None)
 
 
 def moved(workspace: Workspace, place: str) -> Workspace:
@@ -109,7 +115,7 @@ def test_a_file_that_brings_it_again_is_rejected(tmp_path: Path, tiny_model: Pat
     ingested = ingest_shard(made, "a.jsonl")
     assert ingested.account.balanced
     assert ingested.reasons == {"purged": 1}
-    assert corpus_due(made, made.landing.digests(made.landing.files())) == []
+    assert outdated_shards(made) == []
 
 
 def test_purging_again_changes_nothing_and_finishes_what_was_killed(tmp_path: Path, tiny_model: Path) -> None:
@@ -133,7 +139,7 @@ def test_what_was_due_stays_due(tmp_path: Path, tiny_model: Path) -> None:
     run(made)
     write_shard(tmp_path / "landing" / "a.jsonl", rows(7))
     purge(made, read_stored(made, "raw_corpus").collect()["sample_id"][0])
-    assert corpus_due(made, made.landing.digests(made.landing.files())) == ["a.jsonl"]
+    assert outdated_shards(made) == ["a.jsonl"]
     run(made)
     assert len(read_stored(made, "sample_scores").collect()) == 6
 

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from curation_assets.cli.app import app
 from curation_assets.definitions import build_definitions
 from curation_assets.defs.reports import PREFERENCE_KEY
-from curation_assets.operations.due import preference_due
 from curation_assets.operations.report_preference import UNKNOWN, matrix, normalisations, winners
+from curation_assets.operations.stages import Survey, stage_named
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.workspace.workspace import Workspace
 from tests.models import write_tiny_model
@@ -24,6 +24,11 @@ from tests.pipeline.workspaces import instance_of, landed, make_workspace, rows,
 WRITERS = ("ann", "bob", None)
 
 Row = dict[str, Any]
+
+
+def outdated(workspace: Workspace) -> bool:
+    """True if the stored report was made from something else than is stored now."""
+    return bool(Survey(workspace, {}).outdated(stage_named("preference"), None))
 
 
 def test_the_papers_figure_is_the_normalisation_by_row(real_data: Path) -> None:
@@ -186,14 +191,14 @@ def test_it_follows_the_files(tmp_path: Path) -> None:
     found = stored_table(made)
     assert found == slow_table(made)
     assert {values[3] for values in found.values()} == {6}
-    assert not preference_due(made)
+    assert not outdated(made)
 
 
 def test_without_likelihoods_there_is_no_such_report(tmp_path: Path, tiny_model: Path) -> None:
     made = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(2)}, signals=("embeddings_mean",))
     keys = {node.key for node in build_definitions(made).resolve_asset_graph().asset_nodes}
     assert PREFERENCE_KEY not in keys
-    assert not preference_due(made)
+    assert not outdated(made)
 
 
 def test_no_prompt_with_several_responses_gives_an_empty_table(tmp_path: Path, tiny_model: Path) -> None:

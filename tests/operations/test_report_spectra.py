@@ -12,8 +12,8 @@ import pytest
 
 from curation_assets.definitions import build_definitions
 from curation_assets.defs.reports import SPECTRA_KEY
-from curation_assets.operations.due import spectra_due
 from curation_assets.operations.report_spectra import curves_by_layer, matrix, of_samples
+from curation_assets.operations.stages import Survey, stage_named
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.scoring.spec import PROJECTIONS
@@ -30,6 +30,11 @@ subsets:
 engine"""
 
 
+def outdated(workspace: Workspace) -> bool:
+    """True if the stored report was made from something else than is stored now."""
+    return bool(Survey(workspace, {}).outdated(stage_named("spectra"), None))
+
+
 def workspace_of(folder: Path, model: Path) -> Workspace:
     made = make_workspace(
         folder,
@@ -43,9 +48,9 @@ def workspace_of(folder: Path, model: Path) -> Workspace:
 
 def test_the_tables_are_those_of_loops_and_the_asset_shows_them(tmp_path: Path, tiny_model: Path) -> None:
     workspace = workspace_of(tmp_path, tiny_model)
-    assert not spectra_due(workspace)
+    assert not outdated(workspace)
     run(workspace)
-    assert not spectra_due(workspace)
+    assert not outdated(workspace)
     stored = signal_rows(workspace, "gradient_spectra")
     assert len(stored) == 24  # of a sample that is there twice once
     layers = read_stored(workspace, "spectra_by_layer").collect()
@@ -90,13 +95,13 @@ def test_it_is_due_when_scores_are_others(tmp_path: Path, tiny_model: Path) -> N
     workspace.config_file.write_text(text.replace("method: grape}", "method: perplexity}"))
     changed = Workspace.load(workspace.config_file)
     run(changed)
-    assert not spectra_due(changed)
+    assert not outdated(changed)
     found = read_stored(changed, "spectra_correlations").collect()
     (value,) = found.filter(metric="tiny.likely", spectrum="effective_rank", control="none")["correlation"]
     assert value is not None
     target = workspace.warehouse.storage
     target.remove("reports/spectra_by_layer.parquet")
-    assert spectra_due(changed)
+    assert outdated(changed)
 
 
 def test_ranks_within_a_decile_of_length_do_not_see_length() -> None:

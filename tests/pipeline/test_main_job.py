@@ -13,8 +13,8 @@ import pytest
 
 from curation_assets import tables
 from curation_assets.config.settings import Settings
-from curation_assets.defs.automation import CORPUS_KEYS
 from curation_assets.defs.main_job import MainJob
+from curation_assets.defs.stage_assets import CORPUS_KEYS
 from curation_assets.subsets.select import SelectionError, select
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.models.model_files import ModelError
