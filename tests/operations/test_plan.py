@@ -410,5 +410,5 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "landing").mkdir()
     wrong = CliRunner().invoke(app, ["plan", "--config", str(config)])
     assert wrong.exit_code == 1
-    assert "correct targets.model" in wrong.output
+    assert "Correct targets.model" in wrong.output
     assert "Nothing is stored" in CliRunner().invoke(app, ["plan", "--help"]).output
