@@ -241,7 +241,7 @@ def test_without_what_is_needed_it_says_so(tmp_path: Path) -> None:
     base = made(tmp_path / "model", "qwen2")
     with pytest.raises(GradientError, match="this checkpoint has none"):
         measured(base, batch, Request(features=replace(SPEC, weights="adapter")))
-    with pytest.raises(FeatureError, match=r"does not fit .* raise the dimension to 100"):
+    with pytest.raises(FeatureError, match=r"does not fit .* Raise the dimension to 100"):
         FeatureSpec(projection=10, dimension=99)
 
 
@@ -251,7 +251,7 @@ def test_a_layer_that_no_token_goes_through_is_an_error_and_no_gap(tmp_path: Pat
     name = next(iter(passing._layers))
     passing._layers[name] = torch.nn.Linear(3, 3)
     batch = encoded_samples(checkpoint, 2)
-    with pytest.raises(GradientError, match=f"no gradient came by {name}"):
+    with pytest.raises(GradientError, match=f"no gradient reached {name}"):
         passing.add(batch, [describe(one, place) for place, one in enumerate(batch)], Request(gradient_norms="layers"))
 
 
