@@ -371,7 +371,7 @@ def test_images_count_with_their_tokens_wherever_they_lie(tmp_path: Path) -> Non
 
 def test_no_landing_folder_is_an_error_with_the_mend(workspace: Workspace) -> None:
     (workspace.folder / "landing").rename(workspace.folder / "elsewhere")
-    with pytest.raises(LandingError, match="create it, or set"):
+    with pytest.raises(LandingError, match="Create it, or set"):
         make_plan(workspace)
 
 

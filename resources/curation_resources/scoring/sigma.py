@@ -33,7 +33,7 @@ WINDOWS = PrefixWindows((100,))
 
 
 class SigmaError(ScoringError):
-    """No strength of the random perturbation gives losses of the required size."""
+    """The search found no strength of the random perturbation with losses of the required size."""
 
 
 @dataclass(frozen=True)

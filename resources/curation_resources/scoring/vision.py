@@ -139,7 +139,8 @@ def process(processor: Any, prompt: str, response: str, images: list[Image.Image
     for name, value in model_inputs.items():
         if not isinstance(value, Tensor):
             raise ProcessorError(
-                f"{type(processor).__name__} is not supported: it returns {name} as {type(value).__name__}, not a tensor"
+                f"{type(processor).__name__} is not supported: it returns {name} as {type(value).__name__}, "
+                "not as a tensor"
             )
     ids = batch["input_ids"][0].tolist()
     return Processed(ids, tail.offsets, tail.prompt + response, len(tail.prompt), model_inputs)
