@@ -78,7 +78,7 @@ def send(alert: Alert, channels: Channels) -> None:
     document = alert.document()
     for name in channels.secrets():
         # Values are matched in their JSON encoding, so that one with quotes is found, too.
-        document = _without(document, json.dumps(_secret(name))[1:-1].encode(), f"({name})".encode())
+        document = _replaced(document, json.dumps(_secret(name))[1:-1].encode(), f"({name})".encode())
     problems = []
     if channels.command is not None:
         problems.append(_run(channels.command, document))
@@ -92,7 +92,7 @@ def send(alert: Alert, channels: Channels) -> None:
 def masked(text: str, channels: Channels) -> str:
     """Replace the values of secret variables in text. Call it before cutting text, or half a secret may remain."""
     for name in channels.secrets():
-        text = _without(text.encode(), _secret(name).encode(), f"({name})".encode()).decode()
+        text = _replaced(text.encode(), _secret(name).encode(), f"({name})".encode()).decode()
     return text
 
 
@@ -102,7 +102,7 @@ def _secret(name: str) -> str:
     return value if len(value) >= SHORTEST_SECRET else ""
 
 
-def _without(text: bytes, value: bytes, name: bytes) -> bytes:
+def _replaced(text: bytes, value: bytes, name: bytes) -> bytes:
     return text.replace(value, name) if value else text
 
 
@@ -117,10 +117,9 @@ def _run(command: Sequence[str], document: bytes) -> str | None:
     except OSError as error:
         return f"alerts.command: cannot run {command[0]} ({error.strerror})"
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        return (
-            f"alerts.command: {command[0]} exited with status {done.returncode}: {said[-1] if said else '(no message)'}"
-        )
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        message = lines[-1] if lines else "(no message)"
+        return f"alerts.command: {command[0]} exited with status {done.returncode}: {message}"
     return None
 
 

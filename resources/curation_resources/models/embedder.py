@@ -54,7 +54,7 @@ class EmbeddingPass:
             model_kwargs={"dtype": spec.dtype, "use_safetensors": True},
         )
         longest: int = self._model.max_seq_length or self._model.tokenizer.model_max_length
-        self._max_length = _least(longest, spec.max_length)
+        self._max_length = _length_limit(longest, spec.max_length)
         self._model.max_seq_length = self._max_length
 
     def stream(
@@ -132,10 +132,10 @@ def text_limits(folder: Path, max_length: int | None, trust_remote_code: bool) -
         longest = min(
             getattr(config, "max_position_embeddings", tokenizer.model_max_length), tokenizer.model_max_length
         )
-    return tokenizer, _least(int(longest), max_length)
+    return tokenizer, _length_limit(int(longest), max_length)
 
 
-def _least(longest: int, asked: int | None) -> int:
+def _length_limit(longest: int, asked: int | None) -> int:
     return longest if asked is None else min(asked, longest)
 
 

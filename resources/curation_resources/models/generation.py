@@ -96,7 +96,7 @@ class Generator:
     ) -> None:
         self.checkpoint, self.encoder = checkpoint, encoder
         self.max_new_tokens, self.batch_tokens = max_new_tokens, batch_tokens
-        self.ends = _ends(checkpoint)
+        self.ends = _end_tokens(checkpoint)
 
     def generate(
         self,
@@ -125,10 +125,10 @@ class Generator:
                 asked.append(position)
             else:
                 found[position] = Generated("", 0, False, flag)
-        report = progress or _nothing
+        report = progress or _ignore_progress
         report(len(found))
         ids = {position: encoded[position].input_ids[: encoded[position].prompt_tokens] for position in asked}
-        lengths = [len(ids[position]) + self._room(len(ids[position])) for position in asked]
+        lengths = [len(ids[position]) + self._answer_limit(len(ids[position])) for position in asked]
         for batch in plan_batches(lengths, self.batch_tokens):
             positions = [asked[place] for place in batch]
             own = None if sampling is None else (sampling, [names[position] for position in positions])
@@ -144,7 +144,7 @@ class Generator:
             return "prompt_too_long" if encoded.prompt_tokens else NO_RESPONSE
         return wrong
 
-    def _room(self, prompt: int) -> int:
+    def _answer_limit(self, prompt: int) -> int:
         """Return the maximum tokens of an answer to a prompt of this length."""
         return min(self.max_new_tokens, self.encoder.max_length - prompt)
 
@@ -152,7 +152,7 @@ class Generator:
         """Return the answers to a batch; a batch that does not fit into memory is split in half."""
         tokens = self._try(prompts, draws)
         if tokens is not None:
-            return [self._cut(new, self._room(len(ids))) for ids, new in zip(prompts, tokens, strict=True)]
+            return [self._cut(new, self._answer_limit(len(ids))) for ids, new in zip(prompts, tokens, strict=True)]
         half = len(prompts) // 2
         first, second = (None, None) if draws is None else ((draws[0], draws[1][:half]), (draws[0], draws[1][half:]))
         return self._answers(prompts[:half], first) + self._answers(prompts[half:], second)
@@ -180,7 +180,7 @@ class Generator:
         for row, prompt in enumerate(prompts):
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
             mask[row, longest - len(prompt) :] = 1
-        most = max(self._room(len(prompt)) for prompt in prompts)
+        most = max(self._answer_limit(len(prompt)) for prompt in prompts)
         processors = LogitsProcessorList()
         if draws is not None:
             numbers = [draws[0].numbers(name, most) for name in draws[1]]
@@ -247,7 +247,7 @@ def open_generator(spec: GenerationSpec) -> Generator:
     return Generator(checkpoint, encoder, spec.max_new_tokens, spec.batch_tokens)
 
 
-def _ends(checkpoint: Checkpoint) -> tuple[int, ...]:
+def _end_tokens(checkpoint: Checkpoint) -> tuple[int, ...]:
     """Return the tokens that end an answer: the tokenizer's EOS (as in training), then those of the model's folder.
 
     Raises:
@@ -265,5 +265,5 @@ def _numbers(values: Iterable[object] | None) -> list[int]:
     return [value for value in values or () if isinstance(value, int)]
 
 
-def _nothing(_count: int) -> None:
+def _ignore_progress(_count: int) -> None:
     """Ignore progress."""

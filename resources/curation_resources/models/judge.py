@@ -181,7 +181,7 @@ class JudgeScorer:
             result.tokens += tokens
         return result
 
-    def _asked(self, question: str) -> tuple[dict[str, Any], Path]:
+    def _request_body(self, question: str) -> tuple[dict[str, Any], Path]:
         """Return the request body for a question, and the path of its cached reply."""
         body = {
             "model": self.spec.model,
@@ -194,7 +194,7 @@ class JudgeScorer:
 
     def forget(self, sample: Sample) -> int:
         """Delete the cached replies about a sample's prompt; return their number."""
-        paths = [self._asked(self.spec.about(kind, sample))[1] for kind in QUESTIONS]
+        paths = [self._request_body(self.spec.about(kind, sample))[1] for kind in QUESTIONS]
         there = [path for path in paths if path.is_file()]
         for path in there:
             path.unlink()
@@ -205,10 +205,10 @@ class JudgeScorer:
 
         Replies without a value are not cached: a repeated request may return one.
         """
-        body, path = self._asked(question)
+        body, path = self._request_body(question)
         # The lock makes threads that have the same question send it only once.
         with self._locks[int(path.name[:2], 16) % len(self._locks)]:
-            kept = _kept_reply(path)
+            kept = _cached_reply(path)
             if kept is not None:
                 self._replied = True
                 return kept, 0
@@ -243,17 +243,17 @@ class JudgeScorer:
         url = f"{self.spec.url.rstrip('/')}/chat/completions"
         status, content = self._request(url, body)
         # Remove the key before cutting the text: even a part of it must not be shown.
-        said = self._without_key(content.decode("utf-8", "replace"))[:MOST_SAID]
+        text = self._without_key(content.decode("utf-8", "replace"))[:MOST_SAID]
         if status in REFUSED:
             self._refusals += 1
             if self._refusals >= ALL_REFUSED and not self._replied:
                 raise JudgeError(
-                    f"the judge at {url} refuses every question (the last with {status}: {said}). Check that it "
+                    f"the judge at {url} refuses every question (the last with {status}: {text}). Check that it "
                     f"serves {self.spec.model} and accepts temperature and max_tokens as set in endpoint."
                 )
-            raise RefusedError(f"{status}: {said}")
+            raise RefusedError(f"{status}: {text}")
         if status != 200:
-            raise JudgeError(f"the judge at {url} responded with {status}: {said}{self._mend(status)}")
+            raise JudgeError(f"the judge at {url} responded with {status}: {text}{self._suggestion(status)}")
         self._replied = True
         return _content(url, content, self._without_key)
 
@@ -267,32 +267,32 @@ class JudgeScorer:
             try:
                 answer = self._pool.request("POST", url, json=body, headers=self._headers(), preload_content=False)
             except urllib3.exceptions.HTTPError as error:
-                raise self._silent(url, getattr(error, "reason", None) or error) from error
+                raise self._no_response_error(url, getattr(error, "reason", None) or error) from error
             try:
                 content = answer.read(MAX_REPLY_BYTES + 1)
             except urllib3.exceptions.HTTPError as error:
                 if not left:
-                    raise self._silent(url, error) from error
+                    raise self._no_response_error(url, error) from error
             else:
                 answer.release_conn()
                 return answer.status, content
         raise AssertionError("attempts is at least 1")
 
-    def _silent(self, url: str, why: Exception) -> JudgeError:
+    def _no_response_error(self, url: str, why: Exception) -> JudgeError:
         """Return the error for an endpoint that does not respond."""
         if isinstance(why, urllib3.exceptions.NameResolutionError):
-            said = "unknown host name"
+            reason = "unknown host name"
         elif isinstance(why, urllib3.exceptions.NewConnectionError):
-            said = "connection refused"
+            reason = "connection refused"
         elif isinstance(why, urllib3.exceptions.TimeoutError):
-            said = f"no response within {self.spec.timeout:g} s (targets.endpoint.timeout_seconds)"
+            reason = f"no response within {self.spec.timeout:g} s (targets.endpoint.timeout_seconds)"
         else:
-            said = self._without_key(f"{type(why).__name__}: {why}")[:MOST_SAID]
+            reason = self._without_key(f"{type(why).__name__}: {why}")[:MOST_SAID]
         return JudgeError(
-            f"the judge at {url} does not answer ({said}). Check that it is running, or correct targets.endpoint.url."
+            f"the judge at {url} does not answer ({reason}). Check that it is running, or correct targets.endpoint.url."
         )
 
-    def _mend(self, status: int) -> str:
+    def _suggestion(self, status: int) -> str:
         """Return the fix to suggest for a status code, or an empty string."""
         if status in (401, 403):
             named = self.spec.key_variable
@@ -341,7 +341,7 @@ def _content(url: str, content: bytes, shown: Callable[[str], str]) -> tuple[str
     return reply, int(used) if isinstance(used, int) else tokens_by_bytes(reply)
 
 
-def _kept_reply(path: Path) -> str | None:
+def _cached_reply(path: Path) -> str | None:
     """Return a cached reply; None if it is missing or incomplete."""
     try:
         return storable(str(json.loads(path.read_text(encoding="utf-8"))["reply"]))
@@ -364,8 +364,8 @@ def parse(kind: Question, reply: str, tokens: int) -> Judgement:
     if kind == "instruction_tags":
         count = len(TAG.findall(reply))
         # An empty list is a valid answer: the prompt has no tags.
-        said = count if count or reply.strip() == "[]" else None
-        return Judgement(said, reply, tokens, TAG_NAME.findall(reply))
+        value = count if count or reply.strip() == "[]" else None
+        return Judgement(value, reply, tokens, TAG_NAME.findall(reply))
     found = SCORE.match(reply)
     score = int(found[1]) if found and len(found[1]) <= 2 else 0
     return Judgement(score if 1 <= score <= 10 else None, reply, tokens, [])

@@ -148,12 +148,12 @@ def check_kind(folder: Path, kind: str) -> None:
         ModelError: a language model is used as a reward model.
     """
     config = _read_json_object(folder / "config.json")
-    said = [str(name) for name in config.get("architectures") or []]
+    names = [str(name) for name in config.get("architectures") or []]
     own_code = "AutoModelForSequenceClassification" in (config.get("auto_map") or {})
-    if kind == "reward" and said and not own_code and not any(name.endswith(CLASSIFIER) for name in said):
+    if kind == "reward" and names and not own_code and not any(name.endswith(CLASSIFIER) for name in names):
         raise ModelError(
-            f"{folder} is a {', '.join(said)}, not a reward model. Name the folder of a reward model (its architecture "
-            f"ends in {CLASSIFIER})."
+            f"{folder} is a {', '.join(names)}, not a reward model. Name the folder of a reward model (its "
+            f"architecture ends in {CLASSIFIER})."
         )
 
 

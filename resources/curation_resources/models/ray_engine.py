@@ -129,7 +129,7 @@ class RayPool:
         room = gpus if on_gpus else cpus // options.cpus
         self.workers = options.workers or max(1, room)
         if self.workers > room:
-            # Waiting workers are what makes an autoscaler add nodes.
+            # Waiting workers make an autoscaler add nodes.
             logger.warning(
                 "the Ray cluster at %s has room for %d of %d workers (%d GPUs, %d CPUs); the others wait for nodes",
                 options.address,
@@ -237,23 +237,23 @@ class RayGroup:
         units, finished = UnitQueue(sources, self._pool.workers), False
         try:
             for actor in self._pool.started():
-                self._give(actor, units)
-            while waited := self._waited(units):
+                self._assign(actor, units)
+            while waited := self._awaited(units):
                 ready, _ = self._ray.wait(list(waited), num_returns=1, timeout=PATIENCE)
                 if not ready:
                     self._warn_of_no_room()
                 for ref in ready:
                     actor = waited[ref]
                     if ref == actor.who:
-                        self._meet(actor, units)
-                    elif (done := self._take(actor, ref, units)) is not None:
+                        self._register(actor, units)
+                    elif (done := self._collect(actor, ref, units)) is not None:
                         yield done
             finished = True
         finally:
             if not finished:
                 self._pool.close()
 
-    def _waited(self, units: UnitQueue[Any]) -> dict[Any, _Actor]:
+    def _awaited(self, units: UnitQueue[Any]) -> dict[Any, _Actor]:
         """Return the references to wait for: results of assigned units and, while units are left, unplaced actors."""
         actors = self._pool.actors
         waited = {ref: actor for actor in actors for ref, _ in actor.units}
@@ -265,12 +265,12 @@ class RayGroup:
         if not any(actor.units for actor in self._pool.actors):
             logger.warning("no worker is placed in the Ray cluster; waiting for room (`ray status` shows its usage)")
 
-    def _meet(self, actor: _Actor, units: UnitQueue[Any]) -> None:
+    def _register(self, actor: _Actor, units: UnitQueue[Any]) -> None:
         """Register an actor that has just been placed, and assign its first units."""
         try:
             actor.process, actor.name = self._ray.get(actor.who)
         except self._ray.exceptions.RayTaskError as error:
-            raise _plain(error) from error
+            raise _original_error(error) from error
         except self._pool.lost() as error:
             self._stillborn += 1
             if self._stillborn >= MOST_STILLBORN:
@@ -281,9 +281,9 @@ class RayGroup:
             self._pool.replace(actor)
             return
         self._stillborn = 0
-        self._give(actor, units)
+        self._assign(actor, units)
 
-    def _give(self, actor: _Actor, units: UnitQueue[Any]) -> None:
+    def _assign(self, actor: _Actor, units: UnitQueue[Any]) -> None:
         """Assign the next units to an actor, up to its limit; none before it is placed."""
         while actor.name is not None and len(actor.units) < IN_FLIGHT and (unit := units.next()) is not None:
             payload, again = unit.source.payload(unit.positions), unit.given > 0
@@ -292,21 +292,21 @@ class RayGroup:
             ref = actor.handle.measure.remote(self._group, self._make, self._spec, payload, asked, again)
             actor.units.append((ref, unit))
 
-    def _take(self, actor: _Actor, ref: Any, units: UnitQueue[Any]) -> tuple[Unit[Any], Any] | None:
+    def _collect(self, actor: _Actor, ref: Any, units: UnitQueue[Any]) -> tuple[Unit[Any], Any] | None:
         """Return a finished unit with its result; None if its actor died, and the unit is assigned again."""
         try:
             result = self._ray.get(ref)
         except self._pool.lost() as error:
-            self._again(actor, units, error)
+            self._reassign(actor, units, error)
             return None
         except self._ray.exceptions.RayTaskError as error:
-            raise _plain(error) from error
+            raise _original_error(error) from error
         unit = next(unit for known, unit in actor.units if known == ref)
         actor.units = [pair for pair in actor.units if pair[0] != ref]
-        self._give(actor, units)
+        self._assign(actor, units)
         return unit, result
 
-    def _again(self, actor: _Actor, units: UnitQueue[Any], error: Exception) -> None:
+    def _reassign(self, actor: _Actor, units: UnitQueue[Any], error: Exception) -> None:
         """Replace a dead actor; its units go to the front of the queue, and the one in progress counts a death."""
         held = [unit for _, unit in actor.units]
         held[0].deaths += 1
@@ -319,7 +319,7 @@ class RayGroup:
         self._pool.replace(actor)
         # There may be no room for a replacement, so idle actors take over.
         for other in self._pool.actors:
-            self._give(other, units)
+            self._assign(other, units)
 
 
 def _connected(address: str) -> Any:
@@ -352,7 +352,7 @@ def _connected(address: str) -> Any:
     return ray
 
 
-def _plain(error: Any) -> Exception:
+def _original_error(error: Any) -> Exception:
     """Return a worker's exception: errors with a fix unchanged, anything else with the worker's traceback."""
     from curation_resources.scoring.errors import ScoringError  # noqa: PLC0415
 

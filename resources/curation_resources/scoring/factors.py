@@ -147,7 +147,7 @@ def hooked(takers: Sequence[Taker], shape: tuple[int, int]) -> Iterator[None]:
                 "per-sample gradients cannot be computed. Take gradients with respect to an adapter of the "
                 "attention (targets.gradients.weights: adapter, warmup.lora_modules)."
             )
-        output.register_hook(partial(_handed_on, taker.take, name, own, shape))
+        output.register_hook(partial(_pass_on, taker.take, name, own, shape))
 
     pairs = [(taker, name, module) for taker in takers for name, module in taker.layers.items()]
     handles = [module.register_forward_hook(partial(capture, taker, name)) for taker, name, module in pairs]
@@ -158,7 +158,7 @@ def hooked(takers: Sequence[Taker], shape: tuple[int, int]) -> Iterator[None]:
             handle.remove()
 
 
-def _handed_on(take: Take, name: str, inputs: Tensor, shape: tuple[int, int], gradients: Tensor) -> None:
+def _pass_on(take: Take, name: str, inputs: Tensor, shape: tuple[int, int], gradients: Tensor) -> None:
     own = by_sample(gradients.detach(), *shape)
     assert own is not None, "a linear layer keeps the number of rows"
     with torch.no_grad():

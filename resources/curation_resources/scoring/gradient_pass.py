@@ -65,7 +65,7 @@ class GradientPass:
             GradientError: the requested gradients are not available for this model or checkpoint.
         """
         takers = self._takers(batch, request)
-        added = self._of_responses(batch, results, takers) if takers else [_copied(result) for result in results]
+        added = self._of_responses(batch, results, takers) if takers else [_copy_of(result) for result in results]
         if request.step_features is not None:
             most = len(batch) * max(len(encoded) for encoded in batch)
             for encoded, result in zip(batch, added, strict=True):
@@ -79,7 +79,7 @@ class GradientPass:
         losses = backward(self.checkpoint, self.head, batch, [taker for taker, _ in made]).tolist()
         added = []
         for row, (encoded, result, loss) in enumerate(zip(batch, results, losses, strict=True)):
-            own = _copied(result)
+            own = _copy_of(result)
             _count(own, len(encoded))
             if math.isfinite(loss):
                 own.response_loss = loss
@@ -111,7 +111,7 @@ class GradientPass:
                 [Taker(self._of(sketch.blocks), features.take)],
                 labels,
             )
-            _all_came(sketch.blocks, features.seen)
+            _check_complete(sketch.blocks, features.seen)
             vectors.append(features.vectors)
         gram: npt.NDArray[np.float64] = gram_of_gradients(torch.cat(vectors)).cpu().numpy()
         return gram
@@ -141,7 +141,7 @@ class GradientPass:
                     "no gradient reached some layer's attention projections: the model does not run them all"
                 )
             if found.finite:
-                result.spectra = _plain(found)
+                result.spectra = _as_result(found)
             return found.finite
 
         return Taker(layers, spectra.take), add
@@ -153,7 +153,7 @@ class GradientPass:
         norms = NormsOfBatch(matrices, count, self.checkpoint.device)
 
         def add(result: SampleSignals, row: int) -> bool:
-            _all_came(matrices, norms.seen)
+            _check_complete(matrices, norms.seen)
             norm = float(norms.norms()[row])
             if math.isfinite(norm):
                 result.gradient_norm = norm
@@ -167,7 +167,7 @@ class GradientPass:
         features = FeaturesOfBatch(sketch, count, self.checkpoint.device, moments, spec.epsilon_inside)
 
         def add(result: SampleSignals, row: int) -> bool:
-            _all_came(sketch.blocks, features.seen)
+            _check_complete(sketch.blocks, features.seen)
             vector = features.vectors[row]
             if not bool(vector.isfinite().all()):
                 return False
@@ -198,7 +198,7 @@ class GradientPass:
         return adam_moments(self.checkpoint, self._matrices(weights))
 
 
-def _copied(result: SampleSignals) -> SampleSignals:
+def _copy_of(result: SampleSignals) -> SampleSignals:
     """Return a copy of a result that may be modified."""
     return replace(result, flags=list(result.flags), gradient_flags=list(result.gradient_flags))
 
@@ -211,13 +211,13 @@ def _count(result: SampleSignals, tokens: int) -> None:
         result.tokens = tokens
 
 
-def _all_came(wanted: dict[str, list[Matrix]] | dict[str, list[Block]], seen: set[str]) -> None:
+def _check_complete(wanted: dict[str, list[Matrix]] | dict[str, list[Block]], seen: set[str]) -> None:
     missing = sorted(wanted.keys() - seen)
     if missing:
         raise GradientError(f"no gradient reached {', '.join(missing[:3])}: the model does not run all its layers")
 
 
-def _plain(spectra: Spectra) -> GradientSpectra:
+def _as_result(spectra: Spectra) -> GradientSpectra:
     return GradientSpectra(
         nuclear_norm=spectra.nuclear_norm.tolist(),
         effective_rank=_with_none(spectra.effective_rank),

@@ -266,7 +266,7 @@ def _fetch_once(url: str, limits: ImageLimits, deadline: float) -> tuple[bytes, 
         raise ImageError("image_unreachable", f"{url[:200]}: not a web address")
     connection = _connection(parts.scheme, parts.hostname, parts.port, deadline)
     # The watchdog cuts the connection at the deadline, however slowly headers or content trickle in.
-    watchdog = threading.Timer(max(0.1, deadline - time.monotonic()), _hang_up, (connection.sock,))
+    watchdog = threading.Timer(max(0.1, deadline - time.monotonic()), _shut_down, (connection.sock,))
     watchdog.daemon = True
     watchdog.start()
     try:
@@ -321,7 +321,7 @@ def _connect(addresses: Sequence[str], port: int, deadline: float) -> socket.soc
     raise failed
 
 
-def _hang_up(line: socket.socket) -> None:
+def _shut_down(line: socket.socket) -> None:
     with suppress(OSError):  # it may already be closed
         line.shutdown(socket.SHUT_RDWR)
 

@@ -298,7 +298,7 @@ def _decoder(model: Any) -> nn.Module:
     return decoder
 
 
-def _few_tokens(model: Any, checkpoint: Checkpoint) -> Tensor:
+def _test_tokens(model: Any, checkpoint: Checkpoint) -> Tensor:
     """Return a few tokens for testing the model [1, up to 8], without image tokens, which would need an image."""
     media = [value for name, value in vars(model.config).items() if name.endswith(("_token_id", "_token_index"))]
     most = min(64, len(checkpoint.head.weight), checkpoint.vocabulary)
@@ -307,7 +307,7 @@ def _few_tokens(model: Any, checkpoint: Checkpoint) -> Tensor:
 
 def _check_causal(model: Any, checkpoint: Checkpoint) -> None:
     """Check that no token attends to later ones: it would see the token that it predicts, and padding."""
-    ids = _few_tokens(model, checkpoint)
+    ids = _test_tokens(model, checkpoint)
     changed = ids.clone()
     changed[0, -1] = ids[0, 0]
     with torch.inference_mode():
@@ -323,7 +323,7 @@ def _check_causal(model: Any, checkpoint: Checkpoint) -> None:
 def _check_logits(model: Any, checkpoint: Checkpoint) -> None:
     """Verify decoder and head against the model's own logits on a few tokens."""
     head = checkpoint.head
-    ids = _few_tokens(model, checkpoint)
+    ids = _test_tokens(model, checkpoint)
     with torch.inference_mode():
         expected = model(input_ids=ids, use_cache=False).logits.float()
         hidden = checkpoint.decoder(input_ids=ids, use_cache=False).last_hidden_state

@@ -103,7 +103,7 @@ class PerturbedPass:
         every = request.windows(lengths)
         described = [describe(encoded, position, every) for position, encoded in enumerate(window, start)]
         results = [_without_losses(known) for known in described]
-        runnable = [place for place, known in enumerate(described) if _runs(known)]
+        runnable = [place for place, known in enumerate(described) if _is_measurable(known)]
         cut = [cut_to_windows(window[place], every) for place in runnable]
         realised: list[Realised] = []
         measured: dict[Part, list[list[SampleSignals]]] = {}
@@ -184,7 +184,7 @@ def window_of(device: str) -> int:
     return CUDA_WINDOW if device.startswith("cuda") else CPU_WINDOW
 
 
-def _runs(described: SampleSignals) -> bool:
+def _is_measurable(described: SampleSignals) -> bool:
     """Return True if a sample's early losses can be measured."""
     return not described.prefix_flags and not set(described.flags) & UNRUNNABLE.keys()
 

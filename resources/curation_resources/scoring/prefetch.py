@@ -80,7 +80,7 @@ class EncodingAhead:
             while self._pending:
                 encoded = self._pending.popleft().result()
                 window += encoded
-                held += self._seen(encoded)
+                held += self._record_size(encoded)
                 self._submit()
                 if len(window) >= self._window_samples or held >= self._window_bytes:
                     yield window
@@ -91,7 +91,7 @@ class EncodingAhead:
             # Also if the caller stops early: unneeded threads must not delay its exit.
             self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _seen(self, encoded: Sequence[Encoded]) -> int:
+    def _record_size(self, encoded: Sequence[Encoded]) -> int:
         """Return a chunk's bytes, and remember the largest image as the expected size of the next ones."""
         size = pixel_bytes(encoded)
         images = sum(len(item.sample.images) for item in encoded if item.model_inputs)

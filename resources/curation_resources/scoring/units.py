@@ -109,14 +109,14 @@ class UnitQueue(Generic[Tag]):
 
     def left(self) -> bool:
         """Return True if there are units left to assign."""
-        self._take_in()
+        self._read_sources()
         return bool(self._again or self._waiting)
 
     def next(self) -> Unit[Tag] | None:
         """Return the next unit; None if there is none left."""
         if self._again:
             return self._again.popleft()
-        self._take_in()
+        self._read_sources()
         if not self._waiting:
             return None
         source, order = self._waiting[0]
@@ -137,7 +137,7 @@ class UnitQueue(Generic[Tag]):
             return MOST_CHARACTERS
         return min(MOST_CHARACTERS, max(self._least, self._left // (self._workers * SHARE_OF_REST)))
 
-    def _take_in(self) -> None:
+    def _read_sources(self) -> None:
         """Read sources until there is a unit for every worker, as far as possible."""
         while self._sources is not None and self._left < self._workers * MOST_CHARACTERS:
             source = next(self._sources, None)

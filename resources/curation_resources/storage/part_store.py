@@ -77,7 +77,7 @@ class Measurements:
 
     def rows(self, sample_ids: pl.Series) -> pl.DataFrame | None:
         """Return the rows of these samples, in order of sample_id; None if nothing at all has been measured."""
-        return self._steady(lambda: self._rows(sample_ids))
+        return self._with_retry(lambda: self._rows(sample_ids))
 
     def compact(self, sample_ids: pl.Series) -> None:
         """Merge the parts that contain only these samples; one visit to a shard leaves many.
@@ -153,7 +153,7 @@ class Measurements:
             )
         return [name for name in names if self.path(name) not in damaged]
 
-    def _steady(self, read: Callable[[], Found]) -> Found:
+    def _with_retry(self, read: Callable[[], Found]) -> Found:
         """Read, and retry if parts were removed meanwhile."""
         begun = time.monotonic()
         while True:

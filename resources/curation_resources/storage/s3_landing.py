@@ -109,7 +109,7 @@ class S3Landing(Landing):
                 continue
             except AccessRefusedError as error:
                 raise PermissionError(errno.EACCES, str(error)) from error
-            _forget_others(target.parent)
+            _remove_other_versions(target.parent)
             return copied
         raise FileChangedError(f"{self.storage.shown(file_name(shard))}: keeps changing while it is read")
 
@@ -163,7 +163,7 @@ def _is_path(key: str) -> bool:
     return "\0" not in key and key == str(PurePosixPath(key)) and not {"", ".", ".."} & set(key.split("/"))
 
 
-def _forget_others(version: Path) -> None:
+def _remove_other_versions(version: Path) -> None:
     """Remove the copies of a shard's other versions once no process can still be reading them."""
     for copy in version.parent.glob("*/*"):
         # Another process may remove it at the same time.

@@ -173,7 +173,7 @@ def train(
     """
     peft = _training_stack(recipe)
     quieten_transformers()
-    _refuse_absent(spec.device)
+    _check_device(spec.device)
     loop, encoded = _prepare(spec, samples, recipe, weights, validation or {}, peft)
     wanted = (trajectory or Trajectory()).over(len(encoded), recipe)
     identity = digest("training", TRAINER_VERSION, _facts(spec, recipe, wanted), *_examples_digests(loop))
@@ -183,11 +183,11 @@ def train(
         return all(step_folder(place, step).is_dir() for step in wanted.steps(loop.total) if step <= done)
 
     if loop.go_on(place / STATE, identity, whole):
-        (progress or _nothing)(loop.done)
+        (progress or _ignore_progress)(loop.done)
     elif place.exists():
         shutil.rmtree(place)
     try:
-        checkpoints = _run(loop, spec, wanted, place, identity, progress or _nothing)
+        checkpoints = _run(loop, spec, wanted, place, identity, progress or _ignore_progress)
         _save(loop, spec, out)
     except TrainingError as error:
         if work is None or not (place / STATE).exists():
@@ -219,7 +219,7 @@ def _link(source: str, target: str) -> str:
     return target
 
 
-def _refuse_absent(device: str) -> None:
+def _check_device(device: str) -> None:
     """Check that a device exists before a model is loaded for it."""
     from curation_resources.scoring.devices import devices_of  # noqa: PLC0415
     from curation_resources.scoring.errors import ScoringError  # noqa: PLC0415
@@ -230,7 +230,7 @@ def _refuse_absent(device: str) -> None:
         raise TrainingError(f"{error}. Correct engine.device.") from error
 
 
-def _nothing(_steps: int) -> None:
+def _ignore_progress(_steps: int) -> None:
     """Ignore progress."""
 
 

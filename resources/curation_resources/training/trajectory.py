@@ -127,7 +127,7 @@ def with_trajectories(
                 results[position].trajectory_weights = list(weights)
         for position, result in results.items():
             result.position = begin + position
-            if _lacks(result, request) and result.tokens and NON_FINITE not in result.flags:
+            if _is_incomplete(result, request) and result.tokens and NON_FINITE not in result.flags:
                 result.flags = [*result.flags, NON_FINITE]
         if progress is not None:
             progress(len(chunk))
@@ -174,7 +174,7 @@ def _all_of(found: Iterable[T | None]) -> list[T] | None:
     return there if len(there) == len(values) else None
 
 
-def _lacks(result: SampleSignals, request: Request) -> bool:
+def _is_incomplete(result: SampleSignals, request: Request) -> bool:
     """Return True if a sample lacks a value that should have been measurable at another checkpoint."""
     gradients = request.trajectory_gradients is not None and result.trajectory_gradients is None
     features = request.trajectory_features is not None and result.trajectory_features is None
