@@ -106,7 +106,7 @@ def check_model_folder(folder: Path) -> None:
                 f"model folder {folder} has only pickled weights ({', '.join(pickled)}), which are never "
                 "loaded. Convert them with save_pretrained(..., safe_serialization=True)."
             )
-        raise ModelError(f"model folder {folder} has no .safetensors weights")
+        raise ModelError(f"model folder {folder} has no .safetensors weights. Copy or download it again.")
     absent = _absent_weights(folder)
     if absent:
         raise ModelError(
@@ -196,7 +196,9 @@ def weight_files(folder: Path) -> list[Path]:
     """
     named = _named_weights(folder)
     if any(".." in Path(name).parts or Path(name).is_absolute() for name in named):
-        raise ModelError(f"model folder {folder}: {INDEX_FILE} names a path outside the folder")
+        raise ModelError(
+            f"model folder {folder}: {INDEX_FILE} names a path outside the folder. Copy or download it again."
+        )
     found = {*folder.glob("*.safetensors"), *(folder / name for name in named if (folder / name).is_file())}
     # Adam's moments lie beside the weights, but are not part of them.
     return sorted(file for file in found if file.name != OPTIMIZER)
