@@ -1,1 +1,1 @@
-"""What assets use: the outside world and the hardware. Nothing here imports `curation_assets`."""
+"""Storage, models, scoring and training for the assets. Nothing here imports `curation_assets`."""

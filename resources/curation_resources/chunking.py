@@ -1,4 +1,4 @@
-"""Work that gives its results a piece at a time: small pieces first, larger ones where they take little time."""
+"""Split work into chunks that start small and grow while each chunk finishes quickly."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import time
 from collections.abc import Iterator
 
 FIRST = 256
-"""Items of the first piece: results of no more than a minute or so are lost when the work is killed."""
+"""Items in the first chunk; small, so that killed work loses at most a minute or so of results."""
 GROWTH = 4
 SHORT_SECONDS = 30.0
-"""A piece that took less is followed by a larger one: what is to be done once a piece is then spread over more."""
+"""A chunk that took less time is followed by a larger one, which spreads the fixed cost per chunk over more items."""
 
 
 def pieces(count: int, largest: int, first: int = FIRST) -> Iterator[tuple[int, int]]:
-    """Begin and end of each piece of so many items; how long a piece takes is seen when the next one is asked for."""
+    """Yield the start and end of each chunk; a chunk's duration is measured until the next one is requested."""
     begin, size = 0, min(first, largest)
     while begin < count:
         started = time.monotonic()

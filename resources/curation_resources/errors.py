@@ -1,12 +1,12 @@
-"""The base of every error that a user can mend: commands show its message instead of a traceback."""
+"""The base class of errors that a user can fix; commands print the message instead of a traceback."""
 
 from __future__ import annotations
 
 
 def in_a_line(error: Exception) -> str:
-    """The first line of what an error says; what it is, if it says nothing."""
+    """Return the first line of an error's message, or the name of its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 class UserError(RuntimeError):
-    """Something the user can mend; the message names what is wrong and how."""
+    """An error that the user can fix; the message states the problem and the fix."""

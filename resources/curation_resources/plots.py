@@ -1,4 +1,4 @@
-"""Plots for the Dagster UI, as Markdown pictures with the PNG inside."""
+"""Plots for the Dagster UI, as Markdown images with an embedded PNG."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ COLORS = ("#9aa5b1", "#2563eb", "#d97706", "#059669")
 MARKS = "os^vD*Px"
 BINS = 40
 LONGEST_LABEL = 60
-"""Characters: a longer one would leave no room for what is drawn."""
+"""Maximum characters of a label; a longer one would leave no room for the plot."""
 
 DARK = 0.6
-"""Values from this share of the largest on are written in white."""
+"""Cells above this share of the largest value get white text."""
 
 
 def histogram(groups: Mapping[str, Sequence[float]], title: str, x_label: str) -> str:
-    """Overlaid histograms of one value in several groups (first one drawn as the background)."""
+    """Plot overlaid histograms of one value in several groups; the first group is the background."""
     values = [value for group in groups.values() for value in group]
     low, high = wide_range(min(values), max(values)) if values else (0.0, 1.0)
-    # A group takes memory of its size here; of what is large the counts are known (`counted_histogram`).
+    # Each group is copied into a list here; for large data, compute the counts and call `counted_histogram`.
     counted = {name: np.histogram(list(group), BINS, (low, high))[0].tolist() for name, group in groups.items()}
     return counted_histogram([float(edge) for edge in np.linspace(low, high, BINS + 1)], counted, title, x_label)
 
 
 def counted_histogram(edges: Sequence[float], groups: Mapping[str, Sequence[int]], title: str, x_label: str) -> str:
-    """Overlaid histograms of one value in several groups, of which the counts between the edges are known."""
+    """Plot overlaid histograms from precomputed counts per bin and group."""
     figure, axes = _figure(title)
     for color, (name, counts) in zip(COLORS, groups.items(), strict=False):
         label = f"{name} ({sum(counts):,})"
@@ -53,7 +53,7 @@ def counted_histogram(edges: Sequence[float], groups: Mapping[str, Sequence[int]
 
 
 def curve(values: Sequence[float], title: str, x_label: str, y_label: str) -> str:
-    """One curve over 1, 2, 3, ..."""
+    """Plot one curve over 1, 2, 3, ..."""
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _figure(title)
@@ -65,7 +65,7 @@ def curve(values: Sequence[float], title: str, x_label: str, y_label: str) -> st
 
 
 def curves(lines: Mapping[str, Sequence[tuple[float, float]]], title: str, x_label: str, y_label: str) -> str:
-    """Several curves, a name each: points by x, then y; told apart by marks as well as by colors."""
+    """Plot several named curves from (x, y) points; markers as well as colours distinguish them."""
     figure, axes = _figure(title)
     for number, (name, points) in enumerate(lines.items()):
         xs, ys = [x for x, _ in points], [y for _, y in points]
@@ -79,7 +79,7 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], title: str, x_lab
 
 
 def scatter(x: Sequence[float], y: Sequence[float], title: str, x_label: str, y_label: str) -> str:
-    """Points, faint where there are many."""
+    """Plot points, faint where there are many."""
     figure, axes = _figure(title)
     axes.scatter(list(x), list(y), s=8, color=COLORS[1], alpha=0.35, linewidths=0)
     axes.set_xlabel(_plain(x_label))
@@ -94,15 +94,15 @@ def heat_map(
     title: str,
     scale: Literal["signed", "share"] = "signed",
 ) -> str:
-    """A matrix with a number in every cell, None left empty.
+    """Plot a matrix with a number in every cell; None leaves a cell empty.
 
     Args:
         values: by row, then column.
         rows: names of the rows.
         columns: names of the columns.
-        title: over the picture.
-        scale: signed: values between -1 and 1, blue over white to red; share: between 0 and 1, as percent, white to
-            the largest one's blue.
+        title: title of the plot.
+        scale: signed: values between -1 and 1, from blue over white to red; share: values between 0 and 1, as percent,
+            from white to blue at the largest value.
     """
     figure, axes = _figure(title, height=1.4 + 0.32 * max(1, len(rows)))
     numbers = [[float("nan") if value is None else value for value in row] for row in values]
@@ -125,13 +125,13 @@ def heat_map(
 
 
 def stacked_bars(shares: Mapping[str, Mapping[str, float]], title: str, x_label: str) -> str:
-    """One bar a name, divided by part: shares that sum to one."""
+    """Plot one stacked bar per name; the shares of a bar sum to one."""
     figure, axes = _figure(title, height=1.4 + 0.32 * max(1, len(shares)))
     names = list(shares)[::-1]
     begin = [0.0] * len(names)
     for number, part in enumerate(dict.fromkeys(part for bar in shares.values() for part in bar)):
         widths = [shares[name].get(part, 0.0) for name in names]
-        # By number: names that are shown alike are still two bars.
+        # Positions are numbers, so that two names that look the same still get a bar each.
         axes.barh(range(len(names)), widths, left=begin, label=_plain(part), color=f"C{number % 10}", alpha=0.85)
         begin = [start + width for start, width in zip(begin, widths, strict=True)]
     axes.set_yticks(range(len(names)), [_plain(name) for name in names], fontsize=8)
@@ -145,13 +145,13 @@ def stacked_bars(shares: Mapping[str, Mapping[str, float]], title: str, x_label:
 def intervals(
     values: Sequence[tuple[str, float, float | None, float | None]], title: str, x_label: str, mark: float | None = None
 ) -> str:
-    """A dot with its interval a name.
+    """Plot a dot with its interval for each name.
 
     Args:
-        values: by row from the top its name, the value, and both ends of its interval (None: there is none).
-        title: over the picture.
-        x_label: what the values are.
-        mark: a value that the others are held against, as a line.
+        values: rows from top to bottom: name, value, and both ends of the interval (None: no interval).
+        title: title of the plot.
+        x_label: label of the x axis.
+        mark: reference value, drawn as a vertical line.
     """
     figure, axes = _figure(title, height=1.4 + 0.28 * max(1, len(values)))
     for place, (_, value, low, high) in enumerate(values):
@@ -167,14 +167,14 @@ def intervals(
 
 
 def _plain(text: str) -> str:
-    """Text from outside as a label shows it: no formulas, and nothing that a legend leaves out."""
+    """Return untrusted text as a label: no formulas, and no leading underscore, which would hide it from the legend."""
     line = " ".join(harmless(shortened(text, LONGEST_LABEL)).split())
     shown = line.replace("$", "\\$")
     return f" {shown}" if shown.startswith("_") else shown
 
 
 def wide_range(low: float, high: float) -> tuple[float, float]:
-    """Lowest and highest value; around one value, something wide enough to be cut into bins."""
+    """Return the lowest and highest value, widened if they are (almost) equal, so that bins can be cut."""
     narrow = max(abs(low), abs(high)) * 1e-9
     if high - low > narrow:
         return low, high
@@ -182,7 +182,7 @@ def wide_range(low: float, high: float) -> tuple[float, float]:
 
 
 def _figure(title: str, height: float = 3.2) -> tuple[Figure, Axes]:
-    # Half a second to import, and only runs that draw need it.
+    # Importing takes half a second, and only runs that plot need it.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, height), dpi=110, layout="constrained")
@@ -197,7 +197,7 @@ _file: ContextVar[Path | None] = ContextVar("file", default=None)
 
 @contextmanager
 def drawn_to(path: Path) -> Iterator[None]:
-    """What is drawn inside is written to a file, too."""
+    """Also write plots that are drawn inside the block to a file."""
     token = _file.set(path)
     try:
         yield

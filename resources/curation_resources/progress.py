@@ -1,6 +1,6 @@
-"""Progress of long work: a bar in the terminal when a command shows one, a log line otherwise.
+"""Progress of long tasks: a bar in the terminal if a command installed a display, log lines otherwise.
 
-Stages call `track`; who shows it is decided by whoever runs them (`curate` installs a Rich display).
+Stages call `track`; the caller of a stage decides on the display (`curate` installs a Rich display).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LOG_EVERY_SECONDS = 10.0
 
 
 class Display(Protocol):
-    """Shows bars: `start` gives the bar's number."""
+    """An interface for showing progress bars; `start` returns the number of the new bar."""
 
     def start(self, description: str, total: int) -> int: ...  # noqa: D102
 
@@ -31,7 +31,7 @@ _display: ContextVar[Display | None] = ContextVar("display", default=None)
 
 @contextmanager
 def shown_on(display: Display) -> Iterator[None]:
-    """Show the progress of everything inside on a display."""
+    """Show the progress of everything inside the block on a display."""
     token = _display.set(display)
     try:
         yield
@@ -41,7 +41,7 @@ def shown_on(display: Display) -> Iterator[None]:
 
 @contextmanager
 def track(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Give a function to be called with the number of items that were finished since its last call."""
+    """Yield a callback that takes the number of items finished since its last call."""
     display = _display.get()
     if display is None:
         yield _log_progress(description, total)

@@ -1,4 +1,4 @@
-"""Keeping other libraries' bars and advice out of our output."""
+"""Silence other libraries' progress bars and advice."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import warnings
 
 
 def quieten_transformers() -> None:
-    """Leave progress to our own bars: no bar and no advice from transformers for every load."""
-    # transformers' own modeling code trips over its deprecation; nothing that we or a user can mend.
+    """Disable the progress bars and log messages that transformers prints on every load."""
+    # transformers' own modeling code triggers this deprecation warning; neither we nor a user can fix it.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     import transformers
 

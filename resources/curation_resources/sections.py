@@ -1,4 +1,4 @@
-"""What sections of `curation.yaml` are made of, wherever they are defined: base class, names, located errors."""
+"""Building blocks for sections of `curation.yaml`: the base class, names and errors with a location."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ ALONG_A_RUN: tuple[SignalName, ...] = (
     "gradient_feature_trajectories",
     "adam_feature_trajectories",
 )
-"""Signals that are measured at the checkpoints that a training run left on its way."""
+"""Signals that are measured at the intermediate checkpoints of a training run."""
 
 
 Kind = Literal["language", "embedding", "reward", "judge"]
-"""What a target is: a causal language model, an embedding model, a reward model, or a model that is asked."""
+"""The kind of model behind a target: causal language model, embedding model, reward model or LLM judge."""
 
 OF_KIND: dict[Kind, tuple[SignalName, ...]] = {
     "embedding": ("text_embeddings",),
     "reward": ("rewards",),
     "judge": ("instruction_tags", "difficulty"),
 }
-"""Signals that only a target of this kind has; all others are a language model's."""
+"""Signals that are specific to one kind of target; all other signals belong to language models."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], plural: str | None = None) -> str:
-    """What to say of a name that is none: the one that was probably meant, else all that there are."""
+    """Return the error message for an unknown name, with the closest match or else all known names."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"{plural or kind + 's'} are {', '.join(names) or '(none)'}"
@@ -67,7 +67,7 @@ def unknown(kind: str, name: str, known: Iterable[str], plural: str | None = Non
 
 
 class LocatedError(ValueError):
-    """A mistake that lies at a known place below the section that found it."""
+    """An error at a known location below the section that detected it."""
 
     def __init__(self, location: list[int | str], message: str) -> None:
         super().__init__(message)
@@ -75,6 +75,6 @@ class LocatedError(ValueError):
 
 
 class Section(BaseModel):
-    """A section of the file: unknown keys are errors, values do not change after loading."""
+    """A section of the file: unknown keys are errors, and values are immutable after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

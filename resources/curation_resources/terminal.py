@@ -1,4 +1,4 @@
-"""What `curate` shows in the terminal: progress bars, tables, and traces coloured by score."""
+"""Terminal output of `curate`: progress bars, tables, and traces coloured by score."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAKE_ROOM = (
     *("candidate", "row", "shard", "prompt_id", "flags", "tokens", "domain", "generator", "reward"),
     *("images", "image_digests", "extra", "correct", "verified", "answer_norm", "response_tokens", "n_steps", "source"),
 )
-"""Columns that leave a table first where there is no room for all: those that are the same in many tables."""
+"""Columns to drop first from a table that is too wide: those that appear in many tables."""
 LOW, HIGH = (190, 60, 60), (40, 150, 90)
 
 
@@ -42,21 +42,21 @@ class ProgressBars:
         self._progress = progress
 
     def start(self, description: str, total: int) -> int:
-        """Add a bar."""
+        """Start a new bar."""
         return int(self._progress.add_task(description, total=total))
 
     def advance(self, bar: int, count: int) -> None:
-        """Move a bar on."""
+        """Advance a bar."""
         self._progress.advance(TaskID(bar), count)
 
     def finish(self, bar: int) -> None:
-        """Stop a bar where it is."""
+        """Stop a bar at its current position."""
         self._progress.stop_task(TaskID(bar))
 
 
 @contextmanager
 def progress_bars(console: Console) -> Iterator[Progress]:
-    """Show the progress of everything inside as bars."""
+    """Show the progress of everything inside the block as bars."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -69,7 +69,7 @@ def progress_bars(console: Console) -> Iterator[Progress]:
 
 
 def simple_table(title: str, headers: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
-    """A table; numbers are set to the right."""
+    """Return a table; numeric columns are right-aligned."""
     made = [["–" if cell is None else cell for cell in row] for row in rows]
     table = Table(title=Text(harmless(title), style="italic"), title_justify="left", header_style="bold")
     for position, header in enumerate(headers):
@@ -81,9 +81,9 @@ def simple_table(title: str, headers: Iterable[str], rows: Iterable[Iterable[obj
 
 
 def frame_table(title: str, frame: pl.DataFrame, width: int) -> tuple[Table, list[str]]:
-    """A frame as a table that fits a terminal, and the columns that found no room.
+    """Return a frame as a table that fits the terminal, and the names of the columns that were dropped.
 
-    Columns without any value go first, then those of `MAKE_ROOM`, then the last ones.
+    Columns without values are dropped first, then those in `MAKE_ROOM`, then columns from the right.
     """
     cells = {name: [_cell_in_line(cell) for cell in frame[name]] for name in frame.columns}
     headers = {name: _folded(name, max(map(len, cells[name]), default=0)) for name in frame.columns}
@@ -105,13 +105,13 @@ def frame_table(title: str, frame: pl.DataFrame, width: int) -> tuple[Table, lis
 
 
 def _folded(name: str, width: int) -> str:
-    """A column's name, in several lines if it is wider than what stands below it. A query may make names of values."""
+    """Return a column's header, split into lines if it is wider than its cells. A query may turn values into names."""
     line = shortened(" ".join(harmless(name).split()), LONG_CELL * 2)
     return line if len(line) <= width else line.replace("_", "_\n")
 
 
 def _cell_in_line(cell: object) -> str:
-    """A cell as one short line."""
+    """Return a cell as one short line."""
     if cell is None:
         return "–"
     if isinstance(cell, pl.Series):
@@ -138,13 +138,13 @@ def _item_text(item: object) -> str:
 
 
 def trace(row: dict[str, object], steps: pl.DataFrame, scores: pl.DataFrame, sample: dict[str, object]) -> Group:
-    """A trace with its steps coloured by score.
+    """Return a trace with its steps coloured by score.
 
     Args:
-        row: of `raw_corpus`.
+        row: its row of `raw_corpus`.
         steps: its rows of `segmented_steps`.
         scores: its rows of `step_scores`; may be empty.
-        sample: facts to list: scores and flags of `sample_scores`.
+        sample: facts to list, such as scores and flags from `sample_scores`.
     """
     response = str(row["response"])
     by_step = {record["step_index"]: record for record in scores.iter_rows(named=True)}
@@ -188,7 +188,7 @@ def _number(value: float | None) -> str:
 
 
 def _color(score: float | None) -> str:
-    """From red at -1 to green at 1; no colour without a score."""
+    """Return a colour between red (-1) and green (1), or an empty string without a score."""
     if score is None:
         return ""
     share = (min(1.0, max(-1.0, score)) + 1.0) / 2.0

@@ -1,4 +1,4 @@
-"""Text that came from outside, made safe to show: in a terminal, and in Markdown and HTML."""
+"""Make untrusted text safe to show in a terminal, in Markdown and in HTML."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ ENTITIES = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("`",
 MARKDOWN_CHARACTERS = "[]*_~$"
 
 LONGEST_CELL = 1000
-"""Characters of a cell: a row may name a source of megabytes, and a table of them is kept with every run."""
+"""Maximum characters in a cell: a source name may have megabytes, and tables are stored with every run."""
 
-# Marks that make what follows show in another order than it was written in.
+# Characters that change the display order of the text after them (bidirectional controls).
 REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def harmless(text: object) -> str:
-    """Text from outside as a terminal may print it: control characters are shown as escapes, not obeyed."""
+    """Return text that is safe to print in a terminal: control characters are shown as escapes."""
     lines = str(text).replace("\r\n", "\n")
     return "".join(_shown(c) for c in lines)
 
@@ -29,12 +29,12 @@ def _shown(character: str) -> str:
 
 
 def shortened(text: str, longest: int) -> str:
-    """The text, or its beginning and a sign that there is more."""
+    """Return the text, cut to `longest` characters with an ellipsis if it is longer."""
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def escape_cell(value: object) -> str:
-    """A value as one line that Markdown and HTML show as it is; floats to four digits, None as a dash."""
+    """Return a value as one line that Markdown and HTML show literally; floats get four digits, None becomes a dash."""
     if isinstance(value, float):
         value = f"{value:.4g}"
     text = "–" if value is None else harmless(shortened(str(value), LONGEST_CELL))

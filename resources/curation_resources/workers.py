@@ -1,4 +1,4 @@
-"""Work spread over processes of this machine, none of which outlives the one that asked for it."""
+"""Worker processes on this machine that never outlive the process that started them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -22,16 +22,16 @@ def cores() -> int:
 def worker_processes(
     count: int, prepare: Callable[..., None], arguments: tuple[Any, ...]
 ) -> Iterator[ProcessPoolExecutor]:
-    """An executor of spawned processes, which end at once when the block ends, however it does.
+    """Yield an executor of spawned processes, which end as soon as the block ends, even if it is interrupted.
 
-    Each of them holds one end of a pipe and ends when the other one is closed: by us, or because we were killed. The
-    executor by itself would finish what is begun before an interrupt is heard, and leave its processes behind if this
-    one is killed.
+    Each worker holds one end of a pipe and exits when the other end is closed: by us, or because we were killed. A bare
+    executor would finish running tasks before it handles an interrupt, and leave its processes behind if the parent is
+    killed.
 
     Args:
-        count: processes.
-        prepare: called first in each of them; a function that can be imported.
-        arguments: of `prepare`, which travel to the process.
+        count: number of processes.
+        prepare: initializer that runs first in each process; must be importable.
+        arguments: arguments of `prepare`, sent to the processes.
     """
     context = multiprocessing.get_context("spawn")
     theirs, ours = context.Pipe(duplex=False)
@@ -45,13 +45,13 @@ def worker_processes(
 
 
 def _begin(lifeline: Connection, prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    # Ctrl-C reaches every process of the terminal: the one that asked decides when its workers end.
+    # Ctrl-C reaches every process of the terminal; the parent decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     prepare(*arguments)
 
 
 def _end_with(lifeline: Connection) -> None:
-    # Nothing is ever sent: it returns when nobody holds the other end any more.
+    # Nothing is ever sent: `poll` returns when no process holds the other end any more.
     lifeline.poll(None)
     os._exit(1)

@@ -189,8 +189,8 @@ def test_the_command(tmp_path: Path, ending_model: Path) -> None:
     assert "all 9 prompts were asked before" in CliRunner().invoke(app, asking).output
     for words, said in (
         (["nobody"], "there is no target 'nobody'"),
-        (["--temperature", "0"], "give one above 0"),
-        (["--top-p", "2"], "give a share"),
+        (["--temperature", "0"], "Set a positive one"),
+        (["--top-p", "2"], "Set one above 0 and at most 1"),
     ):
         refused = CliRunner().invoke(app, [*asking, *words])
         assert refused.exit_code == 1

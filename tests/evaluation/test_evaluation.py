@@ -411,7 +411,7 @@ def test_a_run_that_cannot_be_trained_is_named(tmp_path: Path, tiny_model: Path)
     workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": same_answer(4)})
     run(workspace)
     workspace = with_evaluation(workspace, training="{adapter: full, learning_rate: 1.0e+30, epochs: 5}")
-    with pytest.raises(EvaluationError, match=r"evaluation of tiny, full pool, seed 0: .*lower learning_rate"):
+    with pytest.raises(EvaluationError, match=r"evaluation of tiny, full pool, seed 0: .*Lower learning_rate"):
         write_evaluation(workspace)
     assert due_arms(plan_evaluation(workspace))[0] == (FULL_POOL, 0)
 

@@ -371,7 +371,7 @@ def test_images_count_with_their_tokens_wherever_they_lie(tmp_path: Path) -> Non
 
 def test_no_landing_folder_is_an_error_with_the_mend(workspace: Workspace) -> None:
     (workspace.folder / "landing").rename(workspace.folder / "elsewhere")
-    with pytest.raises(LandingError, match="create it, or set"):
+    with pytest.raises(LandingError, match="Create it, or set"):
         make_plan(workspace)
 
 
@@ -410,5 +410,5 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "landing").mkdir()
     wrong = CliRunner().invoke(app, ["plan", "--config", str(config)])
     assert wrong.exit_code == 1
-    assert "correct targets.model" in wrong.output
+    assert "Correct targets.model" in wrong.output
     assert "Nothing is stored" in CliRunner().invoke(app, ["plan", "--help"]).output

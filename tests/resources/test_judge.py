@@ -123,31 +123,31 @@ def test_what_may_pass_is_tried_again_and_what_does_not_is_said(
     assert judged(spec, [sample(1)])["s1"].judgements["difficulty"].value == 7
     assert len(server.asked) == 5
     server.first = [busy] * 5
-    with pytest.raises(JudgeError, match="answers 429: slow down"):
+    with pytest.raises(JudgeError, match="responded with 429: slow down"):
         judged(replace(spec, attempts=2), [sample(2)])
     server.first = [(401, {}, b"who are you?")]
     monkeypatch.setenv("JUDGE_KEY", "open sesame")
-    with pytest.raises(JudgeError, match=r"answers 401: who are you.; its key is read from JUDGE_KEY"):
+    with pytest.raises(JudgeError, match=r"responded with 401: who are you.; the key is read from JUDGE_KEY"):
         judged(replace(spec, key_variable="JUDGE_KEY"), [sample(3)])
     assert server.keys[-1] == "Bearer open sesame"
     server.first = [(403, {}, b"no Bearer open sesame here")]
-    with pytest.raises(JudgeError, match="answers 403: no Bearer JUDGE_KEY here"):
+    with pytest.raises(JudgeError, match="responded with 403: no Bearer JUDGE_KEY here"):
         judged(replace(spec, key_variable="JUDGE_KEY"), [sample(3)])
     server.first = [(200, {}, b'{"headers": "Bearer open sesame"}')]
-    with pytest.raises(JudgeError, match=r"completions: .*Bearer JUDGE_KEY"):
+    with pytest.raises(JudgeError, match=r"chat completion: .*Bearer JUDGE_KEY"):
         judged(replace(spec, key_variable="JUDGE_KEY"), [sample(3)])
     # A secret that is mounted from a file often ends in a newline; what no header can carry is not shown.
     monkeypatch.setenv("JUDGE_KEY", "open sesame\n")
     judged(replace(spec, key_variable="JUDGE_KEY"), [sample(7)])
     assert server.keys[-1] == "Bearer open sesame"
     monkeypatch.setenv("JUDGE_KEY", "open\nsesame")
-    with pytest.raises(JudgeError, match=r"the key in JUDGE_KEY holds characters that no header can carry$"):
+    with pytest.raises(JudgeError, match=r"the key in JUDGE_KEY contains characters that are not allowed in a header$"):
         judged(replace(spec, key_variable="JUDGE_KEY"), [sample(8)])
     monkeypatch.delenv("JUDGE_KEY")
-    with pytest.raises(JudgeError, match="the environment has no JUDGE_KEY"):
+    with pytest.raises(JudgeError, match="JUDGE_KEY is not set"):
         judged(replace(spec, key_variable="JUDGE_KEY"), [sample(3)])
     server.first = [(200, {}, b"<html>")]
-    with pytest.raises(JudgeError, match="does not speak OpenAI's chat completions"):
+    with pytest.raises(JudgeError, match="did not return an OpenAI chat completion"):
         judged(spec, [sample(4)])
     server.first = [(302, {"Location": "http://127.0.0.1:1/v1"}, b"")]
     with pytest.raises(JudgeError, match="does not answer"):
@@ -155,9 +155,11 @@ def test_what_may_pass_is_tried_again_and_what_does_not_is_said(
     with pytest.raises(JudgeError, match=r"does not answer .*correct targets\.endpoint\.url"):
         judged(replace(spec, url="http://127.0.0.1:9/v1", attempts=1), [sample(6)])
     server.first = [(404, {}, b"?")]
-    with pytest.raises(JudgeError, match=r"answers 404: \?; see that targets\.endpoint\.url is what comes before"):
+    with pytest.raises(
+        JudgeError, match=r"responded with 404: \?; check that targets\.endpoint\.url is the part before"
+    ):
         judged(spec, [sample(9)])
-    with pytest.raises(JudgeError, match="nothing listens there"):
+    with pytest.raises(JudgeError, match="connection refused"):
         judged(replace(spec, url="http://127.0.0.1:9/v1", attempts=1), [sample(6)])
 
 

@@ -51,8 +51,8 @@ def test_a_whole_model_is_accepted(model: Path) -> None:
 @pytest.mark.parametrize(
     ("absent", "message"),
     [
-        ("config.json", "has no config.json: it is not a transformers model"),
-        ("tokenizer.json", r"has no tokenizer.json: .*save one with tokenizer.save_pretrained"),
+        ("config.json", "has no config.json. Name a transformers model folder"),
+        ("tokenizer.json", r"has no tokenizer.json: .*Save one with tokenizer.save_pretrained"),
         ("model.safetensors", "has no .safetensors weights"),
     ],
 )
@@ -63,7 +63,7 @@ def test_what_a_model_must_have(model: Path, absent: str, message: str) -> None:
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"does not exist: correct targets\.model"):
+    with pytest.raises(ModelError, match=r"does not exist\. Correct targets\.model"):
         check_model_folder(tmp_path / "none")
 
 
@@ -71,7 +71,7 @@ def test_pickled_weights_alone_are_refused(model: Path) -> None:
     (model / "model.safetensors").unlink()
     (model / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n")
     with pytest.raises(
-        ModelError, match=r"only pickled weights \(pytorch_model\.bin\), which are never loaded: convert"
+        ModelError, match=r"only pickled weights \(pytorch_model\.bin\), which are never loaded\. Convert"
     ):
         check_model_folder(model)
 
@@ -80,7 +80,7 @@ def test_pickled_weights_alone_are_refused(model: Path) -> None:
 def test_a_damaged_config_is_refused_with_the_mend(model: Path, text: str) -> None:
     (model / "config.json").write_text(text)
     for look in (check_model_folder, weights_of):
-        with pytest.raises(ModelError, match=r"config\.json is not .*: copy or download the model again"):
+        with pytest.raises(ModelError, match=r"config\.json is not .*\. Copy or download the model again"):
             look(model)
 
 
@@ -89,7 +89,7 @@ def test_sharded_weights_must_all_be_there(model: Path) -> None:
     shutil.move(model / "model.safetensors", model / "model-00001-of-00002.safetensors")
     index = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (model / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    with pytest.raises(ModelError, match=r"lacks weights .*\(model-00002-of-00002\.safetensors\): copy or download"):
+    with pytest.raises(ModelError, match=r"lacks weights .*\(model-00002-of-00002\.safetensors\)\. Copy or download"):
         check_model_folder(model)
     (model / "model-00002-of-00002.safetensors").touch()
     check_model_folder(model)
@@ -100,13 +100,15 @@ def test_weights_that_are_cut_short_are_named(model: Path, kept: int) -> None:
     check_weights(model)
     path = model / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ModelError, match=r"model\.safetensors is damaged or cut short .*: copy or download it again"):
+    with pytest.raises(ModelError, match=r"model\.safetensors is damaged or truncated .*\. Copy or download it again"):
         check_weights(model)
 
 
 def test_a_language_model_is_no_reward_model(model: Path) -> None:
     check_kind(model, "language")
-    with pytest.raises(ModelError, match="is a Qwen2ForCausalLM, and no reward model: name the folder of one"):
+    with pytest.raises(
+        ModelError, match=r"is a Qwen2ForCausalLM, not a reward model\. Name the folder of a reward model"
+    ):
         check_kind(model, "reward")
     config = json.loads((model / "config.json").read_text())
     for changes in (
@@ -145,24 +147,24 @@ def test_a_folder_in_the_home(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.mark.parametrize("name", ["./none", "/none/at/all", "~/none", "a/b/c"])
 def test_paths_that_lead_nowhere_are_never_asked_of_the_hub(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ModelError, match=r"model folder .* does not exist: correct targets\.model"):
+    with pytest.raises(ModelError, match=r"model folder .* does not exist\. Correct targets\.model"):
         resolve_model(name, None, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "not a model!", "a--b", ".hidden", "x\0y", "~nobody-of-that-name/model"])
 @pytest.mark.parametrize("download", [True, False])
 def test_what_is_neither_path_nor_hub_id(tmp_path: Path, name: str, download: bool) -> None:
-    with pytest.raises(ModelError, match=r"correct targets\.model in curation\.yaml"):
+    with pytest.raises(ModelError, match=r"Correct targets\.model in curation\.yaml"):
         resolve_model(name, None, tmp_path, download)
 
 
 def test_a_hub_id_that_is_not_cached_gives_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(
-        ModelError, match=r"neither a folder \(.*\) nor in the local hub cache: .*`curate run` download"
+        ModelError, match=r"neither a folder \(.*\) nor in the local hub cache\. .*`curate run` download"
     ):
         resolve_model("some-org/some-model", None, tmp_path, download=False)
-    with pytest.raises(ModelError, match=r"neither a folder .* nor can it be fetched from the hub"):
+    with pytest.raises(ModelError, match=r"neither a folder .* nor available from the hub"):
         resolve_model("some-org/some-model", None, tmp_path, download=True)
 
 

@@ -129,7 +129,7 @@ def test_no_more_is_given_than_workers_hold(pool: RayPool) -> None:
 
 def test_workers_that_die_as_they_start_are_an_error(pool: RayPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_engine.Worker, "who", lambda _self: os._exit(1))
-    with pytest.raises(RayError, match=r"3 Ray workers died as they started .*have this package"):
+    with pytest.raises(RayError, match=r"3 Ray workers died at startup .*Install this package"):
         list(RayGroup(pool, make_odd, None).stream([source_of(random_samples(4))]))
 
 
@@ -189,7 +189,7 @@ def test_a_node_that_is_gone_is_done_without_and_room_is_waited_for(tmp_path: Pa
     )
     assert process.returncode == 0, process.stdout + process.stderr
     assert "one node left: 40" in process.stdout
-    assert "no worker has a place in the Ray cluster: waiting for room" in process.stdout
+    assert "no worker is placed in the Ray cluster; waiting for room" in process.stdout
     assert "a node came" in process.stdout
 
 
@@ -198,7 +198,7 @@ def test_more_workers_than_there_is_room_for_wait_and_hold_nothing(
 ) -> None:
     assert ray_cluster.is_initialized()
     with RayPool(RayOptions("local", workers=5)) as pool:
-        assert "has room for 3 of 5 workers (0 GPUs, 3 CPUs): the others wait for nodes" in caplog.text
+        assert "has room for 3 of 5 workers (0 GPUs, 3 CPUs); the others wait for nodes" in caplog.text
         done = [unit for unit, _ in RayGroup(pool, make_odd, None).stream([source_of(random_samples(30))])]
         assert sum(len(unit.positions) for unit in done) == 30
         assert sum(actor.name is None for actor in pool.actors) >= 2

@@ -136,7 +136,7 @@ def test_names_of_devices() -> None:
     count = torch.cuda.device_count()
     assert devices_of("auto") == ([f"cuda:{number}" for number in range(count)] or ["cpu"])
     assert devices_of("cpu, cpu") == ["cpu", "cpu"]
-    with pytest.raises(ScoringError, match="cuda:99 is not there"):
+    with pytest.raises(ScoringError, match="cuda:99 not found"):
         devices_of("cuda:99")
 
 

@@ -141,14 +141,14 @@ def test_an_adapter_that_is_more_than_products_is_refused(
     settings: dict[str, Any], said: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     write_adapter(tiny_model, tmp_path, **settings)
-    with pytest.raises(EndpointError, match=f"{said}.*merge it into the base model"):
+    with pytest.raises(EndpointError, match=f"{said}.*Merge it into the base model"):
         direction_to(tmp_path, tiny_model)
 
 
 def test_an_adapter_without_safetensors_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     write_adapter(tiny_model, tmp_path)
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
-    with pytest.raises(EndpointError, match="save the adapter as safetensors"):
+    with pytest.raises(EndpointError, match="Save the adapter as safetensors"):
         direction_to(tmp_path, tiny_model)
 
 

@@ -414,7 +414,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(checkpoint: Checkpoint, enco
 
 def test_a_sample_that_does_not_fit_alone_is_an_error_with_its_name(checkpoint: Checkpoint, encoder: Encoder) -> None:
     full = replace(checkpoint, decoder=Limited(checkpoint.decoder, 0, OUT_OF_MEMORY[0]))
-    with pytest.raises(OutOfMemoryError, match=r"sample s of .* lower the target's max_length"):
+    with pytest.raises(OutOfMemoryError, match=r"sample s of .* Lower the target's max_length"):
         measure_one(full, encoder, make_sample(["one two three"], "4"))
 
 

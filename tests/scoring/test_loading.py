@@ -95,7 +95,7 @@ def test_a_family_whose_logits_are_made_otherwise_is_refused(tmp_path: Path, mon
     write_family(tmp_path, "cohere")
     real = loading._head
     monkeypatch.setattr(loading, "_head", lambda model: Head(real(model).weight))
-    with pytest.raises(LoadingError, match="in a way that is not known here"):
+    with pytest.raises(LoadingError, match="computes its logits in an unknown way"):
         load_checkpoint(tmp_path, device="cpu")
 
 

@@ -338,7 +338,7 @@ def test_what_cannot_be_asked_for_is_refused(tiny_model: Path, scoring: Perturbe
     with pytest.raises(PerturbationError, match="need an endpoint"):
         bare.measure(samples, PerturbedRequest())
     assert bare.measure(samples, PerturbedRequest(directional=False))[0].base is not None
-    with pytest.raises(PerturbationError, match="nothing is asked for"):
+    with pytest.raises(PerturbationError, match="nothing is requested"):
         scoring.measure(samples, PerturbedRequest(base=False, directional=False))
     with pytest.raises(PerturbationError, match="start from the base model"):
         make_perturbed_pass(PerturbedSpec(PassSpec(tiny_model, adapter=Path("lora"))), "cpu")

@@ -307,11 +307,11 @@ def test_what_cannot_be_perturbed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PerturbationError, match="no directional checkpoint 1"):
         perturber.move_along(1)
     for sigma, draws in ((0.0, 1), (-1.0, 1), (math.nan, 1), (math.inf, 1), (0.1, 0), (0.1, 9)):
-        with pytest.raises(PerturbationError, match="give sigma > 0 and 1 to 8"):
+        with pytest.raises(PerturbationError, match="set sigma > 0 and 1 to 8"):
             perturber.move_randomly(sigma, draws)
     with pytest.raises(PerturbationError, match="more, which the base model does not have"):
         Perturber(model, 0, Direction({"more": torch.ones(2)}, 1.0))
-    with pytest.raises(PerturbationError, match=r"shape \(2,\), and the base model's is \(32,\)"):
+    with pytest.raises(PerturbationError, match=r"shape \(2,\), but the base model's shape is \(32,\)"):
         Perturber(model, 0, Direction({"model.norm.weight": torch.ones(2)}, 1.0))
     embedding = torch.nn.ModuleDict({"embed": torch.nn.Embedding(3, 2)})
     with pytest.raises(PerturbationError, match="nothing to perturb"):
@@ -319,5 +319,5 @@ def test_what_cannot_be_perturbed_is_refused(tmp_path: Path) -> None:
     tied = read_model(write_tied_model(tmp_path / "tied"))
     shape = tied.lm_head.weight.shape
     twice = {name: torch.ones(shape) for name in ("lm_head.weight", "model.embed_tokens.weight")}
-    with pytest.raises(PerturbationError, match="tied to a tensor that it changes as well"):
+    with pytest.raises(PerturbationError, match="tied to another tensor that it also changes"):
         Perturber(tied, 0, Direction(twice, 1.0))

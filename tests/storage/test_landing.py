@@ -123,7 +123,7 @@ def test_links_inside_are_shards_and_links_out_are_reported(tmp_path: Path) -> N
     assert seen(landing) == ["a.jsonl", "inside.jsonl"]
     assert landing.ignored() == [
         "folder.jsonl (a link to a folder, or to nothing)",
-        "leads_out.jsonl (a link that leads out of the landing folder)",
+        "leads_out.jsonl (a link that points outside the landing folder)",
         "loop.jsonl (a link to a folder, or to nothing)",
         "nowhere.jsonl (a link to a folder, or to nothing)",
     ]
@@ -155,7 +155,7 @@ def test_a_missing_folder_is_an_error_with_the_mend(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for root in (tmp_path / "none", tmp_path / "file"):
         for look in (make(root).files, make(root).ignored, make(root).settled):
-            with pytest.raises(LandingError, match=r"does not exist: create it, or set corpus\.landing"):
+            with pytest.raises(LandingError, match=r"does not exist\. Create it, or set corpus\.landing"):
                 look()
 
 

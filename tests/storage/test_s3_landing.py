@@ -63,7 +63,7 @@ def test_keys_that_cannot_be_shards_are_named_with_the_reason(landing: S3Landing
     long = "题" * 40 + ".jsonl"
     put(landing, "a//b.jsonl", "../up.jsonl", "./here.jsonl", "/root.jsonl", long, "a.jsonl", "\x1b[2Ja.txt", "x/")
     assert [file.name for file in landing.files()] == ["a.jsonl"]
-    no_path = " (its key is no path of a file)"
+    no_path = " (its key is not a valid file path)"
     assert sorted(landing.ignored()) == sorted(
         ["\\x1b[2Ja.txt"]
         + [name + no_path for name in ("../up.jsonl", "./here.jsonl", "/root.jsonl", "a//b.jsonl", "x/")]
@@ -196,5 +196,5 @@ def test_of_a_file_that_is_too_large_the_hash_is_right_and_little_is_kept(landin
 
 
 def test_a_shard_that_leads_out_has_no_folder(landing: S3Landing) -> None:
-    with pytest.raises(LandingError, match="leads out"):
+    with pytest.raises(LandingError, match="points outside"):
         landing.folder(partition_key("../../a.jsonl"))

@@ -63,7 +63,7 @@ def test_what_a_killed_process_left_goes_with_the_next_and_that_of_a_living_one_
 
 def test_too_little_memory_is_said_with_the_mend(tmp_path: Path) -> None:
     with (
-        pytest.raises(SpillError, match=r"^1 MiB .* set engine.selection_memory_mib higher"),
+        pytest.raises(SpillError, match=r"^1 MiB .* Raise engine.selection_memory_mib"),
         spilling(tmp_path, 1) as spill,
     ):
         spill.run("create table texts as select md5(range::varchar) as t from range(1000000) order by t")

@@ -86,21 +86,21 @@ def test_a_prepared_warehouse_is_prepared_again_without_a_change(warehouse: Ware
 @pytest.mark.parametrize("found", [{"schema_version": SCHEMA_VERSION + 1}, {"schema_version": "1"}, {}, [1], None])
 def test_another_schema_version_is_refused_with_the_mend(warehouse: Warehouse, found: object) -> None:
     warehouse.write_json("warehouse.json", found)
-    with pytest.raises(WarehouseError, match=rf"this version reads {SCHEMA_VERSION}: name another warehouse"):
+    with pytest.raises(WarehouseError, match=rf"this version reads {SCHEMA_VERSION}\. Name another warehouse"):
         warehouse.prepare()
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff"])
 def test_a_damaged_version_file_is_refused_with_the_mend(warehouse: Warehouse, damage: bytes) -> None:
     (warehouse.root / "warehouse.json").write_bytes(damage)
-    with pytest.raises(WarehouseError, match=r"is not JSON .*: restore it, or name another warehouse"):
+    with pytest.raises(WarehouseError, match=r"is not JSON .*\. Restore it, or name another warehouse"):
         warehouse.prepare()
 
 
 def test_a_place_that_cannot_hold_a_warehouse_is_refused_with_the_mend(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for root in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(WarehouseError, match=r"correct warehouse in curation\.yaml"):
+        with pytest.raises(WarehouseError, match=r"Correct warehouse in curation\.yaml"):
             Warehouse(root).prepare()
 
 

@@ -151,5 +151,5 @@ def test_a_sample_of_the_validation_set_helps_itself(tiny_model: Path, tmp_path:
 
 def test_a_validation_set_without_a_loss_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     void = [Sample("void", [{"role": "user", "content": "?"}], "")]
-    with pytest.raises(TrainingError, match="validation set none has no sample that the run's model has a loss of"):
+    with pytest.raises(TrainingError, match="validation set none has no sample with a loss under the run's model"):
         run(tiny_model, tmp_path / "out", RECIPE, validation={"none": void})

@@ -1,1 +1,1 @@
-"""Models that samples are measured with: engines, judges, embedders and reward models."""
+"""Models for measuring samples: engines, judges, embedders and reward models."""

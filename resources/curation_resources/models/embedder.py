@@ -1,6 +1,6 @@
-"""Any sentence-transformers model as a pass: one vector a sample, of its prompt and response as text.
+"""Any sentence-transformers model as a pass: one vector per sample, from the text of its prompt and response.
 
-What comes out has the form of the scoring passes, so that the same stores and selectors serve it.
+Results have the same form as those of the scoring passes, so the same stores and selectors work with them.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class EmbeddingError(UserError):
 
 
 class EmbeddingPass:
-    """Measures samples with an embedding model; it has one signal, pooling `text`.
+    """Measures samples with an embedding model; the only signal is pooling `text`.
 
     Args:
-        spec: the model; adapter, template and attention are not used.
+        spec: the model; adapter, template and attention are ignored.
         device: `cpu`, `cuda` or `cuda:N`.
 
     Raises:
         EmbeddingError: sentence-transformers is not installed.
-        ModelError: a module of the model has pickled weights only.
+        ModelError: a module of the model has only pickled weights.
     """
 
     def __init__(self, spec: PassSpec, device: str) -> None:
@@ -42,7 +42,7 @@ class EmbeddingPass:
             from sentence_transformers import SentenceTransformer  # noqa: PLC0415
         except ImportError as error:
             raise EmbeddingError(
-                f"text_embeddings need sentence-transformers ({error}): pip install 'curation-assets[embedding]'"
+                f"text_embeddings need sentence-transformers ({error}). Run pip install 'curation-assets[embedding]'"
             ) from error
         refuse_pickled_modules(spec.model_folder)
         self._batch_tokens = spec.batch_tokens
@@ -54,7 +54,7 @@ class EmbeddingPass:
             model_kwargs={"dtype": spec.dtype, "use_safetensors": True},
         )
         longest: int = self._model.max_seq_length or self._model.tokenizer.model_max_length
-        self._max_length = _least(longest, spec.max_length)
+        self._max_length = _length_limit(longest, spec.max_length)
         self._model.max_seq_length = self._max_length
 
     def stream(
@@ -87,7 +87,7 @@ class EmbeddingPass:
 
 
 def describe_text(tokenizer: Any, max_length: int, sample: Sample, position: int = 0) -> SampleSignals:
-    """A sample's tokens and flags as an embedding model takes it; no tokens if it cannot be embedded."""
+    """Return a sample's token counts and flags for an embedding model; zero tokens if it cannot be embedded."""
     result = SampleSignals(sample.sample_id, position)
     if sample.images:
         result.flags.append("images_not_supported")
@@ -113,7 +113,7 @@ def describe_text(tokenizer: Any, max_length: int, sample: Sample, position: int
 
 
 def text_limits(folder: Path, max_length: int | None, trust_remote_code: bool) -> tuple[Any, int]:
-    """The tokenizer of an embedding model and the longest text in tokens, as the pass has them, without the weights.
+    """Return an embedding model's tokenizer and maximum tokens, as the pass uses them, without loading weights.
 
     Args:
         folder: the sentence-transformers model.
@@ -132,20 +132,20 @@ def text_limits(folder: Path, max_length: int | None, trust_remote_code: bool) -
         longest = min(
             getattr(config, "max_position_embeddings", tokenizer.model_max_length), tokenizer.model_max_length
         )
-    return tokenizer, _least(int(longest), max_length)
+    return tokenizer, _length_limit(int(longest), max_length)
 
 
-def _least(longest: int, asked: int | None) -> int:
+def _length_limit(longest: int, asked: int | None) -> int:
     return longest if asked is None else min(asked, longest)
 
 
 def prompt_of(sample: Sample) -> str:
-    """The prompt's turns, a line each, up to where the response begins."""
+    """Return the prompt's turns, one per line, up to where the response starts."""
     return "".join(turn["content"] + "\n" for turn in sample.messages)
 
 
 def refuse_pickled_modules(folder: Path) -> None:
-    """Weights of the model's modules (dense layers and the like) must be safetensors.
+    """Check that all modules of the model (dense layers and the like) have safetensors weights.
 
     Raises:
         ModelError: a module has only pickled weights, which are never loaded.
@@ -153,6 +153,6 @@ def refuse_pickled_modules(folder: Path) -> None:
     for pickled in sorted(folder.rglob("pytorch_model*.bin")):
         if not any(pickled.parent.glob("*.safetensors")):
             raise ModelError(
-                f"{pickled} are pickled weights, which are never loaded: save the model again with "
-                "model.save(folder, safe_serialization=True)"
+                f"{pickled} contains pickled weights, which are never loaded. Save the model again with "
+                "model.save(folder, safe_serialization=True)."
             )

@@ -1,7 +1,7 @@
-"""What a model answers: the likeliest token or a drawn one each time, several prompts at a time.
+"""Generate responses in batches, by greedy decoding or sampling.
 
-Prompts become tokens by the encoder that samples are measured and trained with, so a model is asked in the form that it
-was taught in. Needs torch and transformers, and nothing of the data stack; both are imported inside functions.
+The encoder that measures and trains on samples also tokenizes prompts, so the model sees the format that it was trained
+on. Needs torch and transformers, imported inside functions, and no other part of the data stack.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from curation_resources.scoring.loading import Checkpoint
 
 NO_RESPONSE = "empty_response"
-"""What encoding says of a sample without a response, as all are that are to be answered."""
+"""The flag that the encoder sets on samples without a response, as all prompts here are."""
 
 
 class GenerationError(ScoringError):
-    """A model cannot be asked."""
+    """A model cannot generate."""
 
 
 @dataclass(frozen=True)
 class GenerationSpec:
-    """Which model is asked, and how.
+    """The model to generate with, and its settings.
 
     Attributes:
         model_folder: transformers model folder.
@@ -44,7 +44,7 @@ class GenerationSpec:
         dtype: of the weights.
         trust_remote_code: run Python code that the folder ships.
         attention: see `curation_resources.scoring.loading.load_checkpoint`.
-        batch_tokens: prompt and answer tokens of a batch, padding included; a matter of memory.
+        batch_tokens: prompt and answer tokens of a batch, padding included; affects memory only.
     """
 
     model_folder: Path
@@ -61,13 +61,13 @@ class GenerationSpec:
 
 @dataclass(frozen=True)
 class Generated:
-    """An answer.
+    """A generated answer.
 
     Attributes:
-        text: what the model wrote, without EOS and other special tokens.
-        tokens: how many tokens that took, EOS included.
-        finished: the model ended by itself.
-        flag: why the prompt could not be asked (a key of `scoring.samples.UNRUNNABLE`); None if it was.
+        text: the generated text, without EOS and other special tokens.
+        tokens: number of generated tokens, EOS included.
+        finished: the model ended the answer itself.
+        flag: why the prompt could not be used (a key of `scoring.samples.UNRUNNABLE`); None if it was.
     """
 
     text: str
@@ -77,15 +77,16 @@ class Generated:
 
 
 class Generator:
-    """A loaded model that answers prompts, by always taking the likeliest token or by drawing.
+    """A loaded model that answers prompts, by greedy decoding or sampling.
 
-    Answers do not depend on the order of prompts or on which share a batch (where two tokens are not as good as equally
-    likely, or a drawn number not as good as at the border between two). What the model's folder says of sampling,
-    penalties and lengths is not heeded.
+    Answers do not depend on the order of prompts or on the composition of batches (except where two tokens are almost
+    equally likely, or a drawn number is almost at the boundary between two). Settings for sampling, penalties and
+    lengths
+    in the model's folder are ignored.
 
     Args:
         checkpoint: the model.
-        encoder: how text becomes tokens.
+        encoder: tokenizes prompts.
         max_new_tokens: tokens after which an answer is cut off.
         batch_tokens: prompt and answer tokens of a batch, padding included.
     """
@@ -95,7 +96,7 @@ class Generator:
     ) -> None:
         self.checkpoint, self.encoder = checkpoint, encoder
         self.max_new_tokens, self.batch_tokens = max_new_tokens, batch_tokens
-        self.ends = _ends(checkpoint)
+        self.ends = _end_tokens(checkpoint)
 
     def generate(
         self,
@@ -104,13 +105,13 @@ class Generator:
         sampling: Sampling | None = None,
         names: Sequence[str] = (),
     ) -> list[Generated]:
-        """The answers to prompts, in their order.
+        """Return the answers to prompts, in the same order.
 
         Args:
             prompts: the turns of each, `{"role": ..., "content": ...}`.
             progress: called with the number of prompts that were answered since the last call.
-            sampling: how tokens are drawn; None: the likeliest is taken.
-            names: of each answer, which its draws go by, under `sampling`.
+            sampling: sampling settings; None: greedy decoding.
+            names: a key for each answer that seeds its random draws under `sampling`.
 
         Raises:
             GenerationError: a single prompt does not fit into the device's memory.
@@ -124,34 +125,34 @@ class Generator:
                 asked.append(position)
             else:
                 found[position] = Generated("", 0, False, flag)
-        tell = progress or _nothing
-        tell(len(found))
+        report = progress or _ignore_progress
+        report(len(found))
         ids = {position: encoded[position].input_ids[: encoded[position].prompt_tokens] for position in asked}
-        lengths = [len(ids[position]) + self._room(len(ids[position])) for position in asked]
+        lengths = [len(ids[position]) + self._answer_limit(len(ids[position])) for position in asked]
         for batch in plan_batches(lengths, self.batch_tokens):
             positions = [asked[place] for place in batch]
             own = None if sampling is None else (sampling, [names[position] for position in positions])
             answers = self._answers([ids[position] for position in positions], own)
             found |= dict(zip(positions, answers, strict=True))
-            tell(len(batch))
+            report(len(batch))
         return [found[position] for position in range(len(prompts))]
 
     def _refusal(self, encoded: Encoded) -> str | None:
-        """Why a prompt cannot be asked."""
+        """Return the flag of a prompt that cannot be used, or None."""
         wrong = next((flag for flag in encoded.flags if flag != NO_RESPONSE), None)
         if wrong is None and not 0 < encoded.prompt_tokens < self.encoder.max_length:
             return "prompt_too_long" if encoded.prompt_tokens else NO_RESPONSE
         return wrong
 
-    def _room(self, prompt: int) -> int:
-        """Tokens that an answer to a prompt of so many may have."""
+    def _answer_limit(self, prompt: int) -> int:
+        """Return the maximum tokens of an answer to a prompt of this length."""
         return min(self.max_new_tokens, self.encoder.max_length - prompt)
 
     def _answers(self, prompts: list[list[int]], draws: tuple[Sampling, list[str]] | None) -> list[Generated]:
-        """The answers to a batch, in halves where there is no memory for it."""
+        """Return the answers to a batch; a batch that does not fit into memory is split in half."""
         tokens = self._try(prompts, draws)
         if tokens is not None:
-            return [self._cut(new, self._room(len(ids))) for ids, new in zip(prompts, tokens, strict=True)]
+            return [self._cut(new, self._answer_limit(len(ids))) for ids, new in zip(prompts, tokens, strict=True)]
         half = len(prompts) // 2
         first, second = (None, None) if draws is None else ((draws[0], draws[1][:half]), (draws[0], draws[1][half:]))
         return self._answers(prompts[:half], first) + self._answers(prompts[half:], second)
@@ -161,13 +162,13 @@ class Generator:
 
         alone = GenerationError(
             f"a prompt of {len(prompts[0])} tokens and its answer do not fit into the memory of "
-            f"{self.checkpoint.device}: lower max_new_tokens, or use a smaller dtype"
+            f"{self.checkpoint.device}. Lower max_new_tokens, or use a smaller dtype."
         )
         run = partial(self._run, prompts, draws)
         return attempted(run, self.checkpoint.device, alone if len(prompts) == 1 else None)
 
     def _run(self, prompts: list[list[int]], draws: tuple[Sampling, list[str]] | None) -> list[list[int]]:
-        """The new tokens of each prompt, whatever stands behind its end included."""
+        """Return each prompt's new tokens, including padding after the end of an answer."""
         import torch
         from transformers import GenerationConfig, LogitsProcessorList
 
@@ -179,7 +180,7 @@ class Generator:
         for row, prompt in enumerate(prompts):
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
             mask[row, longest - len(prompt) :] = 1
-        most = max(self._room(len(prompt)) for prompt in prompts)
+        most = max(self._answer_limit(len(prompt)) for prompt in prompts)
         processors = LogitsProcessorList()
         if draws is not None:
             numbers = [draws[0].numbers(name, most) for name in draws[1]]
@@ -193,7 +194,7 @@ class Generator:
             pad_token_id=self.ends[0],
         )
         model = self.checkpoint.model
-        # transformers fills up from the model's own what is left out here, penalties among it.
+        # transformers fills unset options from the model's own configuration, penalties among them.
         own, model.generation_config = model.generation_config, options
         device = self.checkpoint.device
         try:
@@ -210,15 +211,15 @@ class Generator:
         return new
 
     def _cut(self, tokens: list[int], room: int) -> Generated:
-        """An answer up to its end, which is its own whatever the others of its batch took."""
+        """Cut an answer at its own end or limit, which does not depend on the other answers of the batch."""
         end = next((place for place, token in enumerate(tokens[:room]) if token in self.ends), None)
-        said = tokens[:room] if end is None else tokens[:end]
-        text = self.checkpoint.tokenizer.decode(said, skip_special_tokens=True)
-        return Generated(str(text), len(said) + (end is not None), end is not None)
+        own = tokens[:room] if end is None else tokens[:end]
+        text = self.checkpoint.tokenizer.decode(own, skip_special_tokens=True)
+        return Generated(str(text), len(own) + (end is not None), end is not None)
 
 
 def open_generator(spec: GenerationSpec) -> Generator:
-    """Load a model to ask it.
+    """Load a model for generation.
 
     Raises:
         ScoringError: the model, its adapter or its tokenizer cannot be used.
@@ -246,8 +247,8 @@ def open_generator(spec: GenerationSpec) -> Generator:
     return Generator(checkpoint, encoder, spec.max_new_tokens, spec.batch_tokens)
 
 
-def _ends(checkpoint: Checkpoint) -> tuple[int, ...]:
-    """Tokens that end an answer: the one that training ends with first, then what the model's folder names.
+def _end_tokens(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """Return the tokens that end an answer: the tokenizer's EOS (as in training), then those of the model's folder.
 
     Raises:
         GenerationError: there is none.
@@ -256,7 +257,7 @@ def _ends(checkpoint: Checkpoint) -> tuple[int, ...]:
     own = [named] if isinstance(named, int) else _numbers(named)
     ends = dict.fromkeys([*_numbers([checkpoint.tokenizer.eos_token_id]), *own])
     if not ends:
-        raise GenerationError("the tokenizer has no EOS token, so that no answer would end: set its eos_token")
+        raise GenerationError("the tokenizer has no EOS token, so answers would never end. Set its eos_token.")
     return tuple(ends)
 
 
@@ -264,5 +265,5 @@ def _numbers(values: Iterable[object] | None) -> list[int]:
     return [value for value in values or () if isinstance(value, int)]
 
 
-def _nothing(_count: int) -> None:
-    """Nobody is told."""
+def _ignore_progress(_count: int) -> None:
+    """Ignore progress."""

@@ -1,7 +1,7 @@
-"""An LLM judge behind any OpenAI-compatible endpoint: what is asked, replies kept by content, how they are parsed.
+"""An LLM judge behind any OpenAI-compatible endpoint: prompts, a content-addressed reply cache, and parsing.
 
-Questions are about the prompt of a sample: how many intentions it has (InsTag), and how difficult it is. A reply that
-cannot be parsed is no value. (methods.md, 3: the quality metrics.)
+Questions are about a sample's prompt: how many intentions it has (InsTag), and how difficult it is. A reply that
+cannot be parsed yields no value. (methods.md, 3: the quality metrics.)
 """
 
 from __future__ import annotations
@@ -49,52 +49,52 @@ SCORE = re.compile(r"^\s*(\d+)")
 
 MAX_REPLY_BYTES = 2**20
 AHEAD = 2
-"""Samples that wait for each worker: no more is asked than these once somebody says stop."""
+"""Queued samples per worker; also the most requests that are still sent after an interrupt."""
 
 RETRIED = (408, 409, 429, *range(500, 600))
-"""Answers that may be other ones when asked again."""
+"""Status codes that are worth a retry."""
 
 REFUSED = (400, 413, 422)
-"""Answers that are about the one question."""
+"""Status codes that reject a single question."""
 
 ALL_REFUSED = 8
-"""So many refusals and no reply: it is not the questions that are wrong."""
+"""Refusals without any reply after which the endpoint itself is considered unusable."""
 
 MOST_SAID = 200
-"""Characters of what an endpoint said that an error repeats."""
+"""Maximum characters of an endpoint's response that an error repeats."""
 
 BYTES_A_TOKEN = 4
-"""Where an endpoint does not say how many tokens it read and wrote."""
+"""Bytes per token for endpoints that do not report token usage."""
 
 
 QUESTIONS: tuple[Question, ...] = get_args(Question)
 
 
 class JudgeError(UserError):
-    """An endpoint cannot be asked."""
+    """An endpoint cannot be used."""
 
 
 class RefusedError(Exception):
-    """An endpoint will not answer this one question; the message is what it says."""
+    """An endpoint refused to answer a single question; the message repeats its response."""
 
 
 @dataclass(frozen=True)
 class JudgeSpec:
-    """Who is asked, and how.
+    """The endpoint, the model and the settings of a judge.
 
     Attributes:
         url: base address of the endpoint, as in `https://api.example.com/v1`.
-        model: name of the model there.
-        revision: of one's own choice: another one asks everything anew.
-        key_variable: environment variable with the key, or None where none is needed.
+        model: name of the model at the endpoint.
+        revision: any string; changing it asks all questions again.
+        key_variable: environment variable with the key, or None if the endpoint needs no key.
         tags_prompt: question about intentions; `{prompt}` stands for the sample's prompt.
         difficulty_prompt: question about difficulty.
-        temperature: of the replies.
-        max_tokens: of a reply.
-        workers: requests at a time.
+        temperature: sampling temperature.
+        max_tokens: maximum tokens of a reply.
+        workers: concurrent requests.
         timeout: seconds for one request.
-        attempts: tries of a request that fails for a reason that may pass.
-        cache: folder in which replies are kept, by what was asked of which model.
+        attempts: attempts of a request that fails for a temporary reason.
+        cache: folder for replies, keyed by model and question.
     """
 
     url: str
@@ -111,16 +111,16 @@ class JudgeSpec:
     attempts: int = 5
 
     def question(self, kind: Question) -> str:
-        """Its wording."""
+        """Return the prompt template of a kind of question."""
         return self.tags_prompt if kind == "instruction_tags" else self.difficulty_prompt
 
     def about(self, kind: Question, sample: Sample) -> str:
-        """The question about a sample's prompt."""
+        """Return the question about a sample's prompt."""
         return self.question(kind).replace("{prompt}", "\n".join(turn["content"] for turn in sample.messages))
 
 
 class JudgeScorer:
-    """Measures samples by asking; used as `curation_resources.models.scorer.Scorer` is."""
+    """Measures samples with an LLM judge; has the interface of `curation_resources.models.scorer.Scorer`."""
 
     device_count = 1
 
@@ -137,16 +137,16 @@ class JudgeScorer:
         self._pool.clear()
 
     def device_name(self) -> str:
-        """Who answers."""
+        """Return the model and host of the endpoint."""
         return f"{self.spec.model} at {urllib3.util.parse_url(self.spec.url).host}"
 
     def measure(
         self, samples: Sequence[Sample], request: Request, progress: Callable[[int], None] | None = None
     ) -> Generator[list[SampleSignals], None, None]:
-        """The judgements that are asked for, in order of completion.
+        """Yield the requested judgements, in order of completion.
 
         Raises:
-            JudgeError: the endpoint cannot be reached, or will not answer anything.
+            JudgeError: the endpoint cannot be reached, or rejects every request.
         """
         queue, asked = iter(enumerate(samples)), set[Future[SampleSignals]]()
         pool = ThreadPoolExecutor(self.spec.workers)
@@ -162,7 +162,7 @@ class JudgeScorer:
                     progress(len(results))
                 yield results
         finally:
-            # What has not been asked yet is not: an interrupted run, or one at its limit, ends now.
+            # Cancel queued questions, so that an interrupted run, or one at its limit, ends now.
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _judge(self, sample: Sample, questions: Sequence[Question], position: int) -> SampleSignals:
@@ -181,8 +181,8 @@ class JudgeScorer:
             result.tokens += tokens
         return result
 
-    def _asked(self, question: str) -> tuple[dict[str, Any], Path]:
-        """What is sent for a question, and where the reply to it is kept."""
+    def _request_body(self, question: str) -> tuple[dict[str, Any], Path]:
+        """Return the request body for a question, and the path of its cached reply."""
         body = {
             "model": self.spec.model,
             "messages": [{"role": "user", "content": question}],
@@ -193,22 +193,22 @@ class JudgeScorer:
         return body, self.spec.cache / key[:2] / f"{key}.json"
 
     def forget(self, sample: Sample) -> int:
-        """Remove the replies that are kept to questions about a sample's prompt; gives how many there were."""
-        paths = [self._asked(self.spec.about(kind, sample))[1] for kind in QUESTIONS]
+        """Delete the cached replies about a sample's prompt; return their number."""
+        paths = [self._request_body(self.spec.about(kind, sample))[1] for kind in QUESTIONS]
         there = [path for path in paths if path.is_file()]
         for path in there:
             path.unlink()
         return len(there)
 
     def _reply(self, kind: Question, question: str) -> tuple[str, int]:
-        """The reply to a question and the tokens that it took; none if it was asked before.
+        """Return the reply to a question and the tokens that it used; 0 tokens for a cached reply.
 
-        What says nothing is not kept: asked once more, an endpoint may say something.
+        Replies without a value are not cached: a repeated request may return one.
         """
-        body, path = self._asked(question)
-        # Equal questions are asked once, also where two threads have them at the same time.
+        body, path = self._request_body(question)
+        # The lock makes threads that have the same question send it only once.
         with self._locks[int(path.name[:2], 16) % len(self._locks)]:
-            kept = _kept_reply(path)
+            kept = _cached_reply(path)
             if kept is not None:
                 self._replied = True
                 return kept, 0
@@ -234,78 +234,78 @@ class JudgeScorer:
         )
 
     def _ask(self, body: dict[str, Any]) -> tuple[str, int]:
-        """One request, tried again while that may help.
+        """Send one request, with retries where they may help.
 
         Raises:
-            JudgeError: it did not help, or the endpoint answers nobody.
-            RefusedError: the endpoint will not answer this.
+            JudgeError: all attempts failed, or the endpoint rejects every request.
+            RefusedError: the endpoint refused this question.
         """
         url = f"{self.spec.url.rstrip('/')}/chat/completions"
         status, content = self._request(url, body)
-        # The key goes before anything is cut: a part of it is too much.
-        said = self._without_key(content.decode("utf-8", "replace"))[:MOST_SAID]
+        # Remove the key before cutting the text: even a part of it must not be shown.
+        text = self._without_key(content.decode("utf-8", "replace"))[:MOST_SAID]
         if status in REFUSED:
             self._refusals += 1
             if self._refusals >= ALL_REFUSED and not self._replied:
                 raise JudgeError(
-                    f"the judge at {url} refuses every question (the last with {status}: {said}): see "
-                    f"that {self.spec.model} is known there and takes temperature and max_tokens as endpoint has them"
+                    f"the judge at {url} refuses every question (the last with {status}: {text}). Check that it "
+                    f"serves {self.spec.model} and accepts temperature and max_tokens as set in endpoint."
                 )
-            raise RefusedError(f"{status}: {said}")
+            raise RefusedError(f"{status}: {text}")
         if status != 200:
-            raise JudgeError(f"the judge at {url} answers {status}: {said}{self._mend(status)}")
+            raise JudgeError(f"the judge at {url} responded with {status}: {text}{self._suggestion(status)}")
         self._replied = True
         return _content(url, content, self._without_key)
 
     def _request(self, url: str, body: dict[str, Any]) -> tuple[int, bytes]:
-        """Status and content of an answer; one that breaks off is asked for again.
+        """Return the status and content of the response; a connection that breaks off is retried.
 
         Raises:
-            JudgeError: there is none.
+            JudgeError: there is no response.
         """
         for left in reversed(range(self.spec.attempts)):
             try:
                 answer = self._pool.request("POST", url, json=body, headers=self._headers(), preload_content=False)
             except urllib3.exceptions.HTTPError as error:
-                raise self._silent(url, getattr(error, "reason", None) or error) from error
+                raise self._no_response_error(url, getattr(error, "reason", None) or error) from error
             try:
                 content = answer.read(MAX_REPLY_BYTES + 1)
             except urllib3.exceptions.HTTPError as error:
                 if not left:
-                    raise self._silent(url, error) from error
+                    raise self._no_response_error(url, error) from error
             else:
                 answer.release_conn()
                 return answer.status, content
         raise AssertionError("attempts is at least 1")
 
-    def _silent(self, url: str, why: Exception) -> JudgeError:
-        """The error of an endpoint that gives no answer."""
+    def _no_response_error(self, url: str, why: Exception) -> JudgeError:
+        """Return the error for an endpoint that does not respond."""
         if isinstance(why, urllib3.exceptions.NameResolutionError):
-            said = "its name is not known"
+            reason = "unknown host name"
         elif isinstance(why, urllib3.exceptions.NewConnectionError):
-            said = "nothing listens there"
+            reason = "connection refused"
         elif isinstance(why, urllib3.exceptions.TimeoutError):
-            said = f"nothing within {self.spec.timeout:g} s (targets.endpoint.timeout_seconds)"
+            reason = f"no response within {self.spec.timeout:g} s (targets.endpoint.timeout_seconds)"
         else:
-            said = self._without_key(f"{type(why).__name__}: {why}")[:MOST_SAID]
+            reason = self._without_key(f"{type(why).__name__}: {why}")[:MOST_SAID]
         return JudgeError(
-            f"the judge at {url} does not answer ({said}): see that it runs, or correct targets.endpoint.url"
+            f"the judge at {url} does not answer ({reason}). Check that it is running, or correct targets.endpoint.url."
         )
 
-    def _mend(self, status: int) -> str:
-        """What to do about an answer."""
+    def _suggestion(self, status: int) -> str:
+        """Return the fix to suggest for a status code, or an empty string."""
         if status in (401, 403):
             named = self.spec.key_variable
-            return f"; its key is read from {named}" if named else "; name its key's variable in endpoint.key_variable"
+            return f"; the key is read from {named}" if named else "; name the key's variable in endpoint.key_variable"
         if status == 404:
             return (
-                f"; see that targets.endpoint.url is what comes before /chat/completions (it often ends in /v1), and "
-                f"that {self.spec.model} is known there"
+                f"; check that targets.endpoint.url is the part before /chat/completions (it often ends in /v1), and "
+                f"that it serves {self.spec.model}"
             )
         return ""
 
     def _without_key(self, text: str) -> str:
-        """What an endpoint said, which may repeat the key."""
+        """Return an endpoint's text without the key, which it may repeat."""
         name = self.spec.key_variable
         key = os.environ.get(name, "").strip() if name is not None else ""
         return text.replace(key, str(name)) if key else text
@@ -313,19 +313,21 @@ class JudgeScorer:
     def _headers(self) -> dict[str, str]:
         if self.spec.key_variable is None:
             return {}
-        # A secret that is mounted from a file often ends in a newline.
+        # Secrets mounted from a file often end in a newline.
         key = os.environ.get(self.spec.key_variable, "").strip()
         if key and not (key.isascii() and key.isprintable()):
-            raise JudgeError(f"the key in {self.spec.key_variable} holds characters that no header can carry")
+            raise JudgeError(
+                f"the key in {self.spec.key_variable} contains characters that are not allowed in a header"
+            )
         if not key:
             raise JudgeError(
-                f"the environment has no {self.spec.key_variable}, which targets.endpoint names for the key"
+                f"{self.spec.key_variable} is not set. Set it to the endpoint's key (targets.endpoint.key_variable)."
             )
         return {"Authorization": f"Bearer {key}"}
 
 
 def _content(url: str, content: bytes, shown: Callable[[str], str]) -> tuple[str, int]:
-    """The reply in what an endpoint sent, and its tokens; `shown` takes the key out of what an error repeats."""
+    """Return the reply in a response body and its tokens; `shown` removes the key from text that an error repeats."""
     try:
         document = json.loads(content)
         reply = document["choices"][0]["message"]["content"]
@@ -333,14 +335,14 @@ def _content(url: str, content: bytes, shown: Callable[[str], str]) -> tuple[str
         used = usage.get("total_tokens") if isinstance(usage, dict) else None
     except (ValueError, LookupError, TypeError) as error:
         raise JudgeError(
-            f"{url} does not speak OpenAI's chat completions: {shown(repr(content))[:MOST_SAID]}"
+            f"{url} did not return an OpenAI chat completion: {shown(repr(content))[:MOST_SAID]}"
         ) from error
     reply = storable(reply) if isinstance(reply, str) else ""
     return reply, int(used) if isinstance(used, int) else tokens_by_bytes(reply)
 
 
-def _kept_reply(path: Path) -> str | None:
-    """A reply that is kept; None if there is none, or only a part of one."""
+def _cached_reply(path: Path) -> str | None:
+    """Return a cached reply; None if it is missing or incomplete."""
     try:
         return storable(str(json.loads(path.read_text(encoding="utf-8"))["reply"]))
     except (FileNotFoundError, ValueError, LookupError, TypeError):
@@ -348,31 +350,31 @@ def _kept_reply(path: Path) -> str | None:
 
 
 def storable(text: str) -> str:
-    """The text with a question mark for every half of a surrogate pair, which JSON can hold and no table."""
+    """Return the text with a question mark for each lone surrogate, which JSON allows but tables cannot store."""
     return text.encode("utf-8", "replace").decode()
 
 
 def tokens_by_bytes(text: str) -> int:
-    """About how many tokens a text has, where nobody says."""
+    """Return an estimate of a text's tokens, for endpoints that do not report usage."""
     return math.ceil(len(text.encode()) / BYTES_A_TOKEN)
 
 
 def parse(kind: Question, reply: str, tokens: int) -> Judgement:
-    """What a reply says: the number of its tags, or a score from 1 to 10; None if it says neither."""
+    """Parse a reply into its number of tags, or a score from 1 to 10; the value is None if parsing fails."""
     if kind == "instruction_tags":
         count = len(TAG.findall(reply))
-        # An empty list is an answer: there are no tags.
-        said = count if count or reply.strip() == "[]" else None
-        return Judgement(said, reply, tokens, TAG_NAME.findall(reply))
+        # An empty list is a valid answer: the prompt has no tags.
+        value = count if count or reply.strip() == "[]" else None
+        return Judgement(value, reply, tokens, TAG_NAME.findall(reply))
     found = SCORE.match(reply)
     score = int(found[1]) if found and len(found[1]) <= 2 else 0
     return Judgement(score if 1 <= score <= 10 else None, reply, tokens, [])
 
 
 def spec_facts(spec: JudgeSpec, question: Question | None = None) -> dict[str, object]:
-    """What replies to a question depend on: not where the model is, nor how often it is asked at a time.
+    """Return the settings that replies to a question depend on, without the location of the model or the concurrency.
 
-    Without a question: what those to any depend on.
+    Without a question, return the settings that all questions share.
     """
     kept = ("model", "revision", "temperature", "max_tokens")
     facts: dict[str, object] = {name: value for name, value in asdict(spec).items() if name in kept}

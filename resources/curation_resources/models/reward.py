@@ -22,15 +22,15 @@ class RewardError(UserError):
 
 
 class RewardPass:
-    """Measures samples with a reward model; it has one signal, `rewards`.
+    """Measures samples with a reward model; the only signal is `rewards`.
 
     Args:
-        spec: the model; adapter and template are not used, its own chat template is.
+        spec: the model; adapter and template are ignored in favour of the model's own chat template.
         device: `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        RewardError: the model gives other than one number.
-        LoadingError: weights are missing, as its head is in the folder of a language model.
+        RewardError: the model does not output exactly one number.
+        LoadingError: weights are missing; a plain language model's folder has no reward head, for example.
     """
 
     def __init__(self, spec: PassSpec, device: str) -> None:
@@ -49,8 +49,8 @@ class RewardPass:
         )
         if self._model.config.num_labels != 1:
             raise RewardError(
-                f"{spec.model_folder} classifies into {self._model.config.num_labels} labels: a reward model gives one "
-                "number (num_labels: 1)"
+                f"{spec.model_folder} classifies into {self._model.config.num_labels} labels. Name a reward model, "
+                "which outputs one number (num_labels: 1)."
             )
         self._model = self._model.to(device).eval()
         self._device = device
@@ -86,18 +86,18 @@ class RewardPass:
             yield results
 
     def _rewards(self, batch: Sequence[Sequence[int]]) -> list[float]:
-        """Of each conversation, in halves where the device has no memory for all at once.
+        """Return the reward of each conversation; a batch that does not fit into memory is split in half.
 
         Raises:
-            OutOfMemoryError: it has none for one.
+            OutOfMemoryError: a single conversation does not fit.
         """
         import torch
 
         from curation_resources.scoring.forward import OutOfMemoryError, attempted  # noqa: PLC0415
 
         alone = OutOfMemoryError(
-            f"a conversation of {len(batch[0])} tokens does not fit into the memory of {self._device}: lower the "
-            "target's max_length or use a smaller dtype"
+            f"a conversation of {len(batch[0])} tokens does not fit into the memory of {self._device}. Lower the "
+            "target's max_length or use a smaller dtype."
         )
         run = partial(self._together, batch)
         found = attempted(run, torch.device(self._device), alone if len(batch) == 1 else None)
@@ -121,7 +121,7 @@ class RewardPass:
         return found
 
     def _padding(self, last: set[int]) -> int:
-        """A token to pad with that no sequence ends with: decoders read their logit off the last that is another."""
+        """Return a padding token that no sequence ends with: decoders take the logit of the last non-padding token."""
         own = self._tokenizer.pad_token_id
         padding = own if own is not None and own not in last else min(set(range(len(last) + 1)) - last)
         self._model.config.get_text_config().pad_token_id = padding
@@ -129,9 +129,9 @@ class RewardPass:
 
 
 def conversation_ids(tokenizer: Any, sample: Sample) -> list[int] | None:
-    """Tokens of the prompt's turns and the response as the assistant's: by the chat template, or a line each.
+    """Return the token ids of prompt and response as a conversation, by the chat template or else one turn per line.
 
-    None where the template refuses the turns (a system turn, say).
+    None if the template rejects the turns (a system turn, say).
     """
     turns = [*sample.messages, {"role": "assistant", "content": sample.response}]
     if tokenizer.chat_template:
@@ -148,7 +148,7 @@ def conversation_ids(tokenizer: Any, sample: Sample) -> list[int] | None:
 def describe_conversation(
     tokenizer: Any, sample: Sample, ids: Sequence[int] | None, max_length: int, position: int = 0
 ) -> SampleSignals:
-    """A sample's tokens and flags as a reward model takes it; none are run if it gets no reward."""
+    """Return a sample's token counts and flags for a reward model; zero tokens if it gets no reward."""
     result = SampleSignals(sample.sample_id, position)
     if sample.images:
         result.flags.append("images_not_supported")
@@ -157,7 +157,7 @@ def describe_conversation(
     elif ids is None:
         result.flags.append("template_refused")
     elif len(ids) > max_length:
-        # A part of a response would be judged as if it were all of it.
+        # A truncated response would be judged as if it were complete.
         result.flags.append("too_long")
     else:
         result.tokens = len(ids)

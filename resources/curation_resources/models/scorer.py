@@ -1,6 +1,6 @@
-"""The model that assets measure with: loaded on first use, once a run, on one device or on several.
+"""The model that assets measure with: loaded on first use, once per run, on one or several devices.
 
-Plain data goes in and comes out, so that what asks for measurements needs neither torch nor a GPU to import.
+Inputs and outputs are plain data, so callers need neither torch nor a GPU to import this module.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from curation_resources.scoring.perturbed import PerturbedGroup, PerturbedPass
 
 PERTURBED_CHUNK = 2048
-"""Samples whose losses at perturbed checkpoints are given together: several windows on a CPU, one on a GPU."""
+"""Samples per result of the pass over perturbed checkpoints: several windows on a CPU, one on a GPU."""
 
 
 class Scorer:
-    """Measures samples with one checkpoint. Use it in a `with` block: worker processes end with it.
+    """Measures samples with one checkpoint. Use it in a `with` block, which ends its worker processes.
 
     Args:
         spec: the checkpoint and the settings that it is measured under.
-        perturbed: what perturbed checkpoints are made from, and what is measured at them, if anything is.
+        perturbed: how to make perturbed checkpoints and what to measure at them; None: nothing.
         device: `auto` (every visible CUDA device, else the CPU), `cpu`, `cuda`, or several: `cuda:0,cuda:1`.
     """
 
@@ -70,7 +70,7 @@ class Scorer:
 
     @property
     def device_count(self) -> int:
-        """On how many devices it measures."""
+        """The number of devices in use."""
         return len(self._devices)
 
     @cached_property
@@ -89,7 +89,7 @@ class Scorer:
 
     @contextmanager
     def _loaded(self, spec: PassSpec) -> Iterator[Pass]:
-        """A pass at a checkpoint, on one device or on all of them."""
+        """Yield a pass at a checkpoint, on one device or on all of them."""
         quieten_transformers()
         from curation_resources.scoring.devices import DeviceGroup, make_pass  # noqa: PLC0415
 
@@ -105,7 +105,7 @@ class Scorer:
         quieten_transformers()
         from curation_resources.scoring.perturbed import PerturbedGroup, make_perturbed_pass  # noqa: PLC0415
 
-        assert self.perturbed is not None, "nothing is said of perturbed checkpoints"
+        assert self.perturbed is not None, "no perturbed checkpoints are configured"
         spec, _ = self.perturbed
         if len(self._devices) > 1:
             return self._workers.enter_context(PerturbedGroup(spec, self._devices, quieten_transformers))
@@ -113,19 +113,19 @@ class Scorer:
 
     @cached_property
     def _start(self) -> Opening:
-        """What gives the pass at the model before its training run; it stays loaded."""
+        """The opener of the pass at the model before its training run, which stays loaded."""
         return _kept(self._workers.enter_context(self._loaded(start_of(self.spec))))
 
     @cached_property
     def _checkpoints(self) -> list[Opening]:
-        """Of every checkpoint of the trajectory what gives its pass: kept loaded, or loaded each time."""
+        """The openers of the passes at every checkpoint of the trajectory: kept loaded, or loaded each time."""
         specs = specs_of(self.spec)
         if not stay_loaded(self.spec):
             return [partial(self._loaded, spec) for spec in specs]
         return [_kept(self._workers.enter_context(self._loaded(spec))) for spec in specs]
 
     def device_name(self) -> str:
-        """What the model runs on, as people call it."""
+        """Return a human-readable name of the devices."""
         from curation_resources.scoring.devices import device_name  # noqa: PLC0415
 
         names = [device_name(device) for device in self._devices]
@@ -134,9 +134,9 @@ class Scorer:
     def measure(
         self, samples: Sequence[Sample], request: Request, progress: Callable[[int], None] | None = None
     ) -> Generator[list[SampleSignals], None, None]:
-        """The requested signals of samples, in order of completion; see `scoring.forward.ForwardPass`.
+        """Yield the requested signals of samples, in order of completion; see `scoring.forward.ForwardPass`.
 
-        Close it when it is not used up: what works on it ends then.
+        Close the generator if you do not exhaust it, so that its workers stop.
         """
         if request.in_run:
             yield from self._with_influence(samples, replace(request, in_run=False), progress)
@@ -145,7 +145,7 @@ class Scorer:
         elif request.along or request.base_likelihoods:
             checkpoints = self._checkpoints if request.along else ()
             start = self._start if request.base_likelihoods else None
-            # A model that is loaded for each piece is loaded for large ones.
+            # Larger chunks amortize a model that is loaded again for each chunk.
             first = CHUNK if request.along and not stay_loaded(self.spec) else FIRST
             yield from with_trajectories(
                 samples,
@@ -162,15 +162,15 @@ class Scorer:
 
     @cached_property
     def _influence(self) -> dict[str, list[float]]:
-        """By sample_id, what the training run told."""
-        assert self.spec.trained_on is not None, "there is no training run"
+        """Influence on each validation set by sample_id, as recorded by the training run."""
+        assert self.spec.trained_on is not None, "no training run is configured"
         columns = pl.read_parquet(self.spec.trained_on, columns=["sample_id", INFLUENCE])
         return dict(columns.iter_rows())
 
     def _with_influence(
         self, samples: Sequence[Sample], request: Request, progress: Callable[[int], None] | None
     ) -> Generator[list[SampleSignals], None, None]:
-        """What the training run told of samples, beside whatever else is asked for: no token is run for it."""
+        """Add the influence recorded by the training run to other requested signals; it runs no tokens."""
         for results in self.measure(samples, request, progress):
             for result in results:
                 result.influence = self._influence.get(result.sample_id)
@@ -179,8 +179,8 @@ class Scorer:
     def _with_perturbed(
         self, samples: Sequence[Sample], request: Request, progress: Callable[[int], None] | None
     ) -> Generator[list[SampleSignals], None, None]:
-        """Early losses at perturbed checkpoints beside whatever else is asked for, some samples after another."""
-        assert self.perturbed is not None, "nothing is said of perturbed checkpoints"
+        """Add early losses at perturbed checkpoints to other requested signals, chunk by chunk."""
+        assert self.perturbed is not None, "no perturbed checkpoints are configured"
         for start, end in pieces(len(samples), PERTURBED_CHUNK):
             chunk = samples[start:end]
             own = self.measure(chunk, request) if request != Request() else ()
@@ -196,12 +196,12 @@ class Scorer:
 
 
 def _kept(loaded: Pass) -> Opening:
-    """What gives a pass that stays loaded."""
+    """Return an opener for a pass that stays loaded."""
     return lambda: nullcontext(loaded)
 
 
 def add_perturbed(results: dict[int, SampleSignals], found: PerturbedSignals) -> None:
-    """Add what was found of a sample at perturbed checkpoints to what is known of it, by position."""
+    """Merge a sample's results at perturbed checkpoints into its other results, by position."""
     known = results.get(found.position)
     if known is None:
         known = results[found.position] = SampleSignals(

@@ -1,5 +1,5 @@
-"""Measuring samples with a model: loading, encoding, batching, the forward pass.
+"""Measure samples with a model: loading, encoding, batching, the forward pass.
 
-Torch and transformers only: this package imports nothing else of ours, no Dagster, Polars or DuckDB, so
-that it runs on a bare GPU box.
+Needs only torch and transformers. This package imports no other part of the project, and no Dagster, Polars or DuckDB,
+so that it runs on a bare GPU machine.
 """

@@ -1,4 +1,4 @@
-"""Where a decoder's attention projections are: q, k, v and o of every layer, by name or as parts of a fused layer."""
+"""Locate a decoder's attention projections: q, k, v and o of every layer, by name or as parts of a fused layer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from curation_resources.scoring.spec import PROJECTIONS
 
 SEPARATE = {"q": ("q_proj",), "k": ("k_proj",), "v": ("v_proj",), "o": ("o_proj", "out_proj", "dense", "c_proj")}
 BEHIND_ONE_ANOTHER = {"phi3": "qkv_proj", "gpt2": "c_attn"}
-"""By family, the layer that is q, k and v in one: first all of q, then k, then v."""
+"""By family, the fused layer that stacks all of q, then k, then v."""
 
 HEAD_BY_HEAD = {"gpt_neox": "query_key_value", "bloom": "query_key_value"}
-"""The same, first q, k and v of the first head, and so on."""
+"""By family, the fused layer that interleaves q, k and v head by head."""
 
 
 class AttentionError(ScoringError):
-    """A model whose attention projections cannot be told apart."""
+    """The attention projections of a model cannot be identified."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Projections:
 
     Attributes:
         layers: the linear layers, by projection; a fused one is `qkv`.
-        sizes: of a fused layer that holds them one behind another, how many of its outputs are q, k and v.
-        heads: of a fused layer that holds them head by head, how many there are.
+        sizes: output sizes of q, k and v in a fused layer that stacks them.
+        heads: number of heads in a fused layer that interleaves them.
     """
 
     layers: Mapping[str, nn.Module]
@@ -38,7 +38,7 @@ class Projections:
     heads: int | None = None
 
     def split(self, name: str, gradients: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """By projection, its part of a layer's output gradients [B, T, d_out]."""
+        """Yield each projection with its part of a layer's output gradients [B, T, d_out]."""
         if name != "qkv":
             yield name, gradients
             return
@@ -52,17 +52,17 @@ class Projections:
 
 
 def attention_projections(decoder: nn.Module, config: Any) -> list[Projections]:
-    """Of every layer of a model's text decoder, first to last, by its modules and its configuration.
+    """Return the projections of every layer of a model's text decoder, first to last.
 
     Raises:
-        AttentionError: a layer's projections have names that we do not know, or sizes that do not add up.
+        AttentionError: a layer's projections have unknown names, or sizes that do not add up.
     """
     config = config.get_text_config(decoder=True)
     return [_of_block(block, config, number) for number, block in enumerate(decoder_blocks(decoder, config))]
 
 
 def decoder_blocks(decoder: nn.Module, config: Any) -> nn.ModuleList:
-    """The text decoder's layers; a vision tower beside it has another name, or another number of them.
+    """Return the text decoder's layers. A vision tower's list has another name or another length.
 
     Raises:
         AttentionError: there is no such list.
@@ -71,7 +71,7 @@ def decoder_blocks(decoder: nn.Module, config: Any) -> nn.ModuleList:
     lists = [(name, one) for name, one in decoder.named_modules() if isinstance(one, nn.ModuleList)]
     found = [one for name, one in lists if len(one) == count and not {"vision", "visual"} & set(_words(name))]
     if not found:
-        raise AttentionError(f"no list of {count} layers in {type(decoder).__name__}: its layers are not known to us")
+        raise AttentionError(f"{type(decoder).__name__} is not supported: it has no list of {count} layers")
     return found[0]
 
 
@@ -90,9 +90,9 @@ def _of_block(block: nn.Module, config: Any, number: int) -> Projections:
     fused = by_name.get({**BEHIND_ONE_ANOTHER, **HEAD_BY_HEAD}.get(family, ""))
     if fused is None or "o" not in found:
         raise AttentionError(
-            f"layer {number} of this {family} model has {', '.join(sorted(by_name)) or 'no linear layer'}: which of "
-            "them are the attention's projections is not known to us. Known are q_proj, k_proj, v_proj and o_proj (or "
-            f"out_proj, dense, c_proj), and the fused ones of {', '.join([*BEHIND_ONE_ANOTHER, *HEAD_BY_HEAD])}"
+            f"layer {number} of this {family} model has {', '.join(sorted(by_name)) or 'no linear layer'}; its "
+            "attention projections cannot be identified. Supported names are q_proj, k_proj, v_proj and o_proj (or "
+            f"out_proj, dense, c_proj), and the fused layers of {', '.join([*BEHIND_ONE_ANOTHER, *HEAD_BY_HEAD])}"
         )
     layers, heads = {"qkv": fused, "o": found["o"]}, int(config.num_attention_heads)
     if family in HEAD_BY_HEAD:
@@ -103,20 +103,20 @@ def _of_block(block: nn.Module, config: Any, number: int) -> Projections:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether it is a linear layer, an adapter's around one (peft) included; a router of experts is none."""
+    """Return True for linear layers, including those wrapped by an adapter (peft), but not for a router of experts."""
     inner = getattr(module, "base_layer", module)
     return isinstance(inner, nn.Linear) or type(inner).__name__ == "Conv1D"
 
 
 def is_of_experts(name: str) -> bool:
-    """Whether a layer is one of several that some tokens each go to, in an order of their own."""
+    """Return True if a layer is an expert, which sees some of the tokens, in its own order."""
     return "experts" in name.split(".")
 
 
 def by_sample(values: Tensor, samples: int, longest: int) -> Tensor | None:
-    """What went through a layer as [B, T, d], where a model lays samples end to end as well; None if it is not that.
+    """Return a layer's values as [B, T, d], also for models that concatenate the samples; None if neither shape fits.
 
-    Experts that are layers of their own see some tokens of all samples, in an order of their own.
+    Experts that are layers of their own see some tokens of all samples, in their own order.
 
     Args:
         values: [B, T, d] or [B * T, d].

@@ -1,14 +1,14 @@
-"""Which samples run together: batches of similar length within a token budget."""
+"""Plan batches: group samples of similar length within a token budget."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
 LEAST_BATCH_SHARE = 0.25
-"""A batch that holds this share of its budget is closed rather than padded much."""
+"""A batch that fills this share of its budget is closed rather than padded heavily."""
 
 MUCH_PADDING = 0.1
-"""Share of a sequence's padded length that counts as much."""
+"""Share of padding in a sequence that counts as heavy."""
 
 
 def plan_batches(lengths: Sequence[int], budget: int, keys: Sequence[Hashable] | None = None) -> list[list[int]]:
@@ -16,12 +16,12 @@ def plan_batches(lengths: Sequence[int], budget: int, keys: Sequence[Hashable] |
 
     Args:
         lengths: tokens of each sequence.
-        budget: longest sequence x number of sequences of a batch; a longer sequence runs alone.
-        keys: sequences share a batch only where their keys are equal; default: all may.
+        budget: maximum of longest sequence x number of sequences; a longer sequence runs alone.
+        keys: only sequences with equal keys share a batch; default: all may.
 
     Returns:
-        Positions in `lengths`, longest first, so that the largest batch comes first and running out of
-        memory shows at once.
+        Positions in `lengths`, longest first, so that the largest batch comes first and a lack of memory shows
+        immediately.
     """
     order = sorted(range(len(lengths)), key=lambda position: (-lengths[position], position))
     batches: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""From encoded samples to the tensors of one padded batch."""
+"""Collate encoded samples into the tensors of one padded batch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from curation_resources.scoring.vision import along_sequence
 
 
 def batch_key(encoded: Encoded) -> Hashable:
-    """Samples with equal keys may share a batch: their model inputs can be put together.
+    """Return a key; samples with equal keys may share a batch, because their model inputs can be collated.
 
-    Text-only samples have one key, so that they do not run through the vision tower's part of a batch.
+    All text-only samples have the same key, so they never run through the vision tower with image samples.
     """
     return tuple(
         (name, str(tensor.dtype), None if along_sequence(name, tensor, len(encoded)) else tuple(tensor.shape[1:]))
@@ -24,18 +24,19 @@ def batch_key(encoded: Encoded) -> Hashable:
 
 
 def collate(batch: Sequence[Encoded], device: torch.device) -> dict[str, Any]:
-    """Inputs of the decoder for a batch, padded on the right.
+    """Return the decoder's inputs for a batch, padded on the right.
 
-    No attention mask is made: under causal attention no token sees the padding behind it, and without a
-    mask the attention takes its fast path.
+    There is no attention mask: under causal attention no token sees the padding after it, and without a mask the
+    attention
+    uses its fast path.
 
     Args:
-        batch: samples that can be run; text-only ones may stand among those with images.
-        device: where the tensors go.
+        batch: runnable samples; text-only ones may be mixed with image samples.
+        device: target of the tensors.
 
     Returns:
-        `input_ids` [B, T], and the model inputs of the samples by name: those along the sequence as
-        [B, T], padded with 0 (text), the others one behind the other in the order of the samples.
+        `input_ids` [B, T], and the model inputs of the samples by name: those along the sequence as [B, T], padded with
+        0 (text), the others concatenated in the order of the samples.
     """
     longest = max(len(encoded) for encoded in batch)
     inputs = {"input_ids": torch.zeros(len(batch), longest, dtype=torch.long)}

@@ -1,4 +1,4 @@
-"""Loading all weights of a model folder, or an adapter's, and refusing what would be filled with random numbers."""
+"""Load all weights of a model folder or an adapter, and reject folders with missing weights."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ class LoadingError(ScoringError):
 
 
 def load_whole(loader: Any, folder: Path, kind: str, **settings: Any) -> tuple[Any, set[str]]:
-    """A model of whose weights none is missing, safetensors only, and the names in its files that it does not have.
+    """Load a model with all its weights, safetensors only; also return the tensor names that the model does not have.
 
-    transformers fills weights that a folder lacks with random numbers and goes on: the head of a reward model of a
-    causal language model's folder, say.
+    transformers initializes missing weights randomly and continues, for example the head of a reward model from a
+    causal
+    language model's folder.
 
     Args:
         loader: one of transformers' auto classes.
         folder: the model folder.
-        kind: what it is loaded as, for errors: `a reward model`.
-        settings: of `from_pretrained`.
+        kind: description of the expected model, for errors: `a reward model`.
+        settings: arguments of `from_pretrained`.
 
     Raises:
         LoadingError: weights are missing, a file is damaged, or a package is not installed.
@@ -35,22 +36,23 @@ def load_whole(loader: Any, folder: Path, kind: str, **settings: Any) -> tuple[A
     try:
         model, found = loader.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **settings)
     except ImportError as error:
-        raise LoadingError(f"the model needs a package that is not installed: {error}") from error
+        raise LoadingError(f"the model needs a package that is not installed. Install it: {error}") from error
     except (RuntimeError, OSError, SafetensorError, ValueError, LookupError) as error:
         raise LoadingError(
-            f"the model in {folder} cannot be loaded ({error}): if it is not whole, copy or download it again"
+            f"the model in {folder} cannot be loaded ({error}). If files are missing or truncated, copy or download it "
+            "again."
         ) from error
     if found["missing_keys"]:
-        said = ", ".join(getattr(model.config, "architectures", None) or ["model that does not say what it is"])
+        architecture = ", ".join(getattr(model.config, "architectures", None) or ["model of unknown architecture"])
         raise LoadingError(
-            f"{folder} lacks weights of {kind}, which would be random numbers: {some(found['missing_keys'])}. It is a "
-            f"{said}: name the folder of {kind} that holds all its weights"
+            f"{folder} lacks weights of {kind}, which would be random: {some(found['missing_keys'])}. It is a "
+            f"{architecture}: name the folder of {kind} with all its weights"
         )
     return model, set(found["unexpected_keys"])
 
 
 def some(names: Iterable[str]) -> str:
-    """The first few of some names, sorted, and how many more there are."""
+    """Return the first few names, sorted, with the number of further ones."""
     listed = sorted(names)
     more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
     return (", ".join(listed[:SHOWN]) or "nothing") + more

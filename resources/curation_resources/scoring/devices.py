@@ -1,7 +1,7 @@
-"""The pass on one device in this process, or on several devices in one process each.
+"""Run the pass on one device in this process, or on several devices with one process each.
 
-A worker process loads the model once and measures units of samples one after another; what it gives does not
-depend on how many others there are. A worker that dies is started again and its unit is measured again.
+A worker process loads the model once and measures units of samples one after another; results do not depend on the
+number of workers. A worker that dies is restarted, and its unit is measured again.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from curation_resources.scoring.units import TRIES, Asked, Found, Source, UnitQu
 
 
 class WorkerError(ScoringError):
-    """Worker processes died again and again over the same samples."""
+    """Worker processes died repeatedly over the same samples."""
 
 
 def devices_of(name: str) -> list[str]:
-    """Names of single devices: `auto` is every visible CUDA device, else the CPU; `a,b` are a and b.
+    """Return the names of single devices: `auto` is every visible CUDA device, else the CPU; `a,b` are a and b.
 
     Raises:
-        ScoringError: a CUDA device is asked for that is not there.
+        ScoringError: a requested CUDA device does not exist.
     """
     count = torch.cuda.device_count()
     if name == "auto":
@@ -44,12 +44,12 @@ def devices_of(name: str) -> list[str]:
     for device in devices:
         parsed = torch.device(device)
         if parsed.type == "cuda" and (parsed.index or 0) >= count:
-            raise ScoringError(f"device {device} is not there: {count} CUDA devices are visible")
+            raise ScoringError(f"device {device} not found: {count} CUDA devices are visible")
     return devices
 
 
 def device_name(device: str) -> str:
-    """A device as people call it."""
+    """Return a device's human-readable name."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{os.cpu_count()} CPU cores"
@@ -80,7 +80,7 @@ def make_pass(spec: PassSpec, device: str) -> ForwardPass:
 
 @dataclass
 class _Unit:
-    """Samples that one worker measures together, and how many workers died over them."""
+    """Samples that one worker measures together, and the number of workers that died over them."""
 
     samples: Sequence[Sample]
     positions: Sequence[int]
@@ -89,7 +89,7 @@ class _Unit:
 
 @dataclass
 class _Worker:
-    """A worker process, our end of its pipe, and what it is measuring."""
+    """A worker process, our end of its pipe, and the unit that it is measuring."""
 
     device: str
     process: SpawnProcess
@@ -97,23 +97,23 @@ class _Worker:
     unit: _Unit | None = None
 
     def end(self) -> None:
-        """Stop the process at once: it holds nothing that is not measured again."""
+        """Kill the process immediately; its unfinished unit is measured again."""
         self.connection.close()
         self.process.kill()
         self.process.join()
 
 
 class WorkerGroup(Generic[Asked, Found]):
-    """A pass on several devices, a process each, started on first use.
+    """A pass on several devices, one process each, started on first use.
 
-    Use it in a `with` block, or `close` it. One stream at a time.
+    Use it in a `with` block, or `close` it. Only one stream may be open at a time.
 
     Args:
-        make: a module's function that makes the pass of a spec on a device; the pass measures samples with
-            `measure(samples, request)`, which gives a result for each.
-        spec: what every worker loads, as plain data.
-        devices: a device's name for every worker.
-        prepare: what every worker calls first.
+        make: an importable function that makes the pass of a spec on a device. The pass measures samples with
+            `measure(samples, request)`, which returns one result per sample.
+        spec: plain data that every worker loads its model from.
+        devices: one device name per worker.
+        prepare: called first in every worker.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class WorkerGroup(Generic[Asked, Found]):
         self.close()
 
     def close(self) -> None:
-        """End the worker processes."""
+        """Kill the worker processes."""
         for worker in self._workers:
             worker.end()
         self._workers = []
@@ -144,15 +144,15 @@ class WorkerGroup(Generic[Asked, Found]):
     def stream(
         self, samples: Sequence[Sample], request: Asked, progress: Progress | None = None
     ) -> Iterator[list[Found]]:
-        """Measure samples on all devices; yields units as they are ready.
+        """Measure samples on all devices; yield units as soon as they are ready.
 
-        When the caller stops early or an error arises, the workers are ended.
+        If the caller stops early or an error occurs, the workers are killed.
 
         Raises:
-            WorkerError: workers died over the same samples.
+            WorkerError: workers died repeatedly over the same samples.
         """
         if any(worker.unit is not None for worker in self._workers):
-            raise RuntimeError("another stream of this group is not finished: use it up or close it first")
+            raise RuntimeError("another stream of this group is not finished. Exhaust it or close it first.")
         for device in self.devices[len(self._workers) :]:
             self._workers.append(self._start(device))
         units = self._units(samples)
@@ -165,7 +165,8 @@ class WorkerGroup(Generic[Asked, Found]):
                     worker = busy[connection]  # type: ignore[index]
                     results = self._take(worker, request)
                     if results:
-                        # At once: the device must not wait for what is done with the results.
+                        # Assign the next unit first, so that the device does not wait while the caller processes
+                        # results.
                         self._give_next(worker, units, request)
                         if progress is not None:
                             progress(len(results))
@@ -180,21 +181,21 @@ class WorkerGroup(Generic[Asked, Found]):
             yield _Unit([samples[position] for position in positions], positions)
 
     def _cut(self, samples: Sequence[Sample]) -> Iterator[Sequence[int]]:
-        """Positions of the samples of each unit."""
+        """Yield the positions of the samples of each unit."""
         work = [work_of(sample) for sample in samples]
         queue = UnitQueue([Source("samples", work, list)], len(self.devices))
         while (unit := queue.next()) is not None:
             yield unit.positions
 
     def _start(self, device: str) -> _Worker:
-        # Spawned, not forked: neither CUDA nor threads survive a fork.
+        # Spawn, not fork: neither CUDA nor threads survive a fork.
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         threads = max(1, (os.cpu_count() or 1) // len(self.devices))
         arguments = (theirs, self.make, self.spec, device, threads, self.prepare)
         process = context.Process(target=_work, args=arguments, daemon=True)
         process.start()
-        # Only the worker holds its end now, so that its death is the end of the pipe.
+        # Close our copy, so that the worker's death closes the pipe.
         theirs.close()
         return _Worker(device, process, ours)
 
@@ -208,11 +209,11 @@ class WorkerGroup(Generic[Asked, Found]):
         try:
             worker.connection.send((list(unit.samples), request))
         except OSError:
-            # It died before it was given anything: the unit is not to blame.
+            # The worker died before it received the unit, so the unit is not to blame.
             self._replace(worker, request, blame=0)
 
     def _take(self, worker: _Worker, request: Asked) -> list[Found]:
-        """What a worker has sent; nothing if it died, and then its unit is with a new one."""
+        """Return the results that a worker sent, or nothing if it died and a new worker got its unit."""
         try:
             answer: list[Found] | Exception = worker.connection.recv()
         except (EOFError, OSError):
@@ -235,7 +236,7 @@ class WorkerGroup(Generic[Asked, Found]):
             raise WorkerError(
                 f"{unit.deaths} worker processes on {worker.device} died while they loaded the model or measured the "
                 f"{len(unit.samples)} samples from {unit.samples[0].sample_id} on (the last with exit code "
-                f"{worker.process.exitcode}); is the machine out of memory?"
+                f"{worker.process.exitcode}). Check whether the machine is out of memory."
             )
         new = self._start(worker.device)
         worker.process, worker.connection = new.process, new.connection
@@ -257,8 +258,8 @@ def _work(
     threads: int,
     prepare: Callable[[], None] | None,
 ) -> None:
-    """What a worker process does: measure unit after unit until the parent is gone."""
-    # Ctrl-C reaches every process of the terminal: the parent decides when workers end.
+    """Run a worker process: measure units until the parent is gone."""
+    # Ctrl-C reaches every process of the terminal; the parent decides when workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if torch.device(device).type == "cpu":
         torch.set_num_threads(threads)
@@ -271,18 +272,18 @@ def _work(
         except EOFError:
             return
         try:
-            # Loaded here, so that an error of loading is sent like any other.
+            # Loaded here, so that a loading error is sent like any other.
             scoring = scoring or make(spec, device)
             connection.send(scoring.measure(samples, request))
         except BrokenPipeError:
             return
         except Exception as error:
-            # Whatever it is, the parent raises it.
+            # The parent raises it, whatever it is.
             connection.send(_sendable(error))
 
 
 def _sendable(error: Exception) -> Exception:
-    """An error that survives the pipe, with what led to it where that is not plain."""
+    """Return an error that can be pickled, with the traceback in the message unless it is a `ScoringError`."""
     if isinstance(error, ScoringError):
         return type(error)(*error.args)
     return ScoringError("a worker process failed:\n" + "".join(traceback.format_exception(error)))

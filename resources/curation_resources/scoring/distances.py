@@ -1,7 +1,8 @@
-"""How far training moved a model: ||theta_ft - theta_0||_2, by tensor, over all parameters (GRAPE, arXiv 2502.04194).
+"""Distance that training moved a model: ||theta_ft - theta_0||_2, by tensor, over all parameters (arXiv 2502.04194).
 
-A LoRA checkpoint is compared as its merged product, without loading the base. Of whole models one tensor at a time is
-held on each side, where the files name them alike; else both models are loaded (`scoring.endpoints`).
+Source: GRAPE. A LoRA checkpoint is compared as its merged product, without loading the base. Whole models are compared
+one tensor at a
+time if their files use the same names; else both models are loaded (`scoring.endpoints`).
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ from curation_resources.scoring.endpoints import (
 )
 
 LAYER = re.compile(r"\.(\d+)\.")
-"""The number of a decoder layer in a tensor's name."""
+"""Matches the number of a decoder layer in a tensor's name."""
 ELSEWHERE = "elsewhere"
-"""Stands for the tensors of no layer: embeddings, the last norm, the head."""
+"""Key for the tensors outside all layers: embeddings, the last norm, the head."""
 
 
 def distances(checkpoint: Path, base: Path, *, trust_remote_code: bool = False) -> dict[str, float]:
-    """The L2 norm of the difference of every tensor that differs, by its name; empty if none does.
+    """Return the L2 norm of the difference of every tensor that differs, by its name; empty if none does.
 
     Args:
         checkpoint: a model folder (safetensors), or a LoRA folder over the base.
         base: the base's model folder.
-        trust_remote_code: run Python code that the folders ship, where they have to be loaded.
+        trust_remote_code: run Python code that the folders ship, if they have to be loaded.
 
     Raises:
-        EndpointError: the checkpoint's tensors are not the base's, or it is an adapter that is more than LoRA.
+        EndpointError: the checkpoint's tensors do not match the base's, or its adapter is not plain LoRA.
     """
     if (checkpoint / ADAPTER_SETTINGS).is_file():
         found: Iterator[tuple[str, Tensor]] = lora_products(checkpoint)
@@ -51,12 +52,12 @@ def distances(checkpoint: Path, base: Path, *, trust_remote_code: bool = False) 
 
 
 def total(norms: Mapping[str, float]) -> float:
-    """The distance over all of these tensors."""
+    """Return the total distance over these tensors."""
     return math.sqrt(math.fsum(norm * norm for norm in norms.values()))
 
 
 def by_layer(norms: Mapping[str, float]) -> dict[str, float]:
-    """Distances by decoder layer, in order, and over the tensors of no layer."""
+    """Return distances by decoder layer, in order, and over the tensors outside all layers."""
     grouped: dict[str, dict[str, float]] = {}
     for name, norm in norms.items():
         layer = LAYER.search(name)
@@ -66,7 +67,7 @@ def by_layer(norms: Mapping[str, float]) -> dict[str, float]:
 
 
 def _places(folder: Path) -> dict[str, Path]:
-    """In which file of a model folder each tensor is."""
+    """Return the file of a model folder that each tensor is in."""
     places: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:

@@ -1,6 +1,6 @@
-"""One vector a sample from the last layer's hidden states, after the final norm.
+"""Pool the last layer's hidden states, after the final norm, into one vector per sample.
 
-Every position that is run counts: prompt, response and end-of-sequence token.
+All positions count: prompt, response and end-of-sequence token.
 
     mean                h = mean of h_t                               K-center greedy, NV-Embed style
     last                h = h_T                                       RDS
@@ -18,7 +18,7 @@ from curation_resources.scoring.samples import Pooling
 
 
 def pool(hidden: Tensor, poolings: Collection[Pooling]) -> dict[Pooling, Tensor]:
-    """Poolings [d] in fp32 of one sample's hidden states [T, d]."""
+    """Return the requested poolings [d], in fp32, of one sample's hidden states [T, d]."""
     pooled: dict[Pooling, Tensor] = {}
     states = hidden.to(torch.float32) if set(poolings) - {"last"} else hidden
     if "mean" in poolings:

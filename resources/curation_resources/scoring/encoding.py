@@ -1,4 +1,4 @@
-"""From text to tokens: rendered prompt + the response verbatim + EOS, and which token is in which segment."""
+"""Encode text as tokens: rendered prompt + the response verbatim + EOS, with the segment of each token."""
 
 from __future__ import annotations
 
@@ -18,43 +18,46 @@ from curation_resources.scoring.samples import ANSWER, UNRUNNABLE, Encoded, Samp
 from curation_resources.scoring.spec import Template
 
 FIXED_DATE = date(2024, 7, 26)
-"""The date that chat templates write, if they write one."""
+"""The date for chat templates that write the current date."""
 
 SPACES = np.array([code for code in range(0x10000) if chr(code).isspace()], dtype=np.uint32)
-"""Every code point that Python takes for space; there is none beyond the basic plane."""
+"""All code points that Python considers white space; there are none outside the basic plane."""
 
-# White space is taken up from where it begins, or a long run of it would be gone through from each of its signs. Behind
-# the white space of another tag it has been taken up already.
+# Possessive matching starts at the beginning of white space, because restarting at each character would make long runs
+# quadratic. White space after a previous tag already belongs to that match.
 TAGS = re.compile(r"(?<!\s)\s*+</?think>\s*+|</?think>\s*+")
-"""What a chat template may write inside the assistant's turn, around the reasoning."""
+"""Matches the tags that a chat template may write around the reasoning in the assistant's turn."""
 
 PROBE = "probe"
-"""A turn that is rendered to see whether a chat template reads contents as text or as parts."""
+"""A turn for testing whether a chat template reads contents as text or as parts."""
 
 
 class EncodingError(ScoringError):
-    """The tokenizer cannot do what encoding needs."""
+    """The tokenizer lacks a feature that encoding needs."""
 
 
 class Encoder:
     """Encodes samples with one tokenizer, template and maximum length.
 
-    The whole text is tokenized once, so that the tokens at the seam of prompt and response are those that
-    the model would see; a token is the response's if its first non-space character is. Image tokens are the
-    prompt's. An encoder may be used by several threads at once.
+    The whole text is tokenized at once, so the tokens at the boundary of prompt and response are those that the model
+    would
+    see. A token belongs to the response if its first non-space character does. Image tokens belong to the prompt.
+    Several
+    threads may share an encoder.
 
     Args:
         tokenizer: a fast transformers tokenizer (character offsets are needed).
-        template: `auto` takes the chat template of processor or tokenizer if there is one, else `plain`,
-            which joins the turns' contents and the response with newlines. `question_answer` is the GRAPE
-            paper's (arXiv 2502.04194): `Question: {prompt} \n Answer: {response}`, turns joined by newlines.
-        max_length: longest sequence in tokens; longer ones are cut on the right.
+        template: `auto` uses the chat template of the processor or tokenizer if there is one, else `plain`, which joins
+            the turns' contents and the response with newlines. `question_answer` is the GRAPE paper's (arXiv
+            2502.04194):
+            `Question: {prompt} \n Answer: {response}`, turns joined by newlines.
+        max_length: longest sequence in tokens; longer ones are truncated on the right.
         processor: the model's processor; without one, samples with images cannot be run.
-        vocabulary: rows of the model's input embedding; token ids that have none are flagged.
-        limits: which images are opened.
+        vocabulary: rows of the model's input embedding; token ids beyond them are flagged.
+        limits: restrictions on the images to open.
 
     Raises:
-        EncodingError: the tokenizer gives no offsets, or has no chat template although one is asked for.
+        EncodingError: the tokenizer provides no offsets, or lacks the requested chat template.
     """
 
     def __init__(
@@ -67,10 +70,10 @@ class Encoder:
         limits: ImageLimits | None = None,
     ) -> None:
         if not tokenizer.is_fast:
-            raise EncodingError("the tokenizer is not a fast one, so it gives no character offsets")
+            raise EncodingError("the tokenizer is not a fast tokenizer, so it provides no character offsets")
         chat_template = getattr(processor, "chat_template", None) or tokenizer.chat_template
         if template == "chat" and chat_template is None:
-            raise EncodingError("template: chat, but the tokenizer has no chat template; use template: plain")
+            raise EncodingError("template: chat, but the tokenizer has no chat template. Use template: plain.")
         self.tokenizer = tokenizer
         self.processor = processor
         self.chat = template == "chat" or (template == "auto" and chat_template is not None)
@@ -81,14 +84,14 @@ class Encoder:
         self._template = chat_template.get("default") if isinstance(chat_template, dict) else chat_template
         self._parts = self.chat and self._reads_parts()
         self._media = vision.media_tokens(processor) if processor is not None else frozenset[str]()
-        # Its first call sets a tokenizer's padding and truncation; after it threads only read.
+        # The first call sets the tokenizer's padding and truncation; after that, threads only read.
         tokenizer(PROBE)
 
     def render_prompt(self, sample: Sample) -> str:
-        """The prompt as text, up to where the response begins; images as the processor's placeholder.
+        """Return the prompt as text, up to where the response starts; images become the processor's placeholder.
 
         Raises:
-            jinja2.TemplateError: the chat template refuses these turns, e.g. a system turn.
+            jinja2.TemplateError: the chat template rejects these turns, e.g. a system turn.
             ImageError: `image_count_mismatch`.
         """
         turns = vision.turns_in_parts(sample)
@@ -105,8 +108,9 @@ class Encoder:
     def encode(self, samples: Sequence[Sample]) -> list[Encoded]:
         """Encode samples, in order.
 
-        A sample that cannot be encoded (its turns are refused, an image cannot be had) has no tokens and
-        the flag that says why.
+        A sample that cannot be encoded (its turns are rejected, an image is not available) has no tokens and a flag
+        with the
+        reason.
         """
         results: list[Encoded | None] = [None] * len(samples)
         texts: list[tuple[int, str]] = []
@@ -126,27 +130,27 @@ class Encoder:
         return [encoded for encoded in results if encoded is not None]
 
     def _checked_prompt(self, sample: Sample) -> str:
-        """The rendered prompt, if the sample can be shown to this model.
+        """Return the rendered prompt if the model can process the sample.
 
         Raises:
-            TemplateError: the template refuses the turns, or does not show their images.
+            TemplateError: the template rejects the turns, or does not show their images.
             ImageError: `images_not_supported` or `image_count_mismatch`.
         """
         if self.processor is None:
             if sample.images:
                 raise ImageError("images_not_supported")
             return self.render_prompt(sample)
-        said = [part.get("text", "") for turn in vision.turns_in_parts(sample) for part in turn["content"]]
-        if any(token in text for token in self._media for text in (*said, sample.response)):
-            # As a token it would be taken for an image that is not there.
-            raise ImageError("image_count_mismatch", "the text holds a token that stands for an image")
+        texts = [part.get("text", "") for turn in vision.turns_in_parts(sample) for part in turn["content"]]
+        if any(token in text for token in self._media for text in (*texts, sample.response)):
+            # It would be tokenized as an image that does not exist.
+            raise ImageError("image_count_mismatch", "the text contains an image token")
         prompt = self.render_prompt(sample)
         if sample.images and prompt.count(vision.placeholder_token(self.processor)) != len(sample.images):
             raise TemplateError("the chat template does not show the images")
         return prompt
 
     def _render(self, turns: Sequence[Mapping[str, Any]]) -> str:
-        # Some templates write today's date: a measurement must not depend on the day it was made.
+        # Some templates write today's date, but a measurement must not depend on its day.
         try:
             rendered = self.tokenizer.apply_chat_template(
                 [dict(turn) for turn in turns],
@@ -156,15 +160,16 @@ class Encoder:
                 strftime_now=FIXED_DATE.strftime,
             )
         except TypeError as error:
-            # Templates refuse with raise_exception, and trip over what they did not expect.
+            # Templates reject turns with raise_exception, but unexpected input makes them fail with a TypeError.
             raise TemplateError(str(error)) from error
         return str(rendered)
 
     def _reads_parts(self) -> bool:
-        """Whether contents are given to the chat template in parts, as templates of vision-language models have it.
+        """Return True if the chat template expects contents in parts, as templates of vision-language models do.
 
-        Templates that read text only would write the parts' Python form; some that read parts only would
-        write nothing for a text. A text model's template that can read text gets text.
+        Templates that only read text would write the Python repr of the parts; some that only read parts would drop
+        plain text.
+        A text model's template that can read text gets text.
         """
         as_text = self._probed(PROBE)
         as_parts = self._probed([{"type": "text", "text": PROBE}])
@@ -178,10 +183,11 @@ class Encoder:
             return ""
 
     def _adds_special(self, prompt: str) -> bool:
-        """Whether the tokenizer adds its special tokens (BOS) to a prompt.
+        """Return True if the tokenizer adds its special tokens (BOS) to a prompt.
 
-        A text model's chat template writes them itself. Those of vision-language models often leave it to
-        the tokenizer, as `ProcessorMixin.apply_chat_template` does, unless the prompt begins with BOS.
+        A text model's chat template writes them itself. Those of vision-language models often leave it to the
+        tokenizer, as
+        `ProcessorMixin.apply_chat_template` does, unless the prompt already starts with BOS.
         """
         if not self.chat:
             return True
@@ -189,7 +195,7 @@ class Encoder:
         return self.processor is not None and not (bos is not None and prompt.startswith(bos))
 
     def _texts(self, samples: Sequence[Sample], prompts: list[tuple[int, str]]) -> Iterable[tuple[int, Encoded]]:
-        """Positions and encodings of text-only samples, tokenized together."""
+        """Yield the positions and encodings of text-only samples, tokenized in batches."""
         for special in (False, True):
             chosen = [(position, prompt) for position, prompt in prompts if self._adds_special(prompt) == special]
             if not chosen:
@@ -225,7 +231,7 @@ class Encoder:
         given = len(ids)
         eos = self.tokenizer.eos_token_id
         while ids and ids[-1] == eos and offsets[-1][0] == offsets[-1][1]:
-            # Some tokenizers append EOS themselves; it is added once, below.
+            # Some tokenizers append EOS themselves; we add it once, below.
             ids, offsets = ids[:-1], offsets[:-1]
         starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
         anchors, special = anchors_of(text, starts, ends), starts == ends
@@ -239,7 +245,7 @@ class Encoder:
         kept = full[: self.max_length]
         flags = _truncation_flags(segments, len(ids), len(kept), first)
         if min(len(ids), len(kept)) <= max(first, 1) and "prompt_too_long" not in flags:
-            # The first token of a sequence does not count: nothing predicts it.
+            # The first token of a sequence does not count, because nothing predicts it.
             flags += ("empty_response",)
         if self.vocabulary is not None and max(kept, default=0) >= self.vocabulary:
             flags += ("token_outside_vocabulary",)
@@ -251,19 +257,19 @@ class Encoder:
             response_tokens=max(0, min(len(ids), len(kept)) - first),
             segment_of_token=[*segments.tolist(), -1][: len(kept)],
             flags=flags,
-            # What is not run need not hold its pixels in memory.
+            # Samples that are not run need not keep their pixels in memory.
             model_inputs=vision.fitted(model_inputs, given, len(kept)) if runs else {},
             tag_tokens=tuple(tags[tags < len(kept)].tolist()),
         )
 
 
 def anchors_of(text: str, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """The characters that decide whose tokens are, for spans [T] of a text: the first non-space one, else the first."""
+    """Return the character that decides who owns each span's token [T]: its first non-space one, else its first."""
     if not text:
         return starts
     characters = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     places = np.arange(len(characters))
-    # For every character the next that is no space: running minimum from the end.
+    # The next non-space character for every character: a running minimum from the end.
     next_ink = np.where(np.isin(characters, SPACES), len(characters), places)[::-1]
     next_ink = np.append(np.minimum.accumulate(next_ink)[::-1], len(characters))
     found = next_ink[starts]
@@ -271,7 +277,7 @@ def anchors_of(text: str, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
 
 
 def segment_of_anchors(anchors: np.ndarray, segments: Iterable[Segment]) -> np.ndarray:
-    """For every anchor [T] (character of the response) the index of the segment that holds it, or -1."""
+    """Return for every anchor [T] (a character of the response) the index of its segment, or -1."""
     result = np.full(len(anchors), -1, dtype=np.int64)
     ordered = sorted(segments, key=lambda segment: segment.start)
     if not ordered or not len(anchors):
@@ -286,13 +292,13 @@ def segment_of_anchors(anchors: np.ndarray, segments: Iterable[Segment]) -> np.n
 
 
 def _tag_tokens(anchors: np.ndarray, response: str) -> np.ndarray:
-    """Places among the anchors (characters of the response) that lie in a think tag or the white space around one."""
+    """Return the positions of the anchors that lie in a think tag or the white space around one."""
     spans = [Segment(0, *found.span()) for found in TAGS.finditer(response)] if "think>" in response else []
     return np.flatnonzero(segment_of_anchors(anchors, spans) == 0)
 
 
 def _truncation_flags(segments: np.ndarray, tokens: int, kept: int, first: int) -> tuple[str, ...]:
-    """What cutting at `kept` tokens did to the response and to its answer."""
+    """Return the flags for truncating the response or its answer at `kept` tokens."""
     if tokens <= kept:
         return ()
     if first >= kept:

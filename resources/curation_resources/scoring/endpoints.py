@@ -1,9 +1,9 @@
-"""From a fine-tuned endpoint to the direction in which it lies: e = (theta_f - theta_0) / ||theta_f - theta_0||.
+"""Compute the direction from a base model to a fine-tuned endpoint: e = (theta_f - theta_0) / ||theta_f - theta_0||.
 
 Source: TEMP, arXiv 2606.26797: over all tensors, embeddings included, a LoRA endpoint as its merged product. The
-endpoint is a model folder, or a LoRA folder over the base. A model folder is loaded as the base is, since files
-may name tensors otherwise than the loaded model does; the difference is taken tensor by tensor in the endpoint's
-own memory, and the base's tensors are let go as it proceeds. Of a LoRA folder nothing but its factors is read.
+endpoint is a model folder, or a LoRA folder over the base. A model folder is loaded in the same way as the base, since
+tensor names in files may differ from those of the loaded model. The difference is computed tensor by tensor in the
+endpoint's own memory, freeing the base's tensors on the way. For a LoRA folder, only its factors are read.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ ADAPTER_SETTINGS = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
-"""How the factors may have begun (`init_lora_weights`): the other ways change the base's weights as well."""
+"""Supported initializations of the factors (`init_lora_weights`); others change the base's weights as well."""
 
 FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 
 
 SLICE = 2**20
-"""Elements whose squares are summed in fp64 at a time."""
+"""Elements per fp64 sum of squares."""
 
 
 class EndpointError(ScoringError):
-    """An endpoint that gives no direction from the base model."""
+    """An endpoint that has no direction from the base model."""
 
 
 @dataclass(frozen=True)
 class Direction:
-    """Where an endpoint lies, seen from the base.
+    """The direction and distance of an endpoint from the base.
 
     Attributes:
-        tensors: e by `Weight.name`, in fp32 on the CPU, in the weights' shapes; those that are all zero are left out.
+        tensors: e by `Weight.name`, in fp32 on the CPU, in the weights' shapes; tensors that are all zero are left out.
         distance: ||theta_f - theta_0|| over all tensors.
     """
 
@@ -57,15 +57,15 @@ class Direction:
 
     @property
     def elements(self) -> int:
-        """How many numbers e has where it is not all zero."""
+        """The number of elements in the tensors of e."""
         return sum(tensor.numel() for tensor in self.tensors.values())
 
 
 def direction_to(endpoint: Path, base: Path, *, trust_remote_code: bool = False) -> Direction:
-    """The direction from a base model to an endpoint.
+    """Return the direction from a base model to an endpoint.
 
-    Two whole copies in fp32 are held at most, and one at the end. Differences are those of the files' own numbers,
-    whatever precision the base is measured in.
+    Peak memory is two whole copies in fp32, and one at the end. Differences use the numbers in the files, whatever
+    precision the base is measured in.
 
     Args:
         endpoint: a model folder (safetensors), or a LoRA folder over the base.
@@ -73,8 +73,8 @@ def direction_to(endpoint: Path, base: Path, *, trust_remote_code: bool = False)
         trust_remote_code: run Python code that the folders ship.
 
     Raises:
-        EndpointError: the endpoint's tensors are not the base's by name and shape, it is an adapter that is more
-            than products of LoRA factors, or it does not differ from the base.
+        EndpointError: the endpoint's tensors do not match the base's by name and shape, its adapter is not plain LoRA,
+            or it does not differ from the base.
     """
     if (endpoint / ADAPTER_SETTINGS).is_file():
         return normalised(dict(lora_products(endpoint)), endpoint)
@@ -82,7 +82,7 @@ def direction_to(endpoint: Path, base: Path, *, trust_remote_code: bool = False)
 
 
 def differences_of_models(endpoint: Path, base: Path, *, trust_remote_code: bool = False) -> dict[str, Tensor]:
-    """theta_f - theta_0 of two model folders, by name, in fp32 on the CPU.
+    """Return theta_f - theta_0 of two model folders, by name, in fp32 on the CPU.
 
     Raises:
         EndpointError: see `direction_to`.
@@ -90,12 +90,12 @@ def differences_of_models(endpoint: Path, base: Path, *, trust_remote_code: bool
     started, ignored = _load(base, trust_remote_code)
     arrived, unknown = _load(endpoint, trust_remote_code)
     if unknown - ignored:
-        raise EndpointError(f"{endpoint} holds tensors that its model does not have: {some(unknown - ignored)}")
+        raise EndpointError(f"{endpoint} contains tensors that its model does not have: {some(unknown - ignored)}")
     return _differences(started, arrived, endpoint)
 
 
 def normalised(differences: dict[str, Tensor], endpoint: Path) -> Direction:
-    """The direction of differences theta_f - theta_0 by name, which are divided in place.
+    """Return the direction of differences theta_f - theta_0 by name, which are divided in place.
 
     Raises:
         EndpointError: there is no difference, or it is not finite.
@@ -103,26 +103,26 @@ def normalised(differences: dict[str, Tensor], endpoint: Path) -> Direction:
     squares = {name: squared_norm(tensor) for name, tensor in differences.items()}
     distance = math.sqrt(sum(squares.values()))
     if not math.isfinite(distance):
-        raise EndpointError(f"{endpoint} holds weights that are not finite: give another endpoint")
+        raise EndpointError(f"{endpoint} contains weights that are not finite. Use another endpoint.")
     if distance == 0.0:
         raise EndpointError(
-            f"{endpoint} does not differ from the base model, so it gives no direction: give a fine-tuned endpoint"
+            f"{endpoint} does not differ from the base model, so it has no direction. Use a fine-tuned endpoint."
         )
     tensors = {name: tensor.div_(distance) for name, tensor in differences.items() if squares[name] > 0.0}
     return Direction(tensors, distance)
 
 
 def _differences(started: dict[str, Weight], arrived: dict[str, Weight], endpoint: Path) -> dict[str, Tensor]:
-    """theta_f - theta_0 by name, made of the endpoint's tensors; both sides are used up.
+    """Return theta_f - theta_0 by name, in the memory of the endpoint's tensors; both inputs are consumed.
 
     Raises:
-        EndpointError: the tensors are not the same ones by name and shape, or are tied otherwise.
+        EndpointError: the tensors differ by name or shape, or are tied differently.
     """
     names, others = ({weight.names for weight in side.values()} for side in (started, arrived))
     if names != others:
         raise EndpointError(
             f"{endpoint} does not have the base model's tensors: it lacks {some(_flat(names - others))} and adds "
-            f"{some(_flat(others - names))} (tied tensors count as one); give a fine-tuned copy of the base model"
+            f"{some(_flat(others - names))} (tied tensors count as one). Use a fine-tuned copy of the base model."
         )
     shapes = [
         f"{name} {tuple(arrived[name].tensor.shape)} instead of {tuple(weight.tensor.shape)}"
@@ -131,17 +131,17 @@ def _differences(started: dict[str, Weight], arrived: dict[str, Weight], endpoin
     ]
     if shapes:
         raise EndpointError(
-            f"{endpoint} has tensors of other shapes than the base model: {some(shapes)}; give an endpoint that was "
-            "fine-tuned without changing the vocabulary or the layers"
+            f"{endpoint} has tensors with other shapes than the base model: {some(shapes)}. Use an endpoint that was "
+            "fine-tuned without changing the vocabulary or the layers."
         )
     return {name: arrived.pop(name).tensor.sub_(started.pop(name).tensor) for name in list(started)}
 
 
 def _load(folder: Path, trust_remote_code: bool) -> tuple[dict[str, Weight], set[str]]:
-    """All weights of a model folder in fp32 on the CPU, and the names in its files that the model does not have.
+    """Load a model folder in fp32 on the CPU; also return the tensor names in its files that the model does not have.
 
     Raises:
-        EndpointError: the files are not those of the folder's configuration.
+        EndpointError: the files do not match the folder's configuration.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     loader: Any = AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
@@ -155,15 +155,15 @@ def _load(folder: Path, trust_remote_code: bool) -> tuple[dict[str, Weight], set
 
 
 def lora_products(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """scale x B A by the name of the weight that it is added to, in fp32.
+    """Yield scale x B A, in fp32, with the name of the weight that it is added to.
 
     Raises:
-        EndpointError: the adapter is not LoRA alone.
+        EndpointError: the adapter is not plain LoRA.
     """
     settings = json.loads((folder / ADAPTER_SETTINGS).read_text())
     unlike = [
-        said
-        for said, holds in {
+        name
+        for name, holds in {
             f"peft_type {settings.get('peft_type')}": settings.get("peft_type") != "LORA",
             "use_dora": settings.get("use_dora"),
             "modules_to_save": settings.get("modules_to_save"),
@@ -176,27 +176,27 @@ def lora_products(folder: Path) -> Iterator[tuple[str, Tensor]]:
     ]
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
-        raise EndpointError(f"{folder} has no {ADAPTER_WEIGHTS}: save the adapter as safetensors")
+        raise EndpointError(f"{folder} has no {ADAPTER_WEIGHTS}. Save the adapter as safetensors.")
     with safe_open(path, framework="pt") as file:
         modules, strange = _factors(file.keys())
         if unlike or strange:
             raise EndpointError(
-                f"the adapter in {folder} is more than products of LoRA factors ({some(unlike or strange)}): merge "
-                "it into the base model and give the merged model's folder as the endpoint"
+                f"the adapter in {folder} is not plain LoRA ({some(unlike or strange)}). Merge it into the base model "
+                "and use the merged model's folder as the endpoint."
             )
         for module, keys in modules.items():
             down, up = (file.get_tensor(keys[factor]).to(torch.float32) for factor in "AB")
             if down.ndim != 2:
                 raise EndpointError(
-                    f"the adapter in {folder} changes {module}, which is no linear layer: merge it into the base model "
-                    "and give the merged model's folder as the endpoint"
+                    f"the adapter in {folder} changes {module}, which is not a linear layer. Merge it into the base "
+                    "model and use the merged model's folder as the endpoint."
                 )
             product = (up @ down).mul_(_scale(settings, module, len(down)))
             yield f"{module}.weight", product.T.contiguous() if settings.get("fan_in_fan_out") else product
 
 
 def _factors(keys: list[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """The keys of both factors by module, and the keys that are no factors or lack the other one."""
+    """Return the keys of both factors by module, and the keys that are not factors or lack their counterpart."""
     modules: dict[str, dict[str, str]] = {}
     strange = []
     for key in keys:
@@ -210,7 +210,7 @@ def _factors(keys: list[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
 
 
 def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
-    """The factor on B A: alpha / r, or alpha / sqrt(r) (rsLoRA), with the alpha that a pattern gives the module."""
+    """Return the factor on B A: alpha / r, or alpha / sqrt(r) (rsLoRA), with the module's alpha from the patterns."""
     alpha = settings["lora_alpha"]
     for pattern, value in (settings.get("alpha_pattern") or {}).items():
         # As peft matches them: the end of the module's path, whole names only.
@@ -221,7 +221,7 @@ def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def squared_norm(tensor: Tensor) -> float:
-    """Sum of squares, in fp64."""
+    """Return the sum of squares, in fp64."""
     return sum(float(part.double().square().sum()) for part in tensor.flatten().split(SLICE))
 
 

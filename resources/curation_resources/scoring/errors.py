@@ -1,7 +1,7 @@
-"""The error that a user of the scoring code can mend."""
+"""The base class of errors in the scoring code that the user can fix."""
 
 from __future__ import annotations
 
 
 class ScoringError(RuntimeError):
-    """A model or tokenizer cannot be measured with; the message says why."""
+    """A model or tokenizer cannot be used for measuring; the message gives the reason."""

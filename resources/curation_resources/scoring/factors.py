@@ -1,10 +1,10 @@
-"""Per-sample gradients of linear layers as their two factors, from one backward of a whole batch.
+"""Per-sample gradients of linear layers as their two factors, from one backward pass over a whole batch.
 
-Of a layer z = x W^T the loss's gradient is G = D^T X: X [T, d_in] what went in, D [T, d_out] the loss's gradient with
-respect to what came out. Both are taken by hooks while the backward pass goes through the layer, handed on, and let go:
-no weight's gradient is ever made. In a right-padded batch each sample's G is its own, since the loss is a sum over
-samples and nothing behind a sample's last label has a gradient. Weights are frozen, so that the graph starts at the
-embeddings and holds no more than a forward pass needs to be gone back through.
+For a layer z = x W^T, the loss's gradient is G = D^T X, where X [T, d_in] is the layer's input and D [T, d_out] the
+loss's gradient with respect to its output. Hooks capture both during the backward pass, hand them on and free them, so
+no weight's gradient is ever materialized. In a right-padded batch each sample's G is independent, since the loss is a
+sum over samples and nothing after a sample's last label has a gradient. Weights are frozen, so the graph starts at the
+embeddings and keeps only the activations that the backward pass needs.
 """
 
 from __future__ import annotations
@@ -26,20 +26,19 @@ from curation_resources.scoring.loading import Checkpoint
 from curation_resources.scoring.samples import Encoded
 
 Take = Callable[[str, Tensor, Tensor], None]
-"""Told of a layer by its name, its inputs [B, T, d_in] and its output's gradients [B, T, d_out]; no later than it is
-called are they let go."""
+"""Receives a layer's name, inputs [B, T, d_in] and output gradients [B, T, d_out], which are freed afterwards."""
 
 
 class GradientError(ScoringError):
-    """Gradients cannot be taken as they are asked for."""
+    """The requested gradients cannot be computed."""
 
 
 class Taker(NamedTuple):
-    """What is made of one backward pass.
+    """A consumer of one backward pass.
 
     Attributes:
-        layers: linear layers of the decoder, by the name that `take` is told.
-        take: what is done with a layer's factors.
+        layers: linear layers of the decoder, by the name that is passed to `take`.
+        take: processes a layer's factors.
     """
 
     layers: Mapping[str, nn.Module]
@@ -48,10 +47,10 @@ class Taker(NamedTuple):
 
 @dataclass(frozen=True)
 class ResponseLabels:
-    """Which hidden states of a batch predict the tokens that carry a loss.
+    """The hidden states of a batch that predict the tokens with a loss.
 
     Attributes:
-        rows: which sample each label is of [N], ascending.
+        rows: the sample of each label [N], ascending.
         positions: position of the hidden state that predicts it [N].
         targets: the token [N].
         counts: labels of every sample [B].
@@ -64,24 +63,24 @@ class ResponseLabels:
 
 
 def reaches(batch: Sequence[Encoded]) -> list[int]:
-    """Of every sample, one past the last position that a gradient reaches: what predicts the response's last token."""
+    """Return for each sample one past the last position with a gradient, which predicts the response's last token."""
     return [encoded.prompt_tokens + encoded.response_tokens - 1 for encoded in batch]
 
 
 def response_labels(batch: Sequence[Encoded], device: torch.device) -> ResponseLabels:
-    """Labels of the responses' tokens, EOS not among them; a first token that nothing predicts is left out."""
+    """Return labels of the responses' tokens without EOS; the first token of a sequence has no prediction."""
     spans = [range(max(1, one.prompt_tokens), reach + 1) for one, reach in zip(batch, reaches(batch), strict=True)]
     return _labels(batch, spans, device)
 
 
 def segment_labels(encoded: Encoded, segments: Sequence[int], device: torch.device) -> ResponseLabels:
-    """Labels of one segment each of so many copies of a sample: segments by their index."""
+    """Return labels of one segment per copy of a sample; segments are given by index."""
     tokens = [[at for at, owner in enumerate(encoded.segment_of_token) if owner == index and at] for index in segments]
     return _labels([encoded] * len(segments), tokens, device)
 
 
 def _labels(batch: Sequence[Encoded], spans: Sequence[Sequence[int]], device: torch.device) -> ResponseLabels:
-    """Labels of these tokens of every sample."""
+    """Return labels of the given token positions of every sample."""
     rows = [row for row, span in enumerate(spans) for _ in span]
     positions = [at - 1 for span in spans for at in span]
     targets = [one.input_ids[at] for one, span in zip(batch, spans, strict=True) for at in span]
@@ -96,17 +95,17 @@ def backward(
     takers: Sequence[Taker],
     labels: ResponseLabels | None = None,
 ) -> Tensor:
-    """One forward and one backward of the sum over samples of the mean loss of their labels.
+    """Run one forward and one backward pass of the sum over samples of the mean loss of their labels.
 
-    The loss's gradient at the last hidden state is the LM head's by formula, a chunk of logits at a time; only the
-    decoder is gone back through.
+    The loss's gradient at the last hidden state comes from the LM head's formula, a chunk of logits at a time; only the
+    decoder is differentiated by autograd.
 
     Args:
         checkpoint: the weights, in eval mode.
         head: its LM head, streamed.
         batch: samples with at least one label each.
-        takers: what is made of it.
-        labels: at least one of each sample; default: the responses' tokens.
+        takers: consumers of the backward pass.
+        labels: at least one per sample; default: the responses' tokens.
 
     Returns:
         Each sample's mean loss [B] in fp32, in nats.
@@ -118,7 +117,7 @@ def backward(
     counts = labels.counts
     with hooked(takers, (len(batch), max(map(len, batch)))), started_at_embeddings(checkpoint), torch.enable_grad():
         hidden: Tensor = checkpoint.uncompiled(**collate(batch, checkpoint.device), use_cache=False).last_hidden_state
-        # As in a forward pass, which may have made the head's buffers.
+        # The head's buffers may have been made in inference mode by a forward pass.
         with torch.inference_mode():
             states = hidden[labels.rows, labels.positions]
             nll = torch.empty(len(states), device=states.device)
@@ -134,24 +133,24 @@ def backward(
 
 @contextmanager
 def hooked(takers: Sequence[Taker], shape: tuple[int, int]) -> Iterator[None]:
-    """Hand on the factors of layers while a backward pass over [B, T] tokens goes through them.
+    """Pass the factors of layers to the takers during a backward pass over [B, T] tokens.
 
     Raises:
         GradientError: a layer does not see the tokens of every sample.
     """
 
-    def seen(taker: Taker, name: str, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        what = None if is_of_experts(name) else by_sample(inputs[0].detach(), *shape)
-        if what is None:
+    def capture(taker: Taker, name: str, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        own = None if is_of_experts(name) else by_sample(inputs[0].detach(), *shape)
+        if own is None:
             raise GradientError(
-                f"layer {name} sees {tuple(inputs[0].shape)}, and not the tokens of every sample, as experts do: the "
-                "gradients of single samples are not known there; take them with respect to an adapter of the "
-                "attention (targets.gradients.weights: adapter, warmup.lora_modules)"
+                f"layer {name} sees {tuple(inputs[0].shape)}, not the tokens of every sample (experts do not), so "
+                "per-sample gradients cannot be computed. Take gradients with respect to an adapter of the "
+                "attention (targets.gradients.weights: adapter, warmup.lora_modules)."
             )
-        output.register_hook(partial(_handed_on, taker.take, name, what, shape))
+        output.register_hook(partial(_pass_on, taker.take, name, own, shape))
 
     pairs = [(taker, name, module) for taker in takers for name, module in taker.layers.items()]
-    handles = [module.register_forward_hook(partial(seen, taker, name)) for taker, name, module in pairs]
+    handles = [module.register_forward_hook(partial(capture, taker, name)) for taker, name, module in pairs]
     try:
         yield
     finally:
@@ -159,16 +158,16 @@ def hooked(takers: Sequence[Taker], shape: tuple[int, int]) -> Iterator[None]:
             handle.remove()
 
 
-def _handed_on(take: Take, name: str, inputs: Tensor, shape: tuple[int, int], gradients: Tensor) -> None:
+def _pass_on(take: Take, name: str, inputs: Tensor, shape: tuple[int, int], gradients: Tensor) -> None:
     own = by_sample(gradients.detach(), *shape)
-    assert own is not None, "a linear layer gives as many rows as it takes"
+    assert own is not None, "a linear layer keeps the number of rows"
     with torch.no_grad():
         take(name, inputs, own)
 
 
 @contextmanager
 def started_at_embeddings(checkpoint: Checkpoint) -> Iterator[None]:
-    """Let graphs start at the input embeddings: every weight is frozen (`load_checkpoint`)."""
+    """Start graphs at the input embeddings, since all weights are frozen (`load_checkpoint`)."""
     embeddings: nn.Module = checkpoint.model.get_input_embeddings()
 
     def start(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:

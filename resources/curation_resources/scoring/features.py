@@ -1,12 +1,12 @@
-"""Per-sample gradients as short vectors, and their norms, made of factors while a backward pass goes by.
+"""Per-sample gradients as short vectors, and their norms, computed from factors during a backward pass.
 
-A matrix' gradient G = L^T R (`scoring.trained_matrices`) is projected from both sides, which its factors are
-before they are multiplied: P^T G Q = (L P)^T (R Q), so that G itself is never made. P [rows, p] and Q [columns, p] have
-entries of either sign and size 1 / sqrt(p), drawn for each matrix by its name. All these blocks are added into one
-vector of k numbers, each from where the last one ended, round and round: signs of different blocks are independent, so
-that what falls together cancels on average, and <phi(g), phi(h)> has the mean <g, h>.
+A matrix' gradient G = L^T R (`scoring.trained_matrices`) is projected from both sides by projecting its factors before
+they are multiplied: P^T G Q = (L P)^T (R Q), so G itself is never materialized. P [rows, p] and Q [columns, p] have
+entries of either sign and size 1 / sqrt(p), drawn for each matrix by its name. All blocks are added into one vector of
+k numbers, each starting where the last one ended, wrapping around. Signs of different blocks are independent, so
+overlapping blocks cancel on average, and <phi(g), phi(h)> has the mean <g, h>.
 
-Adam's direction is not linear in G: of it every G is made, a matrix and some samples at a time.
+Adam's direction is not linear in G: for it, every G is materialized, one matrix and some samples at a time.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from curation_resources.scoring.rademacher import Projection
 from curation_resources.scoring.trained_matrices import Matrix
 
 FORMED_NUMBERS = 2**26
-"""Most numbers of gradients that are made at once, where they have to be."""
+"""Maximum gradient elements to materialize at once, where that is necessary."""
 
 LARGEST = 127
-"""Of int8, either side of zero."""
+"""Largest absolute value of the int8 encoding."""
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-"""Of Adam, as LESS takes its direction (methods.md, 5)."""
+"""Adam's constants for the direction that LESS uses (methods.md, 5)."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """How one matrix' gradient gets into the vector.
+    """The projection of one matrix' gradient, and its place in the vector.
 
     Attributes:
         matrix: the matrix.
         left: P.
         right: Q.
-        offset: where its block begins.
-        shares: name under which R Q may be that of another matrix too, which takes the same inputs; None: its own.
+        offset: start of its block.
+        shares: key under which R Q is shared with other matrices that have the same inputs; None: not shared.
     """
 
     matrix: Matrix
@@ -52,17 +52,17 @@ class Block:
 
     @property
     def size(self) -> int:
-        """Numbers of the block."""
+        """The number of elements of the block."""
         return self.left.size * self.right.size
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """How gradients of several matrices become one vector.
+    """Maps gradients of several matrices to one vector.
 
     Attributes:
         blocks: by linear layer, those of its matrices.
-        length: of the vector: k, or all numbers of the blocks if these are fewer.
+        length: length of the vector: k, or the total size of the blocks if that is smaller.
     """
 
     blocks: dict[str, list[Block]]
@@ -70,7 +70,7 @@ class Sketch:
 
     @classmethod
     def of(cls, matrices: Sequence[Matrix], spec: FeatureSpec, device: torch.device) -> Sketch:
-        """The sketch of some matrices, in their order."""
+        """Draw the sketch of some matrices, in their order."""
         p = spec.projection
         length = min(
             spec.dimension, sum(min(p, rows) * min(p, columns) for rows, columns in (m.shape for m in matrices))
@@ -80,7 +80,7 @@ class Sketch:
         offset = 0
         for matrix in matrices:
             rows, columns = matrix.shape
-            # q, k and v take the same inputs, gate and up do: one Q for them, one product with it.
+            # q, k and v have the same inputs, and so do gate and up: they share one Q and the product with it.
             shares = None if matrix.a is not None else f"{matrix.layer.rpartition('.')[0]}/inputs/{columns}"
             name = shares or f"{matrix.name}/right"
             if name not in kept:
@@ -100,18 +100,18 @@ class Sketch:
 
 @dataclass
 class FeaturesOfBatch:
-    """Takes the factors of a batch's backward pass and keeps the vectors of its samples.
+    """Consumes the factors of a batch's backward pass and accumulates the vectors of its samples.
 
     Args:
-        sketch: how they are made.
+        sketch: maps gradients to vectors.
         samples: B.
-        device: where.
-        moments: AdamW's, by a matrix' name: vectors are of the direction that Adam would take; None: of the gradient.
+        device: device of the vectors.
+        moments: AdamW's, by matrix name: vectors are of Adam's direction; None: vectors are of the gradient.
         epsilon_inside: see `FeatureSpec`.
 
     Attributes:
         vectors: [B, length] in fp32.
-        seen: layers that have come.
+        seen: layers that have been processed.
     """
 
     sketch: Sketch
@@ -127,7 +127,7 @@ class FeaturesOfBatch:
         self.vectors = torch.zeros(self.samples, self.sketch.length, device=self.device)
 
     def take(self, name: str, inputs: Tensor, gradients: Tensor) -> None:
-        """Take a linear layer's factors."""
+        """Process a linear layer's factors."""
         inputs, gradients = by_sample(name, inputs, gradients, self.samples, self.seen)
         for block in self.sketch.blocks[name]:
             if self.moments is not None:
@@ -138,17 +138,17 @@ class FeaturesOfBatch:
             self.sketch.add(block, self.vectors, made.flatten(1))
 
     def _right(self, block: Block, inputs: Tensor) -> Tensor:
-        """R Q: made once for matrices that share it."""
+        """Return R Q, computed once for matrices that share it."""
         if block.shares is None:
             return block.right(block.matrix.right(inputs))
         known = self._shared
         if known is None or known[0] != block.shares or known[1].data_ptr() != inputs.data_ptr():
-            # Keeping the inputs keeps others from being put in their place.
+            # Keeping a reference to the inputs keeps their memory from being reused for others.
             known = self._shared = (block.shares, inputs, block.right(inputs))
         return known[2]
 
     def _direction(self, block: Block, inputs: Tensor, gradients: Tensor) -> Tensor:
-        """P^T U Q [B, ...] of Adam's direction U."""
+        """Return P^T U Q [B, ...] of Adam's direction U."""
         assert self.moments is not None
         first, second = self.moments[block.matrix.name]
         made = []
@@ -162,18 +162,18 @@ class FeaturesOfBatch:
 
 @dataclass
 class NormsOfBatch:
-    """Takes the factors of a batch's backward pass and keeps the squared norm of each sample's whole gradient.
+    """Consumes the factors of a batch's backward pass and accumulates the squared norm of each sample's whole gradient.
 
-    ||G||^2 = sum over s, t of (l_s . l_t)(r_s . r_t), where that is less work than making G.
+    Uses ||G||^2 = sum over s, t of (l_s . l_t)(r_s . r_t) where that is cheaper than materializing G.
 
     Args:
-        matrices: by linear layer, those that it is taken over.
+        matrices: by linear layer, the matrices to include.
         samples: B.
-        device: where.
+        device: device of the sums.
 
     Attributes:
         squares: [B] in fp64.
-        seen: layers that have come.
+        seen: layers that have been processed.
     """
 
     matrices: dict[str, list[Matrix]]
@@ -186,7 +186,7 @@ class NormsOfBatch:
         self.squares = torch.zeros(self.samples, dtype=torch.float64, device=self.device)
 
     def take(self, name: str, inputs: Tensor, gradients: Tensor) -> None:
-        """Take a linear layer's factors."""
+        """Process a linear layer's factors."""
         inputs, gradients = by_sample(name, inputs, gradients, self.samples, self.seen)
         tokens = inputs.shape[1]
         for matrix in self.matrices[name]:
@@ -201,38 +201,38 @@ class NormsOfBatch:
             self.squares += squares
 
     def norms(self) -> Tensor:
-        """Norms [B] in fp64."""
-        # Rounding may leave a zero's square below zero.
+        """Return the norms [B] in fp64."""
+        # Rounding may make a zero's square negative.
         return self.squares.clamp_min(0.0).sqrt()
 
 
 def by_sample(name: str, inputs: Tensor, gradients: Tensor, samples: int, seen: set[str]) -> tuple[Tensor, Tensor]:
-    """X [B, T, d_in] and D [B, T, d_out] of a layer in fp32, as it was given them.
+    """Return X [B, T, d_in] and D [B, T, d_out] of a layer in fp32.
 
     Raises:
-        GradientError: it is not gone through once with all tokens in their order, as an expert is not.
+        GradientError: the layer does not see all tokens exactly once and in order; an expert, for example.
     """
     if inputs.dim() == 2 and len(inputs) % samples == 0:
-        # A router's, say, which takes all tokens as one list.
+        # A router, for example, sees all tokens as one list.
         inputs, gradients = inputs.unflatten(0, (samples, -1)), gradients.unflatten(0, (samples, -1))
     if inputs.dim() != 3 or len(inputs) != samples or name in seen:
         raise GradientError(
-            f"{name} is given {tuple(inputs.shape)}, or gone through twice: gradients are known of layers that every "
-            "token goes through once"
+            f"layer {name} received {tuple(inputs.shape)}, or ran twice. Gradients are supported only for layers that "
+            "every token passes exactly once."
         )
     seen.add(name)
     return inputs.float(), gradients.float()
 
 
 def formed_gradients(matrix: Matrix, inputs: Tensor, gradients: Tensor) -> Iterator[Tensor]:
-    """G [b, rows, columns] of every sample, some samples at a time."""
+    """Yield G [b, rows, columns] of all samples, some samples at a time."""
     most = max(1, FORMED_NUMBERS // (matrix.shape[0] * matrix.shape[1]))
     for left, right in zip(matrix.left(gradients).split(most), matrix.right(inputs).split(most), strict=True):
         yield left.transpose(1, 2) @ right
 
 
 def quantised(vector: Tensor) -> tuple[Tensor, float]:
-    """A finite vector [k] as int8 numbers [k] and what one of them stands for: the largest becomes 127 or -127."""
+    """Return a finite vector [k] as int8 [k] with its scale; the largest magnitude becomes 127."""
     scale = float(vector.abs().max()) / LARGEST
     if scale == 0.0:
         return torch.zeros_like(vector, dtype=torch.int8), 0.0

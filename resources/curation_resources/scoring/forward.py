@@ -1,7 +1,7 @@
-"""The forward pass over any number of samples: windows, batches, order, running out of memory.
+"""Run the forward pass over any number of samples: windows, batches, order, lack of memory.
 
-What a batch gives is `scoring.measuring`; which samples share one is `scoring.batching`;
-encoding runs ahead in `curation_resources.scoring.prefetch`.
+`scoring.measuring` computes a batch's signals, `scoring.batching` groups samples into batches, and `scoring.prefetch`
+encodes ahead.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class OutOfMemoryError(ScoringError):
 class ForwardPass:
     """Measures samples at one checkpoint.
 
-    Results do not depend on batch size, order or what else is measured (to fp32 rounding).
+    Results do not depend on batch size, order or the other requested signals (to fp32 rounding).
 
     Args:
         checkpoint: the weights to measure at.
-        encoder: how text becomes tokens.
-        batch_tokens: token budget of a batch, padding included. It is lowered for good when the device runs
-            out of memory.
-        head_memory: bytes that the LM head may take for its logits, whatever the vocabulary and length; default:
-            `CPU_MEMORY` or `CUDA_MEMORY` of `curation_resources.scoring.head`.
+        encoder: tokenizes samples.
+        batch_tokens: token budget of a batch, padding included. It is lowered permanently if the device runs out of
+            memory.
+        head_memory: bytes for the LM head's logits, whatever the vocabulary and length; default: `CPU_MEMORY` or
+            `CUDA_MEMORY` of `curation_resources.scoring.head`.
     """
 
     def __init__(
@@ -56,21 +56,21 @@ class ForwardPass:
         self._gradients = GradientPass(checkpoint, self._head)
 
     def measure(self, samples: Sequence[Sample], request: Request) -> list[SampleSignals]:
-        """Measure samples; results are in the order of the samples."""
+        """Measure samples; return results in the order of the samples."""
         results = [result for batch in self.stream(samples, request) for result in batch]
         return sorted(results, key=lambda result: result.position)
 
     def stream(
         self, samples: Sequence[Sample], request: Request, progress: Progress | None = None
     ) -> Iterator[list[SampleSignals]]:
-        """Measure samples; yields results as they are ready, longest samples of a window first.
+        """Measure samples; yield results as soon as they are ready, longest samples of a window first.
 
-        A sample that cannot be run comes back all the same, with the reason as a flag. While one window is
-        measured, worker threads encode the next.
+        A sample that cannot be run is returned as well, with the reason as a flag. While one window is measured, worker
+        threads encode the next.
 
         Args:
-            samples: what to measure.
-            request: which signals.
+            samples: samples to measure.
+            request: signals to measure.
             progress: called with the number of samples done since the last call.
 
         Raises:
@@ -87,7 +87,7 @@ class ForwardPass:
     def measure_encoded(
         self, window: Sequence[Encoded], request: Request, start: int = 0
     ) -> Iterator[list[SampleSignals]]:
-        """Measure one window of encoded samples; `start` is the position of its first. See `stream`."""
+        """Measure one window of encoded samples; `start` is the position of its first sample. See `stream`."""
         groups: dict[Request, list[tuple[Encoded, SampleSignals]]] = {}
         for position, encoded in enumerate(window, start):
             described = describe(encoded, position, request.prefix_losses)
@@ -103,11 +103,11 @@ class ForwardPass:
                 yield from self._run([items[position] for position in batch], wanted)
 
     def _budget(self, request: Request) -> int:
-        """Tokens of a batch: fewer where activations of all layers stay until the way back."""
+        """Return the token budget of a batch, which is lower if activations must be kept for a backward pass."""
         return self.batch_tokens if request.forward == request else self.backward_tokens
 
     def _run(self, batch: list[tuple[Encoded, SampleSignals]], request: Request) -> Iterator[list[SampleSignals]]:
-        """Measure one batch, in halves if it is larger than the device has proved to have memory for."""
+        """Measure one batch, split in half if it exceeds the memory that the device has proved to have."""
         tokens = len(batch) * max(len(encoded) for encoded, _ in batch)
         if len(batch) == 1 or tokens <= self._budget(request):
             results = self._try(batch, request)
@@ -124,7 +124,7 @@ class ForwardPass:
         yield from self._run(batch[half:], request)
 
     def _try(self, batch: list[tuple[Encoded, SampleSignals]], request: Request) -> list[SampleSignals] | None:
-        """Results of a batch, or None if there is no memory for it.
+        """Return the results of a batch, or None if it does not fit into memory.
 
         Raises:
             OutOfMemoryError: a single sample does not fit.
@@ -132,7 +132,7 @@ class ForwardPass:
         encoded, described = [item[0] for item in batch], [item[1] for item in batch]
         alone = OutOfMemoryError(
             f"sample {described[0].sample_id} of {len(encoded[0])} tokens does not fit into the memory of "
-            f"{self.checkpoint.device}: lower the target's max_length, use a smaller dtype or head_memory"
+            f"{self.checkpoint.device}. Lower the target's max_length, or use a smaller dtype or head_memory."
         )
         measure = partial(measure_batch, self.checkpoint, self._head, self._gradients, encoded, described, request)
         return attempted(measure, self.checkpoint.device, alone if len(batch) == 1 else None)
@@ -142,12 +142,12 @@ Made = TypeVar("Made")
 
 
 def attempted(run: Callable[[], Made], device: torch.device, alone: Exception | None) -> Made | None:
-    """What a batch gives, or None if there is no memory for it, which is free again then: halves may fit.
+    """Return a batch's result, or None after freeing memory if it does not fit; its halves may fit.
 
     Args:
-        run: the batch.
-        device: that it runs on.
-        alone: what is raised in place of None, where there is nothing to halve.
+        run: runs the batch.
+        device: device that it runs on.
+        alone: raised instead of returning None, for a batch that cannot be split.
     """
     try:
         return run()
@@ -156,7 +156,7 @@ def attempted(run: Callable[[], Made], device: torch.device, alone: Exception | 
             raise
         if alone is not None:
             raise alone from error
-    # Outside the except block: the error's traceback holds the tensors that were in the way.
+    # Outside the except block, because the error's traceback references the tensors that fill the memory.
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -166,12 +166,12 @@ def attempted(run: Callable[[], Made], device: torch.device, alone: Exception | 
 OUT_OF_MEMORY = (
     "can't allocate memory",  # the CPU's allocator, on Linux
     "not enough memory",  # on Windows
-    "out of memory",  # CUDA's runtime, where the allocator did not see it coming
+    "out of memory",  # CUDA's runtime, if the failure is outside the allocator
     "ALLOC_FAILED",  # cuBLAS and cuDNN
 )
-"""What errors say that mean it; torch's own class does not cover all of them."""
+"""Phrases of errors that mean a lack of memory; torch's own class does not cover all of them."""
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device or the machine ran out of memory."""
+    """Return True if a device or the machine ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)

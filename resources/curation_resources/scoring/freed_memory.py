@@ -1,4 +1,4 @@
-"""Memory that tensors give back on a CPU: kept for the next ones, where the C library lets itself be asked to."""
+"""Keep freed tensor memory in the process on a CPU, if the C library supports it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import sys
 from functools import cache
 
 KEPT_BYTES = 2**30
-"""Most that stays with the process at the end of its heap, and the smallest block that is mapped by itself."""
+"""Maximum free memory at the top of the heap, and the minimum size of a block with its own mapping."""
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""glibc's names of these (mallopt(3))."""
+"""glibc's option numbers (mallopt(3))."""
 
 
 @cache
 def keep_freed_memory() -> bool:
-    """Ask glibc to keep what is freed; whether it does. Once a process.
+    """Ask glibc, once per process, to keep freed memory; return whether it agreed.
 
-    A pass there and back makes and lets go some megabytes for every operation of every layer. By default each such
-    block is mapped anew, and every page of it is cleared by the kernel when it is touched first.
+    A forward and backward pass allocates and frees some megabytes for every operation of every layer. By default each
+    such
+    block is mapped again, and the kernel clears each page on first touch.
     """
     if not sys.platform.startswith("linux"):
         return False

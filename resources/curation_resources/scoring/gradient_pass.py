@@ -1,4 +1,4 @@
-"""The pass there and back over a batch: what is made of per-sample gradients, of one backward for all of it."""
+"""Compute everything that needs per-sample gradients of a batch in a single backward pass."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from curation_resources.scoring.spectra import Spectra, SpectraOfBatch
 from curation_resources.scoring.trained_matrices import Matrix, adam_moments, linear_layers, trained_matrices
 
 SHARE = 8
-"""Of a batch's tokens, the part that goes there and back at once: activations of all layers stay meanwhile."""
+"""Divisor of a batch's token budget for backward passes, which keep the activations of all layers."""
 
 Add = Callable[[SampleSignals, int], bool]
-"""Adds what was found of the batch's sample of that number to its result; whether it is finite."""
+"""Adds a sample's values to its result, given its number in the batch; returns whether they are finite."""
 
 
 class GradientPass:
-    """Goes there and back at one checkpoint.
+    """Runs forward and backward passes at one checkpoint.
 
     Args:
         checkpoint: the weights to measure at.
@@ -47,25 +47,25 @@ class GradientPass:
         self.head = head
         if checkpoint.device.type == "cpu":
             keep_freed_memory()
-        # What is found once stays for every batch.
+        # Computed once, and reused by all batches.
         self._matrices = cache(self._find_matrices)
         self._sketch = cache(self._draw_sketch)
         self._moments = cache(self._read_moments)
 
     def add(self, batch: Sequence[Encoded], results: Sequence[SampleSignals], request: Request) -> list[SampleSignals]:
-        """Results with what is asked for of the same samples' gradients, all of it from one backward.
+        """Return results with the requested gradient signals of the same samples, all from one backward pass.
 
         Args:
             batch: samples with at least one label each.
-            results: what is known of them.
-            request: what is asked for; only what is made of gradients is looked at.
+            results: previous results of these samples.
+            request: requested signals; only those from gradients are considered.
 
         Raises:
-            AttentionError: the attention projections are not known to us, or the model does not run them all.
-            GradientError: the gradients that are asked for are not known of this model or checkpoint.
+            AttentionError: the attention projections are unknown, or the model does not run them all.
+            GradientError: the requested gradients are not available for this model or checkpoint.
         """
         takers = self._takers(batch, request)
-        added = self._of_responses(batch, results, takers) if takers else [_copied(result) for result in results]
+        added = self._of_responses(batch, results, takers) if takers else [_copy_of(result) for result in results]
         if request.step_features is not None:
             most = len(batch) * max(len(encoded) for encoded in batch)
             for encoded, result in zip(batch, added, strict=True):
@@ -79,11 +79,11 @@ class GradientPass:
         losses = backward(self.checkpoint, self.head, batch, [taker for taker, _ in made]).tolist()
         added = []
         for row, (encoded, result, loss) in enumerate(zip(batch, results, losses, strict=True)):
-            own = _copied(result)
+            own = _copy_of(result)
             _count(own, len(encoded))
             if math.isfinite(loss):
                 own.response_loss = loss
-            # Each is added, whatever the one before it said.
+            # Add all signals, even after one of them was not finite.
             finite = [math.isfinite(loss) and add(own, row) for _, add in made]
             if not all(finite) and NON_FINITE not in own.flags:
                 own.flags.append(NON_FINITE)
@@ -91,10 +91,11 @@ class GradientPass:
         return added
 
     def _gram_of_steps(self, encoded: Encoded, spec: FeatureSpec, most_tokens: int) -> npt.NDArray[np.float64]:
-        """M [K+1, K+1] of the sketched gradients of a sample's segments, the answer last.
+        """Return M [K+1, K+1] of the sketched gradients of a sample's segments, the answer last.
 
-        Every segment has a copy of the sample, of whose loss only its own tokens are a part: copies go there and back
-        together, as many as the tokens allow.
+        Each segment gets a copy of the sample whose loss covers only that segment's tokens. Copies run together, as
+        many as the
+        token budget allows.
         """
         sketch, segments = self._sketch(spec), segment_order(encoded)
         vectors = []
@@ -110,13 +111,13 @@ class GradientPass:
                 [Taker(self._of(sketch.blocks), features.take)],
                 labels,
             )
-            _all_came(sketch.blocks, features.seen)
+            _check_complete(sketch.blocks, features.seen)
             vectors.append(features.vectors)
         gram: npt.NDArray[np.float64] = gram_of_gradients(torch.cat(vectors)).cpu().numpy()
         return gram
 
     def _takers(self, batch: Sequence[Encoded], request: Request) -> list[tuple[Taker, Add]]:
-        """What is made of the backward pass, and how it gets into results."""
+        """Return the consumers of the backward pass, each with the function that adds its values to results."""
         made = []
         if request.spectra:
             made.append(self._spectra(batch, request.flattened_cosines))
@@ -137,10 +138,10 @@ class GradientPass:
             found = spectra.spectra[row]
             if found.finite and found.nuclear_norm.isnan().any():
                 raise AttentionError(
-                    "no gradient came by some layer's attention projections: the model does not run them all"
+                    "no gradient reached some layer's attention projections: the model does not run them all"
                 )
             if found.finite:
-                result.spectra = _plain(found)
+                result.spectra = _as_result(found)
             return found.finite
 
         return Taker(layers, spectra.take), add
@@ -152,7 +153,7 @@ class GradientPass:
         norms = NormsOfBatch(matrices, count, self.checkpoint.device)
 
         def add(result: SampleSignals, row: int) -> bool:
-            _all_came(matrices, norms.seen)
+            _check_complete(matrices, norms.seen)
             norm = float(norms.norms()[row])
             if math.isfinite(norm):
                 result.gradient_norm = norm
@@ -166,7 +167,7 @@ class GradientPass:
         features = FeaturesOfBatch(sketch, count, self.checkpoint.device, moments, spec.epsilon_inside)
 
         def add(result: SampleSignals, row: int) -> bool:
-            _all_came(sketch.blocks, features.seen)
+            _check_complete(sketch.blocks, features.seen)
             vector = features.vectors[row]
             if not bool(vector.isfinite().all()):
                 return False
@@ -197,26 +198,26 @@ class GradientPass:
         return adam_moments(self.checkpoint, self._matrices(weights))
 
 
-def _copied(result: SampleSignals) -> SampleSignals:
-    """A result that may be added to."""
+def _copy_of(result: SampleSignals) -> SampleSignals:
+    """Return a copy of a result that may be modified."""
     return replace(result, flags=list(result.flags), gradient_flags=list(result.gradient_flags))
 
 
 def _count(result: SampleSignals, tokens: int) -> None:
-    """Count tokens that were run there and back; where nothing else was measured these are all that are run."""
+    """Count the tokens of a backward pass; if nothing else was measured, they are the sample's only tokens."""
     if result.tokens:
         result.backward_tokens += tokens
     else:
         result.tokens = tokens
 
 
-def _all_came(wanted: dict[str, list[Matrix]] | dict[str, list[Block]], seen: set[str]) -> None:
+def _check_complete(wanted: dict[str, list[Matrix]] | dict[str, list[Block]], seen: set[str]) -> None:
     missing = sorted(wanted.keys() - seen)
     if missing:
-        raise GradientError(f"no gradient came by {', '.join(missing[:3])}: the model does not run all its layers")
+        raise GradientError(f"no gradient reached {', '.join(missing[:3])}: the model does not run all its layers")
 
 
-def _plain(spectra: Spectra) -> GradientSpectra:
+def _as_result(spectra: Spectra) -> GradientSpectra:
     return GradientSpectra(
         nuclear_norm=spectra.nuclear_norm.tolist(),
         effective_rank=_with_none(spectra.effective_rank),

@@ -1,4 +1,4 @@
-"""A Gram matrix of segments' gradients on its way into a sample's results: single precision, norms, what to know."""
+"""Add a Gram matrix of segment gradients to a sample's results, in single precision with norms and flags."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Floats = npt.NDArray[np.float64]
 
 
 def flag_non_finite(result: SampleSignals) -> None:
-    """Say once that something of the sample was not finite."""
+    """Flag a sample once if any of its values is not finite."""
     if NON_FINITE not in result.flags:
         result.flags.append(NON_FINITE)
 
 
 def add_step_gradients(result: SampleSignals, gram: Floats) -> None:
-    """Gram matrix, norms and their flags."""
+    """Add the Gram matrix, norms and their flags."""
     single = gram.astype(np.float32)
     if not np.isfinite(single).all():
         flag_non_finite(result)
@@ -31,5 +31,5 @@ def add_step_gradients(result: SampleSignals, gram: Floats) -> None:
     if len(single) == 2:
         result.gradient_flags.append("few_steps")
     upper = single[np.triu_indices(len(single))]
-    # Rounding can leave a zero norm's square below zero.
+    # Rounding can make a zero norm's square negative.
     result.step_gradients = StepGradients(upper.tolist(), np.sqrt(np.maximum(diagonal, 0.0)).tolist())

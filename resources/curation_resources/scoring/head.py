@@ -2,9 +2,10 @@
 
 With h_t the final hidden state after the final norm, W the LM head [V, d] and y_t the target, the logits are
 z = soft_cap(scale * (W h + b)), p = softmax(z), and the residual of a row is J * (p - y) with J = dz/d(W h)
-elementwise (methods: GRACE, arXiv 2605.13130, Eq. 9 and 11). The [N, V] logits of all rows never exist: two
-buffers of a chunk's rows are made once, sized from a memory budget, and used again for every chunk. Softmax
-is done in fp32 whatever the weights' precision.
+elementwise (methods: GRACE, arXiv 2605.13130, Eq. 9 and 11). The [N, V] logits of all rows are never materialized: two
+buffers of a chunk's rows are allocated once, sized from a memory budget, and reused for every chunk. Softmax is
+computed
+in fp32 whatever the weights' precision.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CPU_MEMORY = 256 * 2**20
-"""Bytes for the logits of a chunk and what is made of them, on the CPU."""
+"""Bytes for a chunk's logits and derived values, on the CPU."""
 
 CUDA_MEMORY = 768 * 2**20
 """The same on a CUDA device, where reading W for few rows costs as much as multiplying it with many."""
 
 CPU_ROWS = 256
-"""Rows of a chunk on the CPU, where more gain nothing."""
+"""Maximum rows of a chunk on the CPU; more bring no gain."""
 
 CUDA_ROWS = 4096
-"""Rows of a chunk on a CUDA device: enough to fill it."""
+"""Maximum rows of a chunk on a CUDA device: enough to saturate it."""
 
 SEGMENTS_PER_PRODUCT = 256
 """Summed residuals that are multiplied with W together."""
@@ -39,10 +40,10 @@ ALL = slice(None)
 """The whole vocabulary."""
 
 LOWEST_LOGIT = -1e30
-"""Stands for -inf where a head masks tokens out."""
+"""Replaces -inf where a head masks tokens."""
 
 MAXIMUM_GROUPS = 256
-"""Groups of the vocabulary whose maxima give the two largest logits."""
+"""Groups of the vocabulary whose maxima yield the two largest logits."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,16 @@ class Head:
 
     @cached_property
     def masks(self) -> bool:
-        """Whether the bias masks tokens out."""
+        """True if the bias masks tokens."""
         return self.bias is not None and not bool(self.bias.isfinite().all())
 
     def uncapped(self, hidden: Tensor, part: slice = ALL, out: Tensor | None = None) -> Tensor:
-        """scale * (W h + b) in fp32 [N, part] of hidden states [N, d], for a part of the vocabulary."""
+        """Return scale * (W h + b), in fp32 [N, part], of hidden states [N, d] for a part of the vocabulary."""
         logits = product(hidden, self.weight[part], out=out)
         if self.bias is not None:
             logits += self.bias[part]
         if self.masks:
-            # A token that is masked out by a bias of -inf: 0 x inf is no number, and its probability is 0 as well so.
+            # A bias of -inf masks a token. Its probability is still 0 with a finite bound, which avoids 0 x inf = NaN.
             logits.clamp_(min=LOWEST_LOGIT)
         if self.scale != 1.0:
             logits *= self.scale
@@ -81,7 +82,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Per label row, in fp32 [N].
+    """Uncertainty per label row, in fp32 [N].
 
     Attributes:
         entropy: H(p) = -sum p log p, in nats.
@@ -100,7 +101,7 @@ class Uncertainty:
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """Per label row: `nll` [N] in fp32, -log p(y) in nats, and the uncertainty if it was asked for."""
+    """Statistics per label row: `nll` [N] in fp32, -log p(y) in nats, and the uncertainty if requested."""
 
     nll: Tensor
     uncertainty: Uncertainty | None = None
@@ -108,12 +109,12 @@ class TokenStatistics:
 
 @dataclass(frozen=True)
 class Normaliser:
-    """What makes probabilities of a row's logits: exp(z - maximum) / total; [n] each.
+    """Turns a row's logits into probabilities: exp(z - maximum) / total; [n] each.
 
     Attributes:
         maximum: largest logit.
         others: sum of exp(z - maximum) over all tokens but the target.
-        total: over all tokens.
+        total: sum over all tokens.
     """
 
     maximum: Tensor
@@ -122,12 +123,12 @@ class Normaliser:
 
 
 class StreamedHead:
-    """An LM head that is applied in chunks; see the module's text.
+    """An LM head that is applied in chunks; see the module's docstring.
 
     Args:
         head: the LM head.
-        memory: bytes for the chunk's buffers and the residual sums, `CPU_MEMORY` or `CUDA_MEMORY` by default; at
-            least one row is done at a time.
+        memory: bytes for the chunk's buffers and the residual sums, `CPU_MEMORY` or `CUDA_MEMORY` by default; a chunk
+            has at least one row.
     """
 
     def __init__(self, head: Head, memory: int | None = None) -> None:
@@ -135,7 +136,7 @@ class StreamedHead:
         weight = head.weight
         memory = memory or (CUDA_MEMORY if weight.is_cuda else CPU_MEMORY)
         row_bytes = 4 * len(weight)
-        # Half-precision heads need their own logits too where the product cannot be taken in fp32 at once.
+        # Half-precision heads also need their own logits if the product cannot be computed in fp32 directly.
         per_row = 2 * row_bytes + (0 if weight.dtype == torch.float32 or weight.is_cuda else row_bytes // 2)
         sums = max(1, min(SEGMENTS_PER_PRODUCT, memory // 4 // row_bytes))
         most = CUDA_ROWS if weight.is_cuda else CPU_ROWS
@@ -144,7 +145,7 @@ class StreamedHead:
         self._buffers: list[Tensor] = []
 
     def _buffer(self, number: int, rows: int) -> Tensor:
-        """The first rows of one of the three buffers: logits, exponentials, residual sums; [rows, V]."""
+        """Return the first rows of one of the three buffers (logits, exponentials, residual sums) [rows, V]."""
         if not self._buffers:
             weight = self.head.weight
             sizes = (self.rows, self.rows, self._sums)
@@ -156,19 +157,20 @@ class StreamedHead:
     def run(
         self, hidden: Tensor, targets: Tensor, segment_rows: Sequence[int], *, statistics: bool, uncertainty: bool
     ) -> tuple[TokenStatistics, Tensor]:
-        """Statistics of label rows and mean proxy gradients of their segments, from one pass over the rows.
+        """Return statistics of label rows and mean proxy gradients of their segments, from one pass over the rows.
 
         Args:
             hidden: final hidden states that predict the targets [N, d].
             targets: token ids [N].
-            segment_rows: rows of each segment: the first so many rows are the first segment's, and so on;
-                rows behind the last segment are of none and must come last.
-            statistics: whether losses are wanted.
-            uncertainty: whether entropy, least confidence, margins and the largest logit are wanted with them.
+            segment_rows: number of rows of each segment: the first rows belong to the first segment, and so on; rows
+                outside
+                all segments come last.
+            statistics: compute losses.
+            uncertainty: also compute entropy, least confidence, margins and the largest logit.
 
         Returns:
-            Statistics [N] (of no rows if not wanted), and G [S, d] in fp32, g = mean over the segment's rows
-            of (J * (p - y)) W; the row of a segment without rows is zero.
+            Statistics [N] (of no rows if not requested), and G [S, d] in fp32, g = mean over the segment's rows of
+            (J * (p - y)) W; the row of a segment without rows is zero.
         """
         count = len(hidden) if statistics else 0
         found = TokenStatistics(
@@ -195,7 +197,7 @@ class StreamedHead:
         return found, gradients
 
     def token_gradients(self, hidden: Tensor, targets: Tensor, nll: Tensor | None = None) -> Tensor:
-        """u = (J * (p - y)) W of every label row [N, d] in fp32: a product with W for each row.
+        """Return u = (J * (p - y)) W of every label row [N, d] in fp32, with one product with W per row.
 
         If `nll` [N] is given, the rows' losses are written into it.
         """
@@ -210,7 +212,7 @@ class StreamedHead:
         return result
 
     def normalisers(self, hidden: Tensor, targets: Tensor) -> Normaliser:
-        """What makes probabilities of every row's logits [N]: for passes over slices of the vocabulary."""
+        """Return the normalisers of every row's logits [N], for passes over slices of the vocabulary."""
         chunks = [
             self._chunk(hidden[start : start + self.rows], targets[start : start + self.rows], None, start).normaliser
             for start in range(0, len(hidden), self.rows)
@@ -222,7 +224,7 @@ class StreamedHead:
         exponentials = self._buffer(1, len(hidden))
         cap = self.head.soft_cap
         if cap is not None:
-            # The buffer keeps tanh, which gives back both the capped logits and the Jacobian.
+            # The buffer keeps tanh, from which both the capped logits and the Jacobian follow.
             logits.div_(cap).tanh_()
         largest = _two_largest(logits) if found is not None else logits.amax(dim=1, keepdim=True)
         maximum = largest[:, :1]
@@ -244,10 +246,10 @@ class StreamedHead:
 
 @dataclass
 class _Chunk:
-    """The rows of one chunk, with the buffers that hold what is known of them.
+    """The rows of one chunk, with the buffers that hold their intermediate values.
 
-    `logits` holds z - maximum, or tanh(z / c) of a capped head; `exponentials` holds exp(z - maximum) with 0
-    at the target. Both are the head's buffers: a chunk is done with before the next one is made.
+    `logits` holds z - maximum, or tanh(z / c) of a capped head; `exponentials` holds exp(z - maximum) with 0 at the
+    target. Both are the head's buffers, so a chunk must be finished before the next one is made.
     """
 
     head: Head
@@ -259,17 +261,18 @@ class _Chunk:
     normaliser: Normaliser
 
     def nll(self) -> Tensor:
-        """-log p(y) [n]. Where y is likely, log(1 + others / own) keeps what log(p) would round away."""
+        """Return -log p(y) [n]. If y is likely, log(1 + others / own) keeps the digits that log(p) would round away."""
         others, total = self.normaliser.others, self.normaliser.total
         likely = torch.log1p(others / self.target_exponential)
         return torch.where(self.target_exponential > others, likely, torch.log(total) - self.target_shifted)
 
     def finish_residual(self) -> Tensor:
-        """Make `exponentials` the residual J * (p - y) but for a factor a row, which is returned [n].
+        """Turn `exponentials` into the residual J * (p - y), up to a factor per row, which is returned [n].
 
-        The residual at the target is minus the sum of the other probabilities: p_y - 1 cancels in fp32 where
-        p_y is near 1, as it is for a fine-tuned model, and so does expm1(log p_y) once log p_y is below the
-        logits' own rounding.
+        The residual at the target is minus the sum of the other probabilities. Computing p_y - 1 would cancel in fp32
+        if p_y is
+        near 1, as it is for a fine-tuned model, and so would expm1(log p_y) once log p_y is below the logits' own
+        rounding.
         """
         self.exponentials.scatter_(1, self.column, -self.normaliser.others.unsqueeze(1))
         if self.head.soft_cap is not None:
@@ -277,7 +280,7 @@ class _Chunk:
         return self.head.scale / self.normaliser.total
 
     def collect_uncertainty(self, found: Uncertainty, rows: slice, largest: Tensor) -> None:
-        """All of `Uncertainty`; for a head without cap the logits are used up."""
+        """Compute all of `Uncertainty`; for a head without cap this overwrites the logits."""
         others, total = self.normaliser.others, self.normaliser.total
         cap = self.head.soft_cap
         gap = (largest[:, 1] - largest[:, 0]) * (cap or 1.0)
@@ -286,9 +289,9 @@ class _Chunk:
         else:
             weighted = torch.linalg.vecdot(self.logits, self.exponentials)
             weighted = cap * (weighted - largest[:, 0] * others)
-        # H = log(total) - sum of e z / total, the target's own term added.
+        # H = log(total) - sum of e z / total, with the target's own term added.
         weighted = weighted + self.target_exponential * self.target_shifted
-        # Where the target is the likeliest, total is 1 + others, and others may be too small to be seen in it.
+        # If the target is the likeliest token, total is 1 + others, and others may be too small to change the sum.
         likeliest = self.target_shifted == 0.0
         found.entropy[rows] = torch.where(likeliest, torch.log1p(others), torch.log(total)) - weighted / total
         found.least_confidence[rows] = torch.where(likeliest, others, total - 1.0) / total
@@ -298,10 +301,10 @@ class _Chunk:
 
 
 class _SegmentSums:
-    """Residuals summed by segment, multiplied with W some dozens at a time.
+    """Residuals summed by segment, multiplied with W in groups.
 
-    Only segments that occur in a chunk are touched, and a row touches its own segment alone: a row that is
-    not finite spoils no other segment.
+    Only segments in the current chunk are touched, and a row touches only its own segment, so a row that is not finite
+    cannot spoil another segment.
     """
 
     def __init__(self, owner: StreamedHead, gradients: Tensor) -> None:
@@ -310,7 +313,7 @@ class _SegmentSums:
         self._segments: list[int] = []
 
     def add(self, segment: int, residual: Tensor, weights: Tensor) -> None:
-        """Add sum_i weights_i residual_i to a segment; segments come in ascending order."""
+        """Add sum_i weights_i residual_i to a segment; segments arrive in ascending order."""
         if self._segments and self._segments[-1] == segment:
             slot = self._slot(len(self._segments) - 1)
             torch.addmv(slot, residual.T, weights, out=slot)
@@ -324,17 +327,17 @@ class _SegmentSums:
         return self._owner._buffer(2, number + 1)[number]
 
     def flush(self) -> None:
-        """Multiply what has been summed with W."""
+        """Multiply the accumulated sums with W."""
         if not self._segments:
             return
         gradients = times_head(self._owner._buffer(2, len(self._segments)), self._owner.head.weight)
-        # A segment may come in two parts, one in each of two flushes.
+        # A segment may be split over two flushes.
         self._gradients.index_add_(0, torch.tensor(self._segments, device=gradients.device), gradients)
         self._segments = []
 
 
 def _pieces(segment_rows: Sequence[int], chunk_rows: int) -> list[list[tuple[int, int, int]]]:
-    """For every chunk the segments that occur in it: (segment, first row, last row + 1) within the chunk."""
+    """Return for every chunk its segments as (segment, first row, last row + 1) within the chunk."""
     pieces: list[list[tuple[int, int, int]]] = [[] for _ in range(-(-sum(segment_rows) // chunk_rows))]
     start = 0
     for segment, count in enumerate(segment_rows):
@@ -348,10 +351,11 @@ def _pieces(segment_rows: Sequence[int], chunk_rows: int) -> list[list[tuple[int
 
 
 def _two_largest(logits: Tensor) -> Tensor:
-    """The two largest of every row [n, 2], descending.
+    """Return the two largest values of every row [n, 2], descending.
 
-    `topk` over a vocabulary costs several passes; maxima of interleaved groups cost one, and the second
-    largest is either another group's maximum or in the group of the largest.
+    `topk` over a vocabulary costs several passes; maxima of interleaved groups cost one, and the second largest is
+    either
+    another group's maximum or in the group of the largest.
     """
     rows, vocabulary = logits.shape
     per_group = vocabulary // MAXIMUM_GROUPS
@@ -368,11 +372,11 @@ def _two_largest(logits: Tensor) -> Tensor:
 
 
 def product(hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
-    """hidden [N, d] x W^T [d, V] in fp32, as exact as the device can without casting W."""
+    """Return hidden [N, d] x W^T [d, V] in fp32, as exactly as the device can without casting W."""
     if weight.dtype == torch.float32:
         return torch.mm(hidden.to(torch.float32), weight.T, out=out)
     if weight.is_cuda:
-        # Products of half-precision numbers, summed and kept in fp32: the model's own logits are rounded.
+        # Accumulates half-precision products in fp32; the model's own logits are rounded.
         if out is None:
             return torch.mm(hidden, weight.T, out_dtype=torch.float32)
         return torch.mm(hidden, weight.T, out_dtype=torch.float32, out=out)
@@ -381,13 +385,13 @@ def product(hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor
 
 
 def vocabulary_slices(weight: Tensor, size: int = VOCABULARY_SLICE) -> Iterator[slice]:
-    """Slices of the vocabulary, in order."""
+    """Yield slices of the vocabulary, in order."""
     for start in range(0, len(weight), size):
         yield slice(start, min(start + size, len(weight)))
 
 
 def times_head(residual: Tensor, weight: Tensor) -> Tensor:
-    """residual [S, V] x W [V, d] in fp32, whatever W's precision."""
+    """Return residual [S, V] x W [V, d] in fp32, whatever W's precision."""
     if weight.dtype == torch.float32:
         return residual @ weight
     result = torch.zeros(len(residual), weight.shape[1], dtype=torch.float32, device=residual.device)

@@ -1,7 +1,7 @@
-"""Opening a sample's images: from a file, from bytes or from an address, within limits.
+"""Open a sample's images from files, bytes or web addresses, within limits.
 
-What comes from a corpus is not trusted: a path must not leave its folder, an address must not lead into
-the network that the machine is in, and a decoder that starts other programs is not used.
+Corpora are not trusted: a path must not leave its folder, an address must not point into the machine's own network, and
+decoders that start other programs are not used.
 """
 
 from __future__ import annotations
@@ -30,49 +30,50 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
-"""What is decoded (and MPO, which Pillow takes for JPEG). Not EPS and the like: it starts another program for them."""
+"""Formats to decode (and MPO, which Pillow treats as JPEG). EPS and the like start another program, so they are not."""
 
 TILE_WIDTH, TILE_LENGTH = 322, 323
-"""Tags of TIFF."""
+"""TIFF tags."""
 
 URL_SAFE = "/%?:@!$&'()*+,;=~-._[]"
-"""Signs of an address that are sent as they are; others are written in %."""
+"""Characters of an address that are sent unchanged; others are percent-encoded."""
 
 REDIRECTS = 5
-"""Longest chain of redirects that is followed."""
+"""Maximum redirects to follow."""
 
 NOT_PUBLIC = [
     ipaddress.ip_network(network)
     for network in (
         # Tunnels to other addresses.
         *("192.88.99.0/24", "2002::/16"),
-        # Protocols of the IETF: tunnels too, and services of the network that a machine is in. Not all versions of
-        # Python know that these are not global.
+        # IETF protocol assignments: also tunnels, and services of the local network. Not all versions of Python know
+        # that these
+        # are not global.
         *("192.0.0.0/24", "2001::/23", "3fff::/20"),
-        # Azure's metadata and keys.
+        # Azure's metadata and key service.
         "168.63.129.16/32",
     )
 ]
-"""Networks that are not of the public internet although they look so."""
+"""Networks that look public but are not."""
 
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 
 OUR_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
-"""Errors that say nothing about the file: they end the run, which then goes on where it stopped."""
+"""Errors that are not the file's fault: they end the run, which can be resumed."""
 
 CHUNK = 65536
-"""Bytes read at a time from a web address."""
+"""Bytes to read at a time from a web address."""
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What an image may be.
+    """Limits for images.
 
     Attributes:
-        pixels: most pixels, before any scaling. Pillow's own bound of about 179 million holds as well.
-        bytes: most bytes of the encoded image.
+        pixels: maximum pixels, before any scaling. Pillow's own limit of about 179 million applies as well.
+        bytes: maximum bytes of the encoded image.
         allow_remote: fetch `http:` and `https:` addresses.
-        timeout: seconds that fetching one image may take.
+        timeout: maximum seconds for fetching one image.
     """
 
     pixels: int = 50_000_000
@@ -82,10 +83,10 @@ class ImageLimits:
 
 
 class ImageError(ValueError):
-    """An image cannot be had.
+    """An image is not available.
 
     Attributes:
-        flag: why, one of `curation_resources.scoring.samples.UNRUNNABLE`.
+        flag: the reason, one of `curation_resources.scoring.samples.UNRUNNABLE`.
     """
 
     def __init__(self, flag: str, detail: str = "") -> None:
@@ -94,7 +95,7 @@ class ImageError(ValueError):
 
 
 def open_image(source: ImageSource, limits: ImageLimits) -> Image.Image:
-    """The image as RGB, upright (its EXIF orientation applied); the first frame of an animated one.
+    """Return the image as RGB, upright (its EXIF orientation applied); the first frame of an animated one.
 
     Transparency is dropped, as image processors do.
 
@@ -106,7 +107,7 @@ def open_image(source: ImageSource, limits: ImageLimits) -> Image.Image:
 
 
 def _read(source: ImageSource, limits: ImageLimits) -> bytes:
-    """The encoded image."""
+    """Return the encoded image."""
     if isinstance(source, ImageFile):
         content = _read_file(source, limits)
     elif isinstance(source, bytes):
@@ -119,12 +120,12 @@ def _read(source: ImageSource, limits: ImageLimits) -> bytes:
 
 
 def _decode(content: bytes, limits: ImageLimits) -> Image.Image:
-    # Pillow is needed for images only: text is measured without it.
+    # Pillow is needed only for images; text is measured without it.
     from PIL import Image, ImageOps  # noqa: PLC0415
 
     try:
         image: Image.Image = Image.open(BytesIO(content), formats=FORMATS)
-        # The header tells the size: nothing is unpacked of an image that is too large.
+        # The header holds the size, so nothing is decompressed of an image that is too large.
         for width, height in ((image.width, image.height), _tile_of(image)):
             if width * height > limits.pixels:
                 raise ImageError("image_too_large", f"{width} x {height} pixels")
@@ -134,33 +135,33 @@ def _decode(content: bytes, limits: ImageLimits) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError("image_too_large", str(error)) from error
     except Exception as error:
-        # Decoders raise what they like on broken data: OSError, SyntaxError, ValueError, struct.error, ...
+        # Decoders raise arbitrary exceptions on broken data: OSError, SyntaxError, ValueError, struct.error, ...
         raise ImageError("image_unreadable", str(error)) from error
 
 
 def _tile_of(image: Image.Image) -> tuple[int, int]:
-    """Width and height of the tiles of a TIFF: each is unpacked as a whole, however small the image is."""
+    """Return the tile size of a TIFF: each tile is decompressed as a whole, however small the image is."""
     tags = getattr(image, "tag_v2", None) or {}
     return int(tags.get(TILE_WIDTH, 0)), int(tags.get(TILE_LENGTH, 0))
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """Eight bits a colour. Pillow would make almost all of an image with more bits white."""
+    """Convert to eight bits per channel. Pillow would clip images with more bits to almost all white."""
     if image.mode.startswith("I;16"):
         image = image.point(lambda value: value / 256, "L") if image.mode == "I;16" else image.convert("I")
     if image.mode in ("I", "F"):
-        raise ImageError("image_unreadable", f"pixels of type {image.mode}: which value is white is not known")
+        raise ImageError("image_unreadable", f"pixels of type {image.mode}: the value of white is unknown")
     return image.convert("RGB")
 
 
 def _read_file(source: ImageFile, limits: ImageLimits) -> bytes:
-    """The bytes of a file below its root; one more than the limit at most."""
+    """Return the bytes of a file below its root, but at most one more than the limit."""
     try:
         root = Path(source.root).resolve()
         path, absolute = _as_path(source.path)
         if path.is_absolute() and not absolute:
             raise ImageError("image_outside_folder", source.path)
-        # Links are followed first: what counts is where the file is, not what it is called.
+        # Resolve links first: the file's real location counts, not its name.
         real = (root / path).resolve()
         if not real.is_relative_to(root):
             raise ImageError("image_outside_folder", source.path)
@@ -168,7 +169,7 @@ def _read_file(source: ImageFile, limits: ImageLimits) -> bytes:
             raise ImageError("image_missing", source.path)
         with real.open("rb") as file:
             content = file.read(limits.bytes + 1)
-        # Of a file that is too large, which the caller says, not all has been read.
+        # The caller rejects a file that is too large, of which only a part has been read.
         if source.digest is not None and len(content) <= limits.bytes:
             found = hashlib.blake2b(content, digest_size=16).hexdigest()
             if found != source.digest:
@@ -177,12 +178,12 @@ def _read_file(source: ImageFile, limits: ImageLimits) -> bytes:
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, ImageError) or (isinstance(error, OSError) and error.errno in OUR_TROUBLE):
             raise
-        # Names that are too long or hold a zero byte, loops of links, files without permission.
+        # Names that are too long or contain a zero byte, loops of links, files without permission.
         raise ImageError("image_missing", source.path) from error
 
 
 def _as_path(text: str) -> tuple[Path, bool]:
-    """A path or `file:` URL as a path, and whether it may be absolute (a `file:` URL is)."""
+    """Return a path or `file:` URL as a path, and whether it may be absolute (only a `file:` URL may)."""
     if not text.lower().startswith("file:"):
         return Path(text), False
     url = urlsplit(text)
@@ -199,13 +200,13 @@ def _read_url(url: str, limits: ImageLimits) -> bytes:
         if not limits.allow_remote:
             raise ImageError("image_remote", url)
         return fetch(url, limits)
-    # A file without the folder that it must stay in, or an address of a kind that is not read.
+    # A file without a root folder to stay in, or an unsupported kind of address.
     raise ImageError("image_outside_folder" if scheme == "file" else "image_unreadable", url[:100])
 
 
 def _read_data_url(url: str, limits: ImageLimits) -> bytes:
-    """The payload of `data:[type][;base64],payload`."""
-    # Four characters of base64 are three bytes: this bounds the memory before anything is decoded.
+    """Return the payload of `data:[type][;base64],payload`."""
+    # Four characters of base64 encode three bytes: check the size before decoding.
     if len(url) > 4 * (limits.bytes // 3 + 1024):
         raise ImageError("image_too_large", f"more than {limits.bytes} bytes")
     header, comma, payload = url.partition(",")
@@ -220,29 +221,29 @@ def _read_data_url(url: str, limits: ImageLimits) -> bytes:
 
 
 def is_public_address(address: str) -> bool:
-    """Whether an IP address is one of the public internet: not private, loopback, link-local or reserved."""
+    """Return True if an IP address is public: not private, loopback, link-local or reserved."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:
         return False
-    # An IPv6 address may stand for an IPv4 one, and is then as private as that.
+    # An IPv6 address may embed an IPv4 address, whose scope then applies.
     embedded = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None)
     if embedded is not None:
         ip = embedded
     if any(ip in network for network in NOT_PUBLIC if network.version == ip.version):
         return False
-    # Of IPv6 only what is given out as global unicast; addresses that stand for IPv4 ones (NAT64) lie outside.
+    # For IPv6, allow only global unicast; this excludes addresses that embed IPv4 ones (NAT64).
     allocated = ip.version == 4 or ip in GLOBAL_UNICAST
     return allocated and ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
 def fetch(url: str, limits: ImageLimits) -> bytes:
-    """The bytes at a web address; redirects are followed, and every hop must be on the public internet.
+    """Return the bytes at a web address, following redirects; every hop must be on the public internet.
 
-    The environment's proxies are not used: behind one the address that is reached could not be checked.
+    The environment's proxies are not used, because the final address could not be checked behind one.
 
     Raises:
-        ImageError: `image_unreachable`, or `image_too_large` as soon as more bytes came than are allowed.
+        ImageError: `image_unreachable`, or `image_too_large` as soon as more bytes arrived than are allowed.
     """
     deadline = time.monotonic() + limits.timeout
     try:
@@ -259,13 +260,13 @@ def fetch(url: str, limits: ImageLimits) -> bytes:
 
 
 def _fetch_once(url: str, limits: ImageLimits, deadline: float) -> tuple[bytes, str | None]:
-    """One request: the content, or where it redirects to."""
+    """Send one request; return the content, or the address that it redirects to."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ImageError("image_unreachable", f"{url[:200]}: not a web address")
     connection = _connection(parts.scheme, parts.hostname, parts.port, deadline)
-    # However slowly headers or content trickle in, at the deadline the line is cut.
-    watchdog = threading.Timer(max(0.1, deadline - time.monotonic()), _hang_up, (connection.sock,))
+    # The watchdog cuts the connection at the deadline, however slowly headers or content trickle in.
+    watchdog = threading.Timer(max(0.1, deadline - time.monotonic()), _shut_down, (connection.sock,))
     watchdog.daemon = True
     watchdog.start()
     try:
@@ -285,16 +286,16 @@ def _fetch_once(url: str, limits: ImageLimits, deadline: float) -> tuple[bytes, 
 
 
 def _connection(scheme: str, name: str, port: int | None, deadline: float) -> http.client.HTTPConnection:
-    """A line to a server of the public internet, over which nothing has been said.
+    """Return a connection to a server on the public internet, before any data is sent.
 
-    By its name it will be asked, and its certificate checked.
+    The server's name is used for the request and for checking its certificate.
     """
     port = port or (443 if scheme == "https" else 80)
     found = [str(entry[4][0]) for entry in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)]
     if not all(map(is_public_address, found)):
         raise ImageError("image_unreachable", f"{name} is not on the public internet")
-    # To the very addresses that were checked: looked up again, the name may lead elsewhere by now.
-    line = _line_to(found, port, deadline)
+    # Connect to the addresses that were checked: a second lookup may return others.
+    line = _connect(found, port, deadline)
     try:
         if scheme == "http":
             connection = http.client.HTTPConnection(name, port)
@@ -309,9 +310,9 @@ def _connection(scheme: str, name: str, port: int | None, deadline: float) -> ht
     return connection
 
 
-def _line_to(addresses: Sequence[str], port: int, deadline: float) -> socket.socket:
-    """A line to the first of the addresses that answers."""
-    failed = OSError("the name has no address")
+def _connect(addresses: Sequence[str], port: int, deadline: float) -> socket.socket:
+    """Return a connection to the first address that responds."""
+    failed = OSError("the host name has no address")
     for address in addresses:
         try:
             return socket.create_connection((address, port), max(0.1, deadline - time.monotonic()))
@@ -320,19 +321,19 @@ def _line_to(addresses: Sequence[str], port: int, deadline: float) -> socket.soc
     raise failed
 
 
-def _hang_up(line: socket.socket) -> None:
-    with suppress(OSError):  # it may be closed by now
+def _shut_down(line: socket.socket) -> None:
+    with suppress(OSError):  # it may already be closed
         line.shutdown(socket.SHUT_RDWR)
 
 
 def _read_response(response: http.client.HTTPResponse, limits: ImageLimits, deadline: float) -> bytes:
     content = bytearray()
-    # read1 gives what has come, so that the time is looked at however slowly the bytes trickle in.
+    # read1 returns available bytes, so the deadline is checked however slowly they trickle in.
     while chunk := response.read1(CHUNK):
         content += chunk
         if len(content) > limits.bytes:
             raise ImageError("image_too_large", f"more than {limits.bytes} bytes")
-    # A line that was cut looks like the end of the content.
+    # A connection that was cut looks like the end of the content.
     if time.monotonic() > deadline:
-        raise ImageError("image_unreachable", f"not complete after {limits.timeout} seconds")
+        raise ImageError("image_unreachable", f"incomplete after {limits.timeout} seconds")
     return bytes(content)

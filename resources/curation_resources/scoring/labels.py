@@ -1,7 +1,7 @@
-"""Which hidden states of a batch predict which tokens, and whose they are.
+"""Map the label rows of a batch to the hidden states that predict them and to their owners.
 
-Position t's loss predicts token t from hidden state h_{t-1}; prompt and image tokens carry no loss but where the
-whole sequence is asked for.
+Position t's loss predicts token t from hidden state h_{t-1}; prompt and image tokens carry no loss unless the whole
+sequence is requested.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class SampleLabels:
 
     Attributes:
         segments: indices of the segments that have tokens: steps ascending, the answer last.
-        segment_rows: rows of each of them.
+        segment_rows: number of rows of each segment.
         in_segments: label rows of all segments, one segment after another.
-        response: label rows of the response's tokens in order, EOS not among them; empty if not asked for.
-        eos: label row of EOS, if there is one and it was asked for.
-        sequence: label rows of all tokens but the first, in order; empty if not asked for.
-        window: label rows of the tokens that the longest prefix window counts, in order; empty if not asked for.
+        response: label rows of the response's tokens in order, without EOS; empty if not requested.
+        eos: label row of EOS, if it exists and was requested.
+        sequence: label rows of all tokens but the first, in order; empty if not requested.
+        window: label rows of the tokens in the longest prefix window, in order; empty if not requested.
     """
 
     segments: list[int]
@@ -46,11 +46,11 @@ class Labels:
     """The label rows of a batch: first those of segments, segment after segment, then all others.
 
     Attributes:
-        batch_rows: which sample of the batch each row is of [N].
+        batch_rows: sample of the batch that each row belongs to [N].
         positions: position of the hidden state that predicts the row's token [N].
         targets: that token [N].
-        segment_rows: rows of each segment of the batch.
-        samples: the same by sample.
+        segment_rows: number of rows of each segment of the batch.
+        samples: the label rows by sample.
     """
 
     batch_rows: Indices
@@ -61,9 +61,9 @@ class Labels:
 
 
 def segment_order(encoded: Encoded) -> list[int]:
-    """Indices of the segments that have tokens: steps ascending, the answer last.
+    """Return the indices of the segments that have tokens: steps ascending, the answer last.
 
-    The first token of a sequence does not count: nothing predicts it.
+    The first token of a sequence does not count, because nothing predicts it.
     """
     present = {segment for segment in encoded.segment_of_token[1:] if segment >= 0}
     steps = sorted(present - {ANSWER})
@@ -83,12 +83,12 @@ class _Wanted:
 
     @property
     def covered(self) -> Indices:
-        """Positions of all segments, one segment after another."""
+        """The positions of all segments, one segment after another."""
         return np.concatenate(self.groups) if self.groups else np.empty(0, dtype=np.int64)
 
     @property
     def outside(self) -> Indices:
-        """Positions that are wanted and in no segment's group."""
+        """The requested positions outside all segments."""
         every = np.unique(np.concatenate([self.response, self.eos, self.sequence, self.window]))
         return np.setdiff1d(every, self.covered, assume_unique=True)
 
@@ -99,7 +99,7 @@ def _wanted(encoded: Encoded, request: Request) -> _Wanted:
     segments = segment_order(encoded) if wants_segments else []
     begin = max(1, encoded.prompt_tokens)
     end = encoded.prompt_tokens + encoded.response_tokens
-    # EOS counts in windows only.
+    # EOS counts only in windows.
     until = len(encoded) if request.likelihoods else end if request.token_likelihoods else begin
     windows = request.prefix_losses
     return _Wanted(
@@ -113,7 +113,7 @@ def _wanted(encoded: Encoded, request: Request) -> _Wanted:
 
 
 def label_batch(batch: Sequence[Encoded], request: Request) -> Labels:
-    """The label rows that a request needs of a batch."""
+    """Return the label rows that a request needs for a batch."""
     plans = [_wanted(encoded, request) for encoded in batch]
     groups = [(row, group) for row, plan in enumerate(plans) for group in plan.groups]
     rows = [*groups, *((row, plan.outside) for row, plan in enumerate(plans))]

@@ -1,4 +1,4 @@
-"""Loading a checkpoint for measuring: its decoder, its LM head, its tokenizer and its processor."""
+"""Load a checkpoint for measuring: its decoder, LM head, tokenizer and processor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-# From its module: where torchvision is missing, some versions put a dummy in its place at the top.
+# Imported from its module, because some versions export a dummy at the top level if torchvision is missing.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -35,26 +35,26 @@ from curation_resources.scoring.head import Head
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
-"""Attention implementations that can be asked for; see `load_checkpoint`."""
+"""Supported attention implementations; see `load_checkpoint`."""
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-"""A folder with none of these has no processor."""
+"""A folder without any of these files has no processor."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model, ready to measure with.
+    """A loaded model, ready for measuring.
 
     Attributes:
-        decoder: gives `last_hidden_state` after the final norm.
-        head: what turns it into logits.
+        decoder: returns `last_hidden_state` after the final norm.
+        head: turns hidden states into logits.
         tokenizer: the folder's own fast tokenizer.
-        device: where the weights are.
+        device: device of the weights.
         max_length: longest context in tokens.
         vocabulary: rows of the input embedding.
-        processor: what turns images into model inputs; None for a text model, or if the folder has none.
+        processor: turns images into model inputs; None for a text model, or if the folder has none.
         model: the whole model that decoder and head are parts of: its named parameters are the weights.
-        folder: where it was loaded from.
+        folder: folder that it was loaded from.
         adapter: the LoRA folder that was applied to it, or None.
     """
 
@@ -71,7 +71,7 @@ class Checkpoint:
 
     @cached_property
     def uncompiled(self) -> nn.Module:
-        """The decoder as it was loaded: hooks on the layers of a compiled one may not be called."""
+        """The decoder before compilation: hooks on the layers of a compiled decoder may not run."""
         found: nn.Module = getattr(self.decoder, "_orig_mod", self.decoder)
         return found
 
@@ -80,13 +80,13 @@ class Checkpoint:
         """The attention projections of every layer.
 
         Raises:
-            AttentionError: they are not known to us.
+            AttentionError: they cannot be identified.
         """
         return attention_projections(self.uncompiled, self.model.config)
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is the first CUDA device if there is one, else the CPU."""
+    """Return the device of that name; `auto` is the first CUDA device if there is one, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
@@ -103,11 +103,11 @@ def load_checkpoint(
     attention: str = "auto",
     compile_model: bool = False,
 ) -> Checkpoint:
-    """Load a model folder (safetensors only) with a LoRA adapter if there is one, and freeze it.
+    """Load a model folder (safetensors only) with its LoRA adapter, if any, and freeze it.
 
-    The decoder and head are taken apart and held against the whole model on a few tokens: a family whose
-    logits are made in a way that we do not know is refused, never measured wrongly. So is one whose tokens
-    attend to later ones.
+    Decoder and head are separated and verified against the whole model on a few tokens: a family that computes its
+    logits in
+    an unknown way is rejected, never measured wrongly. So is a model whose tokens attend to later ones.
 
     Args:
         folder: transformers model folder, of a text model or a vision-language model.
@@ -116,18 +116,18 @@ def load_checkpoint(
         dtype: `float32`, `bfloat16` or `float16`.
         max_length: longest sequence in tokens; default and upper bound is the model's context.
         trust_remote_code: run Python code that the folder ships.
-        attention: `sdpa`, `eager` or `flash_attention_2`; `auto` is FlashAttention 2 where it is installed
-            and the weights are in half precision on a CUDA device, else what the family prefers (`sdpa`).
+        attention: `sdpa`, `eager` or `flash_attention_2`; `auto` is FlashAttention 2 if it is installed and the weights
+            are in half precision on a CUDA device, else the family's default (`sdpa`).
         compile_model: compile the decoder, for any batch shape; the first batches take longer.
 
     Raises:
-        LoadingError: the model has no decoder or LM head that we know how to take apart, the processor
-            cannot be loaded, or the attention implementation is not there.
+        LoadingError: the decoder and LM head cannot be separated, the processor cannot be loaded, or the attention
+            implementation is not available.
     """
     target = pick_device(device)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if target.type == "cuda" and dtype == "float32":
-        # Convolutions (the patches of vision towers) would round their inputs to 10 bits by default.
+        # By default, convolutions (the patch embeddings of vision towers) would round their inputs to 10 bits.
         torch.backends.cudnn.allow_tf32 = False
     attn = pick_attention(attention, config, target, dtype)
     model = load_model(folder, config, dtype, trust_remote_code, attn)
@@ -141,16 +141,16 @@ def load_checkpoint(
     _check_logits(model, checkpoint)
     _check_causal(model, checkpoint)
     if compile_model:
-        # Lengths change from batch to batch: without dynamic shapes every new one would be compiled.
+        # Lengths change from batch to batch; without dynamic shapes each new one would be compiled.
         compiled: Any = torch.compile(checkpoint.decoder, dynamic=True)
         return replace(checkpoint, decoder=compiled)
     return checkpoint
 
 
 def _adapted(model: Any, adapter: Path, *, merged: bool) -> Any:
-    """The model with a LoRA adapter in it, or beside its weights.
+    """Return the model with a LoRA adapter, merged or beside its weights.
 
-    In half precision merging would round most of the adapter away: there it stays beside them, in fp32.
+    In half precision, merging would round most of the adapter away, so it stays beside the weights, in fp32.
     """
     # Only runs with a warm-up checkpoint need peft.
     from peft import PeftModel  # noqa: PLC0415
@@ -165,10 +165,10 @@ def _adapted(model: Any, adapter: Path, *, merged: bool) -> Any:
 def load_model(
     folder: Path, config: Any, dtype: str, trust_remote_code: bool = False, attention: str | None = None
 ) -> Any:
-    """The whole model of a folder, safetensors only, in the class that it is measured and trained in.
+    """Load the whole model of a folder, safetensors only, in the class that it is measured and trained in.
 
     Raises:
-        LoadingError: weights are missing or damaged, or it needs a package that is not installed.
+        LoadingError: weights are missing or damaged, or a required package is not installed.
     """
     loader: Any = AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
     model, _ = load_whole(
@@ -185,7 +185,7 @@ def load_model(
 def encoding_parts(
     folder: Path, model: Any, max_length: int | None = None, trust_remote_code: bool = False
 ) -> dict[str, Any]:
-    """What an `Encoder` is made from, by its arguments' names: of a loaded model and its folder."""
+    """Return the arguments of `Encoder` for a loaded model and its folder."""
     context = context_length(model.config)
     images = reads_images(model.config)
     return {
@@ -197,7 +197,7 @@ def encoding_parts(
 
 
 def reads_images(config: Any) -> bool:
-    """Whether a configuration is that of a vision-language model that transformers loads as one."""
+    """Return True for the configuration of a vision-language model that transformers loads as one."""
     if getattr(config, "vision_config", None) is None:
         return False
     own_code = getattr(config, "auto_map", None) or {}
@@ -205,39 +205,47 @@ def reads_images(config: Any) -> bool:
 
 
 def pick_attention(name: str, config: Any, device: torch.device, dtype: str) -> str | None:
-    """The attention implementation to load a model with; None leaves it to transformers (`sdpa` if it can).
+    """Return the attention implementation to load a model with; None leaves it to transformers (`sdpa` if possible).
 
     Raises:
-        LoadingError: there is none of that name, or it is not installed.
+        LoadingError: the implementation is unknown or not installed.
     """
     if name not in ATTENTION:
-        raise LoadingError(f"there is no attention {name!r}; there are {', '.join(ATTENTION)}")
+        raise LoadingError(f"there is no attention {name!r}; choose one of {', '.join(ATTENTION)}")
     if name == "flash_attention_2" and not is_flash_attn_2_available():
-        raise LoadingError("attention: flash_attention_2 needs the package flash-attn; use attention: auto")
+        raise LoadingError(
+            "attention: flash_attention_2 needs the package flash-attn. Install it, or use attention: auto."
+        )
     mapping = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if reads_images(config) else MODEL_FOR_CAUSAL_LM_MAPPING
     family = mapping.get(type(config), None)
     causal = not _looks_ahead(config, family)
     if name == "flash_attention_2" and not causal:
-        raise LoadingError("attention: flash_attention_2 would ignore that this model's image tokens look ahead")
+        raise LoadingError(
+            "attention: flash_attention_2 does not support this model, whose image tokens look ahead. "
+            "Use attention: auto."
+        )
     if name != "auto":
         return name
-    suits = causal and device.type == "cuda" and dtype != "float32" and getattr(family, "_supports_flash_attn", False)
-    return "flash_attention_2" if suits and is_flash_attn_2_available() else None
+    use_flash = (
+        causal and device.type == "cuda" and dtype != "float32" and getattr(family, "_supports_flash_attn", False)
+    )
+    return "flash_attention_2" if use_flash and is_flash_attn_2_available() else None
 
 
 def _looks_ahead(config: Any, family: Any) -> bool:
-    """Whether image tokens attend to later ones of their image, as in Gemma 3: flash attention cannot do that."""
+    """Return True if image tokens attend to later ones of their image (Gemma 3), which flash attention cannot do."""
     takes_types = family is not None and "token_type_ids" in inspect.signature(family.forward).parameters
     return takes_types or bool(getattr(config.get_text_config(), "use_bidirectional_attention", None))
 
 
 def load_processor(folder: Path, config: Any, trust_remote_code: bool = False) -> Any:
-    """The processor of a vision-language model's folder, without its video part; None if the folder has none.
+    """Load the processor of a vision-language model's folder, without its video part; None if the folder has none.
 
-    Images are scaled by Pillow also where torchvision is installed: the two differ a little, and a
-    measurement must not depend on which packages are there. Video processors need torchvision, and no
-    videos are measured, so a processor that asks for one gets none. (A processor that the folder ships as
-    code is loaded as it is.)
+    Images are scaled by Pillow even if torchvision is installed: the two differ slightly, and a measurement must not
+    depend
+    on the installed packages. Video processors need torchvision, and no videos are measured, so a processor that
+    expects
+    one gets none. (A processor that the folder ships as code is loaded unchanged.)
 
     Raises:
         LoadingError: the folder's processor cannot be loaded.
@@ -256,7 +264,7 @@ def load_processor(folder: Path, config: Any, trust_remote_code: bool = False) -
 
 
 def _image_processor_only(kind: Any, folder: Path, images: Any, tokenizer: Any) -> Any:
-    """A processor of this kind with an image processor and a tokenizer, and no video processor."""
+    """Return a processor of this kind with an image processor and a tokenizer, but without a video processor."""
 
     class ImageOnly(kind):  # type: ignore[misc]
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
@@ -268,38 +276,38 @@ def _image_processor_only(kind: Any, folder: Path, images: Any, tokenizer: Any) 
     parts = {"image_processor": images, "tokenizer": tokenizer, "video_processor": None}
     unknown = [name for name in kind.get_attributes() if name not in parts]
     if unknown:
-        raise LoadingError(f"{kind.__name__} needs {', '.join(unknown)}, which is not known here")
+        raise LoadingError(f"{kind.__name__} needs {', '.join(unknown)}, which is not supported")
     try:
         settings, _ = kind.get_processor_dict(folder)
     except OSError:
-        # Older folders have the image processor's file only.
+        # Older folders only have the image processor's file.
         settings = {}
     ImageOnly.__name__ = kind.__name__
     return ImageOnly.from_args_and_dict([parts[name] for name in kind.get_attributes()], settings)
 
 
 def context_length(config: Any) -> int:
-    """Longest sequence that a model's configuration allows, in tokens; composite models keep it in their text part."""
+    """Return the longest sequence of a configuration, in tokens; composite models keep it in their text part."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2048)
 
 
 def _decoder(model: Any) -> nn.Module:
     decoder = model.base_model
     if not isinstance(decoder, nn.Module) or decoder is model:
-        raise LoadingError(f"{type(model).__name__} has no decoder apart from its LM head")
+        raise LoadingError(f"{type(model).__name__} is not supported: it has no decoder separate from its LM head")
     return decoder
 
 
-def _few_tokens(model: Any, checkpoint: Checkpoint) -> Tensor:
-    """Some tokens to try the model with [1, up to 8]: none that stands for an image, which would need one."""
+def _test_tokens(model: Any, checkpoint: Checkpoint) -> Tensor:
+    """Return a few tokens for testing the model [1, up to 8], without image tokens, which would need an image."""
     media = [value for name, value in vars(model.config).items() if name.endswith(("_token_id", "_token_index"))]
     most = min(64, len(checkpoint.head.weight), checkpoint.vocabulary)
     return torch.tensor([[token for token in range(most) if token not in media][:8]], device=checkpoint.device)
 
 
 def _check_causal(model: Any, checkpoint: Checkpoint) -> None:
-    """See that no token looks at later ones: it would have seen what it is to predict, and padding too."""
-    ids = _few_tokens(model, checkpoint)
+    """Check that no token attends to later ones: it would see the token that it predicts, and padding."""
+    ids = _test_tokens(model, checkpoint)
     changed = ids.clone()
     changed[0, -1] = ids[0, 0]
     with torch.inference_mode():
@@ -307,13 +315,15 @@ def _check_causal(model: Any, checkpoint: Checkpoint) -> None:
     before, after = (state[:, :-1].float() for state in states)
     tolerance = 1e-3 if before.dtype == checkpoint.head.weight.dtype else 5e-2
     if not torch.allclose(before, after, rtol=tolerance, atol=tolerance * float(before.abs().max())):
-        raise LoadingError(f"{type(model).__name__} lets tokens attend to later ones, so losses cannot be measured")
+        raise LoadingError(
+            f"{type(model).__name__} is not supported: its tokens attend to later ones, so losses cannot be measured"
+        )
 
 
 def _check_logits(model: Any, checkpoint: Checkpoint) -> None:
-    """Hold decoder and head against the model's own logits on a few tokens."""
+    """Verify decoder and head against the model's own logits on a few tokens."""
     head = checkpoint.head
-    ids = _few_tokens(model, checkpoint)
+    ids = _test_tokens(model, checkpoint)
     with torch.inference_mode():
         expected = model(input_ids=ids, use_cache=False).logits.float()
         hidden = checkpoint.decoder(input_ids=ids, use_cache=False).last_hidden_state
@@ -323,15 +333,15 @@ def _check_logits(model: Any, checkpoint: Checkpoint) -> None:
     tolerance = 1e-3 if head.weight.dtype == torch.float32 else 5e-2
     if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())):
         raise LoadingError(
-            f"{type(model).__name__} makes its logits in a way that is not known here (a scale or cap that is "
-            "not in its configuration?), so its gradients would be wrong"
+            f"{type(model).__name__} is not supported: it computes its logits in an unknown way (a scale or cap that "
+            "is not in its configuration?), so its gradients would be wrong"
         )
 
 
 def _head(model: Any) -> Head:
     layer = model.get_output_embeddings()
     if not isinstance(layer, nn.Linear):
-        raise LoadingError(f"{type(model).__name__} has no linear LM head")
+        raise LoadingError(f"{type(model).__name__} is not supported: it has no linear LM head")
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)

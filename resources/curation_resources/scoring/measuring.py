@@ -1,7 +1,7 @@
-"""What one batch gives: every signal of a request from one forward pass over its samples.
+"""Measure one batch: every requested signal from one forward pass over its samples.
 
-Source of the step gradients: GRACE, arXiv 2605.13130, Eq. 9 and 11; by linearity the mean gradient of a
-segment is its mean residual times W, so residuals are summed per segment before the product with W.
+Source of the step gradients: GRACE, arXiv 2605.13130, Eq. 9 and 11. By linearity, the mean gradient of a segment is its
+mean residual times W, so residuals are summed per segment before the product with W.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def describe(encoded: Encoded, position: int, windows: PrefixWindows | None = None) -> SampleSignals:
-    """A sample's tokens and flags, with nothing measured yet; `windows`: the prefix windows that are asked for."""
+    """Return a sample's token counts and flags without measurements; `windows` are the requested prefix windows."""
     order = segment_order(encoded)
     return SampleSignals(
         sample_id=encoded.sample.sample_id,
@@ -48,7 +48,7 @@ def describe(encoded: Encoded, position: int, windows: PrefixWindows | None = No
 
 
 def _reasons_without_gradients(encoded: Encoded, order: list[int]) -> list[str]:
-    """Why a sample can have no GRACE score; empty if it can, or if no signal can be measured of it."""
+    """Return why a sample cannot have a GRACE score; empty if it can, or if no signal can be measured."""
     if set(encoded.flags) & UNRUNNABLE.keys() or "truncated" in encoded.flags:
         return []
     reasons = []
@@ -61,12 +61,12 @@ def _reasons_without_gradients(encoded: Encoded, order: list[int]) -> list[str]:
 
 
 def _has_gradients(described: SampleSignals) -> bool:
-    """Whether step gradients can be measured of the sample."""
+    """Return True if the sample's step gradients can be measured."""
     return not described.gradient_flags and not set(described.flags) & {"truncated", *UNRUNNABLE}
 
 
 def narrowed(request: Request, described: SampleSignals) -> Request:
-    """What of a request can be measured of a sample."""
+    """Return the part of a request that can be measured for a sample."""
     if set(described.flags) & UNRUNNABLE.keys():
         return Request()
     if (request.step_gradients or request.trajectory_gradients) and not _has_gradients(described):
@@ -81,7 +81,7 @@ def narrowed(request: Request, described: SampleSignals) -> Request:
 
 
 def needed(encoded: Encoded, request: Request) -> Encoded:
-    """As much of a sample as has to be run for a request (see `narrowed`): all of it, or up to its prefix windows."""
+    """Return the part of a sample to run for a request (see `narrowed`): all of it, or up to its prefix windows."""
     windows = request.prefix_losses
     if windows is None or request != Request(prefix_losses=windows):
         return encoded
@@ -96,7 +96,7 @@ def measure_batch(
     described: Sequence[SampleSignals],
     request: Request,
 ) -> list[SampleSignals]:
-    """Run a batch, again there and back or without prompts if that is asked for; see `_measure`."""
+    """Run a batch, with backward pass or without prompts if requested; see `_measure`."""
     if request.forward != request:
         results = list(described)
         if request.forward != Request():
@@ -118,14 +118,14 @@ def _measure(
     described: Sequence[SampleSignals],
     request: Request,
 ) -> list[SampleSignals]:
-    """Run a batch and complete what is known of its samples.
+    """Run a batch and add its measurements to its samples' results.
 
     Args:
         checkpoint: the weights to measure at.
         head: its LM head, streamed.
         batch: samples to run.
-        described: of each, what `describe` gave.
-        request: the signals to measure; every sample of the batch can give them (see `narrowed`).
+        described: the result of `describe` for each sample.
+        request: the signals to measure, all of which the samples can provide (see `narrowed`).
     """
     with torch.inference_mode():
         hidden: Tensor = checkpoint.decoder(**collate(batch, checkpoint.device), use_cache=False).last_hidden_state
@@ -166,7 +166,7 @@ def _measure(
 def _apply_head(
     head: StreamedHead, hidden: Tensor, labels: Labels, request: Request
 ) -> tuple[dict[str, Floats], list[Floats]]:
-    """Token statistics of all label rows and the Gram matrix of every sample, whichever are asked for."""
+    """Return token statistics of all label rows and the Gram matrix of every sample, as far as requested."""
     device = hidden.device
     states = hidden[torch.from_numpy(labels.batch_rows).to(device), torch.from_numpy(labels.positions).to(device)]
     targets = torch.from_numpy(labels.targets).to(device)

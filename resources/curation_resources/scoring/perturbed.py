@@ -1,9 +1,9 @@
 """Early losses at the base model and at all perturbed checkpoints, in one load of the model.
 
-Source: TEMP, arXiv 2606.26797: l_100 at a randomly perturbed checkpoint sorts out what is easy, l_100 and l_1000 at
-eight checkpoints towards a fine-tuned endpoint say what to keep of the rest. Samples are taken in windows: each is
-encoded and cut once, then the weights are changed and the whole window is run, checkpoint after checkpoint. The
-results of a window come together, with the weights back at theta_0.
+Source: TEMP, arXiv 2606.26797: l_100 at a randomly perturbed checkpoint filters easy samples, and l_100 and l_1000 at
+eight checkpoints towards a fine-tuned endpoint rank the rest. Samples are processed in windows: each is encoded and
+truncated once, then the weights are changed and the whole window is run, checkpoint after checkpoint. The results of a
+window are returned together, with the weights back at theta_0.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ from curation_resources.scoring.spec import PerturbedSpec
 Part = Literal["base", "random", "directional"]
 
 CPU_WINDOW = 256
-"""Samples of a window on the CPU. Making all checkpoints of a window takes as long as running a sample or so there."""
+"""Samples of a window on the CPU, where making all checkpoints takes about as long as running one sample."""
 
 CUDA_WINDOW = 2048
-"""Samples of a window on a CUDA device, where noise, which the CPU makes, takes as long as running some dozens
-(reckoned from the CPU's 3.5 ns an element and thread, not measured on a device)."""
+"""Samples of a window on a CUDA device. Making the noise on the CPU takes as long as running some dozens of samples.
+
+This is extrapolated from the CPU's 3.5 ns per element and thread, not measured on a device.
+"""
 
 WINDOW_BYTES = 2**32
-"""Pixels that close a window before it has that many samples; as many again are held meanwhile."""
+"""Bytes of pixels that close a window early; prefetching holds as many again."""
 
 
 class PerturbedPass:
@@ -50,7 +52,7 @@ class PerturbedPass:
 
     Args:
         scoring: the pass at the base model.
-        perturber: of that model.
+        perturber: changes that model's weights.
         window_samples: samples of a window; default: `CPU_WINDOW` or `CUDA_WINDOW`.
     """
 
@@ -60,23 +62,23 @@ class PerturbedPass:
         self.window_samples = window_samples or window_of(scoring.checkpoint.device.type)
 
     def measure(self, samples: Sequence[Sample], request: PerturbedRequest) -> list[PerturbedSignals]:
-        """Measure samples; results are in the order of the samples."""
+        """Measure samples; return results in the order of the samples."""
         return [result for window in self.stream(samples, request) for result in window]
 
     def stream(
         self, samples: Sequence[Sample], request: PerturbedRequest, progress: Progress | None = None
     ) -> Iterator[list[PerturbedSignals]]:
-        """Measure samples; yields the results of one window after another, in order.
+        """Measure samples; yield the results of one window after another, in order.
 
-        A sample that cannot be run comes back all the same, with the reason as a flag.
+        A sample that cannot be run is returned as well, with the reason as a flag.
 
         Args:
-            samples: what to measure.
-            request: at which checkpoints, and which windows.
+            samples: samples to measure.
+            request: checkpoints and prefix windows to measure.
             progress: called with the number of samples done since the last call.
 
         Raises:
-            PerturbationError: directional checkpoints are asked for, and there is no endpoint.
+            PerturbationError: directional checkpoints are requested without an endpoint.
             OutOfMemoryError: a single sample does not fit into the device's memory.
         """
         start = 0
@@ -90,18 +92,18 @@ class PerturbedPass:
     def measure_encoded(
         self, window: Sequence[Encoded], request: PerturbedRequest, start: int = 0
     ) -> list[PerturbedSignals]:
-        """Measure one window of encoded samples; `start` is the position of its first. See `stream`."""
+        """Measure one window of encoded samples; `start` is the position of its first sample. See `stream`."""
         if request.directional and not self.perturber.steps:
-            raise PerturbationError("directional checkpoints need an endpoint: give one, or ask for directional=False")
+            raise PerturbationError("directional checkpoints need an endpoint. Set one, or request directional=False.")
         lengths = (request.filter_windows if request.base or request.sigma is not None else ()) + (
             request.path_windows if request.directional else ()
         )
         if not lengths:
-            raise PerturbationError("nothing is asked for: ask for the base model, a sigma or directional checkpoints")
+            raise PerturbationError("nothing is requested. Request the base model, a sigma or directional checkpoints.")
         every = request.windows(lengths)
         described = [describe(encoded, position, every) for position, encoded in enumerate(window, start)]
         results = [_without_losses(known) for known in described]
-        runnable = [place for place, known in enumerate(described) if _runs(known)]
+        runnable = [place for place, known in enumerate(described) if _is_measurable(known)]
         cut = [cut_to_windows(window[place], every) for place in runnable]
         realised: list[Realised] = []
         measured: dict[Part, list[list[SampleSignals]]] = {}
@@ -119,13 +121,13 @@ class PerturbedPass:
         return results
 
     def losses(self, window: Sequence[Encoded], windows: PrefixWindows) -> list[SampleSignals]:
-        """Early losses of encoded samples at the weights that the model has now, in order."""
+        """Return early losses of encoded samples at the model's current weights, in order."""
         request = Request(prefix_losses=windows)
         found = [result for batch in self.scoring.measure_encoded(window, request) for result in batch]
         return sorted(found, key=lambda result: result.position)
 
     def _checkpoints(self, request: PerturbedRequest, realised: list[Realised]) -> Iterator[tuple[Part, PrefixWindows]]:
-        """Bring the weights to one checkpoint after another; its part of the result, and what to measure there."""
+        """Move the weights to each checkpoint in turn; yield its part of the result and the windows to measure."""
         if request.base:
             yield "base", request.windows(request.filter_windows)
         if request.sigma is not None:
@@ -140,7 +142,7 @@ class PerturbedPass:
 class PerturbedGroup(WorkerGroup[PerturbedRequest, PerturbedSignals]):
     """The same perturbed pass on several devices: see `WorkerGroup`. A unit is a window of samples.
 
-    Every process holds what a `Perturber` holds.
+    Every process has its own `Perturber`.
     """
 
     def __init__(self, spec: PerturbedSpec, devices: Sequence[str], prepare: Callable[[], None] | None = None) -> None:
@@ -148,7 +150,7 @@ class PerturbedGroup(WorkerGroup[PerturbedRequest, PerturbedSignals]):
 
     def _cut(self, samples: Sequence[Sample]) -> Iterator[Sequence[int]]:
         size = window_of(self.devices[0])
-        # Fewer where that would leave devices without any.
+        # Smaller windows, if full ones would leave devices idle.
         size = max(1, min(size, -(-len(samples) // len(self.devices))))
         return (range(start, min(start + size, len(samples))) for start in range(0, len(samples), size))
 
@@ -158,14 +160,14 @@ def make_perturbed_pass(spec: PerturbedSpec, device: str) -> PerturbedPass:
 
     Raises:
         PerturbationError: the base has an adapter.
-        EndpointError: the endpoint gives no direction from the base.
+        EndpointError: the endpoint has no direction from the base.
     """
     if spec.base.adapter is not None:
         raise PerturbationError(
-            f"perturbed checkpoints start from the base model, not from the adapter {spec.base.adapter}: give a folder "
-            "with merged weights as the model"
+            f"perturbed checkpoints start from the base model, not from the adapter {spec.base.adapter}. Set a folder "
+            "with merged weights as the model."
         )
-    # Before the model: its two copies of the weights are gone again when the model comes.
+    # Computed before the model is loaded, so that its two copies of the weights are freed by then.
     direction = (
         None
         if spec.endpoint is None
@@ -178,17 +180,17 @@ def make_perturbed_pass(spec: PerturbedSpec, device: str) -> PerturbedPass:
 
 
 def window_of(device: str) -> int:
-    """Samples of a window on a device of that name."""
+    """Return the samples of a window on a device of that name."""
     return CUDA_WINDOW if device.startswith("cuda") else CPU_WINDOW
 
 
-def _runs(described: SampleSignals) -> bool:
-    """Whether early losses can be measured of a sample."""
+def _is_measurable(described: SampleSignals) -> bool:
+    """Return True if a sample's early losses can be measured."""
     return not described.prefix_flags and not set(described.flags) & UNRUNNABLE.keys()
 
 
 def _without_losses(described: SampleSignals) -> PerturbedSignals:
-    """A sample's tokens and flags, with nothing measured yet."""
+    """Return a sample's token counts and flags, without measurements."""
     return PerturbedSignals(
         sample_id=described.sample_id,
         position=described.position,
@@ -200,7 +202,7 @@ def _without_losses(described: SampleSignals) -> PerturbedSignals:
 
 
 def _add(result: PerturbedSignals, part: Part, found: Sequence[SampleSignals]) -> None:
-    """Add to a sample's result what was found at the checkpoints of one part."""
+    """Add the losses at the checkpoints of one part to a sample's result."""
     result.tokens += sum(one.tokens for one in found)
     losses = [one.prefix_nll for one in found if one.prefix_nll is not None]
     if len(losses) < len(found):

@@ -1,4 +1,4 @@
-"""Encoding ahead of the device: worker threads make the next window of samples while one is measured."""
+"""Encode ahead of the device: worker threads prepare the next window of samples while one is measured."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from curation_resources.scoring.encoding import Encoder
 from curation_resources.scoring.samples import Encoded, Sample
 
 WINDOW_SAMPLES = 4096
-"""Samples that are sorted by length together; as many again are encoded meanwhile."""
+"""Samples that are sorted by length together; prefetching encodes as many again."""
 
 WINDOW_BYTES = 2**30
-"""Pixels that close a window before it has that many samples; as many again are held meanwhile."""
+"""Bytes of pixels that close a window early; prefetching holds as many again."""
 
 CHUNK_SAMPLES = 128
 """Samples that a thread encodes at a time."""
 
 IMAGE_SHARE = 32
-"""So many samples' place in a chunk does an image take: it takes longer and its pixels are held."""
+"""Number of samples that an image counts as in a chunk: it takes longer, and its pixels stay in memory."""
 
 THREADS = 2
 
 
 def chunks_of(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
-    """Consecutive samples: so many at a time, or fewer where they have images."""
+    """Yield chunks of consecutive samples, which are smaller if the samples have images."""
     start, filled = 0, 0
     for position, sample in enumerate(samples):
         share = 1 + IMAGE_SHARE * len(sample.images)
@@ -38,21 +38,22 @@ def chunks_of(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]
 
 
 def pixel_bytes(encoded: Sequence[Encoded]) -> int:
-    """Memory of what samples hold beside their tokens."""
+    """Return the memory of the samples' model inputs other than tokens."""
     return sum(tensor.nbytes for item in encoded for tensor in item.model_inputs.values())
 
 
 class EncodingAhead:
-    """Windows of encoded samples, in order, with the next one under way.
+    """Windows of encoded samples, in order, while the next one is being encoded.
 
-    Iterate once. What is held is bounded by a window's samples and bytes (about twice of each): how large an
-    image's pixels are is known only after it has been processed, so few are taken on until some have been seen.
+    Iterate once. Memory is bounded by a window's samples and bytes (about twice of each). The size of an image's pixels
+    is
+    known only after processing, so few images are scheduled until some have been seen.
 
     Args:
-        encoder: how text becomes tokens.
-        samples: what to encode.
+        encoder: tokenizes samples.
+        samples: samples to encode.
         window_samples: samples of a window; default: `WINDOW_SAMPLES`.
-        window_bytes: pixels of a window; default: `WINDOW_BYTES`.
+        window_bytes: bytes of pixels of a window; default: `WINDOW_BYTES`.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class EncodingAhead:
             while self._pending:
                 encoded = self._pending.popleft().result()
                 window += encoded
-                held += self._seen(encoded)
+                held += self._record_size(encoded)
                 self._submit()
                 if len(window) >= self._window_samples or held >= self._window_bytes:
                     yield window
@@ -87,11 +88,11 @@ class EncodingAhead:
             if window:
                 yield window
         finally:
-            # Also when the caller stops early: threads that nobody waits for must not hold up its end.
+            # Also if the caller stops early: unneeded threads must not delay its exit.
             self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _seen(self, encoded: Sequence[Encoded]) -> int:
-        """Bytes of a chunk; the dearest image so far is what the next ones are expected to take."""
+    def _record_size(self, encoded: Sequence[Encoded]) -> int:
+        """Return a chunk's bytes, and remember the largest image as the expected size of the next ones."""
         size = pixel_bytes(encoded)
         images = sum(len(item.sample.images) for item in encoded if item.model_inputs)
         if images:
@@ -99,7 +100,7 @@ class EncodingAhead:
         return size
 
     def _submit(self) -> None:
-        """Have as many chunks encoded as there is room for, and never fewer than there are threads."""
+        """Submit as many chunks as there is room for, and at least one per thread."""
         while self._next and (len(self._pending) < THREADS or self._room()):
             self._pending.append(self._executor.submit(self._encoder.encode, self._next))
             self._next = next(self._chunks, ())
@@ -111,7 +112,7 @@ class EncodingAhead:
         if not images:
             return True
         done = sum(pixel_bytes(future.result()) for future in self._pending if future.done() and not future.exception())
-        # Those under way hold a chunk of images each, at most.
+        # Each running chunk holds at most one chunk of images.
         under_way = sum(not future.done() for future in self._pending) * (CHUNK_SAMPLES // IMAGE_SHARE)
         expected = self._per_image or self._window_bytes // 16
         return done + (under_way + images) * expected <= self._window_bytes

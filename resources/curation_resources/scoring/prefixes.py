@@ -1,8 +1,7 @@
-"""Prefix windows: which tokens an early loss counts, and how far a sample has to be run for them.
+"""Prefix windows: the tokens that an early loss counts, and the part of a sample to run for them.
 
-Source: TEMP, arXiv 2606.26797: l_N(z; theta) = mean NLL of the first min(N, len) tokens of the response. That no
-more than prompt + N tokens are run is the method's point: a sample is cut before it is batched, so that batches
-are made of what is left.
+Source: TEMP, arXiv 2606.26797: l_N(z; theta) = mean NLL of the first min(N, len) tokens of the response. The method's
+point is that no more than prompt + N tokens are run, so samples are truncated before they are batched.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ Indices = npt.NDArray[np.int64]
 
 
 def window_positions(encoded: Encoded, windows: PrefixWindows) -> Indices:
-    """Positions [at most N] of the tokens that the longest window counts, ascending; a shorter one counts its first.
+    """Return the positions [at most N] of the tokens in the longest window, ascending; shorter windows use a part.
 
-    The first token of a sequence does not count: nothing predicts it.
+    The first token of a sequence does not count, because nothing predicts it.
     """
     positions = np.arange(max(1, encoded.prompt_tokens), _end(encoded, windows), dtype=np.int64)
     if windows.skip_template_tokens:
@@ -30,9 +29,9 @@ def window_positions(encoded: Encoded, windows: PrefixWindows) -> Indices:
 
 
 def reasons_without_windows(encoded: Encoded, windows: PrefixWindows) -> list[str]:
-    """Why a sample has no early loss; empty if it has one, or if no signal can be measured of it.
+    """Return why a sample has no early loss; empty if it has one, or if no signal can be measured.
 
-    Reasoning is empty as well where nothing but the answer's marker stands before the answer: no step does.
+    Reasoning is also empty if only the answer's marker comes before the answer, without any step.
     """
     if set(encoded.flags) & UNRUNNABLE.keys():
         return []
@@ -43,9 +42,9 @@ def reasons_without_windows(encoded: Encoded, windows: PrefixWindows) -> list[st
 
 
 def cut_to_windows(encoded: Encoded, windows: PrefixWindows) -> Encoded:
-    """A sample up to the last token that a window counts, its prompt's images with it.
+    """Truncate a sample after the last token of its windows, keeping its prompt's images.
 
-    Its windows are those of the whole sample.
+    Its windows are the same as those of the whole sample.
     """
     positions = window_positions(encoded, windows)
     kept = int(positions[-1]) + 1 if len(positions) else encoded.prompt_tokens
@@ -59,7 +58,7 @@ def cut_to_windows(encoded: Encoded, windows: PrefixWindows) -> Encoded:
 
 
 def _end(encoded: Encoded, windows: PrefixWindows) -> int:
-    """The position behind the last that a window of any length could count."""
+    """Return the end position of the tokens that a window of any length could count."""
     ends = [len(encoded)]
     if windows.skip_template_tokens:
         ends.append(encoded.prompt_tokens + encoded.response_tokens)

@@ -1,14 +1,16 @@
-"""Gram matrices of the gradients that stand for a segment's: the proxies of GRACE.
+"""Gram matrices of the proxy gradients that GRACE uses for segments.
 
-Source: GRACE, arXiv 2605.13130, Eq. 9 and 11, and its variants. With h_t the final hidden state, u_t the
-loss's gradient with respect to it and r_t = J * (p_t - y_t):
+Source: GRACE, arXiv 2605.13130, Eq. 9 and 11, and its variants. With h_t the final hidden state, u_t the loss's
+gradient
+with respect to it and r_t = J * (p_t - y_t):
 
-    bias      g(T) = mean of u_t            what the paper uses: the gradient of a bias added to h
+    bias      g(T) = mean of u_t            the paper's choice: the gradient of a bias added to h
     linear    g(T) = mean of u_t h_t^T      of a linear map of h
     lm_head   g(T) = mean of r_t h_t^T      of the LM head itself
 
-The last two are never made: <g(S), g(T)> = mean over i in S, j in T of (a_i . a_j) (h_i . h_j), with a = u or
-r. Their cost grows with the square of the sample's labelled tokens.
+The last two are never materialized: <g(S), g(T)> = mean over i in S, j in T of (a_i . a_j) (h_i . h_j), with a = u or
+r.
+Their cost grows with the square of the sample's labelled tokens.
 """
 
 from __future__ import annotations
@@ -21,23 +23,23 @@ from torch import Tensor
 from curation_resources.scoring.head import StreamedHead, vocabulary_slices
 
 BLOCK_ROWS = 1024
-"""Rows of the token-by-token matrices that exist at once, where they can be made block by block."""
+"""Rows of the token-by-token matrices to materialize at once, where blocks are possible."""
 
 
 def gram_of_gradients(gradients: Tensor) -> Tensor:
-    """M = G G^T [S, S] in fp64 from mean proxy gradients G [S, d]."""
+    """Return M = G G^T [S, S] in fp64 for mean proxy gradients G [S, d]."""
     exact = gradients.to(torch.float64)
     return exact @ exact.T
 
 
 def linear_gram(head: StreamedHead, hidden: Tensor, targets: Tensor, segment_rows: Sequence[int]) -> Tensor:
-    """M [S, S] in fp64 of the `linear` proxy for one sample.
+    """Return M [S, S] in fp64 of the `linear` proxy for one sample.
 
     Args:
         head: the LM head.
         hidden: final hidden states of the sample's labelled tokens [N, d], sorted by segment.
         targets: their tokens [N].
-        segment_rows: rows of each segment; they add up to N.
+        segment_rows: number of rows of each segment; they add up to N.
     """
     gradients = head.token_gradients(hidden, targets)
     states = hidden.to(torch.float32)
@@ -51,10 +53,10 @@ def linear_gram(head: StreamedHead, hidden: Tensor, targets: Tensor, segment_row
 
 
 def lm_head_gram(head: StreamedHead, hidden: Tensor, targets: Tensor, segment_rows: Sequence[int]) -> Tensor:
-    """M [S, S] in fp64 of the `lm_head` proxy for one sample; arguments as for `linear_gram`.
+    """Return M [S, S] in fp64 of the `lm_head` proxy for one sample; arguments as for `linear_gram`.
 
-    Residuals are dotted slice by slice of the vocabulary, which needs an [N, N] matrix and every row's
-    normaliser beforehand.
+    Residuals are multiplied slice by slice of the vocabulary, which needs an [N, N] matrix and every row's normaliser
+    beforehand.
     """
     states = hidden.to(torch.float32)
     products = residual_products(head, hidden, targets) * (states @ states.T)
@@ -63,12 +65,12 @@ def lm_head_gram(head: StreamedHead, hidden: Tensor, targets: Tensor, segment_ro
 
 
 def residual_products(head: StreamedHead, hidden: Tensor, targets: Tensor) -> Tensor:
-    """r_i . r_j of all label rows [N, N] in fp32, r = J * (p - y)."""
+    """Return r_i . r_j of all label rows [N, N] in fp32, r = J * (p - y)."""
     normaliser = head.normalisers(hidden, targets)
     layer = head.head
     products = torch.zeros(len(hidden), len(hidden), dtype=torch.float32, device=hidden.device)
     rows = torch.arange(len(hidden), device=hidden.device)
-    # Two buffers of [N, slice]: as many elements as the head's chunks hold.
+    # Two buffers of [N, slice] with as many elements as the head's chunks.
     size = max(1, head.rows * len(layer.weight) // max(1, len(hidden)))
     for part in vocabulary_slices(layer.weight, min(size, len(layer.weight))):
         logits = layer.uncapped(hidden, part)
@@ -78,7 +80,7 @@ def residual_products(head: StreamedHead, hidden: Tensor, targets: Tensor) -> Te
             logits, jacobian = layer.soft_cap * saturation, layer.scale * (1.0 - saturation.square())
         residual = torch.exp(logits - normaliser.maximum.unsqueeze(1)) / normaliser.total.unsqueeze(1)
         inside = (targets >= part.start) & (targets < part.stop)
-        # Minus the other probabilities, which does not cancel where the target is likely.
+        # Minus the other probabilities, which does not cancel if the target is likely.
         own = -(normaliser.others / normaliser.total)[inside]
         residual[rows[inside], targets[inside] - part.start] = own
         residual *= jacobian
@@ -87,7 +89,7 @@ def residual_products(head: StreamedHead, hidden: Tensor, targets: Tensor) -> Te
 
 
 def _segment_weights(segment_rows: Sequence[int], device: torch.device) -> Tensor:
-    """A [S, N] in fp64 with A x = the mean of x over every segment's rows."""
+    """Return A [S, N] in fp64 with A x = the mean of x over every segment's rows."""
     counts = torch.tensor(segment_rows, device=device)
     owners = torch.repeat_interleave(torch.arange(len(segment_rows), device=device), counts)
     weights = torch.zeros(len(segment_rows), len(owners), dtype=torch.float64, device=device)

@@ -1,4 +1,4 @@
-"""Signs for random projections: counter-based, so that every worker and device draws the same."""
+"""Signs for random projections: counter-based, so that every worker and device draws the same ones."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def signs(seed: int, name: str, count: int) -> Tensor:
-    """Numbers -1 and 1 [count] in fp32, those of (seed, name); the first ones are the same for any count."""
+    """Return the -1 and 1 [count] in fp32 of (seed, name); a larger count only appends further ones."""
     key = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest()
-    # The raw stream of Philox is fixed: what numpy makes of it may change.
+    # The raw stream of Philox is fixed, whereas numpy's distributions may change.
     words = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(-(-count // 64))
     bits = np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little")[:count]
     return torch.from_numpy(bits.astype(np.float32)).mul_(2.0).sub_(1.0)
@@ -21,26 +21,26 @@ def signs(seed: int, name: str, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Projection:
-    """A random linear map of vectors that keeps dot products on average.
+    """A random linear map of vectors that preserves dot products in expectation.
 
     Attributes:
-        matrix: [d, p] with entries -1 / sqrt(p) and 1 / sqrt(p); or signs [d], which keep dot products exactly.
+        matrix: [d, p] with entries -1 / sqrt(p) and 1 / sqrt(p); or signs [d], which preserve dot products exactly.
     """
 
     matrix: Tensor
 
     @classmethod
     def drawn(cls, seed: int, name: str, size: int, most: int, device: torch.device) -> Projection:
-        """From so many dimensions to `most`; signs alone where there are not more."""
+        """Draw a projection from `size` to at most `most` dimensions; only signs if `size` is not larger."""
         if size <= most:
             return cls(signs(seed, name, size).to(device))
         return cls((signs(seed, name, size * most) / most**0.5).reshape(size, most).to(device))
 
     @property
     def size(self) -> int:
-        """Dimensions that it projects to."""
+        """The number of dimensions after the projection."""
         return self.matrix.shape[-1]
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Of vectors [..., d] in fp32."""
+        """Project vectors [..., d] in fp32."""
         return vectors * self.matrix if self.matrix.dim() == 1 else vectors @ self.matrix

@@ -1,4 +1,4 @@
-"""What is measured of one sample, a class for each signal that is more than a number: plain data, no tensors."""
+"""Results of one sample, with a class for each signal that is more than a number: plain data, no tensors."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class StepGradients:
 
 @dataclass(frozen=True)
 class GradientSpectra:
-    """What the singular values of a sample's gradients say (arXiv 2504.10766): see `scoring.spectra`.
+    """Statistics of the singular values of a sample's gradients (arXiv 2504.10766): see `scoring.spectra`.
 
-    Lists by layer, first to last, then by projection: q, k, v, o. None where a gradient is zero, or where shapes that
-    would be compared do not agree.
+    Lists are by layer, first to last, then by projection: q, k, v, o. None if a gradient is zero, or if the shapes of a
+    comparison differ.
 
     Attributes:
         nuclear_norm: N [L][4].
         effective_rank: R [L][4].
-        rows: T [L][4], positions that a gradient reaches.
-        largest_rank: min(T, d_out, d_in) [L][4], which R cannot exceed.
+        rows: T [L][4], positions with a gradient.
+        largest_rank: min(T, d_out, d_in) [L][4], the upper bound of R.
         same_layer: cosines of q with o and of k with v [L][2].
         adjacent: cosine of each projection with that of the layer above [L-1][4].
     """
@@ -51,7 +51,7 @@ class GradientFeatures:
 
     Attributes:
         values: [k] in int8.
-        scale: what one of them stands for; 0 of a gradient that is zero.
+        scale: factor from int8 to the gradient's scale; 0 for a zero gradient.
     """
 
     values: npt.NDArray[np.int8]
@@ -60,13 +60,13 @@ class GradientFeatures:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge says of a sample's prompt.
+    """A judge's verdict on a sample's prompt.
 
     Attributes:
-        value: the number that was asked for; None if the reply has none.
-        reply: all of it.
-        tokens: that it took, of question and reply; 0 if it was known already.
-        names: of tags.
+        value: the requested number; None if the reply has none.
+        reply: the full reply.
+        tokens: tokens of question and reply; 0 for a cached reply.
+        names: names of the tags.
     """
 
     value: int | None
@@ -77,7 +77,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Likelihoods:
-    """What the model thinks of a sample's response; nats, means over tokens.
+    """The model's likelihoods of a sample's response; nats, means over tokens.
 
     EOS counts in `first_100_nll` and `first_1000_nll` (TEMP's windows) and nowhere else.
 
@@ -102,9 +102,9 @@ class Likelihoods:
 
 @dataclass(frozen=True)
 class SequenceLikelihoods:
-    """What the model thinks of a whole sequence; means over all its tokens but the first, which nothing predicts.
+    """The model's likelihoods of a whole sequence; means over all tokens but the first, which nothing predicts.
 
-    The prompt's tokens count as the response's do, special tokens, EOS and image tokens included.
+    Prompt tokens count like response tokens, including special tokens, EOS and image tokens.
 
     Attributes:
         sequence_nll: mean of -log p, in nats.

@@ -1,4 +1,4 @@
-"""What the scoring passes take and give: plain data, no tensors of the device."""
+"""Input and output of the scoring passes: plain data, no device tensors."""
 
 from __future__ import annotations
 
@@ -24,19 +24,24 @@ if TYPE_CHECKING:
     from curation_resources.scoring.perturbed_samples import PerturbedSignals
 
 ANSWER = 0
-"""The segment index that stands for the answer; steps count from 1."""
+"""The segment index of the answer; steps count from 1."""
 
 Proxy = Literal["bias", "linear", "lm_head", "projected"]
-"""Which gradient stands for a segment's: see `scoring.proxies`; `projected` is that of what is trained, by a
-way there and back for each segment (`curation_resources.scoring.gradient_pass`)."""
+"""The gradient that represents a segment: see `scoring.proxies`.
+
+`projected` is the gradient of the trained weights, from a backward pass for each segment
+(`curation_resources.scoring.gradient_pass`).
+"""
 
 Pooling = Literal["mean", "last", "position_weighted", "text"]
-"""How a sample becomes one vector: see `curation_resources.scoring.embeddings`; `text` is an embedding model's own
-(`curation_resources.models.embedder`)."""
+"""The pooling of a sample into one vector: see `curation_resources.scoring.embeddings`.
+
+`text` is an embedding model's own (`curation_resources.models.embedder`).
+"""
 
 
 Question = Literal["instruction_tags", "difficulty"]
-"""What a judge is asked about a prompt: see `curation_resources.models.judge`."""
+"""A judge's question about a prompt: see `curation_resources.models.judge`."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class ImageFile:
     Attributes:
         root: the folder.
         path: relative to it.
-        digest: BLAKE2b-128 of the file's bytes in hex, if it is known; another file is not measured in its place.
+        digest: BLAKE2b-128 of the file's bytes in hex, if known; a file with another digest is not measured.
     """
 
     root: str
@@ -76,8 +81,8 @@ class Sample:
         messages: the prompt's turns, `{"role": ..., "content": ...}`.
         response: the response verbatim.
         segments: spans to measure, disjoint.
-        images: the prompt's images in the order in which it shows them. A turn shows an image where its
-            content says `<image>`; if no turn does, all are shown at the start of the first user turn.
+        images: the prompt's images in the order in which it shows them. A turn shows an image at each `<image>` in its
+            content; if no turn has one, all are shown at the start of the first user turn.
     """
 
     sample_id: str
@@ -92,14 +97,14 @@ class Encoded:
     """A sample as tokens.
 
     Attributes:
-        sample: what was encoded.
-        input_ids: prompt, response and end-of-sequence token, cut at the maximum length.
-        prompt_tokens: how many of them are the prompt's (image tokens included).
-        response_tokens: how many are the response's, EOS not counted.
+        sample: the sample that was encoded.
+        input_ids: prompt, response and end-of-sequence token, truncated at the maximum length.
+        prompt_tokens: number of prompt tokens (image tokens included).
+        response_tokens: number of response tokens, without EOS.
         segment_of_token: for every token the index of its segment, or -1.
-        flags: why the sample cannot be run (`UNRUNNABLE`), or how it was cut: `truncated`,
-            `answer_truncated`, `response_truncated`.
-        model_inputs: what else the model takes for this sample (pixel values and the like), as CPU tensors.
+        flags: why the sample cannot be run (`UNRUNNABLE`), or how it was truncated: `truncated`, `answer_truncated`,
+            `response_truncated`.
+        model_inputs: further model inputs of this sample (pixel values and the like), as CPU tensors.
         tag_tokens: positions of the response's tokens that are think tags or the white space around them, ascending.
     """
 
@@ -117,47 +122,47 @@ class Encoded:
 
 
 NON_FINITE = "non_finite"
-"""The flag of a sample of which something that was asked for is NaN or Inf."""
+"""The flag of a sample with a requested value that is NaN or Inf."""
 
 UNRUNNABLE = {
-    "template_refused": "the chat template refuses the prompt's turns",
+    "template_refused": "the chat template rejects the prompt's turns",
     "prompt_too_long": "the prompt alone fills the maximum length",
     "empty_response": "the response has no token that the model predicts",
-    "token_outside_vocabulary": "the tokenizer gives a token that the model has no row for",
+    "token_outside_vocabulary": "the tokenizer produces a token that the model has no row for",
     "images_not_supported": "the sample has images, and the model reads text only or its folder has no processor",
-    "image_missing": "an image file is not there or cannot be read",
-    "image_changed": "an image file is not the one that its row was read with",
-    "image_outside_folder": "an image path leads out of the row's folder",
+    "image_missing": "an image file does not exist or cannot be read",
+    "image_changed": "an image file has changed since its row was read",
+    "image_outside_folder": "an image path points outside the row's folder",
     "image_remote": "an image has a web address, and fetching is not allowed",
     "image_unreachable": "an image could not be fetched from its web address",
-    "image_unreadable": "an image cannot be decoded, or the model's processor refuses it",
-    "image_too_large": "an image has more pixels or bytes than are allowed",
-    "image_count_mismatch": "the prompt marks another number of images than it has, or the text says an image token",
+    "image_unreadable": "an image cannot be decoded, or the model's processor rejects it",
+    "image_too_large": "an image has more pixels or bytes than allowed",
+    "image_count_mismatch": "the prompt marks another number of images than it has, or contains an image token",
 }
-"""Flags of samples that no signal can be measured of, with their meaning."""
+"""Flags of samples that cannot be measured at all, with their meaning."""
 
 
 class WindowError(ScoringError):
-    """Prefix windows that cannot be measured."""
+    """Prefix windows cannot be measured."""
 
 
 @dataclass(frozen=True)
 class PrefixWindows:
     """Early losses: l_N = mean NLL of the first min(N, len) tokens of the response (TEMP, arXiv 2606.26797).
 
-    What is asked for alone is run only as far as the longest window reaches: `curation_resources.scoring.prefixes`.
+    If nothing else is requested, samples are run only up to the longest window: `curation_resources.scoring.prefixes`.
 
     Attributes:
         lengths: N of each window, in tokens.
-        reasoning_only: the windows end where the answer begins, and EOS, which lies behind it, does not count; a
-            sample without reasoning is left out (`empty_reasoning`). What holds no answer segment is reasoning
-            throughout. The source's code lets windows run into the answer: False.
-        skip_template_tokens: the tokens that a chat template may write inside the assistant's turn do not count:
-            think tags with the white space around them, and EOS. The turn's header is the prompt's under either
-            value, since the response is encoded verbatim behind the rendered prompt.
+        reasoning_only: end the windows where the answer begins, which also excludes EOS; skip samples without reasoning
+            (`empty_reasoning`). A response without an answer segment is reasoning throughout. The source's code lets
+            windows extend into the answer: False.
+        skip_template_tokens: do not count tokens that a chat template may write inside the assistant's turn: think tags
+            with the white space around them, and EOS. The turn's header belongs to the prompt either way, since the
+            response is encoded verbatim after the rendered prompt.
 
     Raises:
-        WindowError: no window, or one of no tokens.
+        WindowError: there is no window, or one without tokens.
     """
 
     lengths: tuple[int, ...]
@@ -166,7 +171,7 @@ class PrefixWindows:
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:
-            raise WindowError(f"prefix windows {self.lengths}: give one or more lengths of at least one token")
+            raise WindowError(f"prefix windows {self.lengths}: set one or more lengths of at least one token")
 
     @property
     def longest(self) -> int:
@@ -176,11 +181,11 @@ class PrefixWindows:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Which signals one pass measures. What is not asked for costs nothing.
+    """The signals to measure in one pass. A signal that is not requested costs nothing.
 
     Attributes:
         step_gradients: GRACE's Gram matrix under this proxy, or None.
-        step_features: how gradients of segments become vectors, under `projected`.
+        step_features: maps gradients of segments to vectors, under `projected`.
         likelihoods: NLL windows, entropy, least confidence and margin of the response.
         segment_likelihoods: mean NLL of every step and of the answer.
         sequence_likelihoods: NLL, entropy and largest logits over the whole sequence, prompt included.
@@ -188,25 +193,26 @@ class Request:
         token_likelihoods: -log p of every token of the response.
         unconditional: mean NLL of the response alone, without its prompt: a second, shorter pass
             (`curation_resources.scoring.unconditional`).
-        prefix_losses: mean NLL of the response's first tokens. Alone, no more than these are run; together with
-            another signal they are read off its pass.
-        spectra: what the singular values of every attention projection's gradient say: a pass of its own, with its
-            way back (`curation_resources.scoring.spectra`).
-        flattened_cosines: of spectra, see `SpectraOfBatch`.
-        gradient_norms: norm of the gradient with respect to these weights: from the same way there and back as
-            `spectra` and features (`curation_resources.scoring.gradient_pass`).
+        prefix_losses: mean NLL of the response's first tokens. Requested alone, only these tokens are run; otherwise
+            they
+            come from the pass of the other signals.
+        spectra: statistics of the singular values of every attention projection's gradient: a forward and backward pass
+            (`curation_resources.scoring.spectra`).
+        flattened_cosines: for spectra, see `SpectraOfBatch`.
+        gradient_norms: norm of the gradient with respect to these weights: shares the backward pass of `spectra` and
+            features (`curation_resources.scoring.gradient_pass`).
         features: the gradient as one short vector: likewise.
-        adam_features: the direction that Adam would take as such a vector; needs a checkpoint with AdamW's moments.
-        trajectory: mean NLL of the response at every checkpoint of `PassSpec.trajectory`: a pass at each
-            (`curation_resources.training.trajectory`; a single pass knows nothing of it).
+        adam_features: Adam's direction as such a vector; needs a checkpoint with AdamW's moments.
+        trajectory: mean NLL of the response at every checkpoint of `PassSpec.trajectory`: one pass each
+            (`curation_resources.training.trajectory`; a single pass ignores it).
         trajectory_gradients: GRACE's Gram matrix under this proxy at every such checkpoint, or None: likewise.
         trajectory_features: the gradient as one short vector at every such checkpoint: likewise.
         trajectory_adam_features: Adam's direction as such a vector: likewise.
-        base_likelihoods: mean NLL of the response at the model that the training run started with: likewise.
+        base_likelihoods: mean NLL of the response at the model that the training run started from: likewise.
         perturbed: early losses at perturbed checkpoints: likewise (`curation_resources.scoring.perturbed`).
-        in_run: what the training run told of its samples (`models.scorer`; a single pass knows nothing of it).
-        rewards: what a reward model says (`models.reward`); of a model that is none it cannot be asked.
-        questions: to a judge (`curation_resources.models.judge`).
+        in_run: influence recorded by the training run (`models.scorer`; a single pass ignores it).
+        rewards: the reward (`models.reward`); only for reward models.
+        questions: questions to a judge (`curation_resources.models.judge`).
     """
 
     step_gradients: Proxy | None = None
@@ -235,12 +241,12 @@ class Request:
 
     @property
     def along(self) -> bool:
-        """Whether anything is measured at the checkpoints of a trajectory."""
+        """True if anything is measured at the checkpoints of a trajectory."""
         return self.on_the_way != Request()
 
     @property
     def on_the_way(self) -> Request:
-        """What is measured at each checkpoint of a trajectory."""
+        """The request for each checkpoint of a trajectory."""
         return Request(
             token_likelihoods=self.trajectory,
             step_gradients=self.trajectory_gradients,
@@ -251,7 +257,7 @@ class Request:
 
     @property
     def here(self) -> Request:
-        """What of it is measured at the target's own checkpoint."""
+        """The part of the request for the target's own checkpoint."""
         return replace(
             self,
             trajectory=False,
@@ -265,7 +271,7 @@ class Request:
 
     @property
     def forward(self) -> Request:
-        """What of it needs no way back."""
+        """The part of the request that needs no backward pass."""
         proxy = None if self.step_gradients == "projected" else self.step_gradients
         return replace(
             self,
@@ -280,52 +286,52 @@ class Request:
 
 @dataclass
 class SampleSignals:
-    """All that one pass measured of one sample.
+    """All measurements of one sample in one pass.
 
-    A signal that was not asked for, or cannot be measured of this sample, is None; then a flag says why.
+    A signal that was not requested, or cannot be measured for this sample, is None; a flag gives the reason.
 
     Attributes:
         sample_id: the sample.
-        position: its place in the input.
+        position: its position in the input.
         tokens: tokens run through the model; 0 if the sample was not run.
         prompt_tokens: tokens of the prompt, image tokens included.
         response_tokens: tokens of the response, without EOS.
         step_indices: indices of the steps that have tokens, ascending; K of them.
         segment_tokens: tokens of each of these steps, then of the answer if it has any.
-        flags: what to know about the sample under any signal: `UNRUNNABLE`, how it was cut, `non_finite`.
-        gradient_flags: what to know about its step gradients only: `no_answer`, `answer_without_tokens`,
-            `no_steps` (not measured), `few_steps`, `zero_norm`.
-        prefix_flags: what to know about its prefix windows only, if they were asked for: `empty_reasoning` (not
-            measured).
-        step_gradients: see there.
-        likelihoods: see there.
-        segment_nll: mean NLL of each segment of `segment_tokens`, in nats; None too if there is none.
-        sequence_likelihoods: see there.
+        flags: flags that concern all signals: `UNRUNNABLE`, truncation flags, `non_finite`.
+        gradient_flags: flags that concern only step gradients: `no_answer`, `answer_without_tokens`, `no_steps` (not
+            measured), `few_steps`, `zero_norm`.
+        prefix_flags: flags that concern only prefix windows, if requested: `empty_reasoning` (not measured).
+        step_gradients: see `StepGradients`.
+        likelihoods: see `Likelihoods`.
+        segment_nll: mean NLL of each segment of `segment_tokens`, in nats; also None if there is no segment.
+        sequence_likelihoods: see `SequenceLikelihoods`.
         embeddings: vectors [d] in fp32 by pooling.
-        token_nll: -log p of every token of the response [response_tokens] in fp32, EOS not among them. The first
-            one is missing if nothing stands before it.
-        unconditional_nll: mean -log p of the response's second to last token, given the response's own tokens only.
+        token_nll: -log p of every token of the response [response_tokens] in fp32, without EOS. The first one is
+            missing
+            if nothing precedes it.
+        unconditional_nll: mean -log p of the response's second to last token, given only the response's own tokens.
         unconditional_tokens: tokens run for it.
         spectra: see `GradientSpectra`.
         gradient_norm: norm of the gradient.
         features: see `GradientFeatures`.
-        adam_features: the same of the direction that Adam would take.
-        response_loss: mean -log p of the response, whose gradient all these are of, in nats.
-        backward_tokens: tokens run for them, there and back.
+        adam_features: the same for Adam's direction.
+        response_loss: mean -log p of the response, the loss that all these gradients are of, in nats.
+        backward_tokens: tokens run for them, forward and backward.
         prefix_nll: mean -log p, in nats, by window length.
         trajectory: mean -log p of the response at each checkpoint of a trajectory, in nats.
         trajectory_gradients: see `StepGradients`, at each checkpoint of a trajectory.
-        trajectory_gradient_flags: as `gradient_flags`, of these.
+        trajectory_gradient_flags: `gradient_flags` of these.
         trajectory_features: see `GradientFeatures`, at each checkpoint of a trajectory.
-        trajectory_adam_features: the same of the direction that Adam would take.
-        trajectory_weights: what each of these checkpoints counts (`PassSpec.trajectory_weights`).
+        trajectory_adam_features: the same for Adam's direction.
+        trajectory_weights: weights of these checkpoints (`PassSpec.trajectory_weights`).
         base_nll: mean -log p of the response at the model before its training run, in nats.
         perturbed: early losses at perturbed checkpoints.
-        elsewhere_tokens: tokens run at other checkpoints for these, but for those of `tokens`.
-        influence: on each validation set of the training run; None if the run was not on the sample.
+        elsewhere_tokens: tokens run at other checkpoints for these, not included in `tokens`.
+        influence: on each validation set of the training run; None if the run did not train on the sample.
         reward: a reward model's logit.
         judgements: see `Judgement`, by question.
-        question_flags: why a question has none.
+        question_flags: why a question has no judgement.
     """
 
     sample_id: str
@@ -369,5 +375,5 @@ class SampleSignals:
 
     @property
     def labels(self) -> int:
-        """Tokens of the response that something stands before."""
+        """Tokens of the response that have a prediction: all but the very first of a sequence."""
         return self.response_tokens - (not self.prompt_tokens)

@@ -1,8 +1,9 @@
-"""Drawing tokens in generation: each answer by its own seed, whichever others share its batch.
+"""Sample tokens in generation with a separate seed per answer, whatever other answers share its batch.
 
-transformers draws for a whole batch from one stream, so that an answer depends on what is asked beside it. Here every
-answer has a stream of uniform numbers of its own, by seed and name, and a token is where its number falls among the
-summed probabilities (inverse transform sampling).
+transformers draws for a whole batch from one stream, so an answer depends on the others in its batch. Here each answer
+has its own stream of uniform numbers, by seed and name, and its next token is found by inverse transform sampling: it
+is
+the token at which the cumulative probability passes the uniform number.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from curation_resources.scoring.spec import Sampling
 
 
 class DrawTokens(LogitsProcessor):
-    """Leaves one token of each row possible, the drawn one, so that the likeliest is that.
+    """Leaves only the drawn token of each row possible, so that greedy decoding picks it.
 
     Args:
         sampling: temperature and top_p.
-        numbers: of each row its uniform numbers [B, steps].
-        prompt: tokens that stand before the first drawn one, padding included.
+        numbers: uniform numbers of each row [B, steps].
+        prompt: tokens before the first drawn one, padding included.
     """
 
     def __init__(self, sampling: Sampling, numbers: Sequence[npt.NDArray[np.float64]], prompt: int) -> None:
@@ -38,29 +39,29 @@ class DrawTokens(LogitsProcessor):
 
 
 def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
-    """The token of each row [B] where its number falls among the summed probabilities.
+    """Return the token of each row [B] at which the cumulative probability passes its uniform number.
 
-    Tokens stand in the order of their numbers, so that rounding of the logits moves borders and swaps no places.
+    Tokens are ordered by id, so rounding of the logits moves boundaries but never swaps tokens.
 
     Args:
         logits: [B, V].
-        uniform: a number of each row in [0, 1) [B].
+        uniform: one number per row in [0, 1) [B].
         sampling: temperature and top_p.
     """
-    # Doubles: a number just below 1 must not fall behind the last token.
+    # In fp64, so that a number just below 1 does not pass the last token.
     chances = torch.softmax(logits.double() / sampling.temperature, dim=-1)
     if sampling.top_p < 1.0:
         ordered, places = chances.sort(dim=-1, descending=True, stable=True)
-        # A token stays if those before it do not hold the share yet: the likeliest always does.
+        # A token stays if those before it do not reach the share yet; the likeliest always stays.
         kept = ordered.cumsum(dim=-1) - ordered < sampling.top_p
         chances = torch.zeros_like(chances).scatter_(1, places, torch.where(kept, ordered, 0.0))
     summed = chances.cumsum(dim=-1)
     found = torch.searchsorted(summed, (uniform.double() * summed[:, -1])[:, None], right=True)[:, 0]
-    # The last token with a chance, where rounding put the number at the very end.
+    # Fall back to the last possible token if rounding put the number at the very end.
     return torch.minimum(found, _last_possible(chances))
 
 
 def _last_possible(chances: Tensor) -> Tensor:
-    """The last token of each row [B] that has a chance."""
+    """Return the last token of each row [B] with a nonzero probability."""
     backwards = (chances.flip(-1) > 0.0).to(torch.int8).argmax(dim=-1)
     return chances.shape[-1] - 1 - backwards

@@ -1,6 +1,6 @@
-"""How strong the random perturbation has to be: the sigma at which early losses are 2.5 times the base model's.
+"""Find the strength of the random perturbation: the sigma at which early losses are 2.5 times the base model's.
 
-TEMP (arXiv 2606.26797) takes the one of eight levels whose mean l_100 over the data set is 2 to 3 times the base
+TEMP (arXiv 2606.26797) chooses the one of eight levels whose mean l_100 over the data set is 2 to 3 times the base
 model's. Ours: one fixed draw, whose scale is bisected on some samples until the ratio is 2.5.
 """
 
@@ -21,19 +21,19 @@ from curation_resources.scoring.samples import UNRUNNABLE, Encoded, PrefixWindow
 
 TARGET = 2.5
 TOLERANCE = 0.1
-"""A ratio that is so near to the target ends the search."""
+"""Distance from the target ratio that ends the search."""
 
 LOWEST, HIGHEST = 2.0, 3.0
-"""Ratios that will do when the passes are used up."""
+"""Acceptable ratios when all passes are used."""
 
 PASSES = 16
-"""Passes over the samples at most, the base model's not counted."""
+"""Maximum passes over the samples, not counting the base model's."""
 
 WINDOWS = PrefixWindows((100,))
 
 
 class SigmaError(ScoringError):
-    """No strength of the random perturbation gives losses of the wanted size."""
+    """The search found no strength of the random perturbation with losses of the required size."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class SigmaSearch:
-    """What the search found.
+    """The result of the search.
 
     Attributes:
         sigma: the strength, for `PerturbedRequest.sigma`.
-        ratio: mean early loss there over the base model's.
+        ratio: mean early loss at that strength over the base model's.
         base_nll: mean early loss at the base model, in nats.
-        samples: how many samples it is the mean of.
-        trials: all that was tried, in order.
+        samples: number of samples in the mean.
+        trials: all trials, in order.
     """
 
     sigma: float
@@ -73,16 +73,17 @@ class SigmaSearch:
 def find_sigma(
     scoring: PerturbedPass, samples: Sequence[Sample], windows: PrefixWindows = WINDOWS, passes: int = PASSES
 ) -> SigmaSearch:
-    """The strength of the one fixed draw at which the mean early loss is `TARGET` times the base model's.
+    """Find the strength of the fixed draw at which the mean early loss is `TARGET` times the base model's.
 
-    It is doubled or halved until two strengths enclose the target, then bisected on a logarithmic scale. The weights
+    The strength is doubled or halved until two values enclose the target, then bisected on a logarithmic scale. The
+    weights
     are back at theta_0 afterwards.
 
     Args:
-        scoring: the pass over the model that is perturbed.
-        samples: some hundred samples of the pool; those that have no early loss are left out.
-        windows: the longest counts.
-        passes: how often the samples are run at most, once or more, the base model's pass not counted.
+        scoring: the pass over the model to perturb.
+        samples: some hundred samples of the pool; those without an early loss are skipped.
+        windows: prefix windows, of which the longest is used.
+        passes: maximum passes over the samples, at least one, not counting the base model's.
 
     Raises:
         SigmaError: no sample can be measured, or no strength gave `LOWEST` to `HIGHEST` times the base model's loss.
@@ -99,8 +100,8 @@ def _search(scoring: PerturbedPass, encoded: list[Encoded], windows: PrefixWindo
     base = _mean_loss(scoring, encoded, windows) if encoded else math.nan
     if not 0.0 < base < math.inf:
         raise SigmaError(
-            f"the mean loss of the {len(encoded)} samples that can be measured is {base} at the base model: give "
-            "samples with reasoning whose loss is finite and not 0"
+            f"the mean loss of the {len(encoded)} samples that can be measured is {base} at the base model. Provide "
+            "samples with reasoning whose loss is finite and not 0."
         )
     trials: list[Trial] = []
     low, high = 0.0, math.inf
@@ -122,13 +123,13 @@ def _search(scoring: PerturbedPass, encoded: list[Encoded], windows: PrefixWindo
         seen = ", ".join(f"{trial.sigma:.3g}: {trial.ratio:.3g}" for trial in sorted(trials, key=lambda t: t.sigma))
         raise SigmaError(
             f"no random perturbation makes the mean loss {LOWEST:g} to {HIGHEST:g} times the base model's, which is "
-            f"{base:.4g}; the ratio by sigma was {seen}. Give other samples, or set sigma by hand"
+            f"{base:.4g}; the ratio by sigma was {seen}. Use other samples, or set sigma by hand."
         )
     return SigmaSearch(best.sigma, best.ratio, base, len(encoded), tuple(trials))
 
 
 def _mean_loss(scoring: PerturbedPass, encoded: Sequence[Encoded], windows: PrefixWindows) -> float:
-    """Mean early loss of samples at the weights that the model has now; infinite if one is not finite."""
+    """Return the mean early loss of samples at the model's current weights; infinite if one is not finite."""
     losses = [found.prefix_nll for found in scoring.losses(encoded, windows)]
     values = [math.inf if nll is None else nll[windows.longest] for nll in losses]
     return float(np.mean(values))

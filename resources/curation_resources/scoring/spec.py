@@ -1,4 +1,4 @@
-"""What a pass is made from, as plain data: it travels to worker processes and loads no torch."""
+"""The specification of a pass, as plain data that is sent to worker processes and needs no torch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from curation_resources.scoring.images import ImageLimits
 Template = Literal["auto", "chat", "plain", "question_answer"]
 
 RadiusUnit = Literal["absolute", "distance"]
-"""Radii of perturbed checkpoints as they are, or as fractions of the endpoint's distance from the base."""
+"""Radii of perturbed checkpoints are absolute, or fractions of the endpoint's distance from the base."""
 
 PROJECTIONS = ("q", "k", "v", "o")
-"""Of attention, in the order in which gradient spectra list them."""
+"""Attention projections, in the order in which gradient spectra list them."""
 
 SOURCE_RADII = tuple(1.0 + 9.0 * step / 7.0 for step in range(8))
-"""linspace(1, 10, 8): how far TEMP's directional checkpoints lie from the base (arXiv 2606.26797)."""
+"""linspace(1, 10, 8): distances of TEMP's directional checkpoints from the base (arXiv 2606.26797)."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class PassSpec:
         head_memory: bytes that the streamed LM head may use for logits; None: see `curation_resources.scoring.head`.
         attention: attention implementation, or `auto`.
         compile_model: compile the model before the first batch.
-        images: what an image may be.
-        kind: `embedding`: it is a sentence-transformers model (`models.embedder`); `reward`: a reward model
+        images: limits for images.
+        kind: `embedding`: a sentence-transformers model (`models.embedder`); `reward`: a reward model
             (`curation_resources.models.reward`).
-        trajectory: folders of the checkpoints that a training run left on its way, in the order of their steps: LoRA
-            folders over the model if there is an adapter, else whole models (`curation_resources.training.trajectory`).
-        trajectory_weights: of these, what each counts where checkpoints are weighed (LESS).
-        trained_on: table of what the training run came to say of its samples (`training.trainer.TrainingRecord`).
-        base: the model that the training run started with, where the model folder is what came out of it.
+        trajectory: folders of a training run's intermediate checkpoints, in the order of their steps: LoRA folders over
+            the model if there is an adapter, else whole models (`curation_resources.training.trajectory`).
+        trajectory_weights: weights of these checkpoints, for methods that weigh them (LESS).
+        trained_on: table of the training run's samples with their influence (`training.trainer.TrainingRecord`).
+        base: the model that the training run started from, if the model folder is its result.
     """
 
     model_folder: Path
@@ -69,15 +69,16 @@ class PassSpec:
 
 @dataclass(frozen=True)
 class PerturbedSpec:
-    """A base model whose losses are measured at perturbed checkpoints: see `curation_resources.scoring.perturbed`.
+    """A base model to measure at perturbed checkpoints: see `curation_resources.scoring.perturbed`.
 
     Attributes:
         base: the model at theta_0 and the settings that it is measured under; without an adapter.
-        endpoint: fine-tuned endpoint theta_f that gives the direction: a model folder, or a LoRA folder over the base;
-            None: there are no directional checkpoints.
-        seed: of all noise.
+        endpoint: fine-tuned endpoint theta_f that defines the direction: a model folder, or a LoRA folder over the
+            base;
+            None: no directional checkpoints.
+        seed: seed of all noise.
         radii: distances of the directional checkpoints from the base, ascending.
-        radius_unit: what the radii are in.
+        radius_unit: unit of the radii.
     """
 
     base: PassSpec
@@ -89,15 +90,15 @@ class PerturbedSpec:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn.
+    """Settings for sampling tokens.
 
     Attributes:
-        temperature: logits are divided by it.
-        top_p: only the likeliest tokens that hold so much of the probability are drawn from; 1: all are.
-        seed: of all draws.
+        temperature: divides the logits.
+        top_p: sample only from the likeliest tokens with this total probability; 1: from all.
+        seed: seed of all draws.
 
     Raises:
-        ValueError: a temperature of 0 or less (ask greedily instead), or a share that is none.
+        ValueError: the temperature is not above 0 (use greedy decoding instead), or top_p is not a share.
     """
 
     temperature: float = 1.0
@@ -106,11 +107,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not self.temperature > 0.0:
-            raise ValueError(f"temperature {self.temperature}: give one above 0, as in 0.7")
+            raise ValueError(f"temperature {self.temperature} is not above 0. Set a positive one, such as 0.7.")
         if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p {self.top_p}: give a share above 0 and of at most 1, as in 0.95")
+            raise ValueError(f"top_p {self.top_p} is not a share. Set one above 0 and at most 1, such as 0.95.")
 
     def numbers(self, name: str, count: int) -> npt.NDArray[np.float64]:
-        """The uniform numbers [count] of an answer, each in [0, 1): the first ones are the same for any count."""
+        """Return the uniform numbers [count] of an answer, each in [0, 1); a larger count only appends further ones."""
         key = hashlib.blake2b(f"{self.seed}/{name}".encode(), digest_size=16).digest()
         return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).random(count)

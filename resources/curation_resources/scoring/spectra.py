@@ -1,13 +1,14 @@
 """Spectra of per-sample gradients, layer by layer (arXiv 2504.10766).
 
-Of the gradient G [d_out, d_in] of a projection, with s its singular values and p_i = s_i / sum s:
+For the gradient G [d_out, d_in] of a projection, with s its singular values and p_i = s_i / sum s:
 
     nuclear norm     N = sum_i s_i
     effective rank   R = exp(-sum_i p_i ln p_i)
     cosines          <G, G'> / (|G| |G'|), Frobenius, of projections of one layer and of neighbouring layers
 
-G is never made where its factors are smaller: with X^T = Q_X R_X and D^T = Q_D R_D, G = D^T X has the singular values
-of the core R_D R_X^T [T, T]. QR keeps what Gram matrices would square away; R_X is shared by q, k and v.
+G is not materialized if its factors are smaller: with X^T = Q_X R_X and D^T = Q_D R_D, G = D^T X has the singular
+values
+of the core R_D R_X^T [T, T]. QR keeps digits that squaring in Gram matrices would lose; q, k and v share R_X.
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ from curation_resources.scoring.attention_layers import Projections
 from curation_resources.scoring.spec import PROJECTIONS
 
 SAME_LAYER = (("q", "o"), ("k", "v"))
-"""Projections of one layer whose gradients are held against each other, where shapes agree."""
+"""Projections of one layer whose gradients are compared if their shapes agree."""
 
 ROUNDING = 2.0**-23
-"""Of the largest row: what is no larger may be all that rounding left of a zero."""
+"""Relative to the largest row: anything smaller may be the rounding error of a zero."""
 
 
 @dataclass
 class Spectra:
-    """Of one sample, arrays in fp64; NaN where shapes do not agree, or a gradient is zero.
+    """Spectra of one sample, arrays in fp64; NaN if shapes differ or a gradient is zero.
 
     Attributes:
         nuclear_norm: N [L, 4] of q, k, v, o.
         effective_rank: R [L, 4].
         rows: T [L, 4], positions with a gradient.
-        largest_rank: min(T, d_out, d_in) [L, 4], which R cannot exceed.
+        largest_rank: min(T, d_out, d_in) [L, 4], the upper bound of R.
         same_layer: cosines of q with o, and of k with v [L, 2].
         adjacent: cosine of each projection with that of the layer above [L-1, 4].
-        finite: whether all gradients were; if not, the others are not to be looked at.
+        finite: all gradients were finite; if False, ignore the other fields.
     """
 
     nuclear_norm: Tensor
@@ -53,7 +54,7 @@ class Spectra:
 
     @classmethod
     def blank(cls, depth: int) -> Spectra:
-        """Of so many layers, with nothing in it yet."""
+        """Return empty spectra for `depth` layers."""
 
         def nan(rows: int, columns: int) -> Tensor:
             return torch.full((rows, columns), torch.nan, dtype=torch.float64)
@@ -63,7 +64,7 @@ class Spectra:
 
 
 def effective_rank(values: Tensor) -> Tensor:
-    """R of singular values [..., n]; NaN where all are zero."""
+    """Return R of singular values [..., n]; NaN if all are zero."""
     shares = values / values.sum(dim=-1, keepdim=True)
     rank: Tensor = torch.special.entr(shares).sum(dim=-1).exp()
     return rank
@@ -76,7 +77,7 @@ class Factor:
     Attributes:
         inputs: X [T, d_in].
         gradients: D [T, d_out].
-        core_of_inputs: R_X [T, T], or None where QR does not pay.
+        core_of_inputs: R_X [T, T], or None if QR does not pay off.
     """
 
     inputs: Tensor
@@ -85,21 +86,21 @@ class Factor:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of G."""
+        """The shape of G."""
         return self.gradients.shape[1], self.inputs.shape[1]
 
     @property
     def finite(self) -> bool:
-        """Whether X and D hold no NaN and no Inf."""
+        """True if neither X nor D contains NaN or Inf."""
         return bool(self.inputs.isfinite().all() and self.gradients.isfinite().all())
 
     def rows(self) -> int:
-        """T: rows of D that are not zero, but for what rounding leaves of those that are."""
+        """Return T: the rows of D that are not zero, apart from rounding errors."""
         norms = self.gradients.norm(dim=1)
         return int((norms > ROUNDING * norms.max()).sum())
 
     def singular_values(self) -> Tensor:
-        """Those of G, zeros left out where T is smaller than G."""
+        """Return the singular values of G, without trailing zeros if T is smaller than G."""
         if self.core_of_inputs is None:
             small = self.gradients.T @ self.inputs
         else:
@@ -108,22 +109,24 @@ class Factor:
         return values
 
     def dot(self, other: Factor, inputs: Tensor) -> Tensor:
-        """<G, G'>: (D D'^T) and X X'^T, which is given, multiplied elementwise and summed."""
+        """Return <G, G'>: the elementwise product of (D D'^T) and the given X X'^T, summed."""
         products: Tensor = torch.linalg.vecdot(self.gradients @ other.gradients.T, inputs)
         return products.sum(dtype=torch.float64)
 
 
 @dataclass
 class SpectraOfBatch:
-    """Takes the factors of a batch's backward pass (`scoring.factors.backward`) and keeps their spectra.
+    """Consumes the factors of a batch's backward pass (`scoring.factors.backward`) and computes their spectra.
 
-    Factors of a layer are let go once those of the layer below have come: of two layers at a time, whatever the depth.
+    A layer's factors are freed once those of the layer below have arrived, so two layers are held at a time, whatever
+    the
+    depth.
 
     Args:
         projections: of every layer.
         reach: positions of every sample that a gradient reaches.
-        flattened: cosines of gradients of other shapes with as many elements too, laid out row by row, as the paper's
-            released code takes them.
+        flattened: also compute cosines of gradients with different shapes but equal size, flattened row by row, as the
+            paper's released code does.
     """
 
     projections: Sequence[Projections]
@@ -139,7 +142,7 @@ class SpectraOfBatch:
         self.spectra = [Spectra.blank(len(self.projections)) for _ in self.reach]
 
     def take(self, name: str, inputs: Tensor, gradients: Tensor) -> None:
-        """Take a layer's factors; its name is `NUMBER.PROJECTION`."""
+        """Process a layer's factors; its name is `NUMBER.PROJECTION`."""
         number, _, projection = name.partition(".")
         layer = int(number)
         for own, part in self.projections[layer].split(projection, gradients):
@@ -149,7 +152,7 @@ class SpectraOfBatch:
             self._finish(layer)
 
     def _inputs(self, inputs: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        """Of every sample X and R_X: made once for q, k and v, which take the same."""
+        """Return X and R_X of every sample, computed once for q, k and v, which share their inputs."""
         if self._shared is None or self._shared[0].data_ptr() != inputs.data_ptr():
             made = []
             for x, n in zip(inputs, self.reach, strict=True):
@@ -160,13 +163,13 @@ class SpectraOfBatch:
         return self._shared[1]
 
     def _finish(self, layer: int) -> None:
-        """All four projections of a layer have come."""
+        """Compute a layer's spectra after all four of its projections have arrived."""
         norms = torch.zeros(len(self.reach), len(PROJECTIONS), dtype=torch.float64)
         for sample, spectra in enumerate(self.spectra):
             for place, projection in enumerate(PROJECTIONS):
                 factor = self._arrived[projection][sample]
                 if not factor.finite:
-                    # No decomposition of it: what is said of the sample is that.
+                    # A factor that is not finite has no decomposition; mark the sample instead.
                     spectra.finite = False
                     continue
                 values = factor.singular_values().double().cpu()
@@ -180,7 +183,7 @@ class SpectraOfBatch:
         self._norms_above, self._shared = norms, None
 
     def _cosines(self, layer: int, sample: int, norms: Tensor) -> None:
-        """Of a layer's projections with one another, and with those of the layer above."""
+        """Compute the cosines of a layer's projections with one another and with those of the layer above."""
         spectra, own = self.spectra[sample], {name: factors[sample] for name, factors in self._arrived.items()}
         for place, (one, other) in enumerate(SAME_LAYER):
             scale = norms[PROJECTIONS.index(one)] * norms[PROJECTIONS.index(other)]
@@ -197,10 +200,10 @@ class SpectraOfBatch:
 def _cosine(
     one: Factor, other: Factor, scale: Tensor, products: dict[tuple[int, int], Tensor], flattened: bool
 ) -> Tensor:
-    """The cosine of two gradients whose norms' product is given; NaN where shapes differ.
+    """Return the cosine of two gradients, given the product of their norms; NaN if their shapes differ.
 
-    Products X X'^T are kept in `products`: those of q, k and v are one. `flattened`: where numbers of elements agree,
-    both are made, which nothing else needs, and laid out row by row.
+    Products X X'^T are cached in `products`, since q, k and v share them. With `flattened`, gradients of equal size are
+    materialized, which nothing else needs, and flattened row by row.
     """
     if one.shape != other.shape:
         if not flattened or math.prod(one.shape) != math.prod(other.shape):

@@ -1,7 +1,7 @@
-"""What gradients are taken with respect to: an adapter's two matrices at a layer, or the layer's own weight.
+"""Matrices to take gradients with respect to: an adapter's two matrices at a layer, or the layer's own weight.
 
-Of a linear layer with inputs X [T, d_in] and output gradients D [T, d_out] every one of these matrices has the gradient
-G = L^T R of two factors that are cheap to make of X and D:
+For a linear layer with inputs X [T, d_in] and output gradients D [T, d_out], each of these matrices has the gradient
+G = L^T R of two factors that are cheap to compute from X and D:
 
     the weight W [d_out, d_in]                       L = D              R = X
     an adapter's A [r, d_in] of W + s B A            L = s D B          R = X
@@ -33,15 +33,15 @@ PEFT_PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix that is trained.
+    """One trained matrix.
 
     Attributes:
-        name: of the parameter, as a training run calls it.
-        layer: name of the linear layer that it is of, or is at.
+        name: the parameter's name in a training run.
+        layer: name of the linear layer that it belongs to.
         shape: of its gradient G = L^T R [rows, columns].
         b: s B [d_out, r], if L is D times it; None: L is D.
         a: s A [r, d_in], if R is X times its transpose; None: R is X.
-        transposed: whether the parameter is kept the other way round (GPT-2).
+        transposed: the parameter is stored transposed (GPT-2).
     """
 
     name: str
@@ -52,21 +52,21 @@ class Matrix:
     transposed: bool = False
 
     def left(self, gradients: Tensor) -> Tensor:
-        """L [B, T, rows] of D [B, T, d_out]."""
+        """Return L [B, T, rows] for D [B, T, d_out]."""
         return gradients if self.b is None else gradients @ self.b
 
     def right(self, inputs: Tensor) -> Tensor:
-        """R [B, T, columns] of X [B, T, d_in]."""
+        """Return R [B, T, columns] for X [B, T, d_in]."""
         return inputs if self.a is None else inputs @ self.a.T
 
 
 def linear_layers(checkpoint: Checkpoint) -> dict[str, nn.Module]:
-    """The linear layers of the text decoder's layers, by their names in the whole model, in the model's order."""
+    """Return the linear layers of the text decoder's blocks, by their names in the whole model, in model order."""
     blocks = decoder_blocks(checkpoint.uncompiled, checkpoint.model.config)
     inside = {id(module) for module in blocks.modules()}
     found: dict[str, nn.Module] = {}
     for name, module in checkpoint.model.named_modules():
-        # An adapter's layer holds the layer that it adapts, and is the one that is gone through.
+        # An adapter's layer contains the layer that it adapts; only the outer one is called.
         nested = any(name.startswith(f"{outer}.") for outer in found)
         if id(module) in inside and is_linear(module) and not nested:
             found[name] = module
@@ -74,30 +74,31 @@ def linear_layers(checkpoint: Checkpoint) -> dict[str, nn.Module]:
 
 
 def trained_matrices(checkpoint: Checkpoint, weights: GradientWeights) -> list[Matrix]:
-    """The matrices whose gradients are asked for.
+    """Return the matrices whose gradients are requested.
 
     Args:
         checkpoint: the model, with an adapter or without.
         weights: `adapter`: A and B of its adapter; `layers`: the weights of all linear layers of the decoder; `auto`:
-            the adapter's if it has one.
+            the
+            adapter's if it has one.
 
     Raises:
-        GradientError: there is no adapter, or it is none that we know; or layers hold weights of another kind.
+        GradientError: there is no adapter, or its kind is not supported; or layers have weights of another kind.
     """
     layers = linear_layers(checkpoint)
     if weights == "layers" or (weights == "auto" and checkpoint.adapter is None):
         _refuse_others(checkpoint)
         return [_weight(name, module) for name, module in layers.items()]
     if checkpoint.adapter is None:
-        raise GradientError("gradients of an adapter are asked for, and this checkpoint has none: weights: layers")
+        raise GradientError("gradients of an adapter are requested, but this checkpoint has none. Use weights: layers.")
     return _of_adapter(checkpoint.adapter, layers, checkpoint.device)
 
 
 def _refuse_others(checkpoint: Checkpoint) -> None:
-    """See that no matrix of the decoder's layers is left out: experts in one tensor, routers.
+    """Check that no matrix of the decoder's layers would be skipped: experts in one tensor, routers.
 
     Raises:
-        GradientError: some would be.
+        GradientError: some would be skipped.
     """
     blocks = decoder_blocks(checkpoint.uncompiled, checkpoint.model.config)
     others = [
@@ -109,8 +110,8 @@ def _refuse_others(checkpoint: Checkpoint) -> None:
     ]
     if others:
         raise GradientError(
-            f"the gradients of {some(others)} are not known to us, which are weights of no linear layer (experts, "
-            "routers): take gradients with respect to an adapter (targets.gradients.weights: adapter, with a warm-up)"
+            f"gradients of {some(others)} are not supported, because these weights are not of linear layers (experts, "
+            "routers). Take gradients with respect to an adapter (targets.gradients.weights: adapter, with a warm-up)."
         )
 
 
@@ -123,14 +124,14 @@ def _weight(name: str, module: nn.Module) -> Matrix:
 
 
 def _of_adapter(folder: Path, layers: dict[str, nn.Module], device: torch.device) -> list[Matrix]:
-    said = json.loads((folder / ADAPTER_CONFIG).read_text())
-    odd = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "lora_bias") if said.get(key)]
-    if said.get("peft_type") != "LORA" or odd:
+    settings = json.loads((folder / ADAPTER_CONFIG).read_text())
+    odd = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "lora_bias") if settings.get(key)]
+    if settings.get("peft_type") != "LORA" or odd:
         raise GradientError(
-            f"{folder}: gradients are known of plain LoRA adapters, not with {odd or said['peft_type']}"
+            f"{folder}: gradients are supported only for plain LoRA adapters, not with {odd or settings['peft_type']}"
         )
-    rank = int(said["r"])
-    scale = float(said["lora_alpha"]) / (rank**0.5 if said.get("use_rslora") else rank)
+    rank = int(settings["r"])
+    scale = float(settings["lora_alpha"]) / (rank**0.5 if settings.get("use_rslora") else rank)
     found = []
     with safe_open(folder / ADAPTER_WEIGHTS, "pt", device=str(device)) as kept:
         for name in layers:
@@ -142,21 +143,22 @@ def _of_adapter(folder: Path, layers: dict[str, nn.Module], device: torch.device
             found.append(Matrix(f"{one}.lora_B.default.weight", name, (b.shape[0], rank), a=scale * a))
         if len(found) != len(list(kept.keys())):
             raise GradientError(
-                f"{folder} adapts other layers than the linear ones of the text decoder: their gradients are not known"
+                f"{folder} adapts layers other than the linear ones of the text decoder, whose gradients are not "
+                "supported"
             )
     return found
 
 
 def adam_moments(checkpoint: Checkpoint, matrices: list[Matrix]) -> dict[str, tuple[Tensor, Tensor]]:
-    """AdamW's running means of the gradient and of its square, shaped as the gradients are, by a matrix' name.
+    """Return AdamW's running means of the gradient and of its square, shaped like the gradients, by matrix name.
 
     Raises:
-        GradientError: the checkpoint was kept without them, or not with those of these matrices.
+        GradientError: the checkpoint was saved without them, or without those of these matrices.
     """
     folder = checkpoint.adapter or checkpoint.folder
     path = None if folder is None else Path(folder) / OPTIMIZER
     if path is None or not path.is_file():
-        raise GradientError(f"{folder} has no {OPTIMIZER}: the direction that Adam would take is not known there")
+        raise GradientError(f"{folder} has no {OPTIMIZER}, so Adam's direction cannot be computed")
     found = {}
     with safe_open(path, "pt", device=str(checkpoint.device)) as kept:
         there = set(kept.keys())

@@ -1,8 +1,10 @@
-"""The response alone: how likely the model finds it without its prompt (IFD's second pass).
+"""The likelihood of the response without its prompt (IFD's second pass).
 
-The same tokens as in the conditional pass, cut at the same length, whatever the tokenizer would make of the text
-alone; no BOS stands before them. So the first token is predicted by nothing, and IFD leaves it out of both passes
-(Cherry LLM, arXiv 2308.12032; Superfiltering, arXiv 2402.00530).
+It uses the same tokens as the conditional pass, truncated at the same length, whatever tokens the text alone would
+have;
+there is no BOS before them. So nothing predicts the first token, and IFD leaves it out of both passes (Cherry LLM,
+arXiv
+2308.12032; Superfiltering, arXiv 2402.00530).
 """
 
 from __future__ import annotations
@@ -15,18 +17,18 @@ import numpy as np
 from curation_resources.scoring.samples import NON_FINITE, Encoded, SampleSignals
 
 LEAST_TOKENS = 2
-"""A response of one token has none that could be predicted without the prompt."""
+"""A response of one token has none that can be predicted without the prompt."""
 
 
 def without_prompt(encoded: Encoded) -> Encoded:
-    """The response's tokens as a sequence of their own."""
+    """Return the response's tokens as a sequence of their own."""
     end = encoded.prompt_tokens + encoded.response_tokens
     ids = encoded.input_ids[encoded.prompt_tokens : end]
     return Encoded(encoded.sample, ids, 0, len(ids), [-1] * len(ids))
 
 
 def add_unconditional(results: Sequence[SampleSignals], alone: Sequence[SampleSignals]) -> list[SampleSignals]:
-    """Results with what the pass without prompts gave of the same samples."""
+    """Return results with those of the pass without prompts added."""
     added = []
     for result, own in zip(results, alone, strict=True):
         nll = None if own.token_nll is None else float(np.mean(own.token_nll, dtype=np.float64))

@@ -1,4 +1,4 @@
-"""Units of work for workers of both engines: cut by how much work their samples are, the largest first.
+"""Units of work for workers of both engines, cut by amount of work, the largest samples first.
 
 Everything here is plain arithmetic without torch, so that a simulation of a thousand workers cuts as the engines do.
 """
@@ -13,26 +13,26 @@ from typing import Any, Generic, Protocol, TypeVar
 from curation_resources.scoring.samples import Sample
 
 Progress = Callable[[int], None]
-"""Called with the number of samples that were done since the last call."""
+"""Called with the number of samples done since the last call."""
 
 TRIES = 2
-"""So many workers may die over the same unit before the run ends with an error."""
+"""Workers that may die over the same unit before the run ends with an error."""
 
 SHARE_OF_REST = 4
-"""A unit is this part of a worker's share of what is left: units shrink, and the last ones end close together."""
+"""A unit is this fraction of a worker's share of the remaining work: units shrink, and the last ones end together."""
 
 LEAST_CHARACTERS = 20_000
-"""Of a unit, where there are so many: fewer would leave batches half empty."""
+"""Minimum characters of a unit, if available; fewer would leave batches half empty."""
 
 MOST_CHARACTERS = 1_000_000
-"""Of a unit's texts: a unit is what is given to a worker at once."""
+"""Maximum characters of a unit's texts, all of which are sent to a worker at once."""
 
 IMAGE_CHARACTERS = 4_000
 """Work of an image, in characters."""
 
 
 class Positioned(Protocol):
-    """A result that knows its sample's place in the input."""
+    """A result with its sample's position in the input."""
 
     position: int
 
@@ -44,13 +44,13 @@ Tag = TypeVar("Tag")
 
 @dataclass(frozen=True, eq=False)
 class Source(Generic[Tag]):
-    """Samples that are asked the same of, as the shard that they lie in has them.
+    """Samples of one shard with the same request.
 
     Attributes:
-        tag: what the caller knows them by.
-        work: of each of them, in characters.
-        payload: what a worker is sent of those at some positions.
-        asked: what is asked of them.
+        tag: the caller's key for them.
+        work: amount of work of each sample, in characters.
+        payload: returns the data to send to a worker for the samples at some positions.
+        asked: the request.
     """
 
     tag: Tag
@@ -64,10 +64,10 @@ class Unit(Generic[Tag]):
     """Samples that one worker measures together.
 
     Attributes:
-        source: where they come from.
-        positions: of the samples in it.
+        source: their source.
+        positions: positions of the samples in it.
         deaths: workers that died over it.
-        given: how often it was given to a worker.
+        given: number of times that it was assigned to a worker.
     """
 
     source: Source[Tag]
@@ -77,21 +77,22 @@ class Unit(Generic[Tag]):
 
 
 def work_of(sample: Sample) -> int:
-    """About how much work a sample is: characters of its prompt and response, and its images."""
+    """Return an estimate of a sample's work: characters of its prompt and response, and its images."""
     texts = sum(len(turn["content"]) for turn in sample.messages) + len(sample.response)
     return texts + IMAGE_CHARACTERS * len(sample.images)
 
 
 class UnitQueue(Generic[Tag]):
-    """Units of sources, one source after another, and of each the longest samples first.
+    """Units of sources, one source after another, each with the longest samples first.
 
-    A long trace that came last would be waited for by all others, and so would a large unit: once all sources are
-    known, a unit is a part of a worker's share of the work that is left (guided self-scheduling). A source is taken in
-    before the one before it is used up, so that nobody waits between two of them.
+    All workers would have to wait for a long trace at the end, or for a large unit. So once all sources are known, a
+    unit is
+    a fraction of a worker's share of the remaining work (guided self-scheduling). The next source is read before the
+    previous one is exhausted, so that no worker waits between two of them.
 
     Args:
-        sources: taken when they are needed; who makes them may read them then.
-        workers: that share the units.
+        sources: consumed lazily, so they may be read on demand.
+        workers: number of workers that share the units.
     """
 
     def __init__(self, sources: Iterable[Source[Tag]], workers: int) -> None:
@@ -103,19 +104,19 @@ class UnitQueue(Generic[Tag]):
         self._least = 1
 
     def again(self, units: Sequence[Unit[Tag]]) -> None:
-        """Units that have to be given once more come first."""
+        """Put units that have to be assigned again at the front."""
         self._again.extendleft(reversed(units))
 
     def left(self) -> bool:
-        """Whether there are units that are to be given."""
-        self._take_in()
+        """Return True if there are units left to assign."""
+        self._read_sources()
         return bool(self._again or self._waiting)
 
     def next(self) -> Unit[Tag] | None:
-        """The next unit; None if there is none left."""
+        """Return the next unit; None if there is none left."""
         if self._again:
             return self._again.popleft()
-        self._take_in()
+        self._read_sources()
         if not self._waiting:
             return None
         source, order = self._waiting[0]
@@ -131,18 +132,18 @@ class UnitQueue(Generic[Tag]):
         return Unit(source, positions)
 
     def _largest(self) -> int:
-        """Characters of a unit now."""
+        """Return the current maximum characters of a unit."""
         if self._sources is not None:
             return MOST_CHARACTERS
         return min(MOST_CHARACTERS, max(self._least, self._left // (self._workers * SHARE_OF_REST)))
 
-    def _take_in(self) -> None:
-        """Have a unit at hand for every worker, as long as there is anything."""
+    def _read_sources(self) -> None:
+        """Read sources until there is a unit for every worker, as far as possible."""
         while self._sources is not None and self._left < self._workers * MOST_CHARACTERS:
             source = next(self._sources, None)
             if source is None:
                 self._sources = None
-                # Where there is little to do, no worker is to go without.
+                # If there is little work, every worker should still get a unit.
                 self._least = max(1, min(LEAST_CHARACTERS, self._left // (self._workers * SHARE_OF_REST)))
                 return
             order = sorted(range(len(source.work)), key=lambda position: (-source.work[position], position))

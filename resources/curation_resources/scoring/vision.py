@@ -1,4 +1,4 @@
-"""A sample's images on their way to the model: where turns show them, and what the processor makes of them."""
+"""Prepare a sample's images for the model: place them in turns, and run the processor."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PLACEHOLDER = "<image>"
-"""Where a turn's content says this, it shows the sample's next image."""
+"""Marks the position of the sample's next image in a turn's content."""
 
 Turn = dict[str, Any]
 """`{"role": ..., "content": [{"type": "text", "text": ...} or {"type": "image"}, ...]}`."""
 
 
 class ProcessorError(ScoringError):
-    """A processor works in a way that is not known here."""
+    """A processor works in an unsupported way."""
 
 
 @dataclass(frozen=True)
 class Processed:
-    """What a processor made of one sample.
+    """A processor's output for one sample.
 
     Attributes:
         ids: token ids of the expanded prompt and the response.
         offsets: character span of every token in `text`.
-        text: the prompt with its image tokens written out, then the response.
-        prompt_length: characters of `text` that are the prompt's.
-        model_inputs: the other tensors that the model takes, by name.
+        text: the prompt with its image tokens expanded, then the response.
+        prompt_length: number of characters of `text` that belong to the prompt.
+        model_inputs: the other tensors that the model expects, by name.
     """
 
     ids: list[int]
@@ -48,7 +48,7 @@ class Processed:
 
 
 def turns_in_parts(sample: Sample) -> list[Turn]:
-    """The prompt's turns with their content in parts, images where `samples.Sample.images` says.
+    """Return the prompt's turns with their content in parts, images as described at `samples.Sample.images`.
 
     Raises:
         ImageError: `image_count_mismatch`.
@@ -56,69 +56,70 @@ def turns_in_parts(sample: Sample) -> list[Turn]:
     contents = [turn["content"] for turn in sample.messages]
     marked = sum(content.count(PLACEHOLDER) for content in contents) if sample.images else 0
     turns: list[Turn] = []
-    ahead = len(sample.images) if marked == 0 else 0
+    unplaced = len(sample.images) if marked == 0 else 0
     for turn, content in zip(sample.messages, contents, strict=True):
         parts: list[dict[str, str]] = []
-        if ahead and turn["role"] == "user":
-            parts += [{"type": "image"}] * ahead
-            ahead = 0
+        if unplaced and turn["role"] == "user":
+            parts += [{"type": "image"}] * unplaced
+            unplaced = 0
         for number, text in enumerate(content.split(PLACEHOLDER) if marked else [content]):
             parts += [{"type": "image"}] if number else []
             parts += [{"type": "text", "text": text}] if text else []
         turns.append({**turn, "content": parts or [{"type": "text", "text": ""}]})
-    if ahead or (marked and marked != len(sample.images)):
-        raise ImageError("image_count_mismatch", f"{marked} shown, {len(sample.images)} there")
+    if unplaced or (marked and marked != len(sample.images)):
+        raise ImageError("image_count_mismatch", f"{marked} marked, {len(sample.images)} given")
     return turns
 
 
 def in_line(parts: Sequence[Mapping[str, str]], mark: str) -> str:
-    """A turn's content as one text, with the model's own mark for an image."""
+    """Return a turn's content as one text, with the model's own mark for an image."""
     return "".join(mark if part["type"] == "image" else part["text"] for part in parts)
 
 
 def image_mark(processor: Any) -> str:
-    """The text that this processor expands to an image's tokens, with what stands around it if it does not add that."""
+    """Return the text that the processor expands to an image's tokens, with start and end tokens if it adds none."""
     start = getattr(processor, "vision_start_token", None) or ""
     end = getattr(processor, "vision_end_token", None) or ""
     return f"{start}{placeholder_token(processor)}{end}"
 
 
 def placeholder_token(processor: Any) -> str:
-    """The token that the processor replaces, once for every image.
+    """Return the token that the processor replaces, once for every image.
 
     Raises:
         ProcessorError: the processor has none.
     """
     token = getattr(processor, "boi_token", None) or getattr(processor, "image_token", None)
     if not isinstance(token, str) or not token:
-        raise ProcessorError(f"{type(processor).__name__} has no token that stands for an image")
+        raise ProcessorError(f"{type(processor).__name__} has no image token")
     return token
 
 
 def media_tokens(processor: Any) -> frozenset[str]:
-    """Tokens that stand for images, videos or sounds: text that says them literally would be taken for these."""
+    """Return the tokens for images, videos or sounds; the same text in a prompt would be mistaken for them."""
     names = ("image_token", "video_token", "audio_token", "boi_token")
     found = {getattr(owner, name, None) for owner in (processor, processor.tokenizer) for name in names}
     return frozenset(token for token in found if isinstance(token, str) and token)
 
 
 def process(processor: Any, prompt: str, response: str, images: list[Image.Image], special: bool) -> Processed:
-    """Run a processor over one prompt with its images, and tokenize what it makes of it with the response.
+    """Run a processor over one prompt with its images, and tokenize the result together with the response.
 
-    The processor is a shallow copy with `_Tail` for its tokenizer: the processor expands the images of the
-    prompt only, then prompt and response are tokenized as one text. So the response stays verbatim, and
-    where it begins is known, whatever the processor writes for an image.
+    The processor is a shallow copy with `_Tail` as its tokenizer: the processor expands the images of the prompt only,
+    then
+    prompt and response are tokenized as one text. So the response stays verbatim, and its start is known, whatever the
+    processor writes for an image.
 
     Args:
         processor: a transformers processor; it is not changed.
-        prompt: the rendered prompt, `placeholder_token` once for every image.
+        prompt: the rendered prompt, with `placeholder_token` once for every image.
         response: the response verbatim.
         images: RGB images.
-        special: whether the tokenizer adds its special tokens.
+        special: let the tokenizer add its special tokens.
 
     Raises:
-        ImageError: `image_unreadable`: the processor refuses an image, e.g. one that is far too narrow.
-        ProcessorError: the processor does not hand its text to the tokenizer exactly once.
+        ImageError: `image_unreadable`: the processor rejects an image, e.g. one that is far too narrow.
+        ProcessorError: the processor does not pass its text to the tokenizer exactly once.
     """
     tail = _Tail(processor.tokenizer, response)
     own = copy.copy(processor)
@@ -131,22 +132,27 @@ def process(processor: Any, prompt: str, response: str, images: list[Image.Image
         # Not the image's fault: e.g. an old folder whose processor_config.json lacks the patch size.
         raise ProcessorError(f"{type(processor).__name__} cannot process an image: {error}") from error
     if tail.calls != 1:
-        raise ProcessorError(f"{type(processor).__name__} tokenizes {tail.calls} times for one text")
+        raise ProcessorError(
+            f"{type(processor).__name__} is not supported: it tokenizes {tail.calls} times for one text"
+        )
     model_inputs = {name: value for name, value in batch.items() if name not in ("input_ids", "attention_mask")}
     for name, value in model_inputs.items():
         if not isinstance(value, Tensor):
-            raise ProcessorError(f"{type(processor).__name__} gives {name} as {type(value).__name__}, not a tensor")
+            raise ProcessorError(
+                f"{type(processor).__name__} is not supported: it returns {name} as {type(value).__name__}, "
+                "not as a tensor"
+            )
     ids = batch["input_ids"][0].tolist()
     return Processed(ids, tail.offsets, tail.prompt + response, len(tail.prompt), model_inputs)
 
 
 def along_sequence(name: str, tensor: Tensor, length: int) -> bool:
-    """Whether a model input has a value for every token: [1, T], e.g. `token_type_ids`, `mm_token_type_ids`."""
+    """Return True if a model input has a value for every token: [1, T], e.g. `token_type_ids`, `mm_token_type_ids`."""
     return name.endswith("_ids") and tensor.shape == (1, length)
 
 
 def fitted(model_inputs: Mapping[str, Tensor], length: int, kept: int) -> dict[str, Tensor]:
-    """Model inputs for a sequence that was cut or extended from `length` to `kept` tokens; new ones are text (0)."""
+    """Return model inputs for a sequence that was resized from `length` to `kept` tokens; new ones are text (0)."""
     result = dict(model_inputs)
     for name, tensor in model_inputs.items():
         if along_sequence(name, tensor, length):
@@ -156,7 +162,7 @@ def fitted(model_inputs: Mapping[str, Tensor], length: int, kept: int) -> dict[s
 
 
 class _Tail:
-    """A tokenizer that appends a response to the one text that it is given, and remembers text and offsets."""
+    """A tokenizer that appends a response to its single text, and records text and offsets."""
 
     def __init__(self, tokenizer: Any, response: str) -> None:
         self._tokenizer = tokenizer
@@ -171,7 +177,7 @@ class _Tail:
     def __call__(self, text: str | list[str], **options: Any) -> Any:
         texts = [text] if isinstance(text, str) else text
         if len(texts) != 1:
-            raise ProcessorError(f"one text was given, {len(texts)} are tokenized")
+            raise ProcessorError(f"the processor tokenizes {len(texts)} texts for one")
         self.calls += 1
         self.prompt = texts[0]
         options |= {"return_offsets_mapping": True, "verbose": False, "padding": False, "truncation": False}

@@ -1,4 +1,4 @@
-"""A model's weights by name: every tensor once, also where two names share it."""
+"""A model's weights by name: every tensor once, even if several names share it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Weight:
 
     @property
     def name(self) -> str:
-        """The first of its names, which stands for it."""
+        """The first of its names, which identifies it."""
         return self.names[0]
 
 
 def weights_of(model: nn.Module) -> dict[str, Weight]:
-    """All floating-point parameters by `Weight.name`; tied ones once, whether they share a parameter or its memory."""
+    """Return all floating-point parameters by `Weight.name`; tied ones once, even if they only share memory."""
     names: dict[tuple[object, ...], list[str]] = {}
     tensors: dict[tuple[object, ...], Tensor] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

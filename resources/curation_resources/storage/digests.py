@@ -1,4 +1,4 @@
-"""Content hashes: of values, of files (cached), and nothing else.
+"""Content hashes of values and files, with a cache for files, and atomic writes.
 
 Every fingerprint in the project is a BLAKE2b hash of 128 bits in hex, so keys look alike everywhere.
 """
@@ -20,38 +20,38 @@ CHUNK_BYTES = 1 << 22
 
 
 def digest(*parts: Any) -> str:
-    """Hash of JSON-like values; equal values give equal hashes whatever the order of mapping keys."""
+    """Return the hash of JSON-like values; equal values give equal hashes whatever the order of mapping keys."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.blake2b(text.encode("ascii"), digest_size=16).hexdigest()
 
 
 def now() -> str:
-    """The time, for the footer of a table: of two that were written the later one is another."""
+    """Return the current time for a table's footer, which makes tables with equal rows differ."""
     return datetime.now(UTC).isoformat()
 
 
 def bytes_digest(data: bytes | memoryview) -> str:
-    """Hash of bytes."""
+    """Return the hash of bytes."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 class RunningDigest:
-    """The `bytes_digest` of bytes that come in pieces."""
+    """Computes the `bytes_digest` of bytes that arrive in chunks."""
 
     def __init__(self) -> None:
         self._state = hashlib.blake2b(digest_size=16)
 
     def add(self, data: bytes) -> None:
-        """Take in the bytes that come next."""
+        """Add the next bytes."""
         self._state.update(data)
 
     def value(self) -> str:
-        """Of all bytes so far."""
+        """Return the hash of all bytes so far."""
         return self._state.hexdigest()
 
 
 def hash_file(path: Path) -> str:
-    """Hash of a file's bytes, read in chunks."""
+    """Return the hash of a file's bytes, read in chunks."""
     state = RunningDigest()
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):
@@ -60,20 +60,20 @@ def hash_file(path: Path) -> str:
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; see `replacing`."""
+    """Write a file atomically; see `replacing`."""
     with replacing(path) as beside:
         beside.write_bytes(data)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to be filled beside `path`, synced and renamed over it when the block ends without an error."""
+    """Yield a temporary file beside `path`; it is synced and renamed over `path` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
     try:
         os.fchmod(handle, 0o644)
         yield Path(temporary)
-        # Of the file, whoever wrote it: a name must not be there before what it names.
+        # Sync the file whichever handle wrote it: a name must not appear before its content.
         os.fsync(handle)
         Path(temporary).replace(path)
     except BaseException:
@@ -84,11 +84,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 class DigestCache:
-    """Hashes of files, remembered by path, size, times and inode.
+    """Caches hashes of files by path, size, times and inode.
 
-    The cache file is only a memory: losing it costs time, and an entry whose size or time no longer
-    matches is ignored. Call `save` after a round of look-ups; concurrent writers overwrite one another
-    whole, which loses some memory and nothing else.
+    The cache file is optional: losing it only costs time, and an entry whose size or time no longer matches is ignored.
+    Call
+    `save` after a round of look-ups. Concurrent writers overwrite each other's file as a whole, which only loses
+    entries.
     """
 
     def __init__(self, cache_file: Path | None = None) -> None:
@@ -104,11 +105,11 @@ class DigestCache:
                     if isinstance(look, str) and isinstance(value, str)
                 }
             except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-                # A cache that cannot be read is as good as none: the hashes are simply made again.
+                # An unreadable cache is treated as empty: the hashes are computed again.
                 self._entries = {}
 
     def file_digest(self, path: Path) -> str:
-        """Hash of the file's bytes, read only if size or time differ from what is remembered."""
+        """Return the hash of the file's bytes, which are read only if size or time differ from the cached entry."""
         path = path.resolve()
         look = _look(path)
         known = self._entries.get(str(path))
@@ -120,15 +121,15 @@ class DigestCache:
         return value
 
     def remember(self, path: Path, value: str) -> None:
-        """Take the hash of a file that was just written."""
+        """Store the hash of a file that was just written."""
         path = path.resolve()
         self._entries[str(path)] = (_look(path), value)
         self._changed = True
 
     def save(self) -> None:
-        """Write the cache file, if there is one and something is new."""
+        """Write the cache file, if there is one and anything has changed."""
         if self._file is not None and self._changed:
-            # Where the cache cannot be kept (a home that is read-only), the hashes are made again next time.
+            # If the cache cannot be written (a read-only home), the hashes are computed again next time.
             with contextlib.suppress(OSError):
                 atomic_write(self._file, json.dumps(self._entries).encode())
             self._changed = False
@@ -136,5 +137,5 @@ class DigestCache:
 
 def _look(path: Path) -> str:
     stat = path.stat()
-    # Time of change and inode catch a file that was replaced by one of equal size and time.
+    # Change time and inode detect a file that was replaced by one of equal size and modification time.
     return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"

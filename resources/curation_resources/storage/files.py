@@ -1,7 +1,8 @@
-"""Where files are kept: a folder, or a prefix of an S3 bucket (`storage.s3`), with the same promises.
+"""The storage contract for files, and its implementation for a folder; `storage.s3` implements it for an S3 prefix.
 
-A file is written whole or not at all, created once however many try, and a small one is replaced by compare-and-swap.
-Paths are relative to the storage's root, with `/`. Names that begin with a dot are the storage's own.
+Files are written atomically, created by exactly one of several writers, and small ones are replaced by
+compare-and-swap.
+Paths are relative to the storage's root, with `/`. Names that begin with a dot are reserved for the storage.
 """
 
 from __future__ import annotations
@@ -24,26 +25,26 @@ from curation_resources.storage.digests import atomic_write, replacing
 
 
 class StorageError(UserError):
-    """A storage cannot be used as it is; the message says how to mend it."""
+    """A storage cannot be used; the message states the fix."""
 
 
 class AccessRefusedError(StorageError):
-    """A storage, or a file of it, may not be read or written with the rights at hand."""
+    """The current credentials may not read or write a storage, or a file in it."""
 
 
 class FileChangedError(OSError):
-    """A file is another one than the one that was asked for."""
+    """A file has changed since the version that was requested."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file as a listing saw it.
+    """A file in a listing.
 
     Attributes:
         path: below the root.
         size: in bytes.
-        version: what changes with its content.
-        modified: when it was last written, in seconds since 1970.
+        version: changes with the file's content.
+        modified: time of the last write, in seconds since 1970.
     """
 
     path: str
@@ -58,17 +59,17 @@ class StoredFile:
 
 
 CLAIM = ".claim"
-"""A folder of a bucket that is being made holds this file meanwhile."""
+"""A folder in a bucket contains this file while it is being made."""
 
 MAKING = ".making-"
-"""What the name of a temporary folder begins with."""
+"""Prefix of the names of temporary folders."""
 
 TEMPORARY = ".tmp"
-"""What the name of a temporary file ends with; it begins with a dot."""
+"""Suffix of the names of temporary files, which also begin with a dot."""
 
 
 def is_unfinished(path: str) -> bool:
-    """Whether a path is of something that is being written, or that was, by a process that died over it."""
+    """Return True if a path belongs to a write that is in progress, or whose process died."""
     *above, name = path.split("/")
     if any(part.startswith(MAKING) for part in above):
         return True
@@ -81,20 +82,20 @@ class Storage(ABC):
     @property
     @abstractmethod
     def place(self) -> str:
-        """The root as people know it: a folder, or s3://bucket/prefix."""
+        """The root for people: a folder, or s3://bucket/prefix."""
 
     @property
     def at_once(self) -> int:
-        """How many small files are best read at the same time."""
+        """The number of small files to read concurrently for best speed."""
         return 1
 
     def shown(self, path: str) -> str:
-        """A path as people know it."""
+        """Return a path for people, including the root."""
         return f"{self.place}/{path}"
 
     @abstractmethod
     def prepare(self) -> None:
-        """Make the root, if that is needed.
+        """Create the root, if necessary.
 
         Raises:
             StorageError: it cannot be used.
@@ -102,104 +103,106 @@ class Storage(ABC):
 
     @abstractmethod
     def open(self, path: str) -> AbstractContextManager[BinaryIO]:
-        """A file for reading: one state of it, whoever replaces it meanwhile.
+        """Open a file for reading. The stream keeps one version of it, even if it is replaced.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no such file.
         """
 
     def open_end(self, path: str) -> AbstractContextManager[BinaryIO]:
-        """A stream that ends as a file does, with at least its Parquet footer; see `open`."""
+        """Open a stream that contains at least the file's Parquet footer, at its end; see `open`."""
         return self.open(path)
 
     def read(self, path: str) -> bytes:
-        """A whole file; see `open`."""
+        """Read a whole file; see `open`."""
         with self.open(path) as stream:
             return stream.read()
 
     @abstractmethod
     def write(self, path: str, data: bytes) -> None:
-        """Write a file, replacing what was there."""
+        """Write a file, replacing an existing one."""
 
     @abstractmethod
     def writing(self, path: str) -> AbstractContextManager[Path]:
-        """A file of this machine to be filled, which becomes `path` when the block ends without an error."""
+        """Yield a local file to fill; it becomes `path` if the block ends without an error."""
 
     @abstractmethod
     def create(self, path: str, data: bytes) -> bool:
-        """Write a file, unless there is one: of several makers one wins. False if there was one."""
+        """Write a file unless it exists; of several writers one succeeds. Return False if it existed."""
 
     @abstractmethod
     def swap(self, path: str, expected: bytes | None, new: bytes) -> bool:
-        """Replace a small file if it still reads `expected` (None: there is none); False if it does not."""
+        """Replace a small file if it still equals `expected` (None: does not exist); return False if it does not."""
 
     @abstractmethod
     def remove(self, path: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it exists."""
 
     @abstractmethod
     def remove_folder(self, path: str) -> None:
-        """Remove a folder with all that lies below it, if it is there; killed meanwhile, some of it is left."""
+        """Remove a folder and everything below it, if it exists; if interrupted, a part remains."""
 
     @abstractmethod
     def exists(self, path: str) -> bool:
-        """Whether there is a file of that path."""
+        """Return True if the file exists."""
 
     @abstractmethod
     def files(self, folder: str) -> list[StoredFile]:
-        """The files of a folder, sorted by path; not those of folders in it."""
+        """Return the files of a folder, sorted by path, without those in subfolders."""
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files of a folder, sorted; where that is cheaper, without a look at each."""
+        """Return the names of a folder's files, sorted; does not stat each file if that is cheaper."""
         return [file.name for file in self.files(folder)]
 
     def sizes(self, folder: str, names: Collection[str]) -> dict[str, int]:
-        """Bytes of those of the named files that are in a folder."""
+        """Return the sizes in bytes of the named files that exist in a folder."""
         wanted = set(names)
         return {file.name: file.size for file in self.files(folder) if file.name in wanted}
 
     @abstractmethod
     def walk(self, folder: str) -> list[StoredFile]:
-        """All files below a folder, sorted by path."""
+        """Return all files below a folder, sorted by path."""
 
     def hidden(self, folder: str) -> list[str]:  # noqa: ARG002 - a bucket has none
-        """Names, in the folder, of files that `walk` leaves out since they, or a folder of theirs, begin with a dot;
-        those of writes that are in progress are not among them."""
+        """Return the names of files that `walk` skips because a part of their path begins with a dot.
+
+        Files of writes that are in progress are excluded.
+        """
         return []
 
     @abstractmethod
     def unfinished(self) -> list[StoredFile]:
-        """Files of writes that are in progress, or that died (`is_unfinished`), sorted by path."""
+        """Return the files of writes that are in progress or died (`is_unfinished`), sorted by path."""
 
     @abstractmethod
     def folders(self, folder: str) -> list[str]:
-        """Names of the folders in a folder, sorted."""
+        """Return the names of the folders in a folder, sorted."""
 
     @abstractmethod
     def make_folder(self, path: str, fill: Callable[[Path], None], last: str) -> bool:
-        """Make a folder whole, or not at all; False if it is there already (and nothing is changed).
+        """Create a folder atomically; return False, without changes, if it exists already.
 
         Args:
             path: the folder.
             fill: writes the contents into the local, temporary folder that it is given.
-            last: the name of a file in it: a folder that holds this one is whole.
+            last: name of a file in it whose presence marks the folder as complete.
         """
 
     @abstractmethod
     def local(self, path: str) -> Path:
-        """A file or folder, which is never changed once it is there, as one on this machine's disk.
+        """Return a local path for an immutable file or folder.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: it does not exist.
         """
 
     @abstractmethod
     def scan_parquet(self, paths: Sequence[str], schema: dict[str, pl.DataType]) -> pl.LazyFrame:
-        """Lazy frame over Parquet files; a column of the schema that a file lacks is null there."""
+        """Return a lazy frame over Parquet files; columns of the schema that a file lacks are null."""
 
 
 class FolderStorage(Storage):
-    """A folder of this machine."""
+    """A local folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -210,28 +213,28 @@ class FolderStorage(Storage):
         return str(self.root)
 
     def prepare(self) -> None:
-        """Make the folder."""
+        """Create the folder."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"{self.root} cannot be used ({error})") from error
+            raise StorageError(f"cannot use the folder {self.root} ({error})") from error
 
     def open(self, path: str) -> AbstractContextManager[BinaryIO]:
-        """Open the file: a handle stays with one state of it."""
+        """Open the file: the handle keeps one version of it."""
         return (self.root / path).open("rb")
 
     def write(self, path: str, data: bytes) -> None:
-        """Write beside it, then rename."""
+        """Write a temporary file beside it, then rename."""
         atomic_write(self.root / path, data)
 
     @contextmanager
     def writing(self, path: str) -> Iterator[Path]:
-        """Fill a file beside it, then rename."""
+        """Fill a temporary file beside it, then rename."""
         with replacing(self.root / path) as beside:
             yield beside
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write beside it, then link, which fails if there is one."""
+        """Write a temporary file beside it, then link, which fails if the name exists."""
         final = self.root / path
         if final.exists():
             return False
@@ -268,15 +271,15 @@ class FolderStorage(Storage):
             shutil.rmtree(self.root / path)
 
     def exists(self, path: str) -> bool:
-        """Whether it is a file."""
+        """Return True if it is a file."""
         return (self.root / path).is_file()
 
     def files(self, folder: str) -> list[StoredFile]:
-        """What lies in the folder."""
+        """Return the files in the folder."""
         return self._seen((self.root / folder).glob("[!.]*"))
 
     def names(self, folder: str) -> list[str]:
-        """What lies in the folder; of links alone it is asked what they lead to."""
+        """Return the names in the folder; only symbolic links need a stat."""
         try:
             with os.scandir(self.root / folder) as entries:
                 return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
@@ -284,33 +287,33 @@ class FolderStorage(Storage):
             return []
 
     def sizes(self, folder: str, names: Collection[str]) -> dict[str, int]:
-        """A look at each."""
+        """Stat each file."""
         return {file.name: file.size for file in self._seen(self.root / folder / name for name in names)}
 
     def walk(self, folder: str) -> list[StoredFile]:
-        """What lies below the folder."""
+        """Return the files below the folder."""
         top = self.root / folder
         found = top.rglob("[!.]*")
         return self._seen(p for p in found if not any(part.startswith(".") for part in p.relative_to(top).parts))
 
     def hidden(self, folder: str) -> list[str]:
-        """What begins with a dot."""
+        """Return the files with a dotted name in their path."""
         top = self.root / folder
         names = [path.relative_to(top).as_posix() for path in top.rglob("*") if path.is_file()]
         dotted = [name for name in names if any(part.startswith(".") for part in name.split("/"))]
         return sorted(name for name in dotted if not is_unfinished(name))
 
     def unfinished(self) -> list[StoredFile]:
-        """What lies anywhere under a temporary name."""
+        """Return the files under any temporary name."""
         found = self.root.rglob("*")
         return self._seen(path for path in found if is_unfinished(path.relative_to(self.root).as_posix()))
 
     def folders(self, folder: str) -> list[str]:
-        """Folders in the folder."""
+        """Return the folders in the folder."""
         return sorted(path.name for path in (self.root / folder).glob("[!.]*") if path.is_dir())
 
     def make_folder(self, path: str, fill: Callable[[Path], None], last: str) -> bool:  # noqa: ARG002
-        """Fill a temporary folder beside it, then rename, which fails onto one that has content."""
+        """Fill a temporary folder beside it, then rename, which fails if the target has content."""
         final = self.root / path
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():
@@ -334,11 +337,11 @@ class FolderStorage(Storage):
             shutil.rmtree(temporary, ignore_errors=True)
 
     def local(self, path: str) -> Path:
-        """The file or folder itself."""
+        """Return the file or folder itself."""
         return self.root / path
 
     def scan_parquet(self, paths: Sequence[str], schema: dict[str, pl.DataType]) -> pl.LazyFrame:
-        """Scan the files where they are."""
+        """Scan the files in place."""
         files = [self.root / path for path in paths]
         return pl.scan_parquet(files, schema=schema, missing_columns="insert", hive_partitioning=False, glob=False)
 
@@ -347,7 +350,7 @@ class FolderStorage(Storage):
         for path in paths:
             try:
                 stat = path.stat()
-            except FileNotFoundError:  # replaced or removed since it was listed
+            except FileNotFoundError:  # replaced or removed since the listing
                 continue
             if path.is_file():
                 version = f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}"

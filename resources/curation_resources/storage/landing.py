@@ -1,6 +1,6 @@
-"""Where shards arrive: what every landing area promises, naming partitions, and a folder as one.
+"""The landing area for shards: its contract, the naming of partitions, and the implementation for a folder.
 
-A landing area in a bucket is `curation_resources.storage.s3_landing`.
+`curation_resources.storage.s3_landing` implements a landing area in a bucket.
 """
 
 from __future__ import annotations
@@ -19,40 +19,41 @@ from curation_resources.storage.digests import DigestCache
 SHARD_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".jp2")
-"""Files that rows refer to: they lie among the shards by design."""
+"""Suffixes of images that rows refer to, which are expected among the shards."""
 SETTLE_SECONDS = 2.0
 UNREADABLE = "unreadable"
-"""Stands for the content hash of a file that cannot be opened."""
-# A key is the name of files of ours, with a suffix; file systems allow 255 bytes.
+"""Replaces the content hash of a file that cannot be opened."""
+# Keys become file names of ours, with a suffix; file systems allow 255 bytes.
 LONGEST_KEY = 240
 HIDDEN = (".", "_")
-"""Files and folders whose names begin so are not looked at."""
+"""Prefixes of the names of files and folders to ignore."""
 
 
 class LandingError(UserError):
-    """The landing area cannot be read as it is."""
+    """The landing area cannot be read."""
 
 
 def partition_key(name: str) -> str:
-    """A partition key for a file's path below the landing folder; `file_name` is its inverse.
+    """Return the partition key of a file's path below the landing folder; `file_name` is the inverse.
 
-    Only letters, digits, `_`, `-`, single dots and `=XX` escapes remain, so the key is also a file name,
-    and can hold neither a path separator nor Dagster's range marker.
+    A key consists only of letters, digits, `_`, `-`, single dots and `=XX` escapes, so it is also a file name, and can
+    contain neither a path separator nor Dagster's range marker.
     """
     return quote(name, safe="").replace("~", "%7E").replace("..", ".%2E").replace("%", "=")
 
 
 def file_name(key: str) -> str:
-    """The path below the landing folder that a partition key stands for."""
+    """Return the path below the landing folder of a partition key."""
     return unquote(key.replace("=", "%"))
 
 
 @dataclass(frozen=True)
 class LandingFile:
-    """A file as one look at the landing area saw it.
+    """A file in a listing of the landing area.
 
-    `version` changes with its content where a listing says so (in a bucket), and is empty where size and time of
-    change have to do (in a folder); `modified_ns` is 0 where they need not.
+    `version` changes with its content if the listing provides one (in a bucket), and is empty if size and modification
+    time
+    have to suffice (in a folder). `modified_ns` is 0 if it is not needed.
     """
 
     name: str
@@ -70,16 +71,16 @@ class Landing(ABC):
     """A landing area: every .jsonl, .jsonl.gz and .parquet file below it is a shard."""
 
     arrives_whole: bool
-    """Whether a file that is seen is complete; one that may be half-copied is looked at twice."""
+    """True if a listed file is always complete; otherwise it may be half-copied and is checked twice."""
 
     @property
     @abstractmethod
     def place(self) -> str:
-        """The area as people know it: a folder, or s3://bucket/prefix."""
+        """The area for people: a folder, or s3://bucket/prefix."""
 
     @abstractmethod
     def files(self) -> list[LandingFile]:
-        """All shard files, sorted by name.
+        """Return all shard files, sorted by name.
 
         Raises:
             LandingError: the area does not exist, or cannot be listed.
@@ -87,10 +88,11 @@ class Landing(ABC):
 
     @abstractmethod
     def ignored(self) -> list[str]:
-        """What no shard is made of: shown to the user, so that nothing is missed.
+        """Return the files that are not shards, for display, so that users notice missing data.
 
-        Files of other kinds (but for images, which rows refer to) by their names, those that cannot be shards
-        also with the reason. What a terminal would not print is escaped.
+        Files of other types (except images, which rows refer to) are listed by name, those with a shard's suffix also
+        with the
+        reason. Unprintable characters are escaped.
 
         Raises:
             LandingError: as `files`.
@@ -98,7 +100,7 @@ class Landing(ABC):
 
     @abstractmethod
     def settled(self, wait: bool = True) -> list[LandingFile]:
-        """The files that are not being written; with `wait`, those too that only time can tell of.
+        """Return the files that are not being written; with `wait`, also check files that need time for it.
 
         Raises:
             LandingError: as `files`.
@@ -106,35 +108,35 @@ class Landing(ABC):
 
     @abstractmethod
     def digests(self, files: Iterable[LandingFile]) -> dict[str, str]:
-        """What stands for the content of files, by shard."""
+        """Return the content hash (or version) of files, by shard."""
 
     @abstractmethod
     def digest(self, shard: str) -> str:
-        """What stands for a file's content now, or UNREADABLE: one file must not stop the others."""
+        """Return a file's current content hash or version, or UNREADABLE: one file must not block the others."""
 
     @abstractmethod
     def exists(self, shard: str) -> bool:
-        """Whether the file of a shard is there."""
+        """Return True if the shard's file exists."""
 
     @abstractmethod
     def path(self, shard: str) -> Path:
-        """The file of a shard on this machine's disk.
+        """Return the local path of a shard's file.
 
         Raises:
-            LandingError: the key leads out of the landing area.
-            OSError: it is not there (where it has to be fetched), or may not be read.
+            LandingError: the key points outside the landing area.
+            OSError: the file does not exist (if it has to be downloaded), or may not be read.
         """
 
     @abstractmethod
     def open(self, shard: str) -> BinaryIO:
-        """The file of a shard as a stream, for a look at a part of it; raises what `path` raises."""
+        """Open a shard's file as a stream, for reading a part of it; raises the same errors as `path`."""
 
     @abstractmethod
     def folder(self, shard: str) -> Path:
-        """The folder on this machine that relative paths in a shard's rows start from.
+        """Return the local folder that relative paths in a shard's rows start from.
 
         Raises:
-            LandingError: the key leads out of the landing area.
+            LandingError: the key points outside the landing area.
         """
 
 
@@ -158,7 +160,7 @@ class FolderLanding(Landing):
         return str(self.root)
 
     def files(self) -> list[LandingFile]:
-        """All shard files, sorted by name.
+        """Return all shard files, sorted by name.
 
         Raises:
             LandingError: the folder does not exist.
@@ -167,15 +169,16 @@ class FolderLanding(Landing):
         return [look for look in looks if look is not None]
 
     def ignored(self) -> list[str]:
-        """See `Landing.ignored`; with a reason: links that lead out or to folders, and names that cannot be keys."""
+        """See `Landing.ignored`; with a reason: links to folders or outside, and names that cannot be keys."""
         objections = ((self._name(path), self._objection(path)) for path in self._walk())
         return told((name, reason) for name, reason in objections if reason is not None)
 
     def settled(self, wait: bool = True) -> list[LandingFile]:
-        """The files that are not being written: same size and time at two looks.
+        """Return the files that are not being written: size and time are equal at two looks.
 
-        A file whose time lies further back than `SETTLE_SECONDS` needs no second look. With `wait`, the
-        second look comes `SETTLE_SECONDS` later; without, fresh files are left for the next call.
+        A file older than `SETTLE_SECONDS` needs no second look. With `wait`, the second look follows after
+        `SETTLE_SECONDS`;
+        without, fresh files are left for the next call.
         """
         first = self.files()
         now = time.time_ns()
@@ -189,44 +192,46 @@ class FolderLanding(Landing):
         return [f for f in first if f in again]
 
     def digests(self, files: Iterable[LandingFile]) -> dict[str, str]:
-        """Content hash by shard, from the cache where size and time have not changed."""
+        """Return content hashes by shard, from the cache where size and time have not changed."""
         digests = {file.shard: self.digest(file.shard) for file in files}
         self.cache.save()
         return digests
 
     def digest(self, shard: str) -> str:
-        """Content hash of the file, or UNREADABLE."""
+        """Return the file's content hash, or UNREADABLE."""
         try:
             return self.cache.file_digest(self.path(shard))
         except OSError:
             return UNREADABLE
 
     def exists(self, shard: str) -> bool:
-        """Whether it is a file."""
+        """Return True if it is a file."""
         return self.path(shard).is_file()
 
     def path(self, shard: str) -> Path:
-        """The file itself, where links lead."""
+        """Return the file's path with links resolved."""
         try:
             path = (self.root / file_name(shard)).resolve()
         except (OSError, RuntimeError, ValueError) as error:
-            raise LandingError(f"shard {shard} names no file of the landing folder {self.root}: {error}") from error
+            raise LandingError(
+                f"shard {shard} is not a valid path below the landing folder {self.root}: {error}"
+            ) from error
         if not path.is_relative_to(self.root.resolve()):
-            raise LandingError(f"shard {shard} leads out of the landing folder {self.root}")
+            raise LandingError(f"shard {shard} points outside the landing folder {self.root}")
         return path
 
     def open(self, shard: str) -> BinaryIO:
-        """The file itself."""
+        """Open the file itself."""
         return self.path(shard).open("rb")
 
     def folder(self, shard: str) -> Path:
-        """The file's own folder."""
+        """Return the file's own folder."""
         return self.path(shard).parent
 
     def _walk(self) -> list[Path]:
         if not self.root.is_dir():
             raise LandingError(
-                f"landing folder {self.root} does not exist: create it, or set corpus.landing in curation.yaml"
+                f"landing folder {self.root} does not exist. Create it, or set corpus.landing in curation.yaml."
             )
         return sorted(
             path
@@ -236,13 +241,13 @@ class FolderLanding(Landing):
         )
 
     def _objection(self, path: Path) -> str | None:
-        """Why a file is no shard, to stand behind its name (empty: it is of another kind); None if it is one."""
+        """Return why a file is not a shard, as a suffix to its name (empty: another file type); None if it is one."""
         name = self._name(path)
         if path.is_symlink():
             if not path.is_file():
                 return " (a link to a folder, or to nothing)"
             if not path.resolve().is_relative_to(self.root.resolve()):
-                return " (a link that leads out of the landing folder)"
+                return " (a link that points outside the landing folder)"
         return name_objection(name)
 
     def _name(self, path: Path) -> str:
@@ -251,13 +256,13 @@ class FolderLanding(Landing):
     def _look(self, path: Path) -> LandingFile | None:
         try:
             stat = path.stat()
-        except FileNotFoundError:  # removed since it was listed
+        except FileNotFoundError:  # removed since the listing
             return None
         return LandingFile(self._name(path), stat.st_size, stat.st_mtime_ns)
 
 
 def name_objection(name: str) -> str | None:
-    """Why a file of that path is no shard, to stand behind it (empty: it is of another kind); None if it is one."""
+    """Return why a path is not a shard's, as a suffix to the path (empty: another file type); None if it is one."""
     if not name.endswith(SHARD_SUFFIXES):
         return ""
     if not _is_unicode(name):
@@ -266,7 +271,7 @@ def name_objection(name: str) -> str | None:
 
 
 def told(objections: Iterable[tuple[str, str]]) -> list[str]:
-    """What is said of files that are no shards: of images that rows may refer to nothing."""
+    """Return the names and reasons of files that are not shards, without images that rows may refer to."""
     return [
         printable(name) + reason for name, reason in objections if reason or not name.lower().endswith(IMAGE_SUFFIXES)
     ]
@@ -281,5 +286,5 @@ def _is_unicode(name: str) -> bool:
 
 
 def printable(name: str) -> str:
-    """A name as one line that says all of it: what a terminal would obey, break at or leave out is escaped."""
+    """Return a name as one complete line: characters that a terminal would interpret, break at or omit are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)

@@ -1,7 +1,7 @@
-"""Folders of this machine that stand for a prefix of a bucket: a file comes as it is asked for.
+"""Local folders that mirror a prefix of a bucket; each file is downloaded on first use.
 
-Rows name images by paths relative to their shard's file. Who follows such a path below a folder asks `fetched`
-first, which leaves paths of ordinary folders alone.
+Rows name images by paths relative to their shard's file. Code that resolves such a path below a folder calls `fetched`
+first, which does nothing for paths in ordinary folders.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOUNTED: dict[Path, Mirror] = {}
 
 @dataclass(frozen=True)
 class _Copy:
-    """What is known of a copy: the object's version, hash and size, and what tells the copy from another one."""
+    """A copy's record: the object's version, hash and size, and the size and time that identify the copy."""
 
     version: str
     digest: str
@@ -38,7 +38,7 @@ class Mirror:
     Args:
         storage: the prefix.
         root: the folder, with its links resolved.
-        limit: of a larger file only as many bytes, and one, are kept: enough to see that it is too large.
+        limit: of a larger file only `limit` + 1 bytes are kept, enough to see that it is too large.
     """
 
     def __init__(self, storage: S3Storage, root: Path, limit: int) -> None:
@@ -47,14 +47,14 @@ class Mirror:
         self._limit = limit
 
     def fetch(self, path: Path, wanted: str | None = None) -> str:
-        """Bring the copy up to date; gives the BLAKE2b-128 of the object's bytes, as many as they are.
+        """Bring the copy up to date; return the BLAKE2b-128 hash of all the object's bytes.
 
         Args:
             path: of the copy, below the root.
-            wanted: a hash: a copy that has it is left as it is, and nothing is asked for.
+            wanted: a hash: a copy with this hash is used without a request.
 
         Raises:
-            OSError: there is no such object, it may not be read, or it cannot be kept.
+            OSError: the object does not exist, may not be read, or cannot be stored.
             StorageError: S3 cannot be used.
         """
         known = self._known(path)
@@ -86,34 +86,34 @@ class Mirror:
         return copy.digest
 
     def _known(self, path: Path) -> _Copy | None:
-        """What is recorded of a copy; None if it is another one, or less is kept of it than is allowed now."""
+        """Return a copy's record; None if the copy has changed, or less of it was kept than the limit allows now."""
         try:
             copy = _Copy(**json.loads(self._record(path).read_text()))
             stat = path.stat()
         except (OSError, ValueError, TypeError):
-            # A copy of which nothing is known is fetched again.
+            # A copy without a readable record is fetched again.
             return None
-        as_it_was = (copy.kept, copy.modified_ns) == (stat.st_size, stat.st_mtime_ns)
-        return copy if as_it_was and copy.kept >= min(copy.size, self._limit + 1) else None
+        unchanged = (copy.kept, copy.modified_ns) == (stat.st_size, stat.st_mtime_ns)
+        return copy if unchanged and copy.kept >= min(copy.size, self._limit + 1) else None
 
     def _record(self, path: Path) -> Path:
         return self.root.with_name("records") / f"{digest(path.relative_to(self.root).as_posix())}.json"
 
 
 def mount(mirror: Mirror) -> None:
-    """Have `fetched` ask this mirror for what lies below its root."""
+    """Register a mirror, so that `fetched` uses it for paths below its root."""
     _MOUNTED[mirror.root] = mirror
 
 
 def fetched(path: Path, wanted: str | None = None) -> str | None:
-    """Have the file of a resolved path there, if it lies in a mirror; gives its hash then, else None.
+    """Download the file of a resolved path if it lies in a mirror; return its hash, or None outside mirrors.
 
     Args:
         path: the file.
         wanted: see `Mirror.fetch`.
 
     Raises:
-        OSError: it is in a mirror and cannot be had.
+        OSError: the file is in a mirror and is not available.
         StorageError: the mirror's bucket cannot be used.
     """
     for parent in path.parents:

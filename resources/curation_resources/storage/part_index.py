@@ -1,4 +1,4 @@
-"""Which part holds which sample, for many more samples than are asked about at a time."""
+"""An index from samples to the parts that contain them, for many more samples than a query has."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 import polars as pl
 
 CHUNKS = 256
-"""Blocks of memory after so many of which they are made one."""
+"""Number of memory blocks after which they are merged."""
 
 
 class PartIndex:
-    """Parts by the samples that they hold: 20 bytes a sample, whatever its id looks like.
+    """Maps samples to the parts that contain them, in 20 bytes per sample, whatever the length of its id.
 
-    Of ids only two hashes of 64 bits are kept. A question is one look over the first of them, and sorts nothing.
+    Only two 64-bit hashes of each id are kept. A query is one pass over the first of them, without sorting.
     """
 
     def __init__(self) -> None:
@@ -23,20 +23,20 @@ class PartIndex:
         self._rows: dict[str, int] = {}
 
     def __len__(self) -> int:
-        """Rows of all parts together."""
+        """Return the number of rows of all parts together."""
         return sum(self._rows.values())
 
     @property
     def parts(self) -> set[str]:
-        """Names of the parts."""
+        """The names of the parts."""
         return set(self._numbers)
 
     def rows_of(self, part: str) -> int:
-        """Samples that a part holds."""
+        """Return the number of samples in a part."""
         return self._rows[part]
 
     def add(self, parts: Mapping[str, pl.Series]) -> None:
-        """Take in parts, by name, with the sample_ids that they hold."""
+        """Add parts, by name, with their sample_ids."""
         frames = [self._held]
         for name, sample_ids in parts.items():
             number = len(self._names)
@@ -48,16 +48,16 @@ class PartIndex:
             self._held = self._held.rechunk()
 
     def drop(self, parts: Iterable[str]) -> None:
-        """Let go of parts."""
+        """Remove parts."""
         for name in parts:
             del self._numbers[name], self._rows[name]
-        # Their rows go when they are most of what is held: moving the others costs more than passing over them.
+        # Rows are removed once they are the majority: moving the others costs more than skipping over them.
         if 2 * len(self) < len(self._held):
             living = pl.Series(list(self._numbers.values()), dtype=pl.UInt32)
             self._held = self._held.filter(pl.col("part").is_in(living.implode()))
 
     def find(self, sample_ids: pl.Series) -> pl.DataFrame:
-        """Every part that holds one of these samples: sample_id and part, a row a pair."""
+        """Return every part that contains one of these samples, as one row of sample_id and part per pair."""
         wanted = sample_ids.unique().cast(pl.String)
         asked = _hashed(wanted).with_columns(sample_id=wanted)
         near = self._held.filter(pl.col("first").is_in(asked["first"].implode()))

@@ -1,4 +1,4 @@
-"""Measured rows: append-only parts that are named by their content, and an index of the samples that they hold."""
+"""Measured rows: append-only parts named by their content, with an index of the samples that they contain."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from curation_resources.storage.warehouse import TABLE, Warehouse, parquet_bytes
 
 PREFIX = "part-"
 LONGEST_CHANGE = 60.0
-"""Seconds for which a reader looks again while parts go: they are removed one after another."""
+"""Seconds for which a reader retries while parts are removed one after another."""
 
 Found = TypeVar("Found")
 logger = logging.getLogger("curation")
@@ -24,10 +24,10 @@ logger = logging.getLogger("curation")
 class Measurements:
     """The rows of one signal under one fingerprint, in append-only parts, keyed by sample_id.
 
-    A part is a Parquet file named by the hash of its bytes; its `sample_id` column is its index. Writers only ever
-    add parts, or make one of several, so that they cannot disturb one another; if two measure the same sample, the
-    row of the part that sorts first counts. A part whose bytes are not those of its name is set aside: its samples
-    have not been measured then.
+    A part is a Parquet file named by the hash of its bytes; its `sample_id` column is its index. Writers only add
+    parts, or
+    merge several into one, so they cannot disturb one another; if two measure the same sample, the row in the part that
+    sorts first counts. A part whose bytes do not match its name is set aside, and its samples count as not measured.
     """
 
     def __init__(self, warehouse: Warehouse, folder: str) -> None:
@@ -37,7 +37,7 @@ class Measurements:
         self._looked = False
 
     def append(self, frame: pl.DataFrame) -> str:
-        """Commit rows as one part; gives the part's name."""
+        """Commit rows as one part; return the part's name."""
         data = parquet_bytes(frame, {})
         name = PREFIX + bytes_digest(data)
         self._warehouse.write_named(self.path(name), data, name.removeprefix(PREFIX))
@@ -46,20 +46,20 @@ class Measurements:
         return name
 
     def names(self) -> set[str]:
-        """Names of all parts that are whole. Parts never change: each is read once."""
+        """Return the names of all intact parts. Parts never change, so each is read once."""
         self._refresh()
         return self._index.parts
 
     def held(self, sample_ids: pl.Series) -> pl.DataFrame:
-        """Those of the samples that are measured, each with the part that counts: sample_id and part.
+        """Return the measured samples among these, each with the part that counts: sample_id and part.
 
-        Parts are listed anew only if a sample is in none of those that are known: a listing is long in the end.
+        Parts are listed again only if a sample is in none of the known ones, because a listing grows long over time.
         """
         found = self._found(sample_ids)
         return found.sort("part").unique("sample_id", keep="first", maintain_order=True)
 
     def _found(self, sample_ids: pl.Series) -> pl.DataFrame:
-        """Every part that holds one of these samples."""
+        """Return every part that contains one of these samples."""
         found = self._index.find(sample_ids)
         if not self._looked or found["sample_id"].n_unique() < sample_ids.n_unique():
             self._refresh()
@@ -67,22 +67,22 @@ class Measurements:
         return found
 
     def parts_of(self, sample_ids: pl.Series) -> list[str]:
-        """Names of the parts that hold these samples, sorted."""
+        """Return the names of the parts that contain these samples, sorted."""
         return self.held(sample_ids)["part"].unique().sort().to_list()
 
     def missing(self, sample_ids: pl.Series) -> set[str]:
-        """Those of the sample_ids that have not been measured, as it is now."""
+        """Return the sample_ids that have not been measured, after a refresh of the index."""
         self._refresh()
         return set(sample_ids.unique().to_list()) - set(self._index.find(sample_ids)["sample_id"].to_list())
 
     def rows(self, sample_ids: pl.Series) -> pl.DataFrame | None:
-        """The rows of these samples, in order of sample_id; None if nothing at all has been measured."""
-        return self._steady(lambda: self._rows(sample_ids))
+        """Return the rows of these samples, in order of sample_id; None if nothing at all has been measured."""
+        return self._with_retry(lambda: self._rows(sample_ids))
 
     def compact(self, sample_ids: pl.Series) -> None:
-        """Make one part of those that hold no other samples than these: the many that a visit to a shard leaves.
+        """Merge the parts that contain only these samples; one visit to a shard leaves many.
 
-        The new part is there before the others go; who reads meanwhile, looks again.
+        The new part exists before the others are removed; concurrent readers retry.
         """
         own = self._found(sample_ids).group_by("part").agg(pl.col("sample_id").n_unique())
         parts = sorted(part for part, count in own.iter_rows() if count == self._index.rows_of(part))
@@ -90,7 +90,7 @@ class Measurements:
             return
         try:
             rows = pl.concat(self._warehouse.read_table(self.path(name)) for name in parts)
-        except FileNotFoundError:  # another process is at it
+        except FileNotFoundError:  # another process is compacting
             self._refresh()
             return
         whole = self.append(rows.unique("sample_id", keep="first", maintain_order=True).sort("sample_id"))
@@ -100,7 +100,7 @@ class Measurements:
                 self._index.drop([name])
 
     def path(self, name: str) -> str:
-        """Where a part lies."""
+        """Return a part's path."""
         return f"{self.folder}/{name}{TABLE}"
 
     def _rows(self, sample_ids: pl.Series) -> pl.DataFrame | None:
@@ -108,7 +108,7 @@ class Measurements:
         parts = wanted["part"].unique().sort().to_list() or sorted(self._index.parts)[:1]
         if not parts:
             return None
-        # All of them: one that went meanwhile must not be passed over.
+        # Scan all of them, so that a part removed meanwhile raises an error instead of being skipped.
         lazy = self._warehouse.scan_all([self.path(name) for name in parts])
         return (
             lazy.join(wanted.select("sample_id").lazy(), on="sample_id", how="semi", maintain_order="left")
@@ -118,13 +118,14 @@ class Measurements:
         )
 
     def _refresh(self) -> None:
-        """Bring the index up to date: parts may have come, and gone."""
+        """Update the index with added and removed parts."""
         self._looked = True
         names = set(self._warehouse.names(self.folder))
         if names == self._index.parts:
             return None
-        # A listing during which parts become one may hold neither these nor the one. The next one does, unless others
-        # went meanwhile; that some only came is no reason to look again, since others may add parts all the time.
+        # A listing that overlaps with a merge may contain neither the old parts nor the new one. List again until no
+        # part has
+        # disappeared; parts that were only added are no reason to list again, since others may add parts all the time.
         while not names <= (again := set(self._warehouse.names(self.folder))):
             names = again
         names = again
@@ -132,28 +133,28 @@ class Measurements:
         for name in self._whole(sorted(names - self._index.parts)):
             try:
                 new[name] = self._warehouse.read_columns(self.path(name), "sample_id")["sample_id"]
-            except FileNotFoundError:  # another process made one part of it and others
+            except FileNotFoundError:  # another process merged it with others
                 return self._refresh()
         self._index.drop(self._index.parts - names)
         self._index.add(new)
         return None
 
     def _whole(self, names: list[str]) -> list[str]:
-        """The parts without those that are damaged, which are set aside."""
+        """Return the intact parts; damaged ones are set aside."""
         contents = {self.path(name): name.removeprefix(PREFIX) for name in names}
         damaged = self._warehouse.damaged(contents)
         for path in damaged:
             aside = self._warehouse.set_aside(path)
             shown = self._warehouse.storage.shown
             logger.warning(
-                "%s is not what was written: it lies in %s now, and what it held is measured again",
+                "%s is damaged; it was moved to %s, and its samples will be measured again",
                 shown(path),
                 shown(aside),
             )
         return [name for name in names if self.path(name) not in damaged]
 
-    def _steady(self, read: Callable[[], Found]) -> Found:
-        """Read, once more if parts went meanwhile."""
+    def _with_retry(self, read: Callable[[], Found]) -> Found:
+        """Read, and retry if parts were removed meanwhile."""
         begun = time.monotonic()
         while True:
             before = self._index.parts

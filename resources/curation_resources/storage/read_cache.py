@@ -1,4 +1,4 @@
-"""Answers of storages, remembered while one look at them lasts: what is asked twice is asked for once."""
+"""Cache storage reads inside a block, so that repeated requests are sent only once."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Of the thread (and those that it hands its context to): another one may be in the middle of what takes long.
+# Per thread (and threads that run in its context), since another thread may be inside a long operation.
 _ANSWERS: ContextVar[dict[Hashable, Any] | None] = ContextVar("answers", default=None)
 
 
 @contextmanager
 def one_look(on: bool = True) -> Iterator[None]:
-    """Take files elsewhere, in this block, as they were when first looked at, until this process changes any.
+    """Cache storage reads inside this block; writes of this process invalidate the cache.
 
-    For blocks that decide what to do, and last seconds. Off within such a block, for what takes long: after it
-    everything is looked at anew.
+    For blocks that take decisions within seconds. Use `on=False` inside such a block for long operations; after it, the
+    cache starts empty again.
     """
     outer = _ANSWERS.get()
     token = _ANSWERS.set({} if on else None)
@@ -31,7 +31,7 @@ def one_look(on: bool = True) -> Iterator[None]:
 
 
 def remembered(question: Hashable, ask: Callable[[], T], worth: Callable[[T], bool] = lambda _: True) -> T:
-    """The answer to a question; asked for if it is not remembered, and remembered if it is worth it."""
+    """Return the cached answer to a question, or ask and cache the answer if it is worth it."""
     answers = _ANSWERS.get()
     if answers is None:
         return ask()
@@ -45,7 +45,7 @@ def remembered(question: Hashable, ask: Callable[[], T], worth: Callable[[T], bo
 
 
 def forget() -> None:
-    """Ask for everything anew: something was changed."""
+    """Clear the cache after a change."""
     answers = _ANSWERS.get()
     if answers is not None:
         answers.clear()

@@ -1,4 +1,4 @@
-"""Who makes a folder in a bucket: an object that its maker puts, renews, and removes when the folder is whole."""
+"""A claim on a folder in a bucket: an object that its maker puts, renews, and removes when the folder is complete."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from curation_resources.storage.digests import now
 logger = logging.getLogger("curation")
 
 CLAIM_SECONDS = 300.0
-"""A claim that has not been renewed for so long is a dead maker's."""
+"""Seconds without renewal after which a claim's maker is considered dead."""
 
 CLAIM_PAUSE = 1.0
-"""Seconds between two looks at another's claim."""
+"""Seconds between two checks of another maker's claim."""
 
 
 class PutIf(Protocol):
-    """A conditional put: the new ETag, or None if its condition does not hold."""
+    """A conditional put that returns the new ETag, or None if its condition does not hold."""
 
     def __call__(self, path: str, data: bytes, **condition: str) -> str | None:
         """Put the object under If-None-Match or If-Match."""
@@ -31,9 +31,9 @@ class Claim:
     """A claim on a folder.
 
     Args:
-        path: of the object that stands for it.
-        put_if: puts it.
-        head: what S3 tells of it; None if there is none.
+        path: path of the claim's object.
+        put_if: puts the object conditionally.
+        head: returns S3's metadata of an object; None if it does not exist.
     """
 
     def __init__(self, path: str, put_if: PutIf, head: Callable[[str], dict[str, Any] | None]) -> None:
@@ -43,28 +43,28 @@ class Claim:
         self._version: str | None = None
 
     def take(self, unless: Callable[[], bool]) -> bool:
-        """Wait until nobody else holds it; False, and not taken, if the folder was made meanwhile."""
-        mine, told = _text(), False
+        """Wait for the claim and take it; return False, without taking it, if the folder was completed meanwhile."""
+        mine, logged = _text(), False
         while not unless():
             self._version = self._put_if(self._path, mine, IfNoneMatch="*") or self._take_over()
             if self._version is not None:
                 return True
-            if not told:
+            if not logged:
                 logger.info(
-                    "another run is making %s: waiting for it, for %.0f s if it died", self._path, CLAIM_SECONDS
+                    "another run is creating %s; waiting for it (up to %.0f s if it died)", self._path, CLAIM_SECONDS
                 )
-                told = True
+                logged = True
             time.sleep(CLAIM_PAUSE)
         return False
 
     def renew(self) -> bool:
-        """Say that its maker lives; False if another took it over."""
+        """Renew the claim; return False if another maker took it over."""
         if self._version is not None:
             self._version = self._put_if(self._path, _text(), IfMatch=self._version)
         return self._version is not None
 
     def _take_over(self) -> str | None:
-        """The ETag of a dead maker's claim that is ours now."""
+        """Try to take over a dead maker's claim; return its new ETag, or None."""
         head = self._head(self._path)
         if head is None or (datetime.now(UTC) - head["LastModified"]).total_seconds() < CLAIM_SECONDS:
             return None

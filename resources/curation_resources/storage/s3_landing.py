@@ -1,7 +1,7 @@
 """A prefix of an S3 bucket as a landing area.
 
-An object appears whole and its ETag changes with its content, so one listing tells all: nothing is waited for,
-downloaded or hashed to see what is new. What is read is copied to this machine, once for each ETag.
+Objects appear atomically and their ETag changes with their content, so a single listing shows what is new, without
+waiting, downloading or hashing. Objects that are read are copied to this machine, once for each ETag.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from curation_resources.storage.mirror import Mirror, mount
 from curation_resources.storage.s3 import S3Storage
 
 ETAG = "etag:"
-"""What the version of an object begins with: an ETag never equals the hash of a file."""
+"""Prefix of an object's version, so that an ETag never equals the hash of a file."""
 
 ATTEMPTS = 3
-"""Times that an object which is replaced while it is fetched is asked for."""
+"""Attempts to fetch an object that is replaced meanwhile."""
 
 KEEP_SECONDS = 3600.0
-"""How long a copy of a former version stays: another process may be reading it."""
+"""Seconds for which copies of former versions stay, because another process may be reading them."""
 
 
 class S3Landing(Landing):
-    """Every object below a prefix whose key ends as a shard's name does.
+    """Every object below a prefix whose key has a shard's suffix.
 
     Args:
         storage: the prefix.
-        cache: a folder of this machine for copies.
-        image_bytes: images of more bytes than this are hashed, but not kept whole.
+        cache: local folder for copies.
+        image_bytes: larger images are hashed, but not kept in full.
     """
 
     arrives_whole = True
@@ -64,25 +64,25 @@ class S3Landing(Landing):
         return self.storage.place
 
     def files(self) -> list[LandingFile]:
-        """The objects that are shards. A prefix with none is an empty area, if the bucket is there."""
+        """Return the objects that are shards. A prefix without objects is an empty area, if the bucket exists."""
         found = [file for file, objection in self._listed() if objection is None]
         self._seen = {partition_key(file.path): file for file in found}
         return [LandingFile(file.path, file.size, 0, ETAG + file.version) for file in found]
 
     def ignored(self) -> list[str]:
-        """See `Landing.ignored`; with a reason: keys that are no paths of files, and those that are too long."""
+        """See `Landing.ignored`; with a reason: keys that are not valid file paths, and those that are too long."""
         return told((file.path, objection) for file, objection in self._listed() if objection is not None)
 
     def settled(self, wait: bool = True) -> list[LandingFile]:  # noqa: ARG002
-        """All files: an object appears whole."""
+        """Return all files, because objects appear atomically."""
         return self.files()
 
     def digests(self, files: Iterable[LandingFile]) -> dict[str, str]:
-        """The ETags that the listing gave."""
+        """Return the ETags from the listing."""
         return {file.shard: file.version for file in files}
 
     def digest(self, shard: str) -> str:
-        """The object's ETag."""
+        """Return the object's ETag."""
         try:
             found = self._look(shard)
         except AccessRefusedError:
@@ -90,17 +90,17 @@ class S3Landing(Landing):
         return UNREADABLE if found is None else ETAG + found.version
 
     def exists(self, shard: str) -> bool:
-        """Whether there is an object; one that may not be looked at is there."""
+        """Return True if the object exists, or access to it is denied."""
         try:
             return self._look(shard) is not None
         except AccessRefusedError:
             return True
 
     def path(self, shard: str) -> Path:
-        """A copy of the object, as it was last seen if it still is so, else as it is now."""
+        """Return a copy of the object: the version last seen if it is still current, else the current one."""
         for _ in range(ATTEMPTS):
             file = self._last(shard)
-            # The ending of the name stays, as it says what the file is.
+            # Keep the name's suffix, which shows the file type.
             target = self._copies / shard / digest(file.version) / shard
             try:
                 copied = self.storage.fetch(file, target)
@@ -109,19 +109,19 @@ class S3Landing(Landing):
                 continue
             except AccessRefusedError as error:
                 raise PermissionError(errno.EACCES, str(error)) from error
-            _forget_others(target.parent)
+            _remove_other_versions(target.parent)
             return copied
-        raise FileChangedError(f"{self.storage.shown(file_name(shard))}: changes again and again while it is read")
+        raise FileChangedError(f"{self.storage.shown(file_name(shard))}: keeps changing while it is read")
 
     def open(self, shard: str) -> BinaryIO:
-        """The object, of which only what is read is fetched."""
+        """Open the object; only the parts that are read are fetched."""
         return self.storage.open_lazily(self._last(shard))
 
     def folder(self, shard: str) -> Path:
-        """A folder into which the files that rows refer to are copied as they are asked for (`storage.mirror`)."""
+        """Return the local folder for files that rows refer to, which are copied on demand (`storage.mirror`)."""
         folder = (self._images / file_name(shard)).resolve().parent
         if not folder.is_relative_to(self._images):
-            raise LandingError(f"shard {shard} leads out of the landing area {self.place}")
+            raise LandingError(f"shard {shard} points outside the landing area {self.place}")
         return folder
 
     def _last(self, shard: str) -> StoredFile:
@@ -142,11 +142,11 @@ class S3Landing(Landing):
         try:
             found = sorted(self._objects(), key=lambda file: file.path)
         except (StorageError, FileNotFoundError) as error:
-            raise LandingError(f"{error}; the landing area is corpus.landing in curation.yaml") from error
+            raise LandingError(f"{error} (corpus.landing in curation.yaml)") from error
         return [(file, _objection(file.path)) for file in found]
 
     def _objects(self) -> Iterator[StoredFile]:
-        """What is neither hidden nor the mark that consoles make for a folder."""
+        """Yield objects that are neither hidden nor the folder markers that consoles create."""
         for file in self.storage.objects():
             parts = file.path.split("/")
             hidden = _is_path(file.path) and any(part.startswith(HIDDEN) for part in parts)
@@ -156,17 +156,17 @@ class S3Landing(Landing):
 
 
 def _objection(path: str) -> str | None:
-    return name_objection(path) if _is_path(path) else " (its key is no path of a file)"
+    return name_objection(path) if _is_path(path) else " (its key is not a valid file path)"
 
 
 def _is_path(key: str) -> bool:
     return "\0" not in key and key == str(PurePosixPath(key)) and not {"", ".", ".."} & set(key.split("/"))
 
 
-def _forget_others(version: Path) -> None:
-    """Remove the copies of other versions of a shard, once nobody can still be reading them."""
+def _remove_other_versions(version: Path) -> None:
+    """Remove the copies of a shard's other versions once no process can still be reading them."""
     for copy in version.parent.glob("*/*"):
-        # Another process may forget it, too.
+        # Another process may remove it at the same time.
         with contextlib.suppress(FileNotFoundError):
             if copy.parent != version and time.time() - copy.stat().st_mtime > KEEP_SECONDS:
                 copy.unlink()

@@ -1,6 +1,6 @@
-"""Tables that need not fit into memory: DuckDB with a bound on its memory, in a folder that lasts as long as the work.
+"""Tables that need not fit into memory: DuckDB with a memory limit, in a folder that exists only during the work.
 
-What it sorts, groups and joins goes to that folder where the bound is reached.
+Sorts, groups and joins spill to that folder when they reach the limit.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from curation_resources.errors import UserError
 
 MIB_A_THREAD = 512
-"""Sorting wants as much for each of its threads: with less memory fewer of them work."""
+"""Memory for sorting per thread; a lower limit means fewer threads."""
 
 LOCK = "lock"
 
 
 class SpillError(UserError):
-    """There is too little memory or disk; the message says what to do."""
+    """There is too little memory or disk space; the message states the fix."""
 
 
 class Spill:
     """SQL over tables on disk.
 
     Args:
-        connection: of a database that nothing else uses.
-        memory_mib: its bound.
+        connection: connection to a database of its own.
+        memory_mib: memory limit.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, memory_mib: int) -> None:
@@ -43,22 +43,22 @@ class Spill:
         self._memory_mib = memory_mib
 
     def run(self, statement: str, parameters: Sequence[object] = ()) -> None:
-        """Execute a statement that gives nothing."""
+        """Execute a statement without a result."""
         self._connection.execute(statement, list(parameters))
 
     def row(self, query: str, parameters: Sequence[object] = ()) -> tuple[Any, ...]:
-        """The one row that a query gives."""
+        """Return the single row of a query."""
         found = self._connection.execute(query, list(parameters)).fetchone()
         assert found is not None
         return found
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
-        """The few rows that a query gives."""
+        """Return all rows of a query with a small result."""
         return self._connection.execute(query).fetchall()
 
     def load(self, statement: str, frames: Iterable[pl.DataFrame]) -> None:
-        """Execute a statement once for every frame, which it names `frame`: one of them at a time is in memory."""
-        # Whoever makes the frames needs memory, too, and what only comes in needs little.
+        """Execute a statement once per frame, which it refers to as `frame`; one frame at a time is in memory."""
+        # The producer of the frames needs memory, too, and loading needs little.
         self._connection.execute(f"set memory_limit = '{self._memory_mib // 2}MiB'")
         try:
             for frame in frames:
@@ -69,7 +69,7 @@ class Spill:
             self._connection.execute(f"set memory_limit = '{self._memory_mib}MiB'")
 
     def stream(self, query: str) -> Iterator[pl.DataFrame]:
-        """What a query gives, in its order, a piece at a time; tables may be read meanwhile, and not be changed."""
+        """Yield a query's result in order, in batches; tables may be read meanwhile, but not changed."""
         with self._connection.cursor() as cursor:
             for batch in pa.RecordBatchReader.from_stream(cursor.sql(query)):
                 piece = pl.from_arrow(batch)
@@ -79,19 +79,19 @@ class Spill:
 
 @contextmanager
 def spilling(place: Path, memory_mib: int) -> Iterator[Spill]:
-    """A database of one's own in a folder, which is gone when the block ends, whatever ends it.
+    """Open a private database in a temporary folder, which is removed when the block ends, even by an error.
 
     Args:
-        place: folder for such folders; those of processes that were killed are removed from it.
-        memory_mib: most that the database holds in memory.
+        place: parent of the temporary folders; those left by killed processes are removed.
+        memory_mib: memory limit of the database.
 
     Raises:
-        SpillError: memory or disk do not suffice.
+        SpillError: memory or disk space do not suffice.
     """
     place.mkdir(parents=True, exist_ok=True)
     _clear_abandoned(place)
     with tempfile.TemporaryDirectory(dir=place) as name, (Path(name) / "new").open("w") as lock:
-        # Named only when it is held: who clears away takes what is not held.
+        # Renamed only once it is locked, because cleaners remove folders whose lock is free.
         fcntl.flock(lock, fcntl.LOCK_EX)
         (Path(name) / "new").rename(Path(name) / LOCK)
         options: dict[str, Any] = {
@@ -103,21 +103,21 @@ def spilling(place: Path, memory_mib: int) -> Iterator[Spill]:
             with duckdb.connect(str(Path(name) / "database"), config=options) as connection:
                 yield Spill(connection, memory_mib)
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
-            # After its first line DuckDB advises on settings that nobody here can make.
+            # After its first line DuckDB recommends settings that users of this project cannot change.
             reason = str(error).splitlines()[0]
             raise SpillError(
-                f"{memory_mib} MiB of memory and the disk of {place} do not suffice ({reason}): set "
-                "engine.selection_memory_mib higher, or make room on the disk"
+                f"{memory_mib} MiB of memory and the disk of {place} do not suffice ({reason}). Raise "
+                "engine.selection_memory_mib, or free disk space."
             ) from error
 
 
 def _clear_abandoned(place: Path) -> None:
-    """Remove what processes left that were killed: their locks went with them."""
+    """Remove the folders of killed processes, whose locks are free."""
     for folder in place.iterdir():
         try:
             with (folder / LOCK).open("r+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder)
         except (FileNotFoundError, BlockingIOError):
-            # It goes away or begins at this moment, or its process is at work.
+            # The folder is just being created or removed, or its process is running.
             continue

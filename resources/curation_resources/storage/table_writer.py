@@ -1,4 +1,4 @@
-"""A Parquet file that is written piece by piece: a table need not fit into memory."""
+"""Write a Parquet file in chunks, so that a table need not fit into memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 
 class TableWriter:
-    """A Parquet file that is written piece by piece, each while the next is made.
+    """Writes a Parquet file in chunks, each while the next one is prepared.
 
     Attributes:
-        metadata: of its footer; to be set before the end.
+        metadata: footer metadata; set it before the block ends.
     """
 
     def __init__(self, file: Path, schema: Mapping[str, Any]) -> None:
@@ -27,7 +27,7 @@ class TableWriter:
         self._last: Future[None] | None = None
 
     def add(self, frame: pl.DataFrame) -> None:
-        """Rows that come next; the call waits for those before them, and raises what writing these raised."""
+        """Add the next rows. Waits for the previous rows to be written, and raises their errors."""
         if self._last is not None:
             self._last.result()
         self._last = self._thread.submit(self._write, frame)
@@ -37,11 +37,11 @@ class TableWriter:
             self._writer.write_table(frame.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(self._schema))
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Return the writer."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Finish the file, unless something went wrong."""
+        """Finish the file, unless the block raised an error."""
         with self._thread:
             try:
                 if kind is None and self._last is not None:

@@ -1,4 +1,4 @@
-"""What a run trains on: encoded samples, the weight of every token's loss, and which samples make which batch."""
+"""Training data of a run: encoded samples, token weights, and the assignment of samples to batches."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from curation_resources.training.recipe import Recipe
 
 EPOCH_STRIDE = 1_000_003
-"""Between the seeds of two epochs: neighbouring seeds of runs share no order."""
+"""Difference between the seeds of two epochs, so that runs with neighbouring seeds share no order."""
 GROUPED_BATCHES = 50
-"""Batches whose samples are sorted by length among one another."""
+"""Number of batches whose samples are sorted by length together."""
 
 
 class TrainingError(UserError):
@@ -25,11 +25,11 @@ class TrainingError(UserError):
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the loss of tokens, by sample_id; of what is not named the weight is 1.
+    """Weights of token losses, by sample_id; unnamed samples have weight 1.
 
     Attributes:
-        tokens: of every token of the response; one that is beyond them, as EOS is, has weight 1.
-        steps: by segment index (steps from 1 on, the answer 0), of every token of the segment.
+        tokens: one weight for each token of the response; tokens after it, such as EOS, have weight 1.
+        steps: weights by segment index (steps from 1 on, the answer 0), applied to all tokens of the segment.
     """
 
     tokens: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Example:
 
     Attributes:
         encoded: its tokens.
-        weights: of the losses of its response and EOS [len - prompt_tokens]; None: all 1.
+        weights: loss weights of its response and EOS [len - prompt_tokens]; None: all 1.
     """
 
     encoded: Encoded
@@ -50,21 +50,21 @@ class Example:
 
     @property
     def labels(self) -> int:
-        """Tokens that carry loss: the response and EOS; the very first token of a sequence is predicted by nothing."""
+        """The number of tokens that carry loss: the response and EOS, but never the first token of a sequence."""
         return len(self.encoded) - max(1, self.encoded.prompt_tokens)
 
 
 def encode_for_training(encoder: Encoder, samples: Sequence[Sample]) -> list[Encoded]:
-    """The samples as tokens, by the encoder that they are measured with.
+    """Tokenize samples with the encoder that also measures them.
 
-    Text only: samples with images are left out, and so are those that no signal is measured of (`UNRUNNABLE`).
+    Text only: samples with images are skipped, and so are those that cannot be measured (`UNRUNNABLE`).
     """
     encoded = encoder.encode([sample for sample in samples if not sample.images])
     return [item for item in encoded if item.response_tokens > 0 and UNRUNNABLE.keys().isdisjoint(item.flags)]
 
 
 def make_examples(encoded: Sequence[Encoded], weights: LossWeights | None) -> list[Example]:
-    """Examples with the weights of their tokens.
+    """Return examples with token weights.
 
     Raises:
         TrainingError: a sample has more weights than tokens, or one that is negative or not finite.
@@ -78,24 +78,24 @@ def _weights_of(encoded: Encoded, weights: LossWeights) -> list[float]:
     name = encoded.sample.sample_id
     made = [1.0] * (len(encoded) - encoded.prompt_tokens)
     own = list(weights.tokens.get(name, ()))
-    # A response that was cut has fewer tokens than weights; one that was not must have as many.
+    # A truncated response has fewer tokens than weights; a complete one must have equally many.
     whole = not {"truncated", "answer_truncated", "response_truncated"} & set(encoded.flags)
     if own and whole and len(own) != encoded.response_tokens:
         raise TrainingError(
-            f"sample {name}: {len(own)} weights for {encoded.response_tokens} response tokens; they must be made with "
-            "the same tokenizer, template and maximum length"
+            f"sample {name}: {len(own)} weights for {encoded.response_tokens} response tokens. Make the weights with "
+            "the run's tokenizer, template and maximum length."
         )
     for place, weight in enumerate(own[: encoded.response_tokens]):
         made[place] *= weight
     for place, segment in enumerate(encoded.segment_of_token[encoded.prompt_tokens :]):
         made[place] *= weights.steps.get(name, {}).get(segment, 1.0)
     if not all(0.0 <= weight < float("inf") for weight in made):
-        raise TrainingError(f"sample {name}: a weight of its loss is negative or not finite")
+        raise TrainingError(f"sample {name}: a loss weight is negative or not finite")
     return made
 
 
 def order_of_epoch(lengths: Sequence[int], recipe: Recipe, epoch: int) -> list[int]:
-    """The order of samples in an epoch: the same for equal seeds on every machine."""
+    """Return the order of samples in an epoch: identical for equal seeds on every machine."""
     import torch
 
     generator = torch.Generator().manual_seed(recipe.seed + EPOCH_STRIDE * epoch)
@@ -108,11 +108,11 @@ def order_of_epoch(lengths: Sequence[int], recipe: Recipe, epoch: int) -> list[i
 
 
 def steps_in_epoch(count: int, batch_size: int) -> int:
-    """Optimizer steps in which so many samples are gone through once."""
+    """Return the optimizer steps of one epoch."""
     return -(-count // batch_size)
 
 
 def steps_of(count: int, recipe: Recipe) -> int:
-    """Optimizer steps of a run over so many samples."""
+    """Return the optimizer steps of a run."""
     steps = steps_in_epoch(count, recipe.batch_size) * recipe.epochs
     return steps if recipe.max_steps is None else min(steps, recipe.max_steps)

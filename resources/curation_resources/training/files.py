@@ -1,12 +1,12 @@
-"""Names of the files that a checkpoint has, beside those of a model or an adapter."""
+"""Names of the files that a checkpoint has in addition to those of a model or an adapter."""
 
 from __future__ import annotations
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-"""Endings of files that hold weights: a trained model's folder has its own."""
+"""Suffixes of weight files, which are not copied from the base: a trained model's folder has its own."""
 RECORD = "checkpoint.json"
-"""What was trained, and how: a checkpoint's folder with it is whole."""
+"""Record of the training run; its presence marks a checkpoint's folder as complete."""
 TRAINED_ON = "trained_on.parquet"
-"""The sample_ids that a checkpoint was trained on, with a column `INFLUENCE` where that was asked for."""
+"""The sample_ids that a checkpoint was trained on, with an optional column `INFLUENCE`."""
 INFLUENCE = "influence"
-"""Of each sample its influence on each validation set."""
+"""Column with each sample's influence on each validation set."""

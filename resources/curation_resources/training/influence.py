@@ -1,9 +1,9 @@
-"""In-run influence: how much each step's samples lower the loss of validation samples, told while the run goes on.
+"""In-run influence: how much each sample's training steps lower the loss of validation samples.
 
-To first order a step of rate lr along -g_i lowers the validation loss by lr <g_val, g_i>; a sample's influence is the
-sum of that over the steps that it was part of (In-Run Data Shapley, arXiv 2406.11011, first order; methods.md, 5). No
-sample's gradient is made: with G_val the validation gradient of a layer's weight, <G_val, D_i^T X_i> = sum over t of
-(d_t G_val) . x_t, of factors that the step's own backward brings by (ghost dot products).
+To first order, a step of rate lr along -g_i lowers the validation loss by lr <g_val, g_i>; a sample's influence is the
+sum of that over its steps (In-Run Data Shapley, arXiv 2406.11011, first order; methods.md, 5). Per-sample gradients are
+never materialized: with G_val the validation gradient of a layer's weight, <G_val, D_i^T X_i> = sum over t of
+(d_t G_val) . x_t, whose factors the step's own backward pass provides (ghost dot products).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Loss = Callable[[Sequence[Example]], Tensor]
 
 @dataclass(frozen=True)
 class Watched:
-    """What influence is looked for on.
+    """Validation sets to compute influence on.
 
     Attributes:
-        names: of the validation sets.
-        sets: of each its examples.
+        names: names of the validation sets.
+        sets: examples of each set.
     """
 
     names: Sequence[str]
@@ -39,23 +39,22 @@ class Watched:
 
 
 class Influence:
-    """Sums up influences over the steps of a run.
+    """Accumulates influences over the steps of a run.
 
-    Weights that are not those of a linear layer alone (embeddings, norms, a head tied to the embeddings) are not looked
-    at; of an adapter all are.
+    Full training covers only weights that belong to a single linear layer, so embeddings, norms and a head tied to the
+    embeddings are ignored; of an adapter, all weights count.
 
     Args:
-        model: in training; its trained weights want a gradient.
+        model: the model in training; its trained weights require gradients.
         watched: the validation samples.
-        samples: N, that the run is trained on.
-        piece_tokens: token budget of one forward and backward.
+        samples: N, the number of training samples.
+        piece_tokens: token budget of one forward and backward pass.
 
     Attributes:
         values: [N, S] in fp64, by sample and validation set.
 
     Raises:
-        TrainingError: no linear layer is trained, or experts are, or a validation set has no sample that a loss can be
-            taken of.
+        TrainingError: no linear layer is trained, or experts are, or no sample of a validation set has a loss.
     """
 
     def __init__(self, model: Any, watched: Watched, samples: int, piece_tokens: int) -> None:
@@ -69,21 +68,21 @@ class Influence:
         experts = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.dim() > 2]
         if experts:
             raise TrainingError(
-                f"influence is not known of weights that are of no linear layer ({experts[0]}, as experts are): train "
-                "an adapter (adapter: lora)"
+                f"influence cannot be computed for weights outside linear layers, such as experts ({experts[0]}). "
+                "Train an adapter (adapter: lora)."
             )
         if not self.layers:
-            raise TrainingError("no linear layer is trained, so that no sample's influence can be told")
+            raise TrainingError("no linear layer is trained, so influence cannot be computed")
         for name, own in zip(watched.names, watched.sets, strict=True):
             if not any(example.labels for example in own):
-                raise TrainingError(f"validation set {name} has no sample that the run's model has a loss of")
+                raise TrainingError(f"validation set {name} has no sample with a loss under the run's model")
         self.values = torch.zeros(samples, len(watched.sets), dtype=torch.float64)
         self._aims: list[dict[str, Tensor]] = []
 
     def aim(self, loss: Loss) -> None:
-        """Take the gradients of all validation sets at the weights as they are, without dropout.
+        """Compute the gradients of all validation sets at the current weights, without dropout.
 
-        The gradient of a set is the mean over its samples of that of each one's mean loss.
+        The gradient of a set is the mean over its samples of the gradient of each sample's mean loss.
         """
         self._aims = []
         training = self.model.training
@@ -91,7 +90,7 @@ class Influence:
         for own in self.watched.sets:
             usable = [example for example in own if example.labels]
             for piece in plan_batches([len(example.encoded) for example in usable], self.piece_tokens):
-                # The loss of examples is a sum over labels: weighed so, each counts by its own mean.
+                # The loss is a sum over labels; these weights make each example count by its own mean.
                 even = [replace(usable[place], weights=_even(usable[place])) for place in piece]
                 (loss(even) / len(usable)).backward()
             self._aims.append({name: _gradient(module) for name, module in self.layers.items()})
@@ -100,11 +99,11 @@ class Influence:
 
     @contextmanager
     def watching(self, positions: Sequence[int], scales: Sequence[float], rate: float, longest: int) -> Iterator[None]:
-        """Add up what a backward pass over some samples says of them.
+        """Accumulate influence during the backward pass of some samples.
 
         Args:
-            positions: of the samples among those of the run, a row of the batch each.
-            scales: what makes a sample's part of the step's gradient that of its own mean loss.
+            positions: positions of the samples among those of the run, one per row of the batch.
+            scales: factors that turn a sample's part of the step's gradient into that of its own mean loss.
             rate: the step's learning rate.
             longest: tokens of the batch's longest sample.
 
@@ -120,8 +119,8 @@ class Influence:
                 what = None if is_of_experts(name) else by_sample(inputs[0].detach(), *shape)
                 if what is None:
                     raise TrainingError(
-                        f"layer {name} does not see the tokens of every sample, as experts do: no sample's influence "
-                        "can be told; train an adapter of the attention (lora_modules)"
+                        f"layer {name} does not see the tokens of every sample (experts do not), so influence "
+                        "cannot be computed. Train an adapter of the attention (lora_modules)."
                     )
                 output.register_hook(partial(self._dot, found, name, what, shape))
 
@@ -134,9 +133,9 @@ class Influence:
         self.values.index_add_(0, torch.tensor(positions), found * weights.unsqueeze(1))
 
     def _dot(self, found: Tensor, name: str, inputs: Tensor, shape: tuple[int, int], gradients: Tensor) -> None:
-        """Add a layer's part of <g_val, g_i> to what was found of each sample [B, S]."""
+        """Add a layer's part of <g_val, g_i> to each sample's sum [B, S]."""
         own = by_sample(gradients.detach(), *shape)
-        assert own is not None, "a linear layer gives as many rows as it takes"
+        assert own is not None, "a linear layer keeps the number of rows"
         with torch.no_grad():
             inputs, gradients = inputs.float(), own.float()
             for place, aims in enumerate(self._aims):
@@ -145,7 +144,7 @@ class Influence:
 
 
 def _even(example: Example) -> list[float]:
-    """Weights under which the sum over an example's labels is their mean."""
+    """Return weights under which the sum over an example's labels becomes their mean."""
     return [1.0 / example.labels] * (len(example.encoded) - example.encoded.prompt_tokens)
 
 
@@ -155,9 +154,9 @@ def _trained_weight(module: nn.Module) -> bool:
 
 
 def _gradient(module: nn.Module) -> Tensor:
-    """Of a layer's weight [d_out, d_in] in fp32."""
+    """Return the gradient of a layer's weight [d_out, d_in] in fp32."""
     weight: Any = module.weight
-    # A layer that no token of the set came by has none.
+    # A layer that no token of the set passed through has no gradient.
     found: Tensor = torch.zeros_like(weight) if weight.grad is None else weight.grad.detach().clone()
     # GPT-2's Conv1D keeps its weight as [d_in, d_out].
     return found.float().T if type(module).__name__ == "Conv1D" else found.float()

@@ -1,8 +1,8 @@
-"""The loop: gradients of a batch in pieces that fit into memory, AdamW, a schedule, and a state that is safetensors.
+"""The training loop: gradients of a batch in micro-batches, AdamW, a schedule, and a state in safetensors.
 
-Our own loop, since transformers' goes on after a kill by unpickling its optimizer's state. Everything that is drawn
-comes from the seed and the number of the step, so a run that goes on after a kill gives the same bytes as one that was
-not killed (on one device and one version of torch).
+We have our own loop because transformers' Trainer resumes by unpickling its optimizer state. All random numbers derive
+from the seed and the step number, so a resumed run gives the same bytes as an uninterrupted one (on the same device and
+version of torch).
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ STEP_STRIDE = 1_000_003
 
 @dataclass(frozen=True)
 class StepFacts:
-    """What one optimizer step did: mean (weighted) loss in nats, the norm of its gradient before it was scaled down,
-    and the learning rate."""
+    """The results of an optimizer step: mean (weighted) loss in nats, gradient norm before clipping, learning rate."""
 
     loss: float
     gradient_norm: float
@@ -46,17 +45,17 @@ class StepFacts:
 
 
 class Loop:
-    """Trains the weights of a model that want a gradient.
+    """Trains the weights of a model that require gradients.
 
     Args:
         model: on its device, with a causal LM head.
-        examples: what to train on.
+        examples: training data.
         recipe: hyper-parameters.
         device: of the model.
-        half: run the model under bfloat16 autocast; what is trained stays in fp32.
-        piece_tokens: token budget of one forward and backward, padding included; it changes memory, and which draws of
-            dropout a sample gets.
-        watched: validation samples on which every sample's influence is summed up (`training.influence`).
+        half: run the model under bfloat16 autocast; trained weights stay in fp32.
+        piece_tokens: token budget of one forward and backward pass, padding included; affects memory and the random
+            numbers of dropout.
+        watched: validation samples on which every sample's influence is accumulated (`training.influence`).
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class Loop:
         schedule: Any = get_scheduler(
             recipe.schedule if recipe.schedule != "constant" else "constant_with_warmup",
             self.optimizer,
-            # The first of them has a rate of 0: a run of one step would train nothing.
+            # The first warm-up step has a rate of 0, so a run with a single step would train nothing.
             num_warmup_steps=min(math.ceil(recipe.warmup_ratio * self.total), self.total - 1),
             num_training_steps=self.total,
         )
@@ -89,27 +88,27 @@ class Loop:
 
     @property
     def done(self) -> int:
-        """Optimizer steps that have been taken."""
+        """The number of finished optimizer steps."""
         return len(self.facts)
 
     def step(self) -> StepFacts:
-        """Take the next optimizer step.
+        """Run the next optimizer step.
 
         Raises:
-            TrainingError: the loss or the gradient is not finite; the weights are those before the step.
+            TrainingError: the loss or the gradient is not finite; the weights stay as they were before the step.
         """
         recipe, number = self.recipe, self.done
         rate = recipe.learning_rate * self._share_of_rate(number)
         positions = self._batch(number)
         batch = [self.examples[position] for position in positions]
         if self.influence is not None:
-            # What samples are good for is the plain loss of held-out ones, whatever training weighs.
+            # Influence refers to the plain validation loss, whatever weights training uses.
             self.influence.aim(partial(self._loss, weighed=False))
         labels = sum(example.labels for example in batch)
         loss = 0.0
         pieces = plan_batches([len(example.encoded) for example in batch], self.piece_tokens)
         for place, piece in enumerate(pieces):
-            # Dropout's draws, whatever was drawn before: a run that goes on draws what it would have drawn.
+            # Seed dropout by step and micro-batch, so that a resumed run draws the same numbers.
             torch.manual_seed(recipe.seed + STEP_STRIDE * (number * len(batch) + place + 1))
             with self._watching([positions[position] for position in piece], labels, rate):
                 part = self._loss([batch[position] for position in piece]) / max(1, labels)
@@ -117,12 +116,12 @@ class Loop:
             loss += float(part.detach())
         if not math.isfinite(loss):
             self.optimizer.zero_grad()
-            raise TrainingError(f"the loss is {loss} at step {number + 1}: lower learning_rate")
+            raise TrainingError(f"the loss is {loss} at step {number + 1}. Lower learning_rate.")
         limit = recipe.max_grad_norm or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.trained.values()), limit))
         if not math.isfinite(norm):
             self.optimizer.zero_grad()
-            raise TrainingError(f"the gradient's norm is {norm} at step {number + 1}: lower learning_rate")
+            raise TrainingError(f"the gradient's norm is {norm} at step {number + 1}. Lower learning_rate.")
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -131,7 +130,7 @@ class Loop:
         return self.facts[-1]
 
     def _watching(self, positions: Sequence[int], labels: int, rate: float) -> AbstractContextManager[None]:
-        """Sum up the influence of the samples of a piece, if that is asked for."""
+        """Return a context that accumulates the influence of a micro-batch's samples, if requested."""
         if self.influence is None:
             return nullcontext()
         scales = [labels / max(1, self.examples[position].labels) for position in positions]
@@ -144,7 +143,7 @@ class Loop:
         return self._order(epoch)[place * size : (place + 1) * size]
 
     def _loss(self, piece: Sequence[Example], weighed: bool = True) -> Tensor:
-        """Sum over the labels of a piece of weight times -log p; `weighed`: by current likelihoods, if asked for."""
+        """Return the sum over a micro-batch's labels of weight times -log p; `weighed` applies likelihood weights."""
         encoded = [example.encoded for example in piece]
         inputs = collate(encoded, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
@@ -168,7 +167,7 @@ class Loop:
         )
 
     def moments(self) -> dict[str, Tensor]:
-        """AdamW's state, by `exp_avg.NAME` and `exp_avg_sq.NAME`, of the weights that ever had a gradient."""
+        """Return AdamW's state, by `exp_avg.NAME` and `exp_avg_sq.NAME`, of the weights that ever had a gradient."""
         return {
             f"{moment}.{name}": self.optimizer.state[weight][moment]
             for name, weight in self.trained.items()
@@ -177,38 +176,38 @@ class Loop:
         }
 
     def keep(self, path: Path, identity: str) -> None:
-        """Write all that is needed to go on, whole or not at all; `identity` says of what run it is."""
+        """Write the state to resume from, atomically; `identity` names the run."""
         tensors = {f"weights.{name}": weight.detach() for name, weight in self.trained.items()} | self.moments()
         if self.influence is not None:
             tensors[INFLUENCE] = self.influence.values
-        # A weight that had no gradient in some steps (an expert that no token went to) has taken fewer.
+        # A weight without gradients in some steps (an expert that received no token) has a lower step count.
         taken = {
             name: int(self.optimizer.state[weight]["step"])
             for name, weight in self.trained.items()
             if weight in self.optimizer.state
         }
         facts = json.dumps([asdict(fact) for fact in self.facts])
-        said = {"identity": identity, "facts": facts, "taken": json.dumps(taken)}
+        metadata = {"identity": identity, "facts": facts, "taken": json.dumps(taken)}
         with replacing(path) as beside:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, beside, said)
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, beside, metadata)
 
     def go_on(self, path: Path, identity: str, whole: Callable[[int], bool]) -> bool:
-        """Take up what `keep` wrote of the same run; False, and nothing changed, if there is none.
+        """Load a state that `keep` wrote for the same run; return False, without any change, if there is none.
 
         Args:
             path: of the state.
             identity: of the run.
-            whole: whether all that the run leaves on its way is there up to a step.
+            whole: checks whether all intermediate checkpoints up to a step exist.
         """
         if not path.is_file():
             return False
         with safe_open(path, "pt", device=str(self.device)) as kept:
-            said = kept.metadata()
-            facts = json.loads(said["facts"])
-            if said["identity"] != identity or not whole(len(facts)):
+            metadata = kept.metadata()
+            facts = json.loads(metadata["facts"])
+            if metadata["identity"] != identity or not whole(len(facts)):
                 return False
             self.facts = [StepFacts(**fact) for fact in facts]
-            taken = json.loads(said["taken"])
+            taken = json.loads(metadata["taken"])
             if self.influence is not None:
                 self.influence.values = kept.get_tensor(INFLUENCE).cpu()
             with torch.no_grad():
@@ -221,7 +220,7 @@ class Loop:
 
 
 def _labels(piece: Sequence[Example], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of every label of a padded piece its row, its position, its weight and its example, each [labels]."""
+    """Return the row, position, weight and example of every label of a padded micro-batch, each [labels]."""
     rows: list[int] = []
     places: list[int] = []
     weights: list[float] = []
@@ -236,7 +235,7 @@ def _labels(piece: Sequence[Example], device: torch.device) -> tuple[Tensor, Ten
 
 
 def _likelihood_weights(nll: Tensor, owners: Tensor, count: int, recipe: Recipe) -> Tensor:
-    """sg[p(y_t)] of every label, with mean 1 in each example if the recipe says so (methods.md, 4; token-level)."""
+    """Return sg[p(y_t)] of every label, with mean 1 per example if the recipe says so (methods.md, 4; token-level)."""
     weights = torch.exp(-nll.detach())
     if recipe.normalise == "mean1":
         sums = torch.zeros(count, device=nll.device).index_add_(0, owners, weights)

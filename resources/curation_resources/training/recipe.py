@@ -1,4 +1,4 @@
-"""Recipes: the hyper-parameters of a fine-tuning run, and those of the papers as named presets (methods.md)."""
+"""Recipes: the hyper-parameters of a fine-tuning run, and named presets from the papers (methods.md)."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ class Recipe:
         adapter: `lora` trains an adapter, `full` every weight.
         lora_rank: r.
         lora_alpha: the adapter's product is scaled by alpha / r.
-        lora_dropout: of the adapter's inputs.
-        lora_modules: names of the linear layers that are adapted; empty: all but the LM head.
-        learning_rate: its peak.
-        schedule: how it falls after the warm-up: to 0 by a cosine or a line, or not at all.
-        warmup_ratio: share of the steps in which it rises from 0, rounded up; never all of them.
+        lora_dropout: dropout on the adapter's inputs.
+        lora_modules: names of the linear layers to adapt; empty: all but the LM head.
+        learning_rate: the peak learning rate.
+        schedule: decay after the warm-up: to 0 by a cosine or linearly, or constant.
+        warmup_ratio: share of the steps in which the rate rises from 0, rounded up; never all of them.
         epochs: passes over the samples.
-        max_steps: the run ends after so many optimizer steps; None: after its epochs.
-        batch_size: samples an optimizer step; how many run together is a matter of memory and changes nothing.
+        max_steps: number of optimizer steps; None: as many as the epochs take.
+        batch_size: samples per optimizer step; micro-batches follow from memory and do not change the result.
         length_grouped: samples of similar length share a batch.
-        max_grad_norm: gradients are scaled down to this norm; 0: never.
-        weight_decay: AdamW's, of every weight with two dimensions or more.
+        max_grad_norm: gradients are clipped to this norm; 0: never.
+        weight_decay: AdamW's, for weights with two or more dimensions.
         beta1: AdamW's.
         beta2: AdamW's.
         epsilon: AdamW's, outside the root.
-        likelihood_weights: `current`: every token's loss is weighted by the probability that the model in training
-            gives it (token-level GRAPE, methods.md, 4); no gradient flows through the weight.
-        normalise: `mean1`: these weights have mean 1 within a sample.
-        seed: of the order of samples, the adapter's start and dropout.
+        likelihood_weights: `current`: weight each token's loss by its probability under the model in training
+            (token-level GRAPE, methods.md, 4); no gradient flows through the weight.
+        normalise: `mean1`: scale these weights to mean 1 within a sample.
+        seed: seeds the order of samples, the adapter's initialization and dropout.
     """
 
     adapter: Adapter = "lora"
@@ -78,17 +78,18 @@ LESS = Recipe(
 )
 
 PRESETS: dict[str, Recipe] = {"grace": GRACE, "temp": TEMP, "grape": GRAPE, "s2l": S2L, "less": LESS}
-"""Recipes by the name of the method that they are of.
+"""Recipes by the name of their method.
 
-grace: LoRA of all linear layers, one epoch (the paper's SFT). temp: the same, for an endpoint where none is given
-(ours: the source takes a fine-tuned model as given). grape: every weight, one epoch, lr 1e-5, batch 256 (arXiv
-2502.04194). s2l: four epochs, batch 128, cosine 2e-5, 3 % warm-up; of a small reference model every weight. less: LoRA
-r 128 on the attention's projections, dropout 0.1, four epochs, linear 2e-5.
+grace: LoRA of all linear layers, one epoch (the paper's SFT). temp: the same, for a target without a given endpoint
+(our
+choice: the source assumes a fine-tuned model). grape: full fine-tuning, one epoch, lr 1e-5, batch 256 (arXiv
+2502.04194). s2l: full fine-tuning of a small reference model, four epochs, batch 128, cosine 2e-5, 3 % warm-up. less:
+LoRA r 128 on the attention's projections, dropout 0.1, four epochs, linear 2e-5.
 """
 
 
 def recipe_of(preset: str, **changes: Any) -> Recipe:
-    """A preset with some hyper-parameters changed; None leaves one as it is.
+    """Return a preset with some hyper-parameters changed; None keeps the preset's value.
 
     Raises:
         KeyError: there is no such preset.

@@ -1,4 +1,4 @@
-"""What a run leaves: an adapter's folder or a whole model's, safetensors only."""
+"""Save checkpoints: an adapter's folder or a whole model's, in safetensors only."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from curation_resources.training.loop import Loop
 
 
 def save_checkpoint(loop: Loop, folder: Path, source: Path, dtype: torch.dtype, *, optimizer: bool = False) -> None:
-    """Write the adapter, or the whole model with the files of `source` that it is loaded with.
+    """Write the adapter, or the whole model with the non-weight files of `source`.
 
     Raises:
         TrainingError: a trained weight is not finite.
     """
     if not all(bool(weight.isfinite().all()) for weight in loop.trained.values()):
-        raise TrainingError(f"the trained weights are not finite after step {loop.done}: lower learning_rate")
+        raise TrainingError(f"the trained weights are not finite after step {loop.done}. Lower learning_rate.")
     folder.mkdir(parents=True, exist_ok=True)
     if loop.recipe.adapter == "lora":
         loop.model.save_pretrained(str(folder), safe_serialization=True)
-        # The card that peft writes says nothing about this checkpoint.
+        # The generic model card that peft writes says nothing about this checkpoint.
         (folder / "README.md").unlink(missing_ok=True)
     else:
         _save_whole(loop.model, folder, source, dtype)
@@ -36,11 +36,11 @@ def save_checkpoint(loop: Loop, folder: Path, source: Path, dtype: torch.dtype, 
 
 
 def _save_whole(model: Any, folder: Path, source: Path, dtype: torch.dtype) -> None:
-    """The model as `from_pretrained` loads it, with the tokenizer's and processor's files as they were."""
+    """Save the model in the form that `from_pretrained` loads, with the tokenizer's and processor's files unchanged."""
     for file in sorted(source.iterdir()):
-        # A model that is a checkpoint of ours has records, which are not those of this one.
+        # A base that is one of our checkpoints has records that do not apply to this one.
         if file.is_file() and not file.name.endswith((*WEIGHTS, ".index.json", RECORD, TRAINED_ON)):
             shutil.copyfile(file, folder / file.name)
-    # Trained in fp32, kept as it is measured. The model goes on as it was: each tensor is cast by itself.
+    # Trained in fp32, saved in the dtype of measurement. Casting copies each tensor, so the model itself is unchanged.
     weights = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
     model.save_pretrained(str(folder), state_dict=weights, safe_serialization=True)

@@ -1,7 +1,6 @@
 """Supervised fine-tuning on transformers and peft: warm-ups, endpoints, reference runs, evaluation.
 
-The parts are in `training`. What is slow to import is imported inside functions: a base install works without
-the training stack.
+The parts are in `training`. Slow imports happen inside functions: a base install works without the training stack.
 """
 
 from __future__ import annotations
@@ -49,19 +48,19 @@ STEPS = "steps"
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """What is trained, and how it is run; of these only model, template, lengths and dtype change what comes out.
+    """The model and how to run it; of these settings only model, template, lengths and dtype change the result.
 
     Attributes:
         model_folder: the model to start from.
         template: see `curation_resources.scoring.encoding.Encoder`.
         max_length: longest sequence in tokens; None: the model's context.
         device: `auto`, `cpu` or `cuda[:n]`.
-        dtype: of the base weights under an adapter, and of a whole model that is written. In half precision the model
-            runs under bfloat16 autocast, and what is trained is fp32.
+        dtype: dtype of the base weights under an adapter, and of a saved whole model. In half precision the model runs
+            under bfloat16 autocast, and the trained weights are fp32.
         trust_remote_code: run Python code that the folder ships.
-        piece_tokens: token budget of one forward and backward.
-        gradient_checkpointing: forget activations and compute them again: less memory, a third more time.
-        keep_seconds: how often the state is kept that a killed run goes on from.
+        piece_tokens: token budget of one forward and backward pass.
+        gradient_checkpointing: recompute activations: less memory, a third more time.
+        keep_seconds: interval between saved states that a killed run resumes from.
     """
 
     model_folder: Path
@@ -77,12 +76,12 @@ class TrainingSpec:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Which checkpoints a run leaves on its way.
+    """The intermediate checkpoints that a run saves.
 
     Attributes:
-        every: after every so many steps, or each epoch (and after the last step); 0: none.
-        at: after these steps, too.
-        optimizer: with AdamW's moments beside each.
+        every: interval in steps, or each epoch (and after the last step); 0: none.
+        at: additional steps to save after.
+        optimizer: save AdamW's moments with each checkpoint.
     """
 
     every: int | Literal["epoch"] = 0
@@ -90,34 +89,34 @@ class Trajectory:
     optimizer: bool = False
 
     def over(self, samples: int, recipe: Recipe) -> Trajectory:
-        """The same with epochs counted in steps, of a run over so many samples."""
+        """Return the same trajectory with epochs converted to steps."""
         if self.every != "epoch":
             return self
         return replace(self, every=steps_in_epoch(samples, recipe.batch_size))
 
     def wants(self, step: int, last: int) -> bool:
-        """Whether a checkpoint is left after this step of a run with so many."""
-        assert self.every != "epoch", "epochs are counted in steps first"
+        """Return True if a checkpoint is saved after this step of a run with `last` steps."""
+        assert self.every != "epoch", "epochs must be converted to steps first"
         return step in self.at or (self.every > 0 and (step % self.every == 0 or step == last))
 
     def steps(self, last: int) -> list[int]:
-        """The steps of a run with so many after which a checkpoint is left."""
+        """Return the steps after which a run with `last` steps saves a checkpoint."""
         return [step for step in range(1, last + 1) if self.wants(step, last)]
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What a run did.
+    """The results of a run.
 
     Attributes:
         steps: optimizer steps.
         tokens: tokens run through the model, prompts included.
         losses: mean loss of every step, in nats.
-        gradient_norms: of every step, before it was scaled down.
-        learning_rates: of every step.
-        sample_ids: trained on.
-        checkpoints: steps after which the trajectory has one.
-        influence: of each of `sample_ids` on each validation set, if that was asked for.
+        gradient_norms: gradient norm of every step, before clipping.
+        learning_rates: learning rate of every step.
+        sample_ids: ids of the training samples.
+        checkpoints: steps with an intermediate checkpoint.
+        influence: influence of each of `sample_ids` on each validation set, if requested.
     """
 
     steps: int
@@ -131,7 +130,7 @@ class TrainingRecord:
 
 
 def step_folder(folder: Path, step: int) -> Path:
-    """Where a trajectory's checkpoint after so many steps lies below a run's folder; names sort by number."""
+    """Return the folder of the checkpoint after a step, below a run's folder; names sort by step."""
     return folder / STEPS / f"{step:07d}"
 
 
@@ -152,25 +151,29 @@ def train(
     The loss of a batch is the mean over its response tokens, EOS among them, of weight times -log p.
 
     Args:
-        spec: the model and how it is run.
-        samples: what to train on; see `encode_for_training`.
+        spec: the model and how to run it.
+        samples: training samples; see `encode_for_training`.
         out: folder for the adapter or the model, and `steps/N/` of a trajectory.
         recipe: hyper-parameters.
-        weights: of the losses of tokens and steps.
-        trajectory: checkpoints on the way.
-        validation: sets on which the influence of every sample is summed up (`curation_resources.training.influence`).
-        work: folder that a killed run goes on from when it is called again with the same arguments; no other run may
-            use it meanwhile. It stays, also of a run that diverges: whoever gave it removes it once the checkpoint is
-            safe. None: killed, it begins anew.
-        progress: called with the number of optimizer steps that were taken since the last call.
+        weights: loss weights of tokens and steps.
+        trajectory: intermediate checkpoints to save.
+        validation: sets on which the influence of every sample is accumulated
+            (`curation_resources.training.influence`).
+        work: folder that a killed run resumes from if it is called again with the same arguments; no other run may use
+            it
+            at the same time. It is kept, even if a run diverges; the caller removes it once the checkpoint is safe.
+            None:
+            a killed run starts again from the beginning.
+        progress: called with the number of optimizer steps since the last call.
 
     Raises:
-        TrainingError: the `train` extra is not installed, the device is not there, no sample is usable, or the loss is
+        TrainingError: the `train` extra is not installed, the device does not exist, no sample is usable, or the loss
+            is
             not finite.
     """
     peft = _training_stack(recipe)
     quieten_transformers()
-    _refuse_absent(spec.device)
+    _check_device(spec.device)
     loop, encoded = _prepare(spec, samples, recipe, weights, validation or {}, peft)
     wanted = (trajectory or Trajectory()).over(len(encoded), recipe)
     identity = digest("training", TRAINER_VERSION, _facts(spec, recipe, wanted), *_examples_digests(loop))
@@ -180,16 +183,16 @@ def train(
         return all(step_folder(place, step).is_dir() for step in wanted.steps(loop.total) if step <= done)
 
     if loop.go_on(place / STATE, identity, whole):
-        (progress or _nothing)(loop.done)
+        (progress or _ignore_progress)(loop.done)
     elif place.exists():
         shutil.rmtree(place)
     try:
-        checkpoints = _run(loop, spec, wanted, place, identity, progress or _nothing)
+        checkpoints = _run(loop, spec, wanted, place, identity, progress or _ignore_progress)
         _save(loop, spec, out)
     except TrainingError as error:
         if work is None or not (place / STATE).exists():
             raise
-        raise TrainingError(f"{error}; what there was before lies in {place}") from error
+        raise TrainingError(f"{error} The last saved state is in {place}.") from error
     for step in checkpoints:
         shutil.copytree(step_folder(place, step), step_folder(out, step), copy_function=_link)
     if work is None:
@@ -208,7 +211,7 @@ def train(
 
 
 def _link(source: str, target: str) -> str:
-    """The same file under another name, or a copy where the file system has no such thing; neither is changed later."""
+    """Hard-link a file, or copy it if the file system has no hard links; neither file is changed later."""
     try:
         os.link(source, target)
     except OSError:
@@ -216,31 +219,31 @@ def _link(source: str, target: str) -> str:
     return target
 
 
-def _refuse_absent(device: str) -> None:
-    """See that a device is there before a model is loaded for it."""
+def _check_device(device: str) -> None:
+    """Check that a device exists before a model is loaded for it."""
     from curation_resources.scoring.devices import devices_of  # noqa: PLC0415
     from curation_resources.scoring.errors import ScoringError  # noqa: PLC0415
 
     try:
         devices_of(device)
     except ScoringError as error:
-        raise TrainingError(f"{error}: correct engine.device") from error
+        raise TrainingError(f"{error}. Correct engine.device.") from error
 
 
-def _nothing(_steps: int) -> None:
-    """Nobody is told."""
+def _ignore_progress(_steps: int) -> None:
+    """Ignore progress."""
 
 
 def _training_stack(recipe: Recipe) -> Any:
-    """peft, where the recipe trains an adapter."""
+    """Return peft if the recipe trains an adapter, else None."""
     if recipe.adapter == "full":
         return None
     try:
         import peft
     except ImportError as error:
         raise TrainingError(
-            "training an adapter needs the extra `train` (pip install 'curation-assets[train]'); without it set "
-            "warmup: none for the target, or train whole models (adapter: full)"
+            "training an adapter needs the extra `train` (pip install 'curation-assets[train]'). Install it, set "
+            "warmup: none for the target, or train whole models (adapter: full)."
         ) from error
     return peft
 
@@ -253,7 +256,7 @@ def _prepare(
     validation: Mapping[str, Sequence[Sample]],
     peft: Any,
 ) -> tuple[Loop, list[Encoded]]:
-    """The model with what is trained of it, on its device, and the samples as tokens."""
+    """Load the model with its trainable weights onto its device, and tokenize the samples."""
     import torch
     import transformers
 
@@ -265,7 +268,7 @@ def _prepare(
     torch.manual_seed(recipe.seed)
     config = transformers.AutoConfig.from_pretrained(spec.model_folder, trust_remote_code=spec.trust_remote_code)
     half = spec.dtype != "float32"
-    # Whole models are trained in fp32 whatever they are kept in: bfloat16 rounds small steps away.
+    # Whole models are trained in fp32 whatever their saved dtype: bfloat16 rounds small updates away.
     dtype = spec.dtype if recipe.adapter == "lora" else "float32"
     model = load_model(spec.model_folder, config, dtype, spec.trust_remote_code)
     parts = encoding_parts(spec.model_folder, model, spec.max_length, spec.trust_remote_code)
@@ -273,7 +276,9 @@ def _prepare(
     encoded = encode_for_training(encoder, samples)
     held_out = [make_examples(encode_for_training(encoder, own), None) for own in validation.values()]
     if not encoded:
-        raise TrainingError("no sample has a response within the maximum length: nothing to train on")
+        raise TrainingError(
+            "no sample has a response within the maximum length. Raise max_length, or check the selected samples."
+        )
     if recipe.adapter == "lora":
         model = peft.get_peft_model(model, _lora(recipe, peft))
     if spec.gradient_checkpointing:
@@ -303,7 +308,7 @@ def _run(
     identity: str,
     progress: Callable[[int], None],
 ) -> list[int]:
-    """Take the steps that are left; gives the steps with a checkpoint."""
+    """Run the remaining steps; return the steps with a checkpoint."""
     kept = time.monotonic()
     while loop.done < loop.total:
         loop.step()
@@ -321,7 +326,7 @@ def _save_step(loop: Loop, spec: TrainingSpec, place: Path, *, optimizer: bool) 
     from curation_resources.training.saving import save_checkpoint  # noqa: PLC0415
 
     folder = step_folder(place, loop.done)
-    # A run that was killed while it wrote this one writes it again.
+    # Replace the incomplete folder of a run that was killed while writing it.
     shutil.rmtree(folder, ignore_errors=True)
     save_checkpoint(loop, folder, spec.model_folder, DTYPES[spec.dtype], optimizer=optimizer)
 
@@ -334,7 +339,7 @@ def _save(loop: Loop, spec: TrainingSpec, out: Path) -> None:
 
 
 def _facts(spec: TrainingSpec, recipe: Recipe, trajectory: Trajectory) -> list[object]:
-    """What a state that is gone on from has to agree with."""
+    """Return the settings that a saved state must match to be resumed."""
     return [str(spec.model_folder), spec.template, spec.max_length, spec.dtype, vars(recipe), vars(trajectory)]
 
 
@@ -346,7 +351,7 @@ def _examples_digests(loop: Loop) -> list[str]:
 
 
 def _tokens_run(loop: Loop) -> int:
-    """Tokens of the samples of every step."""
+    """Return the number of tokens in the samples of all finished steps."""
     size, count = loop.recipe.batch_size, len(loop.lengths)
     whole, left = divmod(loop.done, steps_in_epoch(count, size))
     tokens = whole * sum(loop.lengths)

@@ -1,7 +1,7 @@
-"""Measuring along a training run: the same samples before it, and at each of the checkpoints that it left on its way.
+"""Measure the same samples before a training run and at each of its intermediate checkpoints.
 
-Learnability is the fall of the loss from before it. S2L clusters losses on the way, and GRACE may average over step
-gradients there.
+Learnability is the fall of the loss since before the run. S2L clusters the losses along it, and GRACE may average over
+the step gradients.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from curation_resources.scoring.samples import NON_FINITE, Request, Sample, Samp
 from curation_resources.scoring.spec import PassSpec
 
 CHUNK = 4096
-"""Most samples that are measured at all checkpoints before the next ones; a model that does not stay loaded is loaded
-for so many at a time."""
+"""Maximum samples per chunk; checkpoints that do not stay loaded are loaded once per chunk."""
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 KEPT_BYTES = 2 * 2**30
-"""Weights of all checkpoints together up to which they stay loaded."""
+"""Total weight size of all checkpoints up to which they stay loaded."""
 
 T = TypeVar("T")
 Progress = Callable[[int], None]
 
 
 class Pass(Protocol):
-    """What measures at one checkpoint."""
+    """A pass that measures at one checkpoint."""
 
     def stream(
         self, samples: Sequence[Sample], request: Request, progress: Progress | None = None
@@ -41,12 +40,12 @@ class Pass(Protocol):
 
 
 Opening = Callable[[], AbstractContextManager[Pass]]
-"""Gives the pass at a checkpoint, for as long as it is used."""
+"""Opens the pass at a checkpoint, for the duration of a `with` block."""
 
 
 @dataclass(frozen=True)
 class Visit:
-    """What is kept of a sample at one checkpoint.
+    """A sample's results at one checkpoint.
 
     Attributes:
         loss: mean NLL of its response.
@@ -64,26 +63,28 @@ class Visit:
 
     @classmethod
     def of(cls, result: SampleSignals) -> Visit:
-        """Of what a pass gave; losses of single tokens are let go."""
+        """Extract the results to keep; losses of single tokens are dropped."""
         loss = None if result.token_nll is None else float(np.mean(result.token_nll, dtype=np.float64))
         return cls(loss, result.step_gradients, result.features, result.adam_features, result.gradient_flags)
 
 
 def specs_of(spec: PassSpec) -> list[PassSpec]:
-    """What each checkpoint of a trajectory is loaded from."""
+    """Return the specs of a trajectory's checkpoints."""
     if spec.adapter is None:
         return [replace(spec, model_folder=folder, trajectory=()) for folder in spec.trajectory]
     return [replace(spec, adapter=folder, trajectory=()) for folder in spec.trajectory]
 
 
 def start_of(spec: PassSpec) -> PassSpec:
-    """What the model is loaded from that the training run started with."""
+    """Return the spec of the model that the training run started from."""
     return replace(spec, model_folder=spec.base or spec.model_folder, adapter=None, trajectory=())
 
 
 def stay_loaded(spec: PassSpec) -> bool:
-    """Whether all checkpoints fit into memory together: each holds as many weights as the model, in the type that it
-    is measured in."""
+    """Return True if all checkpoints fit into memory together.
+
+    Each holds as many weights as the model, in the dtype of measurement.
+    """
     config = json.loads((spec.model_folder / "config.json").read_text())
     kept_in = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     on_disk = sum(file.stat().st_size for file in spec.model_folder.glob("*.safetensors"))
@@ -102,16 +103,16 @@ def with_trajectories(
     first: int = CHUNK,
     weights: Sequence[float] = (),
 ) -> Iterator[list[SampleSignals]]:
-    """Measure samples at the target's own checkpoint, as far as that is asked for, and along its training run.
+    """Measure samples at the target's own checkpoint, as far as requested, and along its training run.
 
     Args:
-        samples: what to measure.
-        request: what is measured at the own checkpoint, beside what is measured at others.
-        here: the pass at the own checkpoint; called if anything is measured there.
-        checkpoints: of the trajectory, in the order of their steps; none if it is not asked for.
-        start: the model before the run; None if it is not asked for.
+        samples: samples to measure.
+        request: signals at the target's own checkpoint and at the others.
+        here: returns the pass at the own checkpoint; called only if something is measured there.
+        checkpoints: of the trajectory, in the order of their steps; empty if not requested.
+        start: the model before the run; None if not requested.
         progress: called with the number of samples done since the last call.
-        first: samples of the first piece that results are given of (`curation_resources.chunking`).
+        first: size of the first chunk (`curation_resources.chunking`).
         weights: of the checkpoints, as `PassSpec.trajectory_weights`.
     """
     for begin, end in pieces(len(samples), CHUNK, first):
@@ -126,7 +127,7 @@ def with_trajectories(
                 results[position].trajectory_weights = list(weights)
         for position, result in results.items():
             result.position = begin + position
-            if _lacks(result, request) and result.tokens and NON_FINITE not in result.flags:
+            if _is_incomplete(result, request) and result.tokens and NON_FINITE not in result.flags:
                 result.flags = [*result.flags, NON_FINITE]
         if progress is not None:
             progress(len(chunk))
@@ -136,9 +137,9 @@ def with_trajectories(
 def _visits(
     chunk: Sequence[Sample], checkpoints: Sequence[Opening], request: Request, results: dict[int, SampleSignals]
 ) -> dict[int, list[Visit]]:
-    """What each checkpoint gave of samples, by position.
+    """Return each checkpoint's results for the samples, by position.
 
-    Of what is not in `results` yet, the first checkpoint says what there is to say.
+    Samples that are missing in `results` are added to it from the first checkpoint.
     """
     visits: dict[int, list[Visit]] = {}
     for checkpoint in checkpoints:
@@ -156,25 +157,25 @@ def _visits(
 
 
 def _add_trajectory(result: SampleSignals, visits: Sequence[Visit]) -> None:
-    """Add what was found of a sample along the run: of each signal all checkpoints, or nothing."""
+    """Add a sample's results along the run: a signal gets the values of all checkpoints, or none."""
     result.trajectory = _all_of(visit.loss for visit in visits)
     result.trajectory_gradients = _all_of(visit.gradients for visit in visits)
     result.trajectory_features = _all_of(visit.features for visit in visits)
     result.trajectory_adam_features = _all_of(visit.adam_features for visit in visits)
-    # Once each: some hold at all checkpoints, some at one. Of what is missing only why it is.
+    # List each flag once. If gradients are missing, list only the reasons.
     saying = [visit for visit in visits if result.trajectory_gradients is not None or visit.gradients is None]
     result.trajectory_gradient_flags = list(dict.fromkeys(flag for visit in saying for flag in visit.flags))
 
 
 def _all_of(found: Iterable[T | None]) -> list[T] | None:
-    """What was found at every checkpoint, or None if it was not at some."""
+    """Return the values of all checkpoints, or None if one is missing."""
     values = list(found)
     there = [value for value in values if value is not None]
     return there if len(there) == len(values) else None
 
 
-def _lacks(result: SampleSignals, request: Request) -> bool:
-    """Whether a sample lacks what could have been measured of it at another checkpoint."""
+def _is_incomplete(result: SampleSignals, request: Request) -> bool:
+    """Return True if a sample lacks a value that should have been measurable at another checkpoint."""
     gradients = request.trajectory_gradients is not None and result.trajectory_gradients is None
     features = request.trajectory_features is not None and result.trajectory_features is None
     directions = request.trajectory_adam_features is not None and result.trajectory_adam_features is None
