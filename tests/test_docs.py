@@ -89,6 +89,7 @@ def test_the_commands_of_a_page_run(page: Path, demo_folder: Path) -> None:
             assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
 
 
+@pytest.mark.system
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_ui_serves_the_demo(demo_folder: Path) -> None:

@@ -29,6 +29,7 @@ from curation_assets.operations.stages import (
     Stage,
     Survey,
     contiguous_ranges,
+    raise_if_global,
     signals_to_measure,
     stage_named,
     subset_rows,
@@ -126,6 +127,7 @@ def scoring_requests(workspace: Workspace, instance: dg.DagsterInstance) -> tupl
             outdated = survey.outdated(stage, item)
             notes = [stage.waits(workspace, item), stage.remark(workspace, item)]
         except UserError as error:
+            raise_if_global(error)
             reasons.append(str(error))
             continue
         reasons += [note for note in notes if note is not None]
@@ -225,7 +227,8 @@ def _unrequested(workspace: Workspace, instance: dg.DagsterInstance) -> list[dg.
             continue
         try:
             outdated = survey.outdated(stage, item)
-        except UserError:
+        except UserError as error:
+            raise_if_global(error)
             # A model or file is missing. `scoring_requests` reports it, and stages that need this one are blocked.
             continue
         selection = asset_keys(workspace, stage, item)

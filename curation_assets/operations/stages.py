@@ -52,6 +52,7 @@ from curation_assets.workspace.purge_list import PurgedList
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError
 from curation_resources.sections import SignalName
+from curation_resources.storage.landing import LandingError
 
 Scope = Literal["corpus", "target", "subset", "reports"]
 """What a stage is repeated for: stages of the corpus and the reports exist once, the others once an item."""
@@ -107,7 +108,8 @@ class Survey:
                 try:
                     if self.outdated(need, other) or need.waits(self.workspace, other):
                         return True
-                except UserError:
+                except UserError as error:
+                    raise_if_global(error)
                     return True
         return False
 
@@ -162,6 +164,12 @@ class Stage:
     waits: Callable[[Workspace, Any], str | None] = lambda _workspace, _item: None
     remark: Callable[[Workspace, Any], str | None] = lambda _workspace, _item: None
     state: Callable[[Survey, Any, Sequence[str]], object] = lambda _survey, _item, _parts: None
+
+
+def raise_if_global(error: UserError) -> None:
+    """Raise an error that concerns every stage: a refused listing. Any other one stops only the item that it names."""
+    if isinstance(error, LandingError):
+        raise error
 
 
 def stage_named(name: str) -> Stage:

@@ -12,6 +12,8 @@ import pytest
 
 from tests.benchmarks.common import median_ratio
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).parents[2]
 
 KEYS = {

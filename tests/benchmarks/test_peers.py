@@ -11,6 +11,8 @@ import pytest
 
 from tests.benchmarks.peers import CACHE, PEERS, ROOT, Peer, python_of, wanted
 
+pytestmark = pytest.mark.system
+
 
 def result_of(*arguments: str) -> dict[str, float]:
     """The last line of the comparison."""

@@ -26,6 +26,8 @@ from curation_assets.workspace.workspace import Workspace
 from tests.deploy.postgres import free_port, serving_postgres
 from tests.pipeline.workspaces import rows
 
+pytestmark = pytest.mark.system
+
 COMPOSE = Path(__file__).parent.parent.parent / "deploy" / "compose"
 BIN = Path(sys.executable).parent
 SECRETS = ("DAGSTER_PG_PASSWORD", "AWS_SECRET_ACCESS_KEY")

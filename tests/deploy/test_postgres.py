@@ -20,6 +20,8 @@ from curation_assets.workspace.workspace import Workspace
 from tests.deploy.postgres import DATABASE, PASSWORD, USER, Server, serving_postgres
 from tests.pipeline.workspaces import landed, make_workspace, rows, subset_ids, write_shard
 
+pytestmark = pytest.mark.system
+
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 
 

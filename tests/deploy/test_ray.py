@@ -18,7 +18,7 @@ from tests.deploy.postgres import free_port
 from tests.pipeline.workspaces import make_workspace, rows
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parent.parent.parent
 RAYCLUSTER = ROOT / "deploy" / "kubernetes" / "raycluster.yaml"

@@ -16,6 +16,8 @@ from curation_assets.workspace.workspace import Workspace
 from tests.deploy.slurm import Cluster, serving_slurm
 from tests.pipeline.workspaces import make_workspace, rows, run, subset_ids
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).parent.parent.parent
 SLURM = ROOT / "deploy" / "slurm"
 SCRIPTS = [*sorted(SLURM.glob("*.sh")), *sorted(SLURM.glob("*.sbatch")), ROOT / ".ci" / "run"]

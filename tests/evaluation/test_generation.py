@@ -195,9 +195,11 @@ assert 0 < made.tokens <= 3
 
 
 def test_answers_on_a_bare_box(tiny_model: Path, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "resources" / "scoring", tmp_path / "resources" / "scoring")
-    for name in ("generation.py", "quiet.py"):
-        shutil.copy(ROOT / "resources" / name, tmp_path / "resources" / name)
+    package = ROOT / "resources" / "curation_resources"
+    shutil.copytree(package / "scoring", tmp_path / "curation_resources" / "scoring")
+    (tmp_path / "curation_resources" / "models").mkdir()
+    for name in ("__init__.py", "models/__init__.py", "models/generation.py", "quiet.py"):
+        shutil.copy(package / name, tmp_path / "curation_resources" / name)
     script = tmp_path / "bare.py"
     script.write_text(SCRIPT)
     subprocess.run([sys.executable, str(script), str(tiny_model)], check=True, cwd=tmp_path, timeout=300)

@@ -13,6 +13,8 @@ import pytest
 
 from tests.faults.compare import KEYS, compare
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -14,6 +14,7 @@ from curation_assets.definitions import build_definitions
 from curation_assets.defs.reports import COMPARISON_KEY, WHAT_IF_KEY
 from curation_assets.operations import report_comparison as comparison
 from curation_assets.operations.report_comparison import matrix
+from curation_assets.subsets import manifest
 from curation_assets.subsets.manifest import scored_pool
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.workspace.workspace import Workspace
@@ -98,7 +99,7 @@ def test_a_target_that_is_ahead_of_another_brings_what_it_knows(
     other = settings.targets[0].model_copy(update={"name": "other"})
     both = replace(workspace, settings=settings.model_copy(update={"targets": [settings.targets[0], other]}))
     ahead = {"tiny": scores.head(5), "other": scores}
-    monkeypatch.setattr(comparison, "present_scores", lambda _, target: ahead[target.name])
+    monkeypatch.setattr(manifest, "present_scores", lambda _, target: ahead[target.name])
     pool = scored_pool(both)
     assert len(pool) == 17
     assert pool.select(pl.col("source", "response_tokens", "n_steps").null_count()).row(0) == (0, 0, 0)
@@ -114,7 +115,7 @@ def test_a_score_that_a_target_does_not_have_yet_is_left_out(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = read_stored(workspace, "sample_scores").drop("grace")
-    monkeypatch.setattr(comparison, "present_scores", lambda *_: scores)
+    monkeypatch.setattr(manifest, "present_scores", lambda *_: scores)
     frame = comparison.compare(workspace)
     assert "grace" not in frame.filter(pl.col("comparison") == "rank_correlation")["left"].to_list()
     assert len(frame.filter(pl.col("comparison") == "overlap"))

@@ -16,6 +16,8 @@ from curation_assets.workspace.workspace import Workspace
 from tests.pipeline.workspaces import landed, make_workspace, rows, stored, subset_ids, write_shard
 from tests.ui import UI, serving
 
+pytestmark = pytest.mark.system
+
 SHARDS = {f"{name}.jsonl": rows(3, start=50 * number) for number, name in enumerate("abcdef")}
 FRESHNESS = "freshness: {fail_hours: 48}\n"
 

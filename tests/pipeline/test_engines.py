@@ -30,7 +30,7 @@ from tests.pipeline.test_interruptions import stored_ids
 from tests.pipeline.workspaces import make_workspace, rows, run, signal_rows, subset_ids
 from tests.resources.test_reward import write_reward_model
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.system, pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.usefixtures("ray_cluster")]
 
 SIGNALS: tuple[SignalName, ...] = ("step_gradients", "likelihoods", "token_likelihoods", "gradient_norms")
 LOCAL = "engine: {device: cpu"

@@ -17,6 +17,8 @@ from curation_assets.releases.trace_images import data_url
 from curation_assets.releases.trace_page import page_text
 from curation_assets.releases.traces import COLUMNS, Traces, compared, survivors_of
 
+pytestmark = pytest.mark.system
+
 COUNT = 10_000
 HOSTILE = "<img src=x onerror='window.ran=1'></script><script>window.ran=2</script>"
 

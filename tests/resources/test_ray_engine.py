@@ -23,7 +23,7 @@ from curation_resources.scoring.units import Source, work_of
 from tests.resources.odd_pass import make_odd, make_plain
 from tests.scoring.cases import ALL_SIGNALS, assert_same_signals, random_samples
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.system, pytest.mark.ray, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 TWO = RayOptions("local", workers=2)
@@ -137,7 +137,7 @@ NODES = """
 import logging, sys
 import ray
 from ray.cluster_utils import Cluster
-from resources import ray_engine
+from curation_resources.models import ray_engine
 from curation_resources.models.ray_engine import RayGroup, RayOptions, RayPool
 from curation_resources.scoring.units import Source
 from tests.resources.odd_pass import make_slow

@@ -48,7 +48,9 @@ assert result.base.keys() == result.random.keys() == {100} and len(result.direct
 
 
 def test_scoring_runs_on_a_bare_box(tiny_model: Path, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "resources" / "scoring", tmp_path / "resources" / "scoring")
+    package = ROOT / "resources" / "curation_resources"
+    shutil.copytree(package / "scoring", tmp_path / "curation_resources" / "scoring")
+    shutil.copy(package / "__init__.py", tmp_path / "curation_resources" / "__init__.py")
     script = tmp_path / "bare.py"
     script.write_text(SCRIPT)
     endpoint = write_endpoint(tiny_model, tmp_path / "endpoint")

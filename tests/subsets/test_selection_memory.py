@@ -10,6 +10,8 @@ import pytest
 from curation_assets.workspace.workspace import Workspace
 from tests.benchmarks.selection_scale import GIB, KINDS, in_own_process, look_at
 
+pytestmark = pytest.mark.system
+
 ROWS = 3_000_000
 BOUND = 1.1 * GIB
 """Of the process, some 0.25 GiB of which are Python and libraries."""
