@@ -167,7 +167,7 @@ def test_the_command_says_what_came_out_and_exports_it(made: Workspace, tmp_path
     assert len(pl.read_csv(out)) == 4 * 3
     asked = "select count(*) as n from post_training_runs join post_training_answers using (run, benchmark)"
     assert run_sql(made, asked)["n"].item() == 7 * 5
-    assert "post_training_eval: how each arm did" in CliRunner().invoke(app, ["tables"]).output
+    assert "post_training_eval: results per arm" in CliRunner().invoke(app, ["tables"]).output
 
 
 def test_nothing_changed_trains_nothing(made: Workspace) -> None:
@@ -421,18 +421,21 @@ def test_a_run_that_cannot_be_trained_is_named(tmp_path: Path, tiny_model: Path)
     [
         ("{benchmarks: []}", "evaluation.benchmarks"),
         ("{benchmarks: [{name: a, path: b}, {name: a, path: c}]}", "the name 'a' is used twice"),
-        ("{benchmarks: [{name: relative_average, path: b}]}", "stands for all benchmarks"),
+        ("{benchmarks: [{name: relative_average, path: b}]}", "is reserved for the summary over all benchmarks"),
         ("{benchmarks: [{name: a, path: b}], seeds: []}", "evaluation.seeds"),
-        ("{benchmarks: [{name: a, path: b}], seeds: [0, 0]}", "stands twice"),
-        ("{benchmarks: [{name: a, path: b}], seeds: [-1]}", "is no seed"),
+        ("{benchmarks: [{name: a, path: b}], seeds: [0, 0]}", "is listed twice"),
+        ("{benchmarks: [{name: a, path: b}], seeds: [-1]}", "is not a valid seed"),
         ("{benchmarks: [{name: a, path: b}], target: tinny}", "did you mean 'tiny'?"),
         ("{benchmarks: [{name: a, path: b}], models: [tinny]}", "did you mean 'tiny'?"),
-        ("{benchmarks: [{name: a, path: b}], models: [minilm]}", "is an embedding model, which answers nothing"),
+        (
+            "{benchmarks: [{name: a, path: b}], models: [minilm]}",
+            "is an embedding model, which cannot generate answers",
+        ),
         ("{benchmarks: [{name: a, path: b}], subsets: [bets]}", "did you mean 'best'?"),
-        ("{benchmarks: [{name: a, path: b}], subsets: [best], target: minilm}", "leave one of them out"),
+        ("{benchmarks: [{name: a, path: b}], subsets: [best], target: minilm}", "Remove one of the two."),
         ("{benchmarks: [{name: a, path: b}], baselines: [stepmin]}", "evaluation.baselines"),
         ("{benchmarks: [{name: a, path: b}], training: {preset: sgd}}", "evaluation.training.preset"),
-        ("{benchmarks: [{name: a, path: b}]}", "subset close is chosen by target minilm, an embedding model"),
+        ("{benchmarks: [{name: a, path: b}]}", "subset close is selected by target minilm, an embedding model"),
     ],
 )
 def test_mistakes_in_the_configuration(tmp_path: Path, said: str, mistake: str) -> None:

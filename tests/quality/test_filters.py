@@ -229,7 +229,7 @@ def test_a_pool_that_dagster_never_saw_is_asked_for(workspace: Workspace) -> Non
     ("filters", "message"),
     [
         ("filters: {languages: [english]}", "languages"),
-        ("filters: {repetition: {limits: {duplicate_lines: 0.3}}}", "there is no limit 'duplicate_lines'; there are"),
+        ("filters: {repetition: {limits: {duplicate_lines: 0.3}}}", "unknown limit 'duplicate_lines'. Known limits:"),
     ],
 )
 def test_filters_that_mean_nothing_are_refused_at_load(

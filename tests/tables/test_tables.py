@@ -73,7 +73,7 @@ def test_missing_and_unknown_columns_are_both_named() -> None:
     ],
 )
 def test_another_type_is_refused(name: str, values: list[object], shown: str) -> None:
-    with pytest.raises(TableError, match=f"table trial: columns of another type: {shown}"):
+    with pytest.raises(TableError, match=f"table trial: columns with the wrong type: {shown}"):
         TABLE.conform(pl.DataFrame(GOOD | {name: values}))
 
 
