@@ -68,8 +68,8 @@ SPECTRA_CORRELATIONS = Table(
         "spectrum": Column(pl.String, "effective_rank or nuclear_norm, averaged over layers and projections"),
         "control": Column(
             pl.String,
-            "control for length: none; largest_rank (divided by min(T, d_out, d_in)); length_bin (percentile within its "
-            "decile)",
+            "control for length: none; largest_rank (divided by min(T, d_out, d_in)); length_bin (percentile within "
+            "its decile)",
         ),
         "correlation": Column(pl.Float64, "Spearman's correlation; null if either side is constant", nullable=True),
         "samples": Column(pl.Int64, "samples with both values"),

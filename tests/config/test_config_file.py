@@ -205,13 +205,13 @@ TABLE = {
     ),
     "a selector without embeddings": (
         changed("    score: grace", "    score: grace\n    selector: k_center"),
-        "curation.yaml:14: subsets.0.selector: k_center looks at embeddings, which method grace does not have; choose "
-        "a score with method k_center, rds, rds_plus or embedding_similarity, or another selector",
+        "curation.yaml:14: subsets.0.selector: k_center needs embeddings, which method grace does not have. Choose "
+        "a score with method k_center, rds, rds_plus or embedding_similarity, or another selector.",
     ),
     "a selector without a validation set": (
         changed("    score: grace", "    score: grace\n    selector: {kind: round_robin}"),
-        "curation.yaml:14: subsets.0.selector: round_robin goes round validation samples, which method grace does not "
-        "have; choose a score with method rds, rds_plus, embedding_similarity or less, or another selector",
+        "curation.yaml:14: subsets.0.selector: round_robin needs validation samples, which method grace does not "
+        "have. Choose a score with method rds, rds_plus, embedding_similarity or less, or another selector.",
     ),
     "a score without its signals": (
         changed("method: grace", "method: ifd"),
@@ -236,7 +236,7 @@ TABLE = {
     ),
     "two histories": (
         changed("    method: grace", "    method: grace\n    history: {window: 2, ema: 0.5}"),
-        "curation.yaml:11: scores.0.history: give exactly one of window and ema, or history: uniform",
+        "curation.yaml:11: scores.0.history: set exactly one of window and ema, or history: uniform",
     ),
     "columns of unequal length": (
         changed("landing: ./landing", "landing: x\n  columns: {response: [a, b], correct: [true]}"),

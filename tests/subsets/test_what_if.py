@@ -95,7 +95,7 @@ def test_remarks_say_why_nothing_or_everything_is_chosen(workspace: Workspace) -
     assert what_if(workspace, "best", [], "999999").remarks()[0].startswith("the budget is larger")
 
 
-UNFAITHFUL = ["no warm-up: the paper measures after one, and falls from 106.6 to 89.6 without"]
+UNFAITHFUL = ["no warm-up: the paper measures after one, and its result drops from 106.6 to 89.6 without"]
 
 
 def test_parameters_that_both_methods_have_stay(workspace: Workspace) -> None:
@@ -133,7 +133,7 @@ def test_nothing_is_stored(workspace: Workspace) -> None:
         (["method=rds_plus"], None, "validation: this key is missing; add it"),
         (["method=ifd"], None, "add unconditional_likelihoods to its signals"),
         (["stratify=[sauce]"], None, "stratify.0: unknown value 'sauce'; did you mean 'source'?"),
-        (["selector.kind=k_center"], None, "selector: k_center looks at embeddings, which method grace does not have"),
+        (["selector.kind=k_center"], None, "selector: k_center needs embeddings, which method grace does not have"),
         ([], "many", "'many' is no budget: write a share"),
         ([], "0%", "'0%' is no budget"),
     ],
