@@ -29,7 +29,7 @@ class LimitReachedError(UserError):
 
 @dataclass(frozen=True)
 class Spent:
-    """What was measured with one allowance: tokens that were run, and seconds of devices."""
+    """Consumption of one allowance: tokens processed, and seconds times devices."""
 
     tokens: int = 0
     device_seconds: float = 0.0
@@ -49,14 +49,14 @@ class Spent:
 
 @dataclass
 class Allowance:
-    """What may still be measured, and what was left undone for want of it.
+    """An allowance for measuring, and the work left unfinished because of it.
 
     Attributes:
         limits: the limits.
-        spent: with this allowance so far.
-        unfinished: targets and shards, or validation sets, that were left undone.
-        samples: that were measured, by target, of shards that were left undone: no record tells of them.
-        tokens: that were run for these, by target.
+        spent: consumption so far.
+        unfinished: pairs of target and shard (or validation set) left unfinished.
+        samples: by target, samples measured in shards left unfinished, which no record counts.
+        tokens: by target, tokens processed for these samples.
     """
 
     limits: Limits
@@ -154,7 +154,7 @@ _of_this_call: ContextVar[Allowance | None] = ContextVar("allowance", default=No
 
 @contextmanager
 def allowed(allowance: Allowance) -> Iterator[Allowance]:
-    """Everything inside spends this allowance, and not the day's."""
+    """Let everything inside the block use this allowance instead of the day's."""
     token = _of_this_call.set(allowance)
     try:
         yield allowance

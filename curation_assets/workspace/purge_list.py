@@ -20,13 +20,13 @@ class PurgedListError(UserError):
 
 @dataclass(frozen=True)
 class PurgedSample:
-    """A sample that was taken out.
+    """A sample removed from the warehouse.
 
     Attributes:
-        sample_id: its id; nothing else of it is kept.
-        reason: what the person who did it said.
-        when: the time (UTC), when it was first taken out.
-        shards: shards and validation sets whose tables held it.
+        sample_id: its id; nothing else of the sample is kept.
+        reason: the reason given by the person who removed it.
+        when: time (UTC) of the first removal.
+        shards: shards and validation sets whose tables contained it.
     """
 
     sample_id: str
@@ -37,7 +37,7 @@ class PurgedSample:
 
 @dataclass(frozen=True)
 class PurgedList:
-    """All samples that were taken out, by sample_id."""
+    """All purged samples, by sample_id."""
 
     samples: Mapping[str, PurgedSample]
 

@@ -43,7 +43,7 @@ class Workspace:
 
     @classmethod
     def load(cls, config: Path | None = None) -> Workspace:
-        """Load the given configuration file, else the one that CURATION_CONFIG names, else ./curation.yaml.
+        """Load the given configuration file, else the one in CURATION_CONFIG, else ./curation.yaml.
 
         Raises:
             ConfigError: the file is missing or not valid.

@@ -184,9 +184,9 @@ def test_the_command(tmp_path: Path, ending_model: Path) -> None:
     asking = ["distill", "--responses", "2", "--max-new-tokens", "12", "--config", str(workspace.config_file)]
     first = CliRunner().invoke(app, asking)
     assert first.exit_code == 0, first.output
-    assert "9 prompts asked" in first.output
+    assert "9 prompts answered" in first.output
     assert "next: curate run" in first.output
-    assert "all 9 prompts were asked before" in CliRunner().invoke(app, asking).output
+    assert "all 9 prompts were answered before" in CliRunner().invoke(app, asking).output
     for words, said in (
         (["nobody"], "there is no target 'nobody'"),
         (["--temperature", "0"], "give one above 0"),

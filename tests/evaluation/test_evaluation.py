@@ -371,7 +371,7 @@ def test_a_benchmark_that_is_not_there(plain: Workspace) -> None:
 
 
 def test_names_and_numbers_that_are_none(plain: Workspace) -> None:
-    assert "--seeds 1;2: give whole numbers, as in --seeds 0,1,2" in refused(plain, "--seeds", "1;2")
+    assert "--seeds 1;2: not a list of whole numbers. Use the form --seeds 0,1,2." in refused(plain, "--seeds", "1;2")
     assert "give different whole numbers" in refused(plain, "--seeds", "1,1")
     assert "there is no subset 'bets'; did you mean 'best'?" in refused(plain, "--subset", "bets")
 

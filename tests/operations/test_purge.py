@@ -254,5 +254,5 @@ def test_the_command_asks_and_tells(tmp_path: Path, tiny_model: Path) -> None:
 def test_a_damaged_list_lets_nothing_pass(tmp_path: Path, tiny_model: Path) -> None:
     made = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(2)})
     made.warehouse.storage.write(tables.purged_path(), b"{}")
-    with pytest.raises(PurgedListError, match="restore it from a backup"):
+    with pytest.raises(PurgedListError, match="Restore it from a backup"):
         run(made)

@@ -143,7 +143,7 @@ def test_a_dry_look_keeps_nothing(tmp_path: Path, tiny_model: Path) -> None:
     before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
     text = curate("run", "--sample", "10", workspace=workspace).output
     assert "tokens measured" in text
-    assert "nothing of this look was kept" in text
+    assert "nothing from this dry run was kept" in text
     after = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if "cache" not in p.parts)
     assert [p for p in after if p not in before] == []
 

@@ -205,5 +205,5 @@ def test_a_warehouse_inside_the_landing_area_is_refused(tmp_path: Path, tiny_mod
     made = landed_in_s3(tmp_path, tiny_model, bucket, {})
     text = made.config_file.read_text()
     made.config_file.write_text(text.replace(f"landing: {made.landing.place}", f"landing: {bucket}/"))
-    with pytest.raises(LandingError, match="would be read as shards; name another prefix"):
+    with pytest.raises(LandingError, match=r"would be read as shards\. Use another prefix"):
         run(Workspace.load(made.config_file))

@@ -168,7 +168,7 @@ def test_diff_says_it(made: Workspace, tmp_path: Path) -> None:
     said = CliRunner().invoke(app, words)
     assert said.exit_code == 0, said.output
     assert "best@1 -> best@2" in said.output
-    assert "rows that came" in said.output
+    assert "rows added, best first" in said.output
     copies = [str(release_folder(made, number)) for number in (1, 1)]
     assert "0 rows added, 0 removed" in CliRunner().invoke(app, ["diff", *copies]).output
 

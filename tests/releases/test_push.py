@@ -78,7 +78,7 @@ def test_whoever_may_not_write_is_told(made: Workspace, hub: Hub) -> None:
 def test_nothing_is_done_without_go(made: Workspace, tmp_path: Path) -> None:
     there = tmp_path / "there"
     said = curate(made, "push", "best@1", str(there))
-    assert "say --go to do it" in said
+    assert "pass --go to push" in said
     assert "manifest.json" in said
     assert not there.exists()
     assert "private" in curate(made, "push", "best", "hf://datasets/me/best")

@@ -245,13 +245,13 @@ def test_the_command_says_it(made: Workspace, tmp_path: Path, monkeypatch: pytes
         return result.exit_code, result.output
 
     assert said("best", *config)[0] == said("best@1", *config)[0] == 0
-    assert "is whole" in said("best", *config)[1]
+    assert "is intact" in said("best", *config)[1]
     release = copied(made, tmp_path)
-    assert said(str(release)) == (0, f"{release} is whole\n")
+    assert said(str(release)) == (0, f"{release} is intact\n")
     flipped(release / DATA_JSONL)
     code, output = said(str(release))
     assert code == 1
     assert DATA_JSONL in output
-    assert "is not as it says" in output
-    assert "there is no release best@9; there are best@1" in said("best@9", *config)[1]
+    assert "is damaged: " in output
+    assert "there is no release best@9; releases are best@1" in said("best@9", *config)[1]
     assert "did you mean 'best'" in said("bes", *config)[1]

@@ -242,7 +242,7 @@ def test_other_commands_are_not_obeyed_either(ran: Ran, tmp_path: Path) -> None:
     # Last, as it changes what is there.
     shutil.copytree(folder, tmp_path / "copy")
     there = Ran(Workspace.load(tmp_path / "copy" / "curation.yaml"), "", "")
-    assert "still held by" in curate(there, "purge", sample_id, "--yes")
+    assert "still contained in" in curate(there, "purge", sample_id, "--yes")
 
 
 def test_a_plan_names_files_in_a_line_each(tmp_path: Path, tiny_model: Path) -> None:

@@ -242,7 +242,7 @@ def test_an_overlap_with_the_pool_is_reported(tmp_path: Path, tiny_model: Path) 
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        (None, "there is no file"),
+        (None, "not found. Correct its path in"),
         ([], "holds no sample that can be used: empty_file"),
         ([{"colour": "red"}], "can be used: "),
     ],
@@ -273,7 +273,7 @@ def test_a_set_that_is_gone_stops_no_sensor(tmp_path: Path, tiny_model: Path) ->
     (tmp_path / "held_out.jsonl").unlink()
     requests, reasons = scoring_requests(made, instance_of(made))
     assert requests == []
-    assert "there is no file" in reasons[0]
+    assert "not found. Correct its path in" in reasons[0]
 
 
 def test_an_unknown_set_is_refused_with_those_there_are(tmp_path: Path, tiny_model: Path) -> None:

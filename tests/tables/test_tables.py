@@ -83,7 +83,7 @@ def test_a_number_too_large_for_its_column_is_refused() -> None:
 
 
 def test_nulls_only_where_they_may_be() -> None:
-    with pytest.raises(TableError, match="table trial: column step holds 2 nulls"):
+    with pytest.raises(TableError, match="table trial: column step is not nullable but contains 2 nulls"):
         TABLE.conform(pl.DataFrame(GOOD | {"step": [None, 1, None]}))
 
 
