@@ -177,7 +177,7 @@ def _time_rows(target: TargetPlan) -> list[Row]:
     if probe is not None:
         rows.append(("time to load the model", duration(probe.load_seconds), None))
         if target.warmup is not None and target.warmup.seconds is not None:
-            rows.append(("time to warm up, from its F", duration(target.warmup.seconds), None))
+            rows.append(("time to warm up, by its F", duration(target.warmup.seconds), None))
     rows.append(("tokens per second", speed, measured_speed))
     written = target.bytes_to_write
     stored = sum(signal.bytes_stored for signal in target.signals)

@@ -65,7 +65,7 @@ def report(
             to.write_text(text, encoding="utf-8")
         except OSError as error:
             raise ReportError(f"{to} cannot be written ({error.strerror}). Name another file with --to.") from error
-        drawn = "" if first.of == len(first.rows) else f" of {first.of:,}, drawn prompt by prompt"
+        drawn = "" if first.of == len(first.rows) else f" of {first.of:,}, sampled by prompt"
         console.print(f"wrote {first.title}, {len(first.rows):,} traces{drawn}, to {to}", soft_wrap=True, markup=False)
 
 

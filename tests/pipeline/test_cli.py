@@ -224,7 +224,7 @@ def test_doctor_finds_what_is_wrong(tmp_path: Path, tiny_model: Path) -> None:
     config.write_text(config.read_text().replace("device: cpu", "device: cuda:77"))
     output = " ".join(curate("doctor", workspace=workspace, code=1).output.split())
     assert "device cuda:77 is not there" in output
-    assert "correct engine.device in curation.yaml" in output
+    assert "Correct engine.device in curation.yaml." in output
     nowhere = CliRunner().invoke(app, ["doctor", "--config", str(tmp_path / "none.yaml")])
     assert nowhere.exit_code == 1
     assert "WRONG configuration" in nowhere.output

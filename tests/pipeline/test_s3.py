@@ -197,7 +197,7 @@ def test_looks_before_a_run_work_on_s3(tmp_path: Path, tiny_model: Path, bucket:
 
 
 def test_init_looks_at_folders_only(tmp_path: Path) -> None:
-    with pytest.raises(InitError, match=r"write the bucket's address .* as corpus\.landing"):
+    with pytest.raises(InitError, match=r"set corpus\.landing in .* to the bucket's address"):
         write_config(Path("s3://bucket/traces"), "model", tmp_path / "curation.yaml")
 
 

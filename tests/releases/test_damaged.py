@@ -35,7 +35,7 @@ def test_a_damaged_manifest_is_named(released: Workspace, text: str) -> None:
         said = str(curate(released, *words))
         assert str(path) in said
         assert "curate verify" in said
-        assert "put the folder back from a copy, or delete it" in said
+        assert "restore the folder from a copy, or delete it" in said
         assert "Traceback" not in said
 
 

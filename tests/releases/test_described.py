@@ -106,7 +106,13 @@ def test_the_front_matter_is_what_hubs_read(made: Workspace) -> None:
     assert head["size_categories"] == ["n<1K"]
     assert head["configs"][0]["data_files"] == [{"split": "train", "path": "data/train.parquet"}]
     assert "grace" in head["tags"]
-    for title in ("Sources", "Duplicates and contamination", "Changes against", "Reproduce", "Limits"):
+    for title in (
+        "Sources",
+        "Duplicates and contamination",
+        "Changes from the previous release",
+        "Reproduce",
+        "Limits",
+    ):
         assert f"## {title}" in card
     assert "| apache-2.0 |" in card
     assert "near duplicates: not looked for" in card
