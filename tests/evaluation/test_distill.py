@@ -168,7 +168,7 @@ def test_some_prompts_are_a_draw(tmp_path: Path, ending_model: Path) -> None:
 
 def test_what_cannot_be_done_is_said_with_the_mend(tmp_path: Path, ending_model: Path) -> None:
     untrained = make_workspace(tmp_path / "new", ending_model, {"a.jsonl": rows(9)}, warmup=WARMUP)
-    with pytest.raises(DistillationError, match="use `curate run` before `curate distill`"):
+    with pytest.raises(DistillationError, match="Use `curate run` before `curate distill`"):
         distill(untrained, untrained.settings.target("tiny"), WISH)
     workspace = measured(tmp_path / "mapped", ending_model, "none")
     text = workspace.config_file.read_text()

@@ -183,7 +183,7 @@ def test_which_field_is_read(tmp_path: Path, row: dict[str, object], field: str 
         ("a.json", b"3", None, r"must be a list of items"),
         ("a.json", b'{"question": "q"}\n{"question": "q"}\n', None, r"line 2: not JSON .* \.jsonl"),
         ("a.txt", b"\xff", None, r"byte 0 is not UTF-8"),
-        ("a.csv", b"q", None, r"rename it"),
+        ("a.csv", b"q", None, r"Rename it"),
     ],
 )
 def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, content: bytes, field: str | None, message: str) -> None:
