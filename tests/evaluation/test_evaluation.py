@@ -381,7 +381,7 @@ def test_names_and_numbers_that_are_none(plain: Workspace) -> None:
 
 def test_subsets_that_are_empty_old_or_not_there(tmp_path: Path, tiny_model: Path) -> None:
     workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": same_answer(4)})
-    with pytest.raises(EvaluationError, match="has no evaluation. Add the section"):
+    with pytest.raises(EvaluationError, match=r"has no evaluation\. Add the section"):
         plan_evaluation(workspace)
     workspace = with_evaluation(workspace)
     with pytest.raises(EvaluationError, match=r"the pool has no sample without images|has not been selected yet"):
@@ -392,7 +392,7 @@ def test_subsets_that_are_empty_old_or_not_there(tmp_path: Path, tiny_model: Pat
     with pytest.raises(EvaluationError, match=r"subset best is outdated: scores or parameters .* Use `curate run`"):
         plan_evaluation(narrow)
     run(narrow)
-    with pytest.raises(EvaluationError, match="subset best is empty. Widen its filters or its budget"):
+    with pytest.raises(EvaluationError, match=r"subset best is empty\. Widen its filters or its budget"):
         plan_evaluation(narrow)
     (tmp_path / "landing" / "a.jsonl").unlink()
     with pytest.raises(LandingError, match="are gone from"):
@@ -403,7 +403,7 @@ def test_no_subsets(tmp_path: Path, tiny_model: Path) -> None:
     workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": same_answer(4)}, signals=["likelihoods"])
     run(workspace)
     workspace = with_evaluation(workspace)
-    with pytest.raises(EvaluationError, match="has no subset. Add one under subsets"):
+    with pytest.raises(EvaluationError, match=r"has no subset\. Add one under subsets"):
         plan_evaluation(workspace)
     assert "has no subset" in refused(workspace)
     with pytest.raises(TableRequestError, match="holds nothing yet: run `curate evaluate` first"):

@@ -77,7 +77,7 @@ def test_rows_that_would_be_rejected_are_reported(landing: Path, tmp_path: Path)
     assert sum(look.reasons.values()) == 2
     assert "not_json" in look.reasons
     written = (tmp_path / "curation.yaml").read_text()
-    assert f"# Of 3 rows looked at, 2 would be rejected: {look.reasons}" in written
+    assert f"# 2 of 3 inspected rows would be rejected: {look.reasons}" in written
 
 
 def test_an_empty_folder_is_fine(landing: Path, tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ def test_the_command_asks_and_tells(tmp_path: Path, tiny_model: Path) -> None:
     words = ["purge", gone[:10], "--config", str(made.config_file)]
     refused = CliRunner().invoke(app, words)
     assert refused.exit_code == 1
-    assert "say --yes" in refused.stderr
+    assert "pass --yes to confirm" in refused.stderr
     assert PurgedList.read(made.warehouse).samples == {}
     with open_instance(made) as instance:
         other = dg.DagsterRun(job_name="other", status=dg.DagsterRunStatus.STARTED)

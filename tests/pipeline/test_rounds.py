@@ -126,7 +126,7 @@ def test_a_run_can_be_trained_with_the_loss_of_token_level_grape() -> None:
 def test_a_run_goes_on_from_weights_of_its_own_model_alone() -> None:
     document = changed()
     document["targets"][1]["model"] = "other"
-    with pytest.raises(ValidationError, match=r"target round_1 is another model \(other\)"):
+    with pytest.raises(ValidationError, match=r"target round_1 uses another model \(other\)"):
         Settings.model_validate(document)
 
 

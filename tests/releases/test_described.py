@@ -115,7 +115,7 @@ def test_the_front_matter_is_what_hubs_read(made: Workspace) -> None:
     ):
         assert f"## {title}" in card
     assert "| apache-2.0 |" in card
-    assert "near duplicates: not looked for" in card
+    assert "near duplicates: not checked" in card
     for picture in re.findall(r"\]\((plots/[a-z]+\.png)\)", card):
         assert (release_folder(made, 2) / picture).read_bytes().startswith(b"\x89PNG")
 

@@ -93,10 +93,10 @@ def test_a_folder_holds_a_copy_that_is_whole(made: Workspace, tmp_path: Path) ->
     (there / "manifest.json").unlink()
     assert ": 1 of " in curate(made, "push", "best@1", str(there), "--go")
     (there / "README.md").write_text("mine")
-    assert "holds another README.md" in curate(made, "push", "best@1", str(there), "--go", code=1)
+    assert "contains a different README.md" in curate(made, "push", "best@1", str(there), "--go", code=1)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
-    assert "holds something else (notes.txt)" in curate(made, "push", "best@1", str(tmp_path / "other"), "--go", code=1)
+    assert "contains other files (notes.txt)" in curate(made, "push", "best@1", str(tmp_path / "other"), "--go", code=1)
 
 
 def test_a_bucket_holds_a_copy_that_is_whole(made: Workspace, bucket: str, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_nothing_is_stored(workspace: Workspace) -> None:
         (["target=foo"], None, "target: there is no target 'foo'; targets are tiny"),
         (["score=grace"], None, "there is no parameter 'score'"),
         (["method=rds_plus"], None, "validation: this key is missing; add it"),
-        (["method=ifd"], None, "add unconditional_likelihoods to its signals"),
+        (["method=ifd"], None, "Add unconditional_likelihoods to its signals"),
         (["stratify=[sauce]"], None, "stratify.0: unknown value 'sauce'; did you mean 'source'?"),
         (["selector.kind=k_center"], None, "selector: k_center needs embeddings, which method grace does not have"),
         ([], "many", "'many' is no budget: write a share"),
@@ -149,7 +149,7 @@ def test_what_cannot_be_is_refused_with_the_mend(
 def test_a_signal_that_is_not_measured_is_named(tmp_path: Path, tiny_model: Path) -> None:
     made = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(3)})
     run(made)
-    with pytest.raises(SelectionError, match="add likelihoods to its signals"):
+    with pytest.raises(SelectionError, match="Add likelihoods to its signals"):
         what_if(made, "best", ["method=grape"])
 
 
