@@ -15,7 +15,7 @@ LIMITS = {
     "exclusiveMaximum": "below {}",
     "minLength": "at least {} characters",
     "maxLength": "at most {} characters",
-    "minItems": "at least {} of them",
+    "minItems": "at least {} items",
     "pattern": "matches `{}`",
 }
 
@@ -74,7 +74,7 @@ def _kind(facts: Mapping[str, Any]) -> str:
     elif kind == "array":
         said = f"list of {_kind(facts.get('items', {}))}"
     elif kind == "object":
-        said = f"names with {_kind(values)}" if isinstance(values, dict) else "names with anything"
+        said = f"mapping of names to {_kind(values)}" if isinstance(values, dict) else "mapping of names to anything"
     else:
         said = PLAIN.get(str(kind), str(kind))
     return said
@@ -82,9 +82,9 @@ def _kind(facts: Mapping[str, Any]) -> str:
 
 def _default(facts: Mapping[str, Any], *, required: bool) -> str:
     if required:
-        return "must be given"
+        return "required"
     if "default" not in facts:
-        return "the section's"
+        return "see the section"
     text = json.dumps(facts["default"], ensure_ascii=False)
     return _in_cell(f"`{text}`") if len(text) <= 60 else "see the schema"
 

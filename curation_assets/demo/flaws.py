@@ -1,15 +1,15 @@
 """The flaws that the demo plants in sound responses, one kind at a time, in equal numbers.
 
-They are the slips of careless writers and careless data pipelines. None is shaped after what a method
-measures: a scorer has to find them in text that is otherwise well formed.
+They imitate the slips of careless writers and careless data pipelines. None is designed around what a method measures:
+a method has to find them in text that is otherwise well formed.
 
-- `wrong_step`: one result is wrong by an ordinary slip; later steps go on with it, and so does the answer
-  (which may come out right by chance, as when the wrong person still has more).
-- `wrong_answer`: all steps are right, the answer line is not.
+- `wrong_step`: one result is wrong by an ordinary slip; later steps and the answer continue from it (the answer may be
+  correct by chance, as when the wrong person still has more).
+- `wrong_answer`: all steps are correct, but the answer line is not.
 - `irrelevant`: one or two steps are replaced by, or joined by, steps of another problem.
-- `shuffled`: the steps stand in another order; step numbers still count up.
+- `shuffled`: the steps are reordered; step numbers still count up.
 - `truncated`: the text ends before the answer, often in the middle of a step.
-- `repeated`: one step is written two to four times more, in place.
+- `repeated`: one step is repeated two to four more times, in place.
 """
 
 from __future__ import annotations

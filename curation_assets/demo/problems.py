@@ -21,8 +21,8 @@ _UNITS = (
     ("day", "days", "hours", 24, 3),
 )
 _VERBS = {"+": "Add", "-": "Subtract", "*": "Multiply by", "/": "Divide by"}
-_CEILING = 99  # largest number that is added or subtracted at once
-_MOST = 20  # the largest that is added or taken away at once
+_CEILING = 99  # largest number in most problems
+_MOST = 20  # largest number that is added or subtracted at once
 
 
 def draw_length(rng: random.Random) -> int:

@@ -1,15 +1,15 @@
-"""Train the tiny model that the demo measures with: sound traces only, of problems the demo does not hold.
+"""Train the tiny model that the demo measures with, on sound traces of problems that are not in the demo.
 
     python -m curation_assets.demo.train_model --out curation_assets/demo/model
 
-remakes the shipped model in about twelve minutes on one CPU core. Problems are drawn as training goes on,
-so none is seen twice.
+rebuilds the shipped model in about twelve minutes on one CPU core. Problems are generated during training, so none is
+seen twice.
 
-Labels are smoothed (see `--label-smoothing`). Sound traces of these problems can be foretold almost to the
-last digit, and a model that has learnt them with hard labels has hardly a gradient left on them: what
-remains is the noise of the few digits that it is unsure of, and cosines between steps mean nothing. Natural
-text is never that certain. Smoothing keeps a small, even gradient on every token. It was chosen so that the
-demo has something to show, and what the demo shows is no evidence for how a method fares on real data.
+Labels are smoothed (see `--label-smoothing`). Sound traces of these problems can be predicted almost to the last
+digit, and a model trained on them with hard labels has hardly any gradient left: what remains is noise from the few
+digits that it is unsure of, and cosines between steps become meaningless. Natural text is never that certain.
+Smoothing keeps a small, even gradient on every token. It was chosen to make the demo informative; the demo's results
+are no evidence for how a method performs on real data.
 """
 
 from __future__ import annotations
