@@ -120,6 +120,4 @@ def show_dry_look(workspace: Workspace, sample: int, console: Console) -> None:
     tokens = look.summary.tokens_measured
     console.print(f"{tokens:,} tokens measured in {look.seconds:.0f} s, from {look.share:.1%} of the landing area")
     if look.share > 0:
-        console.print(
-            f"the whole landing area has about {tokens / look.share:,.0f} tokens; nothing from this dry run was kept"
-        )
+        console.print(f"estimated total: {tokens / look.share:,.0f} tokens; nothing from this dry run was kept")

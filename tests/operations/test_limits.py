@@ -116,11 +116,11 @@ def test_the_plan_says_how_many_runs_it_takes(tmp_path: Path, tiny_model: Path) 
     plan = make_plan(made, probe=False)
     runs = -(-plan.targets[0].tokens // 300)
     (line,) = limit_lines(plan, made.settings.limits)
-    assert "more than limits.tokens, 300 tokens" in line
+    assert "exceeds limits.tokens of 300 tokens" in line
     assert f"about {runs} runs" in line
     assert limit_lines(plan, Limits(tokens=plan.targets[0].tokens)) == []
     shown = CliRunner().invoke(app, ["plan", "--no-probe", "--config", str(made.config_file)])
-    assert "more than limits.tokens" in shown.output
+    assert "exceeds limits.tokens" in shown.output
 
 
 def tomorrow(workspace: Workspace) -> None:
