@@ -1,4 +1,4 @@
-"""`python -m curation_assets.cli` runs `curate`."""
+"""Run `curate` as `python -m curation_assets.cli`."""
 
 from curation_assets.cli.app import app
 

@@ -1,4 +1,4 @@
-"""The `curate` command. What it does lives in the stages; here are its words, options and output."""
+"""The `curate` command: arguments, help and output. The work is done by the stages."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
-        "Curate reasoning data: measure every step of a trace with the target model, select, release, trace back.\n\n"
-        "Start with `curate init FOLDER --model MODEL`, then `curate run --sample 200` for a dry look, `curate run` "
-        "for all of it, and `curate release NAME`."
+        "Curate reasoning data: measure every step of a trace with the target model, select, release, trace "
+        "back.\n\nStart with `curate init FOLDER --model MODEL`, then `curate run --sample 200` for a dry run, "
+        "`curate run` for the whole corpus, and `curate release NAME`."
     ),
 )
 app.add_typer(signal_commands)
@@ -43,24 +43,24 @@ SQL_ROWS = 50
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="The folder where traces arrive.")],
-    model: Annotated[str, typer.Option(help="The model to measure with: a folder or a hub id.")],
-    to: Annotated[Path, typer.Option(help="The file to write.")] = Path("curation.yaml"),
+    folder: Annotated[Path, typer.Argument(help="Folder in which traces arrive.")],
+    model: Annotated[str, typer.Option(help="Model to measure with: a folder or a hub id.")],
+    to: Annotated[Path, typer.Option(help="File to write.")] = Path("curation.yaml"),
     force: Annotated[bool, typer.Option(help="Overwrite the file.")] = False,
 ) -> None:
-    """Look at a folder of traces and write a commented curation.yaml for it."""
+    """Inspect a folder of traces and write a commented curation.yaml for it."""
     with clear_errors():
         from curation_assets.operations.init_config import write_config
         from curation_resources.storage.digests import DigestCache
         from curation_resources.storage.landing import FolderLanding
 
         look = write_config(folder, model, to, force)
-        console.print(f"{look.files} files, {look.bytes / 2**20:.1f} MiB; formats: {look.formats or 'none known'}")
+        console.print(f"{look.files} files, {look.bytes / 2**20:.1f} MiB; formats: {look.formats or 'none recognized'}")
         ignored = FolderLanding(folder, DigestCache()).ignored()
         if ignored:
-            console.print(f"not read (no .jsonl, .jsonl.gz or .parquet): {', '.join(ignored[:5])}", markup=False)
+            console.print(f"ignored (not .jsonl, .jsonl.gz or .parquet): {', '.join(ignored[:5])}", markup=False)
         if look.rejected:
-            console.print(f"of {look.rows} rows looked at, {look.rejected} would be rejected: {look.reasons}")
+            console.print(f"{look.rejected} of {look.rows} inspected rows would be rejected: {look.reasons}")
         console.print(f"wrote {to}; next: curate run --config {to} --sample 200", soft_wrap=True)
 
 
@@ -69,22 +69,23 @@ def run(
     config: ConfigOption = None,
     sample: Annotated[
         int | None,
-        typer.Option(min=1, help="A dry look: the whole path on about this many rows, in a temporary place."),
+        typer.Option(min=1, help="Dry run on about this many rows, in a temporary folder."),
     ] = None,
     accept_removals: Annotated[
-        bool, typer.Option("--accept-removals", help="Files that are gone are meant to be, however many.")
+        bool,
+        typer.Option("--accept-removals", help="Confirm that missing files were removed on purpose, however many."),
     ] = False,
     until: Annotated[
         Stop | None,
         typer.Option(
-            help="Stop there: corpus (read and filtered), or checkpoints (all that shards are measured at, for "
-            "`curate score` on many machines)."
+            help="Stop after this stage: corpus (read and filter), or checkpoints (train or fetch everything that "
+            "`curate score` needs on other machines)."
         ),
     ] = None,
 ) -> None:
-    """The main job: read, segment, warm up, measure, score and select whatever is due.
+    """Run the main job: read, segment, warm up, measure, score and select whatever is due.
 
-    A second call with nothing due takes seconds and measures nothing. Ctrl-C loses nothing.
+    If nothing is due, it finishes within seconds and measures nothing. Ctrl-C loses no finished work.
     """
     end_as_interrupted()
     with clear_errors():
@@ -101,7 +102,7 @@ def run(
 def run_main_job(
     workspace: Workspace, accept_removals: bool = False, until: Literal["corpus", "checkpoints"] | None = None
 ) -> RunSummary:
-    """The main job with progress bars, on the instance that the UI shows."""
+    """Run the main job with progress bars, on the instance that the UI shows."""
     from curation_assets.defs.instance import open_instance
     from curation_assets.defs.main_job import MainJob
     from curation_resources.terminal import progress_bars
@@ -115,12 +116,14 @@ def run_main_job(
 def plan(
     config: ConfigOption = None,
     no_probe: Annotated[
-        bool, typer.Option("--no-probe", help="Load no model: tokens and F, but neither seconds nor bytes.")
+        bool,
+        typer.Option("--no-probe", help="Do not load the model: estimate tokens and F, but neither seconds nor bytes."),
     ] = False,
 ) -> None:
-    """What a run would cost now: samples, tokens, forward passes (F), time and bytes; beside it what runs did cost.
+    """Estimate the cost of a run now: samples, tokens, forward passes (F), time and bytes; compare with past runs.
 
-    Tokens are counted with the model's own tokenizer, time by measuring a few batches. Nothing is stored.
+    Tokens are counted with the model's own tokenizer; time is estimated from a few measured batches. Nothing is
+    stored.
     """
     with clear_errors():
         from curation_assets.cli.show_cost import show_plan
@@ -130,7 +133,7 @@ def plan(
 
 @app.command()
 def select(
-    name: Annotated[str | None, typer.Argument(help="The subset; may be left out if there is one.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of the subset; optional if there is only one.")] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option(
@@ -140,15 +143,15 @@ def select(
         ),
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="10%, 1000 (samples) or '500000 tokens', in place of the subset's.")
+        str | None, typer.Option(help="10%, 1000 (samples) or '500000 tokens', instead of the subset's budget.")
     ] = None,
-    to: Annotated[Path | None, typer.Option(help="A .parquet, .csv or .jsonl file to write the subset to.")] = None,
+    to: Annotated[Path | None, typer.Option(help=".parquet, .csv or .jsonl file to write the subset to.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """What if: another method, parameter or budget, from stored signals, in seconds and without the model.
+    """Preview a selection with another method, parameter or budget, in seconds and without the model.
 
-    Says how the subset would differ from the current one. Nothing is stored: to keep it, write the change into
-    curation.yaml and use `curate run`.
+    Uses stored signals and shows how the subset would differ from the current one. Nothing is stored: to keep the
+    change, add it to curation.yaml and use `curate run`.
     """
     with clear_errors():
         from curation_assets.cli.show_subsets import show_what_if
@@ -166,12 +169,14 @@ def select(
 
 @app.command()
 def token_weights(
-    subset: Annotated[str, typer.Argument(help="The subset.")],
-    to: Annotated[Path, typer.Option(help="A .parquet or .jsonl file: a row a sample, a weight a token.")],
-    normalise: Annotated[str, typer.Option(help="none, or mean1: the mean of each sample's weights is 1.")] = "none",
+    subset: Annotated[str, typer.Argument(help="Name of the subset.")],
+    to: Annotated[
+        Path, typer.Option(help=".parquet or .jsonl file to write: one row per sample, one weight per token.")
+    ],
+    normalise: Annotated[str, typer.Option(help="none, or mean1: scale each sample's weights to mean 1.")] = "none",
     config: ConfigOption = None,
 ) -> None:
-    """Weights by token, for GRAPE's token-level loss: the probability of each token of a subset's responses."""
+    """Write token weights for GRAPE's token-level loss: the probability of each response token in a subset."""
     with clear_errors():
         from curation_assets.subsets.token_weights import write_token_weights
 
@@ -180,10 +185,10 @@ def token_weights(
 
 @app.command()
 def release(
-    name: Annotated[str, typer.Argument(help="The subset to release.")],
+    name: Annotated[str, typer.Argument(help="Subset to release.")],
     config: ConfigOption = None,
 ) -> None:
-    """Make an immutable release of a subset. Equal content makes no new version."""
+    """Make an immutable release of a subset. Unchanged content makes no new version."""
     with clear_errors():
         from curation_assets.defs.instance import open_instance
         from curation_assets.defs.main_job import MainJob
@@ -192,7 +197,9 @@ def release(
         workspace = load_workspace(config)
         names = [subset.name for subset in workspace.settings.subsets]
         if name not in names:
-            raise ReleaseError(f"there is no subset {name!r} in {workspace.config_file}; there are {', '.join(names)}")
+            raise ReleaseError(
+                f"there is no subset {name!r} in {workspace.config_file}; subsets are {', '.join(names)}"
+            )
         with open_instance(workspace) as instance:
             made, new = MainJob(workspace, instance).release(workspace.settings.subset(name))
         state = "released" if new else "unchanged since"
@@ -202,15 +209,17 @@ def release(
 
 @app.command()
 def table(
-    name: Annotated[str, typer.Argument(help="The table, e.g. step_scores; `curate tables` lists them.")],
-    to: Annotated[Path | None, typer.Option(help="A .parquet, .csv or .jsonl file; default: show the head.")] = None,
-    target: Annotated[str | None, typer.Option(help="The target, if there are several.")] = None,
-    score: Annotated[str | None, typer.Option(help="The named score, for step_scores.")] = None,
-    subset: Annotated[str | None, typer.Option(help="The subset, for table subset.")] = None,
-    columns: Annotated[str | None, typer.Option(help="Which columns, and their order: sample_id,grace")] = None,
+    name: Annotated[str, typer.Argument(help="Name of the table, e.g. step_scores; `curate tables` lists them.")],
+    to: Annotated[
+        Path | None, typer.Option(help=".parquet, .csv or .jsonl file to write; default: print the first rows.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Target, if there are several.")] = None,
+    score: Annotated[str | None, typer.Option(help="Named score, for step_scores.")] = None,
+    subset: Annotated[str | None, typer.Option(help="Subset, for table subset.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns to include, in order: sample_id,grace")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Write any table as one file, or show its first rows."""
+    """Write any table to one file, or print its first rows."""
     with clear_errors():
         import polars.selectors as cs
 
@@ -221,28 +230,33 @@ def table(
         if columns is not None:
             frame = pick_columns(frame, columns)
         if to is None:
-            # Whole ids would leave no room for the rest; the first characters are enough for `curate show`.
+            # Full ids would leave no room for other columns; `curate show` accepts the first characters.
             ids = cs.by_name("sample_id", "prompt_id", require_all=False)
             head = frame.head(20).collect().with_columns(ids.str.head(10))
             shown, hidden = frame_table(name, head, console.width)
             console.print(shown)
             if hidden:
-                console.print(f"no room for {', '.join(hidden)}: name columns with --columns, or use --to", style="dim")
+                console.print(
+                    f"no room for {', '.join(hidden)}: choose columns with --columns, or use --to", style="dim"
+                )
             return
         console.print(f"wrote {write_frame(frame, to):,} rows to {to}", soft_wrap=True)
 
 
 @app.command()
 def sql(
-    query: Annotated[str, typer.Argument(help="One SELECT in DuckDB's SQL.")],
-    to: Annotated[Path | None, typer.Option(help="A .parquet, .csv or .jsonl file; default: show the head.")] = None,
+    query: Annotated[str, typer.Argument(help="One SELECT statement in DuckDB's SQL.")],
+    to: Annotated[
+        Path | None, typer.Option(help=".parquet, .csv or .jsonl file to write; default: print the first rows.")
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Ask anything of the stored tables: each is a view.
+    """Query the stored tables with SQL; each table is a view.
 
     Try "select source, avg(grace) from sample_scores group by source".
 
-    Subsets are subsets.NAME; with several targets, a target's tables are TARGET.NAME. Nothing can be written.
+    Subsets are subsets.NAME; with several targets, a target's tables are TARGET.NAME. The query cannot write
+    anything.
     """
     with clear_errors():
         from curation_assets.operations.sql import run_sql
@@ -259,7 +273,7 @@ def sql(
         if hidden or len(found) > SQL_ROWS:
             first = [f"the first {SQL_ROWS} rows"] if len(found) > SQL_ROWS else []
             room = [f"no room for {harmless(', '.join(hidden))}"] if hidden else []
-            console.print(f"{'; '.join(first + room)}: use --to for all of it", style="dim")
+            console.print(f"{'; '.join(first + room)}; use --to for the full result", style="dim")
 
 
 @app.command()
@@ -282,12 +296,12 @@ def tables() -> None:
 
 @app.command()
 def show(
-    sample_id: Annotated[str, typer.Argument(help="A sample_id, or the beginning of one.")],
-    target: Annotated[str | None, typer.Option(help="The target, if there are several.")] = None,
-    score: Annotated[str | None, typer.Option(help="The named score, if there are several.")] = None,
+    sample_id: Annotated[str, typer.Argument(help="A sample_id, or its first characters.")],
+    target: Annotated[str | None, typer.Option(help="Target, if there are several.")] = None,
+    score: Annotated[str | None, typer.Option(help="Named score, if there are several.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Show a trace, its steps coloured by score."""
+    """Print a trace with its steps coloured by score."""
     with clear_errors():
         from curation_assets.subsets.stored_tables import find_trace
         from curation_resources.terminal import trace
@@ -298,7 +312,7 @@ def show(
 
 @app.command()
 def doctor(config: ConfigOption = None) -> None:
-    """Say what is installed, which device and configuration are used, and what is wrong with them."""
+    """Check the installation, devices and configuration, and report problems."""
     from rich.text import Text
 
     from curation_assets.operations.doctor import examine
@@ -314,7 +328,7 @@ def doctor(config: ConfigOption = None) -> None:
 
 @app.command("test-alert")
 def try_alert(config: ConfigOption = None) -> None:
-    """Send a test alert to the command and webhook of `alerts` in curation.yaml, which else hear of failed runs."""
+    """Send a test alert to the command and webhook in `alerts` of curation.yaml."""
     with clear_errors():
         from curation_assets.defs.alerts import channels
         from curation_resources.alert_delivery import Alert, send
@@ -322,23 +336,25 @@ def try_alert(config: ConfigOption = None) -> None:
         workspace = load_workspace(config)
         if not channels(workspace):
             raise UserError(
-                f"{workspace.config_file} names nobody to tell: add alerts.command or alerts.webhook_variable"
+                f"{workspace.config_file} configures no alerts. Add alerts.command or alerts.webhook_variable."
             )
         send(
             Alert("test", "curation: this is a test", {"config_file": str(workspace.config_file)}), channels(workspace)
         )
-        console.print("the alert was taken")
+        console.print("alert delivered")
 
 
 @app.command()
 def schema(
-    to: Annotated[Path | None, typer.Option(help="The file to write; without it the schema is printed.")] = None,
+    to: Annotated[Path | None, typer.Option(help="File to write; default: print the schema.")] = None,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="As a page for people: every key and its meaning.")
+        bool, typer.Option("--markdown", help="Write a Markdown page: every key and its meaning.")
     ] = False,
-    manifest: Annotated[bool, typer.Option("--manifest", help="That of a release's manifest.json instead.")] = False,
+    manifest: Annotated[
+        bool, typer.Option("--manifest", help="Write the schema of a release's manifest.json instead.")
+    ] = False,
 ) -> None:
-    """The JSON Schema of curation.yaml, for editors."""
+    """Print the JSON Schema of curation.yaml, for editors."""
     import json
 
     from curation_assets.config.config_file import json_schema
@@ -359,7 +375,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port of the web server.")] = 3000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
-    """Open the Dagster UI and daemon: files dropped into the landing folder are carried through to the subsets."""
+    """Open the Dagster UI and daemon; files added to the landing folder are processed up to the subsets."""
     with clear_errors():
         from curation_assets.config.config_file import CONFIG_VARIABLE
         from curation_assets.defs.dead_runs import bury_runs_of_a_dead_ui
@@ -370,20 +386,20 @@ def ui(
         with open_instance(workspace) as instance:
             lock = bury_runs_of_a_dead_ui(instance, dagster_home(workspace))
         if lock is None:
-            raise UserError(f"another `curate ui` is running on {dagster_home(workspace)}: stop it first")
+            raise UserError(f"another `curate ui` is running on {dagster_home(workspace)}. Stop it first.")
         environment = os.environ | {CONFIG_VARIABLE: str(workspace.config_file)}
         command = [sys.executable, "-m", "dagster", "dev", "-m", "curation_assets.definitions"]
         command += ["--port", str(port), "--host", host]
         console.print(f"http://{host}:{port}")
-        console.print(f"{workspace.config_file} is read now: after an edit, stop this and start it again", style="dim")
+        console.print(f"{workspace.config_file} is read at startup; restart after editing it", style="dim")
         os.execve(sys.executable, command, environment)
 
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where corpus, model, configuration and results go.")] = Path("demo"),
+    folder: Annotated[Path, typer.Option(help="Folder for corpus, model, configuration and results.")] = Path("demo"),
 ) -> None:
-    """The whole path on an embedded corpus with planted flaws: what was chosen, and whether it was sound."""
+    """Run the whole pipeline on an embedded corpus with planted flaws, and check what was selected."""
     with clear_errors():
         from curation_assets.demo.tour import tour
 

@@ -1,4 +1,4 @@
-"""What every command of `curate` is made of: its consoles, the option that names the configuration, its errors."""
+"""Common parts of all `curate` commands: consoles, the configuration option, and error handling."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from curation_resources.text import harmless
 if TYPE_CHECKING:
     from curation_assets.workspace.workspace import Workspace
 
-# What is printed may come from anywhere: none of it is markup, or the name of a picture.
+# Printed text may come from anywhere, so neither markup nor emoji names in it are interpreted.
 console = Console(markup=False, emoji=False)
 errors = Console(stderr=True, markup=False, emoji=False)
 
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
-        "--config", "-c", help="The configuration file. Default: what CURATION_CONFIG names, else ./curation.yaml."
+        "--config", "-c", help="Configuration file. Default: the one in CURATION_CONFIG, else ./curation.yaml."
     ),
 ]
 INTERRUPTED = 130
 
 
 class Stop(StrEnum):
-    """Where `curate run` can stop."""
+    """Stages after which `curate run` can stop."""
 
     CORPUS = "corpus"
     CHECKPOINTS = "checkpoints"
@@ -41,7 +41,7 @@ class Stop(StrEnum):
 
 @contextmanager
 def clear_errors(again: str = "curate run") -> Iterator[None]:
-    """Show what a user can mend as one message, and what was kept, and what goes on from it, when they interrupt."""
+    """Print user errors as one message; on an interrupt, print the command that resumes the work."""
     try:
         yield
     except (UserError, ScoringError) as error:
@@ -50,22 +50,23 @@ def clear_errors(again: str = "curate run") -> Iterator[None]:
     except BaseException as error:
         if not _is_interrupt(error):
             raise
-        errors.print(f"interrupted: what was done so far is kept; `{again}` goes on from there")
+        errors.print(f"interrupted; finished work is kept. To resume: `{again}`")
         raise typer.Exit(INTERRUPTED) from None
 
 
 def end_as_interrupted() -> None:
-    """Have what ends a job early (the TERM of Slurm and Kubernetes) end this process as Ctrl-C does."""
+    """Let SIGTERM, which Slurm and Kubernetes send to end a job early, end this process as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _is_interrupt(error: BaseException) -> bool:
-    """Ctrl-C, also as Dagster reports it from inside a step (by name: Dagster is slow to import)."""
+    """Return whether an error is Ctrl-C, also as Dagster reports it from a step (by name: Dagster is slow to
+    import)."""
     return isinstance(error, KeyboardInterrupt) or type(error).__name__ == "DagsterExecutionInterruptedError"
 
 
 def load_workspace(config: Path | None) -> Workspace:
-    """The workspace of the configuration that a command was given."""
+    """Return the workspace of the configuration given to a command."""
     from curation_assets.workspace.workspace import Workspace
 
     return Workspace.load(config)

@@ -1,4 +1,4 @@
-"""The words, options and output of `curate evaluate`."""
+"""Arguments, help and output of `curate evaluate`."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ commands = typer.Typer()
 @commands.command()
 def evaluate(
     seeds: Annotated[
-        str | None, typer.Option(help="Seeds of the fine-tuning runs, as in 0,1,2, in place of evaluation.seeds.")
+        str | None, typer.Option(help="Seeds of the fine-tuning runs, such as 0,1,2, instead of evaluation.seeds.")
     ] = None,
     subset: Annotated[
-        list[str] | None, typer.Option("--subset", help="Only this subset, in place of evaluation.subsets. Repeatable.")
+        list[str] | None,
+        typer.Option("--subset", help="Evaluate only this subset, instead of evaluation.subsets. Repeatable."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be trained and asked, and what is stored.")
+        bool, typer.Option("--dry-run", help="Only list the runs and answers that are missing or stored.")
     ] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Does the choice help? Fine-tune models on what was chosen, and ask them what was held out.
+    """Measure whether selection helps: fine-tune models on the subsets, and evaluate them on held-out benchmarks.
 
-    Of every model: the base is fine-tuned on each subset, on baselines of the same size and on the full pool, once with
-    every seed; each of these, and the untouched base, answers the benchmarks of `evaluation` in curation.yaml, always
-    taking the likeliest token. Shown is exact match with 95 % intervals over seeds, and the average relative to the
-    full pool.
+    For every model, the base is fine-tuned on each subset, on baselines of the same size and on the full pool, once per
+    seed. Each of these, and the untouched base, answers the benchmarks in `evaluation` of curation.yaml with greedy
+    decoding. The output shows exact match with 95 % intervals over seeds, and the average relative to the full pool.
 
-    This takes long: `--dry-run` says how many runs are left. Each run is stored once it has answered, and neither made
-    again nor lost when the evaluation is interrupted; its weights are deleted. Afterwards: `curate table
-    post_training_eval`, `curate table post_training_answers`.
+    This takes long: `--dry-run` shows the number of remaining runs. Each run is stored once it has answered, so an
+    interrupted evaluation repeats none of them; its weights are deleted. Afterwards, use `curate table
+    post_training_eval` and `curate table post_training_answers`.
     """
     with clear_errors("curate evaluate"):
         from curation_assets.evaluation.benchmarks import prompts_in_corpus
@@ -43,7 +43,7 @@ def evaluate(
 
         workspace = load_workspace(config)
         numbers = _numbers(seeds)
-        # Refused before Dagster is started.
+        # Report configuration errors before Dagster starts.
         plan = plan_evaluation(workspace, numbers, subset)
         show_overlap(prompts_in_corpus(workspace, plan.benchmarks), console)
         if dry_run:
@@ -62,12 +62,12 @@ def evaluate(
 
 
 def _numbers(text: str | None) -> list[int]:
-    """The seeds in a text.
+    """Parse the list of seeds.
 
     Raises:
-        UserError: it is no list of numbers.
+        UserError: it is not a list of integers.
     """
     try:
         return [] if text is None else [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise UserError(f"--seeds {text}: give whole numbers, as in --seeds 0,1,2") from error
+        raise UserError(f"--seeds {text}: not a list of whole numbers. Use the form --seeds 0,1,2.") from error

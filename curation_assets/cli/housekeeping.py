@@ -1,4 +1,4 @@
-"""The words, options and output of the housekeeping commands of `curate`."""
+"""Arguments, help and output of the housekeeping commands of `curate`."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 
 
 class UnconfirmedError(UserError):
-    """Something that cannot be undone was asked for, and nobody could be asked whether it is meant."""
+    """An irreversible action was requested but not confirmed."""
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask on a terminal.
+    """Ask for confirmation on a terminal.
 
     Raises:
-        UnconfirmedError: the answer is no, or there is no terminal to ask on.
+        UnconfirmedError: the answer is no, or there is no terminal.
     """
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UnconfirmedError(f"{question} There is no terminal to ask on: say --yes if it is meant")
+        raise UnconfirmedError(f"{question} There is no terminal to ask on: pass --yes to confirm.")
     if not typer.confirm(question):
         raise UnconfirmedError("nothing was changed")
 
@@ -52,17 +52,17 @@ def refuse_beside_a_run(workspace: Workspace, what: str) -> None:
 
 @commands.command()
 def gc(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
     older_than: Annotated[
-        float, typer.Option(min=0, metavar="DAYS", help="What was written in the last so many days stays.")
+        float, typer.Option(min=0, metavar="DAYS", help="Keep everything written in the last DAYS days.")
     ] = 7,
     yes: YesOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Clear away what neither the configuration nor any release names, and what writes that died left behind.
+    """Remove data that neither the configuration nor a release refers to, and leftovers of crashed writes.
 
-    Looks at measurements, checkpoints, scores, subsets, validation sets, images and temporary files. Rows, rejected
-    rows and releases are never removed. What is removed has to be measured again if the configuration wants it again.
+    Covers measurements, checkpoints, scores, subsets, validation sets, images and temporary files. Rows, rejected
+    rows and releases are never removed. Removed data has to be measured again if the configuration needs it later.
     """
     with clear_errors():
         from curation_assets.cli.show_cost import size_text
@@ -70,7 +70,7 @@ def gc(
         from curation_resources.storage.landing import printable
 
         workspace = load_workspace(config)
-        refuse_beside_a_run(workspace, "nothing can be cleared away now")
+        refuse_beside_a_run(workspace, "nothing can be removed now")
         finds = look(workspace, older_than)
         _show_finds(finds)
         removed = [find for find in finds if find.remove]
@@ -83,7 +83,9 @@ def gc(
             confirm(f"Remove {size} from {workspace.warehouse.storage.place} for good?", yes)
             changed = clear(workspace, finds)
             for find in changed:
-                console.print(f"kept after all, written to meanwhile: {printable(find.what)}", soft_wrap=True)
+                console.print(
+                    f"kept, because it was written to in the meantime: {printable(find.what)}", soft_wrap=True
+                )
             console.print(f"removed {size_text(sum(find.size for find in removed if find not in changed))}")
 
 
@@ -104,20 +106,21 @@ def _show_finds(finds: Sequence[Find]) -> None:
         )
         for find in sorted(finds, key=lambda find: (find.remove, find.what))
     ]
-    console.print(simple_table("what is cleared away", ("what", "", "why", "size", "age"), rows))
+    console.print(simple_table("garbage collection", ("what", "", "why", "size", "age"), rows))
 
 
 @commands.command()
 def purge(
     sample_id: Annotated[str, typer.Argument(help="A sample_id, or at least its first 8 characters.")],
-    reason: Annotated[str, typer.Option(help="Why, for the list of purged samples.")] = "",
+    reason: Annotated[str, typer.Option(help="Reason, for the list of purged samples.")] = "",
     yes: YesOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Take a sample out everywhere, for good: its rows, steps, measurements, scores and images.
+    """Remove a sample everywhere, permanently: its rows, steps, measurements, scores and images.
 
-    Its row is rejected from now on (reason: purged) whenever a file holds it. Releases and trained checkpoints never
-    change: those that hold it are named. The next `curate run` makes anew what rests on the sample, without a model.
+    From now on, a row with this sample is rejected (reason: purged) in any file. Releases and trained checkpoints
+    never change; those that contain the sample are listed. The next `curate run` recomputes what depends on the
+    sample, without a model.
     """
     with clear_errors():
         from curation_assets.operations.purge import find_sample
@@ -128,7 +131,7 @@ def purge(
         refuse_beside_a_run(workspace, "nothing can be purged now")
         with progress_bars(console):
             found = find_sample(workspace, sample_id)
-        confirm(f"Take sample {found} out of {workspace.warehouse.storage.place} for good?", yes)
+        confirm(f"Remove sample {found} from {workspace.warehouse.storage.place} permanently?", yes)
         _show_purged(take_out(workspace, found, reason), workspace)
 
 
@@ -138,33 +141,37 @@ def _show_purged(done: Purged, workspace: Workspace) -> None:
 
     rows = [(path, count) for path, count in sorted(done.tables.items())]
     rows += [(f"images/{name}", 1) for name in done.images]
-    rows += [("replies of judges, kept on this machine", done.replies)] if done.replies else []
-    console.print(simple_table(f"{done.sample_id}: taken out of", ("what", "rows"), rows))
+    rows += [("judge replies cached on this machine", done.replies)] if done.replies else []
+    console.print(simple_table(f"{done.sample_id}: removed from", ("what", "rows"), rows))
     held = [
         *(
-            (f"release {name}", f"{folder}: delete the folder and tell who loaded it; `curate release` makes another")
+            (
+                f"release {name}",
+                f"{folder}: delete the folder and inform those who loaded it; `curate release` makes another",
+            )
             for name, folder in done.releases.items()
         ),
         *(
-            (f"checkpoint {folder}", "it was trained on the sample: delete the folder to train it, and measure, anew")
+            (f"checkpoint {folder}", "trained on the sample: delete the folder to train and measure again")
             for folder in done.checkpoints
         ),
-        *((f"file {printable(name)}, row {row}", "take the row out of it") for name, row in done.files),
+        *((f"file {printable(name)}, row {row}", "remove the row from the file") for name, row in done.files),
     ]
     if held:
-        console.print(simple_table("still held by", ("what", "what to do"), held))
+        console.print(simple_table("still contained in", ("what", "what to do"), held))
     console.print(f"next: curate run --config {workspace.config_file}", soft_wrap=True, markup=False)
 
 
 @commands.command()
 def export_measurements(
-    dest: Annotated[str, typer.Argument(help="A folder, or s3://bucket/prefix; an export in it is added to.")],
-    target: Annotated[str | None, typer.Option(help="Of this target only.")] = None,
+    dest: Annotated[str, typer.Argument(help="A folder, or s3://bucket/prefix; an existing export there is extended.")],
+    target: Annotated[str | None, typer.Option(help="Export only this target.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Copy what is measured, with the warm-ups it rests on, for another warehouse.
+    """Copy measurements, with the warm-ups they depend on, for another warehouse.
 
-    There, `curate import-measurements` takes it in, and with the same corpus and configuration a run measures nothing.
+    `curate import-measurements` adds them there; with the same corpus and configuration, a run then measures
+    nothing.
     """
     with clear_errors():
         from curation_assets.operations.transfer import export_measurements as export
@@ -178,10 +185,11 @@ def export_measurements(
 
 @commands.command()
 def import_measurements(
-    source: Annotated[str, typer.Argument(help="The folder, or s3://bucket/prefix, of an export.")],
+    source: Annotated[str, typer.Argument(help="Folder, or s3://bucket/prefix, of an export.")],
     config: ConfigOption = None,
 ) -> None:
-    """Add measurements that `curate export-measurements` wrote; each file is checked, and none is ever replaced."""
+    """Add measurements written by `curate export-measurements`; files are verified, and existing ones are never
+    replaced."""
     with clear_errors():
         from curation_assets.operations.transfer import import_measurements as take_in
         from curation_resources.terminal import progress_bars
@@ -192,8 +200,8 @@ def import_measurements(
         _show_moved(f"imported from {source}", moved)
         if any(one.wanted is False for one in moved):
             console.print(
-                "what is not wanted is of another model, recipe or setting than the configuration's: it is kept, and "
-                "used if the configuration comes to want it",
+                "measurements that are not wanted here belong to another model, recipe or setting than the "
+                "configuration's; they are kept, and used if the configuration needs them later",
                 soft_wrap=True,
             )
 
@@ -202,6 +210,6 @@ def _show_moved(title: str, moved: Sequence[Moved]) -> None:
     from curation_assets.cli.show_cost import size_text
     from curation_resources.terminal import simple_table
 
-    words = {True: "yes", False: "no", None: "the model is not here"}
+    words = {True: "yes", False: "no", None: "model not available"}
     rows = [(one.folder, one.files, one.copied, size_text(one.size), words[one.wanted]) for one in moved]
     console.print(simple_table(title, ("what", "files", "new", "size", "wanted here"), rows))

@@ -1,4 +1,4 @@
-"""The words, options and output of the commands on releases that are there."""
+"""Arguments, help and output of the commands for existing releases."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 ReleaseArgument = Annotated[
-    str, typer.Argument(metavar="RELEASE", help="SUBSET (its last release), SUBSET@N, or the folder of a copy.")
+    str, typer.Argument(metavar="RELEASE", help="SUBSET (its latest release), SUBSET@N, or the folder of a copy.")
 ]
 
 
@@ -27,7 +27,7 @@ SHOWN_ROWS = 10
 
 
 class DamagedError(UserError):
-    """A release is not as it says."""
+    """A release does not match its manifest, or cannot be found."""
 
 
 @commands.command()
@@ -35,10 +35,10 @@ def verify(
     release: ReleaseArgument,
     config: ConfigOption = None,
 ) -> None:
-    """Hold a release against what it says of itself: checksums, manifest, counts, both data files, images.
+    """Verify a release: checksums, manifest, counts, both data files, images.
 
-    Says what is wrong, file by file, and ends with an error; a release that is whole is said to be so. A folder needs
-    no configuration: what was downloaded somewhere is verified there.
+    Prints the problems file by file and exits with an error, or confirms that the release is intact. A folder needs
+    no configuration, so a downloaded copy can be verified anywhere.
     """
     with clear_errors():
         from curation_assets.releases.verify import verify_release
@@ -48,9 +48,9 @@ def verify(
         problems = verify_release(storage, place)
         if problems:
             rows = [(problem.file, problem.what) for problem in problems]
-            console.print(simple_table(f"{storage.shown(place)}", ("file", "what is wrong"), rows))
-            raise DamagedError(f"{storage.shown(place)} is not as it says: {len(problems)} problems")
-        console.print(f"{storage.shown(place)} is whole", soft_wrap=True)
+            console.print(simple_table(f"{storage.shown(place)}", ("file", "problem"), rows))
+            raise DamagedError(f"{storage.shown(place)} is damaged: {len(problems)} problems")
+        console.print(f"{storage.shown(place)} is intact", soft_wrap=True)
 
 
 @commands.command()
@@ -63,22 +63,22 @@ def export(
             help=f"{', '.join(NAMES)}.",
         ),
     ],
-    to: Annotated[Path, typer.Option(help="A folder that is not there yet.")],
+    to: Annotated[Path, typer.Option(help="Folder to create.")],
     step_threshold: Annotated[
-        float, typer.Option(help="Steps that score below it are labelled bad, masked, or weigh 0.")
+        float, typer.Option(help="Steps with a lower score are labelled bad, masked, or given weight 0.")
     ] = 0.0,
     leave_out: Annotated[
-        bool, typer.Option("--leave-out", help="Leave out rows that the format cannot hold, and say how many.")
+        bool, typer.Option("--leave-out", help="Skip rows that the format cannot represent, and report their number.")
     ] = False,
     tokenizer: Annotated[
-        str | None, typer.Option(help="With --format weights: a weight for each token of this tokenizer.")
+        str | None, typer.Option(help="With --format weights: write one weight per token of this tokenizer.")
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Write a release in the form that a trainer reads.
+    """Write a release in a trainer's format.
 
-    messages, prompt-completion (TRL), sharegpt and alpaca (LLaMA-Factory), axolotl (low-scored steps masked), stepwise
-    (process reward models), verl (reinforcement learning), weights (loss weights as columns), datasets.
+    messages, prompt-completion (TRL), sharegpt and alpaca (LLaMA-Factory), axolotl (low-scored steps masked),
+    stepwise (process reward models), verl (reinforcement learning), weights (loss weights as columns), datasets.
     """
     with clear_errors():
         from curation_assets.releases.export import export_release
@@ -87,18 +87,20 @@ def export(
         made = export_release(
             storage, place, form, to, threshold=step_threshold, leave_out=leave_out, tokenizer=tokenizer
         )
-        console.print(f"wrote {made.rows:,} rows to {made.folder}; not said in this form: {made.loses}", soft_wrap=True)
+        console.print(
+            f"wrote {made.rows:,} rows to {made.folder}; not included in this format: {made.loses}", soft_wrap=True
+        )
         for reason, count in made.left_out.items():
-            console.print(f"left out {count:,} rows: {reason}", style="yellow", soft_wrap=True)
+            console.print(f"skipped {count:,} rows: {reason}", style="yellow", soft_wrap=True)
 
 
 @commands.command()
 def diff(
     before: Annotated[str, typer.Argument(metavar="A", help="A release: SUBSET@N, or the folder of a copy.")],
-    after: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="Another release.")],
     config: ConfigOption = None,
 ) -> None:
-    """Say how release B differs from release A: rows that came, went and moved, score drift, settings, versions.
+    """Compare release B with release A: rows added, removed and moved, score drift, settings, versions.
 
     `curate report A B` shows the traces.
     """
@@ -113,29 +115,29 @@ def diff(
         names = [f"{manifest['subset']}@{manifest['number']}" for manifest in (was, now)]
         rows = [(name.replace("_", " "), value) for name, value in changes.facts().items()]
         console.print(simple_table(f"{names[0]} -> {names[1]}", ("what", "value"), rows))
-        for title, one, other in (("rows that came", new, old), ("rows that went", old, new)):
+        for title, one, other in (("rows added", new, old), ("rows removed", old, new)):
             moved = one.join(other, on="sample_id", how="anti").sort("rank").head(SHOWN_ROWS)
             if len(moved):
                 shown = moved.select("sample_id", "rank", "score", "source").iter_rows()
                 console.print(simple_table(f"{title}, best first", ("sample_id", "rank", "score", "source"), shown))
         settings = changed_settings(was, now)
         if settings:
-            console.print(simple_table("chosen by other settings", ("what", names[0], names[1]), settings))
+            console.print(simple_table("settings that differ", ("what", names[0], names[1]), settings))
         console.print(changes_text(changes.facts()), soft_wrap=True, highlight=False)
 
 
 @commands.command()
 def reproduce(
-    release: Annotated[str, typer.Argument(metavar="RELEASE", help="SUBSET (its last release) or SUBSET@N.")],
+    release: Annotated[str, typer.Argument(metavar="RELEASE", help="SUBSET (its latest release) or SUBSET@N.")],
     settings_to: Annotated[
-        Path | None, typer.Option(help="Only write the configuration that the release was made under to this file.")
+        Path | None, typer.Option(help="Only write the configuration of the release to this file.")
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Make a release's rows again, from stored measurements and by its own settings, and compare the bytes.
+    """Recompute a release's rows from stored measurements with its own settings, and compare the bytes.
 
-    Files that landed since are left out, and nothing is stored. Ends with an error if the bytes are other ones, and
-    says what changed.
+    Files that arrived later are ignored, and nothing is stored. Exits with an error and shows what changed if the
+    bytes differ.
     """
     with clear_errors():
         from curation_assets.releases.build import read_manifest
@@ -152,14 +154,16 @@ def reproduce(
             return
         found = make_again(workspace, manifest, place)
         for name, same in found.files.items():
-            console.print(f"{name}: {'the same bytes' if same else 'OTHER BYTES'}", highlight=False)
+            console.print(f"{name}: {'identical' if same else 'DIFFERENT'}", highlight=False)
         for line in found.differs:
             console.print(line, style="yellow", soft_wrap=True, markup=False)
         if not found.identical:
             assert found.changes is not None
             raise DamagedError(f"{found.release} was not reproduced: {changes_text(found.changes.facts())}")
         if found.damaged:
-            raise DamagedError(f"{found.release} can be made again, and what lies there is damaged: {found.damaged[0]}")
+            raise DamagedError(
+                f"{found.release} can be reproduced, but its stored files are damaged: {found.damaged[0]}"
+            )
         console.print(f"{found.release} is reproduced")
 
 
@@ -169,14 +173,14 @@ def push(
     to: Annotated[
         str, typer.Argument(metavar="WHERE", help="hf://datasets/OWNER/NAME, s3://BUCKET/PREFIX, or a folder.")
     ],
-    go: Annotated[bool, typer.Option("--go", help="Do it; without this it is only said what would be done.")] = False,
-    public: Annotated[bool, typer.Option("--public", help="A hub repository that is made is public.")] = False,
+    go: Annotated[bool, typer.Option("--go", help="Push; without this flag, only show what would be pushed.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Create a new hub repository as public.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Bring a release to a dataset hub, a bucket or a folder, after looking whether it is whole.
+    """Push a verified release to a dataset hub, a bucket or a folder.
 
-    Says what would be done; --go does it. A hub repository then holds this release and nothing else, as one commit with
-    a tag of its name; HF_TOKEN names who may.
+    Shows what would be pushed; --go pushes it. A hub repository then contains exactly this release, as one commit
+    tagged with its name; HF_TOKEN authenticates.
     """
     with clear_errors():
         from curation_assets.cli.show_cost import size_text
@@ -192,10 +196,10 @@ def push(
         repository = hub_repository(to)
         if not go:
             rows = [(packed.relative(file), size_text(file.size)) for file in packed.files]
-            console.print(simple_table(f"{packed.name} would go to {to}", ("file", "size"), rows))
+            console.print(simple_table(f"{packed.name} would be pushed to {to}", ("file", "size"), rows))
             kind = "public" if public else "private"
-            beside = f"; a repository that is made is {kind}, and other files in it go" if repository else ""
-            console.print(f"{size_text(packed.size)}{beside}; say --go to do it", soft_wrap=True)
+            beside = f"; a new repository would be {kind}, and other files in it would be deleted" if repository else ""
+            console.print(f"{size_text(packed.size)}{beside}; pass --go to push", soft_wrap=True)
             return
         if repository is not None:
             console.print(
@@ -205,14 +209,14 @@ def push(
         there = load_workspace(config).storage_at(to) if to.startswith(SCHEME) else FolderStorage(folder_of(to, packed))
         with progress_bars(console), track("copying", len(packed.files)) as advance:
             written = push_to_storage(packed, there, advance)
-        console.print(f"{packed.name} is at {to}: {written} of {len(packed.files)} files written", soft_wrap=True)
+        console.print(f"pushed {packed.name} to {to}: {written} of {len(packed.files)} files written", soft_wrap=True)
 
 
 def where(release: str, config: Path | None) -> tuple[Storage, str]:
-    """The storage of a release and its folder there: of a copy, or of a release in the warehouse.
+    """Return the storage of a release and its folder there, for a copy or a release in the warehouse.
 
     Raises:
-        DamagedError: it is no folder, and there is no such subset or release.
+        DamagedError: the name is neither a folder nor an existing subset or release.
     """
     from curation_resources.storage.files import FolderStorage
 
@@ -224,24 +228,26 @@ def where(release: str, config: Path | None) -> tuple[Storage, str]:
 
 
 def _place(workspace: Workspace, release: str) -> str:
-    """The folder of a release in the warehouse.
+    """Return the folder of a release in the warehouse.
 
     Raises:
-        DamagedError: there is no such subset or release.
+        DamagedError: the subset or release does not exist.
     """
     from curation_assets import tables
     from curation_assets.releases.build import release_numbers
 
     name, _, number = release.partition("@")
-    # Subsets that are configured no longer keep their releases.
+    # Subsets removed from the configuration keep their releases.
     subsets = [subset.name for subset in workspace.settings.subsets]
     known = list(dict.fromkeys([*subsets, *workspace.warehouse.storage.folders("releases")]))
     if name not in known:
-        raise DamagedError(f"{release} is no folder, and {unknown('subset', name, known)}")
+        raise DamagedError(f"{release} is not a folder, and {unknown('subset', name, known)}")
     numbers = release_numbers(workspace, name)
     if not numbers:
-        raise DamagedError(f"subset {name} has no release yet: use `curate release {name}`")
+        raise DamagedError(f"subset {name} has no release yet. Make one with `curate release {name}`.")
     wanted = number or str(numbers[-1])
     if wanted not in map(str, numbers):
-        raise DamagedError(f"there is no release {release}; there are {', '.join(f'{name}@{one}' for one in numbers)}")
+        raise DamagedError(
+            f"there is no release {release}; releases are {', '.join(f'{name}@{one}' for one in numbers)}"
+        )
     return f"{tables.release_dir(name)}/{wanted}"

@@ -1,4 +1,4 @@
-"""What `curate run` prints: of a run, and of a dry look at a few rows."""
+"""Output of `curate run`: the summary of a run, and of a dry run on a few rows."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from curation_resources.terminal import progress_bars, simple_table
 
 
 def show_summary(workspace: Workspace, summary: RunSummary, console: Console) -> None:
-    """Print what a run did, what it left out and why, and what waits."""
+    """Print what a run did, what it rejected and why, and what is still waiting."""
     rows: list[tuple[str, object]] = [("new shards", summary.new_shards), ("shards read", summary.read)]
     rows += [(f"samples measured: {target}", count) for target, count in summary.measured.items()]
-    rows.append(("tokens run (validation sets, too)", summary.tokens_measured))
+    rows.append(("tokens processed (including validation sets)", summary.tokens_measured))
     console.print(simple_table("this run", ("what", "count"), rows))
     if summary.rejected:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in summary.rejected.items())
@@ -43,12 +43,12 @@ def show_summary(workspace: Workspace, summary: RunSummary, console: Console) ->
     for line in summary.waiting:
         console.print(f"waiting: {line}", style="yellow", markup=False)
     if summary.stopped is not None:
-        line = f"stopped at the limit of {summary.stopped}; `curate run` goes on"
+        line = f"stopped at the limit of {summary.stopped}; to continue: `curate run`"
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     ignored = workspace.landing.ignored()
     if ignored:
         more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
-        console.print(f"not read (no shard): {', '.join(ignored[:5])}{more}", style="yellow", markup=False)
+        console.print(f"ignored (unsupported file type): {', '.join(ignored[:5])}{more}", style="yellow", markup=False)
     _show_pool(workspace, console)
     for subset in workspace.settings.subsets:
         _show_subset(workspace, subset, subset.name in summary.subsets, console)
@@ -57,13 +57,13 @@ def show_summary(workspace: Workspace, summary: RunSummary, console: Console) ->
 
 
 def _show_pool(workspace: Workspace, console: Console) -> None:
-    """What filters left out of the pool, and whether it holds what should be held out."""
+    """Print what the filters excluded from the pool, and warn about held-out prompts in the pool."""
     if stored_pool(workspace) is not None:
         counts = reason_counts(workspace.warehouse.read_table(tables.pool_path()))
         reasons = ", ".join(f"{count} x {reason}" for reason, count in counts.items())
         if reasons:
             console.print(
-                f"left out of the pool: {reasons}; see: curate table pool{told(workspace)}",
+                f"excluded from the pool: {reasons}; see: curate table pool{told(workspace)}",
                 style="yellow",
                 soft_wrap=True,
             )
@@ -72,29 +72,29 @@ def _show_pool(workspace: Workspace, console: Console) -> None:
             continue
         found = overlap_with_pool(workspace, name)
         if any(found.values()):
-            line = f"validation set {name}: {found['prompts_in_pool']} of its prompts are in the pool too"
-            console.print(f"{line}: what is chosen would know them", style="yellow", soft_wrap=True)
+            line = f"validation set {name}: {found['prompts_in_pool']} of its prompts are also in the pool"
+            console.print(f"{line}: the evaluation would be contaminated", style="yellow", soft_wrap=True)
 
 
-def _show_subset(workspace: Workspace, subset: Subset, anew: bool, console: Console) -> None:
+def _show_subset(workspace: Workspace, subset: Subset, reselected: bool, console: Console) -> None:
     facts = workspace.warehouse.table_metadata(tables.subset_path(subset.name))
     if not facts:
         return
-    size, state = int(facts["rows"]), "selected anew" if anew else "unchanged"
+    size, state = int(facts["rows"]), "reselected" if reselected else "unchanged"
     line = f"subset {subset.name}: {size} samples, {state}"
     if not size:
         console.print(f"{line}: no sample passes its filters and has a score", style="yellow", soft_wrap=True)
         return
-    console.print(f"{line}; release it with: curate release {subset.name}{_config(workspace)}", soft_wrap=True)
+    console.print(f"{line}; to release it: curate release {subset.name}{_config(workspace)}", soft_wrap=True)
     if facts.get("whole") == "True":
-        console.print("  its budget is larger than what can be chosen: this is all of it", style="yellow")
+        console.print("  its budget exceeds the eligible pool, so all of it is selected", style="yellow")
     score = workspace.settings.score(subset.score)
     for reason in method_of(score).unfaithful(workspace.settings.target(score.target).facts(), score):
-        console.print(f"  not as in the source: {reason}", style="dim", soft_wrap=True)
+        console.print(f"  differs from the source: {reason}", style="dim", soft_wrap=True)
 
 
 def _config(workspace: Workspace) -> str:
-    """The option that names the configuration, where a command would not find it by itself."""
+    """Return the `--config PATH` flag for suggested commands; empty if the default finds the configuration."""
     try:
         return "" if config_path() == workspace.config_file else f" --config {workspace.config_file}"
     except ConfigError:
@@ -102,7 +102,7 @@ def _config(workspace: Workspace) -> str:
 
 
 def show_dry_look(workspace: Workspace, sample: int, console: Console) -> None:
-    """Take the whole path on about so many rows, and print what would be chosen of them."""
+    """Run the whole pipeline on about this many rows, and print what it would select."""
     with (
         progress_bars(console) as progress,
         dry_look(workspace, sample, lambda line: progress.console.print(line, style="dim")) as look,
@@ -112,7 +112,7 @@ def show_dry_look(workspace: Workspace, sample: int, console: Console) -> None:
             facts = survey(look.workspace, subset).facts()
             console.print(
                 simple_table(
-                    f"{subset.name}, of the rows looked at",
+                    f"{subset.name}, dry run",
                     ("what", "value"),
                     ((name.replace("_", " "), value) for name, value in facts.items()),
                 )
@@ -120,4 +120,4 @@ def show_dry_look(workspace: Workspace, sample: int, console: Console) -> None:
     tokens = look.summary.tokens_measured
     console.print(f"{tokens:,} tokens measured in {look.seconds:.0f} s, from {look.share:.1%} of the landing area")
     if look.share > 0:
-        console.print(f"all of it is about {tokens / look.share:,.0f} tokens; nothing of this look was kept")
+        console.print(f"estimated total: {tokens / look.share:,.0f} tokens; nothing from this dry run was kept")

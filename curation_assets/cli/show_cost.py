@@ -1,4 +1,4 @@
-"""What `curate plan` prints: what a run would cost, and beside it what runs did cost."""
+"""Output of `curate plan`: the estimated cost of a run, beside the cost of past runs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from curation_resources.text import harmless
 Row = tuple[str, object, object]
 
 PROBLEMS = 5
-"""Files that are named, at most."""
+"""Maximum number of files to name."""
 
 
 def show_plan(workspace: Workspace, console: Console, probe: bool = True) -> None:
     """Make a plan, with progress bars on standard error, and print it.
 
     Raises:
-        UserError: as `make_plan`.
+        UserError: see `make_plan`.
     """
     with progress_bars(Console(stderr=True)):
         plan = make_plan(workspace, probe)
@@ -35,7 +35,7 @@ def show_plan(workspace: Workspace, console: Console, probe: bool = True) -> Non
 
 
 def limit_lines(plan: Plan, limits: Limits) -> list[str]:
-    """Which limits a plan exceeds, and how many runs it comes to."""
+    """Return a line for each limit that the plan exceeds, with the number of runs it would take."""
     probes = [target.probe for target in plan.targets if target.probe is not None]
     seconds = [target.seconds * target.probe.devices for target in plan.targets if target.probe and target.seconds]
     amounts = [
@@ -43,15 +43,15 @@ def limit_lines(plan: Plan, limits: Limits) -> list[str]:
         ("device_hours", sum(seconds) / HOUR if probes else 0.0, limits.device_hours, "device hours"),
     ]
     return [
-        f"more than limits.{key}, {limit:,} {unit}: a run stops there and leaves the rest due; all of it takes about "
-        f"{math.ceil(planned / limit)} runs, or as many days of launched ones"
+        f"exceeds limits.{key} of {limit:,} {unit}: a run stops there and leaves the rest due. The plan takes about "
+        f"{math.ceil(planned / limit)} runs, or as many days of launched runs."
         for key, planned, limit, unit in amounts
         if limit is not None and planned > limit
     ]
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Print a plan: two or three tables a target, and a line of totals."""
+    """Print a plan: two or three tables per target, and a line of totals."""
     about = "about " if plan.estimated else ""
     unread = f", {plan.unread} of them not read yet" if plan.unread else ""
     shards = "1 shard" if plan.shards == 1 else f"{plan.shards:,} shards"
@@ -59,14 +59,14 @@ def print_plan(plan: Plan, console: Console) -> None:
     for target in plan.targets:
         _print_target(target, console)
     for problem in plan.problems[:PROBLEMS]:
-        console.print(f"not read: {harmless(problem)}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"cannot be read: {harmless(problem)}", style="yellow", markup=False, soft_wrap=True)
     if len(plan.problems) > PROBLEMS:
         console.print(f"and {len(plan.problems) - PROBLEMS} more files", style="yellow")
     console.print(total_line(plan))
 
 
 def total_line(plan: Plan) -> str:
-    """What all targets come to."""
+    """Return the line of totals over all targets."""
     tokens = sum(target.tokens for target in plan.targets)
     lacking = sum(target.samples for target in plan.targets)
     if not lacking:
@@ -87,7 +87,7 @@ def total_line(plan: Plan) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: two units at most."""
+    """Return a duration as text, with two units at most."""
     if 0 < seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -99,7 +99,7 @@ def duration(seconds: float) -> str:
 
 
 def size_text(size: float) -> str:
-    """Bytes as people say them."""
+    """Return a size in bytes as text."""
     for name in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.0f} B" if name == "B" else f"{size:.1f} {name}"
@@ -138,7 +138,7 @@ def _with_commas(rows: Sequence[Sequence[object]]) -> list[list[object]]:
 
 
 def _cost_rows(target: TargetPlan) -> list[Row]:
-    """Samples, tokens and F."""
+    """Return the rows for samples, tokens and F."""
     done = target.measured
     planned = f"{target.tokens:,}"
     if target.tokens and target.exact:
@@ -167,7 +167,7 @@ def _warmup_text(samples: int, epochs: int) -> str:
 
 
 def _time_rows(target: TargetPlan) -> list[Row]:
-    """Seconds, speed, bytes, device."""
+    """Return the rows for seconds, speed, bytes and device."""
     probe, done = target.probe, target.measured
     took = sum(one.seconds for one in done)
     measured_speed = f"{sum(one.tokens for one in done) / took:,.0f}" if took else None
@@ -196,10 +196,10 @@ def _sum_text(values: Sequence[int]) -> str | None:
 
 
 def _passes_table(target: TargetPlan) -> object:
-    """What was measured, by the signals that were measured together."""
+    """Return the table of past measurements, grouped by signals measured together."""
     rows = [_pass_row(one) for one in target.measured]
     headers = ("signals", "samples", "tokens", "time", "tokens/s")
-    return simple_table(f"{target.target}: measured, pass by pass", headers, rows)
+    return simple_table(f"{target.target}: measured, by pass", headers, rows)
 
 
 def _pass_row(one: MeasuredPass) -> tuple[object, ...]:
@@ -214,24 +214,26 @@ def _pass_row(one: MeasuredPass) -> tuple[object, ...]:
 
 
 def _scores_table(target: TargetPlan) -> object:
-    """What each score would cost if nothing were shared."""
+    """Return the table of each score's cost if nothing were shared."""
     rows = []
     for score in target.scores:
         parts = [None if part is None else f"{float(part):,.0f} F" for part in (score.checkpoint, score.scoring)]
         rows.append((score.score, score.method, score.cost, *parts))
     headers = ("score", "method", "cost", "checkpoint", "scoring")
-    return simple_table(f"{target.target}: each score by itself, as in GRAPE's Table 13", headers, rows)
+    return simple_table(f"{target.target}: each score separately, as in GRAPE's Table 13", headers, rows)
 
 
 def _notes(target: TargetPlan) -> list[str]:
-    """What to know about the figures."""
+    """Return notes on how the figures were obtained."""
     notes = []
     if target.tokens and target.encoded < target.of:
-        notes.append(f"tokens: from {target.encoded:,} of {target.of:,} samples, drawn with a seed and encoded")
+        notes.append(
+            f"tokens: estimated from {target.encoded:,} of {target.of:,} samples, drawn at random and tokenized"
+        )
     probe = target.probe
     if probe is not None:
-        base = " with the base model, as the warm-up has not been trained" if probe.base else ""
-        notes.append(f"time and bytes: from {probe.batches} of {probe.of_batches} batches, probed{base}")
+        base = " measured with the base model, because the warm-up is not trained yet" if probe.base else ""
+        notes.append(f"time and bytes: estimated from {probe.batches} of {probe.of_batches} batches{base}")
     if target.measured:
-        notes.append("measured: of each shard the last visit, by its records")
+        notes.append("measured: the last visit to each shard, from its records")
     return notes

@@ -1,4 +1,4 @@
-"""What `curate select` prints: how a subset would differ from the current one."""
+"""Output of `curate select`: how a subset would differ from the current one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from curation_resources.terminal import simple_table
 
 
 def show_what_if(found: WhatIf, console: Console) -> None:
-    """Print a what-if: both subsets side by side, what comes and goes, and the sources."""
+    """Print a what-if comparison: both subsets side by side, the samples added and removed, and the sources."""
     console.print(simple_table(f"{found.subset.name}, what if", ("what", "now", "what if"), found.side_by_side()))
     console.print(found.difference_line())
     sources = found.sources()

@@ -1,4 +1,4 @@
-"""The words, options and output of the command that measures a share of what is due."""
+"""Arguments, help and output of `curate score`, which measures a share of the due work."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ commands = typer.Typer()
 @commands.command()
 def score(
     units: Annotated[
-        str, typer.Option(metavar="I/N", help="Which of how many even shares, as in 3/16; from 1/16 to 16/16.")
+        str,
+        typer.Option(metavar="I/N", help="Share to measure: I of N equal shares, such as 3/16; from 1/16 to 16/16."),
     ] = "1/1",
     config: ConfigOption = None,
 ) -> None:
-    """Measure a share of what is due: for a Slurm array, or any other way of starting many processes.
+    """Measure a share of the due work, for a Slurm array or any other set of parallel processes.
 
-    First `curate run --until checkpoints`, once; then this, in as many processes as you like, each with another I; then
-    `curate run`, once, which finds everything measured. Processes share the warehouse and nothing else. What is stored
-    is never measured again: one that was killed or preempted is started again as it was.
+    First run `curate run --until checkpoints` once; then this command in any number of processes, each with its own
+    I; then `curate run` once, which finds everything measured. Processes share only the warehouse. Stored results
+    are never measured again, so restart a killed or preempted process with the same command.
     """
     end_as_interrupted()
     again = f"curate score --units {units}"
@@ -39,4 +40,6 @@ def score(
                     soft_wrap=True,
                 )
                 if done.stopped is not None:
-                    console.print(f"stopped at this share's part of {done.stopped}; `{again}` goes on", style="yellow")
+                    console.print(
+                        f"stopped at this share's part of {done.stopped}; to continue: `{again}`", style="yellow"
+                    )

@@ -1,4 +1,4 @@
-"""The words, options and output of `curate report`."""
+"""Arguments, help and output of `curate report`."""
 
 from __future__ import annotations
 
@@ -18,29 +18,35 @@ commands = typer.Typer()
 
 NameArgument = Annotated[
     str | None,
-    typer.Argument(metavar="WHAT", help="A subset, a release (SUBSET@N), or the folder of a copy of one."),
+    typer.Argument(metavar="WHAT", help="A subset, a release (SUBSET@N), or the folder of a copy of a release."),
 ]
 
 
 class ReportError(UserError):
-    """There is nothing that a page could show."""
+    """No page can be written."""
 
 
 @commands.command()
 def report(
     name: NameArgument = None,
     other: Annotated[
-        str | None, typer.Argument(metavar="OTHER", help="Another one, to compare: what both or either chose.")
+        str | None,
+        typer.Argument(
+            metavar="OTHER", help="A second one to compare with: shows the samples selected by either or both."
+        ),
     ] = None,
-    to: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
-    most: Annotated[int, typer.Option(min=1, help="Traces on the page; of more some are drawn.")] = 10_000,
-    images: Annotated[bool, typer.Option(help="Put small pictures of images into the page.")] = True,
+    to: Annotated[Path, typer.Option(help="File to write.")] = Path("report.html"),
+    most: Annotated[
+        int, typer.Option(min=1, help="Maximum number of traces on the page; of more, a sample is drawn.")
+    ] = 10_000,
+    images: Annotated[bool, typer.Option(help="Embed thumbnails of images in the page.")] = True,
     config: ConfigOption = None,
 ) -> None:
-    """Write one page that shows traces: steps coloured by score, why each was chosen or not, its prompt's others.
+    """Write a page of traces: steps coloured by score, the reason for each selection, and other responses to the
+    prompt.
 
-    The page works from a file, offline, on a phone. A subset shows all of its pool; a release what is in it. With one
-    subset in the configuration its name may be left out.
+    The page is one file that works offline and on a phone. For a subset it shows the whole pool, for a release its
+    content. The name is optional if the configuration has only one subset.
     """
     with clear_errors():
         from curation_assets.releases.trace_images import no_pictures
@@ -58,8 +64,8 @@ def report(
         try:
             to.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise ReportError(f"{to} cannot be written ({error.strerror}): name another file with --to") from error
-        drawn = "" if first.of == len(first.rows) else f" of {first.of:,}, drawn prompt by prompt"
+            raise ReportError(f"{to} cannot be written ({error.strerror}). Name another file with --to.") from error
+        drawn = "" if first.of == len(first.rows) else f" of {first.of:,}, sampled by prompt"
         console.print(f"wrote {first.title}, {len(first.rows):,} traces{drawn}, to {to}", soft_wrap=True, markup=False)
 
 
@@ -76,11 +82,11 @@ def _traces(name: str | None, config: Path | None, most: int, *, chosen_only: bo
     workspace = load_workspace(config)
     names = [subset.name for subset in workspace.settings.subsets]
     if not names:
-        raise ReportError(f"{workspace.config_file} has no subset to show: add one under subsets")
+        raise ReportError(f"{workspace.config_file} has no subset to show. Add one under subsets.")
     subset = workspace.settings.subset(pick("subset", name, names))
     return subset_traces(workspace, subset, most, chosen_only=chosen_only), subset_pictures(workspace)
 
 
 def _either(pictures: Pictures, others: Pictures) -> Pictures:
-    """What only the second one has is shown with its own images."""
+    """Show samples that only the second one has with its own images."""
     return lambda row: (others if row["member"] == "second" else pictures)(row)

@@ -1,1 +1,1 @@
-"""The schema of curation.yaml and how it is loaded."""
+"""The schema of curation.yaml, and loading it."""

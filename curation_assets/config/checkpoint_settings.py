@@ -1,4 +1,4 @@
-"""The part of `curation.yaml` that says how a target's checkpoints are made: trained, by whose recipe, or perturbed."""
+"""Sections of `curation.yaml` that define a target's checkpoints: trained with a recipe, or perturbed."""
 
 from __future__ import annotations
 
@@ -14,97 +14,112 @@ Preset = Literal["grace", "temp", "grape", "s2l", "less"]
 assert set(get_args(Preset)) == set(PRESETS)
 
 RELEASE = r"^[a-z][a-z0-9_]*@[1-9][0-9]*$"
-"""A subset's name and the number of its release."""
+"""A subset's name and its release number."""
 
 
 class FineTuning(Section):
-    """Hyper-parameters of a fine-tuning run: a preset's, but for what is said here (docs/methods.md)."""
+    """Hyper-parameters of a fine-tuning run: those of a preset, plus the overrides set here (docs/methods.md)."""
 
-    preset: Preset = Field("grace", description="whose recipe: hyper-parameters that are not named here are its")
-    adapter: Adapter | None = Field(None, description="lora, or full: every weight")
+    preset: Preset = Field("grace", description="recipe that supplies every hyper-parameter not set here")
+    adapter: Adapter | None = Field(None, description="lora, or full to train every weight")
     lora_rank: int | None = Field(None, ge=1)
     lora_alpha: int | None = Field(None, ge=1)
     lora_dropout: float | None = Field(None, ge=0, lt=1)
     learning_rate: float | None = Field(None, gt=0)
-    schedule: Schedule | None = Field(None, description="how the learning rate falls: cosine, linear, constant")
+    schedule: Schedule | None = Field(None, description="learning-rate schedule: cosine, linear or constant")
     epochs: int | None = Field(None, ge=1)
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps after which it ends, whatever its epochs")
-    warmup_ratio: float | None = Field(None, ge=0, lt=1, description="share of the steps in which the rate rises")
-    batch_size: int | None = Field(None, ge=1, description="samples an optimizer step")
-    length_grouped: bool | None = Field(None, description="samples of similar length share a batch")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps, regardless of epochs")
+    warmup_ratio: float | None = Field(
+        None, ge=0, lt=1, description="share of the steps used for learning-rate warm-up"
+    )
+    batch_size: int | None = Field(None, ge=1, description="samples per optimizer step")
+    length_grouped: bool | None = Field(None, description="batch samples of similar length together")
     weight_decay: float | None = Field(None, ge=0)
     likelihood_weights: Likelihood | None = Field(
-        None, description="current: a token's loss is weighted by its likelihood (token-level GRAPE)"
+        None, description="current: weight each token's loss by its current likelihood (token-level GRAPE)"
     )
-    normalise: Normalise | None = Field(None, description="mean1: these weights have mean 1 in each response")
+    normalise: Normalise | None = Field(None, description="mean1: scale these weights to mean 1 within each response")
 
     def recipe(self, seed: int = 0) -> Recipe:
-        """The whole recipe: the preset's with what is said here."""
-        said = self.model_dump(include=set(FineTuning.model_fields) - {"preset"})
-        return recipe_of(self.preset, **said, seed=seed)
+        """Return the full recipe: the preset with the overrides of this section."""
+        overrides = self.model_dump(include=set(FineTuning.model_fields) - {"preset"})
+        return recipe_of(self.preset, **overrides, seed=seed)
 
 
 class Warmup(FineTuning):
-    """The run that makes a target's checkpoint: its model, fine-tuned once on a random share of the pool, then frozen.
+    """The run that trains a target's checkpoint: its model, fine-tuned once on a random share of the pool, then frozen.
 
-    By default GRACE's warm-up. What is not said is the preset's (docs/methods.md).
+    Defaults to GRACE's warm-up. Keys that are not set come from the preset (docs/methods.md).
     """
 
-    fraction: float = Field(0.05, gt=0, le=1, description="gamma, share of the pool's samples without images")
-    min_pool: int = Field(100, ge=1, description="samples without images that the pool must hold before it is trained")
+    fraction: float = Field(
+        0.05, gt=0, le=1, description="gamma: share of the pool's samples without images to train on"
+    )
+    min_pool: int = Field(
+        100, ge=1, description="minimum number of samples without images in the pool before training starts"
+    )
     release: str | None = Field(
         None,
         pattern=RELEASE,
-        description="train on a release, as in grape_1@1: fraction and min_pool do not count (multi-round GRAPE)",
+        description="train on this release, such as grape_1@1, and ignore fraction and min_pool (multi-round GRAPE)",
     )
     start: Name | None = Field(
-        None, description="go on from the weights that another target's run came to; both train every weight"
+        None, description="start from the weights of another target's run; both runs must train every weight"
     )
     seed: int = Field(0, ge=0, lt=2**32)
     retrain_growth: float | None = Field(
-        None, gt=0, description="train once more when the pool has grown by this share since; null: never"
+        None, gt=0, description="train again once the pool has grown by this share since the last run; null: never"
     )
     generation: int = Field(
-        0, ge=0, description="raised, it is trained once more, on a draw of the pool as it is then (by hand)"
+        0, ge=0, description="increase to train again by hand, on a fresh draw from the current pool"
     )
     influence: list[Name] = Field(
-        default=[], description="validation sets on which every sample's influence is summed up as the run goes on"
+        default=[], description="validation sets for which each sample's influence is accumulated during the run"
     )
     save_every: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = Field(
         None,
-        description="optimizer steps between checkpoints on the way, which trajectories are measured at; epoch: at the "
-        "end of each (LESS)",
+        description="optimizer steps between intermediate checkpoints, at which trajectories are measured; epoch: "
+        "save at the end of each epoch (LESS)",
     )
 
     def recipe(self, seed: int | None = None) -> Recipe:
-        """The whole recipe: the preset's with what is said here, its seed included."""
+        """Return the full recipe: the preset with the overrides and the seed of this section."""
         return super().recipe(self.seed if seed is None else seed)
 
 
 class Perturbation(Section):
-    """The perturbed checkpoints at which early losses are measured (TEMP, arXiv 2606.26797): what perturbed_losses are
-    measured at. theta_0 is the target's model as it was before its training run."""
+    """The perturbed checkpoints at which `perturbed_losses` are measured (TEMP, arXiv 2606.26797).
+
+    theta_0 is the target's model before its training run.
+    """
 
     endpoint: str | None = Field(
         None,
-        description="folder of a fine-tuned model, or of a LoRA adapter over the target's model, that gives the "
+        description="folder of a fine-tuned model, or of a LoRA adapter for the target's model, that defines the "
         "direction; default: the target's own checkpoint (warmup)",
     )
-    directional: bool = Field(True, description="false: the random perturbation only (unfaithful to TEMP, reported so)")
+    directional: bool = Field(
+        True, description="false: use the random perturbation only (not faithful to TEMP, and reported as such)"
+    )
     sigma: float | None = Field(
-        None, gt=0, description="strength of the random perturbation; default: searched for once, on a probe set"
+        None,
+        gt=0,
+        description="strength of the random perturbation; default: determined once by a search on a probe set",
     )
-    probe_samples: int = Field(256, ge=1, description="samples that it is searched for on")
+    probe_samples: int = Field(256, ge=1, description="size of the probe set for this search")
     radius_unit: RadiusUnit = Field(
-        "absolute", description="distance: radii are fractions of the endpoint's distance from the model"
+        "absolute", description="distance: radii are fractions of the distance between the endpoint and the model"
     )
-    largest_radius: float = Field(10.0, gt=0, description="R of the source, which is tuned to 7-8 B parameters")
+    largest_radius: float = Field(
+        10.0, gt=0, description="R in the paper, where it is tuned for models of 7-8 B parameters"
+    )
     reasoning_only: bool = Field(
-        True, description="windows end where the answer begins; false: as released code has it"
+        True, description="end windows where the answer begins; false: as in the released code"
     )
-    skip_template_tokens: bool = Field(False, description="think tags and EOS do not count")
+    skip_template_tokens: bool = Field(False, description="exclude think tags and EOS")
     seed: int = Field(0, ge=0, lt=2**63)
 
     def radii(self) -> tuple[float, ...]:
-        """Of the eight directional checkpoints: linspace(R / 10, R, 8), as the source's linspace(1, 10, 8)."""
+        """Return the radii of the eight directional checkpoints: linspace(R / 10, R, 8), like the paper's
+        linspace(1, 10, 8)."""
         return tuple(radius * self.largest_radius / SOURCE_RADII[-1] for radius in SOURCE_RADII)

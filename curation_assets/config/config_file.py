@@ -1,4 +1,4 @@
-"""Reading curation.yaml: where a mistake is, what is wrong with it, and how to mend it."""
+"""Read curation.yaml, and report each mistake with its line, its cause and the fix."""
 
 from __future__ import annotations
 
@@ -23,50 +23,50 @@ from curation_resources.text import shortened
 CONFIG_VARIABLE = "CURATION_CONFIG"
 DEFAULT_CONFIG = "curation.yaml"
 LONGEST_FILE = 2**17
-"""Bytes: the parser takes seconds for so many, and for more the square of them."""
+"""Bytes: the parser takes seconds for this many, and its time grows with the square."""
 
 MOST_VALUES = 100_000
-"""Values of a file with all that its anchors repeat; without these, LONGEST_FILE holds fewer."""
+"""Maximum number of values, including those that anchors repeat; without anchors, LONGEST_FILE cannot hold this
+many."""
 
 DEEPEST = 200
-"""Brackets that are open at once: for many the parser takes seconds until it gives up."""
+"""Maximum number of open brackets: the parser takes seconds to give up on many."""
 
-NESTED = "nested too deeply, or in itself: write it without anchors"
+NESTED = "nested too deeply, or inside itself. Write it without anchors."
 
 LONGEST_NUMBER = 64
-"""Bits of a whole number."""
+"""Bits of an integer."""
 
 LONGEST_SHOWN = 200
 LONGEST_MISTAKE = 1000
 MOST_MISTAKES = 100
-"""What of values, and of mistakes, is shown: characters, and lines."""
+"""Limits on what messages show: characters of a value, characters of a mistake, and number of mistakes."""
 
 TAG_ERRORS = frozenset({"union_tag_invalid", "union_tag_not_found"})
 DISCRIMINATORS = frozenset({"method", "kind"})
 PATTERNS = {
-    "^[a-z][a-z0-9_]*$": "a name of small letters, digits and _, beginning with a letter, such as grace_20",
+    "^[a-z][a-z0-9_]*$": "a name of lower-case letters, digits and _ that starts with a letter, such as grace_20",
     "^[A-Z_][A-Z0-9_]*$": "the name of an environment variable, such as CURATION_WEBHOOK",
-    "^[a-z][a-z0-9_]*@[1-9][0-9]*$": "a subset and the number of its release, such as grape_1@1",
-    "^[a-z]{2}$": "a language's two letters (ISO 639-1), such as en",
+    "^[a-z][a-z0-9_]*@[1-9][0-9]*$": "a subset and its release number, such as grape_1@1",
+    "^[a-z]{2}$": "a two-letter language code (ISO 639-1), such as en",
 }
 
 
 class ConfigError(UserError):
-    """curation.yaml cannot be used; the message names file, line, key and mend, one line a mistake."""
+    """curation.yaml cannot be used; the message has one line per mistake with file, line, key and fix."""
 
 
 def config_path(given: Path | None = None) -> Path:
-    """The configuration file: the given one, else what CURATION_CONFIG names, else ./curation.yaml.
+    """Return the configuration file: the given one, else the one in CURATION_CONFIG, else ./curation.yaml.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: the file does not exist.
     """
     path = given or Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_CONFIG))
     path = path.expanduser().absolute()
     if not path.is_file():
         raise ConfigError(
-            f"{path}: there is no such file; write one with `curate init FOLDER`, name it with --config, "
-            f"or set {CONFIG_VARIABLE}"
+            f"{path}: file not found. Create one with `curate init FOLDER`, pass --config, or set {CONFIG_VARIABLE}."
         )
     return path
 
@@ -81,7 +81,7 @@ def load_settings(path: Path) -> Settings:
 
 
 def parse_settings(data: bytes, path: Path) -> Settings:
-    """Validate the bytes of a configuration file; `path` is for messages."""
+    """Validate the bytes of a configuration file; `path` is only used in messages."""
     document, plain = _read_yaml(data, path)
     if not isinstance(document, Mapping):
         raise ConfigError(f"{path}:1: must be a mapping with the keys {', '.join(Settings.model_fields)}")
@@ -97,13 +97,13 @@ def parse_settings(data: bytes, path: Path) -> Settings:
 
 
 def _read_yaml(data: bytes, path: Path) -> tuple[Any, Any]:
-    """The document with its lines, and as plain Python values.
+    """Return the document with its line numbers, and the same document as plain Python values.
 
     Raises:
         ConfigError: it is not YAML.
     """
     if len(data) > LONGEST_FILE:
-        raise ConfigError(f"{path}:1: has {len(data):,} bytes, no configuration has more than {LONGEST_FILE:,}")
+        raise ConfigError(f"{path}:1: has {len(data):,} bytes, but a configuration may have at most {LONGEST_FILE:,}")
     if _depth(data) > DEEPEST:
         raise ConfigError(f"{path}:1: {NESTED}")
     try:
@@ -114,22 +114,24 @@ def _read_yaml(data: bytes, path: Path) -> tuple[Any, Any]:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None else 1
-        raise ConfigError(f"{path}:{line}: not valid YAML: {_said(error.problem or error.context)}") from error
+        raise ConfigError(
+            f"{path}:{line}: not valid YAML: {_parser_message(error.problem or error.context)}"
+        ) from error
     except ReaderError as error:
         line = data[: error.position].count(b"\n") + 1
         raise ConfigError(f"{path}:{line}: not valid YAML: {error.reason}; save the file as UTF-8 text") from error
     except _TooManyError:
         raise ConfigError(
-            f"{path}:1: its anchors repeat one another to more than {MOST_VALUES:,} values: write it without anchors"
+            f"{path}:1: its anchors expand to more than {MOST_VALUES:,} values. Write it without anchors."
         ) from None
     except RecursionError as error:
         raise ConfigError(f"{path}:1: {NESTED}") from error
-    except Exception as error:  # on odd input the parser raises whatever it trips over
-        raise ConfigError(f"{path}:1: not valid YAML: {_said(error)}") from error
+    except Exception as error:  # the parser raises arbitrary exceptions on malformed input
+        raise ConfigError(f"{path}:1: not valid YAML: {_parser_message(error)}") from error
 
 
 def _depth(data: bytes) -> int:
-    """How many brackets are open at once, those in texts and comments counted, too."""
+    """Return the maximum number of brackets open at once, including those in strings and comments."""
     depth = deepest = 0
     for sign in re.findall(rb"[\[\]{}]", data):
         depth = depth + 1 if sign in b"[{" else max(0, depth - 1)
@@ -138,7 +140,7 @@ def _depth(data: bytes) -> int:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of curation.yaml, for editors."""
+    """Return the JSON Schema of curation.yaml, for editors."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$comment": "Generated from curation_assets/config/settings.py by `curate schema`.",
@@ -147,19 +149,20 @@ def json_schema() -> dict[str, Any]:
 
 
 class _Plain:
-    """The document as plain Python values, so that pydantic sees no YAML types.
+    """Converts the document to plain Python values, so that pydantic sees no YAML types.
 
-    An anchor is one value to the parser, however often it is named; here it is as many, and these are counted.
+    The parser holds an anchor as one value, however often it is referenced; here each reference is a copy, and
+    copies are counted.
     """
 
     def __init__(self) -> None:
         self._left = MOST_VALUES
 
     def of(self, node: Any) -> Any:
-        """A node as plain values.
+        """Return a node as plain values.
 
         Raises:
-            _TooManyError: there are too many.
+            _TooManyError: the document has too many values.
         """
         self._left -= 1
         if self._left < 0:
@@ -169,7 +172,7 @@ class _Plain:
         if isinstance(node, list):
             return [self.of(value) for value in node]
         if isinstance(node, int) and node.bit_length() > LONGEST_NUMBER:
-            # Python does not write such numbers out, and no key takes one.
+            # Python refuses to print such integers, and no key accepts one.
             return float("inf")
         for kind in (bool, int, float, str):
             if isinstance(node, kind):
@@ -178,13 +181,13 @@ class _Plain:
 
 
 class _TooManyError(Exception):
-    """The anchors of a file repeat too much."""
+    """The file's anchors expand to too many values."""
 
 
 def mistakes(error: ValidationError, document: Any) -> list[tuple[list[int | str], int, str]]:
-    """The mistakes of a document of settings: the keys that lead to each, its line, what is wrong and the mend."""
+    """Return the mistakes in a settings document: the keys that lead to each, its line, and the message."""
     found = [dict(item) for item in error.errors()]
-    # Of a union of a word and a section, a mapping was meant as the section.
+    # In a union of a word and a section, a mapping is meant as the section.
     relevant = [m for m in found if not (m["type"] == "literal_error" and isinstance(m["input"], dict))]
     return [_mistake(document, item) for item in relevant or found]
 
@@ -203,9 +206,9 @@ def _mistake(document: Any, error: dict[str, Any]) -> tuple[list[int | str], int
 
 
 def _locate(document: Any, location: Sequence[int | str]) -> tuple[list[int | str], int]:
-    """The part of the location that exists in the document, and its line (from 1).
+    """Return the part of the location that exists in the document, and its line (from 1).
 
-    Pydantic puts names of union members into the location; those that are no keys are skipped.
+    Pydantic includes names of union members in the location; parts that are not keys are skipped.
     """
     keys: list[int | str] = []
     node = document
@@ -218,7 +221,7 @@ def _locate(document: Any, location: Sequence[int | str]) -> tuple[list[int | st
             key = part
         else:
             continue
-        # What was merged in from an anchor has no line here: that of its parent is shown.
+        # Values merged in from an anchor have no line here; use the line of their parent.
         places = getattr(getattr(node, "lc", None), "data", None) or {}
         line = places[key][0] + 1 if key in places else line
         node = node[key]
@@ -236,8 +239,8 @@ def _reason(document: Any, error: dict[str, Any], keys: Sequence[int | str]) -> 
     if kind == "union_tag_invalid":
         known = [tag.strip("'") for tag in error["ctx"]["expected_tags"].split(", ")]
         close = difflib.get_close_matches(error["ctx"]["tag"], known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known ones are {', '.join(known)}"
-        return f"there is no {keys[-1]} {error['ctx']['tag']!r}; {hint}"
+        hint = f"did you mean {close[0]!r}?" if close else f"known values are {', '.join(known)}"
+        return f"unknown {keys[-1]} {error['ctx']['tag']!r}; {hint}"
     if kind in {"missing", "union_tag_not_found"}:
         return "this key is missing; add it"
     if kind == "value_error":
@@ -254,23 +257,23 @@ def _reason_against_a_value(error: dict[str, Any]) -> str:
     if kind == "literal_error" and isinstance(given, str):
         close = difflib.get_close_matches(given, re.findall(r"'([^']*)'", error["ctx"]["expected"]), n=1)
         if close:
-            return f"there is no {given!r} here; did you mean {close[0]!r}?"
+            return f"unknown value {given!r}; did you mean {close[0]!r}?"
     shown = f" (found {_short(given)})" if isinstance(given, str | int | float | bool) or given is None else ""
     return f"{message[0].lower()}{message[1:]}{shown}"
 
 
 def _short(value: object) -> str:
-    """A value as a message shows it."""
+    """Return a value in the form that messages show."""
     return shortened(repr(value), LONGEST_SHOWN)
 
 
-def _said(what: object) -> str:
-    """What the parser says, as a message shows it."""
+def _parser_message(what: object) -> str:
+    """Return the parser's message in the form that our messages show."""
     return shortened(str(what), LONGEST_SHOWN)
 
 
 def _known_keys(document: Any, keys: Sequence[int | str]) -> list[str]:
-    """Keys that the schema allows at a place of the document."""
+    """Return the keys that the schema allows at a place in the document."""
     annotation: Any = Settings
     node = document
     for key in keys:
@@ -285,7 +288,7 @@ def _known_keys(document: Any, keys: Sequence[int | str]) -> list[str]:
 
 
 def _model(annotation: Any, node: Any) -> type[BaseModel] | None:
-    """The section's class behind an annotation, looking into unions and lists: the one that the node says it is."""
+    """Return the section's class behind an annotation, searching unions and lists for the one that the node names."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) is Annotated:
@@ -293,12 +296,12 @@ def _model(annotation: Any, node: Any) -> type[BaseModel] | None:
     if get_origin(annotation) not in (Union, types.UnionType, list):
         return None
     models = [model for argument in get_args(annotation) if (model := _model(argument, node)) is not None]
-    named = [model for model in models if isinstance(node, Mapping) and _says(node, model)]
+    named = [model for model in models if isinstance(node, Mapping) and _names_model(node, model)]
     return next(iter(named or models), None)
 
 
-def _says(node: Mapping[Any, Any], model: type[BaseModel]) -> bool:
-    """Whether a section's own words name the model: `method: grace`, `kind: top`."""
+def _names_model(node: Mapping[Any, Any], model: type[BaseModel]) -> bool:
+    """Return whether a section names this model: `method: grace`, `kind: top`."""
     return any(
         name in node and node[name] == model.model_fields[name].default
         for name in DISCRIMINATORS & {*model.model_fields}

@@ -1,4 +1,4 @@
-"""The sections of `curation.yaml` about rows: the corpus, how it is read, cut and filtered, and validation sets."""
+"""Sections of `curation.yaml` about rows: the corpus, reading, segmentation, filters and validation sets."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ Format = Literal[
     "ultrainteract",
 ]
 Strategy = Literal["auto", "explicit", "markers", "paragraphs", "lines", "sentences", "words"]
-FieldPath = Annotated[str, Field(min_length=1, description="a field's name, dots for nesting")]
+FieldPath = Annotated[str, Field(min_length=1, description="field name; use dots for nested fields")]
 
 
 class Columns(Section):
-    """The rows' own names for what we read, as paths: `solution.text` is field text of field solution.
+    """Paths of the fields to read from each row: `solution.text` is field `text` of field `solution`.
 
-    `response` may be a list of paths: each becomes one candidate response of the row's prompt group. Then
-    `generator`, `correct`, `reward`, `answer` and `steps` may be lists of the same length (null: none).
+    `response` may be a list of paths; each path then yields one candidate response of the row's prompt group. In
+    that case `generator`, `correct`, `reward`, `answer` and `steps` may be lists of the same length (null: no
+    value).
     """
 
     prompt: FieldPath | None = None
@@ -50,82 +51,93 @@ class Columns(Section):
             value = getattr(self, name)
             if isinstance(value, list) and len(value) != count:
                 raise ValueError(
-                    f"{name} lists {len(value)} paths, but response lists {count or 'no'} paths: "
-                    "give one entry for each response (null where there is none)"
+                    f"{name} lists {len(value)} paths, but response lists {count or 'no'} paths. "
+                    "Give one entry per response (null for no value)."
                 )
         return self
 
 
 class Segmentation(Section):
-    """How responses are cut into steps (characters and words only, so it is the same for every target)."""
+    """Segmentation of responses into steps.
 
-    strategy: Strategy = Field("auto", description="auto: the first strategy that yields two steps or more")
-    min_step_words: int = Field(3, ge=1, description="shorter segments join their neighbour")
-    max_steps: int = Field(64, ge=2, description="more segments than this are merged")
-    window_words: int = Field(40, ge=1, description="length of the fixed windows of the last strategy")
+    It uses characters and words only, so the steps are the same for every target.
+    """
+
+    strategy: Strategy = Field("auto", description="auto: use the first strategy that yields at least two steps")
+    min_step_words: int = Field(3, ge=1, description="merge shorter segments into a neighbour")
+    max_steps: int = Field(64, ge=2, description="merge segments until at most this many remain")
+    window_words: int = Field(40, ge=1, description="words per fixed-size window in the last strategy")
 
 
 def _or_strategy(schema: dict[str, Any]) -> None:
-    """In the JSON Schema too, a strategy may stand for the section."""
+    """Let a strategy's name stand for the section in the JSON Schema as well."""
     section = {"$ref": schema.pop("$ref")}
     schema["anyOf"] = [section, {"type": "string", "enum": list(get_args(Strategy))}]
 
 
 class Images(Section):
-    """Which of the rows' images are opened: limits against what a row of unknown origin may make us do.
+    """Limits on the images that are opened, because a row of unknown origin can point at anything.
 
-    They belong to the corpus, since they say how far its rows are trusted, not where or how fast we measure.
-    Samples with an image beyond them are counted apart, and measured once the limits allow it.
+    They belong to the corpus because they express how far its rows are trusted, not where or how fast signals are
+    measured. Samples with an image over a limit are counted separately and measured once the limits allow it.
     """
 
     max_pixels: int = Field(50_000_000, ge=1, description="width times height; larger images are not decoded")
-    max_bytes: int = Field(50_000_000, ge=1, description="of an image file; larger ones are not opened")
-    fetch_remote: bool = Field(False, description="fetch images that have a web address, whenever they are measured")
+    max_bytes: int = Field(50_000_000, ge=1, description="size of an image file; larger files are not opened")
+    fetch_remote: bool = Field(False, description="fetch images with a web address each time they are measured")
 
 
 class Contamination(Section):
-    """Overlap with held-out benchmarks by word n-grams."""
+    """Overlap with held-out benchmarks, measured by word n-grams."""
 
-    files: list[str] = Field(min_length=1, description="benchmark files; patterns are allowed: ./benchmarks/*.jsonl")
-    ngram: int = Field(8, ge=1, description="words of an n-gram")
-    share: float = Field(0.5, gt=0, le=1, description="a sample that holds this share of an item's n-grams is left out")
+    files: list[str] = Field(
+        min_length=1, description="benchmark files; glob patterns are allowed: ./benchmarks/*.jsonl"
+    )
+    ngram: int = Field(8, ge=1, description="words per n-gram")
+    share: float = Field(
+        0.5, gt=0, le=1, description="exclude a sample that contains at least this share of a benchmark item's n-grams"
+    )
     field: str | None = Field(
-        None, description="the rows' field with the text; default: question, problem, prompt, ..."
+        None, description="field that holds the benchmark's text; default: question, problem, prompt, ..."
     )
 
 
 class Repetition(Section):
-    """Limits on repetition in a response; see docs/methods.md for their names."""
+    """Limits on repetition within a response; docs/methods.md lists their names."""
 
-    paper: bool = Field(False, description="the limits of Gopher (arXiv 2112.11446), made for web text")
-    limits: dict[str, float] = Field(default={}, description="limits by name, as duplicate_line_share: 0.3")
+    paper: bool = Field(
+        False, description="use the limits of Gopher (arXiv 2112.11446), which were designed for web text"
+    )
+    limits: dict[str, float] = Field(default={}, description="limits by name, such as duplicate_line_share: 0.3")
 
     @model_validator(mode="after")
     def _some(self) -> Repetition:
         if not self.paper and not self.limits:
-            raise ValueError("give limits, or paper: true")
+            raise ValueError("no limit is set. Set limits, or paper: true.")
         unknown = [name for name in self.limits if name not in REPETITION_SHARES]
         if unknown:
-            raise ValueError(f"there is no limit {unknown[0]!r}; there are {', '.join(REPETITION_SHARES)}")
+            raise ValueError(f"unknown limit {unknown[0]!r}. Known limits: {', '.join(REPETITION_SHARES)}.")
         return self
 
 
 def _or_files(schema: dict[str, Any]) -> None:
-    """In the JSON Schema too, a list of files may stand for the section."""
+    """Let a list of files stand for the section in the JSON Schema as well."""
     schema["anyOf"] = [*schema["anyOf"], {"type": "array", "items": {"type": "string"}}]
 
 
 class CorpusFilters(Section):
-    """Which samples are left out of the pool, whatever the method; nothing is looked at unless it is asked for."""
+    """Samples to exclude from the pool, whatever the method. Every filter is off by default."""
 
     near_duplicates: float | None = Field(
-        None, gt=0, le=1, description="estimated Jaccard similarity (MinHash) from which on samples are one"
+        None, gt=0, le=1, description="estimated Jaccard similarity (MinHash) from which samples count as duplicates"
     )
     contamination: Contamination | None = Field(None, json_schema_extra=_or_files)
     languages: list[Annotated[str, Field(pattern="^[a-z]{2}$")]] | None = Field(
-        None, min_length=1, description="ISO 639-1 codes of languages that stay"
+        None, min_length=1, description="ISO 639-1 codes of the languages to keep"
     )
-    language_confidence: float = Field(0.8, ge=0, le=1, description="how sure another language must be")
+    language_confidence: float = Field(
+        0.8, ge=0, le=1, description="minimum confidence of the language detector before a sample is excluded"
+    )
     repetition: Repetition | None = None
 
     @field_validator("contamination", mode="before")
@@ -135,13 +147,13 @@ class CorpusFilters(Section):
 
     @property
     def any(self) -> bool:
-        """Whether any filter is configured."""
+        """Return whether any filter is configured."""
         checks = (self.near_duplicates, self.contamination, self.languages, self.repetition)
         return any(check is not None for check in checks)
 
 
 class Corpus(Section):
-    """Where traces arrive and how their rows are read."""
+    """The landing area and the way its rows are read."""
 
     landing: str = Field(
         description="folder or s3://bucket/prefix; every .jsonl, .jsonl.gz and .parquet file below it is a shard"
@@ -150,7 +162,7 @@ class Corpus(Section):
     columns: Columns = Columns()
     segmentation: Segmentation = Field(default=Segmentation(), json_schema_extra=_or_strategy)
     max_row_bytes: int = Field(
-        8_000_000, ge=1000, description="longer rows are rejected; images inside a row count as base64"
+        8_000_000, ge=1000, description="longer rows are rejected; embedded images count at their base64 size"
     )
     images: Images = Images()
     filters: CorpusFilters = CorpusFilters()

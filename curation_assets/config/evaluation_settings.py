@@ -1,4 +1,4 @@
-"""The part of `curation.yaml` about the evaluation that closes the loop: what is trained, on what, and asked what."""
+"""Section `evaluation` of `curation.yaml`: what to train, on which data, and which benchmarks to answer."""
 
 from __future__ import annotations
 
@@ -16,51 +16,55 @@ Baseline = Literal["random", "longest", "stepmax"]
 
 
 class BenchmarkColumns(Section):
-    """The rows' own names, dots for nesting."""
+    """Field names in the benchmark's rows; use dots for nested fields."""
 
     prompt: FieldPath | None = Field(
-        None, description="a text or a list of turns; default: prompt, question, problem, ...: the first that a row has"
+        None,
+        description="a text or a list of turns; default: the first of prompt, question, problem, ... that a row has",
     )
     answer: FieldPath | None = Field(
-        None, description="default: answer, final_answer, reference_answer, ...: the first that a row has"
+        None, description="default: the first of answer, final_answer, reference_answer, ... that a row has"
     )
 
 
 class Benchmark(Section):
-    """Held-out problems with their right answers."""
+    """Held-out problems with their correct answers."""
 
     name: Name
-    path: str = Field(description="a .jsonl, .jsonl.gz or .parquet file: a prompt and its right answer a row")
+    path: str = Field(description="a .jsonl, .jsonl.gz or .parquet file with a prompt and its correct answer per row")
     columns: BenchmarkColumns = BenchmarkColumns()
 
 
 class Evaluation(Section):
-    """What `curate evaluate` trains and asks (docs/evaluation.md).
+    """Settings of `curate evaluate` (docs/evaluation.md).
 
-    Beside every subset, the full pool is trained on, and the untouched base model is asked.
+    In addition to every subset, one arm trains on the full pool, and the base model is evaluated without training.
     """
 
     benchmarks: list[Benchmark] = Field(min_length=1)
     seeds: list[int] = Field(
-        default=[0, 1, 2], min_length=1, description="of the fine-tuning runs: every arm is trained once with each"
+        default=[0, 1, 2], min_length=1, description="seeds of the fine-tuning runs; every arm is trained once per seed"
     )
-    target: Name | None = Field(None, description="only subsets that this target chose; default: those of all targets")
-    subsets: list[Name] | None = Field(None, min_length=1, description="only these subsets; default: all")
+    target: Name | None = Field(
+        None, description="evaluate only this target's subsets; default: the subsets of all targets"
+    )
+    subsets: list[Name] | None = Field(None, min_length=1, description="evaluate only these subsets; default: all")
     models: list[Name] | None = Field(
         None,
         min_length=1,
-        description="targets whose models are trained, whoever chose the subset (transfer); default: who chose it",
+        description="targets whose models are trained, regardless of which target selected the subset (transfer); "
+        "default: the target that selected it",
     )
     baselines: list[Baseline] = Field(
         default=["random"],
-        description="beside every size of a subset, as many samples of the pool: drawn anew for every seed, the "
-        "longest, those of most steps",
+        description="baselines with as many samples of the pool as each subset: random (drawn again for every "
+        "seed), longest, or stepmax (most steps)",
     )
     training: FineTuning = Field(
-        default=FineTuning(), description="the recipe of the fine-tuning, the same for every arm; its seed is of seeds"
+        default=FineTuning(), description="fine-tuning recipe, the same for every arm; the seed comes from seeds"
     )
-    max_new_tokens: int = Field(512, ge=1, description="tokens after which an answer is cut off")
-    batch_tokens: int = Field(16384, ge=1, description="prompt and answer tokens that are generated together")
+    max_new_tokens: int = Field(512, ge=1, description="maximum number of tokens per answer")
+    batch_tokens: int = Field(16384, ge=1, description="prompt and answer tokens per generation batch")
 
     @field_validator("baselines", mode="before")
     @classmethod
@@ -72,36 +76,39 @@ class Evaluation(Section):
     def _seeds_are_seeds(cls, value: list[int]) -> list[int]:
         for position, seed in enumerate(value):
             if not 0 <= seed < 2**32:
-                raise LocatedError([position], f"{seed} is no seed: give whole numbers from 0 to {2**32 - 1}")
+                raise LocatedError([position], f"{seed} is not a valid seed. Use whole numbers from 0 to {2**32 - 1}.")
             if seed in value[:position]:
-                raise LocatedError([position], f"{seed} stands twice; a run with the same seed is the same run")
+                raise LocatedError(
+                    [position], f"seed {seed} is listed twice. Runs with the same seed are identical: remove one."
+                )
         return value
 
 
 def refuse_unknown_names(
     evaluation: Evaluation, chosen_by: Mapping[str, str], targets: Sequence[str], without_head: Sequence[str]
 ) -> None:
-    """Hold the names of an evaluation against the rest of the file.
+    """Check the names in the evaluation section against the rest of the file.
 
     Args:
         evaluation: the section.
-        chosen_by: by subset, the target that chose it.
-        targets: all targets.
-        without_head: those whose model cannot answer.
+        chosen_by: the target that selected each subset, by the subset's name.
+        targets: names of all targets.
+        without_head: names of the targets whose model cannot generate answers.
 
     Raises:
-        LocatedError: a name does not exist, stands twice, or its model cannot be trained to answer.
+        LocatedError: a name is unknown or listed twice, or its model cannot be trained to answer.
     """
     names = [benchmark.name for benchmark in evaluation.benchmarks]
     for position, name in enumerate(names):
         if name in names[:position]:
             raise LocatedError(
-                ["evaluation", "benchmarks", position, "name"], f"the name {name!r} is used twice; names must differ"
+                ["evaluation", "benchmarks", position, "name"],
+                f"the name {name!r} is used twice. Choose distinct names.",
             )
         if name == RELATIVE_AVERAGE:
             raise LocatedError(
                 ["evaluation", "benchmarks", position, "name"],
-                f"{name!r} stands for all benchmarks; choose another name",
+                f"the name {name!r} is reserved for the summary over all benchmarks. Choose another name.",
             )
     if evaluation.target is not None and evaluation.target not in targets:
         raise LocatedError(["evaluation", "target"], unknown("target", evaluation.target, targets))
@@ -111,8 +118,8 @@ def refuse_unknown_names(
         if evaluation.target not in (None, chosen_by[name]):
             raise LocatedError(
                 ["evaluation", "subsets", position],
-                f"subset {name} is chosen by target {chosen_by[name]}, and evaluation.target is {evaluation.target}: "
-                "leave one of them out",
+                f"subset {name} is selected by target {chosen_by[name]}, but evaluation.target is "
+                f"{evaluation.target}. Remove one of the two.",
             )
     for position, name in enumerate(evaluation.models or []):
         if name not in targets:
@@ -120,7 +127,7 @@ def refuse_unknown_names(
         if name in without_head:
             raise LocatedError(
                 ["evaluation", "models", position],
-                f"target {name} is an embedding model, which answers nothing: name a language model",
+                f"target {name} is an embedding model, which cannot generate answers. Name a language model.",
             )
     _refuse_what_cannot_answer(evaluation, chosen_by, without_head)
 
@@ -128,7 +135,7 @@ def refuse_unknown_names(
 def _refuse_what_cannot_answer(
     evaluation: Evaluation, chosen_by: Mapping[str, str], without_head: Sequence[str]
 ) -> None:
-    """A subset is trained on with the model that chose it, unless others are named."""
+    """Refuse a subset whose own model would be trained but cannot answer; named models replace it."""
     if evaluation.models is not None:
         return
     for name, target in chosen_by.items():
@@ -136,6 +143,6 @@ def _refuse_what_cannot_answer(
         if wanted and evaluation.target in (None, target) and target in without_head:
             raise LocatedError(
                 ["evaluation"],
-                f"subset {name} is chosen by target {target}, an embedding model, which answers nothing: say which "
-                "targets' models are trained (models: [...]), or leave the subset out (subsets: [...])",
+                f"subset {name} is selected by target {target}, an embedding model, which cannot generate answers. "
+                "Name the targets to train (models: [...]), or exclude the subset (subsets: [...]).",
             )

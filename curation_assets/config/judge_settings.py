@@ -1,4 +1,4 @@
-"""The part of `curation.yaml` that says where a judge is asked, and what."""
+"""Section `endpoint` of `curation.yaml`: where a judge is queried, and with which prompts."""
 
 from __future__ import annotations
 
@@ -9,31 +9,36 @@ from curation_resources.sections import Section
 
 
 class Endpoint(Section):
-    """An OpenAI-compatible endpoint at which a target's `model` is asked, as a judge; `limits.tokens` bounds it."""
+    """An OpenAI-compatible endpoint that serves a target's `model` as a judge; `limits.tokens` bounds its use."""
 
     url: str = Field(
         pattern=r"^https?://[^\s@]+$",
-        description="base address, as in https://api.example.com/v1 or http://localhost:8000/v1",
+        description="base URL, such as https://api.example.com/v1 or http://localhost:8000/v1",
     )
     key_variable: str | None = Field(
         None,
         pattern=r"^[A-Z_][A-Z0-9_]*$",
-        description="environment variable with the key; never the key itself, since every release holds this file",
+        description="environment variable that holds the API key; never put the key itself here, because every "
+        "release contains this file",
     )
-    tags_prompt: str = Field(TAGS_PROMPT, description="asked for instruction_tags; {prompt} is the sample's prompt")
-    difficulty_prompt: str = Field(DIFFICULTY_PROMPT, description="asked for difficulty; {prompt} likewise")
+    tags_prompt: str = Field(
+        TAGS_PROMPT, description="prompt for instruction_tags; {prompt} is replaced by the sample's prompt"
+    )
+    difficulty_prompt: str = Field(
+        DIFFICULTY_PROMPT, description="prompt for difficulty; {prompt} is replaced by the sample's prompt"
+    )
     temperature: float = Field(0.0, ge=0)
-    max_tokens: int = Field(512, ge=1, description="of a reply")
-    workers: int = Field(8, ge=1, le=256, description="requests at a time")
-    timeout_seconds: float = Field(120.0, gt=0, description="of a request")
-    attempts: int = Field(5, ge=1, description="tries of a request that fails for a reason that may pass")
+    max_tokens: int = Field(512, ge=1, description="maximum tokens per reply")
+    workers: int = Field(8, ge=1, le=256, description="concurrent requests")
+    timeout_seconds: float = Field(120.0, gt=0, description="timeout of a request")
+    attempts: int = Field(5, ge=1, description="attempts per request if the failure may be transient")
     ask_again: int = Field(
-        0, ge=0, description="raise it to ask once more what was refused or not understood, and nothing else"
+        0, ge=0, description="increase to repeat only the requests that were refused or could not be parsed"
     )
 
     @field_validator("tags_prompt", "difficulty_prompt")
     @classmethod
     def _the_prompt_is_shown(cls, text: str) -> str:
         if "{prompt}" not in text:
-            raise ValueError("the question does not show what it is about: put {prompt} where the sample's prompt goes")
+            raise ValueError("the question does not contain the sample's prompt. Put {prompt} where the prompt goes.")
         return text

@@ -1,6 +1,6 @@
-"""The demo corpus: rows from a seed, and the shard files that `curate demo` lands.
+"""The demo corpus: rows generated from a seed, and the shard files that `curate demo` writes.
 
-What a row knows about its flaw stands in `labels`, which no method reads: it is there to check the methods.
+`labels` records the flaw of each row. No method reads it; it serves to check the methods.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Summary:
-    """What was written: the files, and how many rows carry which flaw."""
+    """The written files, and the number of rows with each flaw."""
 
     files: tuple[Path, ...]
     prompts: int
@@ -39,7 +39,7 @@ class Summary:
 
 
 def draw_problems(rng: random.Random, skip: AbstractSet[str] = frozenset()) -> Iterator[Problem]:
-    """Draw problems without end, the families in turn, no prompt twice and none of `skip`."""
+    """Draw problems endlessly, cycling through the families, without repeating a prompt or using one in `skip`."""
     seen = set(skip)
     while True:
         for family in FAMILIES:
@@ -62,7 +62,7 @@ def draw_styles(rng: random.Random, family: str, count: int) -> list[Style]:
 
 
 def _kinds(rng: random.Random) -> Iterator[str]:
-    """Deal the flaws from a deck, shuffled anew when used up, so that their numbers stay equal."""
+    """Draw flaws from a deck that is reshuffled when it is used up, so that their numbers stay equal."""
     while True:
         deck = list(FLAWS)
         rng.shuffle(deck)
@@ -70,7 +70,7 @@ def _kinds(rng: random.Random) -> Iterator[str]:
 
 
 def _flawed(kind: str, problem: Problem, others: Sequence[Problem], rng: random.Random) -> tuple[Style, Written]:
-    """Plant a flaw, drawing again where chance produced the sound text after all."""
+    """Plant a flaw, drawing again if the result happens to equal the sound text."""
     while True:
         style = draw_styles(rng, problem.family, 1)[0]
         other = rng.choice(others)
@@ -82,8 +82,8 @@ def _flawed(kind: str, problem: Problem, others: Sequence[Problem], rng: random.
 def generate(seed: int = 0, n_prompts: int = DEFAULT_PROMPTS) -> Iterator[Row]:
     """Yield the rows of a demo corpus, prompt by prompt: two sound responses and one or two flawed ones each.
 
-    The same arguments give the same rows. Every third prompt has two flawed responses, so that 60 % of the
-    rows are sound.
+    The same arguments give the same rows. Every third prompt has two flawed responses, so that 60 % of the rows are
+    sound.
     """
     rng = random.Random(f"demo corpus {seed}")
     drawn = draw_problems(rng)
@@ -118,7 +118,7 @@ def _row(number: int, problem: Problem, style: Style, written: Written) -> Row:
 
 
 def as_messages(row: Row) -> Row:
-    """Turn a prompt and response row into a chat of two turns."""
+    """Convert a row with prompt and response to a chat of two turns."""
     turns = [
         {"role": "user", "content": row["prompt"]},
         {"role": "assistant", "content": row["response"]},
@@ -132,15 +132,14 @@ def _write_shard(path: Path, rows: Sequence[Row]) -> None:
         return
     lines = [as_messages(row) if ".messages." in path.name else row for row in rows]
     data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-    # No time stamp in the header: the same seed has to give the same bytes.
+    # No timestamp in the header, because the same seed has to give the same bytes.
     path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
 def write_corpus(folder: Path, seed: int = 0, n_prompts: int = DEFAULT_PROMPTS) -> Summary:
-    """Write the demo corpus as five shards into a folder, which is made if need be.
+    """Write the demo corpus as five shards into a folder, which is created if needed.
 
-    All responses to a prompt stand in one shard; every shard has all families and, at the default size, all
-    flaws.
+    All responses to a prompt are in one shard; every shard has all families and, at the default size, all flaws.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = list(generate(seed, n_prompts))

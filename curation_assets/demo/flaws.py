@@ -1,15 +1,15 @@
 """The flaws that the demo plants in sound responses, one kind at a time, in equal numbers.
 
-They are the slips of careless writers and careless data pipelines. None is shaped after what a method
-measures: a scorer has to find them in text that is otherwise well formed.
+They imitate the slips of careless writers and careless data pipelines. None is designed around what a method measures:
+a method has to find them in text that is otherwise well formed.
 
-- `wrong_step`: one result is wrong by an ordinary slip; later steps go on with it, and so does the answer
-  (which may come out right by chance, as when the wrong person still has more).
-- `wrong_answer`: all steps are right, the answer line is not.
+- `wrong_step`: one result is wrong by an ordinary slip; later steps and the answer continue from it (the answer may be
+  correct by chance, as when the wrong person still has more).
+- `wrong_answer`: all steps are correct, but the answer line is not.
 - `irrelevant`: one or two steps are replaced by, or joined by, steps of another problem.
-- `shuffled`: the steps stand in another order; step numbers still count up.
+- `shuffled`: the steps are reordered; step numbers still count up.
 - `truncated`: the text ends before the answer, often in the middle of a step.
-- `repeated`: one step is written two to four times more, in place.
+- `repeated`: one step is repeated two to four more times, in place.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from curation_assets.demo.plans import (
 
 @dataclass(frozen=True)
 class Written:
-    """A response with what was done to it; `flawed_step` counts from 1, null where no one step is meant."""
+    """A response and its flaw; `flawed_step` counts from 1, and is null if no single step is flawed."""
 
     response: str
     flaw: str
@@ -53,7 +53,7 @@ def clean(problem: Problem, style: Style) -> Written:
 
 
 def number_slips(rng: random.Random, value: int) -> list[int]:
-    """List plausible wrong readings of a number in random order: off by a little, by ten, digits swapped."""
+    """Return plausible wrong readings of a number in random order: off by a little, off by ten, digits swapped."""
     slips = {value + offset for offset in (-10, -3, -2, -1, 1, 2, 3, 10)} | {int(str(value)[::-1])}
     ordered = sorted(slip for slip in slips if 0 <= slip <= LARGEST and slip != value)
     rng.shuffle(ordered)
@@ -61,7 +61,7 @@ def number_slips(rng: random.Random, value: int) -> list[int]:
 
 
 def list_slips(rng: random.Random, numbers: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """List the ways to swap two neighbours of a list, in random order."""
+    """Return the ways to swap two neighbours of a list, in random order."""
     swaps = [
         (*numbers[:i], numbers[i + 1], numbers[i], *numbers[i + 2 :])
         for i in range(len(numbers) - 1)
@@ -84,7 +84,7 @@ def _step_slips(rng: random.Random, problem: Problem, results: Sequence[Value], 
 
 
 def wrong_step(problem: Problem, style: Style, other: Problem, rng: random.Random) -> Written:
-    """Get one step wrong and go on from there."""
+    """Get one step wrong, and let later steps continue from it."""
     del other
     right = calculate(problem.steps)
     numbers = list(range(len(right)))
@@ -94,7 +94,7 @@ def wrong_step(problem: Problem, style: Style, other: Problem, rng: random.Rando
             try:
                 results = calculate(problem.steps, {number: slip})
             except ImpossibleError:
-                continue  # nobody could have gone on from this slip: draw another
+                continue  # no later step can continue from this slip: draw another
             texts = step_texts(problem, results, style.wording)
             if texts[number] != step_texts(problem, right, style.wording)[number]:
                 answer = answer_text(problem, results)
@@ -103,7 +103,7 @@ def wrong_step(problem: Problem, style: Style, other: Problem, rng: random.Rando
 
 
 def wrong_answer(problem: Problem, style: Style, other: Problem, rng: random.Random) -> Written:
-    """Write a wrong answer below right steps: a slip, or the result of an earlier step."""
+    """Write a wrong answer below correct steps: a slip, or the result of an earlier step."""
     del other
     results = calculate(problem.steps)
     last, right = results[-1], answer_text(problem, results)
@@ -121,7 +121,7 @@ def wrong_answer(problem: Problem, style: Style, other: Problem, rng: random.Ran
 
 
 def irrelevant(problem: Problem, style: Style, other: Problem, rng: random.Random) -> Written:
-    """Let one or two neighbouring steps of another problem replace, or join, the problem's own."""
+    """Replace the problem's steps by one or two neighbouring steps of another problem, or insert these."""
     results = calculate(problem.steps)
     texts = step_texts(problem, results, style.wording)
     foreign = step_texts(other, calculate(other.steps), style.wording)
@@ -135,7 +135,7 @@ def irrelevant(problem: Problem, style: Style, other: Problem, rng: random.Rando
 
 
 def shuffled(problem: Problem, style: Style, other: Problem, rng: random.Random) -> Written:
-    """Put the steps into another order."""
+    """Reorder the steps."""
     del other
     results = calculate(problem.steps)
     texts = step_texts(problem, results, style.wording)
@@ -147,7 +147,7 @@ def shuffled(problem: Problem, style: Style, other: Problem, rng: random.Random)
 
 
 def truncated(problem: Problem, style: Style, other: Problem, rng: random.Random) -> Written:
-    """Stop somewhere between a third of the way and the end of the last step."""
+    """Cut the text somewhere between a third of it and the end of the last step."""
     del other
     texts = step_texts(problem, calculate(problem.steps), style.wording)
     whole = render(texts, None, style)
@@ -156,7 +156,7 @@ def truncated(problem: Problem, style: Style, other: Problem, rng: random.Random
 
 
 def repeated(problem: Problem, style: Style, other: Problem, rng: random.Random) -> Written:
-    """Write one step two to four times more."""
+    """Repeat one step two to four more times."""
     del other
     results = calculate(problem.steps)
     texts = step_texts(problem, results, style.wording)

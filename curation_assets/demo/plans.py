@@ -1,7 +1,7 @@
-"""How a worked solution is represented, calculated and written down; nothing here knows a problem family.
+"""Representation, calculation and rendering of worked solutions, independent of the problem families.
 
-A plan is a list of steps whose operands are numbers or the results of earlier steps. Because a plan is
-calculated and not stored as text, a slip at one step is carried on by the later ones, as a person would.
+A plan is a list of steps whose operands are numbers or the results of earlier steps. Because a plan is calculated
+and not stored as text, later steps carry on a slip at one step, as a person would.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 Value = int | tuple[int, ...]
 
 LARGEST = 999
-"""Results stay below this, also after a slip: the demo is about mental arithmetic."""
+"""Upper bound of all results, also after a slip: the demo is about mental arithmetic."""
 
 
 class ImpossibleError(ValueError):
@@ -53,7 +53,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Style:
-    """A writer's habits: the wording, how steps are set apart and how the answer is marked."""
+    """A writer's habits: wording, separation of steps, and answer marker."""
 
     name: str
     wording: int
@@ -75,7 +75,7 @@ HOUSE_STYLES = {
     "story": ("worksheet", "notebook", "tutor"),
     "lists": ("worksheet", "paper", "speech"),
 }
-"""The writers of each family, commonest first: a source of data keeps to a few house styles."""
+"""The writers of each family, commonest first: a data source has a few house styles."""
 STYLE_WEIGHTS = (2, 1, 1)
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "+": operator.add,
@@ -91,7 +91,7 @@ _SEPARATORS = {"markers": "\n", "lines": "\n", "sentences": " ", "paragraphs": "
 
 
 def show(value: Value) -> str:
-    """Write a number, or a list of numbers, as it stands in texts."""
+    """Return a number, or a list of numbers, as written in texts."""
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -101,7 +101,11 @@ def _insert(numbers: tuple[int, ...], number: int) -> tuple[int, ...]:
 
 
 def apply(op: str, a: Value, b: Value) -> Value:
-    """Calculate one step; raises ImpossibleError where there is no sensible result."""
+    """Calculate one step.
+
+    Raises:
+        ImpossibleError: there is no sensible result.
+    """
     if isinstance(a, tuple):
         if op != "insert" or isinstance(b, tuple):
             raise TypeError(f"{op} of {a!r} and {b!r}")
@@ -117,14 +121,14 @@ def apply(op: str, a: Value, b: Value) -> Value:
 
 
 def operands(step: Step, results: Sequence[Value]) -> tuple[Value, Value]:
-    """Look up a step's two operands among the results so far."""
+    """Return a step's two operands from the results so far."""
     a = results[step.a.step] if isinstance(step.a, Ref) else step.a
     b = results[step.b.step] if isinstance(step.b, Ref) else step.b
     return a, b
 
 
 def calculate(steps: Sequence[Step], slips: Mapping[int, Value] | None = None) -> list[Value]:
-    """Calculate all results; `slips` puts a wrong result at a step, which the later ones go on with."""
+    """Calculate all results; `slips` sets a wrong result at a step, from which later steps continue."""
     results: list[Value] = []
     for number, step in enumerate(steps):
         result = apply(step.op, *operands(step, results))
@@ -133,7 +137,7 @@ def calculate(steps: Sequence[Step], slips: Mapping[int, Value] | None = None) -
 
 
 def step_texts(problem: Problem, results: Sequence[Value], wording: int) -> list[str]:
-    """Write every step of a calculated plan in one wording, without markers."""
+    """Return every step of a calculated plan as text in one wording, without markers."""
     texts = []
     for number, step in enumerate(problem.steps):
         a, b = operands(step, results[:number])
@@ -149,13 +153,13 @@ def step_texts(problem: Problem, results: Sequence[Value], wording: int) -> list
 
 
 def answer_text(problem: Problem, results: Sequence[Value]) -> str:
-    """Write the answer that follows from the last step."""
+    """Return the answer that follows from the last step."""
     last, result = problem.steps[-1], results[-1]
     return last.names[result] if last.op == "more" and isinstance(result, int) else show(result)
 
 
 def render_steps(texts: Sequence[str], style: Style) -> list[str]:
-    """Give step texts the markers or full stops of a style; numbers follow the order of the list."""
+    """Add the markers or full stops of a style to step texts; numbers follow the order of the list."""
     if style.layout == "markers":
         return [f"Step {number}: {text}" for number, text in enumerate(texts, start=1)]
     if style.layout == "sentences":
@@ -164,7 +168,7 @@ def render_steps(texts: Sequence[str], style: Style) -> list[str]:
 
 
 def render(texts: Sequence[str], answer: str | None, style: Style) -> str:
-    """Write a whole response; without an answer it ends after the last step."""
+    """Return a full response; without an answer it ends after the last step."""
     separator = _SEPARATORS[style.layout]
     body = separator.join(render_steps(texts, style))
     if answer is None:

@@ -1,4 +1,4 @@
-"""The families of problems: each draws one problem, its prompt and the plan that solves it, from a seed."""
+"""The problem families: each draws one problem, with its prompt and the plan that solves it, from a seed."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _UNITS = (
     ("day", "days", "hours", 24, 3),
 )
 _VERBS = {"+": "Add", "-": "Subtract", "*": "Multiply by", "/": "Divide by"}
-_CEILING = 99  # the largest number in most problems
-_MOST = 20  # the largest that is added or taken away at once
+_CEILING = 99  # largest number in most problems
+_MOST = 20  # largest number that is added or subtracted at once
 
 
 def draw_length(rng: random.Random) -> int:
-    """Draw how many steps a problem takes: 3 to 8, one in ten longer."""
+    """Draw the number of steps of a problem: 3 to 8, one in ten longer."""
     return rng.randint(9, 12) if rng.random() < 0.1 else rng.randint(3, 8)
 
 
@@ -101,7 +101,7 @@ def _total_step(total: Operand, other: Operand, small: str) -> Step:
 def _holdings(
     rng: random.Random, name: str, things: tuple[str, str], length: int, offset: int
 ) -> tuple[str, list[Step]]:
-    """Draw what one person owns, as a clause of the prompt and the steps that count it."""
+    """Draw one person's belongings, as a clause of the prompt and the steps that count them."""
     item, pack = things
     packs, size = rng.randint(2, 6), rng.randint(2, 12)
     clause = f"{name} has {packs} {pack} of {size} {item}"
@@ -124,7 +124,7 @@ def _holdings(
 
 
 def comparison(rng: random.Random) -> Problem:
-    """Draw two persons' belongings: who has more, or how many more?"""
+    """Draw the belongings of two people: who has more, or how many more?"""
     while True:
         first, second = rng.sample(_NAMES, 2)
         things = (rng.choice(_ITEMS), rng.choice(_PACKS))
@@ -152,12 +152,12 @@ def comparison(rng: random.Random) -> Problem:
         try:
             calculate(steps)
         except ImpossibleError:
-            continue  # a tie is not a problem that we ask
+            continue  # a tie has no answer
         return Problem("comparison", "comparison", f"{clause} {other_clause} {question}", tuple(steps))
 
 
 def word_problem(rng: random.Random) -> Problem:
-    """Draw a small story in which someone's belongings grow and shrink."""
+    """Draw a short story in which someone's belongings grow and shrink."""
     name, item = rng.choice(_NAMES), rng.choice(_ITEMS)
     value = rng.randint(5, 40)
     parts = [f"{name} has {value} {item}."]

@@ -1,6 +1,6 @@
-"""The demo: the main job on the embedded corpus and model, and what it chose, held against the labels.
+"""The demo: run the main job on the embedded corpus and model, and compare the selection with the labels.
 
-The labels lie in `extra`, which no method sees; only the tables printed here read them.
+The labels are in `extra`, which no method sees; only the tables printed here use them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KINDS_IN_MEAN = ("wrong_step", "wrong_answer", "irrelevant", "shuffled")
 
 
 def prepare(folder: Path) -> Path:
-    """Write corpus, model and configuration into a folder, unless they are there; gives the configuration."""
+    """Write corpus, model and configuration into a folder unless they exist, and return the configuration file."""
     config = folder / "curation.yaml"
     if not config.exists():
         landing = folder / "landing"
@@ -43,7 +43,7 @@ def prepare(folder: Path) -> Path:
 
 
 def tour(folder: Path, console: Console) -> None:
-    """Run the demo; its last line is one JSON object with what it came to."""
+    """Run the demo; its last line of output is one JSON object with the results."""
     workspace = Workspace.load(prepare(folder))
     with open_instance(workspace) as instance, progress_bars(console) as progress:
         job = MainJob(workspace, instance, lambda line: progress.console.print(line, style="dim"))
@@ -56,7 +56,7 @@ def tour(folder: Path, console: Console) -> None:
 
 
 def judge(workspace: Workspace) -> pl.DataFrame:
-    """The pool with score, whether it was selected, and the planted flaw from the labels."""
+    """Return the pool with scores, selection and the planted flaw from the labels."""
     pool = select(workspace, workspace.settings.subset(SUBSET)).pool
     corpus = workspace.warehouse.scan(tables.raw_corpus_dir())
     assert corpus is not None
@@ -66,7 +66,7 @@ def judge(workspace: Workspace) -> pl.DataFrame:
 
 
 def auroc_by_kind(judged: pl.DataFrame) -> dict[str, float | None]:
-    """AUROC of V, clean against each kind of flaw; traces without a score are not in it."""
+    """Return the AUROC of V for clean traces against each kind of flaw; traces without a score are excluded."""
     scored = judged.filter(pl.col("score").is_finite())
     clean = scored.filter(pl.col("flaw") == CLEAN)["score"]
     kinds = sorted(set(judged["flaw"].to_list()) - {CLEAN})
@@ -74,7 +74,7 @@ def auroc_by_kind(judged: pl.DataFrame) -> dict[str, float | None]:
 
 
 def mean_auroc(by_kind: dict[str, float | None]) -> float | None:
-    """The plain mean over the kinds that change what a trace says and leave it an answer."""
+    """Return the unweighted mean over the kinds that change the content of a trace but keep an answer."""
     values = [by_kind.get(kind) for kind in KINDS_IN_MEAN]
     found = [value for value in values if value is not None]
     return sum(found) / len(found) if len(found) == len(values) else None
@@ -98,17 +98,17 @@ def _print_choice(workspace: Workspace, console: Console, judged: pl.DataFrame) 
             )
         )
     headers = ("kind", "pool", "share", "subset", "share", "no score", "AUROC")
-    console.print(simple_table("chosen, by planted flaw (AUROC: clean above kind)", headers, rows))
+    console.print(simple_table("selection by planted flaw (AUROC: clean above kind)", headers, rows))
     above = [kind for kind, value in by_kind.items() if value is not None and value < 0.5]
     for kind in above:
-        console.print(f"{kind} traces score above clean ones: the method is blind to this flaw")
+        console.print(f"{kind} traces score above clean ones: the method does not detect this flaw")
     subset = workspace.warehouse.read_table(tables.subset_path(SUBSET))
-    console.print(f"{len(subset)} of {len(judged)} samples chosen; the best and the last of them:")
+    console.print(f"{len(subset)} of {len(judged)} samples selected; the first and the last of them:")
     for sample_id, reason in subset.select("sample_id", "reason").rows()[:: max(1, len(subset) - 1)]:
         console.print(f"  {sample_id}: {reason}", highlight=False)
     console.print(
-        f"look at all with: curate report --config {workspace.config_file}\n"
-        f"look at one with: curate show {subset['sample_id'][0][:8]} --config {workspace.config_file}",
+        f"show all traces: curate report --config {workspace.config_file}\nshow one trace: curate show "
+        f"{subset['sample_id'][0][:8]} --config {workspace.config_file}",
         soft_wrap=True,
     )
 

@@ -1,15 +1,15 @@
-"""Train the tiny model that the demo measures with: sound traces only, of problems the demo does not hold.
+"""Train the tiny model that the demo measures with, on sound traces of problems that are not in the demo.
 
     python -m curation_assets.demo.train_model --out curation_assets/demo/model
 
-remakes the shipped model in about twelve minutes on one CPU core. Problems are drawn as training goes on,
-so none is seen twice.
+rebuilds the shipped model in about twelve minutes on one CPU core. Problems are generated during training, so none is
+seen twice.
 
-Labels are smoothed (see `--label-smoothing`). Sound traces of these problems can be foretold almost to the
-last digit, and a model that has learnt them with hard labels has hardly a gradient left on them: what
-remains is the noise of the few digits that it is unsure of, and cosines between steps mean nothing. Natural
-text is never that certain. Smoothing keeps a small, even gradient on every token. It was chosen so that the
-demo has something to show, and what the demo shows is no evidence for how a method fares on real data.
+Labels are smoothed (see `--label-smoothing`). Sound traces of these problems can be predicted almost to the last
+digit, and a model trained on them with hard labels has hardly any gradient left: what remains is noise from the few
+digits that it is unsure of, and cosines between steps become meaningless. Natural text is never that certain.
+Smoothing keeps a small, even gradient on every token. It was chosen to make the demo informative; the demo's results
+are no evidence for how a method performs on real data.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from curation_assets.demo.corpus import draw_problems, draw_styles, generate
 from curation_assets.demo.flaws import clean
 from curation_assets.demo.plans import Problem
 
-# The end is named as in Qwen2, whose tokenizer class would otherwise add one more token.
+# The name of the end token is Qwen2's, whose tokenizer class would otherwise add another token.
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -50,20 +50,20 @@ CHAT_TEMPLATE = (
 VOCABULARY = 512
 CONTEXT = 2048
 _IGNORED = -100
-_REPORT_EVERY = 100  # where the output is a file, a moving bar would not show
-_POOL = 32  # batches that are drawn together and sorted by length, so that little is padded
+_REPORT_EVERY = 100  # a progress bar would not be visible in a log file
+_POOL = 32  # batches drawn together and sorted by length, to reduce padding
 
 Example = tuple[list[int], int]
-"""Token ids and the number of those that belong to the prompt."""
+"""Token ids, and the number of them that belong to the prompt."""
 
 
 def build_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Train a small byte-level tokenizer in which every digit and every sign stands alone."""
+    """Train a small byte-level tokenizer in which every digit and every sign is a token of its own."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            # AutoTokenizer reads the vocabulary into Qwen2's own class, with Qwen2's pattern. Words, digits and
-            # signs stand alone here, so that its pattern cuts these tokens at the same places.
+            # AutoTokenizer reads the vocabulary into Qwen2's own class, with Qwen2's pattern. Words, digits and signs
+            # are separate tokens here, so that its pattern splits at the same places.
             pre_tokenizers.Split(Regex(r" ?\p{L}+|\p{N}|\n|\s|[^\s\p{L}\p{N}]"), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
@@ -88,7 +88,7 @@ def build_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def _untyped(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Pass on a callable of a library that gives its parameters no types."""
+    """Return a library function whose parameters have no types."""
     return function
 
 
@@ -100,7 +100,7 @@ def _special(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:
-    """Make the untrained model: Qwen2's architecture at a few hundred thousand parameters."""
+    """Build the untrained model: Qwen2's architecture with a few hundred thousand parameters."""
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=VOCABULARY,
@@ -121,7 +121,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausal
 
 
 def examples(problems: Iterator[Problem], tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Iterator[Example]:
-    """Yield tokenised sound traces, one writer for each problem."""
+    """Yield tokenised sound traces, one writer per problem."""
     for problem in problems:
         response = clean(problem, draw_styles(rng, problem.family, 1)[0]).response
         question = tokenizer.apply_chat_template([{"role": "user", "content": problem.prompt}], tokenize=False)
@@ -132,7 +132,7 @@ def examples(problems: Iterator[Problem], tokenizer: PreTrainedTokenizerFast, rn
 
 
 def batches(stream: Iterator[Example], size: int, pad: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield padded ids and labels, examples of like length together; only responses carry loss."""
+    """Yield padded ids and labels, grouping examples of similar length; only responses contribute to the loss."""
     order = random.Random(0)
     while True:
         pool = sorted((next(stream) for _ in range(size * _POOL)), key=lambda example: len(example[0]))
@@ -156,7 +156,7 @@ def train(
     smoothing: float,
     progress: Progress,
 ) -> float:
-    """Train with AdamW and a cosine schedule; returns the smoothed loss at the end."""
+    """Train with AdamW and a cosine schedule, and return the smoothed loss at the end."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rate, total_steps=steps, pct_start=0.05, cycle_momentum=False, final_div_factor=1000
@@ -186,7 +186,7 @@ def train(
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write model and tokenizer as `from_pretrained` reads them; weights as safetensors only."""
+    """Write model and tokenizer in the layout of `from_pretrained`, with weights as safetensors only."""
     model.generation_config = _untyped(GenerationConfig)(
         eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id, do_sample=False
     )
@@ -199,20 +199,20 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         prog="python -m curation_assets.demo.train_model",
         description="Train the demo's tiny model on sound traces (no prompt of the demo corpus is used).",
-        epilog="The defaults remake the shipped model, bit for bit on the same machine and torch version.",
+        epilog="The defaults reproduce the shipped model, bit for bit on the same machine and torch version.",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and of the problems (%(default)s)")
-    parser.add_argument("--steps", type=int, default=2400, help="updates (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=16, help="traces in an update (%(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="at its peak (%(default)s)")
-    parser.add_argument("--label-smoothing", type=float, default=0.1, help="share of the loss (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the problems (%(default)s)")
+    parser.add_argument("--steps", type=int, default=2400, help="number of optimizer steps (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="traces per optimizer step (%(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak learning rate (%(default)s)")
+    parser.add_argument("--label-smoothing", type=float, default=0.1, help="label smoothing (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (%(default)s)")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, save and say how long it took."""
+    """Train and save the model, and print the time it took."""
     options = parse_arguments(arguments)
     torch.set_num_threads(options.threads)
     console = Console()

@@ -1,1 +1,1 @@
-"""The evaluation that closes the loop: models fine-tuned on what was chosen, asked what was held out."""
+"""Post-training evaluation: fine-tune models on selected samples, and test them on held-out benchmarks."""

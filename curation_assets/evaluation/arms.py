@@ -1,4 +1,4 @@
-"""What is trained on: subsets, baselines of their sizes, the full pool; and the untouched base, which is not."""
+"""Arms of the evaluation: subsets, baselines of equal sizes, the full pool, and the untouched base."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ Kind = Literal["base", "full", "subset", "baseline"]
 
 FULL_POOL = "full pool"
 UNTOUCHED_BASE = "untouched base"
-"""Names that no subset can have."""
+"""Reserved names that no subset can have."""
 
 LENGTHS: dict[Baseline, str] = {"longest": "response_tokens", "stepmax": "n_steps"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A model that is fine-tuned once and asked.
+    """One fine-tuning of a model and its evaluation.
 
     Attributes:
-        model: the target whose model it is.
-        arm: what it is trained on, by name.
-        kind: of the arm.
-        selected_by: the target that chose the subset; None of other arms.
-        seed: of the run; None of the untouched base.
-        sample_ids: trained on, sorted; empty for the untouched base.
+        model: the target whose model is trained.
+        arm: name of the training data.
+        kind: kind of the arm.
+        selected_by: the target that selected the subset; None for other arms.
+        seed: seed of the run; None for the untouched base.
+        sample_ids: training samples, sorted; empty for the untouched base.
     """
 
     model: str
@@ -50,26 +50,29 @@ class Run:
 
     @property
     def title(self) -> str:
-        """The run as messages call it."""
+        """The name of the run in messages."""
         return f"{self.model}, {self.arm}" + ("" if self.seed is None else f", seed {self.seed}")
 
 
 def wished(workspace: Workspace, seeds: Sequence[int] | None, subsets: Sequence[str] | None) -> Evaluation:
-    """The configured evaluation, with other seeds or subsets if any are given.
+    """Return the configured evaluation, with other seeds or subsets if given.
 
     Raises:
-        EvaluationError: none is configured, or there is no such seed or subset.
+        EvaluationError: no evaluation is configured, or a seed or subset is not valid.
     """
     evaluation = workspace.settings.evaluation
     if evaluation is None:
         raise EvaluationError(
-            f"{workspace.config_file} says nothing of an evaluation: add the section, for instance "
-            "evaluation: {benchmarks: [{name: held_out, path: ./held_out.jsonl}]} (docs/evaluation.md)"
+            f"{workspace.config_file} has no evaluation. Add the section, for instance evaluation: "
+            f"{{benchmarks: [{{name: held_out, path: ./held_out.jsonl}}]}} (docs/evaluation.md)."
         )
     if seeds:
         wrong = [seed for seed in seeds if not 0 <= seed < 2**32]
         if wrong or len(set(seeds)) < len(seeds):
-            raise EvaluationError(f"seeds {list(seeds)}: give different whole numbers from 0 to {2**32 - 1}")
+            raise EvaluationError(
+                f"seeds {list(seeds)}: not distinct whole numbers from 0 to {2**32 - 1}. Use distinct seeds in that "
+                "range."
+            )
         evaluation = evaluation.model_copy(update={"seeds": list(seeds)})
     known = [subset.name for subset in workspace.settings.subsets]
     for name in subsets or []:
@@ -81,15 +84,15 @@ def wished(workspace: Workspace, seeds: Sequence[int] | None, subsets: Sequence[
 
 
 def runs_of(workspace: Workspace, evaluation: Evaluation) -> list[Run]:
-    """All runs of an evaluation: of each model first the untouched base, then seed by seed every arm.
+    """Return all runs of an evaluation: for each model the untouched base, then every arm for each seed.
 
     Raises:
-        EvaluationError: there is no subset, one is empty or not of this configuration, or the pool is empty.
+        EvaluationError: there is no subset, one is empty or outdated, or the pool is empty.
     """
     chosen = _chosen_by(workspace, evaluation)
     pool = trainable_rows(workspace)["sample_id"].sort()
     if pool.is_empty():
-        raise EvaluationError("the pool holds no sample of text: add traces and use `curate run`")
+        raise EvaluationError("the pool has no sample without images. Add traces and use `curate run`.")
     subsets = {name: _samples_of_subset(workspace, name) for name in chosen}
     sizes = sorted({len(ids) for ids in subsets.values()}, reverse=True)
     orders = _baseline_orders(workspace, evaluation, pool)
@@ -106,49 +109,49 @@ def runs_of(workspace: Workspace, evaluation: Evaluation) -> list[Run]:
 
 
 def _chosen_by(workspace: Workspace, evaluation: Evaluation) -> dict[str, str]:
-    """By subset that is evaluated, the target that chose it."""
+    """Return, for each evaluated subset, the target that selected it."""
     settings = workspace.settings
     of = {subset.name: settings.score(subset.score).target for subset in settings.subsets}
     names = evaluation.subsets or [name for name in of if evaluation.target in (None, of[name])]
     if not names:
-        which = "" if evaluation.target is None else f" that target {evaluation.target} chooses"
+        which = "" if evaluation.target is None else f" selected by target {evaluation.target}"
         raise EvaluationError(
-            f"{workspace.config_file} has no subset{which}: add one under subsets, as in "
-            "{name: grace_20, score: grace, budget: {fraction: 0.2}}, and use `curate run`"
+            f"{workspace.config_file} has no subset{which}. Add one under subsets, such as "
+            f"{{name: grace_20, score: grace, budget: {{fraction: 0.2}}}}, and use `curate run`."
         )
     return {name: of[name] for name in names}
 
 
 def _samples_of_subset(workspace: Workspace, name: str) -> tuple[str, ...]:
-    """The samples of a subset that can be trained on, sorted."""
+    """Return the samples of a subset that can be trained on, sorted."""
     subset = workspace.settings.subset(name)
     scan = workspace.warehouse.scan_table(tables.subset_path(name))
     if scan is None:
-        raise EvaluationError(f"subset {name} has not been selected yet: use `curate run`")
+        raise EvaluationError(f"subset {name} has not been selected yet. Use `curate run`.")
     if subset_due(workspace, subset):
-        raise EvaluationError(f"subset {name} is of other scores or parameters than are configured: use `curate run`")
+        raise EvaluationError(f"subset {name} is outdated: scores or parameters have changed. Use `curate run`.")
     ids = scan.select("sample_id").collect()["sample_id"]
     if ids.is_empty():
         raise EvaluationError(
-            f"subset {name} is empty: widen its filters or its budget, or leave it out (evaluation.subsets)"
+            f"subset {name} is empty. Widen its filters or its budget, or exclude it (evaluation.subsets)."
         )
     rows = corpus_rows(workspace, ids.to_list())
     if len(rows) < len(ids):
         raise EvaluationError(
-            f"{len(ids) - len(rows)} of {len(ids)} samples of subset {name} are no longer in the corpus: use "
-            "`curate run`"
+            f"{len(ids) - len(rows)} of {len(ids)} samples of subset {name} are no longer in the corpus. Use `curate "
+            "run`."
         )
     text = rows.filter(pl.col("images").list.len() == 0)["sample_id"]
     if text.is_empty():
         raise EvaluationError(
-            f"all {len(ids)} samples of subset {name} have images, which nothing is trained on yet: leave it out "
-            "(evaluation.subsets)"
+            f"all {len(ids)} samples of subset {name} have images, which are not supported in training. Exclude it "
+            "(evaluation.subsets)."
         )
     return tuple(sorted(text.to_list()))
 
 
 def _baseline_orders(workspace: Workspace, evaluation: Evaluation, pool: pl.Series) -> dict[Baseline, list[str]]:
-    """By baseline that nothing is drawn for, the pool in its order, best first."""
+    """Return the pool's order, best first, for each baseline without random draws."""
     wanted = [baseline for baseline in evaluation.baselines if baseline in LENGTHS]
     if not wanted:
         return {}

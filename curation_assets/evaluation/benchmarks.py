@@ -1,4 +1,4 @@
-"""Reading benchmarks: held-out prompts with their right answers."""
+"""Read benchmarks: held-out prompts with their correct answers."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from curation_resources.storage.digests import digest
 PROMPTS = (*PROMPT_NAMES, "messages")
 ANSWERS = (*SHARED_NAMES["answer"], "target", "solution")
 MOST_MISTAKES = 5
-"""Rows that an error names."""
+"""Maximum number of rows that an error names."""
 
 
 class EvaluationError(UserError):
-    """An evaluation cannot be made as it is configured."""
+    """The evaluation cannot be run as configured."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """A problem: its row in the file, the prompt's turns, the right answer, and the prompt's id in the corpus."""
+    """A problem: its row in the file, the prompt's turns, the correct answer, and the prompt's id in the corpus."""
 
     row: int
     turns: list[dict[str, str]]
@@ -44,12 +44,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Problems:
-    """A benchmark as it was read.
+    """The content of a benchmark.
 
     Attributes:
-        name: the benchmark's.
-        digest: of the file's bytes and the columns that are read.
-        items: in the file's order.
+        name: name of the benchmark.
+        digest: digest of the file's bytes and the configured columns.
+        items: the problems, in the file's order.
     """
 
     name: str
@@ -60,11 +60,12 @@ class Problems:
 def read_benchmark(workspace: Workspace, benchmark: Benchmark) -> Problems:
     """Read a benchmark's file.
 
-    A right answer that is a worked solution is what its marker gives (`####`, a box, `Answer:`), as it is in responses.
+    If the reference is a worked solution, its answer is extracted by its marker (`####`, a box, `Answer:`), as in
+    responses.
 
     Raises:
-        EvaluationError: the file is not there or holds no row, or a row has no prompt or no answer; the message names
-            file, lines and mend.
+        EvaluationError: the file is missing or empty, or a row has no prompt or no answer; the message names file,
+            lines and fix.
     """
     path = benchmark_file(workspace, benchmark)
     key = digest("benchmark", workspace.cache.file_digest(path), benchmark.columns.model_dump(mode="json"))
@@ -82,23 +83,23 @@ def read_benchmark(workspace: Workspace, benchmark: Benchmark) -> Problems:
         raise EvaluationError(f"benchmark {benchmark.name}: " + "\n".join(wrong[:MOST_MISTAKES]) + more)
     if not items:
         raise EvaluationError(
-            f"benchmark {benchmark.name}: {path} holds no row: put a prompt and its answer into it, or correct its "
-            f"path in {workspace.config_file}"
+            f"benchmark {benchmark.name}: {path} has no rows. Add prompts with their answers, or correct its path in "
+            f"{workspace.config_file}."
         )
     return Problems(benchmark.name, key, items)
 
 
 def benchmark_file(workspace: Workspace, benchmark: Benchmark) -> Path:
-    """The file of a benchmark.
+    """Return the file of a benchmark.
 
     Raises:
-        EvaluationError: it is not there.
+        EvaluationError: it does not exist.
     """
     path = (workspace.folder / Path(benchmark.path).expanduser()).resolve()
     if "://" in benchmark.path or not path.is_file():
         raise EvaluationError(
-            f"benchmark {benchmark.name}: there is no file {benchmark.path if '://' in benchmark.path else path}: "
-            f"correct its path in {workspace.config_file} (benchmarks are files of this machine)"
+            f"benchmark {benchmark.name}: file {benchmark.path if '://' in benchmark.path else path} not found. "
+            f"Correct its path in {workspace.config_file} (benchmarks must be local files)."
         )
     return path
 
@@ -106,23 +107,23 @@ def benchmark_file(workspace: Workspace, benchmark: Benchmark) -> Path:
 def _place(path: Path, index: int) -> str:
     if index < 0:
         return str(path)
-    # People count lines from 1.
+    # Line numbers start from 1.
     return f"{path}, row {index + 1}" if path.name.endswith(".parquet") else f"{path}:{index + 1}"
 
 
 def _item(index: int, row: Row, columns: BenchmarkColumns) -> Item:
-    """The problem of a row.
+    """Return the problem of a row.
 
     Raises:
-        Refused: it has no prompt, no answer, or one that is no text.
+        Refused: it has no prompt or no answer, or one of them is not text.
     """
     asked = columns.prompt or first_of(row, PROMPTS)
     talk = prompt_turns(lookup(row, asked) if asked else None, row, asked or "the prompt")
     if talk.images:
-        raise Refused("wrong_type", "the prompt shows images, which are not asked about yet: take the row out")
+        raise Refused("wrong_type", "the prompt has images, which are not supported in benchmarks; remove the row")
     turns = talk.turns
     if turns and turns[-1].role == "assistant":
-        # A whole conversation: the last turn is what is to be answered.
+        # In a full conversation, the last turn is the reference.
         turns = turns[:-1]
     if not any(turn.content.strip() for turn in turns):
         raise Refused("missing_prompt", f"the row has no prompt{_looked_for(columns.prompt, PROMPTS, 'prompt')}")
@@ -134,7 +135,7 @@ def _item(index: int, row: Row, columns: BenchmarkColumns) -> Item:
 
 
 def _reference(row: Row, columns: BenchmarkColumns, asked: str | None) -> str | None:
-    """The right answer of a row; None if it has none."""
+    """Return the correct answer of a row; None if it has none."""
     name = columns.answer or first_of(row, (name for name in ANSWERS if name != asked))
     said = optional_text(lookup(row, name), name) if name else None
     if name is None and asked is not None and is_conversation(lookup(row, asked)):
@@ -144,7 +145,8 @@ def _reference(row: Row, columns: BenchmarkColumns, asked: str | None) -> str | 
 
 
 def prompts_in_corpus(workspace: Workspace, benchmarks: Sequence[Problems]) -> dict[str, int]:
-    """By benchmark, how many of its prompts the present shards hold too: what is trained on may know their answers."""
+    """Return, for each benchmark, how many of its prompts are in the present shards, so that training may reveal
+    answers."""
     corpus = workspace.warehouse.scan(tables.raw_corpus_dir(), present_shards(workspace))
     held: set[str] = set()
     if corpus is not None:
@@ -155,12 +157,12 @@ def prompts_in_corpus(workspace: Workspace, benchmarks: Sequence[Problems]) -> d
 
 
 def stated_answer(text: str) -> str | None:
-    """The answer that a text states, by the markers that segmentation knows; None if it states none."""
+    """Return the answer stated in a text, found by the markers of segmentation; None without one."""
     found = find_answer(text)
     return None if found is None else text[found.start : found.end]
 
 
 def _looked_for(mapped: str | None, names: Sequence[str], what: str) -> str:
     if mapped is not None:
-        return f" in field {mapped!r}: mend the row, or map another field (columns: {{{what}: ...}})"
-    return f" (looked for {', '.join(names)}): mend the row, or map its field (columns: {{{what}: ...}})"
+        return f" in field {mapped!r}. Correct the row, or map another field (columns: {{{what}: ...}})."
+    return f" (looked for {', '.join(names)}). Correct the row, or map its field (columns: {{{what}: ...}})."

@@ -1,7 +1,7 @@
-"""Asking a target's checkpoint the prompts of the pool, and landing what it says as traces like any others.
+"""Generate responses to the pool's prompts with a target's checkpoint, and write them to the landing area as traces.
 
-From there its responses are rows of the corpus by a `generator` of their own: measured, filtered, selected among
-(GRAPE's self-distillation ablation selects nothing) and released as what people bring.
+The responses become rows of the corpus with their own `generator`: they are measured, filtered, selected and
+released like any other rows (GRAPE's self-distillation ablation skips the selection).
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from curation_resources.scoring.spec import Sampling
 from curation_resources.storage.digests import atomic_write, digest
 
 PIECE = 64
-"""Prompts after which what was said is kept: a killed call goes on there."""
+"""Prompts per part: a killed call resumes after its last finished part."""
 
 
 class DistillationError(UserError):
-    """A checkpoint cannot be asked as it is wished."""
+    """The requested generation is not possible."""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked.
+    """Parameters of a generation.
 
     Attributes:
-        responses: to each prompt.
-        sampling: how tokens are drawn.
-        max_new_tokens: tokens after which a response is cut off, and then left out.
-        prompts: how many at most, drawn by seed; None: all.
+        responses: responses per prompt.
+        sampling: how tokens are sampled.
+        max_new_tokens: maximum number of tokens; truncated responses are discarded.
+        prompts: maximum number of prompts, drawn by seed; None: all.
     """
 
     responses: int = 4
@@ -56,16 +56,16 @@ class Wish:
 
 @dataclass(frozen=True)
 class Distilled:
-    """What a call came to.
+    """The result of a call.
 
     Attributes:
-        generator: what its rows are known by.
+        generator: generator name of the new rows.
         place: the file that was written; empty if there was nothing to write.
-        asked: prompts of this call.
-        before: prompts that had been asked before.
-        files: that were written before.
-        written: responses in the file.
-        left_out: the others, by reason.
+        asked: prompts answered in this call.
+        before: prompts answered in earlier calls.
+        files: files written by earlier calls.
+        written: responses in the new file.
+        left_out: discarded responses, by reason.
     """
 
     generator: str
@@ -78,37 +78,37 @@ class Distilled:
 
 
 def generator_of(workspace: Workspace, target: Target, wish: Wish) -> str:
-    """What the responses of a checkpoint are known by: the target, and all that a response depends on.
+    """Return the generator name of a checkpoint's responses, from the target and everything that they depend on.
 
     Raises:
-        DistillationError: the checkpoint has not been trained.
+        DistillationError: the checkpoint is not trained yet.
     """
     weights = checkpoint_digest(workspace, target)
     if weights is None:
         raise DistillationError(
-            f"the checkpoint of target {target.name} has not been trained: use `curate run` before `curate distill`"
+            f"the checkpoint of target {target.name} is not trained yet. Use `curate run` before `curate distill`."
         )
     asking = [asdict(wish.sampling), wish.max_new_tokens, target.template, target.max_length]
     return f"{target.name}-{digest('distilled', weights, target.dtype, asking)[:12]}"
 
 
 def record_path(generator: str) -> str:
-    """The document that says what a generator is, and which prompts it was asked."""
+    """Return the path of the document that describes a generator and lists the prompts it answered."""
     return f"distilled/{generator}.json"
 
 
 def distill(workspace: Workspace, target: Target, wish: Wish, to: str | None = None, anew: bool = False) -> Distilled:
-    """Ask what has not been asked yet, and write one file of rows of format `messages`.
+    """Generate the missing responses, and write them as one file of rows in format `messages`.
 
     Args:
         workspace: the configuration.
-        target: whose checkpoint is asked.
-        wish: what.
+        target: target whose checkpoint generates.
+        wish: parameters of the generation.
         to: folder or s3://bucket/prefix of the file; default: the landing area.
-        anew: whether what was asked before is asked again.
+        anew: whether to generate again for prompts that were answered before.
 
     Raises:
-        DistillationError: see `generator_of`; or the corpus would not read such a file.
+        DistillationError: see `generator_of`; or the corpus settings would reject such a file.
     """
     if to is None:
         _refuse_unreadable(workspace)
@@ -128,7 +128,7 @@ def distill(workspace: Workspace, target: Target, wish: Wish, to: str | None = N
         kept = [line["row"] for line in found if line["reason"] is None]
         place = to or workspace.settings.corpus.landing
         storage = workspace.storage_at(place if "://" in place else str(workspace.folder / Path(place).expanduser()))
-        # By what was asked: a call that was killed before it told the record writes the same file again.
+        # Named by the prompts, so that a call killed before it updated the record writes the same file again.
         name = f"distilled-{generator}-{digest('asked', left.select('prompt_id', 'first').rows(), wish.responses)[:8]}"
         shown = storage.shown(f"{name}.jsonl")
         if kept:
@@ -146,9 +146,9 @@ def distill(workspace: Workspace, target: Target, wish: Wish, to: str | None = N
 
 
 def prompts_of_pool(workspace: Workspace, wish: Wish, generator: str) -> pl.DataFrame:
-    """Prompts without images of the pool, one row of `raw_corpus` each, in order of prompt_id.
+    """Return the pool's prompts without images, one row of `raw_corpus` each, sorted by prompt_id.
 
-    The row is the first that somebody else wrote, preferably one that says the right answer.
+    The row is the first one by another generator, preferably with a correct answer.
     """
     rows = corpus_rows(workspace, trainable_rows(workspace)["sample_id"].to_list())
     rows = rows.sort(pl.col("generator").eq_missing(generator), pl.col("answer").is_null(), "sample_id")
@@ -160,23 +160,23 @@ def prompts_of_pool(workspace: Workspace, wish: Wish, generator: str) -> pl.Data
 
 
 def _refuse_unreadable(workspace: Workspace) -> None:
-    """Refuse to land rows that the corpus' own mapping would reject."""
+    """Raise an error if the corpus' column mapping would reject the written rows."""
     corpus = workspace.settings.corpus
     mapped = any(value for value in corpus.columns.model_dump().values())
     if corpus.format not in ("auto", "messages") or mapped:
         raise DistillationError(
-            "responses are written as rows of format messages, which corpus.format and corpus.columns of "
-            f"{workspace.config_file} do not read: set format: auto without columns, or write them elsewhere (--to)"
+            "responses are written as rows in format messages, which corpus.format and corpus.columns of "
+            f"{workspace.config_file} cannot read. Set format: auto without columns, or write them elsewhere (--to)."
         )
 
 
 def _asked(
     workspace: Workspace, target: Target, wish: Wish, generator: str, rows: pl.DataFrame, work: Path
 ) -> Iterator[dict[str, Any]]:
-    """What was said, a line a response: piece by piece, those that an earlier call came to first."""
+    """Yield one line per response, part by part; parts finished by an earlier call are read back."""
     model: Generator | None = None
     total = int((wish.responses - rows["first"]).sum())
-    with track(f"{target.name}: answering", total) as advance:
+    with track(f"{target.name}: generating", total) as advance:
         for piece in rows.iter_slices(PIECE):
             asking = [
                 (row, f"{row['prompt_id']}/{number}")
@@ -195,7 +195,7 @@ def _asked(
 
 
 def _keep(part: Path, rows: Sequence[dict[str, Any]], said: Sequence[Generated], generator: str) -> None:
-    """Write the lines of a piece, whole or not at all."""
+    """Write the lines of a part atomically."""
     lines = []
     for row, answer in zip(rows, said, strict=True):
         made = {"messages": [*json.loads(row["messages"]), {"role": "assistant", "content": answer.text}]}
@@ -206,7 +206,7 @@ def _keep(part: Path, rows: Sequence[dict[str, Any]], said: Sequence[Generated],
 
 
 def _leave_out_known(workspace: Workspace, lines: Sequence[dict[str, Any]]) -> None:
-    """Give responses that are there already a reason not to be written: the pool has each text of a prompt once."""
+    """Mark responses that already exist with a reason, because the pool holds each text of a prompt once."""
     prompts = pl.LazyFrame({"prompt_id": sorted({line["prompt_id"] for line in lines})})
     scan = workspace.warehouse.scan(tables.raw_corpus_dir(), present_shards(workspace))
     known: set[tuple[str, str]] = set()
@@ -221,7 +221,7 @@ def _leave_out_known(workspace: Workspace, lines: Sequence[dict[str, Any]]) -> N
 
 
 def _objection(answer: Generated) -> str | None:
-    """Why a response is not written; None if it is."""
+    """Return why a response is discarded; None if it is kept."""
     if answer.flag is not None:
         return answer.flag
     if not answer.finished:
@@ -232,7 +232,7 @@ def _objection(answer: Generated) -> str | None:
 
 
 def _spec(workspace: Workspace, target: Target, wish: Wish) -> GenerationSpec:
-    """The target's checkpoint, to be asked: merged as it is measured, on one device."""
+    """Return the specification for generating with the target's checkpoint, merged as it is measured, on one device."""
     model, adapter = workspace.model_folder(target), None
     checkpoint = None if target.warmup == "none" else warmup_checkpoint(workspace, target)
     if checkpoint is not None:

@@ -1,4 +1,4 @@
-"""Means with their intervals: Student's t over seeds."""
+"""Confidence intervals of means: Student's t over seeds."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 CONFIDENCE = 0.95
-ONE_RUN = "one run: an interval takes two seeds or more"
+ONE_RUN = "one run: an interval requires at least two seeds"
 HALVINGS = 80
-"""Of the range of angles that a quantile is searched in: beyond what a double can tell apart."""
+"""Bisection steps over the angle: enough to reach double precision."""
 
 
 class Interval(NamedTuple):
-    """A mean with the ends of its interval; these are None, with the reason, where there is none."""
+    """A mean with the ends of its interval; undefined values are None, and the reason is given."""
 
     mean: float | None
     low: float | None
@@ -23,9 +23,10 @@ class Interval(NamedTuple):
 
 
 def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """The mean, plus and minus t s / sqrt(n): the interval of a mean of n normal values of unknown deviation.
+    """Return the mean, plus and minus t s / sqrt(n): the interval for n normal values of unknown deviation.
 
-    s is the standard deviation with n - 1, t the quantile of Student's distribution with n - 1 degrees of freedom.
+    s is the standard deviation with n - 1, and t the quantile of Student's distribution with n - 1 degrees of
+    freedom.
     """
     mean = fmean(values)
     if len(values) < 2:
@@ -35,9 +36,9 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interva
 
 
 def student_t(confidence: float, freedom: int) -> float:
-    """The t that |T| stays below with this probability, T of Student's distribution with so many degrees of freedom.
+    """Return the t that |T| stays below with this probability, for T from Student's distribution.
 
-    By halving the angle atan(t / sqrt(n)), in which the distribution is a finite sum.
+    It bisects the angle atan(t / sqrt(n)), in which the distribution is a finite sum.
     """
     low, high = 0.0, math.pi / 2
     for _ in range(HALVINGS):
@@ -47,7 +48,7 @@ def student_t(confidence: float, freedom: int) -> float:
 
 
 def _within(angle: float, freedom: int) -> float:
-    """P(|T| < sqrt(n) tan(angle)) (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    """Return P(|T| < sqrt(n) tan(angle)) (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
     square, sine = math.cos(angle) ** 2, math.sin(angle)
     if freedom % 2:
         term, total = math.cos(angle), 0.0

@@ -1,4 +1,5 @@
-"""What a run and its answers depend on, as one hash each: change any of it and it is trained, or asked, anew."""
+"""Keys of runs and answers: one hash each over everything they depend on; a changed key means a new run or new
+answers."""
 
 from __future__ import annotations
 
@@ -16,16 +17,16 @@ from curation_resources.training.recipe import Recipe
 from curation_resources.training.trainer import TRAINER_VERSION
 
 EVALUATION_VERSION = 1
-"""Raise it when generation, or what counts as right, changes."""
+"""Increase it when generation or matching changes."""
 
 
 def recipe_of_run(run: Run, evaluation: Evaluation) -> Recipe | None:
-    """The recipe of a run, its seed included; None of the untouched base."""
+    """Return the recipe of a run, including its seed; None for the untouched base."""
     return None if run.seed is None else replace(evaluation.training.recipe(), seed=run.seed)
 
 
 def run_key(workspace: Workspace, run: Run, evaluation: Evaluation) -> str:
-    """Of the model that a run comes to: base, encoding, recipe with its seed, samples. Names do not count."""
+    """Return the key of a run's model: base, encoding, recipe with seed, and samples, but no names."""
     target = workspace.settings.target(run.model)
     folder = workspace.model_folder(target)
     encoding = [target.template, target.max_length, target.dtype]
@@ -36,6 +37,6 @@ def run_key(workspace: Workspace, run: Run, evaluation: Evaluation) -> str:
 
 
 def answers_path(run: str, problems: Problems, evaluation: Evaluation) -> str:
-    """Where the answers of a run to a benchmark lie: by run, content of the benchmark, and settings of generation."""
+    """Return the path of a run's answers to a benchmark, by run, benchmark content and generation settings."""
     asked = digest("answers", EVALUATION_VERSION, problems.digest, evaluation.max_new_tokens)
     return f"{answers_dir()}/{run}-{asked}.parquet"

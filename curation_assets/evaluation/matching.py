@@ -1,6 +1,6 @@
-"""Whether what a model wrote is right: exact match of the answers, normalised.
+"""Exact match of normalised answers.
 
-The answer is found by the markers that segmentation knows, and compared as rows' answers are: neither is done twice.
+Answers are found by the markers that segmentation uses, and compared like the answers of rows, with the same code.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from curation_assets.steps.correctness import same_answer
 
 
 def judged(text: str, reference: str) -> tuple[str | None, bool]:
-    """The answer that a text states, and whether it says the same as the right one; a text without one is wrong.
+    """Return the answer stated in a text, and whether it matches the reference; a text without one is wrong.
 
     `1,000` is `1000`, `$5.` is `5`, `\\\\boxed{7}` is `7` (`curation_assets.steps.correctness.same_answer`).
     """

@@ -1,4 +1,4 @@
-"""How an evaluation is shown: a row an arm, means with their intervals, in the terminal and in Markdown."""
+"""Render an evaluation in the terminal and in Markdown: one row per arm, means with their intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ Rows = list[tuple[object, ...]]
 
 
 def arms_of(frame: pl.DataFrame) -> tuple[list[str], Rows]:
-    """Headers and rows of `post_training_eval`: an arm a row, a column a benchmark, relative average last."""
+    """Return headers and rows of `post_training_eval`: one row per arm, one column per benchmark, relative average
+    last."""
     benchmarks = frame["benchmark"].unique(maintain_order=True).to_list()
     headers = ["model", "arm", "selected by", "samples", "tokens trained", "seeds"]
     headers += [f"{name}, %" if name != RELATIVE_AVERAGE else "relative average" for name in benchmarks]
@@ -29,7 +30,7 @@ def arms_of(frame: pl.DataFrame) -> tuple[list[str], Rows]:
 
 
 def with_interval(row: dict[str, Any]) -> str | None:
-    """A mean with half of its interval, as in 41.2 ± 3.0; None where there is no mean."""
+    """Return a mean with half of its interval, such as 41.2 ± 3.0; None without a mean."""
     if row["mean"] is None:
         return None
     half = "" if row["high"] is None else f" ± {row['high'] - row['mean']:.1f}"
@@ -37,7 +38,7 @@ def with_interval(row: dict[str, Any]) -> str | None:
 
 
 def reasons_of(frame: pl.DataFrame) -> list[str]:
-    """Why values or intervals are missing, each reason with the arms that it is of."""
+    """Return why values or intervals are missing, each reason with its arms."""
     lacking = frame.filter(pl.col("reason").is_not_null())
     by_reason = lacking.group_by("reason", maintain_order=True).agg(pl.col("arm").unique(maintain_order=True))
     return [f"{', '.join(arms)}: {reason}" for reason, arms in by_reason.iter_rows()]
@@ -47,12 +48,12 @@ def show_overlap(found: dict[str, int], console: Console) -> None:
     """Warn of benchmarks whose prompts are in the corpus."""
     for name, count in found.items():
         if count:
-            line = f"{name}: {count} of its prompts are in the corpus, and what is trained on may know their answers"
+            line = f"{name}: {count} of its prompts are in the corpus, so trained models may know their answers"
             console.print(f"{line} (docs/evaluation.md)", style="yellow", highlight=False, soft_wrap=True)
 
 
 def show_evaluation(frame: pl.DataFrame, console: Console) -> None:
-    """Print what an evaluation came to."""
+    """Print the results of an evaluation."""
     headers, rows = arms_of(frame)
     console.print(simple_table("after fine-tuning: exact match, mean ± 95 % (Student's t over seeds)", headers, rows))
     for reason in reasons_of(frame):
@@ -60,13 +61,13 @@ def show_evaluation(frame: pl.DataFrame, console: Console) -> None:
 
 
 def show_plan(plan: Plan, console: Console) -> None:
-    """Print what an evaluation would train and ask, and what of it is there."""
+    """Print the runs and answers of an evaluation, and which of them are stored."""
     rows = []
     for run, key in plan.runs:
         asked = sum(len(problems.items) for problems in plan.lacking.get(key, ()))
         rows.append((run.model, run.arm, run.seed, len(run.sample_ids), asked or "stored"))
-    console.print(simple_table("runs", ("model", "arm", "seed", "samples", "problems to ask"), rows))
+    console.print(simple_table("runs", ("model", "arm", "seed", "samples", "problems to answer"), rows))
     trained = sum(run.seed is not None for run, _ in plan.due())
     again = len(plan.runs) - len({key for _, key in plan.runs})
-    same = f"; {again} have the samples of another arm and are not trained twice" if again else ""
-    console.print(f"{trained} fine-tuning runs to make, of {len(plan.runs)} runs{same}", highlight=False)
+    same = f"; {again} have the same samples as another arm and are not trained again" if again else ""
+    console.print(f"{trained} fine-tuning runs to do, of {len(plan.runs)} runs{same}", highlight=False)

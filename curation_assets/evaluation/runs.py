@@ -1,6 +1,6 @@
-"""Training what is to be asked, and asking it: each run once, whatever it is called, and one after another.
+"""Train and evaluate the runs of an evaluation, one after another, each distinct run once.
 
-Weights are temporary: they lie in a work folder of this machine, and are deleted once all answers of a run are stored.
+Weights are temporary: they are kept in a local work folder, and deleted once all answers of a run are stored.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from curation_resources.training.examples import steps_of
 from curation_resources.training.trainer import TrainingRecord, TrainingSpec, train
 
 TRAINED = "trained.json"
-"""Written beside the weights when they are whole: a run that is killed after that only asks."""
+"""Written beside the complete weights: a run killed after that only has to answer."""
 STABILITY = ("loss_variance", "gradient_norm", "largest_gradient_norm")
-"""How evenly a run went: what the claims on gradient spectra are about (arXiv 2504.10766)."""
+"""Stability of a run, which the claims on gradient spectra are about (arXiv 2504.10766)."""
 
 NOTHING_TRAINED = {"samples": 0, "steps": 0, "tokens": 0, "loss": None, **dict.fromkeys(STABILITY)}
 
@@ -45,13 +45,13 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """All that an evaluation consists of.
+    """The runs and benchmarks of an evaluation.
 
     Attributes:
-        evaluation: as it is configured or wished.
-        runs: with their keys.
-        benchmarks: as they were read.
-        lacking: by key, the benchmarks that are not answered yet; each run once.
+        evaluation: the settings, with the requested changes.
+        runs: all runs with their keys.
+        benchmarks: content of the benchmarks.
+        lacking: by key, the benchmarks without stored answers; each run once.
     """
 
     evaluation: Evaluation
@@ -60,7 +60,7 @@ class Plan:
     lacking: dict[str, list[Problems]]
 
     def due(self) -> list[tuple[Run, str]]:
-        """Runs that are still to be made, each once."""
+        """Return the runs that are still to be done, each once."""
         first = {key: run for run, key in reversed(self.runs)}
         return [(first[key], key) for key in self.lacking]
 
@@ -68,15 +68,15 @@ class Plan:
 def plan_evaluation(
     workspace: Workspace, seeds: Sequence[int] | None = None, subsets: Sequence[str] | None = None
 ) -> Plan:
-    """What is to be trained and asked, and what of it is there already; touches no model.
+    """Return the runs and answers of an evaluation, and which are missing, without loading a model.
 
     Args:
         workspace: the configuration.
-        seeds: in place of the configured ones.
-        subsets: in place of the configured ones.
+        seeds: seeds that replace the configured ones.
+        subsets: subsets that replace the configured ones.
 
     Raises:
-        EvaluationError: something is missing, with the mend.
+        EvaluationError: something is missing; the message names the fix.
     """
     evaluation = wished(workspace, seeds, subsets)
     benchmarks = [read_benchmark(workspace, benchmark) for benchmark in evaluation.benchmarks]
@@ -99,10 +99,10 @@ def _unanswered(
 
 
 def make_runs(workspace: Workspace, plan: Plan) -> None:
-    """Train and ask what is due; what was stored before a kill is not done again.
+    """Train and evaluate the missing runs; stored work is not repeated after a kill.
 
     Raises:
-        EvaluationError: a run cannot be trained, or its model cannot be asked; what was done before is kept.
+        EvaluationError: a run cannot be trained, or its model cannot answer; earlier work is kept.
     """
     due = plan.due()
     if not due:
@@ -122,7 +122,7 @@ def make_runs(workspace: Workspace, plan: Plan) -> None:
                 _make_run(workspace, run, key, plan, step, answer_on)
             except UserError as error:
                 raise EvaluationError(f"evaluation of {run.title}: {error}") from error
-            # What another process did meanwhile, and samples that could not be used.
+            # Covers runs finished by another process, and samples that could not be used.
             train_on(left[0])
 
 
@@ -132,7 +132,7 @@ def _steps(run: Run, evaluation: Evaluation) -> int:
 
 
 def _make_run(workspace: Workspace, run: Run, key: str, plan: Plan, step: Advance, answered: Advance) -> None:
-    """Train one run and store its answers; its weights are gone afterwards."""
+    """Train one run and store its answers; delete its weights afterwards."""
     work = workspace.work_folder(f"evaluation-{key}")
     with alone(work):
         lacking = _unanswered(workspace, key, plan.benchmarks, plan.evaluation)
@@ -145,7 +145,7 @@ def _make_run(workspace: Workspace, run: Run, key: str, plan: Plan, step: Advanc
 def _trained(
     workspace: Workspace, run: Run, evaluation: Evaluation, work: Path, step: Advance
 ) -> tuple[dict[str, Any], Path | None]:
-    """What training came to, and the folder of the weights; None of the untouched base."""
+    """Return facts about the training, and the folder of the weights; None for the untouched base."""
     recipe = recipe_of_run(run, evaluation)
     if recipe is None:
         return NOTHING_TRAINED, None
@@ -153,7 +153,7 @@ def _trained(
     if note.is_file():
         facts: dict[str, Any] = json.loads(note.read_text())
         return facts, weights
-    # What a kill left while it was being written.
+    # Remove an incomplete write left by a kill.
     shutil.rmtree(weights, ignore_errors=True)
     samples = samples_of(workspace, corpus_rows(workspace, list(run.sample_ids)))
     spec = _training_spec(workspace, workspace.settings.target(run.model))
@@ -166,7 +166,7 @@ def _trained(
 
 
 def stability(record: TrainingRecord) -> dict[str, float | None]:
-    """Variance of a run's losses over its steps, and mean and maximum of its gradients' norms."""
+    """Return the variance of a run's losses over its steps, and the mean and maximum of its gradient norms."""
     if not record.losses:
         return dict.fromkeys(STABILITY)
     norms = record.gradient_norms
@@ -194,7 +194,7 @@ def _ask(
     facts: dict[str, Any],
     answered: Advance,
 ) -> None:
-    """Store a model's answers to benchmarks, one after another."""
+    """Generate and store a model's answers, benchmark by benchmark."""
     target = workspace.settings.target(run.model)
     base, adapted = workspace.model_folder(target), plan.evaluation.training.recipe().adapter == "lora"
     spec = GenerationSpec(

@@ -1,4 +1,4 @@
-"""What an evaluation came to: exact match by benchmark, relative averages, and their intervals over seeds."""
+"""Results of an evaluation: exact match per benchmark, relative averages, and their intervals over seeds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from curation_assets.tables.evaluation import (
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.storage.digests import digest
 
-NOTHING_DRAWN = "one run: nothing is drawn in it"
+NOTHING_DRAWN = "one run: no random draw is involved"
 BY_SEED = dict[int | None, float]
 """Exact match in percent, by seed."""
 
@@ -31,12 +31,12 @@ BY_SEED = dict[int | None, float]
 def write_evaluation(
     workspace: Workspace, seeds: Sequence[int] | None = None, subsets: Sequence[str] | None = None
 ) -> pl.DataFrame:
-    """Train and ask what is due, and write `post_training_runs` and `post_training_eval`; gives the latter.
+    """Train and evaluate missing runs, write `post_training_runs` and `post_training_eval`, and return the latter.
 
     Args:
         workspace: the configuration.
-        seeds: in place of the configured ones.
-        subsets: in place of the configured ones.
+        seeds: seeds that replace the configured ones.
+        subsets: subsets that replace the configured ones.
 
     Raises:
         EvaluationError: see `plan_evaluation` and `make_runs`.
@@ -52,7 +52,7 @@ def write_evaluation(
 
 
 def runs_table(workspace: Workspace, plan: Plan) -> pl.DataFrame:
-    """Table `post_training_runs`, from the stored answers of a plan whose runs are all made."""
+    """Return table `post_training_runs`, from the stored answers of a completed plan."""
     rows: list[dict[str, Any]] = []
     for run, key in plan.runs:
         for problems in plan.benchmarks:
@@ -72,7 +72,7 @@ def runs_table(workspace: Workspace, plan: Plan) -> pl.DataFrame:
                     "answered": int(answers["answer"].is_not_null().sum()),
                     "finished": int(answers["finished"].sum()),
                     "exact_match": right / len(answers),
-                    # Runs of former versions do not say how evenly they went.
+                    # Runs of earlier versions have no stability values.
                     **dict.fromkeys(STABILITY),
                     **json.loads(workspace.warehouse.table_metadata(path)["facts"]),
                     "run": key,
@@ -82,7 +82,7 @@ def runs_table(workspace: Workspace, plan: Plan) -> pl.DataFrame:
 
 
 def summarise(runs: pl.DataFrame) -> pl.DataFrame:
-    """Table `post_training_eval` of `post_training_runs`, its arms in their order."""
+    """Return table `post_training_eval` for `post_training_runs`, with the arms in their order."""
     rows: list[dict[str, Any]] = []
     for model in runs["model"].unique(maintain_order=True):
         of_model = runs.filter(pl.col("model") == model)
@@ -104,7 +104,7 @@ def summarise(runs: pl.DataFrame) -> pl.DataFrame:
 
 
 def _matches(runs: pl.DataFrame) -> dict[str, BY_SEED]:
-    """By benchmark, exact match in percent by seed."""
+    """Return exact match in percent, by benchmark and seed."""
     found: dict[str, BY_SEED] = {}
     for benchmark, seed, share in runs.select("benchmark", "seed", "exact_match").iter_rows():
         found.setdefault(benchmark, {})[seed] = 100.0 * share
@@ -117,15 +117,16 @@ def _interval(arm: str, values: Sequence[float]) -> Interval:
 
 
 def _relative(arm: str, matches: Mapping[str, BY_SEED], full: Mapping[str, float]) -> Interval:
-    """Mean over benchmarks of 100 m / m_full, by seed; m_full is the full pool's mean over its seeds.
+    """Return the mean over benchmarks of 100 m / m_full, by seed; m_full is the full pool's mean over its seeds.
 
-    Where m_full is 0 the ratio is not defined, and neither is the mean: leaving a benchmark out would change what it is
-    the mean of.
+    If m_full is 0, the ratio and hence the mean are undefined: excluding a benchmark would change what is averaged.
     """
     without = [name for name in matches if not full[name] > 0]
     if without:
         which = ", ".join(without)
-        return Interval(None, None, None, f"the full pool gets nothing right on {which}: 100 m / m_full is not defined")
+        return Interval(
+            None, None, None, f"the full pool has no correct answer on {which}, so 100 m / m_full is undefined"
+        )
     seeds = list(next(iter(matches.values())))
     values = [fmean(100.0 * of[seed] / full[name] for name, of in matches.items()) for seed in seeds]
     return _interval(arm, values)

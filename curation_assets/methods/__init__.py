@@ -1,1 +1,1 @@
-"""Methods and what they are made of: one module per method, parameters of selectors, arithmetic on Gram matrices."""
+"""Methods: one module per method, selector parameters, and arithmetic on Gram matrices."""

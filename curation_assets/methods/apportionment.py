@@ -1,4 +1,4 @@
-"""Shares of a whole: exact, so that seven percent of a hundred is seven."""
+"""Exact apportionment: seven percent of a hundred is exactly seven."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from fractions import Fraction
 
 
 def ceil_share(fraction: Fraction, count: int) -> int:
-    """ceil(fraction * count) in exact arithmetic; make the fraction from the decimal that was written."""
+    """Return ceil(fraction * count) in exact arithmetic; build the fraction from the decimal as written."""
     product = fraction * count
     return -(-product.numerator // product.denominator)
 
 
 def largest_remainders(total: int, weights: Sequence[int]) -> list[int]:
-    """Whole shares of a total in proportion to weights; what rounding leaves goes to the largest remainders.
+    """Return integer shares of a total in proportion to weights, by the largest-remainder method.
 
-    Of equal remainders the earlier one counts. All zero where all weights are.
+    Ties between remainders go to the earlier weight. If all weights are zero, so are all shares.
     """
     whole = sum(weights)
     if whole == 0:

@@ -1,4 +1,4 @@
-"""The baselines that stand beside any selection: Random, Longest, Stepmax (arXiv 2605.13130, section 5)."""
+"""Baselines for comparison with any selection: Random, Longest, Stepmax (arXiv 2605.13130, section 5)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from curation_assets.methods.selector import Top
 
 
 class RandomScore(ScoreSection):
-    """Random: a draw of each sample by its id and the seed, so that it does not depend on what else is there."""
+    """Random: a draw per sample from its id and the seed, independent of the other samples."""
 
     method: Literal["random"] = "random"
     seed: int = Field(0, ge=0, lt=2**63)
 
 
 class LongestScore(ScoreSection):
-    """Longest: tokens of the response."""
+    """Longest: number of response tokens."""
 
     method: Literal["longest"] = "longest"
 
 
 class StepmaxScore(ScoreSection):
-    """Stepmax: steps of the response."""
+    """Stepmax: number of response steps."""
 
     method: Literal["stepmax"] = "stepmax"
 
@@ -55,8 +55,8 @@ METHODS = [
         cost="0",
     )
     for name, summary, section, score in (
-        ("random", "a seeded draw between 0 and 1", RandomScore, _random),
-        ("longest", "tokens of the response", LongestScore, _longest),
-        ("stepmax", "steps of the response", StepmaxScore, _stepmax),
+        ("random", "seeded random number between 0 and 1", RandomScore, _random),
+        ("longest", "number of response tokens", LongestScore, _longest),
+        ("stepmax", "number of response steps", StepmaxScore, _stepmax),
     )
 ]

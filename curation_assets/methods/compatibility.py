@@ -1,4 +1,4 @@
-"""Which selector suits which method and budget, and what to say where it does not."""
+"""Check which selectors work with which methods and budgets, and explain why others do not."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from curation_assets.methods.selector import S2L, AnySelector, KCenter, RoundRob
 
 
 def what_a_selector_lacks(selector: AnySelector | None, score: ScoreSection) -> str | None:
-    """Why a selector cannot choose by a score's method, and the mend; None if it can."""
+    """Return why a selector cannot be used with a score's method, with the fix; None if it can."""
     method = method_of(score)
     if isinstance(selector, RoundRobin) and not method.validation(score):
         return (
-            f"round_robin goes round validation samples, which method {method.name} does not have; choose a score "
-            "with method rds, rds_plus, embedding_similarity or less, or another selector"
+            f"round_robin needs validation samples, which method {method.name} does not have. Choose a score with "
+            "method rds, rds_plus, embedding_similarity or less, or another selector."
         )
     if isinstance(selector, S2L) and method.vectors != "loss_trajectories":
         return (
-            f"s2l clusters loss trajectories, which method {method.name} does not have; choose a score with method "
-            "s2l, or another selector"
+            f"s2l needs loss trajectories, which method {method.name} does not have. Choose a score with method s2l, "
+            "or another selector."
         )
     if isinstance(selector, Temp) and method.vectors != "perturbed_losses":
         return (
-            f"temp looks at losses at perturbed checkpoints, which method {method.name} does not have; choose a score "
-            "with method temp, or another selector"
+            f"temp needs losses at perturbed checkpoints, which method {method.name} does not have. Choose a score "
+            "with method temp, or another selector."
         )
     if isinstance(selector, Tagcos) and method.vectors != "adam_feature_trajectories":
         return (
-            f"tagcos clusters gradients along a run, which method {method.name} does not have; choose a score with "
-            "method tagcos or less, or another selector"
+            f"tagcos needs gradients along a run, which method {method.name} does not have. Choose a score with "
+            "method tagcos or less, or another selector."
         )
     if isinstance(selector, KCenter) and method.vectors is None:
         return (
-            f"k_center looks at embeddings, which method {method.name} does not have; choose a score with method "
-            "k_center, rds, rds_plus or embedding_similarity, or another selector"
+            f"k_center needs embeddings, which method {method.name} does not have. Choose a score with method "
+            "k_center, rds, rds_plus or embedding_similarity, or another selector."
         )
     return None
 
 
 def what_shares_cannot(by_tokens: bool, by_strata: bool, kind: str) -> tuple[str, str | None]:
-    """What a selector that shares a budget out by itself cannot do: the key, what is wrong, and the mend."""
+    """Return why a selector that apportions the budget itself cannot be used: the key and the message, or None."""
     if by_tokens:
-        return "budget", f"selector {kind} shares out a number of samples; give a fraction or samples"
+        return "budget", f"selector {kind} apportions a number of samples. Set fraction or samples in the budget."
     if by_strata:
-        return "stratify", f"selector {kind} gives every group its share by itself; leave stratify out"
+        return "stratify", f"selector {kind} apportions the budget to groups itself. Remove stratify."
     return "", None

@@ -1,4 +1,4 @@
-"""Similarity to validation samples by any embedding model: NV-Embed style (a baseline of arXiv 2503.01807)."""
+"""Similarity to validation samples with any embedding model, as with NV-Embed (a baseline of arXiv 2503.01807)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from curation_assets.methods.selector import RoundRobin
 
 
 class EmbeddingSimilarityScore(SimilarityScore):
-    """Embedding similarity: cosine with validation samples by an embedding model of one's choice."""
+    """Embedding similarity: cosine with validation samples, computed with an embedding model of your choice."""
 
     method: Literal["embedding_similarity"] = "embedding_similarity"
 

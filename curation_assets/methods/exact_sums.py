@@ -1,4 +1,4 @@
-"""Sums of numbers that do not depend on their order or on their pieces: exact, and rounded once at the end."""
+"""Exact sums, independent of order and batching, and rounded once at the end."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 PIECE = 1 << 20
-"""Numbers at a time: halves of so many mantissas add up exactly in 64 bits."""
+"""Numbers per batch: the halves of this many mantissas sum exactly in 64 bits."""
 
 MANTISSA = 53
 HALF = 26
 LOWEST = -1073
-"""Exponent of the smallest number as `frexp` has it."""
+"""Smallest exponent returned by `frexp`."""
 
 
 class ExactSum:
-    """The sum of the numbers that are added.
+    """The exact sum of all numbers added.
 
     Attributes:
-        count: how many there were.
+        count: how many numbers were added.
     """
 
     def __init__(self) -> None:
@@ -44,17 +44,17 @@ class ExactSum:
         places = exponents - LOWEST
         high, low = mantissas >> HALF, mantissas & ((1 << HALF) - 1)
         for part, shift in ((high, HALF), (low, 0)):
-            # By exponent: doubles hold these sums of integers exactly.
+            # Group by exponent: doubles hold these integer sums exactly.
             sums = np.bincount(places, weights=part)
             for place in np.flatnonzero(sums).tolist():
                 self._units += int(sums[place]) << (place + shift)
 
     def value(self) -> float:
-        """The sum, correctly rounded; NaN if a number is not finite or the sum is larger than any."""
+        """Return the sum, correctly rounded; NaN if a number is not finite or the sum overflows."""
         return self._rounded(1)
 
     def mean(self) -> float | None:
-        """The mean, correctly rounded; None of no numbers, NaN as above."""
+        """Return the mean, correctly rounded; None without numbers, NaN as in `value`."""
         return self._rounded(self.count) if self.count else None
 
     def _rounded(self, parts: int) -> float:

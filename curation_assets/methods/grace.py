@@ -1,6 +1,6 @@
-"""GRACE: agreement of each step's gradient with the answer's and with the steps before (arXiv 2605.13130).
+"""GRACE: alignment of each step's gradient with the answer's and with earlier steps' (arXiv 2605.13130).
 
-Parameters and frames; the arithmetic over Gram matrices is `curation_assets.methods.gram`.
+This module holds parameters and data frames; the arithmetic on Gram matrices is in `curation_assets.methods.gram`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ class GraceScore(ScoreSection):
     """GRACE: V = mean over steps of alpha * answer alignment + (1 - alpha) * trajectory consistency."""
 
     method: Literal["grace"] = "grace"
-    alpha: float = Field(0.7, ge=0, le=1, description="weight of answer alignment against consistency")
+    alpha: float = Field(0.7, ge=0, le=1, description="weight of answer alignment; consistency gets the rest")
     history: History | Literal["uniform"] = "uniform"
-    history_normalize_steps: bool = Field(False, description="bring earlier steps to unit norm before they are added")
+    history_normalize_steps: bool = Field(False, description="scale earlier steps to unit norm before summing them")
     align_with: Reference = Field(
-        "answer", description="what steps are held against: the answer, all of the response, or what follows the step"
+        "answer", description="reference for alignment: the answer, the whole response, or the segments after the step"
     )
-    aggregate: Aggregate = Field("mean", description="how step scores become the sample's")
-    quantile: float = Field(0.1, ge=0, le=1, description="which one, under aggregate: quantile")
-    segment_reduce: Reduce = Field("mean", description="whether a step's gradient is its tokens' mean or sum")
+    aggregate: Aggregate = Field("mean", description="aggregation of step scores into the sample's score")
+    quantile: float = Field(0.1, ge=0, le=1, description="quantile to use with aggregate: quantile")
+    segment_reduce: Reduce = Field(
+        "mean", description="whether a step's gradient is the mean or the sum over its tokens"
+    )
     checkpoints: Literal["last", "all"] = Field(
-        "last", description="all: the mean over the checkpoints on the way of the target's training run (save_every)"
+        "last", description="all: average over the intermediate checkpoints of the target's training run (save_every)"
     )
     preset: Literal["paper"] | None = Field(None, description="paper: min_steps 8")
     min_steps: int = Field(2, ge=0, description="traces with fewer steps are not eligible for selection")
@@ -46,18 +48,18 @@ class GraceScore(ScoreSection):
         return data
 
     def options(self) -> GramOptions:
-        """What the arithmetic is told."""
+        """Return the parameters of the Gram arithmetic."""
         names = GramOptions.__dataclass_fields__
         return GramOptions(**{name: getattr(self, name) for name in names})
 
 
 def grace_scores(step_gradients: pl.DataFrame, section: GraceScore, steps: bool = True) -> Scored:
-    """V of every measured sample and, if asked for, the scores of its steps.
+    """Return V of every measured sample and, on request, the scores of its steps.
 
     Args:
-        step_gradients: rows of the table; those without a matrix are left out.
+        step_gradients: rows of the table; rows without a matrix are skipped.
         section: the parameters.
-        steps: whether to give table `step_scores` too.
+        steps: whether to return the table `step_scores` as well.
     """
     measured = step_gradients
     if measured["gram"].null_count():
@@ -68,7 +70,7 @@ def grace_scores(step_gradients: pl.DataFrame, section: GraceScore, steps: bool 
     values = measured.select("sample_id", value=pl.Series(found.sample, dtype=pl.Float64))
     if found.steps is None:
         return Scored(values)
-    # Steps one after another; the tokens of the answer come last of a sample's.
+    # Step rows follow each other by sample; the answer's tokens come last within a sample.
     own = measured.select(
         "sample_id", step_index="step_indices", tokens=pl.col("segment_tokens").list.head(pl.col("n_steps"))
     ).explode("step_index", "tokens")
@@ -81,12 +83,12 @@ def grace_scores(step_gradients: pl.DataFrame, section: GraceScore, steps: bool 
 
 
 def mean_over_checkpoints(trajectories: pl.DataFrame, section: GraceScore, steps: bool = True) -> Scored:
-    """The mean over checkpoints of V, and of the scores of steps; see `grace_scores`.
+    """Return V and step scores averaged over checkpoints; see `grace_scores`.
 
     Args:
-        trajectories: rows of `step_gradient_trajectories`, all of as many checkpoints.
+        trajectories: rows of `step_gradient_trajectories`, all with the same number of checkpoints.
         section: the parameters.
-        steps: whether to give table `step_scores` too.
+        steps: whether to return the table `step_scores` as well.
     """
     measured = trajectories.filter(pl.col("grams").is_not_null())
     checkpoints = len(measured["grams"][0]) if len(measured) else 1
@@ -100,7 +102,7 @@ def mean_over_checkpoints(trajectories: pl.DataFrame, section: GraceScore, steps
 
 
 def _mean(frames: Sequence[pl.DataFrame], columns: Sequence[str]) -> pl.DataFrame:
-    """The mean of columns over frames of the same rows."""
+    """Return the mean of columns over frames with the same rows."""
     return frames[0].with_columns(
         (reduce(operator.add, (frame[column] for frame in frames)) / len(frames)).alias(column) for column in columns
     )
@@ -114,7 +116,7 @@ def _score(inputs: ScoreInputs, section: GraceScore) -> Scored:
 
 def _unfaithful(target: TargetFacts, _section: GraceScore) -> Sequence[str]:
     if target.warmup is None:
-        return ["no warm-up: the paper measures after one, and falls from 106.6 to 89.6 without"]
+        return ["no warm-up: the paper measures after one, and its result drops from 106.6 to 89.6 without"]
     return []
 
 
@@ -122,7 +124,7 @@ METHODS = [
     Method(
         name="grace",
         source="arXiv 2605.13130, Eq. 6-9 and 11-13",
-        summary="agreement of the steps' gradients with the answer's and with earlier steps'",
+        summary="agreement of the steps' gradients with the answer's and with those of earlier steps",
         section=GraceScore,
         signals=lambda section: (
             ("step_gradient_trajectories",) if section.checkpoints == "all" else ("step_gradients",)

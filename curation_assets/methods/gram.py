@@ -1,9 +1,9 @@
 """GRACE's scores from stored Gram matrices (arXiv 2605.13130, Eq. 6-8, 12, 13; docs/methods.md, section 1).
 
-With g_k the proxy gradient of step k and M the Gram matrix of the K steps and the answer, a step's alignment is
-cos(g_k, a) with a the answer's gradient (or the mean over several segments' tokens), and its consistency is
-cos(g_k, r_k) with r_k = sum_{j<k} w_kj g_j. Numerators and squared norms are sums of M's entries, running ones
-over the steps: a million samples take about as long as reading their matrices.
+Let g_k be the proxy gradient of step k, and M the Gram matrix of the K steps and the answer. A step's alignment is
+cos(g_k, a), where a is the answer's gradient (or the mean over the tokens of several segments). Its consistency is
+cos(g_k, r_k) with r_k = sum_{j<k} w_kj g_j. Numerators and squared norms are sums of M's entries, computed as
+running sums over the steps, so a million samples take about as long as reading their matrices.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from curation_resources.sections import Section
 
 ZERO_NORM_SQUARED = 1e-24
 CHUNK = 2048
-"""Samples that are worked on at once: what is made of them stays in the processor's cache."""
+"""Samples per batch: intermediate results stay in the processor's cache."""
 
 Array = NDArray[np.float64]
 Reference = Literal["answer", "cot_and_answer", "suffix"]
@@ -31,7 +31,7 @@ Reduce = Literal["mean", "sum"]
 
 
 class History(Section):
-    """How earlier steps are weighted: exactly one of the two."""
+    """Weights of earlier steps: exactly one of the two."""
 
     window: int | None = Field(None, ge=1, description="equal weights on the last W steps")
     ema: float | None = Field(None, gt=0, lt=1, description="weights beta^(k-1-j), normalised")
@@ -39,22 +39,22 @@ class History(Section):
     @model_validator(mode="after")
     def _one_of(self) -> History:
         if (self.window is None) == (self.ema is None):
-            raise ValueError("give exactly one of window and ema, or history: uniform")
+            raise ValueError("set exactly one of window and ema, or history: uniform")
         return self
 
 
 @dataclass(frozen=True)
 class GramOptions:
-    """Which scores to make of a Gram matrix.
+    """Parameters of the scores computed from a Gram matrix.
 
     Attributes:
-        alpha: weight of answer alignment against consistency.
+        alpha: weight of answer alignment; consistency gets the rest.
         history: `uniform` (1/(k-1)), a window (1/min(W, k-1) on the last W steps) or EMA (beta^(k-1-j), normalised).
-        history_normalize_steps: bring earlier steps to unit norm before they are added.
-        align_with: `answer`; `cot_and_answer`: the mean gradient of all segments' tokens; `suffix`: that of the
+        history_normalize_steps: scale earlier steps to unit norm before summing them.
+        align_with: `answer`; `cot_and_answer`: the mean gradient over all segments' tokens; `suffix`: the mean over the
             segments after the step.
         aggregate: `mean`, `token_weighted`, `min` or `quantile` of the step scores.
-        quantile: which one, linear between ranks.
+        quantile: the quantile, interpolated linearly between ranks.
         segment_reduce: whether a segment's gradient is the mean or the sum of its tokens' gradients.
     """
 
@@ -81,14 +81,14 @@ class StepScores:
 
 @dataclass(frozen=True)
 class GramScores:
-    """V [n] of n samples, and the scores of all their steps one after another, if they were asked for."""
+    """V [n] of n samples and, if requested, the concatenated scores of all their steps."""
 
     sample: Array
     steps: StepScores | None
 
 
 def history_weights(steps: int, history: History | Literal["uniform"]) -> Array:
-    """Weights w_kj of earlier step j for step k [K, K]; rows sum to one, the first row is zero."""
+    """Return weights w_kj of earlier step j for step k [K, K]; rows sum to one, and the first row is zero."""
     weights = np.zeros((steps, steps))
     for k in range(1, steps):
         row = np.ones(k)
@@ -103,14 +103,14 @@ def history_weights(steps: int, history: History | Literal["uniform"]) -> Array:
 def sample_and_step_scores(
     gram: pl.Series, n_steps: NDArray[np.int32], segment_tokens: pl.Series, options: GramOptions, steps: bool
 ) -> GramScores:
-    """Scores of n samples of any numbers of steps.
+    """Return the scores of n samples, each with any number of steps.
 
     Args:
-        gram: packed upper triangles by rows of M over steps 1..K and the answer [n lists], none null.
+        gram: upper triangles of M over steps 1..K and the answer, packed row by row [n lists], without nulls.
         n_steps: K of every sample [n].
         segment_tokens: tokens of the same segments [n lists].
-        options: which scores.
-        steps: whether the steps' own scores are wanted.
+        options: parameters of the scores.
+        steps: whether to return step scores as well.
     """
     counts = n_steps.astype(np.int64)
     packed = gram.explode().to_numpy()
@@ -137,10 +137,10 @@ def sample_and_step_scores(
 
 
 class _Scorer:
-    """Scores of samples of K steps.
+    """Scores samples with K steps.
 
-    Works on M as [K+1, K+1, n], so that every operation is one over n samples, element by element: a sample's
-    scores are the same to the bit whatever other samples are there, which no matrix product promises.
+    It holds M as [K+1, K+1, n], so that every operation is elementwise over n samples. A sample's scores are then
+    bitwise identical whatever other samples are in the batch, which matrix products do not guarantee.
     """
 
     def __init__(self, k: int, options: GramOptions) -> None:
@@ -151,7 +151,7 @@ class _Scorer:
         self._place[row, column] = self._place[column, row] = np.arange(self.size)
 
     def steps(self, packed: NDArray[np.float32], tokens: NDArray[np.int32]) -> StepScores:
-        """Scores [K, n] from packed matrices [n, P] and the segments' tokens [n, K+1]."""
+        """Return scores [K, n] from packed matrices [n, P] and the segments' tokens [n, K+1]."""
         matrix = np.ascontiguousarray(packed.T, dtype=np.float64)[self._place]
         counts = np.ascontiguousarray(tokens.T, dtype=np.float64)
         alignment = self._alignment(matrix, counts)
@@ -161,11 +161,11 @@ class _Scorer:
         return StepScores(alignment, consistency, score)
 
     def _alignment(self, matrix: Array, counts: Array) -> Array:
-        """cos(g_k, a_k) [K, n], where a_k is the mean gradient of the tokens that steps are held against."""
+        """Return cos(g_k, a_k) [K, n], where a_k is the mean gradient over the reference tokens of step k."""
         k, squared = self.k, _diagonal(matrix)
         if self.options.align_with == "answer":
             return np.stack([_cosine(matrix[step, k], squared[step], squared[k]) for step in range(k)])
-        # The mean over a union of segments points where the sum of their tokens' gradients does.
+        # The mean over a union of segments has the direction of the sum over their tokens' gradients.
         matrix = _scaled(matrix, counts)
         own = _diagonal(matrix)
         found = np.empty((k, matrix.shape[-1]))
@@ -179,7 +179,7 @@ class _Scorer:
         return found
 
     def _consistency(self, matrix: Array, counts: Array) -> Array:
-        """cos(g_k, r_k) [K, n], where r_k is the weighted sum of earlier steps; NaN for the first step."""
+        """Return cos(g_k, r_k) [K, n], where r_k is the weighted sum of earlier steps; NaN for the first step."""
         k, options = self.k, self.options
         squared = _diagonal(matrix)
         if options.history_normalize_steps:
@@ -198,14 +198,14 @@ class _Scorer:
                 decay = options.history.ema if isinstance(options.history, History) else None
                 running = matrix[step - 1] + (running if decay is None else decay * running)
                 begin, scale = 0, row[step - 1]
-            # running is r_k G' but for the scale that brings the newest step's weight to what it is.
+            # running is r_k G' up to the scale that gives the newest step its weight.
             past = zip(row[begin:step], running[begin:step], strict=True)
             with_history = _added([weight * product for weight, product in past])
             found[step] = _cosine(scale * running[step], own[step], scale * with_history, squared[step])
         return found
 
     def sample(self, found: StepScores, tokens: NDArray[np.int32]) -> Array:
-        """V [n] from step scores [K, n] and the steps' tokens [n, K]."""
+        """Return V [n] from step scores [K, n] and the steps' tokens [n, K]."""
         score, aggregate = found.step_score, self.options.aggregate
         if aggregate == "min":
             lowest: Array = score.min(axis=0)
@@ -219,25 +219,25 @@ class _Scorer:
 
 
 def _diagonal(matrix: Array) -> Array:
-    """Squared norms [K+1, n]."""
+    """Return squared norms [K+1, n]."""
     return np.stack([matrix[place, place] for place in range(len(matrix))])
 
 
 def _scaled(matrix: Array, scale: Array) -> Array:
-    """M with each segment's gradient multiplied by its scale [K+1, n]."""
+    """Return M with each segment's gradient multiplied by its scale [K+1, n]."""
     scaled: Array = matrix * scale[:, None] * scale[None, :]
     return scaled
 
 
 def _added(rows: Sequence[Array] | Array) -> Array:
-    """The sum over the first axis, one row after another whatever their length."""
+    """Return the sum over the first axis, adding row by row so that the order never depends on the length."""
     return reduce(np.add, rows)
 
 
 def _cosine(product: Array, left_squared: Array, right_squared: Array, unscaled_squared: Array | None = None) -> Array:
-    """Cosines [n] from products and squared norms; 0 where either norm is zero.
+    """Return cosines [n] from products and squared norms; 0 if either norm is zero.
 
-    `unscaled_squared` is what says whether the left norm is zero, if its gradient has been scaled.
+    `unscaled_squared` decides whether the left norm is zero if its gradient has been scaled.
     """
     left = left_squared if unscaled_squared is None else unscaled_squared
     usable = (left >= ZERO_NORM_SQUARED) & (right_squared >= ZERO_NORM_SQUARED)
@@ -246,12 +246,12 @@ def _cosine(product: Array, left_squared: Array, right_squared: Array, unscaled_
 
 
 def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each of consecutive spans begins."""
+    """Return the start of each of consecutive spans."""
     starts: NDArray[np.int64] = np.cumsum(lengths) - lengths
     return starts
 
 
 def _spans(starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """Indices [n, length] of spans of equal length."""
+    """Return the indices [n, length] of spans of equal length."""
     indices: NDArray[np.int64] = starts[:, None] + np.arange(length)
     return indices

@@ -1,4 +1,4 @@
-"""GraNd: how long a sample's gradient is early in training (methods.md, 5)."""
+"""GraNd: norm of a sample's gradient early in training (methods.md, 5)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from curation_assets.methods.selector import Top
 
 
 class GrandScore(ScoreSection):
-    """GraNd: norm of the gradient with respect to what is trained, at the target's checkpoint, of one run."""
+    """GraNd: norm of the gradient with respect to the trained weights, at the target's checkpoint, for one run."""
 
     method: Literal["grand"] = "grand"
 
@@ -23,9 +23,9 @@ def _score(inputs: ScoreInputs, _section: GrandScore) -> Scored:
 
 def _unfaithful(target: TargetFacts, _section: GrandScore) -> Sequence[str]:
     if target.warmup is None:
-        return ["gradients are those of the model before any training"]
+        return ["gradients are taken at the model before any training"]
     if target.gradient_weights == "layers" or target.warmup.recipe.adapter == "full":
-        return ["gradients are of the decoder's linear layers, not of everything that is trained"]
+        return ["gradients are taken for the decoder's linear layers, not for all trained weights"]
     return []
 
 
@@ -33,7 +33,7 @@ METHODS = [
     Method(
         name="grand",
         source="GraNd, arXiv 2107.07075, Definition 2.1; one run",
-        summary="norm of the sample's gradient at the warm-up's end",
+        summary="norm of the sample's gradient at the end of the warm-up",
         section=GrandScore,
         signals=lambda _section: ("gradient_norms",),
         reads={"gradient_norms": ("gradient_norm",)},

@@ -1,4 +1,4 @@
-"""GRAPE: of the responses to a prompt, the one that the base model finds likeliest (arXiv 2502.04194)."""
+"""GRAPE: the response to each prompt that the base model finds likeliest (arXiv 2502.04194)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _score(inputs: ScoreInputs, _section: GrapeScore) -> Scored:
 def _unfaithful(target: TargetFacts, _section: GrapeScore) -> Sequence[str]:
     reasons = [] if target.warmup is None else ["measured after a warm-up: GRAPE scores with the base model itself"]
     if target.template != "question_answer":
-        reasons.append("another template than the paper's: it has template: question_answer")
+        reasons.append("the template differs from the paper's (template: question_answer)")
     return reasons
 
 

@@ -1,4 +1,5 @@
-"""IFD: how little the prompt helps with the response (Cherry LLM, arXiv 2308.12032; Superfiltering, 2402.00530)."""
+"""IFD: how little the prompt helps to predict the response (Cherry LLM, arXiv 2308.12032; Superfiltering,
+2402.00530)."""
 
 from __future__ import annotations
 
@@ -12,14 +13,14 @@ from curation_assets.methods.selector import Top
 
 
 class IfdScore(ScoreSection):
-    """IFD: the response's perplexity (or loss) with its prompt over that without; in (0, 1] or there is no score."""
+    """IFD: the response's perplexity (or loss) with its prompt, divided by that without; no score outside (0, 1]."""
 
     method: Literal["ifd"] = "ifd"
     formula: Literal["ppl_ratio", "loss_ratio"] = Field(
         "ppl_ratio", description="ppl_ratio: Superfiltering's; loss_ratio: Cherry's"
     )
     parity: Literal["paper", "as_coded"] = Field(
-        "paper", description="as_coded: the response's first token counts in the pass with the prompt only"
+        "paper", description="as_coded: count the response's first token only in the pass with the prompt"
     )
 
 
@@ -29,7 +30,7 @@ def _score(inputs: ScoreInputs, section: IfdScore) -> Scored:
     both = with_prompt.join(alone, on="sample_id", how="left")
     conditional, unconditional = pl.col("mean_nll"), pl.col("unconditional_nll")
     if section.parity == "paper":
-        # The first token is predicted by nothing in the pass without the prompt: both leave it out.
+        # Without the prompt nothing predicts the first token, so both passes exclude it.
         n = pl.col("response_tokens").cast(pl.Float64)
         conditional = (n * conditional - pl.col("first_nll")) / (n - 1.0)
     ratio = conditional / unconditional if section.formula == "loss_ratio" else (conditional - unconditional).exp()
@@ -41,7 +42,7 @@ METHODS = [
     Method(
         name="ifd",
         source="arXiv 2308.12032 (loss_ratio), arXiv 2402.00530 (ppl_ratio)",
-        summary="instruction-following difficulty: how little the prompt helps with the response",
+        summary="instruction-following difficulty: how little the prompt helps to predict the response",
         section=IfdScore,
         signals=lambda _section: ("likelihoods", "unconditional_likelihoods"),
         reads={

@@ -1,4 +1,4 @@
-"""In-run influence: what the steps of one run on the pool did for validation samples (methods.md, 5)."""
+"""In-run influence: the effect of a training run's steps on the loss of validation samples (methods.md, 5)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from curation_assets.methods.selector import Top
 
 
 class InRunScore(ScoreSection):
-    """In-run influence: sum over the steps of the target's run of lr <g_val, g_i>, for sets of `warmup.influence`."""
+    """In-run influence: sum over the steps of the target's run of lr <g_val, g_i>, for the sets in
+    `warmup.influence`."""
 
     method: Literal["in_run"] = "in_run"
-    aggregate: Literal["max", "mean"] = Field("max", description="over the sets")
+    aggregate: Literal["max", "mean"] = Field("max", description="aggregation over the sets")
 
 
 def _score(inputs: ScoreInputs, section: InRunScore) -> Scored:
@@ -30,9 +31,9 @@ def _unfaithful(target: TargetFacts, _section: InRunScore) -> Sequence[str]:
         return []
     reasons = []
     if target.warmup.fraction < 1.0 or target.warmup.release is not None:
-        reasons.append("the run is on a part of the pool: samples that it was not trained on have no score")
+        reasons.append("the run uses part of the pool: samples it was not trained on have no score")
     if target.warmup.recipe.epochs != 1:
-        reasons.append(f"the run goes through the pool {target.warmup.recipe.epochs} times")
+        reasons.append(f"the run trains {target.warmup.recipe.epochs} epochs on the pool")
     return reasons
 
 
@@ -40,7 +41,7 @@ METHODS = [
     Method(
         name="in_run",
         source="In-Run Data Shapley, arXiv 2406.11011, first order",
-        summary="how much the sample's steps lowered the loss of validation samples",
+        summary="how much the sample's training steps lowered the loss of validation samples",
         section=InRunScore,
         signals=lambda _section: ("in_run_influence",),
         reads={"in_run_influence": ("influence",)},

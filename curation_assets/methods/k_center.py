@@ -13,7 +13,7 @@ from curation_assets.methods.vectors import matrix
 
 
 class KCenterScore(ScoreSection):
-    """K-center greedy: the score is only the embedding's norm; the choice is by distance to what is chosen."""
+    """K-center greedy: the score is only the embedding's norm; the selector uses distances to selected samples."""
 
     method: Literal["k_center"] = "k_center"
 
@@ -28,7 +28,7 @@ METHODS = [
     Method(
         name="k_center",
         source="arXiv 1708.00489; masked mean of the last layer after its norm, Euclidean distance",
-        summary="norm of the mean embedding; chosen by distance to what is chosen",
+        summary="norm of the mean embedding; selected by distance to the samples already selected",
         section=KCenterScore,
         signals=lambda _section: ("embeddings_mean",),
         reads={"embeddings_mean": ("vector",)},

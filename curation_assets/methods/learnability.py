@@ -1,4 +1,4 @@
-"""Learnability: what a model has not learnt yet, and learns when it is trained (methods.md, 5)."""
+"""Learnability: samples that a model has not learnt yet but learns when trained (methods.md, 5)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from curation_assets.methods.selector import Top
 
 
 class LearnabilityScore(ScoreSection):
-    """Learnability: L(theta) - L(theta_ref): the target's model, and what its training run made of it."""
+    """Learnability: L(theta) - L(theta_ref), the loss of the target's model before and after its training run."""
 
     method: Literal["learnability"] = "learnability"
-    relative: bool = Field(False, description="over L(theta)")
+    relative: bool = Field(False, description="divide by L(theta)")
 
 
 def _score(inputs: ScoreInputs, section: LearnabilityScore) -> Scored:
     before = inputs.signals["base_likelihoods"].select("sample_id", "base_nll")
     rows = inputs.signals["likelihoods"].select("sample_id", "mean_nll").join(before, on="sample_id", how="inner")
     fall = pl.col("base_nll") - pl.col("mean_nll")
-    # Nothing can be learnt of what is certain already: no relative fall, and no division by 0.
+    # A zero loss leaves nothing to learn: no relative fall, and no division by 0.
     relative = pl.when(pl.col("base_nll") > 0.0).then(fall / pl.col("base_nll"))
     return values(rows, relative if section.relative else fall)
 
@@ -40,7 +40,7 @@ METHODS = [
     Method(
         name="learnability",
         source="reducible loss: L(theta) - L(theta_ref), theta_ref trained on the full pool",
-        summary="fall of the loss from the base model to one that was trained on the pool",
+        summary="decrease of the loss from the base model to one trained on the pool",
         section=LearnabilityScore,
         signals=lambda _section: ("base_likelihoods", "likelihoods"),
         reads={"base_likelihoods": ("base_nll",), "likelihoods": ("mean_nll",)},

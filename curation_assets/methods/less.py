@@ -20,15 +20,15 @@ HELD_OUT: SignalName = "gradient_feature_trajectories"
 
 
 class LessScore(ScoreSection):
-    """LESS: how much a step by a sample, as Adam would take it, lowers the loss of validation samples.
+    """LESS: how much an Adam step on a sample lowers the loss of validation samples.
 
-    Of every validation set the mean over its samples of the cosine of the sample's direction with their gradients,
-    weighed over checkpoints by learning rates; then the largest of the sets.
+    Per validation set: the mean over its samples of the cosine between the sample's update direction and their
+    gradients, weighted over checkpoints by learning rate. The score is the maximum over the sets.
     """
 
     method: Literal["less"] = "less"
-    validation: list[Name] = Field(min_length=1, description="validation sets, one for each task; a name, or several")
-    aggregate: Literal["max", "mean"] = Field("max", description="over the sets")
+    validation: list[Name] = Field(min_length=1, description="validation sets, one per task; a name or a list")
+    aggregate: Literal["max", "mean"] = Field("max", description="aggregation over the sets")
 
     @field_validator("validation", mode="before")
     @classmethod
@@ -37,16 +37,16 @@ class LessScore(ScoreSection):
 
 
 class TagcosScore(ScoreSection):
-    """TAGCOS: the score is only how far a sample's directions at the checkpoints agree; the choice is by clusters.
+    """TAGCOS: the score is only the agreement of a sample's directions at the checkpoints; the selector uses clusters.
 
-    It is the length of their mean, each of length one and weighed by learning rates.
+    It is the length of the mean of the unit directions, weighted by learning rate.
     """
 
     method: Literal["tagcos"] = "tagcos"
 
 
 def along_checkpoints(rows: pl.DataFrame) -> tuple[Vectors, Vectors]:
-    """Vectors [n, T, k] of length one at each checkpoint, and the weights [n, T] of the checkpoints."""
+    """Return unit vectors [n, T, k] at each checkpoint, and the weights [n, T] of the checkpoints."""
     weights = rows["weights"].explode().to_numpy().astype(np.float32).reshape(len(rows), -1)
     checkpoints = weights.shape[1]
     flat = rows["features"].explode().explode().to_numpy().reshape(len(rows) * checkpoints, -1)
@@ -54,7 +54,7 @@ def along_checkpoints(rows: pl.DataFrame) -> tuple[Vectors, Vectors]:
 
 
 def weighed(rows: pl.DataFrame) -> Vectors:
-    """Vectors [n, T k] whose dot products are the weighted sums over checkpoints of cosines."""
+    """Return vectors [n, T k] whose dot products are the weighted sums over checkpoints of cosines."""
     if rows.is_empty():
         return np.empty((0, 0), dtype=np.float32)
     vectors, weights = along_checkpoints(rows)
@@ -62,7 +62,7 @@ def weighed(rows: pl.DataFrame) -> Vectors:
 
 
 def mean_direction(rows: pl.DataFrame) -> Vectors:
-    """The weighted mean [n, k] over checkpoints of vectors of length one (TAGCOS)."""
+    """Return the weighted mean [n, k] over checkpoints of unit vectors (TAGCOS)."""
     if rows.is_empty():
         return np.empty((0, 0), dtype=np.float32)
     vectors, weights = along_checkpoints(rows)
@@ -72,13 +72,13 @@ def mean_direction(rows: pl.DataFrame) -> Vectors:
 
 def _less(inputs: ScoreInputs, section: LessScore) -> Scored:
     rows = inputs.signals[TRAINED].filter(pl.col("features").is_not_null())
-    # A mean of dot products is one with the mean.
+    # The mean of dot products is the dot product with the mean.
     tasks = [inputs.validation[name].mean(axis=0, dtype=np.float64) for name in section.validation]
     found = np.empty((len(rows), len(tasks)))
     for start in range(0, len(rows), BLOCK):
         vectors = weighed(rows.slice(start, BLOCK))
         for place, task in enumerate(tasks):
-            # A row at a time: the same sum whatever rows stand beside it.
+            # One row at a time, so that the sum does not depend on the other rows.
             found[start : start + len(vectors), place] = [np.dot(vector.astype(np.float64), task) for vector in vectors]
     score = found.max(axis=1) if section.aggregate == "max" else found.mean(axis=1)
     return Scored(rows.select("sample_id", value=pl.Series(score, dtype=pl.Float64)))
@@ -91,14 +91,14 @@ def _tagcos(inputs: ScoreInputs, _section: TagcosScore) -> Scored:
 
 
 ANY = ("seed", "adapter")
-"""Of LESS's recipe what may be any."""
+"""Hyper-parameters that may differ from LESS's recipe."""
 
 LENGTH = ("epochs", "max_steps")
-"""Of which TAGCOS has its own: 30 steps."""
+"""Hyper-parameters that TAGCOS sets differently: 30 steps."""
 
 
 LESS_FRACTION = 0.05
-"""Of the pool, that LESS's run is trained on."""
+"""Share of the pool that LESS trains on."""
 
 
 def _less_unfaithful(target: TargetFacts, _section: LessScore) -> Sequence[str]:
@@ -110,7 +110,7 @@ def _tagcos_unfaithful(target: TargetFacts, _section: TagcosScore) -> Sequence[s
 
 
 def _parts_from_source(target: TargetFacts, free: Sequence[str]) -> list[str]:
-    """What in a target's run and vectors is not LESS's, but for what is left open."""
+    """Return how a target's run and vectors deviate from LESS, apart from the names in `free`."""
     if target.warmup is None:
         return []
     own, source = vars(target.warmup.recipe), vars(PRESETS["less"])
@@ -120,9 +120,9 @@ def _parts_from_source(target: TargetFacts, free: Sequence[str]) -> list[str]:
     if run.release is None and run.fraction != LESS_FRACTION:
         reasons.append(f"the run is trained on {run.fraction:g} of the pool (LESS: {LESS_FRACTION:g})")
     if run.save_every != "epoch":
-        reasons.append(f"checkpoints are kept every {run.save_every} steps (LESS: every epoch)")
+        reasons.append(f"checkpoints are saved every {run.save_every} steps (LESS: every epoch)")
     if own["adapter"] != "lora":
-        reasons.append("gradients are of all linear layers, not of an adapter")
+        reasons.append("gradients are taken for all linear layers, not for an adapter")
     if target.gradient_dimension != 8192:
         reasons.append(f"vectors have {target.gradient_dimension} numbers (LESS: 8192)")
     return reasons
@@ -148,7 +148,7 @@ METHODS = [
     Method(
         name="tagcos",
         source="TAGCOS, parity with the released code: methods.md, 5",
-        summary="agreement of the sample's directions along the run; chosen by clusters and matching pursuit",
+        summary="agreement of the sample's directions along the run; selected by clusters and matching pursuit",
         section=TagcosScore,
         signals=lambda _section: (TRAINED,),
         reads={TRAINED: ("features", "weights")},

@@ -1,7 +1,7 @@
-"""What a method is: the signals that it needs, its score, its default selector, its defaults and its source.
+"""Definition of a method: its signals, score, default selector, parameters and source.
 
-Each method is one file of `curation_assets.scores.methods`, which `curation_assets.methods.registry` finds by
-itself. CONTRIBUTING.md has the checklist, and tests/methods/test_methods.py runs it over all of them.
+Each method is one module of `curation_assets.methods`, which `curation_assets.methods.registry` discovers.
+CONTRIBUTING.md has the checklist, and tests/methods/test_methods.py checks every method against it.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ class ScoreSection(Section):
     """A named score: a method with its parameters, computed from a target's signals."""
 
     name: Name
-    target: str = Field(description="whose signals it is computed from")
+    target: str = Field(description="target whose signals the score is computed from")
     method: str
-    min_steps: int = Field(0, ge=0, description="traces with fewer steps are not eligible for selection")
+    min_steps: int = Field(0, ge=0, description="samples with fewer steps are not eligible for selection")
 
 
 @dataclass(frozen=True)
 class ScoreInputs:
-    """What a method may look at: samples that are measured, each once.
+    """The inputs of a method: measured samples, each once.
 
     Attributes:
-        samples: facts of each sample: the columns of table `sample_scores` beside the scores.
-        signals: by name, rows of the signals that the method asked for, in any order, with at least the columns
+        samples: facts of each sample: the columns of table `sample_scores` except the scores.
+        signals: by name, the rows of the signals that the method requested, in any order, with at least the columns
             that it reads.
-        validation: vectors [M, d] of the validation sets that the method asked for, by name.
-        steps: whether scores of steps are wanted too; then the signals have all their columns.
+        validation: by name, the vectors [M, d] of the validation sets that the method requested.
+        steps: whether to score steps as well; the signals then have all their columns.
     """
 
     samples: pl.DataFrame
@@ -52,11 +52,11 @@ class ScoreInputs:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a method makes of samples.
+    """The result of a method.
 
     Attributes:
-        values: sample_id and value; a sample without a value, or that is missing, has no score.
-        steps: rows of table `step_scores`, of a method that scores steps.
+        values: sample_id and value; a sample that is missing or has no value has no score.
+        steps: rows of table `step_scores`, for a method that scores steps.
     """
 
     values: pl.DataFrame
@@ -106,22 +106,22 @@ class Method:
     """A method of docs/methods.md.
 
     Attributes:
-        name: as configurations name it.
+        name: name in the configuration.
         source: paper and equation, or `ours`.
-        summary: what a high value means, in a line.
-        section: its parameters with their defaults.
-        signals: what must be measured for given parameters.
-        score: the score of each sample; only what a sample gives by itself, never what needs the whole pool.
-        reads: of each of these signals, the columns that the score of a sample is made from.
-        selector: how it chooses, unless a subset says otherwise.
-        validation: names of the validation sets that its score compares with.
-        measured_of_validation: signals of these sets, if they are not those of the samples.
-        vectors: the signal with the embeddings that its selector looks at, if it looks at any.
-        to_vectors: of its rows, or of those of a validation set, none null, the vectors [n, d].
+        summary: the meaning of a high value, in one line.
+        section: the parameters with their defaults.
+        signals: signals required by given parameters.
+        score: computes the score of each sample; it may only use the sample itself, never the whole pool.
+        reads: the columns of these signals that a sample's score is computed from.
+        selector: default selector of its subsets.
+        validation: names of the validation sets that the score compares with.
+        measured_of_validation: signals of these sets, if they differ from the samples'.
+        vectors: the signal with the embeddings for its selector, if it uses any.
+        to_vectors: converts rows of that signal, without nulls, to vectors [n, d].
         highest_first: whether the best samples have the highest score.
         cost: in the units of the GRAPE paper's Table 13: N samples, forward cost F.
-        unfaithful: what parts a target and parameters from the source; empty if nothing does.
-        scores_steps: whether it gives `step_scores`.
+        unfaithful: returns how a target and parameters deviate from the source; empty if they do not.
+        scores_steps: whether it provides `step_scores`.
     """
 
     name: str
@@ -142,10 +142,10 @@ class Method:
     scores_steps: bool = False
 
     def validation_signals(self, section: ScoreSection) -> tuple[SignalName, ...]:
-        """The signals that are measured of validation sets; the first one's are the vectors that are compared with."""
+        """Return the signals measured on validation sets; the first provides the vectors to compare with."""
         return (self.measured_of_validation or self.signals)(section)
 
 
 def values(frame: pl.DataFrame, value: pl.Expr) -> Scored:
-    """Scores that are an expression over the rows of one frame with a sample_id."""
+    """Return scores given by an expression over the rows of one frame with a sample_id."""
     return Scored(frame.select("sample_id", value=value.cast(pl.Float64)))

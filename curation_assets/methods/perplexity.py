@@ -1,4 +1,4 @@
-"""Perplexity bands: samples that a reference checkpoint finds easy, middling or hard."""
+"""Perplexity bands: samples that a reference checkpoint finds easy, medium or hard."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PerplexityScore(ScoreSection):
 
     method: Literal["perplexity"] = "perplexity"
     span: Literal["completion", "all"] = Field(
-        "completion", description="all: over the whole sequence, prompt included, as the released code has it"
+        "completion", description="all: compute over the whole sequence, including the prompt, as in the released code"
     )
 
 

@@ -1,4 +1,4 @@
-"""Quality metrics by other models: a reward model's logit, and what a judge says of the prompt (methods.md, 3)."""
+"""Quality metrics by other models: a reward model's logit, and a judge's ratings of the prompt (methods.md, 3)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from curation_resources.sections import SignalName
 
 
 class RewardModelScore(ScoreSection):
-    """Reward: the raw logit of a reward model for the prompt and the response as a conversation."""
+    """Reward: a reward model's raw logit for the prompt and response as a conversation."""
 
     method: Literal["reward_model"] = "reward_model"
 
 
 class InsTagScore(ScoreSection):
-    """InsTag: how many intentions a judge finds in the prompt."""
+    """InsTag: number of intentions that a judge identifies in the prompt."""
 
     method: Literal["instag"] = "instag"
 
 
 class DifficultyScore(ScoreSection):
-    """Difficulty: from 1 to 10, by a judge."""
+    """Difficulty: a judge's rating from 1 to 10."""
 
     method: Literal["difficulty"] = "difficulty"
 
@@ -60,8 +60,8 @@ METHODS = [
     ),
     _method(
         "instag",
-        "InsTag, arXiv 2308.07074; our own wording of the question",
-        "number of intentions of the prompt",
+        "InsTag, arXiv 2308.07074; with our own wording of the question",
+        "number of intentions in the prompt",
         InsTagScore,
         "instruction_tags",
         "tags",
@@ -69,7 +69,7 @@ METHODS = [
     ),
     _method(
         "difficulty",
-        "difficulty by an LLM judge: methods.md, 3; our own wording of the question",
+        "difficulty by an LLM judge: methods.md, 3; with our own wording of the question",
         "difficulty of the prompt",
         DifficultyScore,
         "difficulty",

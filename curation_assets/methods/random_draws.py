@@ -1,4 +1,4 @@
-"""Random draws by key: counter-based, so that order, batch, shard and machine do not matter."""
+"""Counter-based random draws by key, independent of order, batch, shard and machine."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import polars as pl
 from numpy.typing import NDArray
 
 DIGITS = 13
-"""Hexadecimal digits of a sample_id that a draw looks at: 52 bits."""
+"""Hexadecimal digits of a sample_id that a draw uses: 52 bits."""
 
 
 def draw_bits(sample_ids: pl.Series, seed: int) -> NDArray[np.uint64]:
-    """Sixty-four random bits [N] for each hexadecimal id and a seed (splitmix64's finisher)."""
+    """Return 64 random bits [N] for each hexadecimal id and a seed (splitmix64's finisher)."""
     prefix = sample_ids.str.head(DIGITS).str.to_integer(base=16).cast(pl.UInt64).to_numpy()
-    # Twice, so that neighbouring seeds and ids have nothing in common.
+    # Mix twice, so that neighbouring seeds and ids are uncorrelated.
     return _mix(prefix + _mix(np.full(1, seed, dtype=np.uint64)))
 
 
 def uniform(sample_ids: pl.Series, seed: int) -> pl.Series:
-    """A draw from [0, 1) for each id."""
+    """Return a draw from [0, 1) for each id."""
     return pl.Series((draw_bits(sample_ids, seed) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 

@@ -1,4 +1,4 @@
-"""Similarity to validation samples: RDS and RDS+ (arXiv 2503.01807), by hidden states of the target model."""
+"""Similarity to validation samples with the target model's hidden states: RDS and RDS+ (arXiv 2503.01807)."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ SOURCE = "arXiv 2503.01807"
 
 
 class SimilarityScore(ScoreSection):
-    """Similarity to validation samples: cosine of the sample's embedding with each of them, the largest or the mean."""
+    """Similarity to validation samples: maximum or mean cosine of the sample's embedding with theirs."""
 
-    validation: Name = Field(description="the validation set that the pool is compared with")
-    reduce: Literal["max", "mean"] = Field("max", description="over the validation samples")
+    validation: Name = Field(description="validation set to compare the pool with")
+    reduce: Literal["max", "mean"] = Field("max", description="aggregation over the validation samples")
 
 
 class RdsScore(SimilarityScore):
-    """RDS: by the last token's last hidden state."""
+    """RDS: embeds a sample as the last hidden state of its last token."""
 
     method: Literal["rds"] = "rds"
 
 
 class RdsPlusScore(SimilarityScore):
-    """RDS+: by the position-weighted mean of the last hidden states, w_t = t / sum t."""
+    """RDS+: embeds a sample as the position-weighted mean of the last hidden states, w_t = t / sum t."""
 
     method: Literal["rds_plus"] = "rds_plus"
 
 
 def similarity(inputs: ScoreInputs, section: SimilarityScore, signal: SignalName) -> Scored:
-    """The score of every sample with an embedding."""
+    """Return the score of every sample with an embedding."""
     rows = inputs.signals[signal].filter(pl.col("vector").is_not_null())
     found = np.empty(len(rows))
     for places, block in cosines(matrix(rows["vector"]), inputs.validation[section.validation]):
         if section.reduce == "max":
             found[places] = block.max(axis=1)
         else:
-            # One column after another: the same sum whatever rows stand beside a row.
+            # One column at a time, so that the sum does not depend on the other rows.
             total = np.zeros(len(block))
             for column in block.T:
                 total += column
@@ -54,7 +54,7 @@ def similarity(inputs: ScoreInputs, section: SimilarityScore, signal: SignalName
 def similarity_method(
     name: str, source: str, summary: str, section: type[SimilarityScore], signal: SignalName, selector: AnySelector
 ) -> Method:
-    """A method whose score is the similarity of one signal's embeddings to validation samples."""
+    """Return a method whose score is the similarity of one signal's embeddings to validation samples."""
     return Method(
         name=name,
         source=source,

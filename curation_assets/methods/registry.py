@@ -1,4 +1,4 @@
-"""All methods by name. Every module of this package with a list `METHODS` adds one or more."""
+"""Registry of all methods by name; every module of this package with a list `METHODS` adds one or more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _find() -> dict[str, Method]:
         name = f"{methods.__name__}.{module.name}"
         for method in getattr(import_module(name), "METHODS", ()) if name != __name__ else ():
             if method.name in found:
-                raise ImportError(f"two methods are called {method.name}")
+                raise ImportError(f"two methods have the name {method.name}")
             found[method.name] = method
     return found
 
@@ -24,5 +24,5 @@ METHODS: dict[str, Method] = _find()
 
 
 def method_of(score: ScoreSection) -> Method:
-    """The method of a named score."""
+    """Return the method of a named score."""
     return METHODS[score.method]

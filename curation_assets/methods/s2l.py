@@ -1,4 +1,4 @@
-"""S2L: samples whose losses fall alike along a small model's training stand for one another (methods.md, 5)."""
+"""S2L: selects among samples whose losses fall alike during a small model's training (methods.md, 5)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from curation_resources.training.recipe import PRESETS
 
 
 class S2LScore(ScoreSection):
-    """S2L: the score is only how far the loss falls; the choice is by clusters of loss trajectories.
+    """S2L: the score is only the decrease of the loss; the selector uses clusters of loss trajectories.
 
-    Its target is a reference model: a small one of the same family, or the model itself with an adapter.
+    The target is a reference model: a small one of the same family, or the model itself with an adapter.
     """
 
     method: Literal["s2l"] = "s2l"
 
 
 FREE = ("seed", "adapter", "lora_rank", "lora_alpha", "lora_dropout", "lora_modules")
-"""Of a recipe what S2L leaves open: a reference model is trained whole, or with an adapter."""
+"""Hyper-parameters that S2L leaves open: a reference model is trained in full or with an adapter."""
 
 
 def _score(inputs: ScoreInputs, _section: S2LScore) -> Scored:
@@ -45,7 +45,7 @@ METHODS = [
     Method(
         name="s2l",
         source="S2L (small to large), parity with the released code: methods.md, 5",
-        summary="fall of the loss along the reference run; chosen by clusters of loss trajectories",
+        summary="decrease of the loss along the reference run; selected by clusters of loss trajectories",
         section=S2LScore,
         signals=lambda _section: ("loss_trajectories",),
         reads={"loss_trajectories": ("losses",)},

@@ -1,4 +1,4 @@
-"""Layer-wise gradient spectra: how many directions a response's gradients point to (arXiv 2504.10766)."""
+"""Layer-wise gradient spectra: the number of directions that a response's gradients span (arXiv 2504.10766)."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from curation_resources.scoring.spec import PROJECTIONS
 
 
 class SpectraScore(ScoreSection):
-    """Gradient spectra: effective rank or nuclear norm, the mean over layers and projections."""
+    """Gradient spectra: effective rank or nuclear norm, averaged over layers and projections."""
 
     method: Literal["spectra"] = "spectra"
     metric: Literal["effective_rank", "nuclear_norm"] = Field(
-        "effective_rank", description="nuclear_norm: its negative, since better responses have a lower one"
+        "effective_rank", description="nuclear_norm: negated, because better responses have a lower one"
     )
-    projection: Literal["all", "q", "k", "v", "o"] = Field("all", description="of attention")
+    projection: Literal["all", "q", "k", "v", "o"] = Field("all", description="attention projection")
     length_control: Literal["none", "largest_rank"] = Field(
-        "none", description="largest_rank: each over min(T, d_out, d_in), which grows with the response"
+        "none", description="largest_rank: divide each by min(T, d_out, d_in), which grows with the response"
     )
 
 
 def layer_means(rows: pl.DataFrame, section: SpectraScore) -> pl.DataFrame:
-    """sample_id and value, the mean over layers and projections of the metric, of what was measured.
+    """Return sample_id and value: the metric's mean over the measured layers and projections.
 
-    What a layer has none of (a gradient that is zero) is left out of its mean.
+    Layers without a value (a zero gradient) are excluded from the mean.
     """
     measured = rows.select("sample_id", value=section.metric, bound="largest_rank").drop_nulls("value")
     flat = measured.explode("value", "bound").explode("value", "bound")
@@ -37,7 +37,7 @@ def layer_means(rows: pl.DataFrame, section: SpectraScore) -> pl.DataFrame:
         flat = flat.filter(place == PROJECTIONS.index(section.projection))
     value = pl.col("value").cast(pl.Float64)
     if section.length_control == "largest_rank":
-        # A gradient that is zero has no rows: its norm of 0 stays what it is.
+        # A zero gradient has no rows; its norm stays 0.
         value = value / pl.max_horizontal("bound", 1)
     return flat.group_by("sample_id", maintain_order=True).agg(value.mean())
 
@@ -52,7 +52,7 @@ METHODS = [
     Method(
         name="spectra",
         source="arXiv 2504.10766, section 3; the selector is ours",
-        summary="effective rank of the response's gradients of attention, the mean over layers",
+        summary="effective rank of the attention gradients of the response, averaged over layers",
         section=SpectraScore,
         signals=lambda _section: ("gradient_spectra",),
         reads={"gradient_spectra": ("nuclear_norm", "effective_rank", "largest_rank")},

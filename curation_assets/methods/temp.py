@@ -13,9 +13,9 @@ from curation_assets.methods.vectors import Vectors, matrix
 
 
 class TempScore(ScoreSection):
-    """TEMP: the score is a sample's brittleness, l_1000(theta_8) - l_1000(theta_1); without a path l_100(theta_rnd).
+    """TEMP: the score is a sample's brittleness, l_1000(theta_8) - l_1000(theta_1), or l_100(theta_rnd) without a path.
 
-    The choice is by source, difficulty and clusters of losses along the path (selector temp).
+    The selector temp chooses by source, difficulty and clusters of losses along the path.
     """
 
     method: Literal["temp"] = "temp"
@@ -29,16 +29,16 @@ def _score(inputs: ScoreInputs, _section: TempScore) -> Scored:
 
 
 def _losses(rows: pl.DataFrame) -> Vectors:
-    """l_100 at the random checkpoint, then along the path, then l_1000 along it."""
+    """Return l_100 at the random checkpoint, then l_100 along the path, then l_1000 along the path."""
     return matrix(rows.select(pl.concat_list("random_100", "directional_100", "directional_1000")).to_series())
 
 
 def _unfaithful(target: TargetFacts, _section: TempScore) -> Sequence[str]:
     reasons = []
     if not target.directional:
-        reasons.append("no directional checkpoints (perturbation.directional: false): neither budgets nor clusters")
+        reasons.append("no directional checkpoints (perturbation.directional: false), so neither budgets nor clusters")
     if not target.reasoning_only:
-        reasons.append("windows run into the answer (perturbation.reasoning_only: false), as in the released code")
+        reasons.append("windows extend into the answer (perturbation.reasoning_only: false), as in the released code")
     return reasons
 
 

@@ -11,15 +11,16 @@ from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSec
 from curation_assets.methods.selector import Top
 from curation_resources.sections import SignalName
 
-SOURCE = "uncertainty sampling; over the response's tokens, or as released code has it (parity)"
+SOURCE = "uncertainty sampling; over the response's tokens, or as in the released code (parity)"
 
 
 class UncertaintyScore(ScoreSection):
-    """What the three have in common."""
+    """Common parameters of the uncertainty methods."""
 
     parity: Literal["paper", "as_coded"] = Field(
         "paper",
-        description="as_coded: over the whole sequence, prompt included; margin and least confidence of raw logits",
+        description="as_coded: compute over the whole sequence, including the prompt, with margin and least "
+        "confidence of raw logits",
     )
 
 

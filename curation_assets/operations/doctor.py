@@ -1,4 +1,4 @@
-"""What is installed, what is configured, and what is wrong with it: `curate doctor`."""
+"""`curate doctor`: check the installation and the configuration, and report problems."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LITTLE_DISK_GIB = 2.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
     found: str
@@ -47,7 +47,7 @@ class Finding:
 
 
 def examine(config: Path | None) -> Iterator[Finding]:
-    """Look at the installation, then at the configuration and everything that it names."""
+    """Check the installation, then the configuration and everything that it names."""
     yield Finding("python", f"{platform.python_version()} ({sys.executable})")
     yield from _packages()
     yield _device()
@@ -76,7 +76,7 @@ def examine(config: Path | None) -> Iterator[Finding]:
             yield Finding(f"images for target {target.name}", _images(workspace, target))
         yield Finding(f"signals of target {target.name}", ", ".join(target.signals))
         if target.warmup != "none" and not _installed("peft"):
-            yield Finding(f"warm-up of target {target.name}", "needs the extra `train`, or warmup: none", ok=False)
+            yield Finding(f"warm-up of target {target.name}", "requires the extra `train`, or warmup: none", ok=False)
 
 
 def _packages() -> Iterator[Finding]:
@@ -104,33 +104,35 @@ def _device() -> Finding:
 
 
 def _engine(workspace: Workspace) -> Finding:
-    """The devices that `engine.device` means, all of which must be there."""
+    """Check that every device in `engine.device` is available."""
     from curation_resources.scoring.devices import devices_of
     from curation_resources.scoring.errors import ScoringError
 
     engine = workspace.settings.engine
     asked = engine.device
     if engine.kind == "ray":
-        return Finding("engine.device", f"{asked}, of the workers of the Ray cluster at {engine.address}")
+        return Finding("engine.device", f"{asked}, on the workers of the Ray cluster at {engine.address}")
     try:
         return Finding("engine.device", f"{asked}: {', '.join(devices_of(asked))}")
     except ScoringError as error:
-        return Finding("engine.device", f"{error}: correct engine.device in curation.yaml", ok=False)
+        return Finding("engine.device", f"{error}. Correct engine.device in curation.yaml.", ok=False)
 
 
 def _alerts(workspace: Workspace) -> Finding:
-    """Whom alerts go to: a program that must be there, and a variable that must be set."""
+    """Check the recipients of alerts: the program must exist, and the variable must be set."""
     alerts = workspace.settings.alerts
     found, ok = [], True
     if alerts.command is not None:
         there = shutil.which(alerts.command[0]) is not None
-        found.append(f"command {alerts.command[0]}" + ("" if there else ": no such program"))
+        found.append(f"command {alerts.command[0]}" + ("" if there else ": program not found"))
         ok = ok and there
     if alerts.webhook_variable is not None:
         there = bool(os.environ.get(alerts.webhook_variable))
         found.append(f"webhook of {alerts.webhook_variable}" + ("" if there else ": the variable is not set"))
         ok = ok and there
-    return Finding("alerts", ", ".join(found) or "nobody is told of failed runs (alerts in curation.yaml)", ok=ok)
+    return Finding(
+        "alerts", ", ".join(found) or "failed runs are not reported to anyone (alerts in curation.yaml)", ok=ok
+    )
 
 
 def _attempt(what: str, look: Callable[[], object]) -> Finding:
@@ -147,13 +149,13 @@ def _landing(workspace: Workspace) -> str:
 
 
 def _filters(workspace: Workspace) -> Iterator[Finding]:
-    """What the pool's filters need."""
+    """Check the requirements of the pool's filters."""
     filters = workspace.settings.corpus.filters
     if filters.contamination is not None:
         yield _attempt("benchmarks", lambda: ", ".join(benchmark_files(workspace)))
     for package, wanted in (("rensa", filters.near_duplicates), ("py3langid", filters.languages)):
         if wanted is not None and not _installed(package):
-            yield Finding("corpus.filters", f"needs {package}: install the extra `filters`", ok=False)
+            yield Finding("corpus.filters", f"needs {package}. Install the extra `filters`.", ok=False)
 
 
 def _validation(workspace: Workspace, held_out: ValidationSet) -> str:
@@ -162,33 +164,35 @@ def _validation(workspace: Workspace, held_out: ValidationSet) -> str:
 
 
 def _model(workspace: Workspace, target: Target) -> str:
-    """Where a target's model lies, and the run that it is measured after, their weights whole."""
+    """Return the folders of a target's model and its warm-up, after checking their weights."""
     folder = workspace.model_folder(target)
     check_weights(folder)
     if target.warmup == "none":
         return str(folder)
     trained = warmup_checkpoint(workspace, target)
     if trained is None:
-        return f"{folder}; its warm-up has not been trained"
+        return f"{folder}; its warm-up is not trained yet"
     own = workspace.warehouse.local(trained.folder)
     check_weights(own)
-    return f"{folder}; its warm-up in {own}"
+    return f"{folder}; its warm-up is in {own}"
 
 
 def _images(workspace: Workspace, target: Target) -> str:
     if processor_digest(workspace.model_folder(target), workspace.cache) is None:
-        return "the model reads text; samples with images are counted apart"
+        return "the model reads text only; samples with images are counted separately"
     images = workspace.settings.corpus.images
     remote = "fetched" if images.fetch_remote else "not fetched"
-    return f"seen, up to {images.max_pixels:,} pixels and {images.max_bytes:,} bytes; from web addresses {remote}"
+    return f"used, up to {images.max_pixels:,} pixels and {images.max_bytes:,} bytes; web addresses are {remote}"
 
 
 def _judge(target: Target) -> Finding:
-    """Where a judge is asked; it is not asked now."""
+    """Check a judge's settings, without querying it."""
     endpoint, name = target.endpoint, f"judge of target {target.name}"
     assert endpoint is not None
     if endpoint.key_variable is not None and not os.environ.get(endpoint.key_variable):
-        return Finding(name, f"the environment has no {endpoint.key_variable}: set it to the key", ok=False)
+        return Finding(
+            name, f"environment variable {endpoint.key_variable} is not set. Set it to the API key.", ok=False
+        )
     return Finding(name, f"{target.model} at {endpoint.url}: {', '.join(target.signals)}")
 
 
@@ -196,11 +200,11 @@ def _ignored(workspace: Workspace) -> Finding:
     try:
         ignored = workspace.landing.ignored()
     except UserError:
-        return Finding("files that are no shards", "–")
+        return Finding("ignored files", "–")
     shown = ", ".join(ignored[:5]) + (", …" if len(ignored) > 5 else "")
     return Finding(
-        "files that are no shards",
-        f"{len(ignored)}: {shown} (convert them to .jsonl or .parquet, or take them out)" if ignored else "none",
+        "ignored files",
+        f"{len(ignored)}: {shown} (convert them to .jsonl or .parquet, or remove them)" if ignored else "none",
         ok=not ignored,
     )
 
@@ -208,7 +212,7 @@ def _ignored(workspace: Workspace) -> Finding:
 def _warehouse(workspace: Workspace) -> Finding:
     storage = workspace.warehouse.storage
     if not isinstance(storage, FolderStorage):
-        # It was reached when the configuration was loaded.
+        # Loading the configuration has already accessed it.
         return Finding("warehouse", storage.place)
     root = storage.root
     free = shutil.disk_usage(root).free / 2**30

@@ -1,4 +1,4 @@
-"""Writing a commented curation.yaml for a folder that was looked at: `curate init`."""
+"""`curate init`: inspect a folder and write a commented curation.yaml for it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ TEMPLATE = Path(__file__).parent / "templates" / "curation.yaml"
 
 
 class InitError(UserError):
-    """No configuration can be written here."""
+    """The configuration cannot be written."""
 
 
 @dataclass(frozen=True)
 class FolderLook:
-    """What a look at the first rows of a landing folder found."""
+    """Findings from the first rows of a landing folder."""
 
     files: int
     bytes: int
@@ -37,13 +37,13 @@ class FolderLook:
 
     @property
     def min_pool(self) -> int:
-        """Pool size that the warm-up waits for: what is there already, if that is less than the default."""
+        """Pool size that the warm-up waits for: the default, or the current number of rows if that is smaller."""
         usable = self.rows - self.rejected
         return min(DEFAULT_MIN_POOL, usable) if usable > 0 else DEFAULT_MIN_POOL
 
 
 def look_at(folder: Path) -> FolderLook:
-    """Read the first mebibyte of every text file (and Parquet files of that size) in a folder.
+    """Read the first mebibyte of every text file (and Parquet files up to that size) in a folder.
 
     Raises:
         LandingError: the folder does not exist.
@@ -65,7 +65,7 @@ def look_at(folder: Path) -> FolderLook:
 
 
 def _first_rows(folder: Path, file: LandingFile) -> ShardRows | None:
-    """The first rows of a file as they would be read; None for a large Parquet file."""
+    """Return the first rows of a file, read as in a run; None for a large Parquet file."""
     path = folder / file.name
     corpus = Corpus(landing=str(folder))
     if file.size <= LOOKED_AT_BYTES:
@@ -78,29 +78,29 @@ def _first_rows(folder: Path, file: LandingFile) -> ShardRows | None:
 
 
 def write_config(folder: Path, model: str, out: Path, force: bool = False) -> FolderLook:
-    """Write curation.yaml, and the JSON Schema beside it that editors check it with.
+    """Write curation.yaml, and beside it the JSON Schema that editors validate it with.
 
     Raises:
         InitError: the file exists and `force` is off, a name is not UTF-8, or the folder is in a bucket.
     """
     if folder.parts[:1] == ("s3:",):
         raise InitError(
-            "traces are looked at in a folder: name one with a few of the files, then write the bucket's address "
-            f"(s3://BUCKET/PREFIX) as corpus.landing into {out}"
+            "`curate init` can only inspect a local folder. Name a folder with a few of the files, then set "
+            f"corpus.landing in {out} to the bucket's address (s3://BUCKET/PREFIX)."
         )
     if out.exists() and not force:
-        raise InitError(f"{out} exists: name another file with --to, or overwrite it with --force")
+        raise InitError(f"{out} exists. Name another file with --to, or overwrite it with --force.")
     look = look_at(folder)
     out.parent.mkdir(parents=True, exist_ok=True)
     if Path(model).expanduser().is_dir():
-        # Named from where the command runs; the configuration file may lie elsewhere.
+        # The path is relative to the current folder, but the configuration file may be elsewhere.
         model = _relative(Path(model).expanduser(), out.parent)
     elif model.startswith((".", "/", "~")):
-        raise InitError(f"there is no folder {model}: correct --model (a folder, or a hub id as in Qwen/Qwen3-4B)")
+        raise InitError(f"folder {model} not found. Correct --model (a folder, or a hub id such as Qwen/Qwen3-4B).")
     try:
         data = render_config(look, _relative(folder, out.parent), model).encode()
     except UnicodeEncodeError as error:
-        raise InitError(f"the name of {str(folder)!r} or {model!r} is not UTF-8: rename the folder") from error
+        raise InitError(f"the name of {str(folder)!r} or {model!r} is not UTF-8. Rename the folder.") from error
     parse_settings(data, out)
     out.write_bytes(data)
     write_schema(out.parent)
@@ -108,15 +108,15 @@ def write_config(folder: Path, model: str, out: Path, force: bool = False) -> Fo
 
 
 def write_schema(folder: Path) -> None:
-    """Write the schema that the configuration's first lines name to editors."""
+    """Write the schema that the first lines of the configuration refer editors to."""
     (folder / "curation.schema.json").write_text(json.dumps(json_schema(), indent=1) + "\n")
 
 
 def render_config(look: FolderLook, landing: str, model: str, target: str = "base") -> str:
-    """The text of the configuration file."""
+    """Return the text of the configuration file."""
     found = [f"  # Found: {look.files} files, {look.bytes / 2**20:.1f} MiB; formats {look.formats or 'unknown'}."]
     if look.rejected:
-        found.append(f"  # Of {look.rows} rows looked at, {look.rejected} would be rejected: {look.reasons}")
+        found.append(f"  # {look.rejected} of {look.rows} inspected rows would be rejected: {look.reasons}")
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         found="\n".join(found),
         landing=_quoted(landing),
@@ -127,12 +127,13 @@ def render_config(look: FolderLook, landing: str, model: str, target: str = "bas
 
 
 def _quoted(text: str) -> str:
-    """A YAML string in double quotes; JSON's escapes are YAML's, but for characters that YAML does not print."""
+    """Return a double-quoted YAML string: JSON's escapes are valid YAML, except for characters that YAML cannot
+    print."""
     quoted = json.dumps(text, ensure_ascii=False)
     return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else f"\\U{ord(c):08x}" for c in quoted)
 
 
 def _relative(folder: Path, base: Path) -> str:
-    """The folder as seen from the configuration file, if it lies beside or below it."""
+    """Return the folder relative to the configuration file if it is beside or below it, else absolute."""
     path = Path(os.path.relpath(folder.absolute(), base.absolute()))
     return str(folder.absolute()) if ".." in path.parts else f"./{path}"

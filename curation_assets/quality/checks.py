@@ -1,4 +1,4 @@
-"""`sample_quality` of one shard: what the configured filters look at, measured once from the text alone."""
+"""`sample_quality` of a shard: the filters' measurements, made once from the text alone."""
 
 from __future__ import annotations
 
@@ -27,37 +27,38 @@ class QualityError(UserError):
 
 
 def benchmark_files(workspace: Workspace) -> dict[str, Path]:
-    """The held-out benchmark files, by the name that reports show: the file's name without endings.
+    """Return the held-out benchmark files by the name shown in reports: the file name without extensions.
 
     Raises:
-        QualityError: a pattern matches no file, or two files have one name.
+        QualityError: a pattern matches no file, or two files have the same name.
     """
     contamination = workspace.settings.corpus.filters.contamination
     found: dict[str, Path] = {}
     for pattern in [] if contamination is None else contamination.files:
-        # Path.glob takes no absolute patterns. The folder is none: its name may hold brackets.
+        # Path.glob does not accept absolute patterns. root_dir is not a pattern, so the folder's name may contain
+        # brackets.
         wanted = str(Path(pattern).expanduser())
         found_here = glob(wanted, root_dir=workspace.folder, recursive=True)  # noqa: PTH207
         paths = sorted(str(workspace.folder / path) for path in found_here)
         if not paths:
             raise QualityError(
                 f"{workspace.config_file}: corpus.filters.contamination: {pattern!r} matches no file in "
-                f"{workspace.folder}: correct the pattern, or take it out"
+                f"{workspace.folder}. Correct the pattern, or remove it."
             )
         for path in map(Path, paths):
             name = path.name.split(".")[0]
             if found.setdefault(name, path) != path:
                 raise QualityError(
-                    f"corpus.filters.contamination: {found[name]} and {path} would both be called {name!r}: "
-                    "rename one of them"
+                    f"corpus.filters.contamination: {found[name]} and {path} would both have the name {name!r}. "
+                    "Rename one of them."
                 )
     return found
 
 
 def checks_key(workspace: Workspace) -> str:
-    """Of all that `sample_quality` depends on beside a shard's text: which checks, how, against which benchmarks.
+    """Return the key of everything but the text that `sample_quality` depends on: checks, parameters and benchmarks.
 
-    Thresholds are not among it: they are applied when the pool is made.
+    Thresholds are not included, because they are applied when the pool is built.
     """
     filters = workspace.settings.corpus.filters
     parts: list[object] = [QUALITY_VERSION, filters.languages is not None, filters.repetition is not None]
@@ -70,12 +71,12 @@ def checks_key(workspace: Workspace) -> str:
 
 
 def quality_fingerprint(checks: str, corpus_fp: str) -> str:
-    """Of one shard's `sample_quality`: of `checks_key` and of its text."""
+    """Return the fingerprint of one shard's `sample_quality`, from `checks_key` and the corpus fingerprint."""
     return digest(checks, corpus_fp)
 
 
 def benchmark_index(workspace: Workspace) -> BenchmarkIndex | None:
-    """The n-grams of all benchmarks; None if contamination is not looked for."""
+    """Return the n-grams of all benchmarks; None if contamination is not checked."""
     contamination = workspace.settings.corpus.filters.contamination
     if contamination is None:
         return None
@@ -86,7 +87,7 @@ def benchmark_index(workspace: Workspace) -> BenchmarkIndex | None:
 
 def check_shards(workspace: Workspace, shards: Sequence[str]) -> Iterator[pl.DataFrame]:
     """Measure and write the shards' `sample_quality`; see `check_shard`."""
-    # Before the benchmarks are read: if one is replaced meanwhile, the checks are due again.
+    # Computed before reading the benchmarks: if one is replaced in the meantime, the checks become due again.
     checks = checks_key(workspace)
     index = benchmark_index(workspace)
     for shard in shards:
@@ -94,13 +95,13 @@ def check_shards(workspace: Workspace, shards: Sequence[str]) -> Iterator[pl.Dat
 
 
 def check_shard(workspace: Workspace, shard: str, checks: str, index: BenchmarkIndex | None) -> pl.DataFrame:
-    """Measure and write a shard's `sample_quality`; empty for a shard that was never read.
+    """Measure and write a shard's `sample_quality`; return an empty frame for a shard that was never read.
 
     Args:
         workspace: the configuration.
         shard: the shard.
-        checks: `checks_key`, from before the benchmarks were read.
-        index: their n-grams, if contamination is looked for.
+        checks: `checks_key`, computed before the benchmarks were read.
+        index: n-grams of the benchmarks, if contamination is checked.
     """
     source = f"{tables.raw_corpus_dir()}/{shard}.parquet"
     facts = workspace.warehouse.table_metadata(source)
@@ -114,9 +115,9 @@ def check_shard(workspace: Workspace, shard: str, checks: str, index: BenchmarkI
 
 
 def check(rows: pl.DataFrame, filters: CorpusFilters, index: BenchmarkIndex | None) -> pl.DataFrame:
-    """What the filters look at, of rows of `raw_corpus`; null where nothing looks.
+    """Return the measurements that the filters need, for rows of `raw_corpus`; null if no filter needs them.
 
-    Language and repetition are those of the response; near-duplicates and contamination look at the prompt too.
+    Language and repetition use the response only; near-duplicates and contamination also use the prompt.
     """
     whole = _prompts(rows["messages"]) + "\n" + rows["response"]
     columns: dict[str, pl.Series] = {"sample_id": rows["sample_id"]}
@@ -141,10 +142,10 @@ def _prompts(messages: pl.Series) -> pl.Series:
 
 
 def limits_of(setting: Repetition) -> dict[str, float]:
-    """The limits on repetition in force: the paper's, but for those that are given."""
+    """Return the effective limits on repetition: the configured ones, on top of the paper's if requested."""
     return REPETITION_LIMITS | setting.limits if setting.paper else setting.limits
 
 
 def exceeded(quality: pl.DataFrame, setting: Repetition) -> pl.Series:
-    """Which limits on repetition each row of `sample_quality` exceeds."""
+    """Return the limits on repetition that each row of `sample_quality` exceeds."""
     return repetitive(quality.select("repetition").unnest("repetition"), limits_of(setting))

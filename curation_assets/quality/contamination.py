@@ -1,8 +1,8 @@
-"""Overlap of texts with held-out benchmarks: which items' word n-grams stand in a text, and how many of them.
+"""Overlap of texts with held-out benchmarks, by the word n-grams of benchmark items.
 
-The method of GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C: training documents that share a 13-gram with a
-test item), with the 8-grams of Tülu 3 (Lambert et al. 2024, arXiv 2411.15124) and much like its measure: how much of a
-test item stands in a training sample. Paraphrases are not found.
+The method is that of GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C: training documents that share a 13-gram
+with a test item), with the 8-grams of Tülu 3 (Lambert et al. 2024, arXiv 2411.15124) and a similar measure: the
+share of a test item that a training sample contains. Paraphrases are not detected.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ from curation_assets.quality.words import Hashes, Positions, Words, batches, has
 from curation_resources.errors import UserError
 
 DEFAULT_N = 8
-# Items shorter than an n-gram are matched as a whole down to this; "what is it" would be found everywhere.
+# Items shorter than an n-gram are matched as a whole, down to this length; "what is it" would match everywhere.
 LEAST_WORDS = 4
 
-# The text of a benchmark's row, if no field is named: the first of these that holds text, in any case.
+# Default field of a benchmark's row: the first of these, in any case, that contains text.
 TEXT_FIELDS = ("question", "problem", "prompt", "instruction", "input", "query", "text", "content", "goal", "sentence")
 
-# Pairs of text and item that are counted at a time.
+# Number of text-item pairs counted at a time.
 _PAIRS_AT_ONCE = 1 << 22
 _MAX_ROW_BYTES = 1 << 26
 
 
 class BenchmarkError(UserError):
-    """A benchmark's file cannot be used as it is."""
+    """A benchmark's file cannot be used."""
 
 
 @dataclass(frozen=True)
 class BenchmarkIndex:
-    """Which n-grams the items of some benchmarks hold; build it with `of`.
+    """The n-grams of the items of some benchmarks; build it with `of`.
 
     Attributes:
-        n: words of an n-gram.
-        names: the benchmarks, sorted.
-        items: items that are matched, by benchmark.
-        skipped: items too short to be matched (fewer than min(n, LEAST_WORDS) words), by benchmark.
+        n: words per n-gram.
+        names: names of the benchmarks, sorted.
+        items: number of matched items, by benchmark.
+        skipped: number of items too short to match (fewer than min(n, LEAST_WORDS) words), by benchmark.
     """
 
     n: int
     names: tuple[str, ...]
     items: dict[str, int]
     skipped: dict[str, int]
-    # Sorted distinct n-grams; those at place g stand in the items _holders[_bounds[g] : _bounds[g + 1]].
+    # Sorted distinct n-grams; n-gram g occurs in the items _holders[_bounds[g] : _bounds[g + 1]].
     _grams: Hashes = field(repr=False)
     _bounds: Positions = field(repr=False)
     _holders: Positions = field(repr=False)
-    # Of each item: its benchmark's place in names, its index there, and how many distinct n-grams it has.
+    # Per item: the index of its benchmark in names, its index there, and its number of distinct n-grams.
     _benchmark: Positions = field(repr=False)
     _number: Positions = field(repr=False)
     _size: Positions = field(repr=False)
@@ -63,15 +63,15 @@ class BenchmarkIndex:
 
     @classmethod
     def of(cls, benchmarks: Mapping[str, Sequence[str]], n: int = DEFAULT_N) -> BenchmarkIndex:
-        """The index of benchmarks: name -> the texts of its items.
+        """Return the index of benchmarks: name -> texts of the items.
 
-        Items with fewer than n words are matched as a whole, and with fewer than LEAST_WORDS as well, skipped.
+        Items with fewer than n words are matched as a whole; items with fewer than LEAST_WORDS as well are skipped.
 
         Raises:
             ValueError: n is below 1.
         """
         if n < 1:
-            raise ValueError(f"n is at least 1, not {n}")
+            raise ValueError(f"n must be at least 1, not {n}")
         names = tuple(sorted(benchmarks))
         texts = [text for name in names for text in benchmarks[name]]
         sizes = [len(benchmarks[name]) for name in names]
@@ -89,7 +89,7 @@ class BenchmarkIndex:
         gram, holder = np.concatenate(hashes), np.concatenate(items)
         order = np.lexsort((holder, gram))
         gram, holder = gram[order], holder[order]
-        # An item that repeats an n-gram holds it once.
+        # Count an n-gram once per item, even if the item repeats it.
         distinct = np.append(True, (np.diff(gram) != 0) | (np.diff(holder) != 0))[: len(gram)]
         gram, holder = gram[distinct], holder[distinct]
         grams, first = np.unique(gram, return_index=True)
@@ -109,17 +109,17 @@ class BenchmarkIndex:
         )
 
     def matches(self, texts: pl.Series) -> pl.DataFrame:
-        """What each text shares with the benchmarks.
+        """Return the overlap of each text with the benchmarks.
 
         Args:
             texts: String; nulls are allowed.
 
         Returns:
-            One row per text, lists of one length in a row, empty if it shares no n-gram, null for a null text:
-            benchmark (List(String)): the benchmarks that it shares an n-gram with, sorted.
-            shared (List(Float64)): for each, the share of its best-matching item's distinct n-grams that stand in
-            the text, in (0, 1].
-            item (List(Int64)): that item's index, the first of several.
+            One row per text with lists of equal length, empty without a shared n-gram, null for a null text:
+            benchmark (List(String)): the benchmarks that share an n-gram with the text, sorted.
+            shared (List(Float64)): for each, the largest share of one item's distinct n-grams found in the text, in (0,
+                1].
+            item (List(Int64)): index of that item, the first one in case of ties.
         """
         parts = [_NO_MATCH]
         for start, batch in batches(texts):
@@ -133,7 +133,7 @@ class BenchmarkIndex:
         )
 
     def _batch_matches(self, words: Words) -> list[pl.DataFrame]:
-        """Rows of text, benchmark, share and item of one batch, sorted."""
+        """Return rows of text, benchmark, share and item for one batch, sorted."""
         if len(self._grams) == 0:
             return []
         keys = [np.empty(0, dtype=np.int64)]
@@ -145,7 +145,7 @@ class BenchmarkIndex:
             keys.append(text[found] * len(self._grams) + place[found])
         text, gram = np.divmod(np.unique(np.concatenate(keys)), len(self._grams))
         holders = self._bounds[gram + 1] - self._bounds[gram]
-        # One n-gram may stand in thousands of items (a benchmark's fixed phrase): the pairs are never all at hand.
+        # One n-gram may occur in thousands of items (a benchmark's fixed phrase), so the pairs are never all in memory.
         of_text = np.bincount(text, weights=holders).astype(np.int64)
         bounds = np.searchsorted(text, np.arange(len(of_text) + 1))
         parts = []
@@ -156,14 +156,14 @@ class BenchmarkIndex:
         return parts
 
     def _best(self, text: Positions, item: Positions) -> pl.DataFrame:
-        """The best item of each text and benchmark, out of one pair of text and item for each n-gram they share."""
+        """Return the best item of each text and benchmark, given one text-item pair per shared n-gram."""
         if len(text) == 0:
             return _NO_MATCH
         first, items = int(text[0]), len(self._number)
         keys, shared = _counted((text - first) * items + item, (int(text[-1]) - first + 1) * items)
         text, item = np.divmod(keys, items)
         share, benchmark = shared / self._size[item], self._benchmark[item]
-        # Items stand by benchmark and number, so what belongs together does already.
+        # Items are sorted by benchmark and number, so groups are contiguous.
         starts = np.append(True, (np.diff(text) != 0) | (np.diff(benchmark) != 0))
         highest = np.maximum.reduceat(share, np.flatnonzero(starts))
         group = np.cumsum(starts) - 1
@@ -181,10 +181,10 @@ class BenchmarkIndex:
 
 
 def _counted(keys: Positions, cells: int) -> tuple[Positions, Positions]:
-    """The distinct keys, sorted, and how often each occurs; keys are below cells."""
+    """Return the distinct keys, sorted, and their counts; all keys are below cells."""
     if len(keys) * 4 < cells:
         return np.unique(keys, return_counts=True)
-    # Where nearly every item shares a phrase with the texts, counting into cells is faster than sorting.
+    # If nearly every item shares a phrase with the texts, counting into cells is faster than sorting.
     counts = np.bincount(keys, minlength=cells)
     found = np.flatnonzero(counts)
     return found, counts[found]
@@ -194,17 +194,17 @@ _NO_MATCH = pl.DataFrame(schema={"row": pl.Int64, "benchmark": pl.String, "share
 
 
 def read_benchmark(path: Path, field: str | None = None) -> list[str]:
-    """The texts of a benchmark's items, in the file's order.
+    """Return the texts of a benchmark's items, in the file's order.
 
     Args:
-        path: .jsonl, .jsonl.gz or .parquet (a row is an item), .json (a list, or an object with one list, of rows
-            or of texts), .txt (a line is an item; blank ones are not).
-        field: the field of a row that holds the text; if None, the first of TEXT_FIELDS that does, whatever its
-            case. A .txt file has none.
+        path: .jsonl, .jsonl.gz or .parquet (one item per row), .json (a list, or an object with one list, of rows or of
+            texts), .txt (one item per line; blank lines are skipped).
+        field: the field that contains the text; if None, the first of TEXT_FIELDS that does, in any case. Not used for
+            .txt files.
 
     Raises:
-        BenchmarkError: the file cannot be read, a row has no such text, or there are no rows; the message names the
-            file, the row and what to do.
+        BenchmarkError: the file cannot be read, a row has no text, or there are no rows; the message names the file,
+            the row and the fix.
     """
     ending = path.name.lower()
     if ending.endswith(".txt"):
@@ -220,9 +220,11 @@ def read_benchmark(path: Path, field: str | None = None) -> list[str]:
                 raise BenchmarkError(f"benchmark {path}{where}: {raw.problem.detail}")
             texts.append(_text_of(raw.value, field, path, f"{unit} {raw.index + 1}"))
     else:
-        raise BenchmarkError(f"benchmark {path}: rename it to .jsonl, .jsonl.gz, .json, .parquet or .txt")
+        raise BenchmarkError(
+            f"benchmark {path}: unsupported file type. Rename it to .jsonl, .jsonl.gz, .json, .parquet or .txt."
+        )
     if not texts:
-        raise BenchmarkError(f"benchmark {path} has no items: name another file")
+        raise BenchmarkError(f"benchmark {path} has no items. Name another file.")
     return texts
 
 
@@ -230,7 +232,7 @@ def _text_of(row: Any, field: str | None, path: Path, where: str) -> str:
     if isinstance(row, str) and field is None:
         return row
     if not isinstance(row, dict):
-        raise BenchmarkError(f"benchmark {path}, {where}: not an object with fields; write one object an item")
+        raise BenchmarkError(f"benchmark {path}, {where}: not an object with fields. Write one object per item.")
     if field is not None:
         if isinstance(value := row.get(field), str):
             return value
@@ -241,8 +243,8 @@ def _text_of(row: Any, field: str | None, path: Path, where: str) -> str:
         if isinstance(value := by_name.get(name), str) and value.strip():
             return value
     raise BenchmarkError(
-        f"benchmark {path}, {where}: none of the fields {', '.join(TEXT_FIELDS)} holds text; "
-        f"name the field that does, out of {', '.join(map(str, row)) or 'none'}"
+        f"benchmark {path}, {where}: none of the fields {', '.join(TEXT_FIELDS)} contains text. Name the field that "
+        f"does; the row has {', '.join(map(str, row)) or 'none'}."
     )
 
 
@@ -252,7 +254,9 @@ def _content(path: Path) -> str:
     except OSError as error:
         raise BenchmarkError(f"benchmark {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise BenchmarkError(f"benchmark {path}: byte {error.start} is not UTF-8; convert the file to UTF-8") from error
+        raise BenchmarkError(
+            f"benchmark {path}: byte {error.start} is not UTF-8. Convert the file to UTF-8."
+        ) from error
 
 
 def _json_rows(path: Path) -> list[Any]:
@@ -260,9 +264,12 @@ def _json_rows(path: Path) -> list[Any]:
         content = orjson.loads(_content(path))
     except orjson.JSONDecodeError as error:
         raise BenchmarkError(
-            f"benchmark {path}, line {error.lineno}: not JSON ({error.msg}); with one object a line it is .jsonl"
+            f"benchmark {path}, line {error.lineno}: not JSON ({error.msg}). If the file has one object per line, "
+            "rename it to .jsonl."
         ) from error
     lists = [value for value in content.values() if isinstance(value, list)] if isinstance(content, dict) else [content]
     if len(lists) != 1 or not isinstance(lists[0], list):
-        raise BenchmarkError(f"benchmark {path}: it must be a list of items, or an object that holds one list of them")
+        raise BenchmarkError(
+            f"benchmark {path}: must be a list of items, or an object that contains exactly one list of them"
+        )
     return lists[0]

@@ -1,4 +1,4 @@
-"""The libraries of the extra `filters`: imported when a check first needs them, with a clear error when missing."""
+"""Libraries of the extra `filters`: imported on first use, with a clear error if they are missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class MissingExtraError(UserError):
 
 
 def filters_library(name: str) -> Any:
-    """The module of that name.
+    """Return the module of that name.
 
     Raises:
         MissingExtraError: it is not installed; the message names the extra.
@@ -22,5 +22,5 @@ def filters_library(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise MissingExtraError(
-            f"this check needs the library {name}: pip install 'curation-assets[filters]' ({error})"
+            f"this check requires the library {name}. Install it with pip install 'curation-assets[filters]' ({error})."
         ) from error

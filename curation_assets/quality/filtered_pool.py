@@ -1,4 +1,4 @@
-"""The pool after filters: which samples stay, and why the others do not."""
+"""The filtered pool: samples that pass the filters, and the reasons why others do not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POOL_VERSION = 1
 
 
 def quality_due(workspace: Workspace, present: Sequence[str]) -> list[str]:
-    """Present shards whose `sample_quality` is missing or of other text, checks or benchmarks."""
+    """Return the present shards whose `sample_quality` is missing or outdated (other text, checks or benchmarks)."""
     if not workspace.settings.corpus.filters.any:
         return []
     corpus = workspace.warehouse.folder_metadata(tables.raw_corpus_dir())
@@ -35,21 +35,21 @@ def quality_due(workspace: Workspace, present: Sequence[str]) -> list[str]:
 
 
 def wanted_pool(workspace: Workspace, present: Sequence[str]) -> str:
-    """Fingerprint of the pool as the present shards' quality and the thresholds want it."""
+    """Return the fingerprint of the pool for the present shards' quality and the current thresholds."""
     stored = workspace.warehouse.folder_metadata(tables.sample_quality_dir())
     parts = [(shard, stored[shard].get("fingerprint")) for shard in sorted(present) if shard in stored]
     return digest("pool", POOL_VERSION, parts, workspace.settings.corpus.filters.model_dump(mode="json"))
 
 
 def stored_pool(workspace: Workspace) -> str | None:
-    """Fingerprint of the pool as it is stored; None without filters, or before it has been made."""
+    """Return the fingerprint of the stored pool; None without filters, or before the pool is built."""
     if not workspace.settings.corpus.filters.any:
         return None
     return workspace.warehouse.table_metadata(tables.pool_path()).get("fingerprint")
 
 
 def pool_due(workspace: Workspace, present: Sequence[str]) -> bool:
-    """Whether filters are configured and the stored pool is of other shards, checks or thresholds."""
+    """Return whether filters are configured and the stored pool is outdated (other shards, checks or thresholds)."""
     return workspace.settings.corpus.filters.any and stored_pool(workspace) != wanted_pool(workspace, present)
 
 
@@ -64,10 +64,10 @@ def write_pool(workspace: Workspace, present: Sequence[str]) -> pl.DataFrame:
 
 
 def without_filtered(workspace: Workspace, rows: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Rows with a sample_id that pass the pool's filters, and how many do not, by reason.
+    """Return the rows that pass the pool's filters, and the number of rows that do not, by reason.
 
     Raises:
-        QualityError: filters are configured, and the pool has not been made or lacks some of the samples.
+        QualityError: filters are configured, but the pool is missing or lacks some of the samples.
     """
     known = pool_table(workspace)
     if known is None:
@@ -80,43 +80,43 @@ def without_filtered(workspace: Workspace, rows: pl.DataFrame) -> tuple[pl.DataF
 
 
 def pool_table(workspace: Workspace) -> pl.LazyFrame | None:
-    """Table `pool`; None where no filters are configured.
+    """Return table `pool`; None if no filters are configured.
 
     Raises:
-        QualityError: they are, and it has not been made.
+        QualityError: filters are configured, but the pool is missing.
     """
     if not workspace.settings.corpus.filters.any:
         return None
     known = workspace.warehouse.scan_table(tables.pool_path())
     if known is None or stored_pool(workspace) is None:
-        raise QualityError("the pool's filters have not been applied: materialize pool, or use `curate run`")
+        raise QualityError("the pool's filters have not been applied. Materialize pool, or use `curate run`.")
     return known
 
 
 def refuse_unknown(count: int) -> None:
-    """See that table `pool` lacks no sample.
+    """Check that table `pool` lacks no sample.
 
     Raises:
-        QualityError: it lacks so many.
+        QualityError: `count` is not zero.
     """
     if count:
         raise QualityError(
-            f"{count} samples have not been held against the pool's filters: materialize sample_quality and pool, or "
-            "use `curate run`"
+            f"{count} samples have not been checked by the pool's filters. Materialize sample_quality and pool, or "
+            "use `curate run`."
         )
 
 
 def reason_counts(pool: pl.DataFrame) -> dict[str, int]:
-    """Samples filtered out, by reason."""
+    """Return the number of filtered samples, by reason."""
     counts = pool.drop_nulls("reason").group_by("reason").len().sort("reason")
     return dict(counts.iter_rows())
 
 
 def apply(quality: pl.DataFrame, filters: CorpusFilters) -> pl.DataFrame:
-    """Table `pool` of rows of `sample_quality`, each sample once.
+    """Return table `pool` for rows of `sample_quality`, each sample once.
 
-    A sample is left out for the first of: contamination, language, repetition, near-duplicate. Near-duplicates are
-    looked for among those that pass the others, and the one with the smallest sample_id of each group stays.
+    A sample is excluded for the first of: contamination, language, repetition, near-duplicate. Near-duplicates are
+    searched among the samples that pass the other filters; of each group, the smallest sample_id is kept.
     """
     reason, detail = pl.lit(None, dtype=pl.String), pl.lit(None, dtype=pl.String)
     if filters.repetition is not None:
@@ -147,12 +147,12 @@ def apply(quality: pl.DataFrame, filters: CorpusFilters) -> pl.DataFrame:
 
 
 def _first(found: pl.Expr, name: str, what: pl.Expr, reason: pl.Expr, detail: pl.Expr) -> tuple[pl.Expr, pl.Expr]:
-    """Reason and detail with one more filter, that goes before those so far."""
+    """Add a filter that takes precedence over the earlier ones to reason and detail."""
     return pl.when(found).then(pl.lit(name)).otherwise(reason), pl.when(found).then(what).otherwise(detail)
 
 
 def by_benchmark(quality: pl.LazyFrame, share: float) -> pl.DataFrame:
-    """Report of contamination: by benchmark, samples that overlap at all, and those that reach the share."""
+    """Return the contamination report: by benchmark, samples that overlap at all, and samples that reach the share."""
     pairs = (
         quality.select("sample_id", "benchmarks", "benchmark_share")
         .unique("sample_id")

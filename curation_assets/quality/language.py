@@ -1,7 +1,7 @@
-"""The language of each text's prose; formulas, code and addresses are taken out before.
+"""Language detection on the prose of each text, after removing formulas, code and addresses.
 
-By py3langid (Lui and Baldwin 2012, "langid.py"; a naive Bayes model over byte n-grams that the library brings along),
-restricted to languages with an ISO 639-1 code.
+It uses py3langid (Lui and Baldwin 2012, "langid.py"; a naive Bayes model over byte n-grams that ships with the
+library), restricted to languages with an ISO 639-1 code.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import polars as pl
 from curation_assets.quality.extras import filters_library
 from curation_assets.quality.words import batches
 
-# What is not prose, in the order in which it is taken out: pattern -> what takes its place.
+# Patterns of non-prose, in order of removal, with their replacements.
 _NOT_PROSE = (
     (r"(?s)```.*?(?:```|\z)", " "),
     (r"(?s)~~~.*?(?:~~~|\z)", " "),
@@ -26,7 +26,7 @@ _NOT_PROSE = (
     (r"(?s)\$\$.*?\$\$", " "),
     (r"(?s)\\\[.*?\\\]", " "),
     (r"(?s)\\\(.*?\\\)", " "),
-    # As Pandoc reads it: no space inside the dollars and no digit after them, so that prices stay out of it.
+    # As in Pandoc: no space inside the dollars and no digit after them, so that prices are not matched.
     (r"\$(?:[^\s$]|[^\s$][^$\n]*[^\s$\\])\$([^0-9]|\z)", " $1"),
     (r"\\[A-Za-z]+\*?", " "),
     (r"</?[A-Za-z][^<>]{0,200}>", " "),
@@ -37,14 +37,15 @@ _NOT_PROSE = (
 )
 _BETWEEN_LETTERS = "[ '’]"
 
-# UTF-8 bytes of letters below which nothing is said: 16 Latin letters, 8 Cyrillic ones, 6 Chinese characters.
+# Minimum UTF-8 bytes of letters for a detection: 16 Latin letters, 8 Cyrillic ones, 6 Chinese characters.
 LEAST_BYTES = 16
-# Of longer texts, as many characters at the beginning and at the end are read: the model is sure long before.
+# Longer texts are reduced to this many characters at each end: the model is certain long before.
 READ_CHARACTERS = 1000
 
 
 def prose(texts: pl.Series) -> pl.Series:
-    """The texts' words of prose, one space between them: without LaTeX, code, tags, addresses, digits, symbols."""
+    """Return the texts' prose words, separated by single spaces: without LaTeX, code, tags, addresses, digits,
+    symbols."""
     texts = texts.cast(pl.String)
     for pattern, replacement in _NOT_PROSE:
         texts = texts.str.replace_all(pattern, replacement)
@@ -55,15 +56,15 @@ def prose(texts: pl.Series) -> pl.Series:
 
 
 def languages(texts: pl.Series) -> pl.DataFrame:
-    """The language of each text; the same whatever the other texts are, and safe to call from several threads.
+    """Return the language of each text, independent of the other texts; safe to call from several threads.
 
     Args:
         texts: String; nulls are allowed.
 
     Returns:
-        One row per text: language (String, ISO 639-1, e.g. en) and confidence (Float64, 0..1, the model's
-        probability, to four digits; low where languages are close or the text is short or mixed). Both are null
-        for a null text and for one with less than LEAST_BYTES of prose.
+        One row per text: language (String, ISO 639-1, e.g. en) and confidence (Float64, 0..1, the model's probability
+            to four digits; low if languages are close or the text is short or mixed). Both are null for a null text and
+            for one with less than LEAST_BYTES of prose.
 
     Raises:
         MissingExtraError: the extra `filters` is not installed.
@@ -78,14 +79,14 @@ def languages(texts: pl.Series) -> pl.DataFrame:
                 found.append((None, None))
             else:
                 language, confidence = identifier.classify(text)
-                # Rounded, for the last digits of the model's sums may differ between machines.
+                # Rounded, because the last digits of the model's sums may differ between machines.
                 found.append((language, round(confidence, 4)))
     return pl.DataFrame(found, schema={"language": pl.String, "confidence": pl.Float64}, orient="row")
 
 
 @cache
 def _identifier() -> Any:
-    """The library's model, which classifying only reads."""
+    """Return the library's model; classification does not modify it."""
     langid = filters_library("py3langid.langid")
     identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
     identifier.set_languages([name for name in identifier.labels if len(name) == 2])

@@ -1,8 +1,8 @@
-"""Near-duplicates by MinHash: a signature per text, stored per shard, and groups of texts over all of them.
+"""Near-duplicates by MinHash: a signature per text, stored per shard, and groups of texts over all shards.
 
 The share of equal entries of two signatures estimates the Jaccard similarity of the texts' sets of word shingles
-(Broder 1997, "On the resemblance and containment of documents"); pairs worth comparing are those that agree in a
-whole band of entries (Indyk and Motwani 1998). The signatures are R-MinHash of the library rensa.
+(Broder 1997, "On the resemblance and containment of documents"). Candidate pairs are those that agree in a whole
+band of entries (Indyk and Motwani 1998). The signatures are the library rensa's R-MinHash.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Signatures = NDArray[np.uint32]
 _SMALL_BUCKET = 32
 _LEADERS = 16
 _COMPARED_AT_ONCE = 1 << 16
-# Where bands cannot be sure to catch a pair at the threshold, the chance to miss it is at most this.
+# If bands cannot guarantee to catch a pair at the threshold, the probability of missing it is at most this.
 _MISS = 0.01
 _ROWS_WITHOUT_CERTAINTY = 3
 
 
 def signature_algorithm() -> str:
-    """What a stored signature also depends on beside its arguments: the algorithm and its version.
+    """Return the algorithm and version that a stored signature depends on, in addition to its arguments.
 
     Raises:
         MissingExtraError: the extra `filters` is not installed.
@@ -37,27 +37,27 @@ def signature_algorithm() -> str:
 
 
 def signatures(texts: pl.Series, *, permutations: int = 128, shingle_words: int = 5, seed: int = 0) -> pl.Series:
-    """The MinHash signature of each text.
+    """Return the MinHash signature of each text.
 
-    It depends on the text and the arguments alone, not on the other texts or their order. Words are those of
-    `words.split_words`; a text with fewer than `shingle_words` is one shingle of all its words.
+    It depends on the text and the arguments only, not on other texts or their order. Words are those of
+    `words.split_words`; a text with fewer than `shingle_words` words is one shingle of all its words.
 
     Args:
         texts: String; nulls are allowed.
-        permutations: entries of a signature; the standard deviation of an estimated Jaccard similarity j is at
-            most sqrt(j (1 - j) / permutations).
-        shingle_words: words of a shingle, at least 1.
-        seed: of the hash functions.
+        permutations: entries per signature; the standard deviation of an estimated Jaccard similarity j is at most
+            sqrt(j (1 - j) / permutations).
+        shingle_words: words per shingle, at least 1.
+        seed: seed of the hash functions.
 
     Returns:
-        List(UInt32) of `permutations` entries, one per text; null for a null text and one without words.
+        List(UInt32) of `permutations` entries, one per text; null for a null text and for one without words.
 
     Raises:
         MissingExtraError: the extra `filters` is not installed.
         ValueError: permutations or shingle_words is below 1.
     """
     if permutations < 1 or shingle_words < 1:
-        raise ValueError("permutations and shingle_words are at least 1")
+        raise ValueError("permutations and shingle_words must be at least 1")
     digests = filters_library("rensa").RMinHash.digest_matrix_from_flat_token_hashes
     parts = [pl.Series(dtype=pl.List(pl.UInt32))]
     for _, batch in batches(texts):
@@ -71,7 +71,7 @@ def signatures(texts: pl.Series, *, permutations: int = 128, shingle_words: int 
 
 
 def _shingles(words: Words, n: int) -> tuple[Hashes, Positions]:
-    """The shingles' hashes, text after text, and how many each text has."""
+    """Return the hashes of the shingles, text after text, and the number of shingles per text."""
     counts = np.where(words.counts < n, np.minimum(words.counts, 1), words.counts - n + 1)
     of = np.repeat(words.counts, counts)
     starts = ranges(words.offsets[:-1], counts)
@@ -83,27 +83,27 @@ def _shingles(words: Words, n: int) -> tuple[Hashes, Positions]:
 
 
 def near_duplicate_groups(sample_ids: pl.Series, signatures: pl.Series, threshold: float) -> pl.DataFrame:
-    """Groups of near-duplicates: connected components over pairs of estimated similarity >= threshold.
+    """Group near-duplicates: connected components over pairs with an estimated similarity of at least the threshold.
 
-    From a threshold of about 0.68 on (with 128 entries) every such pair in a bucket of at most 32 is compared: the
-    bands are so many that two signatures which differ in few enough entries agree in one of them. Below, a pair at
-    the threshold is missed with a chance of at most 1 %. Buckets of more than 32 distinct signatures are compared
-    with 16 of their members only, so that boilerplate cannot make the work quadratic; what one band leaves out
-    there, another may still find. The result does not depend on the order of rows.
+    From a threshold of about 0.68 (with 128 entries), every such pair in a bucket of at most 32 is compared: there are
+    so many bands that two signatures with few enough differing entries agree in one of them. Below, a pair at the
+    threshold is missed with a probability of at most 1 %. Buckets of more than 32 distinct signatures are compared with
+    16 of their members only, so that boilerplate cannot make the work quadratic; a pair skipped there may still be
+    found in another band. The result does not depend on the order of rows.
 
     Args:
-        sample_ids: String; one that stands there twice has the same signature both times.
-        signatures: List(UInt32) out of `signatures`, all with the same arguments; null is near nothing.
+        sample_ids: String; repeated ids have equal signatures.
+        signatures: List(UInt32) from `signatures`, all with the same arguments; null matches nothing.
         threshold: in (0, 1].
 
     Returns:
-        sample_id (each once, sorted) and representative: the smallest sample_id of its group, itself when alone.
+        sample_id (each once, sorted) and representative: the smallest sample_id of its group, itself if it is alone.
 
     Raises:
-        ValueError: the threshold is out of range, or the signatures are not of one length.
+        ValueError: the threshold is out of range, or the signatures differ in length.
     """
     if not 0 < threshold <= 1:
-        raise ValueError(f"the threshold is in (0, 1], not {threshold}")
+        raise ValueError(f"the threshold must be in (0, 1], not {threshold}")
     frame = pl.DataFrame({"sample_id": sample_ids, "signature": signatures})
     frame = frame.unique("sample_id", keep="any").sort("sample_id")
     signed = frame.filter(pl.col("signature").is_not_null())
@@ -111,7 +111,7 @@ def near_duplicate_groups(sample_ids: pl.Series, signatures: pl.Series, threshol
     if len(signed) == 0:
         return alone
     matrix = _matrix(signed["signature"])
-    # Texts that are the same in all but punctuation have one signature: it is looked at once.
+    # Texts that differ only in punctuation have the same signature, which is compared once.
     _, firsts, inverse = np.unique(combine(matrix.T), return_index=True, return_inverse=True)
     order = np.argsort(firsts)
     rank = np.empty_like(order)
@@ -125,21 +125,21 @@ def near_duplicate_groups(sample_ids: pl.Series, signatures: pl.Series, threshol
 def _matrix(signatures: pl.Series) -> Signatures:
     lengths = signatures.list.len()
     if lengths.n_unique() != 1 or lengths[0] == 0:
-        raise ValueError("the signatures are not of one length: compute them with the same permutations")
+        raise ValueError("the signatures differ in length. Compute them with the same permutations.")
     return signatures.explode().to_numpy().astype(np.uint32, copy=False).reshape(len(signatures), -1)
 
 
 def _entries_needed(threshold: float, permutations: int) -> int:
-    """The smallest number of equal entries whose share is at least the threshold."""
+    """Return the smallest number of equal entries whose share is at least the threshold."""
     needed = math.floor(threshold * permutations)
     return needed if needed / permutations >= threshold else needed + 1
 
 
 def _bands(threshold: float, permutations: int) -> list[slice]:
-    """The entries of each band: as wide as they can be while a pair at the threshold is caught.
+    """Return the entries of each band: as wide as possible while a pair at the threshold is still caught.
 
-    If d entries may differ, d + 1 bands are sure to hold one without a difference. Where that would make bands
-    narrower than three entries, which next to everything shares, three are taken if they miss few pairs.
+    If d entries may differ, one of d + 1 bands has no difference. If that makes bands narrower than three entries,
+    which nearly all pairs share, bands of three are used as long as they miss few pairs.
     """
     needed = _entries_needed(threshold, permutations)
     rows = permutations // (permutations - needed + 1)
@@ -151,7 +151,7 @@ def _bands(threshold: float, permutations: int) -> list[slice]:
 
 
 def _components(matrix: Signatures, threshold: float) -> Positions:
-    """The smallest row of each row's component: [rows]."""
+    """Return the smallest row of each row's component: [rows]."""
     pairs = _Pairs(matrix, _entries_needed(threshold, matrix.shape[1]))
     for band in _bands(threshold, matrix.shape[1]):
         keys = combine(matrix[:, band].T)
@@ -165,7 +165,7 @@ def _components(matrix: Signatures, threshold: float) -> Positions:
 
 
 class _Pairs:
-    """Rows that are joined pair after pair; `labels` holds the smallest row of each row's component so far."""
+    """Joins pairs of rows; `labels` holds the smallest row of each row's component so far."""
 
     def __init__(self, matrix: Signatures, needed: int) -> None:
         self._matrix = matrix
@@ -173,10 +173,10 @@ class _Pairs:
         self.labels: Positions = np.arange(len(matrix))
 
     def join_buckets(self, rows: Positions, bucket: Positions, size: Positions) -> None:
-        """Join what is near within buckets: rows in order of buckets, their buckets and these buckets' sizes."""
+        """Join near rows within buckets, given rows sorted by bucket, their buckets, and the sizes of these buckets."""
         rest = self._join_with_first(rows, bucket)
-        # Most buckets are one group by now; of the others every member counts, for what is not near the first may
-        # be near to one that is.
+        # Most buckets are one group by now. In the others every member counts, because a row that is not near the first
+        # may be near to one that is.
         unsettled = np.zeros(int(bucket[-1]) + 1 if len(bucket) else 0, dtype=bool)
         unsettled[bucket[rest]] = True
         small = unsettled[bucket] & (size <= _SMALL_BUCKET)
@@ -186,7 +186,7 @@ class _Pairs:
             rest = rest[self._join_with_first(rows[rest], bucket[rest])]
 
     def _join_with_first(self, rows: Positions, bucket: Positions) -> Positions:
-        """Join each row with the first of its bucket; returns where those stand that are not near it."""
+        """Join each row with the first of its bucket, and return the positions of the rows that are not near it."""
         if len(rows) == 0:
             return np.empty(0, dtype=np.int64)
         starts = np.flatnonzero(np.concatenate([[True], np.diff(bucket) != 0]))
@@ -203,7 +203,7 @@ class _Pairs:
             self._join(left[same], right[same])
 
     def _join(self, left: Positions, right: Positions) -> None:
-        """Join those pairs that are near and not yet joined."""
+        """Join the pairs that are near and not yet joined."""
         apart = self.labels[left] != self.labels[right]
         left, right = left[apart], right[apart]
         near = np.zeros(len(left), dtype=bool)

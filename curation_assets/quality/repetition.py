@@ -1,7 +1,8 @@
-"""How much a text repeats itself: the repetition statistics of Gopher (Rae et al. 2021, arXiv 2112.11446, Table A1).
+"""Repetition statistics of Gopher (Rae et al. 2021, arXiv 2112.11446, Table A1).
 
-The paper leaves some things open; as the common implementations do, a repetition is every occurrence after the first,
-except for the most frequent n-gram, all of whose occurrences count. Characters that several n-grams cover count once.
+Where the paper is ambiguous, this follows common implementations: a repetition is every occurrence after the first,
+except for the most frequent n-gram, all of whose occurrences count. Characters covered by several n-grams count
+once.
 """
 
 from __future__ import annotations
@@ -37,22 +38,22 @@ Shares = NDArray[np.float64]
 
 
 def repetition(texts: pl.Series) -> pl.DataFrame:
-    """The repetition of each text, all shares in 0..1.
+    """Return the repetition statistics of each text, all shares in 0..1.
 
-    Lines are those that are not blank, without the space around them; paragraphs stand between blank lines. Words
-    are those of `words.split_words`, and the characters of n-grams are their words', of all the words' characters.
+    Blank lines are ignored, and lines are stripped; paragraphs are separated by blank lines. Words are those of
+    `words.split_words`; characters of n-grams are those of their words, as a share of the characters of all words.
 
     Args:
         texts: String; nulls are allowed.
 
     Returns:
         One row per text, one Float64 column per name in REPETITION_LIMITS:
-        duplicate_line_share, duplicate_paragraph_share: lines or paragraphs that stood before, of all.
-        duplicate_line_characters, duplicate_paragraph_characters: their characters, of all of theirs.
-        top_N_gram_characters: in the most frequent run of N words (0 if none occurs twice; of several, the one that
-        covers most).
-        duplicate_N_gram_characters: in runs of N words that stood before.
-        A share of nothing is null: of a null text, one without lines, or one without words.
+        duplicate_line_share, duplicate_paragraph_share: share of lines or paragraphs that occurred before.
+        duplicate_line_characters, duplicate_paragraph_characters: share of their characters.
+        top_N_gram_characters: share in the most frequent run of N words (0 if none occurs twice; in case of ties, the
+            one that covers most).
+        duplicate_N_gram_characters: share in runs of N words that occurred before.
+        A share of nothing is null: for a null text, one without lines, or one without words.
     """
     parts = [pl.DataFrame(schema=dict.fromkeys(REPETITION_LIMITS, pl.Float64))]
     for _, batch in batches(texts.cast(pl.String)):
@@ -63,15 +64,17 @@ def repetition(texts: pl.Series) -> pl.DataFrame:
 
 
 def repetitive(frame: pl.DataFrame, limits: Mapping[str, float] = REPETITION_LIMITS) -> pl.Series:
-    """Which limits each row of `repetition` exceeds: List(String), in the order of the limits.
+    """Return the limits that each row of `repetition` exceeds: List(String), in the order of the limits.
 
-    Traces repeat words more than the web text that the paper's limits are made for: choose limits that suit.
+    Reasoning traces repeat words more than the web text that the paper's limits were made for: choose suitable limits.
 
     Raises:
-        ValueError: a limit is of something that is not measured.
+        ValueError: a limit names an unknown statistic.
     """
     if unknown := [name for name in limits if name not in REPETITION_LIMITS]:
-        raise ValueError(f"no such repetition: {', '.join(unknown)}; there are {', '.join(REPETITION_LIMITS)}")
+        raise ValueError(
+            f"unknown repetition statistic: {', '.join(unknown)}; known statistics are {', '.join(REPETITION_LIMITS)}"
+        )
     if not limits:
         return pl.Series("repetitive", [[]] * len(frame), dtype=pl.List(pl.String))
     exceeded = [pl.when(pl.col(name) > limit).then(pl.lit(name)) for name, limit in limits.items()]
@@ -79,7 +82,7 @@ def repetitive(frame: pl.DataFrame, limits: Mapping[str, float] = REPETITION_LIM
 
 
 def _pieces(pieces: pl.Series, name: str) -> dict[str, pl.Series]:
-    """Both shares of duplicates among the pieces that each text was split into: List(String)."""
+    """Return both shares of duplicates among the parts into which each text was split: List(String)."""
     rows = pl.DataFrame({"row": pl.arange(len(pieces), eager=True), "piece": pieces})
     piece = pl.col("piece").str.strip_chars()
     found = rows.explode("piece").select("row", piece).filter(pl.col("piece") != "")
@@ -98,9 +101,9 @@ def _pieces(pieces: pl.Series, name: str) -> dict[str, pl.Series]:
 
 
 def _ngrams(words: Words) -> dict[str, pl.Series]:
-    """The shares of characters in n-grams, NaN for texts without words."""
+    """Return the shares of characters in n-grams, NaN for texts without words."""
     ends = np.concatenate([[0], np.cumsum(words.lengths)])
-    # Texts are told apart by their hashes, so that one sort serves all of them.
+    # Including the text's hash keeps texts apart, so that one sort is enough for all of them.
     text = np.repeat(np.arange(len(words.counts)), words.counts)
     own = combine([text.astype(np.uint64)])
     starts, _ = words.windows(_TOP[0])
@@ -111,7 +114,7 @@ def _ngrams(words: Words) -> dict[str, pl.Series]:
             shares[f"top_{n}_gram_characters"] = _top_characters(places, first, n, text, ends, len(words.counts))
         if n in _DUPLICATE:
             shares[f"duplicate_{n}_gram_characters"] = _covered(places[~first], n, words)
-        # A longer run can only stand there twice if both of its shorter ones do (and both are of its text).
+        # A longer run can only repeat if both of its shorter runs do (and both are in its text).
         repeats = np.zeros(len(text) + 1, dtype=bool)
         repeats[places] = True
         starts = np.flatnonzero(repeats[:-1] & repeats[1:])
@@ -121,7 +124,7 @@ def _ngrams(words: Words) -> dict[str, pl.Series]:
 
 
 def _repeated(keys: Hashes, starts: Positions) -> tuple[Positions, NDArray[np.bool_]]:
-    """The starts whose keys occur more than once, by key and then in order, and which are their key's first."""
+    """Return the starts whose keys occur more than once, by key and then in order, and which of them are the first."""
     order = np.argsort(keys, kind="stable")
     bounds = np.flatnonzero(np.concatenate([[True], np.diff(keys[order]) != 0, [True]])[: len(keys) + 1])
     counts = np.diff(bounds) if len(keys) else np.empty(0, dtype=np.int64)
@@ -134,7 +137,7 @@ def _repeated(keys: Hashes, starts: Positions) -> tuple[Positions, NDArray[np.bo
 def _top_characters(
     places: Positions, first: NDArray[np.bool_], n: int, text: Positions, ends: Positions, texts: int
 ) -> Positions:
-    """Characters that the most frequent n-gram of each text covers: [texts]."""
+    """Return the characters covered by the most frequent n-gram of each text: [texts]."""
     covered = np.zeros(texts, dtype=np.int64)
     if len(places) == 0:
         return covered
@@ -146,7 +149,7 @@ def _top_characters(
         np.add.reduceat(characters, groups),
         text[places[groups]],
     )
-    # In order of frequency, then of characters: the last one written of each text is the one wanted.
+    # Sorted by frequency, then by characters: the last entry of each text is the maximum.
     order = np.lexsort((sums, counts, of))
     last = np.append(np.diff(of[order]) != 0, True)
     covered[of[order][last]] = sums[order][last]
@@ -154,7 +157,7 @@ def _top_characters(
 
 
 def _covered(places: Positions, n: int, words: Words) -> Positions:
-    """Characters of each text's words that lie in a run of n words from one of the places on: [texts]."""
+    """Return the characters of each text's words within a run of n words starting at one of the places: [texts]."""
     edges = np.zeros(len(words.lengths) + 1, dtype=np.int64)
     np.add.at(edges, places, 1)
     np.add.at(edges, places + n, -1)

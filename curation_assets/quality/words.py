@@ -1,7 +1,7 @@
-"""Words of texts as the checks see them, their stable hashes, and hashes of runs of words, all as flat arrays.
+"""Words of texts, their stable hashes, and hashes of word runs, all as flat arrays.
 
-The hashes are part of what is stored, so they rest on BLAKE2b and on fixed arithmetic modulo 2^64 alone: they are
-the same on every machine and under every version of Polars and Python (whose own hashes are not).
+The hashes are part of stored data, so they depend only on BLAKE2b and fixed arithmetic modulo 2^64: they are the
+same on every machine and under every version of Polars and Python (whose own hashes are not).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 Hashes = NDArray[np.uint64]
 Positions = NDArray[np.int64]
 
-# Scripts that put no spaces between words: each of their characters is a word, else a sentence would be one.
+# Scripts without spaces between words: each character is a word, or else a sentence would be one.
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _WORD = rf"[{_UNSPACED}]|[\w--[{_UNSPACED}]]+"
 
-# Text that is worked on at a time: what bounds the memory of every check.
+# Amount of text processed at a time; it bounds the memory of every check.
 BATCH_BYTES = 1 << 23
 
-# Odd, with bits all over: out of the finalizer of SplitMix64 (Steele et al. 2014).
+# Odd, with well distributed bits; from the finalizer of SplitMix64 (Steele et al. 2014).
 _MULTIPLIER = np.uint64(0xBF58476D1CE4E5B9)
 _START = np.uint64(0x9E3779B97F4A7C15)
 _HALF = np.uint64(32)
@@ -33,12 +33,12 @@ _HALF = np.uint64(32)
 
 @dataclass(frozen=True)
 class Words:
-    """The words of some texts, one after another.
+    """The concatenated words of some texts.
 
     Attributes:
-        hashes: [words] of each word.
-        lengths: [words] characters of each word.
-        offsets: [texts + 1]: text t has the words offsets[t] to offsets[t + 1].
+        hashes: hash of each word [words].
+        lengths: characters of each word [words].
+        offsets: text t has the words offsets[t] to offsets[t + 1] [texts + 1].
     """
 
     hashes: Hashes
@@ -47,30 +47,30 @@ class Words:
 
     @property
     def counts(self) -> Positions:
-        """[texts] words of each text."""
+        """Number of words in each text [texts]."""
         return np.diff(self.offsets)
 
     def windows(self, n: int) -> tuple[Positions, Positions]:
-        """Every run of n words within a text: where it starts among the words, and its text; both [windows]."""
+        """Return every run of n words within a text: its start among the words, and its text; both [windows]."""
         counts = np.maximum(self.counts - n + 1, 0)
         return ranges(self.offsets[:-1], counts), np.repeat(np.arange(len(counts)), counts)
 
 
 def split_words(texts: pl.Series) -> pl.Series:
-    """The words of each text: List(String), null for null.
+    """Return the words of each text: List(String), null for null.
 
-    Texts are brought to Unicode's NFKC form and lower case, so that full-width letters, ligatures, superscripts and
-    accents written in two ways match; a word is a run of letters, marks, digits and underscores (`\\w+`), and, in
+    Texts are converted to Unicode's NFKC form and lower case, so that full-width letters, ligatures, superscripts
+    and accents in different encodings match. A word is a run of letters, marks, digits and underscores, or, in
     scripts without spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese), a single character.
     """
     return texts.cast(pl.String).str.normalize("NFKC").str.to_lowercase().str.extract_all(_WORD)
 
 
 def hash_words(texts: pl.Series) -> Words:
-    """The words of texts with stable hashes of 64 bits; a null text has none."""
+    """Return the words of texts with stable 64-bit hashes; a null text has no words."""
     words = split_words(texts)
     offsets = np.concatenate([[0], np.cumsum(words.list.len().fill_null(0).to_numpy(), dtype=np.int64)])
-    # Most words are met many times: each distinct one is hashed once.
+    # Most words occur many times, so each distinct word is hashed once.
     encoded = pc.dictionary_encode(words.explode().drop_nulls().to_arrow())
     distinct = [] if len(encoded) == 0 else encoded.dictionary.to_pylist()
     codes = encoded.indices.to_numpy()
@@ -81,7 +81,7 @@ def hash_words(texts: pl.Series) -> Words:
 
 
 def combine(parts: Iterable[NDArray[np.unsignedinteger]], seed: int = 0) -> Hashes:
-    """One hash of each row out of the arrays' values in that order; all arrays are of one length.
+    """Return one hash per row from the arrays' values in that order; all arrays have the same length.
 
     Raises:
         ValueError: there are no arrays.
@@ -97,18 +97,18 @@ def combine(parts: Iterable[NDArray[np.unsignedinteger]], seed: int = 0) -> Hash
 
 
 def ngram_hashes(words: Words, n: int, starts: Positions) -> Hashes:
-    """The hash of the n words from each start on: [starts]. Runs of other lengths have other hashes."""
+    """Return the hash of the n words from each start: [starts]. Hashes of runs of different lengths differ."""
     return combine((words.hashes[starts + offset] for offset in range(n)), seed=n)
 
 
 def ranges(firsts: Positions, counts: Positions) -> Positions:
-    """first, first + 1, ... for each first, as many as its count, one after another: [sum of counts]."""
+    """Return first, first + 1, ... for each first, as many as its count, concatenated: [sum of counts]."""
     before = np.cumsum(counts) - counts
     return np.repeat(firsts - before, counts) + np.arange(int(counts.sum()), dtype=np.int64)
 
 
 def slices(sizes: NDArray[np.integer], limit: int) -> Iterator[tuple[int, int]]:
-    """Bounds of consecutive slices whose sizes sum to at most the limit; one that is larger stands alone."""
+    """Yield bounds of consecutive slices whose sizes sum to at most the limit; a larger size gets its own slice."""
     ends = np.cumsum(sizes, dtype=np.int64)
     start, done = 0, 0
     while start < len(ends):
@@ -118,7 +118,7 @@ def slices(sizes: NDArray[np.integer], limit: int) -> Iterator[tuple[int, int]]:
 
 
 def batches(texts: pl.Series) -> Iterator[tuple[int, pl.Series]]:
-    """Consecutive parts of the texts of about BATCH_BYTES, each with the row that it begins at."""
+    """Yield consecutive parts of the texts of about BATCH_BYTES, each with the index of its first row."""
     sizes = texts.cast(pl.String).str.len_bytes().fill_null(0).to_numpy()
     for start, stop in slices(sizes, BATCH_BYTES):
         yield start, texts.slice(start, stop - start)

@@ -1,4 +1,4 @@
-"""Building releases: immutable folders, created once or not at all, each with its whole story."""
+"""Build releases: immutable folders with full lineage, created once or not at all."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from curation_resources.storage.warehouse import Warehouse
 logger = logging.getLogger("curation")
 
 IN_EVERY_MANIFEST = ("subset", "number", "rows", "content_digest", "subset_digest", "parameters", "checkpoints")
-"""What other parts of the project read of a manifest."""
+"""Keys of a manifest that other modules read."""
 
 PAGE_TRACES = 2_000
-"""On the page of a release; `curate report` makes larger ones."""
+"""Maximum number of traces on a release's page; `curate report` writes larger pages."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """A release that exists: its subset, number, folder (as people know it) and manifest."""
+    """An existing release: its subset, number, folder (as shown to users) and manifest."""
 
     subset: str
     number: int
@@ -51,16 +51,16 @@ class Release:
 
 
 def release_numbers(workspace: Workspace, subset: str) -> list[int]:
-    """Numbers of the subset's releases, ascending."""
+    """Return the numbers of the subset's releases in ascending order."""
     names = workspace.warehouse.made_folders(tables.release_dir(subset), MANIFEST)
     return sorted(int(name) for name in names if name.isdigit())
 
 
 def read_release(workspace: Workspace, subset: Subset, number: int) -> Release:
-    """An existing release.
+    """Return an existing release.
 
     Raises:
-        ReleaseError: it is not there, or its manifest is damaged.
+        ReleaseError: it does not exist, or its manifest is damaged.
     """
     folder = f"{tables.release_dir(subset.name)}/{number}"
     manifest = read_manifest(workspace.warehouse, folder)
@@ -68,35 +68,35 @@ def read_release(workspace: Workspace, subset: Subset, number: int) -> Release:
 
 
 def read_manifest(warehouse: Warehouse, folder: str) -> dict[str, Any]:
-    """The manifest of the release in a folder of the warehouse.
+    """Return the manifest of the release in a folder of the warehouse.
 
     Raises:
-        ReleaseError: it is not there, is no JSON, or lacks what every manifest holds.
+        ReleaseError: it is missing, is not JSON, or lacks required keys.
     """
     shown = warehouse.storage.shown(f"{folder}/{MANIFEST}")
-    mend = f"see `curate verify {warehouse.storage.shown(folder)}`; put the folder back from a copy, or delete it"
+    mend = f"Run `curate verify {warehouse.storage.shown(folder)}`; restore the folder from a copy, or delete it."
     try:
         manifest = warehouse.read_json(f"{folder}/{MANIFEST}")
     except ValueError as error:
-        raise ReleaseError(f"{shown} is no JSON ({error}): {mend}") from error
+        raise ReleaseError(f"{shown} is not JSON ({error}). {mend}") from error
     lacking = [key for key in IN_EVERY_MANIFEST if not isinstance(manifest, dict) or key not in manifest]
     if lacking:
-        raise ReleaseError(f"{shown} does not say its {', '.join(lacking)}: {mend}")
+        raise ReleaseError(f"{shown} lacks {', '.join(lacking)}. {mend}")
     found: dict[str, Any] = manifest
     return found
 
 
 def latest_release(workspace: Workspace, subset: Subset) -> Release | None:
-    """The newest release that exists, or None."""
+    """Return the latest existing release, or None."""
     numbers = release_numbers(workspace, subset.name)
     return read_release(workspace, subset, numbers[-1]) if numbers else None
 
 
 def next_release(workspace: Workspace, subset: Subset) -> int:
-    """The number that releasing the current subset gives: the last one's if the content is equal.
+    """Return the number for a release of the current subset: the latest one's if the content is equal.
 
     Raises:
-        ReleaseError: the subset has not been made, or not from the current scores.
+        ReleaseError: the subset is missing or outdated.
     """
     _check_current(workspace, subset)
     latest = latest_release(workspace, subset)
@@ -104,7 +104,7 @@ def next_release(workspace: Workspace, subset: Subset) -> int:
         return 1
     stored = workspace.warehouse.table_metadata(tables.subset_path(subset.name))
     if latest.manifest["subset_digest"] == stored["content_digest"]:
-        # The same samples by the same scores: a sample_id stands for its content, though not for its steps.
+        # Same samples and scores: a sample_id identifies the content, but not the steps.
         ids = workspace.warehouse.read_table(tables.subset_path(subset.name))["sample_id"]
         if latest.manifest.get("steps_digest") == steps_digest(step_columns(workspace, subset, ids)):
             return latest.number
@@ -113,17 +113,17 @@ def next_release(workspace: Workspace, subset: Subset) -> int:
 
 
 def make_release(workspace: Workspace, subset: Subset, number: int, run_id: str) -> Release:
-    """Create the release of that number, or give it if it exists; then move LATEST to it.
+    """Return the release of that number, creating it if needed; then point LATEST at the newest release.
 
     Raises:
-        ReleaseError: the number is not the next one, or someone else made it of other content.
+        ReleaseError: the number is not the next one, or another process made it with different content.
     """
     numbers = release_numbers(workspace, subset.name)
     if number not in numbers:
         if number != (numbers[-1] if numbers else 0) + 1:
             raise ReleaseError(
-                f"release {subset.name}@{number} is not the next one: releases are {numbers or 'none yet'}; "
-                f"use `curate release {subset.name}`"
+                f"release {subset.name}@{number} is not the next one: releases are {numbers or 'none yet'}. Use "
+                f"`curate release {subset.name}`."
             )
         _create(workspace, subset, number, run_id)
     _move_latest(workspace, subset)
@@ -133,21 +133,21 @@ def make_release(workspace: Workspace, subset: Subset, number: int, run_id: str)
 
 
 def refuse_broken(workspace: Workspace, release: Release) -> None:
-    """See that a release's files are those of its checksums.
+    """Check a release's files against its checksums.
 
     Raises:
-        ReleaseError: some are not.
+        ReleaseError: some files do not match.
     """
     broken = broken_files(workspace, release)
     if broken:
         raise ReleaseError(
-            f"release {release.folder}: checksums do not match for {', '.join(broken)}: see `curate verify "
-            f"{release.subset}@{release.number}`; put the folder back from a copy, or delete it and release again"
+            f"release {release.folder}: checksums do not match for {', '.join(broken)}. Run `curate verify "
+            f"{release.subset}@{release.number}`; restore the folder from a copy, or delete it and release again."
         )
 
 
 def broken_files(workspace: Workspace, release: Release) -> list[str]:
-    """Files of a release whose bytes are not those of its checksums, or that are missing."""
+    """Return the files of a release that are missing or do not match their checksums."""
     storage = workspace.warehouse.storage
     folder = f"{tables.release_dir(release.subset)}/{release.number}"
     broken = []
@@ -160,7 +160,7 @@ def broken_files(workspace: Workspace, release: Release) -> list[str]:
         try:
             found = hashlib.sha256(storage.read(f"{folder}/{name}")).hexdigest()
         except OSError:
-            # A line that is no checksum may name anything.
+            # A malformed line may name anything.
             found = None
         if found != expected:
             broken.append(name)
@@ -172,8 +172,8 @@ def _check_current(workspace: Workspace, subset: Subset) -> None:
     stored = workspace.warehouse.table_metadata(tables.subset_path(subset.name)).get("fingerprint")
     if wanted is None or stored != wanted:
         raise ReleaseError(
-            f"subset {subset.name} is not up to date with its scores: materialize subsets/{subset.name}, "
-            "or use `curate run`"
+            f"subset {subset.name} is not up to date with its scores. Materialize subsets/{subset.name}, or use "
+            "`curate run`."
         )
 
 
@@ -206,26 +206,28 @@ def _create(workspace: Workspace, subset: Subset, number: int, run_id: str) -> N
     if not workspace.warehouse.create_folder(folder, fill, last=MANIFEST):
         found = read_release(workspace, subset, number)
         if found.manifest["content_digest"] != content_digest(rows):
-            raise ReleaseError(f"release {subset.name}@{number} was made by someone else in the meantime: try again")
+            raise ReleaseError(
+                f"release {subset.name}@{number} was made by another process in the meantime. Try again."
+            )
 
 
 def _changes(
     workspace: Workspace, subset: Subset, number: int, rows: pl.DataFrame
 ) -> dict[str, float | int | None] | None:
-    """What changed against the release before; None for a first one, or where that one cannot be read."""
+    """Return the changes from the previous release; None without one, or if it cannot be read."""
     if number == 1:
         return None
     try:
         before, was = release_frame(workspace.warehouse.storage, f"{tables.release_dir(subset.name)}/{number - 1}")
     except ExportError as error:
-        logger.warning("release %s@%d says nothing of what changed: %s", subset.name, number, error)
+        logger.warning("release %s@%d records no changes from the previous release: %s", subset.name, number, error)
         return None
     now = workspace.settings.score(subset.score).model_dump(mode="json")
     return changes_of(before, rows, same_score=was["parameters"]["score"] == now).facts()
 
 
 def _write_page(place: Path) -> None:
-    """The traces of a release that is being made, to read."""
+    """Write the page with the traces of a release that is being made."""
     storage = FolderStorage(place.parent)
     traces = release_traces(storage, place.name, PAGE_TRACES)
     _write(place / PAGE, page_text(traces, release_pictures(storage, place.name)))
@@ -251,7 +253,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _move_latest(workspace: Workspace, subset: Subset) -> None:
-    """Point LATEST at the newest release; also after a kill between creating one and pointing at it."""
+    """Point LATEST at the newest release, also after a crash between creating a release and pointing at it."""
     path = f"{tables.release_dir(subset.name)}/LATEST"
     while True:
         newest = str(release_numbers(workspace, subset.name)[-1])

@@ -13,33 +13,33 @@ MOST_SOURCES = 100
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 FILES = (
     "- `data/train.parquet`: content, rank, score, reason, steps with their scores, shard and row of origin.",
-    "- `data/train.jsonl`: `messages` for trainers, with `sample_id`, and `images` where the prompt shows some.",
+    "- `data/train.jsonl`: `messages` for trainers, with `sample_id`, and `images` if the prompt has some.",
     "- `traces.html`: the traces on one page that works offline.",
-    "- `images/`: images that arrived inside rows. Other image paths are relative to the file of origin.",
+    "- `images/`: images that were embedded in rows. Other image paths are relative to the file of origin.",
     "- `manifest.json`: inputs with hashes, checkpoint fingerprints, configuration, versions.",
-    "- `croissant.json`: the same for machines that search for datasets (MLCommons Croissant).",
-    "- `SHA256SUMS`: check with `sha256sum -c SHA256SUMS`. `provenance.json` (run, time, machine) is not in it.",
+    "- `croissant.json`: metadata for dataset search engines (MLCommons Croissant).",
+    "- `SHA256SUMS`: check with `sha256sum -c SHA256SUMS`. It does not cover `provenance.json` (run, time, machine).",
 )
-"""What lies in a release, for its readers."""
+"""Lines of the card about the files of a release."""
 
 OTHER = "other"
-"""Hugging Face's name for a licence that is none of its list, or for several."""
+"""Hugging Face's identifier for several licences, or for one that is not in its list."""
 
 
 def dataset_card(manifest: dict[str, Any], plots: Mapping[str, str] | None = None) -> str:
-    """The card as Markdown with the YAML header that dataset hubs read.
+    """Return the card as Markdown with the YAML header that dataset hubs read.
 
     Args:
         manifest: the release's manifest.
-        plots: files of pictures in the release, with what they show.
+        plots: paths of plots in the release, with their titles.
     """
     name = f"{manifest['subset']}@{manifest['number']}"
     lines = [
         *_front_matter(manifest),
         f"# {manifest['subset']}, release {manifest['number']}",
         "",
-        f"Reasoning traces selected by {escape_cell(manifest['parameters']['method']['name'])}. Open `traces.html` to "
-        "read them, with every step coloured by its score where the method scores steps.",
+        f"Reasoning traces selected by {escape_cell(manifest['parameters']['method']['name'])}. Open `traces.html` "
+        "to read them; every step is coloured by its score if the method scores steps.",
         "",
         "| what | value |",
         "| --- | --- |",
@@ -58,7 +58,7 @@ def dataset_card(manifest: dict[str, Any], plots: Mapping[str, str] | None = Non
         "",
         *_cleanliness(manifest),
         "",
-        "## Changes against the former release",
+        "## Changes from the previous release",
         "",
         _changes(manifest),
         "",
@@ -69,16 +69,16 @@ def dataset_card(manifest: dict[str, Any], plots: Mapping[str, str] | None = Non
         "## Reproduce",
         "",
         "```sh",
-        f"curate verify {name}      # every file against what the release says of itself",
-        f"curate reproduce {name}   # the same rows from the stored measurements: equal bytes",
+        f"curate verify {name}      # check every file against the manifest",
+        f"curate reproduce {name}   # recompute the rows from stored measurements and compare the bytes",
         "```",
         "",
         *_made_with(manifest),
         "",
         "## Limits",
         "",
-        "A score does not check that an answer is right unless the selector says so, and it can grow with the number "
-        "and length of steps (see the correlations above). Who measures with another model gets another choice.",
+        "A score does not check that an answer is correct unless the selector does, and it can grow with the number "
+        "and length of steps (see the correlations above). Measuring with another model gives another selection.",
         "",
     ]
     return "\n".join(lines)
@@ -87,11 +87,11 @@ def dataset_card(manifest: dict[str, Any], plots: Mapping[str, str] | None = Non
 def _changes(manifest: dict[str, Any]) -> str:
     if manifest["changes"] is not None:
         return f"{changes_text(manifest['changes'])}."
-    return "This is the first one." if manifest["parent"] is None else "The former release could not be read."
+    return "This is the first release." if manifest["parent"] is None else "The previous release could not be read."
 
 
 def license_of(licenses: Mapping[str, str | None]) -> str | None:
-    """The one licence of all sources, `other` of several; None where that of some source is not said."""
+    """Return the single licence of all sources, `other` for several; None if any source's licence is unknown."""
     found = set(licenses.values())
     if None in found or not found:
         return None
@@ -99,7 +99,7 @@ def license_of(licenses: Mapping[str, str | None]) -> str | None:
 
 
 def _front_matter(manifest: dict[str, Any]) -> list[str]:
-    """YAML, whose strings are written as JSON's: nothing in them can end one."""
+    """Return the YAML front matter; strings are written as JSON, so that no content can end one."""
     size = next((name for limit, name in SIZES if manifest["rows"] < limit), "n>1M")
     found = license_of(manifest["licenses"])
     return [
@@ -112,8 +112,8 @@ def _front_matter(manifest: dict[str, Any]) -> list[str]:
         "size_categories:",
         f"- {size}",
         "configs:",
-        # `datasets` keys its cache by the folder's name and this: under one name for all, release 1 of any subset
-        # would be taken for that of another.
+        # `datasets` keys its cache by the folder's name and this name: with a constant name, it would confuse the
+        # releases of different subsets.
         f"- config_name: {manifest['subset']}-{manifest['number']}-{manifest['content_digest'][:12]}",
         "  data_files:",
         "  - split: train",
@@ -131,10 +131,10 @@ def _plot_lines(plots: Mapping[str, str]) -> list[str]:
 
 
 def _source_rows(sources: dict[str, int], licenses: Mapping[str, str | None]) -> list[str]:
-    """The rows of the table of sources: the largest ones, where there are many."""
+    """Return the rows of the table of sources, limited to the largest ones."""
     shown = sorted(sorted(sources), key=lambda source: sources[source], reverse=True)[:MOST_SOURCES]
     rows = [
-        f"| {escape_cell(source)} | {sources[source]} | {escape_cell(licenses.get(source) or 'not said')} |"
+        f"| {escape_cell(source)} | {sources[source]} | {escape_cell(licenses.get(source) or 'not stated')} |"
         for source in sorted(shown)
     ]
     if len(sources) > len(shown):
@@ -144,9 +144,9 @@ def _source_rows(sources: dict[str, int], licenses: Mapping[str, str | None]) ->
 
 
 def _cleanliness(manifest: dict[str, Any]) -> list[str]:
-    """What was looked for in the pool, and what was found."""
+    """Return the checks that were made on the pool, with their findings."""
     selection, filters = manifest["selection"], manifest["config"]["settings"]["corpus"]["filters"]
-    lines = [f"- exact copies left out of the pool: {selection['duplicates_left_out']}"]
+    lines = [f"- exact duplicates excluded from the pool: {selection['duplicates_left_out']}"]
     for key, what in (
         ("near_duplicates", "near duplicates"),
         ("contamination", "overlap with benchmarks"),
@@ -154,12 +154,12 @@ def _cleanliness(manifest: dict[str, Any]) -> list[str]:
         ("languages", "other languages"),
     ):
         if not filters.get(key):
-            lines.append(f"- {what}: not looked for")
+            lines.append(f"- {what}: not checked")
     found = {name.removeprefix("filtered_"): count for name, count in selection.items() if name.startswith("filtered_")}
-    lines += [f"- left out for {escape_cell(name)}: {count}" for name, count in sorted(found.items())]
+    lines += [f"- excluded for {escape_cell(name)}: {count}" for name, count in sorted(found.items())]
     if "prompts_in_validation_sets" in selection:
         count = selection["prompts_in_validation_sets"]
-        lines.append(f"- samples of the pool whose prompt a validation set holds: {count}")
+        lines.append(f"- samples of the pool with a prompt from a validation set: {count}")
     return lines
 
 
@@ -167,7 +167,7 @@ def _made_with(manifest: dict[str, Any]) -> list[str]:
     packages = {name: version for name, version in manifest["packages"].items() if version is not None}
     commit, changed = manifest["code"]["commit"], manifest["code"]["changed"]
     return [
-        f"- configuration: `{manifest['config']['digest']}`, whole in `manifest.json`",
+        f"- configuration: `{manifest['config']['digest']}`, in full in `manifest.json`",
         f"- code: {commit or 'installed package'}{' with changes' if changed else ''}",
         f"- packages: {', '.join(f'{name} {version}' for name, version in packages.items())}",
         f"- inputs: {sum(1 for one in manifest['inputs'] if one['present'])} files, with hashes in `manifest.json`",
@@ -186,7 +186,7 @@ def _facts(manifest: dict[str, Any]) -> list[tuple[str, object]]:
     return [
         ("rows", manifest["rows"]),
         ("prompts", manifest["prompts"]),
-        ("chosen from a pool of", manifest["selection"]["pool"]),
+        ("selected from a pool of", manifest["selection"]["pool"]),
         ("method", f"{method['name']}: {method['summary']} ({method['source']})"),
         ("parameters", _parameters(score)),
         ("selector", _parameters(manifest["parameters"]["selector"])),
@@ -206,7 +206,7 @@ def _facts(manifest: dict[str, Any]) -> list[tuple[str, object]]:
 
 
 def _parameters(section: dict[str, Any]) -> str:
-    """A section's parameters as a line, but for what names it and what is not set."""
+    """Return a section's parameters on one line, without names and unset values."""
     said = {key: value for key, value in section.items() if key not in {"name", "target", "method"}}
     return ", ".join(f"{key}: {value}" for key, value in said.items() if value is not None)
 

@@ -1,4 +1,4 @@
-"""What is another thing in one release than in another: rows that came and went, ranks, scores, settings."""
+"""Compare two releases: rows added and removed, ranks, scores and settings."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ MOST_SETTINGS = 40
 
 @dataclass(frozen=True)
 class Changes:
-    """Of a release against a former one.
+    """Changes from an earlier release to a later one.
 
     Attributes:
-        rows_before: of the former.
-        rows: of this one.
-        added: rows that are new.
-        removed: rows that are gone.
+        rows_before: rows of the earlier release.
+        rows: rows of the later release.
+        added: rows only in the later release.
+        removed: rows only in the earlier release.
         kept: rows of both.
-        moved: of these, with another rank among the kept ones.
-        rescored: of these, with another value of the same score; None where the scores are not the same.
-        mean_score_before: of the former's rows.
-        mean_score: of this one's.
-        mean_shift: mean over kept rows of score minus former score; None without any.
-        largest_shift: the largest such difference, as an absolute value.
-        rank_correlation: Spearman's, over kept rows; None where there are fewer than two.
+        moved: kept rows whose rank among the kept rows differs.
+        rescored: kept rows with another value of the same score; None if the scores differ.
+        mean_score_before: mean score of the earlier release.
+        mean_score: mean score of the later release.
+        mean_shift: mean change of the score over kept rows; None without any.
+        largest_shift: largest absolute change of the score.
+        rank_correlation: Spearman's, over kept rows; None if there are fewer than two.
     """
 
     rows_before: int
@@ -46,18 +46,18 @@ class Changes:
     rank_correlation: float | None
 
     def facts(self) -> dict[str, float | int | None]:
-        """As a manifest holds it."""
+        """Return the changes as stored in a manifest."""
         return asdict(self)
 
 
 def changes_of(before: pl.DataFrame, after: pl.DataFrame, same_score: bool = True) -> Changes:
-    """What changed from one release's rows (`sample_id`, `rank`, `score`) to another's.
+    """Compare the rows (`sample_id`, `rank`, `score`) of two releases.
 
-    Numbers of other scores are not held against one another: then drift is not known.
+    Values of different scores are not compared; the drift is then unknown.
     """
     columns = ("sample_id", "rank", "score")
     kept = after.select(columns).join(before.select(columns), on="sample_id", how="inner", suffix="_before")
-    # Rows that came or went push others up and down: what counts is the order among those that stayed.
+    # Added and removed rows shift the ranks of others, so only the order among kept rows counts.
     ranks = kept.select(pl.col("rank").rank(), pl.col("rank_before").rank())
     moved = int((ranks["rank"] != ranks["rank_before"]).sum())
     shifts = (kept["score"] - kept["score_before"]).drop_nulls() if same_score else pl.Series([], dtype=pl.Float64)
@@ -78,13 +78,13 @@ def changes_of(before: pl.DataFrame, after: pl.DataFrame, same_score: bool = Tru
 
 
 def changes_text(changes: Mapping[str, Any]) -> str:
-    """A line of the changes that a manifest holds."""
+    """Return the changes stored in a manifest as one line."""
     line = (
         f"{changes['added']:,} rows added, {changes['removed']:,} removed, {changes['kept']:,} kept, of which "
         f"{changes['moved']:,} moved"
     )
     if changes["rescored"] is None:
-        return f"{line}; chosen by another score, or other parameters of it"
+        return f"{line}; selected by another score, or by the same one with other parameters"
     line += f" and {changes['rescored']:,} have another score"
     if changes["mean_shift"] is None or not changes["rescored"]:
         return line
@@ -92,7 +92,7 @@ def changes_text(changes: Mapping[str, Any]) -> str:
 
 
 def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Shown]:
-    """What two manifests say differently of how they were chosen: a name, the former value, this one's."""
+    """Return the settings in which two manifests differ: name, earlier value, later value."""
     names = ("parameters", "checkpoints", "packages", "code")
     old, new = dict(_flat(before, names)), dict(_flat(after, names))
     different = [(name, old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys())]

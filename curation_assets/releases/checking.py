@@ -1,4 +1,4 @@
-"""Whether the manifest and the rows of a release are of the kind that everything else takes them for."""
+"""Check the structure of a release's manifest and rows."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from curation_assets.releases.manifest_schema import Manifest
 from curation_assets.releases.step_columns import STEP_COLUMNS, VALUES
 
 MOST_WRONG = 5
-"""Keys of a manifest that are named."""
+"""Maximum number of manifest keys to report."""
 
 NEVER_NULL = ("sample_id", "rank", "prompt_id", "source", "messages", "response", "reason")
 NEEDED = (*tables.SUBSET.columns, "prompt_id", "source", "response", "messages", "images", "answer", "domain")
 
 
 def wrong_with_manifest(manifest: object) -> Iterator[str]:
-    """What is wrong with a manifest, if it can be read at all; nothing, if it is as its schema says."""
+    """Yield the problems that prevent reading a manifest; nothing if it conforms to its schema."""
     if not isinstance(manifest, Mapping):
-        yield "is no JSON object"
+        yield "is not a JSON object"
         return
     version = manifest.get("schema_version")
     if version != SCHEMA_VERSION:
@@ -38,9 +38,9 @@ def wrong_with_manifest(manifest: object) -> Iterator[str]:
 
 
 def wrong_with_rows(frame: pl.DataFrame) -> Iterator[str]:
-    """What is wrong with the kinds of a release's columns and the shape of its rows.
+    """Yield the problems with the column types and the structure of a release's rows.
 
-    Columns of steps may be missing, of releases of before there were any.
+    Step columns may be missing, because early releases do not have them.
     """
     types: dict[str, Any] = {name: RELEASE.columns[name].dtype for name in NEEDED} | {"messages": MESSAGES_TYPE}
     missing = [name for name in NEEDED if name not in frame.columns]
@@ -50,7 +50,7 @@ def wrong_with_rows(frame: pl.DataFrame) -> Iterator[str]:
     types |= {name: dtype for name, dtype in STEP_COLUMNS.items() if name in frame.columns}
     odd = [f"{name} ({frame.schema[name]})" for name, dtype in types.items() if frame.schema[name] != dtype]
     if odd:
-        yield f"has columns of other kinds: {', '.join(odd)}"
+        yield f"has columns of unexpected types: {', '.join(odd)}"
         return
     for name in NEVER_NULL:
         if frame[name].null_count():
@@ -59,7 +59,7 @@ def wrong_with_rows(frame: pl.DataFrame) -> Iterator[str]:
     if frame["messages"].null_count() or (turns < 2).any():
         yield "has rows without a prompt and a response in messages"
     elif frame["response"].to_list() != [found[-1]["content"] for found in frame["messages"].to_list()]:
-        yield "holds other responses than its messages"
+        yield "has responses that differ from the last turn of messages"
     if "step_spans" in frame.columns:
         yield from _wrong_with_steps(frame)
 
@@ -68,10 +68,10 @@ def _wrong_with_steps(frame: pl.DataFrame) -> Iterator[str]:
     counts = pl.col("step_spans").list.len()
     for name in VALUES:
         if name in frame.columns and frame.filter(pl.col(name).list.len() != counts).height:
-            yield f"has rows with another number of {name} than of step_spans"
+            yield f"has rows with different numbers of {name} and step_spans"
     spans = frame.select("response", "step_spans").explode("step_spans").drop_nulls("step_spans").unnest("step_spans")
     outside = (
         (pl.col("start") < 0) | (pl.col("end") < pl.col("start")) | (pl.col("end") > pl.col("response").str.len_chars())
     )
     if spans.filter(outside | pl.col("start").is_null() | pl.col("end").is_null()).height:
-        yield "has steps outside of their responses"
+        yield "has steps outside their responses"

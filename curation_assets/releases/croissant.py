@@ -1,4 +1,4 @@
-"""A release as dataset search engines read it: `croissant.json` (MLCommons Croissant 1.0)."""
+"""Metadata of a release for dataset search engines: `croissant.json` (MLCommons Croissant 1.0)."""
 
 from __future__ import annotations
 
@@ -52,25 +52,25 @@ FIELDS = {
     "sample_id": ("sc:Text", "hash of the prompt, its images and the response"),
     "prompt_id": ("sc:Text", "hash of the prompt and its images"),
     "rank": ("sc:Integer", "1 is best"),
-    "score": ("sc:Float", "the score that ranked the row"),
-    "weight": ("sc:Float", "weight in training"),
-    "reason": ("sc:Text", "why the row was chosen"),
-    "source": ("sc:Text", "data set that the row names, else the file that it came from"),
-    "shard": ("sc:Text", "the file that the row came from"),
-    "row": ("sc:Integer", "the row of that file"),
+    "score": ("sc:Float", "the score it was ranked by"),
+    "weight": ("sc:Float", "training weight"),
+    "reason": ("sc:Text", "why the row was selected"),
+    "source": ("sc:Text", "data set named by the row, else its source file"),
+    "shard": ("sc:Text", "source file of the row"),
+    "row": ("sc:Integer", "index of the row in the source file"),
     "response": ("sc:Text", "the response verbatim"),
 }
-"""Columns of the Parquet file that the records have; nested ones (messages, steps) are in the file alone."""
+"""Columns of the Parquet file listed as fields; nested columns (messages, steps) are only in the file."""
 
 FORMATS = {DATA_PARQUET: "application/x-parquet", DATA_JSONL: "application/jsonlines"}
 
 
 def croissant(manifest: Mapping[str, Any], license_url: str | None) -> dict[str, Any]:
-    """The document.
+    """Return the document.
 
     Args:
-        manifest: of the release.
-        license_url: of all sources together, if they have one.
+        manifest: manifest of the release.
+        license_url: common licence of all sources, if there is one.
     """
     name = f"{manifest['subset']}-{manifest['number']}"
     method = manifest["parameters"]["method"]
@@ -89,7 +89,7 @@ def croissant(manifest: Mapping[str, Any], license_url: str | None) -> dict[str,
                 "@type": "cr:RecordSet",
                 "@id": "rows",
                 "name": "rows",
-                "description": "one trace a row, best first",
+                "description": "one trace per row, best first",
                 "key": {"@id": "rows/sample_id"},
                 "field": [_field(column, *facts) for column, facts in FIELDS.items()],
             }

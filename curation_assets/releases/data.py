@@ -1,4 +1,4 @@
-"""The rows of a release and the files that they are written to: the same rows give the same bytes."""
+"""Rows and data files of a release; equal rows give equal bytes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ RELEASE = tables.Table(
     {
         **tables.SUBSET.columns,
         **{name: column for name, column in tables.RAW_CORPUS.columns.items() if name not in tables.SUBSET.columns},
-        "messages": tables.Column(MESSAGES_TYPE, "the prompt's turns and the response, as trainers read them"),
-        "step_spans": tables.Column(STEP_COLUMNS["step_spans"], "the steps in order, [start, end)", "characters"),
+        "messages": tables.Column(
+            MESSAGES_TYPE, "the prompt's turns and the response, in the format that trainers read"
+        ),
+        "step_spans": tables.Column(
+            STEP_COLUMNS["step_spans"], "steps in order, as characters [start, end)", "characters"
+        ),
         "step_scores": tables.Column(
-            STEP_COLUMNS["step_scores"], "of each step, by the subset's own score", nullable=True
+            STEP_COLUMNS["step_scores"], "score of each step, by the subset's own score", nullable=True
         ),
         "step_alignments": tables.Column(
             STEP_COLUMNS["step_alignments"], "answer alignment of each step", nullable=True
@@ -41,17 +45,15 @@ RELEASE = tables.Table(
         "step_consistencies": tables.Column(
             STEP_COLUMNS["step_consistencies"], "trajectory consistency of each step; null for the first", nullable=True
         ),
-        "answer_span": tables.Column(
-            STEP_COLUMNS["answer_span"], "where the answer stands, [start, end)", "characters"
-        ),
+        "answer_span": tables.Column(STEP_COLUMNS["answer_span"], "position of the answer, [start, end)", "characters"),
     },
     sort=("rank",),
 )
-"""The Parquet file, as catalogs show it."""
+"""Schema of the Parquet file, as shown in catalogs."""
 
 CHUNKED = "use_content_defined_chunking"
-"""Where the writer has it: pages end where content says so, so that the next release shares most of its bytes with this
-one in stores that keep equal chunks once."""
+"""Option of the writer, if available: page boundaries depend on content, so that consecutive releases share most of
+their bytes in deduplicating stores."""
 
 
 class ReleaseError(UserError):
@@ -59,36 +61,36 @@ class ReleaseError(UserError):
 
 
 def release_rows(workspace: Workspace, subset: Subset, chosen: pl.DataFrame) -> pl.DataFrame:
-    """The rows of a release: the subset with the samples' content and steps, best first.
+    """Return the rows of a release: the subset with the samples' content and steps, best first.
 
     Args:
         workspace: the configuration.
-        subset: whose release.
+        subset: the subset to release.
         chosen: table `subset`.
 
     Raises:
-        ReleaseError: there are none, or the corpus does not hold some of them.
+        ReleaseError: the subset is empty, or the corpus lacks some of its samples.
     """
     content = corpus_rows(workspace, chosen["sample_id"].to_list())
     rows = chosen.join(content, on="sample_id", how="left", maintain_order="left")
     if rows.is_empty():
-        raise ReleaseError(f"subset {subset.name} holds no sample: an empty release is never made")
+        raise ReleaseError(f"subset {subset.name} has no samples. An empty release cannot be made.")
     if rows["response"].null_count():
-        raise ReleaseError(f"subset {subset.name} names samples that the corpus does not hold: run `curate run`")
+        raise ReleaseError(f"subset {subset.name} names samples that are missing from the corpus. Run `curate run`.")
     steps = step_columns(workspace, subset, rows["sample_id"])
     return rows.join(steps, on="sample_id", how="left", maintain_order="left")
 
 
 def content_digest(rows: pl.DataFrame) -> str:
-    """Of a release's rows: equal content makes no new release."""
+    """Return the digest of a release's rows; equal content makes no new release."""
     return bytes_digest(rows.write_ndjson().encode())
 
 
 def write_data(workspace: Workspace, place: Path, rows: pl.DataFrame) -> None:
-    """Write a release's rows as Parquet and as JSON lines into a folder, and the images that they brought.
+    """Write a release's rows as Parquet and as JSON lines into a folder, with the images embedded in them.
 
     Raises:
-        ReleaseError: the warehouse has lost an image.
+        ReleaseError: an image is missing from the warehouse.
     """
     rows = _with_images(workspace, place, rows)
     (place / "data").mkdir()
@@ -101,14 +103,14 @@ def write_data(workspace: Workspace, place: Path, rows: pl.DataFrame) -> None:
 
 
 def write_parquet(rows: pl.DataFrame, path: Path) -> None:
-    """Write rows so that rows that come or go leave the bytes of the others mostly as they were."""
+    """Write rows so that adding or removing rows leaves the bytes of the others mostly unchanged."""
     options = {CHUNKED: True} if CHUNKED in inspect.signature(pq.ParquetWriter.__init__).parameters else {}
     table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
     pq.write_table(table, path, compression="zstd", **options)
 
 
 def trainer_record(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One line of the messages export: prompt turns and the response as trainers read them, and the id."""
+    """Return one record of the messages export: prompt turns and response in the trainers' format, and the id."""
     turns = [{"role": turn["role"], "content": turn["content"]} for turn in json.loads(row["messages"])]
     record: dict[str, Any] = {"messages": [*turns, {"role": "assistant", "content": row["response"]}]}
     if row["images"]:
@@ -117,7 +119,8 @@ def trainer_record(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_images(workspace: Workspace, place: Path, rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows, naming copies in the release of the images whose bytes were inside landing files' rows."""
+    """Copy images that were embedded in landing files' rows into the release, and return the rows with the new
+    paths."""
     shown = rows.select("shard", "images").explode("images").filter(pl.col("images").str.starts_with(STORED))
     for shard, reference in shown.unique("images", keep="first", maintain_order=True).iter_rows():
         name = reference.removeprefix(STORED)
@@ -128,10 +131,10 @@ def _with_images(workspace: Workspace, place: Path, rows: pl.DataFrame) -> pl.Da
 
 
 def _kept_image(workspace: Workspace, name: str, shard: str) -> bytes:
-    """The bytes of an image that was inside a row of the shard.
+    """Return the bytes of an image that was embedded in a row of the shard.
 
     Raises:
-        ReleaseError: the warehouse has lost the image, or has other bytes under its name.
+        ReleaseError: the image is missing from the warehouse, or its bytes do not match its name.
     """
     storage = workspace.warehouse.storage
     path = storage.shown(f"{tables.images_dir()}/{name}")
@@ -140,12 +143,12 @@ def _kept_image(workspace: Workspace, name: str, shard: str) -> bytes:
         data = storage.read(f"{tables.images_dir()}/{name}")
     except OSError as error:
         raise ReleaseError(
-            f"image {path} cannot be read ({type(error).__name__}): put it back, or delete {table} and use "
-            f"`curate run`, which reads {printable(file_name(shard))} again and keeps its images anew"
+            f"image {path} cannot be read ({type(error).__name__}). Restore it, or delete {table} and use `curate "
+            f"run`, which reads {printable(file_name(shard))} again and restores its images."
         ) from error
     if bytes_digest(data) != name:
         raise ReleaseError(
-            f"image {path} is damaged, its bytes do not match its name: delete it and {table}, and use `curate run`, "
-            f"which reads {printable(file_name(shard))} again and keeps its images anew"
+            f"image {path} is damaged: its bytes do not match its name. Delete it and {table}, and use `curate run`, "
+            f"which reads {printable(file_name(shard))} again and restores its images."
         )
     return data

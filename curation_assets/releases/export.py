@@ -1,4 +1,4 @@
-"""Writing a release in the form that a trainer reads: a folder of its own, made whole or not at all."""
+"""Export a release to a trainer's format, as a new folder that is created completely or not at all."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ PLAIN_NAME = re.compile(r"[0-9a-zA-Z_-]+")
 
 
 class ExportError(UserError):
-    """A release cannot be written in a form."""
+    """A release cannot be exported."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """The result of an export.
 
     Attributes:
-        folder: where.
-        rows: of them.
-        left_out: rows that the form cannot hold, by reason.
-        loses: what of the rows the form does not say.
+        folder: the exported folder.
+        rows: number of rows.
+        left_out: number of rows that the format cannot represent, by reason.
+        loses: description of the content that the format omits.
     """
 
     folder: Path
@@ -52,29 +52,29 @@ class Exported:
 
 
 def release_frame(storage: Storage, place: str) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """The rows of a release and its manifest; releases of before there were columns of steps have them, as null.
+    """Return the rows of a release and its manifest; step columns missing from early releases are added as null.
 
     Raises:
-        ExportError: it is no release, or its files cannot be read.
+        ExportError: the folder is not a release, or its files cannot be read.
     """
     try:
         manifest = json.loads(storage.read(f"{place}/{MANIFEST}"))
         for what in wrong_with_manifest(manifest):
-            raise ExportError(f"{storage.shown(place)}: {MANIFEST} {what}: `curate verify` says all that is wrong")
+            raise ExportError(f"{storage.shown(place)}: {MANIFEST} {what}. Run `curate verify` for all problems.")
         data = storage.read(f"{place}/{DATA_PARQUET}")
         if hashlib.sha256(data).hexdigest() != manifest["files"][DATA_PARQUET]["sha256"]:
             raise ExportError(
-                f"{storage.shown(place)}: {DATA_PARQUET} is not the file that the manifest names: `curate verify` says "
-                "what is wrong; put it back from a copy"
+                f"{storage.shown(place)}: {DATA_PARQUET} does not match the manifest. Restore it from a copy; "
+                "`curate verify` lists all problems."
             )
         frame = pl.read_parquet(io.BytesIO(data))
         for what in wrong_with_rows(frame):
-            raise ExportError(f"{storage.shown(place)}: {DATA_PARQUET} {what}: `curate verify` says all that is wrong")
+            raise ExportError(f"{storage.shown(place)}: {DATA_PARQUET} {what}. Run `curate verify` for all problems.")
     except FileNotFoundError as error:
-        raise ExportError(f"{storage.shown(place)} is no release: {error} is missing") from error
+        raise ExportError(f"{storage.shown(place)} is not a release: {error} is missing") from error
     except (pl.exceptions.PolarsError, ValueError, LookupError, TypeError) as error:
         raise ExportError(
-            f"{storage.shown(place)} cannot be read ({in_a_line(error)}): `curate verify` says what is wrong"
+            f"{storage.shown(place)} cannot be read ({in_a_line(error)}). Run `curate verify` for all problems."
         ) from error
     missing = {name: dtype for name, dtype in STEP_COLUMNS.items() if name not in frame.columns}
     return frame.with_columns(pl.lit(None, dtype=dtype).alias(name) for name, dtype in missing.items()), manifest
@@ -90,32 +90,32 @@ def export_release(
     leave_out: bool = False,
     tokenizer: str | None = None,
 ) -> Exported:
-    """Write a release in a form.
+    """Export a release to a format.
 
     Args:
-        storage: where the release lies.
+        storage: storage that holds the release.
         place: its folder there.
         form: one of NAMES.
-        to: a folder that is not there yet, or empty.
-        threshold: steps that score below it are labelled bad, masked, or weigh 0, in forms that say so.
-        leave_out: rows that the form cannot hold are left out and counted; else they are an error.
-        tokenizer: folder or hub id; form `weights` has then token_ids and token_weights [T] of every response.
+        to: a folder that does not exist, or is empty.
+        threshold: steps with a lower score are labelled bad, masked, or given weight 0, depending on the format.
+        leave_out: skip and count rows that the format cannot represent, instead of raising an error.
+        tokenizer: folder or hub id; format `weights` then has token_ids and token_weights [T] for every response.
 
     Raises:
-        ExportError: there is no such form, the folder holds something, a row cannot be held, or what the form
-            needs is not installed.
+        ExportError: the format is unknown, the folder is not empty, a row cannot be represented, or a required
+            package is not installed.
     """
     if form not in NAMES:
         raise ExportError(unknown("format", form, NAMES))
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ExportError(f"{to} is there already and not empty: name another folder with --to")
+        raise ExportError(f"{to} exists and is not empty. Name another folder with --to.")
     if tokenizer is not None and form != "weights":
-        raise ExportError(f"--tokenizer goes with --format weights, not with {form}")
+        raise ExportError(f"--tokenizer requires --format weights, but the format is {form}")
     frame, manifest = release_frame(storage, place)
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ExportError(f"{to.parent} is no folder ({error.strerror}): name another one with --to") from error
+        raise ExportError(f"{to.parent} is not a folder ({error.strerror}). Name another one with --to.") from error
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as made:
         folder = Path(made) / "whole"
         folder.mkdir()
@@ -137,7 +137,7 @@ def _write(
 ) -> Exported:
     made, left_out, first, asked = [], Counter[str](), dict[str, str](), set[str]()
     for row, record in records(frame.iter_rows(named=True), form, threshold):
-        # Best first: of each prompt its best row that can be said.
+        # Rows are sorted best first, so this keeps each prompt's best representable row.
         if form.once_a_prompt and row["prompt_id"] in asked:
             continue
         if isinstance(record, str):
@@ -147,10 +147,14 @@ def _write(
             made.append(record)
             asked.add(row["prompt_id"])
     if left_out and not leave_out:
-        why = "; ".join(f"{count} rows: {reason} (as {first[reason]})" for reason, count in left_out.items())
-        raise ExportError(f"{form.name} cannot hold {why}: choose another format, or leave them out with --leave-out")
+        why = "; ".join(f"{count} rows: {reason} (such as {first[reason]})" for reason, count in left_out.items())
+        raise ExportError(
+            f"{form.name} cannot represent {why}. Choose another format, or skip these rows with --leave-out."
+        )
     if not made:
-        raise ExportError(f"no row of the release can be said as {form.name}: {'; '.join(left_out) or 'it is empty'}")
+        raise ExportError(
+            f"no row of the release can be represented as {form.name}: {'; '.join(left_out) or 'it is empty'}"
+        )
     if tokenizer is not None:
         made = _with_token_weights(made, tokenizer)
     path = folder / form.file
@@ -165,7 +169,7 @@ def _write(
 
 
 def _register(made: list[dict[str, Any]], form: Format, folder: Path) -> None:
-    """LLaMA-Factory's own file, so that the folder is its `dataset_dir`."""
+    """Write LLaMA-Factory's `dataset_info.json`, so that the folder can be used as `dataset_dir`."""
     assert form.registers is not None
     entry = {"file_name": form.file, **form.registers, "columns": dict(form.registers["columns"])}
     if any("images" in record for record in made):
@@ -176,15 +180,15 @@ def _register(made: list[dict[str, Any]], form: Format, folder: Path) -> None:
 
 
 def _with_token_weights(made: list[dict[str, Any]], tokenizer: str) -> list[dict[str, Any]]:
-    """Every response's tokens, each with the weight of its sample times that of the step that it begins in."""
+    """Add each response's tokens, weighted by the sample's weight times that of the step in which the token begins."""
     from transformers import AutoTokenizer
 
     try:
         tokens = AutoTokenizer.from_pretrained(tokenizer)
     except (OSError, ValueError) as error:
-        raise ExportError(f"no tokenizer in {tokenizer}: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"{tokenizer} has no tokenizer: {str(error).splitlines()[0]}") from error
     if not tokens.is_fast:
-        raise ExportError(f"the tokenizer of {tokenizer} does not say where its tokens stand (it is no fast one)")
+        raise ExportError(f"the tokenizer of {tokenizer} does not provide token offsets. Use a fast tokenizer.")
     weighted = []
     for record in made:
         encoded = tokens(record["response"], add_special_tokens=False, return_offsets_mapping=True)
@@ -194,17 +198,17 @@ def _with_token_weights(made: list[dict[str, Any]], tokenizer: str) -> list[dict
 
 
 def token_weights(record: Mapping[str, Any], offsets: list[tuple[int, int]]) -> list[float]:
-    """The weight of every token [T] by its characters [start, end) of the response.
+    """Return the weight of every token [T] from its characters [start, end) in the response.
 
-    Whose a token is, is said as where steps are measured: its first character other than a space decides. Outside all
-    steps its weight is the sample's.
+    Tokens map to steps exactly as during measurement: by their first character other than a space. Outside all
+    steps, a token has the sample's weight.
     """
     from curation_resources.scoring.encoding import anchors_of, segment_of_anchors  # noqa: PLC0415 - loads torch
 
     starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
     steps = [Segment(index, span["start"], span["end"]) for index, span in enumerate(record["step_spans"] or [])]
     of_steps = segment_of_anchors(anchors_of(record["response"], starts, ends), steps)
-    # Where there is no step its index is -1: the last weight.
+    # The index -1, for tokens outside steps, selects the last weight.
     return [float(weight) for weight in record["weight"] * np.array([*record["step_weights"], 1.0])[of_steps]]
 
 
@@ -212,7 +216,7 @@ def _write_datasets(frame: pl.DataFrame, folder: Path) -> Exported:
     try:
         import datasets  # type: ignore[import-untyped]  # noqa: PLC0415 - optional
     except ImportError as error:
-        raise ExportError("format datasets needs `pip install datasets`") from error
+        raise ExportError("format datasets requires `pip install datasets`") from error
     datasets.Dataset.from_polars(frame).save_to_disk(str(folder / "train"))
     return Exported(folder, len(frame), {}, "nothing")
 
@@ -220,25 +224,26 @@ def _write_datasets(frame: pl.DataFrame, folder: Path) -> Exported:
 def _copy_images(storage: Storage, place: str, frame: pl.DataFrame, folder: Path) -> None:
     shown = frame["images"].explode().drop_nulls().unique().sort()
     for name in shown.filter(shown.str.starts_with(f"{IMAGES}/")):
-        # A copy from elsewhere may name anything: neither read nor written is what lies outside its images.
+        # A copy from elsewhere may name anything, so paths outside its images are neither read nor written.
         if PLAIN_NAME.fullmatch(name.removeprefix(f"{IMAGES}/")) is None:
             raise ExportError(
-                f"{storage.shown(place)} shows an image under the name {printable(name)}: it was tampered with"
+                f"{storage.shown(place)} refers to an image named {printable(name)}, which no release contains. The "
+                "copy was tampered with."
             )
         (folder / IMAGES).mkdir(exist_ok=True)
         try:
             (folder / name).write_bytes(storage.read(f"{place}/{name}"))
         except FileNotFoundError as error:
             raise ExportError(
-                f"{storage.shown(place)} has lost {name}, which a row shows: `curate verify` says what is wrong"
+                f"{storage.shown(place)} lacks {name}, which a row refers to. Run `curate verify` for all problems."
             ) from error
 
 
 def _readme(release: str, manifest: dict[str, Any], form: str, threshold: float, made: Exported) -> str:
-    left = "".join(f"- left out: {count} rows: {reason}\n" for reason, count in made.left_out.items())
+    left = "".join(f"- skipped {count} rows: {reason}\n" for reason, count in made.left_out.items())
     summary = FORMATS[form].summary if form in FORMATS else "datasets.load_from_disk"
     return (
         f"# {release} as {form}\n\nFor {summary}.\n\n- content digest of the release: `{manifest['content_digest']}`\n"
-        f"- rows: {made.rows}\n- threshold of step scores, where the form uses them: {threshold}\n{left}"
-        f"- not said in this form: {made.loses}\n"
+        f"- rows: {made.rows}\n- threshold of step scores, if the format uses them: {threshold}\n{left}"
+        f"- not included in this format: {made.loses}\n"
     )

@@ -1,4 +1,4 @@
-"""What lies where in the folder of a release."""
+"""Names of files and folders within a release."""
 
 from __future__ import annotations
 

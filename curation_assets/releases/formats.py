@@ -1,4 +1,4 @@
-"""The forms in which trainers read a release: each one's rows, and what it cannot hold."""
+"""Export formats for trainers: the records of each format, and the rows that it cannot represent."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Format:
-    """A form of export.
+    """An export format.
 
     Attributes:
-        name: as people ask for it.
-        summary: who reads it.
-        file: what it is written to.
-        record: the row as the consumer wants it; the threshold says which steps count as good.
-        cannot: why a row cannot be said in this form; None if it can.
-        loses: what of every row is not said in this form.
-        once_a_prompt: of each prompt the best row alone, where responses are not what is trained on.
-        registers: how LLaMA-Factory's `dataset_info.json` names the columns, where it is its form.
+        name: name used on the command line.
+        summary: the consumers of the format.
+        file: name of the file to write.
+        record: converts a row; steps with a score of at least the threshold count as good.
+        cannot: returns why a row cannot be represented; None if it can.
+        loses: description of the content that the format omits.
+        once_a_prompt: keep only each prompt's best row, because responses are not trained on.
+        registers: column mapping for LLaMA-Factory's `dataset_info.json`, if the format is its own.
     """
 
     name: str
@@ -37,17 +37,16 @@ class Format:
 
 
 def prompt_turns(row: Row) -> list[dict[str, str]]:
-    """All turns but the response."""
+    """Return all turns but the response."""
     return [dict(turn) for turn in row["messages"][:-1]]
 
 
 def step_parts(row: Row, threshold: float) -> list[tuple[str, bool]]:
-    """The response cut into parts, each with whether it is to be learned; joined they are the response.
+    """Split the response into parts, each with whether to train on it; joined, they equal the response.
 
-    Steps that score below the threshold are not. What stands between steps goes with the step before it, but for the
-    white space at its end, which begins the next part: as tokens have it, where steps are measured and where axolotl
-    trains (it warns of parts that end in white space). What comes before the first step, the answer, and steps without
-    a score are learned.
+    Steps below the threshold are not trained on. Text between steps belongs to the step before it, except for
+    trailing white space, which starts the next part: measurement assigns tokens the same way, and axolotl warns of
+    parts that end in white space. Text before the first step, the answer, and steps without a score are trained on.
     """
     response = row["response"]
     parts: list[tuple[str, bool]] = []
@@ -58,7 +57,7 @@ def step_parts(row: Row, threshold: float) -> list[tuple[str, bool]]:
         marks.append((answer["start"], True))
     edges = [(0, True)]
     for start, learned in marks:
-        # A step of white space alone belongs to what follows it.
+        # A step of only white space belongs to the text after it.
         edges.append((max(edges[-1][0], len(response[:start].rstrip())), learned))
     edges.append((len(response), True))
     for (start, learned), (end, _) in pairwise(edges):
@@ -72,7 +71,7 @@ def step_parts(row: Row, threshold: float) -> list[tuple[str, bool]]:
 
 
 def step_weights(row: Row, threshold: float) -> list[float]:
-    """Of every step [K], 1 if it scores at least the threshold or has no score, else 0."""
+    """Return, for every step [K], 1 if its score is at least the threshold or missing, else 0."""
     return [float(score is None or score >= threshold) for score in _scores(row)]
 
 
@@ -118,9 +117,9 @@ def _alpaca(row: Row, _threshold: float) -> dict[str, Any]:
 
 def _not_alpaca(row: Row) -> str | None:
     if row["images"]:
-        return "Alpaca has no images"
+        return "Alpaca does not support images"
     roles = [turn["role"] for turn in prompt_turns(row)]
-    return None if roles in (["user"], ["system", "user"]) else "Alpaca has one instruction, not a conversation"
+    return None if roles in (["user"], ["system", "user"]) else "Alpaca supports one instruction, not a conversation"
 
 
 def _stepwise(row: Row, threshold: float) -> dict[str, Any]:
@@ -132,13 +131,13 @@ def _stepwise(row: Row, threshold: float) -> dict[str, Any]:
 
 def _not_stepwise(row: Row) -> str | None:
     if row["images"]:
-        return "stepwise supervision has no images"
+        return "stepwise supervision does not support images"
     if [turn["role"] for turn in prompt_turns(row)] != ["user"]:
-        return "stepwise supervision has one prompt text, not turns"
+        return "stepwise supervision supports one prompt text, not turns"
     if not row["step_spans"]:
         return "the response has no steps"
     if None in _scores(row):
-        return "there are steps without a score: stepwise labels need a subset by a score of steps (method: grace)"
+        return "some steps have no score: stepwise labels need a subset by a score of steps (method: grace)"
     return None
 
 
@@ -152,7 +151,7 @@ def _axolotl(row: Row, threshold: float) -> dict[str, Any]:
 
 
 def _no_images(row: Row) -> str | None:
-    return "content parts with train flags are text" if row["images"] else None
+    return "content parts with train flags do not support images" if row["images"] else None
 
 
 def _verl(row: Row, _threshold: float) -> dict[str, Any]:
@@ -167,14 +166,14 @@ def _verl(row: Row, _threshold: float) -> dict[str, Any]:
 
 
 def _ground_truth(row: Row) -> str | None:
-    """The answer that the row names, else the one that its response gives."""
+    """Return the answer given in the row, else the one found in its response."""
     span = row["answer_span"]
     said = row["response"][span["start"] : span["end"]] if span is not None else None
     return row["answer"] if row["answer"] is not None else said
 
 
 def _no_ground_truth(row: Row) -> str | None:
-    return None if _ground_truth(row) else "there is no answer to hold a rollout against"
+    return None if _ground_truth(row) else "there is no reference answer for rollouts"
 
 
 def _weights(row: Row, threshold: float) -> dict[str, Any]:
@@ -194,7 +193,7 @@ def _anything(_row: Row) -> None:
 
 
 OTHERS = "the other columns (join them by sample_id)"
-STEPS_LOST = f"scores and limits of steps; {OTHERS}"
+STEPS_LOST = f"step boundaries and scores; {OTHERS}"
 FORMATS = {
     one.name: one
     for one in (
@@ -219,7 +218,7 @@ FORMATS = {
         ),
         Format(
             "prompt-completion",
-            "TRL: the loss is on the completion alone",
+            "TRL: computes the loss on the completion only",
             "train.jsonl",
             _prompt_completion,
             _anything,
@@ -227,11 +226,11 @@ FORMATS = {
         ),
         Format(
             "stepwise",
-            "TRL's process reward models: a label a step",
+            "TRL's process reward models: one label per step",
             "train.jsonl",
             _stepwise,
             _not_stepwise,
-            f"what stands between the steps, and the answer, which has no score; {OTHERS}",
+            f"text between the steps, and the answer, which has no score; {OTHERS}",
         ),
         Format(
             "axolotl",
@@ -247,7 +246,7 @@ FORMATS = {
             "train.parquet",
             _verl,
             _no_ground_truth,
-            f"responses of a prompt but for the best one; {STEPS_LOST}",
+            f"all responses of a prompt but the best one; {STEPS_LOST}",
             once_a_prompt=True,
         ),
         Format(
@@ -262,13 +261,13 @@ FORMATS = {
 }
 
 DATASETS = "datasets"
-"""The form that the library of that name writes itself: every column."""
+"""The format of the library `datasets`, which writes every column itself."""
 
 NAMES = (*FORMATS, DATASETS)
 
 
 def records(rows: Iterator[Row], form: Format, threshold: float) -> Iterator[tuple[Row, dict[str, Any] | str]]:
-    """Every row with its record, or why it has none."""
+    """Yield every row with its record, or with the reason why it has none."""
     for row in rows:
         reason = form.cannot(row)
         yield row, form.record(row, threshold) if reason is None else reason

@@ -1,4 +1,4 @@
-"""What a release says of itself: `manifest.json` (what it is made of) and `provenance.json` (by what run)."""
+"""Manifest and provenance of a release: `manifest.json` (inputs and settings) and `provenance.json` (the run)."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def release_manifest(
     files: dict[str, dict[str, Any]],
     changes: dict[str, float | int | None] | None,
 ) -> dict[str, Any]:
-    """The manifest of a release.
+    """Return the manifest of a release.
 
     Args:
-        workspace: the configuration in force.
-        subset: what is released.
-        number: its version; the parent is the one before.
-        selection: the choice with its facts.
+        workspace: the current configuration.
+        subset: the subset to release.
+        number: its version; the parent is the version before.
+        selection: the selection with its facts.
         rows: the released rows.
-        content_digest: hash of the rows: equal content makes no new version.
+        content_digest: hash of the rows; equal content makes no new version.
         files: size and SHA-256 of the data files.
-        changes: against the release before, if there is one.
+        changes: changes from the previous release, if there is one.
     """
     target = workspace.settings.target(workspace.settings.score(subset.score).target)
     inputs = workspace.warehouse.read_table(tables.score_manifest_path(target.name))
@@ -64,7 +64,7 @@ def release_manifest(
         "subset": subset.name,
         "number": number,
         "parent": number - 1 or None,
-        # Of a target that was trained on a release: the round before (multi-round GRAPE).
+        # The previous round's release, for a target trained on a release (multi-round GRAPE).
         "parent_release": None if target.warmup == "none" else target.warmup.release,
         "content_digest": content_digest,
         "subset_digest": selection.content_digest,
@@ -87,7 +87,7 @@ def release_manifest(
 
 
 def _parameters(workspace: Workspace, subset: Subset) -> dict[str, Any]:
-    """All that was chosen by, with its defaults."""
+    """Return all parameters of the selection, including defaults."""
     score = workspace.settings.score(subset.score)
     target = workspace.settings.target(score.target)
     method = method_of(score)
@@ -102,7 +102,7 @@ def _parameters(workspace: Workspace, subset: Subset) -> dict[str, Any]:
 
 
 def _checkpoints(workspace: Workspace, target: Target) -> dict[str, Any]:
-    """What was measured at."""
+    """Return the checkpoints that the signals were measured at."""
     warmup = None if target.warmup == "none" else warmup_checkpoint(workspace, target)
     return {
         "base_model": {"model": target.model, "revision": target.revision, "digest": base_digest(workspace, target)},
@@ -114,7 +114,7 @@ def _checkpoints(workspace: Workspace, target: Target) -> dict[str, Any]:
 
 
 def lineage(workspace: Workspace, target: Target) -> list[tuple[str, str | None]]:
-    """What a target's scores rest on, as names and versions: configuration, checkpoints, signal, files."""
+    """Return the lineage of a target's scores as names and versions: configuration, checkpoints, signals, files."""
     manifest = workspace.warehouse.read_table(tables.score_manifest_path(target.name)).filter("present")
     return [
         ("configuration", workspace.config_digest),
@@ -127,7 +127,8 @@ def lineage(workspace: Workspace, target: Target) -> list[tuple[str, str | None]
 
 
 def signal_fingerprints(workspace: Workspace, target: Target) -> dict[str, str | None]:
-    """By signal that the target's scores rest on, those of validation sets alone included, its fingerprint."""
+    """Return the fingerprint of each signal behind the target's scores, including those measured on validation sets
+    only."""
     settings = workspace.settings
     held_out = [signal for signal in settings.measured_signals(target) if signal not in target.signals]
     signals = [*settings.signals_of_scores(target), *held_out]
@@ -135,13 +136,13 @@ def signal_fingerprints(workspace: Workspace, target: Target) -> dict[str, str |
 
 
 def _warmup_facts(warmup: WarmupCheckpoint) -> dict[str, Any]:
-    # By its key it is found among the checkpoints of the warehouse: what a release names is never cleared away.
+    # The key identifies the checkpoint in the warehouse; garbage collection keeps what a release names.
     facts = {name: warmup.record[name] for name in ("samples", "steps", "tokens", "recipe")}
     return {"key": warmup.key} | facts
 
 
 def _perturbation_facts(workspace: Workspace, target: Target) -> dict[str, Any]:
-    """What perturbed checkpoints were made from."""
+    """Return the settings from which the perturbed checkpoints were made."""
     wanted = target.perturbation
     return {
         "digest": perturbed_digest(workspace, target),
@@ -154,7 +155,7 @@ def _perturbation_facts(workspace: Workspace, target: Target) -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str | None]:
-    """Installed versions of what a result can depend on; None for a package that is not installed."""
+    """Return the installed versions of packages that can affect a result; None for a package that is not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -165,10 +166,10 @@ def package_versions() -> dict[str, str | None]:
 
 
 def code_version() -> dict[str, Any]:
-    """Commit of the checkout that this code runs from, and whether it had changes; empty outside one."""
+    """Return the commit of this code's checkout and whether it has changes; None outside a checkout."""
     folder = Path(__file__).parent
     try:
-        # Installed into another project's checkout, this code is not of its commits.
+        # If this code is installed inside another project's checkout, that project's commit does not apply.
         _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
         commit = _git(folder, "rev-parse", "HEAD")
         changed = bool(_git(folder, "status", "--porcelain", "--", "."))
@@ -183,7 +184,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def provenance(run_id: str) -> dict[str, Any]:
-    """Who made the release, when and where: outside the checksums, since it differs for equal content."""
+    """Return the run, time and machine of the release; not in the checksums, because they differ for equal content."""
     return {
         "dagster_run_id": run_id,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

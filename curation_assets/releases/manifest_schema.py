@@ -1,4 +1,4 @@
-"""The shape of `manifest.json`: what every release says of itself, as a schema that others can check against."""
+"""Schema of `manifest.json`, for validation by other programs."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ class _Strict(BaseModel):
 
 
 class FileFacts(_Strict):
-    """Of a file of the release."""
+    """Size and checksum of a file of the release."""
 
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class ConfigFacts(_Strict):
-    """The configuration that the release was made under."""
+    """The configuration of the release."""
 
     digest: str = Field(description="BLAKE2b-128 of the file's bytes, hex")
-    settings: dict[str, Any] = Field(description="all of it, defaults included")
+    settings: dict[str, Any] = Field(description="full configuration, including defaults")
 
 
 class Parameters(_Strict):
-    """All that was chosen by."""
+    """All parameters of the selection."""
 
     subset: dict[str, Any]
     score: dict[str, Any]
     selector: dict[str, Any]
     target: dict[str, Any]
     method: dict[str, str]
-    unfaithful: list[str] = Field(description="in what this differs from the method as published")
+    unfaithful: list[str] = Field(description="deviations from the published method")
 
 
 class Checkpoints(_Strict):
-    """What was measured at."""
+    """The checkpoints that the signals were measured at."""
 
     base_model: dict[str, Any]
     measured_at: str | None
@@ -52,23 +52,25 @@ class Manifest(_Strict):
     schema_version: Literal[1]
     subset: str
     number: int = Field(ge=1)
-    parent: int | None = Field(description="number of the release before")
+    parent: int | None = Field(description="number of the previous release")
     parent_release: str | None = Field(description="release that the target was trained on (multi-round selection)")
     content_digest: str = Field(description="BLAKE2b-128 of the rows as JSON lines, hex")
-    subset_digest: str = Field(description="of the choice: ids, ranks, scores, weights, reasons")
-    steps_digest: str = Field(description="of the columns that say something of steps")
+    subset_digest: str = Field(description="digest of the selection: ids, ranks, scores, weights, reasons")
+    steps_digest: str = Field(description="digest of the columns about steps")
     rows: int = Field(ge=1)
     prompts: int = Field(ge=1)
     sources: dict[str, int] = Field(description="rows by source")
-    licenses: dict[str, str | None] = Field({}, description="by source, as the configuration says; null: not said")
-    selection: dict[str, float | int | None] = Field(description="counts and biases of the choice")
+    licenses: dict[str, str | None] = Field(
+        {}, description="licence of each source in the configuration; null: not stated"
+    )
+    selection: dict[str, float | int | None] = Field(description="counts and biases of the selection")
     score_distribution: dict[str, float | None]
     changes: dict[str, float | int | None] | None = Field(
-        None, description="against the parent; null for a first release"
+        None, description="changes from the parent; null for a first release"
     )
     parameters: Parameters
     checkpoints: Checkpoints
-    inputs: list[dict[str, Any]] = Field(description="files that the pool was made of, with hashes")
+    inputs: list[dict[str, Any]] = Field(description="input files of the pool, with hashes")
     config: ConfigFacts
     packages: dict[str, str | None]
     code: dict[str, Any]
@@ -76,6 +78,6 @@ class Manifest(_Strict):
 
 
 def manifest_schema() -> dict[str, Any]:
-    """JSON Schema of `manifest.json`."""
+    """Return the JSON Schema of `manifest.json`."""
     schema = Manifest.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -1,4 +1,4 @@
-"""Bringing a release elsewhere, whole: a dataset repository on a hub, a bucket, a folder."""
+"""Push a complete release to a hub's dataset repository, a bucket or a folder."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 HUB = "hf://datasets/"
 CARRIERS = ("httpx", "httpcore", "requests", "urllib3")
-"""Libraries whose errors say that a server was not reached, or broke off."""
+"""Libraries whose errors mean that a server could not be reached, or that the connection broke."""
 
 
 class PushError(UserError):
-    """A release cannot be brought there."""
+    """A release cannot be pushed."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A release that is whole and may leave.
+    """A verified release, ready to be pushed.
 
     Attributes:
-        name: as `best@2`.
-        storage: where it lies.
+        name: name and number, such as `best@2`.
+        storage: storage that holds it.
         place: its folder there.
-        files: all of it, the manifest last: with it a copy is whole.
+        files: all files; the manifest comes last, so that a copy with a manifest is complete.
     """
 
     name: str
@@ -44,42 +44,42 @@ class Packed:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Size in bytes."""
         return sum(file.size for file in self.files)
 
     def relative(self, file: StoredFile) -> str:
-        """A file's path in the release."""
+        """Return a file's path within the release."""
         return file.path.removeprefix(f"{self.place}/")
 
 
 def pack(storage: Storage, place: str, manifest: dict[str, Any]) -> Packed:
-    """A release to be brought elsewhere.
+    """Verify a release and return it ready to be pushed.
 
     Raises:
-        PushError: it is not as it says.
+        PushError: it is damaged.
     """
     name = f"{manifest['subset']}@{manifest['number']}"
     problems = verify_release(storage, place)
     if problems:
         raise PushError(
-            f"{name} is not as it says ({problems[0].file} {problems[0].what}): `curate verify` names all of it; what "
-            "is damaged is brought nowhere"
+            f"{name} is damaged ({problems[0].file} {problems[0].what}). It was not pushed; `curate verify` lists "
+            "all problems."
         )
     files = [file for file in storage.walk(place) if not is_unfinished(file.path)]
     return Packed(name, storage, place, tuple(sorted(files, key=lambda file: (file.name == MANIFEST, file.path))))
 
 
 def push_to_hub(packed: Packed, repository: str, *, private: bool, api: HfApi | None = None) -> str:
-    """Make the hub's dataset repository hold this release and nothing else, as one commit with a tag of its name.
+    """Replace the content of a hub's dataset repository by this release, as one commit tagged with its name.
 
     Args:
         packed: the release.
-        repository: OWNER/NAME; it is made if it is not there.
-        private: of a repository that is made.
-        api: the hub; default: the one that HF_ENDPOINT and HF_TOKEN name.
+        repository: OWNER/NAME; it is created if it does not exist.
+        private: whether a new repository is private.
+        api: the hub; default: the one given by HF_ENDPOINT and HF_TOKEN.
 
     Returns:
-        The commit's address.
+        The commit's URL.
 
     Raises:
         PushError: the hub refuses, or cannot be reached.
@@ -97,47 +97,49 @@ def push_to_hub(packed: Packed, repository: str, *, private: bool, api: HfApi | 
             repo_type="dataset",
             folder_path=folder,
             commit_message=f"Release {packed.name}",
-            # What was looked at, and nothing that lies beside it.
+            # Only the verified files, and nothing else in the folder.
             allow_patterns=[glob.escape(packed.relative(file)) for file in packed.files],
-            # What a former release had and this one has not.
+            # Remove files of a previous release that this one does not have.
             delete_patterns=["*"],
         )
         if tag in {one.name for one in hub.list_repo_refs(repository, repo_type="dataset").tags}:
             hub.delete_tag(repository, repo_type="dataset", tag=tag)
         hub.create_tag(repository, repo_type="dataset", tag=tag, revision=commit.oid)
     except Exception as error:
-        # Which library carries its requests is the hub client's own business.
+        # The hub client may use any of several HTTP libraries.
         carried = type(error).__module__.partition(".")[0].startswith(CARRIERS)
         if not carried and not isinstance(error, (HfHubHTTPError, OSError, ValueError)):
             raise
         raise PushError(
-            f"{packed.name} was not brought to {repository}: {in_a_line(error)}: see that HF_TOKEN may write there"
+            f"{packed.name} was not pushed to {repository}: {in_a_line(error)}. Check that HF_TOKEN has write access."
         ) from error
     return str(commit.commit_url)
 
 
 def push_to_storage(packed: Packed, there: Storage, advance: Callable[[int], None]) -> int:
-    """Copy a release into a bucket or folder; gives how many files were written, those that were there not counted.
+    """Copy a release into a bucket or folder, and return the number of files written, without those already there.
 
     Args:
         packed: the release.
-        there: its root is to be the release's folder.
-        advance: told of every file.
+        there: storage whose root becomes the release's folder.
+        advance: called after every file.
 
     Raises:
-        PushError: something else lies there.
+        PushError: the destination has other content.
     """
     there.prepare()
     names = {packed.relative(file) for file in packed.files}
     strange = sorted(file.path for file in there.walk("") if file.path not in names and not is_unfinished(file.path))
     if strange:
-        raise PushError(f"{there.place} holds something else ({strange[0]}): name a place of the release's own")
+        raise PushError(f"{there.place} contains other files ({strange[0]}). Name a new or empty place.")
     written = 0
     for file in packed.files:
         data, name = packed.storage.read(file.path), packed.relative(file)
         if there.exists(name):
             if there.read(name) != data:
-                raise PushError(f"{there.place} holds another {name}: a release never changes; name another place")
+                raise PushError(
+                    f"{there.place} contains a different {name}, but a release never changes. Name another place."
+                )
         else:
             there.write(name, data)
             written += 1
@@ -146,28 +148,30 @@ def push_to_storage(packed: Packed, there: Storage, advance: Callable[[int], Non
 
 
 def hub_repository(destination: str) -> str | None:
-    """OWNER/NAME of a destination on a hub; None if it is a bucket or a folder.
+    """Return OWNER/NAME of a hub destination; None for a bucket or a folder.
 
     Raises:
-        PushError: it is an address of another kind.
+        PushError: the address is not supported.
     """
     name = destination.removeprefix(HUB).strip("/")
     if destination.startswith(HUB) and name.count("/") == 1:
         return name
     if "://" in destination and not destination.startswith(SCHEME):
-        raise PushError(f"{destination}: a release goes to {HUB}OWNER/NAME, {SCHEME}BUCKET/PREFIX or a folder")
+        raise PushError(
+            f"{destination}: not a supported destination. Use {HUB}OWNER/NAME, {SCHEME}BUCKET/PREFIX or a folder."
+        )
     return None
 
 
 def folder_of(destination: str, packed: Packed) -> Path:
-    """A destination that is a folder of this machine.
+    """Return a destination that is a local folder.
 
     Raises:
-        PushError: it lies inside the release.
+        PushError: it is inside the release.
     """
     folder = Path(destination).expanduser().resolve()
     if isinstance(packed.storage, FolderStorage) and folder.is_relative_to(
         packed.storage.local(packed.place).resolve()
     ):
-        raise PushError(f"{folder} lies inside the release: name another place")
+        raise PushError(f"{folder} is inside the release. Name another place.")
     return folder

@@ -1,4 +1,4 @@
-"""Making a release's rows again from stored measurements, under its own settings, and holding the bytes against it."""
+"""Reproduce a release's rows from stored measurements with its own settings, and compare the bytes."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from curation_resources.models.model_files import ModelError
 
 @dataclass(frozen=True)
 class Reproduced:
-    """What making a release again gave.
+    """The result of reproducing a release.
 
     Attributes:
         release: its name.
-        files: by data file, whether its bytes are the release's.
-        changes: of the rows, where they are other ones.
-        damaged: data files of the release that are not those of its manifest.
-        differs: inputs and measurements that are other ones than the release's, and so may be why.
+        files: by data file, whether its bytes equal the release's.
+        changes: changes of the rows, if they differ.
+        damaged: data files of the release that do not match its manifest.
+        differs: inputs and measurements that differ from the release's, which may explain changed rows.
     """
 
     release: str
@@ -53,21 +53,21 @@ class Reproduced:
 
 
 def reproduce(workspace: Workspace, manifest: Mapping[str, Any], folder: str) -> Reproduced:
-    """Make a release's data again: the same settings, inputs and stored measurements give the same bytes.
+    """Recompute a release's data: equal settings, inputs and stored measurements give equal bytes.
 
-    Files that landed since are left out, and so is what the configuration says now.
+    Files that arrived later and the current configuration are ignored.
 
     Args:
-        workspace: where the warehouse is.
-        manifest: of the release.
-        folder: of the release in the warehouse.
+        workspace: workspace with the warehouse.
+        manifest: manifest of the release.
+        folder: folder of the release in the warehouse.
 
     Raises:
-        ReleaseError: the release's settings are of another version, or its scores are not stored any more.
-        ExportError: the release was changed, and its rows cannot be held against those that were made.
+        ReleaseError: the release's settings belong to another version, or its scores are no longer stored.
+        ExportError: the release was modified, so its rows cannot be compared.
     """
     for what in wrong_with_manifest(manifest):
-        raise ReleaseError(f"the manifest of {folder} {what}: `curate verify` says all that is wrong")
+        raise ReleaseError(f"the manifest of {folder} {what}. Run `curate verify` for all problems.")
     release = f"{manifest['subset']}@{manifest['number']}"
     frozen = as_it_was(workspace, manifest)
     subset = frozen.settings.subset(manifest["subset"])
@@ -85,9 +85,9 @@ def reproduce(workspace: Workspace, manifest: Mapping[str, Any], folder: str) ->
     except SelectionError as error:
         why = f" ({'; '.join(differs)})" if differs else ""
         raise ReleaseError(
-            f"{release} cannot be made again from what is stored now: {error}{why}. Its own configuration comes back "
-            f"with `curate reproduce {release} --settings-to FILE`; `curate run --config FILE` scores by it, from what "
-            "is measured"
+            f"{release} cannot be reproduced from the current data: {error}{why}. To restore its configuration, use "
+            f"`curate reproduce {release} --settings-to FILE`, then `curate run --config FILE`, which scores from "
+            "stored measurements."
         ) from error
     if all(files.values()):
         return Reproduced(release, files, None, damaged, differs)
@@ -96,19 +96,19 @@ def reproduce(workspace: Workspace, manifest: Mapping[str, Any], folder: str) ->
 
 
 def as_it_was(workspace: Workspace, manifest: Mapping[str, Any]) -> Workspace:
-    """The workspace under a release's settings, with the files that its pool was made of and no others.
+    """Return the workspace with a release's settings, restricted to the files in its pool.
 
     Raises:
-        ReleaseError: this version does not know these settings.
+        ReleaseError: this version does not support the settings.
     """
     try:
         settings = Settings.model_validate(manifest["config"]["settings"])
     except ValidationError as error:
         raise ReleaseError(
-            f"{manifest['subset']}@{manifest['number']} was made under settings that this version does not know "
-            f"({error.errors()[0]['msg']}): use the version that its manifest names"
+            f"{manifest['subset']}@{manifest['number']} was made with settings that this version does not support "
+            f"({error.errors()[0]['msg']}). Use the version named in its manifest."
         ) from error
-    # Where things lie, and what this machine has room for, may be another by now.
+    # Locations and the machine's resources may have changed since.
     here = workspace.settings
     places = {"warehouse": here.warehouse, "s3": here.s3, "engine": here.engine}
     corpus = settings.corpus.model_copy(update={"landing": here.corpus.landing})
@@ -118,52 +118,54 @@ def as_it_was(workspace: Workspace, manifest: Mapping[str, Any]) -> Workspace:
 
 
 def write_settings(manifest: Mapping[str, Any], to: Path, beside: Path) -> None:
-    """Write the configuration of a release as a file that commands take, in the folder of the present one.
+    """Write the configuration of a release as a configuration file beside the current one.
 
     Raises:
-        ReleaseError: there is a file already, it is elsewhere, or the manifest is not as it should be.
+        ReleaseError: the file exists or is in another folder, or the manifest is not valid.
     """
     for what in wrong_with_manifest(manifest):
-        raise ReleaseError(f"the manifest {what}: `curate verify` says all that is wrong")
+        raise ReleaseError(f"the manifest {what}. Run `curate verify` for all problems.")
     if to.exists():
-        raise ReleaseError(f"{to} is there already: name another file with --settings-to")
+        raise ReleaseError(f"{to} exists. Name another file with --settings-to.")
     if to.absolute().parent.resolve() != beside.resolve():
-        raise ReleaseError(f"paths in it are relative to {beside}: name a file there with --settings-to")
+        raise ReleaseError(
+            f"paths in the configuration are relative to {beside}. Name a file in that folder with --settings-to."
+        )
     text = io.StringIO()
     YAML().dump(manifest["config"]["settings"], text)
     to.write_text(text.getvalue(), encoding="utf-8")
 
 
 def _damaged(workspace: Workspace, manifest: Mapping[str, Any], folder: str) -> Iterator[str]:
-    """Data files of the release that are not those of its manifest."""
+    """Yield the data files of the release that do not match its manifest."""
     for name in (DATA_PARQUET, DATA_JSONL):
         try:
             data = workspace.warehouse.storage.read(f"{folder}/{name}")
         except FileNotFoundError:
-            yield f"{name} of the release is missing: put it back from a copy"
+            yield f"{name} of the release is missing. Restore it from a copy."
             continue
         if hashlib.sha256(data).hexdigest() != manifest["files"][name]["sha256"]:
-            yield f"{name} of the release is not the file that its manifest names: put it back from a copy"
+            yield f"{name} of the release does not match its manifest. Restore it from a copy."
 
 
 def _differences(workspace: Workspace, manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Inputs and measurements that are not those of the release."""
+    """Yield inputs and measurements that differ from the release's."""
     for one in manifest["inputs"]:
         if not one["present"]:
             continue
         facts = workspace.warehouse.table_metadata(f"{tables.raw_corpus_dir()}/{one['shard']}.parquet")
         if facts.get("content_digest") != one["content_digest"]:
-            what = "is another file now" if facts else "is gone"
+            what = "has changed" if facts else "is gone"
             yield f"{one['path']} {what}"
     purged = PurgedList.read(workspace.warehouse).ids()
     if purged:
-        yield f"{len(purged)} samples were purged by now: they cannot be chosen again"
+        yield f"{len(purged)} samples have been purged since and cannot be selected again"
     target = workspace.settings.target(manifest["parameters"]["target"]["name"])
     for signal, fingerprint in manifest["checkpoints"]["signal_fingerprints"].items():
         try:
             now = signal_fingerprint(workspace, target, signal)
         except ModelError as error:
-            yield f"what {signal} was measured with is not known: {error}"
+            yield f"the current fingerprint of {signal} cannot be determined: {error}"
             continue
         if now != fingerprint:
-            yield f"{signal} is measured under another fingerprint now (model, template or code)"
+            yield f"{signal} now has another fingerprint (model, template or code)"

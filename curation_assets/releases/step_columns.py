@@ -1,4 +1,4 @@
-"""What a release says of single steps: where they stand in the response, and how they scored."""
+"""Columns of a release about steps: their positions in the response and their scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VALUES = {
     "step_alignments": "answer_alignment",
     "step_consistencies": "trajectory_consistency",
 }
-"""Columns of a release, and what they are of table step_scores."""
+"""Columns of a release, with the columns of table step_scores that they come from."""
 
 STEP_COLUMNS: dict[str, pl.DataType] = {
     "step_spans": pl.List(SPAN),
@@ -27,11 +27,11 @@ STEP_COLUMNS: dict[str, pl.DataType] = {
 
 
 def step_columns(workspace: Workspace, subset: Subset, sample_ids: pl.Series) -> pl.DataFrame:
-    """Steps of samples, one row each: sample_id and STEP_COLUMNS.
+    """Return the steps of samples, one row per sample: sample_id and STEP_COLUMNS.
 
-    `step_spans` are the steps in order, as characters [start, end) of the response; `step_scores` [K] their scores by
-    the subset's own score, `step_alignments` and `step_consistencies` [K] what these are made of, all null where that
-    score says nothing of steps; `answer_span` is null without an answer.
+    `step_spans` are the steps in order, as characters [start, end) of the response. `step_scores` [K] are their
+    scores by the subset's own score, and `step_alignments` and `step_consistencies` [K] are its components; all are
+    null if that score has no step scores. `answer_span` is null without an answer.
     """
     score = workspace.settings.score(subset.score)
     shards = present_shards(workspace)
@@ -56,10 +56,11 @@ def step_columns(workspace: Workspace, subset: Subset, sample_ids: pl.Series) ->
 
 
 def steps_digest(rows: pl.DataFrame) -> str:
-    """Of what a release says of steps: it may change where the subset does not, as by another segmentation."""
+    """Return the digest of the columns about steps, which can change while the subset does not (another
+    segmentation)."""
     return digest("release_steps", bytes_digest(rows.select("sample_id", *STEP_COLUMNS).write_ndjson().encode()))
 
 
 def _of(scan: pl.LazyFrame, wanted: pl.LazyFrame) -> pl.DataFrame:
-    """The rows of a table of steps of the wanted samples, each step once."""
+    """Return the rows of a table of steps for the wanted samples, each step once."""
     return scan.join(wanted, on="sample_id", how="semi").unique(["sample_id", "step_index"], keep="first").collect()

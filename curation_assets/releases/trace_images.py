@@ -1,4 +1,4 @@
-"""Images of traces as small pictures inside a page."""
+"""Thumbnails of images for trace pages."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from curation_resources.scoring.images import ImageError, ImageLimits, open_imag
 from curation_resources.storage.files import Storage
 
 LARGEST = 512
-"""Pixels of a side."""
+"""Pixels of the longer side."""
 
 LIMITS = ImageLimits()
-"""Of images of a release, which may have come from anywhere."""
+"""Limits for images of a release, which may have any origin."""
 
 Picture = dict[str, str]
-"""`name` and `data`, a data URL; or `name` and `why` there is none."""
+"""`name` and `data`, a data URL; or `name` and `why` the image is not shown."""
 
 Pictures = Callable[[Mapping[str, Any]], Sequence[Picture]]
-"""Of a row of `Traces`."""
+"""Returns the pictures of a row of `Traces`."""
 
 
 def no_pictures(row: Mapping[str, Any]) -> list[Picture]:
-    """Names alone."""
+    """Return only the names."""
     return [{"name": str(name), "why": "without images"} for name in row["images"] or ()]
 
 
 def subset_pictures(workspace: Workspace) -> Pictures:
-    """Pictures of images where the corpus has them; web addresses as the configuration allows."""
+    """Return a function for thumbnails of the corpus' images; web addresses are fetched if the configuration allows
+    it."""
     images = workspace.settings.corpus.images
     limits = ImageLimits(images.max_pixels, images.max_bytes, images.fetch_remote)
 
@@ -54,7 +55,7 @@ def subset_pictures(workspace: Workspace) -> Pictures:
 
 
 def release_pictures(storage: Storage, place: str) -> Pictures:
-    """Pictures of the images that a release carries; of others it has the names alone."""
+    """Return a function for thumbnails of the images that a release contains; for others it returns only names."""
 
     def pictures(row: Mapping[str, Any]) -> list[Picture]:
         return [_carried(storage, place, str(name)) for name in row["images"] or ()]
@@ -65,7 +66,7 @@ def release_pictures(storage: Storage, place: str) -> Pictures:
 def _carried(storage: Storage, place: str, name: str) -> Picture:
     folder, _, plain = name.partition("/")
     if folder != IMAGES or not plain.isalnum():
-        return {"name": name, "why": "the release does not carry it"}
+        return {"name": name, "why": "the release does not contain it"}
     try:
         return {"name": name, "data": data_url(open_image(storage.read(f"{place}/{name}"), LIMITS))}
     except (ImageError, OSError) as error:
@@ -73,7 +74,7 @@ def _carried(storage: Storage, place: str, name: str) -> Picture:
 
 
 def data_url(image: Image.Image) -> str:
-    """A small picture of an image."""
+    """Return a thumbnail of an image as a data URL."""
     small = image.convert("RGB")
     small.thumbnail((LARGEST, LARGEST))
     out = io.BytesIO()

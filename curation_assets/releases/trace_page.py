@@ -1,4 +1,4 @@
-"""A page of traces: one HTML file that works offline, with all that it shows inside, compressed."""
+"""The trace page: one HTML file that works offline, with all data embedded and compressed."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from curation_assets.releases.traces import DIGITS, Survivors, Traces
 
 FILES = Path(__file__).parent / "page"
 BLOCK = 200
-"""Traces whose texts are opened together."""
+"""Traces whose texts are decompressed together."""
 
 PREVIEW = 160
 LARGE_SHARE = 0.05
-"""Of the steps' scores on a page: so many are called low, so many high."""
+"""Share of the page's step scores that counts as low, and as high."""
 
 FACTS = ("source", "generator", "domain", "correct", "shard", "row")
 
 
 def page_text(traces: Traces, pictures: Pictures = no_pictures, advance: Callable[[int], None] | None = None) -> str:
-    """The page.
+    """Return the page.
 
     Args:
-        traces: what it shows.
-        pictures: of a trace's images.
-        advance: told how many traces were laid out since it was last called.
+        traces: the traces to show.
+        pictures: returns the images of a trace.
+        advance: called with the number of traces laid out since the last call.
     """
     data = [_packed("meta", _meta(traces))]
     for number, part in enumerate(traces.rows.iter_slices(BLOCK)):
@@ -45,8 +45,8 @@ def page_text(traces: Traces, pictures: Pictures = no_pictures, advance: Callabl
     drawn = ""
     if traces.of > len(traces.rows):
         drawn = (
-            f"{len(traces.rows):,} of {traces.of:,} traces are on this page, drawn prompt by prompt; the threshold "
-            "below counts all of them."
+            f"{len(traces.rows):,} of {traces.of:,} traces are on this page, sampled by prompt; the threshold below "
+            "counts all of them."
         )
     page = (FILES / "page.html").read_text(encoding="utf-8")
     parts = {
@@ -57,7 +57,7 @@ def page_text(traces: Traces, pictures: Pictures = no_pictures, advance: Callabl
         "/*JS*/": (FILES / "page.js").read_text(encoding="utf-8"),
         "<!--DATA-->": "\n".join(data),
     }
-    # What was put in is not looked at again: a title may look like another part.
+    # Inserted text is not searched again: a title may contain another placeholder.
     pieces = [page]
     for mark, part_text in parts.items():
         pieces = [piece for one in pieces for piece in _split(one, mark, part_text)]
@@ -65,7 +65,7 @@ def page_text(traces: Traces, pictures: Pictures = no_pictures, advance: Callabl
 
 
 class _Filled(str):
-    """Text that was put in."""
+    """Inserted text."""
 
     __slots__ = ()
 
@@ -80,14 +80,14 @@ def _split(piece: str, mark: str, filling: str) -> list[str]:
 
 
 def _packed(name: str, document: object) -> str:
-    """A document inside the page: gzip of its JSON, as base64; equal documents give equal text."""
+    """Return a document for embedding in the page: gzip of its JSON, as base64; equal documents give equal text."""
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     packed = gzip.compress(text.encode("utf-8", "replace"), 6, mtime=0)
     return f'<script type="text/plain" id="{name}">{base64.b64encode(packed).decode()}</script>'
 
 
 def _meta(traces: Traces) -> dict[str, Any]:
-    """Columns of all traces, and what the page needs to know of them."""
+    """Return the columns of all traces, and the page's parameters."""
     rows = traces.rows
     tokens = rows["response_tokens"].null_count() == 0
     lengths = rows["response_tokens"] if tokens else rows["response"].str.len_chars()
@@ -124,7 +124,7 @@ def _survivors(survivors: Survivors) -> dict[str, object]:
 
 
 def _scale(rows: pl.DataFrame) -> dict[str, float]:
-    """What is a low and what a high score of a step here; between them 0, where scores have signs."""
+    """Return the low, middle and high step scores of the page; the middle is 0 if scores have both signs."""
     scores = rows["step_scores"].explode().drop_nulls()
     scores = scores.filter(scores.is_finite())
     if scores.is_empty():
@@ -134,7 +134,7 @@ def _scale(rows: pl.DataFrame) -> dict[str, float]:
 
 
 def _text(row: Mapping[str, Any], pictures: Sequence[Picture]) -> dict[str, Any]:
-    """One trace's texts and steps; places are counted as browsers count, in UTF-16 units."""
+    """Return one trace's texts and steps, with positions in UTF-16 units as browsers count them."""
     place = utf16_places(row["response"])
     spans = row["step_spans"] or []
     columns = [row[name] or [None] * len(spans) for name in ("step_scores", "step_alignments", "step_consistencies")]
@@ -155,7 +155,7 @@ def _text(row: Mapping[str, Any], pictures: Sequence[Picture]) -> dict[str, Any]
 
 
 def utf16_places(text: str) -> Callable[[int], int]:
-    """From a character of a text to its place in UTF-16 units."""
+    """Return a function from a character index of a text to its position in UTF-16 units."""
     wide = [at for at, character in enumerate(text) if character > "\uffff"] if not text.isascii() else []
     if not wide:
         return lambda at: at
@@ -173,5 +173,5 @@ def _preview(messages: str) -> str:
 
 
 def _finite(value: float | None) -> float | None:
-    """As many digits as are shown; what is no number is none."""
+    """Return a number with the digits that are shown; None unless it is finite."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.{DIGITS}g}")

@@ -1,4 +1,4 @@
-"""What a page shows: traces of a subset's pool or of a release, each with its steps, scores and why it was chosen."""
+"""Traces for a page: a subset's pool or a release, with steps, scores and the reason for each selection."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from curation_resources.storage.digests import digest
 from curation_resources.storage.files import Storage
 
 MOST_TRACES = 10_000
-"""On a page; more are drawn from."""
+"""Maximum number of traces on a page; a larger pool is sampled."""
 
 DIGITS = 6
 """Significant digits of a score on a page."""
 
 POSITIONS = 1_001
-"""Of the slider that a threshold is chosen with."""
+"""Number of positions of the threshold slider."""
 
 CONTENT = ("messages", "response", "images", "image_digests")
 SHOWN = ("sample_id", "prompt_id", "source", "generator", "domain", "correct", "shard", "row", "score", "rank", "why")
@@ -39,14 +39,14 @@ COLUMNS = (*SHOWN, *LENGTHS, "flags", *CONTENT, *STEP_COLUMNS)
 
 @dataclass(frozen=True)
 class Survivors:
-    """How much is left above every position of a threshold's slider, exactly, of all there is to choose from.
+    """Exact counts of what remains at every position of the threshold slider, over the whole pool.
 
     Attributes:
         thresholds: scores, evenly spaced from the lowest to the highest.
-        samples: that score at least as much.
-        steps: of these samples.
-        tokens: of their responses, in `unit`.
-        unit: tokens, or characters where tokens are not known.
+        samples: number of samples that pass the threshold.
+        steps: steps of these samples.
+        tokens: length of their responses, in `unit`.
+        unit: tokens, or characters if token counts are not known.
     """
 
     thresholds: Sequence[float]
@@ -61,16 +61,16 @@ class Traces:
     """The traces of a page.
 
     Attributes:
-        title: what it shows, as `subset best` or `release best@2`.
+        title: content of the page, such as `subset best` or `release best@2`.
         facts: names and values for the head of the page.
         score: name of the score.
-        scored_by: all that says which score it is: numbers of others are not held against these.
-        highest_first: whether a higher score is chosen first.
-        rows: one a trace, COLUMNS (`rank` is null of what was not chosen); of a comparison also `other_score`,
-            `other_rank` and `member` (both, first, second).
-        of: how many traces there are, if some were drawn; else that many.
-        survivors: of all of them.
-        scores: `sample_id` and `score` of all of them.
+        scored_by: identity of the score; values of different scores are not compared.
+        highest_first: whether higher scores are selected first.
+        rows: one row per trace, COLUMNS (`rank` is null for traces that were not selected); in a comparison also
+            `other_score`, `other_rank` and `member` (both, first, second).
+        of: total number of traces, including those not sampled for the page.
+        survivors: counts over all traces.
+        scores: `sample_id` and `score` of all traces.
     """
 
     title: str
@@ -87,16 +87,16 @@ class Traces:
 def subset_traces(
     workspace: Workspace, subset: Subset, most: int = MOST_TRACES, *, chosen_only: bool = False
 ) -> Traces:
-    """The pool of a subset as it would be chosen now: what was chosen, and what was not and why.
+    """Return a subset's pool as it would be selected now, with the reason why each sample was or was not selected.
 
     Args:
         workspace: the configuration.
         subset: one of its subsets.
-        most: traces on the page; of more whole prompts are drawn, those of chosen traces first.
-        chosen_only: all that was chosen and nothing else, to be compared.
+        most: maximum number of traces; a larger pool is sampled by whole prompts, those with selected traces first.
+        chosen_only: return all selected traces and nothing else, for a comparison.
 
     Raises:
-        SelectionError: there are no scores to choose by.
+        SelectionError: there are no scores to select by.
     """
     selection, score = select(workspace, subset), workspace.settings.score(subset.score)
     pool = selection.pool.join(selection.rows.select("sample_id", "rank", "reason"), on="sample_id", how="left")
@@ -115,7 +115,7 @@ def subset_traces(
     facts = [
         ("score", f"{score.name}: {method_of(score).summary}"),
         ("measured with", workspace.settings.target(score.target).model),
-        ("chosen", f"{len(selection.rows):,} of {len(pool):,}"),
+        ("selected", f"{len(selection.rows):,} of {len(pool):,}"),
         ("selector", selector.kind),
     ]
     title = f"subset {subset.name}"
@@ -134,20 +134,20 @@ def subset_traces(
 
 
 def release_traces(storage: Storage, place: str, most: int | None = MOST_TRACES) -> Traces:
-    """The rows of a release, or of a copy of one; `most` of them, or all.
+    """Return the rows of a release, or of a copy of one; at most `most`, or all.
 
     Raises:
-        ExportError: it is no release, or its files cannot be read.
+        ExportError: the folder is not a release, or its files cannot be read.
     """
     frame, manifest = release_frame(storage, place)
     frame = frame.with_columns(
         shown_score(),
         n_steps=pl.col("step_spans").list.len().cast(pl.Int32),
-        # A release counts in characters: another model has other tokens.
+        # A release counts characters, because tokens depend on the model.
         response_tokens=pl.lit(None, dtype=pl.Int32),
         flags=pl.lit([], dtype=pl.List(pl.String)),
         why=pl.col("reason"),
-        # As the corpus has them.
+        # In the corpus' format.
         messages=pl.Series([json.dumps(turns) for turns in frame.select(_prompt_turns()).to_series().to_list()]),
     )
     parameters = manifest["parameters"]
@@ -174,13 +174,13 @@ def release_traces(storage: Storage, place: str, most: int | None = MOST_TRACES)
 
 
 def takes_highest(selector: Mapping[str, Any], method_does: bool) -> bool:
-    """Whether a higher score is chosen first: as the selector says, else as its method has it."""
+    """Return whether higher scores are selected first: the selector's order, else the method's."""
     order = selector.get("order")
     return order == "highest" if order in ("highest", "lowest") else method_does
 
 
 def shown_score() -> pl.Expr:
-    """The score in as many digits as a page has of it: what is counted here and filtered there is one number."""
+    """Return the score rounded to the digits of the page, so that counts here and filtering there agree."""
     return pl.col("score").cast(pl.Float64).round_sig_figs(DIGITS)
 
 
@@ -189,15 +189,15 @@ def _identity(score: Mapping[str, Any]) -> str:
 
 
 def in_order(rows: pl.DataFrame) -> pl.DataFrame:
-    """Highest score first, ties by id."""
+    """Sort by score, highest first, with ties by id."""
     return rows.sort("score", "sample_id", descending=[True, False], nulls_last=True)
 
 
 def compared(first: Traces, second: Traces, most: int = MOST_TRACES) -> Traces:
-    """What either of two has chosen, and which of them: `member` is both, first or second.
+    """Return the traces selected by either of two, with `member`: both, first or second.
 
-    Both must hold all that they chose. Scores are those of the first; of what only the second chose they are known if
-    the first scored it, too. Steps that were scored by another score are shown without scores.
+    Both arguments must hold everything they selected. Scores are those of the first; for traces that only the second
+    selected, they are known if the first scored them too. Steps with another score are shown without scores.
     """
     ours, theirs = (one.rows.filter(pl.col("rank").is_not_null()) for one in (first, second))
     other = theirs.select("sample_id", other_score="score", other_rank="rank")
@@ -220,19 +220,19 @@ def compared(first: Traces, second: Traces, most: int = MOST_TRACES) -> Traces:
         ("first", f"{first.title}, by {first.facts[0][1]}"),
         ("second", f"{second.title}, by {second.facts[0][1]}"),
         ("in both / only first / only second", sizes),
-        *([] if same else [("scores", "are not the same: those shown are the first's")]),
+        *([] if same else [("scores", "differ; the first's are shown")]),
     ]
-    title = f"{first.title} beside {second.title}"
+    title = f"{first.title} compared with {second.title}"
     survivors = survivors_of(rows, first.highest_first)
     drawn = draw_prompts(rows, most, chosen=pl.lit(value=True))
     return replace(first, title=title, facts=facts, rows=drawn, of=len(rows), survivors=survivors)
 
 
 def draw_prompts(rows: pl.DataFrame, most: int, chosen: pl.Expr | None = None) -> pl.DataFrame:
-    """Rows of whole prompts until there are so many; those with a chosen row before others, else by their hashes.
+    """Sample whole prompts up to this number of rows: prompts with a selected row first, otherwise by hash.
 
-    Others get a quarter of the page at least, so that what was not chosen can be seen too. A prompt with more rows than
-    fit is left out; if all have, the smallest is shown.
+    Prompts without a selected row get at least a quarter of the page, so that they can be inspected too. A prompt
+    with more rows than fit is skipped; if none fits, the smallest one is shown.
     """
     if len(rows) <= most:
         return in_order(rows)
@@ -251,7 +251,7 @@ def draw_prompts(rows: pl.DataFrame, most: int, chosen: pl.Expr | None = None) -
 
 
 def _within(prompts: Sequence[tuple[str, int]], most: int) -> tuple[list[str], int]:
-    """Prompts, in order, whose rows still fit, and how many rows these are."""
+    """Return the prompts, in order, whose rows still fit, and their number of rows."""
     taken, filled = [], 0
     for name, size in prompts:
         if filled + size <= most:
@@ -261,18 +261,18 @@ def _within(prompts: Sequence[tuple[str, int]], most: int) -> tuple[list[str], i
 
 
 def survivors_of(rows: pl.DataFrame, highest_first: bool = True) -> Survivors:
-    """What is left at evenly spaced thresholds: above each, or below it where a lower score is better."""
+    """Count what is left at evenly spaced thresholds: above each, or below it if lower scores are better."""
     scored = rows.filter(pl.col("score").is_finite()).sort("score", descending=highest_first)
     if scored.is_empty():
         return Survivors([], [], [], [])
     ascending = scored["score"].sort()
     low, high = float(ascending[0]), float(ascending[-1])
     thresholds = [low + (high - low) * place / (POSITIONS - 1) for place in range(POSITIONS)]
-    # Rounding must not take the highest away.
+    # Rounding must not exclude the highest score.
     thresholds[-1] = high
     places = ascending.search_sorted(pl.Series(thresholds), side="left" if highest_first else "right").to_list()
     left = [len(scored) - place if highest_first else place for place in places]
-    # A release does not say tokens; of a pool all or none are known, but for samples that could not be measured.
+    # A release has no token counts; in a pool either all are known or none, except for samples not measured.
     characters = "response" in rows.columns and rows["response_tokens"].null_count() > 0
     lengths = scored["response"].str.len_chars() if characters else scored["response_tokens"]
     sums = [[0, *one.fill_null(0).cast(pl.Int64).cum_sum().to_list()] for one in (scored["n_steps"], lengths)]
@@ -281,31 +281,31 @@ def survivors_of(rows: pl.DataFrame, highest_first: bool = True) -> Survivors:
 
 
 def why_column(shown: pl.DataFrame, selection: HeldSelection, workspace: Workspace, subset: Subset) -> pl.Series:
-    """Of every row why it was chosen, or why not."""
+    """Return the reason why each row was or was not selected."""
     score = workspace.settings.score(subset.score)
     with_chosen = set(selection.pool.filter("selected")["prompt_id"])
     selector = selector_of(workspace, subset)
     by_score_alone = selector.kind == "top" and not subset.stratify
     passing = shown.with_columns(passing=passes(subset.filters))["passing"].fill_null(value=False)
     last = selection.rows["score"][-1] if len(selection.rows) else None
-    said = []
+    reasons = []
     for row, passed in zip(shown.iter_rows(named=True), passing, strict=True):
         if row["selected"]:
-            said.append(row["reason"])
+            reasons.append(row["reason"])
         elif row["n_steps"] is None or row["n_steps"] < score.min_steps:
-            said.append(f"not eligible: {row['n_steps'] or 0} steps, and {score.name} asks for {score.min_steps}")
+            reasons.append(f"not eligible: {row['n_steps'] or 0} steps, but {score.name} requires {score.min_steps}")
         elif not passed:
-            said.append(f"not eligible: the filters of {subset.name} leave it out")
+            reasons.append(f"not eligible: excluded by the filters of {subset.name}")
         elif row["score"] is None:
-            said.append(f"not chosen: {score.name} has no value, see its flags")
+            reasons.append(f"not selected: {score.name} has no value, see its flags")
         elif by_score_alone:
-            said.append(f"not chosen: the last that was has {score.name} = {_rounded(last)}")
+            reasons.append(f"not selected: the last selected sample has {score.name} = {_rounded(last)}")
         elif row["prompt_id"] in with_chosen:
-            said.append("not chosen: other responses to its prompt were")
+            reasons.append("not selected: other responses to its prompt were")
         else:
             strata = f" within its {', '.join(subset.stratify)}" if subset.stratify else ""
-            said.append(f"not chosen: selector {selector.kind} took others before it{strata}")
-    return pl.Series("why", said, dtype=pl.String)
+            reasons.append(f"not selected: selector {selector.kind} preferred others{strata}")
+    return pl.Series("why", reasons, dtype=pl.String)
 
 
 def _rounded(value: object) -> str:
@@ -324,6 +324,6 @@ def _flags(workspace: Workspace, target: str, ids: pl.Series) -> pl.DataFrame:
 
 
 def _prompt_turns() -> pl.Expr:
-    """A release's messages end in the response; these are the turns before it."""
+    """Return the turns before the response, which is the last of a release's messages."""
     messages = pl.col("messages")
     return messages.list.head(messages.list.len() - 1)

@@ -1,4 +1,4 @@
-"""Holding a release against what it says of itself: every file, every row, every image."""
+"""Verify a release: every file, every row and every image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from curation_resources.storage.files import Storage, is_unfinished
 
 NEEDED = (MANIFEST, CHECKSUMS, CARD, PROVENANCE, DATA_PARQUET, DATA_JSONL)
 UNSUMMED = (CHECKSUMS, PROVENANCE)
-"""Files that checksums do not cover: themselves, and what differs between two releases of the same content."""
+"""Files without a checksum: the list itself, and the file that differs between releases of equal content."""
 
 LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 COUNTED = ("rows", "prompts")
@@ -32,7 +32,7 @@ COUNTED = ("rows", "prompts")
 
 @dataclass(frozen=True)
 class Problem:
-    """Something about a release that is not as it says: the file, and what is wrong with it."""
+    """A problem of a release: the file, and a description that follows its name."""
 
     file: str
     what: str
@@ -40,11 +40,11 @@ class Problem:
 
 @dataclass
 class Found:
-    """What a release holds, as far as it can be read.
+    """The readable content of a release, and its problems.
 
     Attributes:
-        files: bytes of every file by its path in the release.
-        problems: so far.
+        files: content of every file, by path within the release.
+        problems: problems found so far.
     """
 
     files: dict[str, bytes]
@@ -56,28 +56,29 @@ class Found:
 
 
 def verify_release(storage: Storage, folder: str) -> list[Problem]:
-    """Everything about a release that is not as it should be; nothing, if it is whole.
+    """Return all problems of a release; an empty list if it is intact.
 
-    Checksums tell damage, not intent: who may write the folder may write them anew. What is not as easily brought to
-    agree is held against them: the manifest's own sizes and sums, its counts, and both files of the data.
+    Checksums detect damage, not tampering: anyone who can write to the folder can rewrite them. Other data that is
+    harder to keep consistent is therefore compared as well: the manifest's sizes and checksums, its counts, and both
+    data files.
 
     Args:
-        storage: where it lies.
-        folder: of the release.
+        storage: storage that holds the release.
+        folder: folder of the release.
 
     Raises:
-        ReleaseError: there is no such folder, or nothing in it.
+        ReleaseError: the folder is missing or empty.
     """
     prefix = f"{folder}/"
     walked = [file.path for file in storage.walk(folder) if not is_unfinished(file.path)]
     if not walked:
-        raise ReleaseError(f"{storage.shown(folder)} is no release: there is nothing in it")
+        raise ReleaseError(f"{storage.shown(folder)} is not a release: the folder is missing or empty")
     found = Found({path.removeprefix(prefix): storage.read(path) for path in walked})
     for name in NEEDED:
         if name not in found.files:
             found.say(name, "is missing")
     for name in storage.hidden(folder):
-        found.say(name, "is not a file of the release: its name begins with a dot")
+        found.say(name, "is not part of the release: its name begins with a dot")
     _sums(found)
     manifest = _manifest(found)
     if manifest is not None:
@@ -87,7 +88,7 @@ def verify_release(storage: Storage, folder: str) -> list[Problem]:
 
 
 def _sums(found: Found) -> None:
-    """Every file against its checksum, and every checksum against a file."""
+    """Check every file against its checksum, and every checksum against its file."""
     if CHECKSUMS not in found.files:
         return
     named = {}
@@ -99,21 +100,21 @@ def _sums(found: Found) -> None:
         named[match[2]] = match[1]
     for name, expected in named.items():
         if name not in found.files:
-            found.say(name, "is missing, and has a checksum")
+            found.say(name, "is missing, although it has a checksum")
         elif hashlib.sha256(found.files[name]).hexdigest() != expected:
-            found.say(name, "is not the file that the checksum is of")
+            found.say(name, "does not match its checksum")
     for name in sorted(found.files.keys() - named.keys() - set(UNSUMMED)):
-        found.say(name, "is not a file of the release: it has no checksum")
+        found.say(name, "is not part of the release: it has no checksum")
 
 
 def _manifest(found: Found) -> dict[str, Any] | None:
-    """The manifest, if it can be read and is of a kind that we know."""
+    """Return the manifest if it can be read and has a supported version."""
     if MANIFEST not in found.files:
         return None
     try:
         manifest = json.loads(found.files[MANIFEST])
     except ValueError as error:
-        found.say(MANIFEST, f"is no JSON ({error})")
+        found.say(MANIFEST, f"is not JSON ({error})")
         return None
     for what in wrong_with_manifest(manifest):
         found.say(MANIFEST, what)
@@ -122,47 +123,47 @@ def _manifest(found: Found) -> dict[str, Any] | None:
 
 
 def _manifest_files(found: Found, manifest: Mapping[str, Any]) -> None:
-    """Sizes and sums that the manifest gives of the data."""
+    """Check the data files against the sizes and checksums in the manifest."""
     files = manifest.get("files")
     if not isinstance(files, dict):
-        found.say(MANIFEST, "names no files")
+        found.say(MANIFEST, "lists no files")
         return
     for name, facts in sorted(files.items()):
         data = found.files.get(name)
         if data is None or not isinstance(facts, dict):
             continue
         if len(data) != facts.get("bytes"):
-            found.say(name, f"has {len(data):,} bytes, the manifest says {facts.get('bytes')!r}")
+            found.say(name, f"has {len(data):,} bytes, but the manifest states {facts.get('bytes')!r}")
         elif hashlib.sha256(data).hexdigest() != facts.get("sha256"):
-            found.say(name, "is not the file that the manifest names")
+            found.say(name, "does not match the manifest")
     for name in (DATA_PARQUET, DATA_JSONL):
         if name not in files:
-            found.say(MANIFEST, f"does not name {name}")
+            found.say(MANIFEST, f"does not list {name}")
 
 
 def _data(found: Found, manifest: Mapping[str, Any]) -> None:
-    """Both files of the data against one another, the manifest's counts, and the images that rows show."""
+    """Check both data files against each other, the manifest's counts, and the images that rows refer to."""
     frame, lines = _parquet(found), _jsonl(found)
     if frame is not None:
         counts = {"rows": len(frame), "prompts": frame["prompt_id"].n_unique()}
         for name in COUNTED:
             if manifest and manifest.get(name) != counts[name]:
-                found.say(DATA_PARQUET, f"has {counts[name]} {name}, the manifest says {manifest.get(name)!r}")
+                found.say(DATA_PARQUET, f"has {counts[name]} {name}, but the manifest states {manifest.get(name)!r}")
         if frame["sample_id"].is_duplicated().any():
-            found.say(DATA_PARQUET, "holds a sample twice")
+            found.say(DATA_PARQUET, "contains a sample twice")
         if frame["rank"].to_list() != list(range(1, len(frame) + 1)):
-            found.say(DATA_PARQUET, "is not in the order of its ranks")
+            found.say(DATA_PARQUET, "is not sorted by rank")
         if manifest and manifest.get("subset_digest") != subset_digest(frame.select(*tables.SUBSET.columns)):
-            found.say(DATA_PARQUET, "does not hold the choice (samples, ranks, scores, weights) of the manifest")
+            found.say(DATA_PARQUET, "does not match the selection (samples, ranks, scores, weights) in the manifest")
         if manifest and manifest.get("steps_digest") not in (None, _steps(frame)):
-            found.say(DATA_PARQUET, "does not hold the steps of the manifest")
+            found.say(DATA_PARQUET, "does not match the steps in the manifest")
         _images(found, frame)
     if frame is None or lines is None:
         return
     if [line.get("sample_id") for line in lines] != frame["sample_id"].to_list():
-        found.say(DATA_JSONL, "does not hold the samples of the Parquet file in their order")
+        found.say(DATA_JSONL, "does not contain the samples of the Parquet file in the same order")
     elif [line.get("messages") for line in lines] != frame["messages"].to_list():
-        found.say(DATA_JSONL, "holds other messages than the Parquet file")
+        found.say(DATA_JSONL, "has messages that differ from the Parquet file")
 
 
 def _parquet(found: Found) -> pl.DataFrame | None:
@@ -177,7 +178,7 @@ def _parquet(found: Found) -> pl.DataFrame | None:
     wrong = list(wrong_with_rows(frame))
     for what in wrong:
         found.say(DATA_PARQUET, what)
-    # Rows of the right kind can be looked at further, whatever is wrong with them.
+    # Rows with the right columns can be checked further, whatever other problems they have.
     return (
         None if any(what.startswith(("has no column", "has columns", "has rows without")) for what in wrong) else frame
     )
@@ -192,30 +193,30 @@ def _jsonl(found: Found) -> list[dict[str, Any]] | None:
     if data is None:
         return None
     lines = []
-    # Not splitlines(): a text may hold other marks that it takes for the end of a line.
+    # Not splitlines(): texts may contain other characters that it treats as line ends.
     for number, line in enumerate(data.decode("utf-8", "replace").removesuffix("\n").split("\n"), 1):
         try:
             read = json.loads(line)
         except ValueError:
             read = None
         if not isinstance(read, dict):
-            found.say(DATA_JSONL, f"line {number} is no JSON object")
+            found.say(DATA_JSONL, f"line {number} is not a JSON object")
             return None
         lines.append(read)
     return lines
 
 
 def _images(found: Found, frame: pl.DataFrame) -> None:
-    """Images that lie in the release are named by their hash, and shown by some row; those shown are there."""
+    """Check that images are named by their hash and used by a row, and that all images that rows refer to exist."""
     shown = {name for name in _shown(frame) if name.startswith(f"{IMAGES}/")}
     there = {name for name in found.files if name.startswith(f"{IMAGES}/")}
     for name in sorted(shown - there):
-        found.say(name, "is shown by a row, and missing")
+        found.say(name, "is missing, although a row refers to it")
     for name in sorted(there - shown):
-        found.say(name, "is shown by no row")
+        found.say(name, "is not used by any row")
     for name in sorted(there):
         if bytes_digest(found.files[name]) != name.removeprefix(f"{IMAGES}/"):
-            found.say(name, "is not the image that its name is the hash of")
+            found.say(name, "does not match the hash in its name")
 
 
 def _shown(frame: pl.DataFrame) -> Iterator[str]:

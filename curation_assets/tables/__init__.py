@@ -1,7 +1,7 @@
-"""Which tables exist: their columns, types, units and meaning, and where each lies in the warehouse.
+"""All tables: their columns, types, units and meaning, and their paths in the warehouse.
 
-Everything that writes a table conforms its frame to the definition here, and the documentation, the
-Dagster column schemas and `curate table` are generated from it. Storage itself is `storage.warehouse`.
+Every writer conforms its frame to the definition here, and the documentation, the Dagster column schemas and `curate
+table` are generated from it. Storage itself is `storage.warehouse`.
 """
 
 from __future__ import annotations
@@ -90,48 +90,50 @@ REPETITION_SHARES = (
     *(f"top_{n}_gram_characters" for n in (2, 3, 4)),
     *(f"duplicate_{n}_gram_characters" for n in range(5, 11)),
 )
-"""Shares of a text that repeat: `curation_assets.quality.repetition` says what each is."""
+"""Shares of repeated text, defined in `curation_assets.quality.repetition`."""
 
 RAW_CORPUS = Table(
     "raw_corpus",
-    "every accepted sample as it arrived, exact duplicates included (flagged when the pool is made)",
+    "every accepted sample as it arrived, including exact duplicates (flagged when the pool is built)",
     {
         "sample_id": SAMPLE_ID,
         "prompt_id": PROMPT_ID,
         "shard": SHARD,
         "row": ROW,
-        "candidate": Column(pl.Int32, "which response of its row, from 0"),
-        "source": Column(pl.String, "data set that the row names, else the shard"),
-        "domain": Column(pl.String, "subject that the row names", nullable=True),
-        "generator": Column(pl.String, "who wrote the response: a model's name", nullable=True),
-        "messages": Column(pl.String, "JSON list of the prompt's turns: {role, content}; <image> where they show one"),
+        "candidate": Column(pl.Int32, "index of the response within its row, from 0"),
+        "source": Column(pl.String, "data set named by the row, else the shard"),
+        "domain": Column(pl.String, "subject named by the row", nullable=True),
+        "generator": Column(pl.String, "author of the response, usually a model's name", nullable=True),
+        "messages": Column(
+            pl.String, "JSON list of the prompt's turns: {role, content}; <image> marks the place of an image"
+        ),
         "images": Column(
             pl.List(pl.String),
-            "the prompt's images in order: a path relative to the file's folder, a URL, or, of an image whose bytes "
-            "were in the row, warehouse://images/HASH",
+            "the prompt's images in order: a path relative to the file's folder, a URL, or warehouse://images/HASH "
+            "for an image embedded in the row",
         ),
         "image_digests": Column(
-            pl.List(pl.String), "BLAKE2b-128 of each image's bytes when the row was read (hex); null of a URL"
+            pl.List(pl.String), "BLAKE2b-128 of each image's bytes when the row was read (hex); null for a URL"
         ),
         "response": Column(pl.String, "the response verbatim", "characters"),
         "answer": Column(pl.String, "explicit answer, if the row has one", nullable=True),
         "steps": Column(pl.List(pl.String), "explicit steps, if the row has them", nullable=True),
-        "correct": Column(pl.Boolean, "whether the row says that the answer is right", nullable=True),
-        "reward": Column(pl.Float64, "reward that the row carries", nullable=True),
-        "extra": Column(pl.String, "JSON object of all other fields; never shown to a method"),
+        "correct": Column(pl.Boolean, "whether the row marks the answer as correct", nullable=True),
+        "reward": Column(pl.Float64, "reward given in the row", nullable=True),
+        "extra": Column(pl.String, "JSON object of all other fields; never passed to a method"),
     },
     sort=("row", "candidate"),
 )
 
 REJECTED_ROWS = Table(
     "rejected_rows",
-    "every row or candidate response that arrived and could not be used",
+    "every row or candidate response that was rejected",
     {
         "shard": SHARD,
-        "row": Column(pl.Int64, "row of the file, from 0; -1 for the file as a whole"),
-        "candidate": Column(pl.Int32, "which response of its row, from 0; -1 for the whole row"),
+        "row": Column(pl.Int64, "row of the file, from 0; -1 for the whole file"),
+        "candidate": Column(pl.Int32, "index of the response within its row, from 0; -1 for the whole row"),
         "reason": Column(pl.String, "short machine-readable reason, e.g. not_json"),
-        "detail": Column(pl.String, "what is wrong and how to mend it"),
+        "detail": Column(pl.String, "description of the problem and its fix"),
         "excerpt": Column(pl.String, "the first 200 characters of the row"),
     },
     sort=("row", "candidate"),
@@ -146,51 +148,53 @@ SEGMENTED_STEPS = Table(
         "kind": Column(pl.String, "step or answer"),
         "start": Column(pl.Int64, "first character of the span in the response", "characters"),
         "end": Column(pl.Int64, "one past the last character of the span", "characters"),
-        "strategy": Column(pl.String, "which segmentation strategy or answer marker gave the span"),
-        "merged": Column(pl.Boolean, "segments were merged to stay within max_steps"),
+        "strategy": Column(pl.String, "segmentation strategy or answer marker that produced the span"),
+        "merged": Column(pl.Boolean, "whether segments were merged to stay within max_steps"),
     },
     sort=("sample_id", "step_index"),
 )
 
 SAMPLE_QUALITY = Table(
     "sample_quality",
-    "what the pool's filters look at, from the text alone; null where no filter looks",
+    "measurements of the text for the pool's filters; null if no filter needs them",
     {
         "sample_id": SAMPLE_ID,
         "language": Column(
-            pl.String, "ISO 639-1 code of the response's language; null if it says too little", nullable=True
+            pl.String, "ISO 639-1 code of the response's language; null if the text is too short to tell", nullable=True
         ),
-        "confidence": Column(pl.Float64, "how sure that is", nullable=True),
+        "confidence": Column(pl.Float64, "confidence of the language detection", nullable=True),
         "repetition": Column(
             pl.Struct(dict.fromkeys(REPETITION_SHARES, pl.Float64)),
-            "shares of the response that repeat (arXiv 2112.11446, Table A1)",
+            "shares of the response that are repeated (arXiv 2112.11446, Table A1)",
             nullable=True,
         ),
-        "benchmarks": Column(pl.List(pl.String), "benchmarks that prompt and response overlap with", nullable=True),
+        "benchmarks": Column(pl.List(pl.String), "benchmarks that the prompt and response overlap with", nullable=True),
         "benchmark_share": Column(
-            pl.List(pl.Float64), "of each of them, the share of the best item's n-grams", nullable=True
+            pl.List(pl.Float64), "per overlapping benchmark, the largest share of one item's n-grams", nullable=True
         ),
-        "signature": Column(pl.List(pl.UInt32), "MinHash signature of prompt and response", nullable=True),
+        "signature": Column(pl.List(pl.UInt32), "MinHash signature of the prompt and response", nullable=True),
     },
     sort=("sample_id",),
 )
 
 POOL = Table(
     "pool",
-    "every present sample, and why it is left out of the pool if it is",
+    "every present sample, with the reason if it is excluded from the pool",
     {
         "sample_id": SAMPLE_ID,
         "reason": Column(
-            pl.String, "contaminated, language, repetitive, near_duplicate; null: it is in the pool", nullable=True
+            pl.String,
+            "contaminated, language, repetitive, near_duplicate; null if the sample is in the pool",
+            nullable=True,
         ),
-        "detail": Column(pl.String, "which benchmarks, language, limits, or whose duplicate", nullable=True),
+        "detail": Column(pl.String, "the benchmarks, language, limits or duplicated sample", nullable=True),
     },
     sort=("sample_id",),
 )
 
 STEP_SCORES = Table(
     "step_scores",
-    "GRACE's scores of single steps (arXiv 2605.13130, Eq. 6-8, 12)",
+    "GRACE's scores of individual steps (arXiv 2605.13130, Eq. 6-8, 12)",
     {
         "sample_id": SAMPLE_ID,
         "step_index": Column(pl.Int32, "1..K"),
@@ -212,15 +216,15 @@ SAMPLE_SCORES = Table(
         "prompt_id": PROMPT_ID,
         "shard": SHARD,
         "row": ROW,
-        "candidate": Column(pl.Int32, "which response of its row, from 0"),
-        "source": Column(pl.String, "data set that the row names, else the shard"),
-        "domain": Column(pl.String, "subject that the row names", nullable=True),
-        "generator": Column(pl.String, "who wrote the response", nullable=True),
-        "correct": Column(pl.Boolean, "whether the row says that the answer is right", nullable=True),
+        "candidate": Column(pl.Int32, "index of the response within its row, from 0"),
+        "source": Column(pl.String, "data set named by the row, else the shard"),
+        "domain": Column(pl.String, "subject named by the row", nullable=True),
+        "generator": Column(pl.String, "author of the response", nullable=True),
+        "correct": Column(pl.Boolean, "whether the row marks the answer as correct", nullable=True),
         "verified": Column(
-            pl.Boolean, "whether the response's own answer is the row's; null if either is missing", nullable=True
+            pl.Boolean, "whether the response's own answer matches the row's; null if either is missing", nullable=True
         ),
-        "reward": Column(pl.Float64, "reward that the row carries", nullable=True),
+        "reward": Column(pl.Float64, "reward given in the row", nullable=True),
         "n_steps": Column(pl.Int32, "steps found by segmentation", "steps"),
         "response_tokens": Column(pl.Int32, "tokens of the response", "tokens"),
         "answer_norm": Column(pl.Float32, "norm of the answer's proxy gradient", nullable=True),
@@ -232,17 +236,17 @@ SAMPLE_SCORES = Table(
 
 SCORE_MANIFEST = Table(
     "score_manifest",
-    "what stands behind a target's scores, shard by shard: the lineage of every subset made from them",
+    "inputs of a target's scores, per shard: the lineage of every subset selected by them",
     {
         "shard": SHARD,
         "path": Column(pl.String, "file name in the landing area"),
         "content_digest": Column(pl.String, "hash of the file's bytes"),
-        "present": Column(pl.Boolean, "the file is still in the landing area"),
-        "signal_fingerprint": Column(pl.String, "fingerprint of the signals that the scores rest on"),
-        "score_fingerprint": Column(pl.String, "fingerprint of signals plus score parameters"),
-        "rows": Column(pl.Int64, "samples of the shard"),
-        "rejected": Column(pl.Int64, "rows of the shard that were rejected"),
-        "tokens": Column(pl.Int64, "tokens that measuring the shard's samples took", "tokens"),
+        "present": Column(pl.Boolean, "whether the file is still in the landing area"),
+        "signal_fingerprint": Column(pl.String, "fingerprint of the signals behind the scores"),
+        "score_fingerprint": Column(pl.String, "fingerprint of the signals and the score parameters"),
+        "rows": Column(pl.Int64, "samples in the shard"),
+        "rejected": Column(pl.Int64, "rejected rows in the shard"),
+        "tokens": Column(pl.Int64, "tokens used to measure the shard's samples", "tokens"),
     },
     sort=("shard",),
 )
@@ -253,9 +257,9 @@ SUBSET = Table(
     {
         "sample_id": SAMPLE_ID,
         "rank": Column(pl.Int64, "1 is best"),
-        "score": Column(pl.Float64, "the score that ranked it"),
-        "weight": Column(pl.Float64, "weight in training"),
-        "reason": Column(pl.String, "why it was chosen"),
+        "score": Column(pl.Float64, "the score it was ranked by"),
+        "weight": Column(pl.Float64, "training weight"),
+        "reason": Column(pl.String, "why the sample was selected"),
     },
     sort=("rank",),
 )
@@ -282,89 +286,89 @@ ALL_TABLES = {
 }
 
 
-# Where tables lie, relative to the warehouse's root.
+# Paths of tables, relative to the warehouse's root.
 
 
 def traces_path(subset: str) -> str:
-    """The page of a subset's traces."""
+    """Return the path of a subset's trace page."""
     return f"reports/traces/{subset}.html"
 
 
 def raw_corpus_dir() -> str:
-    """Folder of `raw_corpus`, one Parquet file a shard."""
+    """Return the folder of `raw_corpus`, which holds one Parquet file per shard."""
     return "corpus/raw_corpus"
 
 
 def rejected_rows_dir() -> str:
-    """Folder of `rejected_rows`, one Parquet file a shard."""
+    """Return the folder of `rejected_rows`, which holds one Parquet file per shard."""
     return "corpus/rejected_rows"
 
 
 def purged_path() -> str:
-    """The samples that were taken out for good, one JSON document."""
+    """Return the path of the JSON document that lists purged samples."""
     return "corpus/purged.json"
 
 
 def spent_path() -> str:
-    """What launched runs have measured today, where `limits` are set, one JSON document."""
+    """Return the path of the JSON document with today's consumption by launched runs, kept if `limits` are set."""
     return "limits/spent.json"
 
 
 def images_dir() -> str:
-    """Folder of the images whose bytes were inside rows, each under the hash of its bytes."""
+    """Return the folder of images embedded in rows; each file is named by the hash of its bytes."""
     return "images"
 
 
 def sample_quality_dir() -> str:
-    """Folder of `sample_quality`, one Parquet file a shard."""
+    """Return the folder of `sample_quality`, which holds one Parquet file per shard."""
     return "corpus/sample_quality"
 
 
 def pool_path() -> str:
-    """`pool`, one Parquet file."""
+    """Return the path of `pool`, one Parquet file."""
     return "corpus/pool.parquet"
 
 
 def validation_path(name: str) -> str:
-    """The rows of a validation set, one Parquet file with the columns of `raw_corpus`."""
+    """Return the path of a validation set's rows, one Parquet file with the columns of `raw_corpus`."""
     return f"validation/{name}.parquet"
 
 
 def segmented_steps_dir() -> str:
-    """Folder of `segmented_steps`, one Parquet file a shard."""
+    """Return the folder of `segmented_steps`, which holds one Parquet file per shard."""
     return "steps/segmented_steps"
 
 
 def signal_dir(target: str, role: str, signal: str, fingerprint: str) -> str:
-    """Folder of the measurements of one signal at one checkpoint under one fingerprint."""
+    """Return the folder of one signal's measurements at one checkpoint, under one fingerprint."""
     return f"signals/{target}/{role}/{signal}/{fingerprint}"
 
 
 def checkpoint_dir(target: str, role: str, key: str) -> str:
-    """Folder of a checkpoint that we trained, by the key of its recipe and base."""
+    """Return the folder of a trained checkpoint, by the key of its recipe and base model."""
     return f"checkpoints/{target}/{role}/{key}"
 
 
 def step_scores_dir(target: str, score: str) -> str:
-    """Folder of one named score's `step_scores`, one Parquet file a shard."""
+    """Return the folder of one score's `step_scores`, which holds one Parquet file per shard."""
     return f"scores/{target}/step_scores/{score}"
 
 
 def sample_scores_dir(target: str) -> str:
-    """Folder of a target's `sample_scores`, one Parquet file a shard."""
+    """Return the folder of a target's `sample_scores`, which holds one Parquet file per shard."""
     return f"scores/{target}/sample_scores"
 
 
 def score_manifest_path(target: str) -> str:
-    """A target's `score_manifest`, one Parquet file."""
+    """Return the path of a target's `score_manifest`, one Parquet file."""
     return f"scores/{target}/score_manifest.parquet"
 
 
 def subset_path(subset: str) -> str:
-    """A subset's current rows, one Parquet file."""
+    """Return the path of a subset's current rows, one Parquet file."""
     return f"subsets/{subset}.parquet"
 
 
 def release_dir(subset: str) -> str:
-    """Folder of a subset's releases: one folder a version, and LATEST."""
+    """Return the folder of a subset's releases, which holds one folder per version, and LATEST."""
     return f"releases/{subset}"

@@ -1,4 +1,4 @@
-"""What a table is: its columns with types, units and meaning, and how a frame is made to fit it."""
+"""Table definitions: columns with types, units and meaning, and conforming a frame to them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ PolarsType = DataType | DataTypeClass
 
 
 class TableError(ValueError):
-    """A frame does not have the columns or types that its table defines."""
+    """A frame's columns or types do not match its table's definition."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: `unit` is empty where the value has none."""
+    """A column's definition; `unit` is empty for values without a unit."""
 
     dtype: PolarsType
     meaning: str
@@ -26,7 +26,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table's contract. `open_columns` is the type of further columns that the config names, if any."""
+    """A table's contract.
+
+    `open_columns` is the type of additional columns named in the configuration, if the table allows any.
+    """
 
     name: str
     meaning: str
@@ -36,18 +39,19 @@ class Table:
 
     @property
     def schema(self) -> dict[str, PolarsType]:
-        """Column names and Polars types, in order."""
+        """Return column names and Polars types, in order."""
         return {name: column.dtype for name, column in self.columns.items()}
 
     def empty(self) -> pl.DataFrame:
-        """A frame of this table with no rows."""
+        """Return a frame of this table without rows."""
         return pl.DataFrame(schema=self.schema)
 
     def conform(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The frame with this table's columns in order, cast and sorted.
+        """Return the frame with this table's columns in order, cast and sorted.
 
         Raises:
-            TableError: a column is missing, unknown, of another type, or null where it must not be.
+            TableError: a column is missing or unknown, has the wrong type, or contains nulls although it is not
+                nullable.
         """
         missing = [name for name in self.columns if name not in frame.columns]
         unknown = [name for name in frame.columns if name not in self.columns]
@@ -58,19 +62,21 @@ class Table:
             f"{name} is {frame.schema[name]}" for name, dtype in types.items() if not _fits(frame.schema[name], dtype)
         ]
         if wrong:
-            raise TableError(f"table {self.name}: columns of another type: {', '.join(wrong)}")
+            raise TableError(f"table {self.name}: columns with the wrong type: {', '.join(wrong)}")
         try:
             frame = frame.select(pl.col(name).cast(dtype) for name, dtype in types.items())
         except pl.exceptions.PolarsError as error:
             raise TableError(f"table {self.name}: {error}") from error
         for name, column in self.columns.items():
             if not column.nullable and frame[name].null_count():
-                raise TableError(f"table {self.name}: column {name} holds {frame[name].null_count()} nulls")
+                raise TableError(
+                    f"table {self.name}: column {name} is not nullable but contains {frame[name].null_count()} nulls"
+                )
         return frame.sort(self.sort, maintain_order=True) if self.sort else frame
 
 
 def _fits(given: PolarsType, wanted: PolarsType) -> bool:
-    """Whether a cast between the types only changes width: text is not parsed, fractions are not cut off."""
+    """Return whether a cast between the types only changes width, without parsing text or truncating fractions."""
     if given in (wanted, pl.Null):
         return True
     if isinstance(given, pl.Struct) and isinstance(wanted, pl.Struct):
@@ -87,7 +93,7 @@ def _fits(given: PolarsType, wanted: PolarsType) -> bool:
 SAMPLE_ID = Column(pl.String, "hash of prompt, response, answer, explicit steps and image bytes (128 bits, hex)")
 PROMPT_ID = Column(pl.String, "hash of the prompt turns and images: the prompt group (128 bits, hex)")
 SHARD = Column(pl.String, "partition key of the landing file")
-ROW = Column(pl.Int64, "row of the file that the sample came from, from 0 (blank lines count)")
+ROW = Column(pl.Int64, "row in the source file, from 0 (blank lines count)")
 RESPONSE_TOKENS = Column(pl.Int32, "tokens of the response after truncation, without EOS", "tokens")
-RUN_TOKENS = Column(pl.Int32, "tokens run through the model: prompt, images, response and EOS", "tokens")
-SIGNAL_FLAGS = Column(pl.List(pl.String), "why a sample was not measured, or what to know about it")
+RUN_TOKENS = Column(pl.Int32, "tokens processed by the model: prompt, images, response and EOS", "tokens")
+SIGNAL_FLAGS = Column(pl.List(pl.String), "why the sample was not measured, or warnings about it")

@@ -1,7 +1,7 @@
-"""What each measurement and table depends on, as one hash: change any of it and it is made again, nothing else.
+"""Fingerprints: one hash per measurement and table over everything that its content depends on.
 
-Device, batch size, attention implementation and library versions are not hashed; of these the device is recorded
-with each shard's results.
+A changed fingerprint means that the result is computed again. Device, batch size, attention implementation and
+library versions are not hashed; the device is recorded with each shard's results.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from curation_resources.training.files import RECORD
 from curation_resources.training.trainer import TRAINER_VERSION
 
 PROXY_SIGNALS: frozenset[SignalName] = frozenset({"step_gradients", "step_gradient_trajectories"})
-"""Signals that rest on which gradient stands for a segment's."""
+"""Signals that depend on the choice of proxy gradient."""
 
 FEATURE_SIGNALS: frozenset[SignalName] = frozenset(
     {"gradient_features", "gradient_feature_trajectories", "adam_feature_trajectories"}
 )
-"""Signals that are gradients made into one vector each."""
+"""Signals that store gradients as one vector each."""
 
 SEGMENTED_SIGNALS: frozenset[SignalName] = PROXY_SIGNALS | {"segment_likelihoods", "perturbed_losses"}
-"""Signals that rest on how responses are cut into steps, or on where their answer begins."""
+"""Signals that depend on segmentation into steps, or on where the answer begins."""
 
 WARMUP_ROLE = "warmup"
 BASE_ROLE = "base"
@@ -54,12 +54,12 @@ PERTURBED_ROLE = "perturbed"
 
 
 def corpus_fingerprint(workspace: Workspace, content_digest: str, purged: Sequence[str] = ()) -> str:
-    """Of one shard's `raw_corpus`: the file's bytes, how they are read, and what was purged from it.
+    """Return the fingerprint of one shard's `raw_corpus`: file content, reading settings and purged samples.
 
     Args:
         workspace: the configuration.
-        content_digest: of the file's bytes.
-        purged: samples that were taken out of this shard (`corpus.purged.PurgedList.ids_of`).
+        content_digest: digest of the file's bytes.
+        purged: samples purged from this shard (`workspace.purge_list.PurgedList.ids_of`).
     """
     corpus = workspace.settings.corpus
     reading = [corpus.format, corpus.columns.model_dump(mode="json"), corpus.max_row_bytes]
@@ -68,36 +68,36 @@ def corpus_fingerprint(workspace: Workspace, content_digest: str, purged: Sequen
 
 
 def input_fingerprint(facts: Mapping[str, str]) -> str:
-    """Of what one shard's stored `raw_corpus` or `segmented_steps` holds, by its footer's metadata.
+    """Return the fingerprint of one shard's stored `raw_corpus` or `segmented_steps`, from its footer's metadata.
 
-    The same file gives other samples when image files that its rows name are others as it is read again.
+    The same file yields other samples if the image files that its rows name have changed when it is read again.
     """
     images = facts.get("images")
     return digest("input", facts["fingerprint"], images) if images else facts["fingerprint"]
 
 
 def segmentation_key(workspace: Workspace) -> str:
-    """Of the way in which responses are cut."""
+    """Return the key of the segmentation settings."""
     settings = workspace.settings.corpus.segmentation.model_dump(mode="json")
     return digest("segmentation", SEGMENTATION_VERSION, settings)
 
 
 def steps_fingerprint(workspace: Workspace, corpus_fp: str) -> str:
-    """Of one shard's `segmented_steps`."""
+    """Return the fingerprint of one shard's `segmented_steps`."""
     return digest("segmented_steps", corpus_fp, segmentation_key(workspace))
 
 
 def base_digest(workspace: Workspace, target: Target, download: bool = False) -> str:
-    """Of a target's base model: weights and what they compute; of a judge who is asked."""
+    """Return the digest of a target's base model and its code, or of a judge's settings."""
     if target.endpoint is not None:
         return digest("judge", spec_facts(judge_spec(target)))
     weights = weights_digest(workspace.model_folder(target, download), workspace.cache)
-    # Code that the folder ships computes something else than the library's code of that name.
+    # Code shipped with the model may differ from the library's code of the same name.
     return digest(weights, "remote code") if target.trust_remote_code else weights
 
 
 def judge_spec(target: Target) -> JudgeSpec:
-    """Who is asked, and how, of a target with an endpoint."""
+    """Return the judge settings of a target with an endpoint."""
     endpoint = target.endpoint
     assert endpoint is not None
     return JudgeSpec(
@@ -117,11 +117,12 @@ def judge_spec(target: Target) -> JudgeSpec:
 
 
 def recipe_key(workspace: Workspace, target: Target) -> str:
-    """Of the training run that a target wants: base model and recipe, not the samples, which are frozen with it."""
+    """Return the key of a target's training run: base model and recipe, but not the samples, which are frozen with
+    it."""
     if target.warmup == "none":
         return "none"
     run = target.warmup
-    # A release is immutable, so that its name says what is in it.
+    # Releases are immutable, so the name identifies the content.
     trained_on = str(run.fraction) if run.release is None else run.release
     start = None if run.start is None else warmup_key(workspace, workspace.settings.target(run.start))
     recipe = [vars(run.recipe()), trained_on, run.save_every, start, *([run.generation] if run.generation else [])]
@@ -129,33 +130,36 @@ def recipe_key(workspace: Workspace, target: Target) -> str:
         held_out = [workspace.settings.validation_set(name) for name in run.influence]
         recipe.append(digest([wanted_validation(workspace, one) for one in held_out]))
     if wants_moments(target):
-        # Runs without them were trained before there was such a thing.
+        # Added only on request, so that the keys of runs trained before this option existed stay valid.
         recipe.append("moments")
     encoding = [target.template, target.max_length, target.dtype]
     folder = workspace.model_folder(target)
     parts: list[object] = [tokenizer_digest(folder, workspace.cache), recipe, encoding]
     processor = processor_digest(folder, workspace.cache)
     if processor is not None:
-        # It may bring a chat template of its own, and says whether the tokenizer adds BOS.
+        # It may include a chat template, and determines whether the tokenizer adds BOS.
         parts.append(processor)
     return digest("warmup", TRAINER_VERSION, base_digest(workspace, target), *parts)
 
 
 def wants_moments(target: Target) -> bool:
-    """Whether AdamW's moments are kept beside the checkpoints of a target's run."""
+    """Return whether AdamW's moments are saved with the checkpoints of a target's run."""
     return "adam_feature_trajectories" in target.signals
 
 
 def gradient_weights(target: Target) -> str:
-    """With respect to what a target's gradients are taken: `adapter` or `layers`."""
+    """Return the weights that a target's gradients are taken for: `adapter` or `layers`."""
     if target.gradients.weights != "auto":
         return target.gradients.weights
     return "adapter" if target.warmup != "none" and target.warmup.recipe().adapter == "lora" else "layers"
 
 
 def warmup_key(workspace: Workspace, target: Target) -> str:
-    """Of the checkpoint that a target is measured at: of those that its recipe was trained to as the pool grew
-    (`warmup.retrain_growth`) the one of the largest pool."""
+    """Return the key of the checkpoint that a target is measured at.
+
+    If the recipe was trained again as the pool grew (`warmup.retrain_growth`), this is the checkpoint of the largest
+    pool.
+    """
     key = recipe_key(workspace, target)
     if target.warmup == "none" or target.warmup.retrain_growth is None:
         return key
@@ -169,12 +173,12 @@ def warmup_key(workspace: Workspace, target: Target) -> str:
 
 
 def grown_key(key: str, pool: int) -> str:
-    """Of a recipe's checkpoint that is trained once more, as the pool has grown to so many samples."""
+    """Return the key of a recipe's checkpoint that is trained again because the pool has grown to this size."""
     return digest("grown", key, pool)
 
 
 def checkpoint_digest(workspace: Workspace, target: Target) -> str | None:
-    """Of the weights that a target measures at; None while its warm-up has not been trained."""
+    """Return the digest of the weights that a target measures at; None until its warm-up is trained."""
     base = base_digest(workspace, target)
     if target.warmup == "none":
         return base
@@ -183,13 +187,13 @@ def checkpoint_digest(workspace: Workspace, target: Target) -> str | None:
 
 
 def influence_digest(workspace: Workspace, target: Target) -> str | None:
-    """Of what a target's run told of its samples' influence; None while it has not been trained."""
+    """Return the digest of the influences recorded by a target's run; None until it is trained."""
     record = _training_record(workspace, target)
     return None if record is None else digest("influence", record["influence"])
 
 
 def trajectory_digest(workspace: Workspace, target: Target) -> str | None:
-    """Of all checkpoints that a target's training run left on its way; None while it has not been trained."""
+    """Return the digest of all intermediate checkpoints of a target's training run; None until it is trained."""
     record = _training_record(workspace, target)
     if record is None:
         return None
@@ -199,24 +203,25 @@ def trajectory_digest(workspace: Workspace, target: Target) -> str | None:
 
 
 def _training_record(workspace: Workspace, target: Target) -> dict[str, Any] | None:
-    """What is written of a target's training run, digests of what it came to included: no weights need be fetched."""
+    """Return the record of a target's training run; it includes weight digests, so no weights need to be fetched."""
     folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target))
     record: dict[str, Any] | None = workspace.warehouse.read_json(f"{folder}/{RECORD}")
     return record
 
 
 def _digest_of(base: str, record: Mapping[str, Any], weights: str) -> str:
-    """Of weights that we trained: a whole model's, or an adapter's over its base."""
+    """Return the digest of trained weights: a full model's, or an adapter's combined with its base."""
     return weights if record["recipe"]["adapter"] == "full" else digest("merged", base, weights)
 
 
 def trained_weights(workspace: Workspace, folder: Path, adapter: str) -> str:
-    """Of the files of a checkpoint that was just trained."""
+    """Return the digest of the files of a newly trained checkpoint."""
     return (weights_digest if adapter == "full" else adapter_digest)(folder, workspace.cache)
 
 
 def sigma_folder(workspace: Workspace, target: Target) -> str:
-    """Where the strength of a target's random perturbation is kept, by all that it was searched with."""
+    """Return the folder for the strength of a target's random perturbation, keyed by everything its search depends
+    on."""
     folder, wanted = workspace.model_folder(target), target.perturbation
     search = [wanted.probe_samples, wanted.reasoning_only, wanted.skip_template_tokens, wanted.seed]
     encoding = [tokenizer_digest(folder, workspace.cache), target.template, target.max_length, target.dtype]
@@ -228,12 +233,12 @@ def sigma_folder(workspace: Workspace, target: Target) -> str:
 
 
 def sigma_path(workspace: Workspace, target: Target) -> str:
-    """The document with the strength, and all that was tried."""
+    """Return the path of the document with the strength and all values that the search tried."""
     return f"{sigma_folder(workspace, target)}/{RECORD}"
 
 
 def sigma_of(workspace: Workspace, target: Target) -> float | None:
-    """The strength of a target's random perturbation: as configured or as found; None while it is not known."""
+    """Return the strength of a target's random perturbation, configured or found; None if it is not known yet."""
     if target.perturbation.sigma is not None:
         return target.perturbation.sigma
     record = workspace.warehouse.read_json(sigma_path(workspace, target))
@@ -241,19 +246,19 @@ def sigma_of(workspace: Workspace, target: Target) -> float | None:
 
 
 def endpoint_folder(workspace: Workspace, target: Target) -> Path:
-    """The folder that a configuration names as endpoint.
+    """Return the folder that the configuration names as the endpoint.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the folder does not exist.
     """
     folder = (workspace.folder / Path(str(target.perturbation.endpoint)).expanduser()).resolve()
     if not folder.is_dir():
-        raise ModelError(f"perturbation.endpoint of target {target.name}: there is no folder {folder}")
+        raise ModelError(f"perturbation.endpoint of target {target.name}: folder {folder} not found")
     return folder
 
 
 def perturbed_digest(workspace: Workspace, target: Target) -> str | None:
-    """Of all perturbed checkpoints of a target; None while endpoint or strength are not there."""
+    """Return the digest of all perturbed checkpoints of a target; None while endpoint or strength is missing."""
     wanted, sigma = target.perturbation, sigma_of(workspace, target)
     endpoint: str | None = "none"
     if wanted.directional and wanted.endpoint is not None:
@@ -275,11 +280,11 @@ AT: dict[SignalName, Callable[[Workspace, Target], str | None]] = {
     "in_run_influence": influence_digest,
     "perturbed_losses": perturbed_digest,
 }
-"""What weights a signal is measured at, where these are not the target's own checkpoint."""
+"""Digest functions for signals that are not measured at the target's own checkpoint."""
 
 
 def signal_fingerprint(workspace: Workspace, target: Target, signal: SignalName) -> str | None:
-    """Of one signal of a target; None while its warm-up has not been trained."""
+    """Return the fingerprint of one signal of a target; None until its warm-up is trained."""
     weights = AT.get(signal, checkpoint_digest)(workspace, target)
     if weights is None:
         return None
@@ -288,7 +293,7 @@ def signal_fingerprint(workspace: Workspace, target: Target, signal: SignalName)
         return digest(signal, SIGNAL_VERSIONS[signal], "judge", spec_facts(judge_spec(target), question))
     folder = workspace.model_folder(target)
     parts: list[object] = [weights, tokenizer_digest(folder, workspace.cache)]
-    # A reward model reads a conversation by its own chat template.
+    # A reward model uses its own chat template.
     template = [target.template] if signal != "rewards" else []
     parts.append([*template, target.max_length, target.dtype])
     processor = processor_digest(folder, workspace.cache)
@@ -307,7 +312,7 @@ def signal_fingerprint(workspace: Workspace, target: Target, signal: SignalName)
 
 
 def gradient_facts(target: Target, signal: SignalName) -> object:
-    """What a signal depends on of a target's section `gradients`; None if on nothing."""
+    """Return the settings in a target's section `gradients` that a signal depends on; None if it depends on none."""
     projected = signal in PROXY_SIGNALS and target.proxy == "projected"
     if signal in FEATURE_SIGNALS or projected:
         inside = signal == "adam_feature_trajectories" and target.gradients.parity == "as_coded"
@@ -319,10 +324,10 @@ def gradient_facts(target: Target, signal: SignalName) -> object:
 
 
 def image_limits_key(workspace: Workspace, target: Target) -> str:
-    """Of the limits under which a target's samples with images were, or were not, measured.
+    """Return the key of the limits that decide which of a target's samples with images are measured.
 
-    A measurement does not depend on them, only whether there is one; a model that reads text looks at no image, and
-    what a judge would not say is asked again as its endpoint's `ask_again` is raised.
+    A measurement's value does not depend on them, only its existence. A text model ignores images. For a judge,
+    raising its endpoint's `ask_again` repeats the questions that it did not answer.
     """
     if target.endpoint is not None:
         return digest("asked", target.endpoint.ask_again) if target.endpoint.ask_again else "text"
@@ -332,18 +337,18 @@ def image_limits_key(workspace: Workspace, target: Target) -> str:
 
 
 def score_parameters(score: ScoreSection) -> dict[str, object]:
-    """What a named score's numbers depend on beside the signals (eligibility is the selector's business)."""
+    """Return the parameters that affect a score's values (eligibility is left to the selector)."""
     return score.model_dump(mode="json", exclude={"target", "min_steps", "preset"})
 
 
 def scores_key(workspace: Workspace, target: Target) -> str:
-    """Of the parameters of all of a target's scores."""
+    """Return the key of the parameters of all of a target's scores."""
     parameters = [score_parameters(score) for score in workspace.settings.scores_of(target.name)]
     return digest("scores", SCORES_VERSION, parameters)
 
 
 def scored_signals_fingerprint(workspace: Workspace, target: Target) -> str | None:
-    """Of the signals that a target's scores rest on; None while its warm-up has not been trained."""
+    """Return the fingerprint of the signals behind a target's scores; None until its warm-up is trained."""
     signals = workspace.settings.signals_of_scores(target)
     found = {signal: signal_fingerprint(workspace, target, signal) for signal in signals}
     return None if None in found.values() else digest("scored_signals", found)
@@ -357,16 +362,16 @@ def shard_scores_fingerprint(
     left_out: Sequence[str],
     validation: Mapping[str, str | None],
 ) -> str:
-    """Of one shard's `step_scores` and `sample_scores`.
+    """Return the fingerprint of one shard's `step_scores` and `sample_scores`.
 
     Args:
         workspace: the configuration.
-        target: whose scores.
-        signals_fp: of the signals that they rest on (`scored_signals_fingerprint`).
-        steps_fp: of the shard's `segmented_steps` (`input_fingerprint`).
-        left_out: by signal, of the shard's samples that could not be measured
+        target: the target of the scores.
+        signals_fp: fingerprint of the signals behind the scores (`scored_signals_fingerprint`).
+        steps_fp: fingerprint of the shard's `segmented_steps` (`input_fingerprint`).
+        left_out: per signal, a digest of the shard's samples that could not be measured
             (`signals.store.SignalStore.left_out`), which may be tried again under the same fingerprint.
-        validation: fingerprints of the validation sets that scores look at (`validation.measure.validation_key`).
+        validation: fingerprints of the validation sets that the scores use (`signals.held_out.validation_key`).
     """
     limits = image_limits_key(workspace, target)
     parts: list[object] = [signals_fp, steps_fp, limits, scores_key(workspace, target), list(left_out)]

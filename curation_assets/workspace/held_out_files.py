@@ -1,4 +1,4 @@
-"""Files of validation sets, and what makes one be read again."""
+"""Files of validation sets, and the fingerprint that decides when to read them again."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class ValidationSetError(UserError):
 
 
 def wanted_validation(workspace: Workspace, validation: ValidationSet) -> str:
-    """Fingerprint of a set as its file and the configuration want it.
+    """Return the fingerprint of a set for its current file and configuration.
 
     Raises:
-        ValidationSetError: the file is not there.
+        ValidationSetError: the file does not exist.
     """
     path = validation_path(workspace, validation)
     reading = [validation.format, validation.columns.model_dump(mode="json"), workspace.settings.corpus.max_row_bytes]
@@ -30,14 +30,14 @@ def wanted_validation(workspace: Workspace, validation: ValidationSet) -> str:
 
 
 def validation_path(workspace: Workspace, validation: ValidationSet) -> Path:
-    """The file of a set.
+    """Return the file of a set.
 
     Raises:
-        ValidationSetError: it is not there.
+        ValidationSetError: it does not exist.
     """
     path = workspace.validation_file(validation)
     if not path.is_file():
         raise ValidationSetError(
-            f"validation set {validation.name}: there is no file {path}: correct its path in {workspace.config_file}"
+            f"validation set {validation.name}: file {path} not found. Correct its path in {workspace.config_file}."
         )
     return path

@@ -1,8 +1,8 @@
-"""Limits on what a run may measure: an allowance of tokens and device hours, and what is left of it.
+"""Limits on what a run may measure: an allowance of tokens and device hours, and its use so far.
 
-`curate run` has an allowance of its own: each call may spend all of it. Runs that Dagster launches share one a day
-(UTC), which is kept in the warehouse: a sensor that sees what is due would else ask for the rest at once, again and
-again, and no limit would be one.
+Each call of `curate run` has its own allowance. Runs that Dagster launches share one allowance per day (UTC), which
+is recorded in the warehouse. Without it, a sensor would request the remaining work immediately, again and again, and
+the limit would have no effect.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ HOUR = 3600.0
 
 
 class LimitReachedError(UserError):
-    """The allowance of tokens or device hours is spent; what was measured is kept, the rest stays due."""
+    """The allowance of tokens or device hours is used up; measurements so far are kept, the rest stays due."""
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What was measured with one allowance: tokens that were run, and seconds of devices."""
+    """Consumption of one allowance: tokens processed, and seconds times devices."""
 
     tokens: int = 0
     device_seconds: float = 0.0
 
     def plus(self, tokens: int, device_seconds: float) -> Spent:
-        """The same and some more."""
+        """Return the consumption increased by these amounts."""
         return Spent(self.tokens + tokens, self.device_seconds + device_seconds)
 
     def reached(self, limits: Limits) -> str | None:
-        """The limit that is reached, as people say it; None if none is."""
+        """Return a description of the limit that is reached; None if none is."""
         if limits.tokens is not None and self.tokens >= limits.tokens:
             return f"{limits.tokens:,} tokens (limits.tokens)"
         if limits.device_hours is not None and self.device_seconds >= limits.device_hours * HOUR:
@@ -47,14 +47,14 @@ class Spent:
 
 @dataclass
 class Allowance:
-    """What may still be measured, and what was left undone for want of it.
+    """An allowance for measuring, and the work left unfinished because of it.
 
     Attributes:
         limits: the limits.
-        spent: with this allowance so far.
-        unfinished: targets and shards, or validation sets, that were left undone.
-        samples: that were measured, by target, of shards that were left undone: no record tells of them.
-        tokens: that were run for these, by target.
+        spent: consumption so far.
+        unfinished: pairs of target and shard (or validation set) left unfinished.
+        samples: by target, samples measured in shards left unfinished, which no record counts.
+        tokens: by target, tokens processed for these samples.
     """
 
     limits: Limits
@@ -64,24 +64,24 @@ class Allowance:
     tokens: dict[str, int] = field(default_factory=dict)
 
     def reached(self) -> str | None:
-        """The limit that is reached; None if none is."""
+        """Return the limit that is reached; None if none is."""
         return self.spent.reached(self.limits)
 
     def spend(self, tokens: int, device_seconds: float) -> None:
-        """Note what a batch took."""
+        """Add the consumption of a batch."""
         self.spent = self.spent.plus(tokens, device_seconds)
 
     def settle(self) -> None:
-        """Called now and then, and when a visit to a shard ends: what was spent is to be kept somewhere."""
+        """Persist the consumption; called periodically and when a shard is done."""
 
     def leave(self, target: str, shard: str, samples: int, tokens: int) -> LimitReachedError:
-        """Note that a shard is left undone; gives the error that ends the visit to it.
+        """Record that a shard is left unfinished, and return the error that ends its measurement.
 
         Args:
-            target: whose signals.
+            target: the target that measures.
             shard: the shard, or validation set.
-            samples: of it that were measured in this visit.
-            tokens: that were run for them.
+            samples: samples of the shard measured so far.
+            tokens: tokens processed for them.
         """
         self.unfinished.add((target, shard))
         self.samples[target] = self.samples.get(target, 0) + samples
@@ -90,7 +90,7 @@ class Allowance:
 
 
 class DayAllowance(Allowance):
-    """The allowance that all runs of a day (UTC) share, of which the warehouse keeps the account."""
+    """The allowance shared by all runs of a day (UTC), recorded in the warehouse."""
 
     def __init__(self, limits: Limits, warehouse: Warehouse) -> None:
         super().__init__(limits, spent_today(warehouse))
@@ -98,7 +98,7 @@ class DayAllowance(Allowance):
         self._kept = self.spent
 
     def settle(self) -> None:
-        """Add what was spent since the last time to the account."""
+        """Add the consumption since the last call to the warehouse's record."""
         tokens = self.spent.tokens - self._kept.tokens
         seconds = self.spent.device_seconds - self._kept.device_seconds
         if not tokens and not seconds:
@@ -113,23 +113,26 @@ class DayAllowance(Allowance):
 
 
 def spent_today(warehouse: Warehouse) -> Spent:
-    """What runs that Dagster launched have measured since midnight (UTC)."""
+    """Return the consumption of runs that Dagster launched since midnight (UTC)."""
     return _of_today(warehouse.read_text(tables.spent_path()))
 
 
 def waits_for_tomorrow(limits: Limits, warehouse: Warehouse) -> str | None:
-    """Why nothing more is measured today by launched runs, and the mend; None if it may be."""
+    """Return why launched runs cannot measure any more today, with the way out; None if they can."""
     reached = spent_today(warehouse).reached(limits) if limits.any else None
     if reached is None:
         return None
     return (
-        f"the limit of {reached} a day is reached: measuring goes on after midnight (UTC); `curate run`, which has an "
-        "allowance of its own, goes on now"
+        f"the daily limit of {reached} is reached. Measuring continues after midnight (UTC); to continue now, use "
+        "`curate run`, which has its own allowance."
     )
 
 
 def today_if_limited(limits: Limits) -> str:
-    """The day (UTC), which makes a request for what was left undone another one than yesterday's; empty unlimited."""
+    """Return the day (UTC) if there are limits, else an empty string.
+
+    It makes a request for unfinished work differ from the previous day's.
+    """
     return _today() if limits.any else ""
 
 
@@ -150,11 +153,11 @@ def launched_allowance(limits: Limits, warehouse: Warehouse) -> Allowance:
 
 
 class Meter:
-    """Spends an allowance as batches come in: their tokens, and the time since the last one on every device.
+    """Charges an allowance as batches arrive: their tokens, and the time since the previous batch on every device.
 
     Args:
-        allowance: what is spent.
-        devices: how many there are now.
+        allowance: the allowance to charge.
+        devices: returns the current number of devices.
     """
 
     def __init__(self, allowance: Allowance, devices: Callable[[], int]) -> None:
@@ -163,7 +166,7 @@ class Meter:
         self._last = time.monotonic()
 
     def batch(self, tokens: int) -> None:
-        """Note a batch."""
+        """Charge a batch."""
         now = time.monotonic()
         self._allowance.spend(tokens, (now - self._last) * self._devices())
         self._last = now

@@ -20,13 +20,13 @@ class PurgedListError(UserError):
 
 @dataclass(frozen=True)
 class PurgedSample:
-    """A sample that was taken out.
+    """A sample removed from the warehouse.
 
     Attributes:
-        sample_id: its id; nothing else of it is kept.
-        reason: what the person who did it said.
-        when: the time (UTC), when it was first taken out.
-        shards: shards and validation sets whose tables held it.
+        sample_id: its id; nothing else of the sample is kept.
+        reason: the reason given by the person who removed it.
+        when: time (UTC) of the first removal.
+        shards: shards and validation sets whose tables contained it.
     """
 
     sample_id: str
@@ -37,16 +37,17 @@ class PurgedSample:
 
 @dataclass(frozen=True)
 class PurgedList:
-    """All samples that were taken out, by sample_id."""
+    """All purged samples, by sample_id."""
 
     samples: Mapping[str, PurgedSample]
 
     @classmethod
     def read(cls, warehouse: Warehouse) -> PurgedList:
-        """The list as it is now; empty if nothing was ever taken out.
+        """Read the current list; empty if nothing was ever purged.
 
         Raises:
-            PurgedListError: it is damaged, or was written by another version: no row may pass it unseen.
+            PurgedListError: the list is damaged or was written by another version, so rows cannot be checked against
+                it.
         """
         return cls._parse(warehouse, warehouse.read_text(tables.purged_path()))
 
@@ -61,21 +62,21 @@ class PurgedList:
             return cls({entry["sample_id"]: PurgedSample(**entry) for entry in document["samples"]})
         except (ValueError, TypeError, KeyError) as error:
             raise PurgedListError(
-                f"{warehouse.storage.shown(tables.purged_path())} cannot be read ({error!r}): restore it from a "
-                "backup; without it samples that were purged would come back"
+                f"{warehouse.storage.shown(tables.purged_path())} cannot be read ({error!r}). Restore it from a "
+                "backup; without it purged samples would come back."
             ) from error
 
     def ids_of(self, shard: str) -> list[str]:
-        """Those that the tables of a shard, or of a validation set, held: part of what its rows depend on."""
+        """Return the purged ids of a shard or validation set; its rows depend on them."""
         return sorted(sample.sample_id for sample in self.samples.values() if shard in sample.shards)
 
     def ids(self) -> list[str]:
-        """All of them."""
+        """Return all purged ids."""
         return sorted(self.samples)
 
 
 def add_purged(warehouse: Warehouse, sample_id: str, reason: str, shards: Collection[str]) -> PurgedList:
-    """Put a sample on the list, or add shards to what is said of it; gives the list."""
+    """Add a sample to the list, or add shards to its entry; return the new list."""
     while True:
         before = warehouse.read_text(tables.purged_path())
         known = PurgedList._parse(warehouse, before).samples
@@ -88,7 +89,7 @@ def add_purged(warehouse: Warehouse, sample_id: str, reason: str, shards: Collec
 
 
 def copy_purged(source: Warehouse, target: Warehouse) -> None:
-    """Give another warehouse the same list: a look at rows in a temporary place shows none that was purged."""
+    """Copy the list to another warehouse, so that a dry run in a temporary folder shows no purged sample."""
     text = source.read_text(tables.purged_path())
     if text is not None:
         target.storage.write(tables.purged_path(), text.encode())

@@ -1,11 +1,11 @@
-"""Versions of what each stage makes: they are part of every fingerprint (`curation_assets.workspace.fingerprints`)."""
+"""Versions of each stage's output, which are part of every fingerprint (`curation_assets.workspace.fingerprints`)."""
 
 from __future__ import annotations
 
 from curation_resources.sections import SignalName
 
-# Raise a version when its stage's output changes for the same input: that stage, and all that rests on
-# it, is then made again.
+# Raise a version when its stage's output changes for the same input; that stage and everything downstream is then
+# computed again.
 CORPUS_VERSION = 2
 SEGMENTATION_VERSION = 1
 SIGNAL_VERSIONS: dict[SignalName, int] = {

@@ -1,4 +1,4 @@
-"""What every stage works with: the settings, the landing area, the warehouse, and the models' folders."""
+"""The workspace that every stage uses: settings, landing area, warehouse and model folders."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ VALIDATION = "validation/"
 
 @dataclass(frozen=True)
 class Workspace:
-    """One configuration with the places it names. Relative paths are relative to the configuration file.
+    """A configuration with the locations that it names. Relative paths are relative to the configuration file.
 
     Attributes:
         config_file: the configuration file.
         settings: its content.
         config_digest: hash of the file's bytes, shown with every run.
-        images_from: landing area whose images the rows mean, if it is another one than that of the files.
-        only_shards: as if no other file had ever landed; None: all that did.
+        images_from: landing area for relative image paths, if it differs from that of the files.
+        only_shards: treat only these shards as present; None: all shards.
         allowance: what measuring may spend; None for runs that Dagster launched, which share the day's.
     """
 
@@ -46,7 +46,7 @@ class Workspace:
 
     @classmethod
     def load(cls, config: Path | None = None) -> Workspace:
-        """Load the given configuration file, else the one that CURATION_CONFIG names, else ./curation.yaml.
+        """Load the given configuration file, else the one in CURATION_CONFIG, else ./curation.yaml.
 
         Raises:
             ConfigError: the file is missing or not valid.
@@ -60,67 +60,70 @@ class Workspace:
 
     @property
     def folder(self) -> Path:
-        """The folder of the configuration file."""
+        """Return the folder of the configuration file."""
         return self.config_file.parent
 
     @cached_property
     def cache(self) -> DigestCache:
-        """Hashes of landing files and weights, remembered between processes."""
+        """Hashes of landing files and weights, cached between processes."""
         return DigestCache(cache_folder() / "digests.json")
 
     @cached_property
     def landing(self) -> Landing:
-        """Where shards arrive.
+        """The landing area, where shards arrive.
 
         Raises:
-            LandingError: tables would be taken for shards.
-            StorageError: its address is none.
+            LandingError: the warehouse's tables would be read as shards.
+            StorageError: its address is not valid.
         """
         place = self.settings.corpus.landing
         if not place.startswith(SCHEME):
             return FolderLanding(self._local(place, "corpus.landing"), self.cache)
         if f"{self.settings.warehouse}/".startswith(f"{place.rstrip('/')}/"):
             raise LandingError(
-                f"the warehouse {self.settings.warehouse} lies inside the landing area {place}: its tables "
-                "would be read as shards; name another prefix in curation.yaml"
+                f"the warehouse {self.settings.warehouse} is inside the landing area {place}, so its tables would be "
+                "read as shards. Use another prefix in curation.yaml."
             )
         return S3Landing(self._bucket(place), cache_folder() / "landing", self.settings.corpus.images.max_bytes)
 
     @cached_property
     def warehouse(self) -> Warehouse:
-        """Where tables are kept."""
+        """The warehouse, which holds all tables."""
         place = self.settings.warehouse
         if not place.startswith(SCHEME):
             return Warehouse(self._local(place, "warehouse"), self.cache)
         return Warehouse(self._bucket(place))
 
     def storage_at(self, place: str) -> Storage:
-        """What holds files at s3://bucket/prefix, reached as `s3` says, or in a folder of this machine."""
+        """Return the storage at s3://bucket/prefix, accessed with the section `s3`, or in a local folder."""
         if not place.startswith(SCHEME):
             return FolderStorage(Path(place).expanduser().resolve())
         return self._bucket(place)
 
     def validation_file(self, validation: ValidationSet) -> Path:
-        """The file of a validation set."""
+        """Return the file of a validation set."""
         return self._local(validation.path, "validation")
 
     @staticmethod
     def validation_shard(name: str) -> str:
-        """What stands for the shard in a validation set's rows: no partition key has a slash."""
+        """Return the name that replaces the shard in a validation set's rows; its slash rules out a clash with
+        partition keys."""
         return f"{VALIDATION}{name}"
 
     def keep_image(self, name: str, data: bytes) -> None:
-        """Keep the bytes of an image that was inside a row, under their digest."""
+        """Store the bytes of an image embedded in a row, under their digest."""
         self.warehouse.write_once(f"{images_dir()}/{name}", data)
 
     def image_root(self, shard: str) -> Path:
-        """The folder that a shard's relative image paths start from: its file's own, or what stands for it here."""
+        """Return the folder that a shard's relative image paths start from: that of its file, or its local
+        equivalent."""
         if shard.startswith(VALIDATION):
             return self.validation_file(self.settings.validation_set(shard.removeprefix(VALIDATION))).parent
         return (self.images_from or self.landing).folder(shard)
 
     def model_folder(self, target: Target, download: bool = False) -> Path:
-        """The folder of a target's base model, checked; fetched from the hub first if `download` says so.
+        """Return the folder of a target's base model after checking it; fetch it from the hub first if `download` is
+        set.
 
         Raises:
             ModelError: it is missing, or cannot be used.
@@ -131,7 +134,7 @@ class Workspace:
         return folder
 
     def work_folder(self, name: str) -> Path:
-        """A folder of this machine for what a run goes on from when it was killed; it may be deleted at any time."""
+        """Return a local folder for the state from which a killed run resumes; it may be deleted at any time."""
         return cache_folder() / "training" / name
 
     def _bucket(self, place: str) -> S3Storage:
@@ -145,7 +148,7 @@ class Workspace:
 
 
 def told(workspace: Workspace) -> str:
-    """How a command that is suggested names the configuration: not at all where it finds it by itself."""
+    """Return the `--config PATH` flag to print in suggested commands; empty if the default finds the configuration."""
     try:
         found = config_path(None).resolve() == workspace.config_file.resolve()
     except ConfigError:
@@ -154,15 +157,16 @@ def told(workspace: Workspace) -> str:
 
 
 def cache_folder() -> Path:
-    """Where this machine keeps what can be had again."""
+    """Return this machine's cache folder; its content can be recreated."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "curation"
 
 
 def dagster_home(workspace: Workspace) -> Path:
-    """DAGSTER_HOME, else the folder `.dagster` beside the configuration file; `.dagster-NAME` beside a NAME.yaml.
+    """Return DAGSTER_HOME, else the folder `.dagster` beside the configuration file, or `.dagster-NAME` beside a
+    NAME.yaml.
 
-    Each configuration has partitions of its own: files of one landing area would be gone from the other's.
+    Each configuration has its own partitions; sharing them would remove one's landing files from the other.
     """
     named = os.environ.get(HOME_VARIABLE)
     if named:

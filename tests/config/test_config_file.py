@@ -89,7 +89,7 @@ TABLE = {
     "unknown key, unlike": (GOOD + "x: 1\n", f"curation.yaml:16: x: unknown key; known keys are {SECTIONS}"),
     "a signal twice": (
         changed("    model: org/model", "    model: m\n    signals:\n    - likelihoods\n    - likelihoods"),
-        "curation.yaml:9: targets.0.signals.1: 'likelihoods' is listed twice; list each signal once",
+        "curation.yaml:9: targets.0.signals.1: 'likelihoods' is listed twice. List each signal once.",
     ),
     "no signal": (
         changed("    model: org/model", "    model: m\n    signals: []"),
@@ -97,8 +97,8 @@ TABLE = {
     ),
     "a score without its signal": (
         changed("    model: org/model", "    model: m\n    signals: [likelihoods]"),
-        "curation.yaml:10: scores.0.target: method grace is computed from step_gradients, which target 'base' does "
-        "not measure; add step_gradients to its signals, or name another target",
+        "curation.yaml:10: scores.0.target: method grace needs step_gradients, which target 'base' does "
+        "not measure. Add step_gradients to its signals, or name another target.",
     ),
     "unknown key of the limits on images": (
         changed("  landing: ./landing", "  landing: ./landing\n  images: {max_pixel: 5}"),
@@ -167,11 +167,11 @@ TABLE = {
     ),
     "one of several words": (
         changed("method: grace", "method: grce"),
-        "curation.yaml:10: scores.0.method: there is no method 'grce'; did you mean 'grace'?",
+        "curation.yaml:10: scores.0.method: unknown method 'grce'; did you mean 'grace'?",
     ),
     "a method that is none": (
         changed("method: grace", "method: magic"),
-        "curation.yaml:10: scores.0.method: there is no method 'magic'; known ones are " + ", ".join(METHODS),
+        "curation.yaml:10: scores.0.method: unknown method 'magic'; known values are " + ", ".join(METHODS),
     ),
     "a parameter of another method": (
         changed("method: grace", "method: random\n    alpha: 0.5"),
@@ -179,8 +179,8 @@ TABLE = {
     ),
     "a name that is none": (
         changed("  - name: best", "  - name: Best 1"),
-        "curation.yaml:12: subsets.0.name: must be a name of small letters, digits and _, beginning with a "
-        "letter, such as grace_20 (found 'Best 1')",
+        "curation.yaml:12: subsets.0.name: must be a name of lower-case letters, digits and _ that "
+        "starts with a letter, such as grace_20 (found 'Best 1')",
     ),
     "dangling target": (
         changed("target: base", "target: bass"),
@@ -196,58 +196,57 @@ TABLE = {
     ),
     "almost a signal": (
         changed("    model: org/model", "    model: m\n    signals: [step_gradients, embedding_last]"),
-        "curation.yaml:7: targets.0.signals.1: there is no 'embedding_last' here; did you mean 'embeddings_last'?",
+        "curation.yaml:7: targets.0.signals.1: unknown value 'embedding_last'; did you mean 'embeddings_last'?",
     ),
     "a language by its name": (
         changed("  landing: ./landing", "  landing: ./landing\n  filters: {languages: [english]}"),
-        "curation.yaml:4: corpus.filters.languages.0: must be a language's two letters (ISO 639-1), such as en "
+        "curation.yaml:4: corpus.filters.languages.0: must be a two-letter language code (ISO 639-1), such as en "
         "(found 'english')",
     ),
     "a selector without embeddings": (
         changed("    score: grace", "    score: grace\n    selector: k_center"),
-        "curation.yaml:14: subsets.0.selector: k_center looks at embeddings, which method grace does not have; choose "
-        "a score with method k_center, rds, rds_plus or embedding_similarity, or another selector",
+        "curation.yaml:14: subsets.0.selector: k_center needs embeddings, which method grace does not have. Choose "
+        "a score with method k_center, rds, rds_plus or embedding_similarity, or another selector.",
     ),
     "a selector without a validation set": (
         changed("    score: grace", "    score: grace\n    selector: {kind: round_robin}"),
-        "curation.yaml:14: subsets.0.selector: round_robin goes round validation samples, which method grace does not "
-        "have; choose a score with method rds, rds_plus, embedding_similarity or less, or another selector",
+        "curation.yaml:14: subsets.0.selector: round_robin needs validation samples, which method grace does not "
+        "have. Choose a score with method rds, rds_plus, embedding_similarity or less, or another selector.",
     ),
     "a score without its signals": (
         changed("method: grace", "method: ifd"),
-        "curation.yaml:9: scores.0.target: method ifd is computed from likelihoods, unconditional_likelihoods, which "
-        "target 'base' does not measure; add likelihoods, unconditional_likelihoods to its signals, or name another "
-        "target",
+        "curation.yaml:9: scores.0.target: method ifd needs likelihoods, unconditional_likelihoods, which target "
+        "'base' does not measure. Add likelihoods, unconditional_likelihoods to its signals, or name another target.",
     ),
     "duplicate name": (
         GOOD + "  - {name: best, score: grace, budget: {samples: 1}}\n",
-        "curation.yaml:16: subsets.1.name: the name 'best' is used twice; names must differ",
+        "curation.yaml:16: subsets.1.name: the name 'best' is used twice. Choose distinct names.",
     ),
     "a score named like a column": (
         changed("  - name: grace", "  - name: row"),
-        "curation.yaml:8: scores.0.name: 'row' is a column of sample_scores; choose another name",
+        "curation.yaml:8: scores.0.name: 'row' is a column of sample_scores. Choose another name.",
     ),
     "two budgets": (
         changed("fraction: 0.2", "fraction: 0.2\n      tokens: 5"),
-        "curation.yaml:14: subsets.0.budget: give exactly one of fraction, samples and tokens",
+        "curation.yaml:14: subsets.0.budget: set exactly one of fraction, samples and tokens",
     ),
     "no budget": (
         changed("budget:\n      fraction: 0.2", "budget: {}"),
-        "curation.yaml:14: subsets.0.budget: give exactly one of fraction, samples and tokens",
+        "curation.yaml:14: subsets.0.budget: set exactly one of fraction, samples and tokens",
     ),
     "two histories": (
         changed("    method: grace", "    method: grace\n    history: {window: 2, ema: 0.5}"),
-        "curation.yaml:11: scores.0.history: give exactly one of window and ema, or history: uniform",
+        "curation.yaml:11: scores.0.history: set exactly one of window and ema, or history: uniform",
     ),
     "columns of unequal length": (
         changed("landing: ./landing", "landing: x\n  columns: {response: [a, b], correct: [true]}"),
-        "curation.yaml:4: corpus.columns: correct lists 1 paths, but response lists 2 paths: "
-        "give one entry for each response (null where there is none)",
+        "curation.yaml:4: corpus.columns: correct lists 1 paths, but response lists 2 paths. "
+        "Give one entry per response (null for no value).",
     ),
     "columns listed for one response": (
         changed("landing: ./landing", "landing: x\n  columns: {response: a, reward: [r]}"),
-        "curation.yaml:4: corpus.columns: reward lists 1 paths, but response lists no paths: "
-        "give one entry for each response (null where there is none)",
+        "curation.yaml:4: corpus.columns: reward lists 1 paths, but response lists no paths. "
+        "Give one entry per response (null for no value).",
     ),
     "bad YAML": (
         GOOD + "engine: {device: cpu\n",
@@ -274,7 +273,7 @@ TABLE = {
         GOOD + "releases: [policy]\n",
         "curation.yaml:16: releases: must be a section with the keys policy, licenses",
     ),
-    "an abyss": ("[" * 1200, "curation.yaml:1: nested too deeply, or in itself: write it without anchors"),
+    "an abyss": ("[" * 1200, "curation.yaml:1: nested too deeply, or inside itself. Write it without anchors."),
     "empty": ("", f"curation.yaml:1: must be a mapping with the keys {SECTIONS}"),
     "only comments": ("# nothing\n", f"curation.yaml:1: must be a mapping with the keys {SECTIONS}"),
     "a list": ("- corpus\n", f"curation.yaml:1: must be a mapping with the keys {SECTIONS}"),
@@ -461,7 +460,7 @@ def test_the_file_that_was_given_then_the_variable_then_the_folder(
     assert config_path() == tmp_path / "named.yaml"
     assert config_path(Path("given.yaml")) == tmp_path / "given.yaml"
     assert load_settings(config_path()) == parse(GOOD)
-    with pytest.raises(ConfigError, match=r"none\.yaml: there is no such file; write one with `curate init FOLDER`"):
+    with pytest.raises(ConfigError, match=r"none\.yaml: file not found\. Create one with `curate init FOLDER`"):
         config_path(Path("none.yaml"))
 
 
@@ -538,7 +537,7 @@ def test_devices(device: str, good: bool) -> None:
         assert parse(text).engine.device == device
     else:
         assert (
-            "engine.device: must be auto, cpu, cuda, or CUDA devices by number, as in cuda:1 or cuda:0,cuda:1"
+            "engine.device: must be auto, cpu, cuda, or numbered CUDA devices such as cuda:1 or cuda:0,cuda:1"
             in mistakes(text)[0]
         )
 

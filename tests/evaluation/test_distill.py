@@ -168,7 +168,7 @@ def test_some_prompts_are_a_draw(tmp_path: Path, ending_model: Path) -> None:
 
 def test_what_cannot_be_done_is_said_with_the_mend(tmp_path: Path, ending_model: Path) -> None:
     untrained = make_workspace(tmp_path / "new", ending_model, {"a.jsonl": rows(9)}, warmup=WARMUP)
-    with pytest.raises(DistillationError, match="use `curate run` before `curate distill`"):
+    with pytest.raises(DistillationError, match="Use `curate run` before `curate distill`"):
         distill(untrained, untrained.settings.target("tiny"), WISH)
     workspace = measured(tmp_path / "mapped", ending_model, "none")
     text = workspace.config_file.read_text()
@@ -184,9 +184,9 @@ def test_the_command(tmp_path: Path, ending_model: Path) -> None:
     asking = ["distill", "--responses", "2", "--max-new-tokens", "12", "--config", str(workspace.config_file)]
     first = CliRunner().invoke(app, asking)
     assert first.exit_code == 0, first.output
-    assert "9 prompts asked" in first.output
+    assert "9 prompts answered" in first.output
     assert "next: curate run" in first.output
-    assert "all 9 prompts were asked before" in CliRunner().invoke(app, asking).output
+    assert "all 9 prompts were answered before" in CliRunner().invoke(app, asking).output
     for words, said in (
         (["nobody"], "there is no target 'nobody'"),
         (["--temperature", "0"], "Set a positive one"),

@@ -160,21 +160,21 @@ def test_the_command_says_what_came_out_and_exports_it(made: Workspace, tmp_path
     assert "evaluating subsets" in output
     for words in ("fine-tuning, steps", "answering, problems", "full pool", "100.0 ± 0.0", "relative average"):
         assert words in output
-    assert "untouched base: one run: nothing is drawn in it" in output
+    assert "untouched base: one run: no random draw is involved" in output
     out = tmp_path / "out.csv"
     export = ["table", "post_training_eval", "--to", str(out), "--config", str(made.config_file)]
     assert CliRunner().invoke(app, export).exit_code == 0
     assert len(pl.read_csv(out)) == 4 * 3
     asked = "select count(*) as n from post_training_runs join post_training_answers using (run, benchmark)"
     assert run_sql(made, asked)["n"].item() == 7 * 5
-    assert "post_training_eval: how each arm did" in CliRunner().invoke(app, ["tables"]).output
+    assert "post_training_eval: results per arm" in CliRunner().invoke(app, ["tables"]).output
 
 
 def test_nothing_changed_trains_nothing(made: Workspace) -> None:
     before = written(made)
     words = ["evaluate", "--dry-run", "--config", str(made.config_file)]
     shown = CliRunner().invoke(app, words, env={"COLUMNS": "200"}).output
-    assert "0 fine-tuning runs to make, of 7 runs" in shown
+    assert "0 fine-tuning runs to do, of 7 runs" in shown
     frame = read_stored(made, "post_training_eval").collect()
     assert_frame_equal(write_evaluation(made), frame)
     assert written(made) == before
@@ -185,7 +185,7 @@ def test_fewer_seeds_and_one_subset_are_read_from_what_is_there(made: Workspace)
         app, ["evaluate", "--seeds", "1", "--subset", "best", "--config", str(made.config_file)], env={"COLUMNS": "200"}
     )
     assert result.exit_code == 0, result.output
-    assert "one run: an interval takes two seeds or more" in result.output
+    assert "one run: an interval requires at least two seeds" in result.output
     assert due_arms(plan_evaluation(made, [0, 1, 2])) == [(FULL_POOL, 2), ("best", 2), ("random (4)", 2)]
     write_evaluation(made)
 
@@ -203,7 +203,7 @@ def test_the_asset_says_all_of_it(made: Workspace) -> None:
     for name in ("counting", "other", RELATIVE_AVERAGE):
         assert "data:image/png;base64," in str(metadata[f"plot_{name}"].value)
     assert int(str(metadata["tokens_trained"].value)) > 0
-    assert "nothing is drawn" in str(metadata["remarks"].value)
+    assert "no random draw is involved" in str(metadata["remarks"].value)
 
 
 def test_prompts_that_the_corpus_holds_are_told(made: Workspace) -> None:
@@ -319,7 +319,7 @@ def test_one_model_selects_and_another_is_trained(tmp_path: Path, tiny_model: Pa
     assert keys["run"].explode().n_unique() == 2
     # Neither learns anything in a step or two: no relative average, and the reason.
     assert frame.filter(benchmark=RELATIVE_AVERAGE)["mean"].null_count() == 10
-    assert "is not defined" in frame["reason"].drop_nulls()[-1]
+    assert "is undefined" in frame["reason"].drop_nulls()[-1]
 
 
 # Bad input
@@ -345,12 +345,15 @@ def refused(workspace: Workspace, *words: str) -> str:
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ('{"q": "What?"}', "counting.jsonl:1: the row has no answer in field 'a': mend the row, or map another field"),
+        (
+            '{"q": "What?"}',
+            "counting.jsonl:1: the row has no answer in field 'a'. Correct the row, or map another field",
+        ),
         ('{"q": "1?", "a": "1"}\n\n{"q": "2?", "a": " "}', "counting.jsonl:3: the row has no answer in field 'a'"),
         ('{"a": "1"}', "counting.jsonl:1: the row has no prompt in field 'q'"),
         ('{"q": "What?", "a": "1"}\nnonsense', "counting.jsonl:2: "),
         ('{"q": "What?", "a": ["1"]}', "counting.jsonl:1: a must be text, not a list"),
-        ("", "counting.jsonl holds no row: put a prompt and its answer into it"),
+        ("", "counting.jsonl has no rows. Add prompts with their answers"),
         ("\n".join(['{"q": "What?"}'] * 9), "and 4 more"),
     ],
 )
@@ -367,29 +370,29 @@ def test_a_benchmark_that_is_not_there(plain: Workspace) -> None:
     (plain.folder / "counting.jsonl").rename(plain.folder / "away")
     output = refused(plain)
     (plain.folder / "away").rename(plain.folder / "counting.jsonl")
-    assert f"benchmark counting: there is no file {plain.folder / 'counting.jsonl'}: correct its path in" in output
+    assert f"benchmark counting: file {plain.folder / 'counting.jsonl'} not found. Correct its path in" in output
 
 
 def test_names_and_numbers_that_are_none(plain: Workspace) -> None:
-    assert "--seeds 1;2: give whole numbers, as in --seeds 0,1,2" in refused(plain, "--seeds", "1;2")
-    assert "give different whole numbers" in refused(plain, "--seeds", "1,1")
+    assert "--seeds 1;2: not a list of whole numbers. Use the form --seeds 0,1,2." in refused(plain, "--seeds", "1;2")
+    assert "not distinct whole numbers" in refused(plain, "--seeds", "1,1")
     assert "there is no subset 'bets'; did you mean 'best'?" in refused(plain, "--subset", "bets")
 
 
 def test_subsets_that_are_empty_old_or_not_there(tmp_path: Path, tiny_model: Path) -> None:
     workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": same_answer(4)})
-    with pytest.raises(EvaluationError, match="says nothing of an evaluation: add the section"):
+    with pytest.raises(EvaluationError, match=r"has no evaluation\. Add the section"):
         plan_evaluation(workspace)
     workspace = with_evaluation(workspace)
-    with pytest.raises(EvaluationError, match=r"the pool holds no sample of text|has not been selected yet"):
+    with pytest.raises(EvaluationError, match=r"the pool has no sample without images|has not been selected yet"):
         plan_evaluation(workspace)
     run(workspace)
     assert len(plan_evaluation(workspace).runs) == 7
     narrow = edited(workspace, "fraction: 0.5}", "fraction: 0.5}, filters: {min_tokens: 100000}")
-    with pytest.raises(EvaluationError, match=r"subset best is of other scores or parameters .* use `curate run`"):
+    with pytest.raises(EvaluationError, match=r"subset best is outdated: scores or parameters .* Use `curate run`"):
         plan_evaluation(narrow)
     run(narrow)
-    with pytest.raises(EvaluationError, match="subset best is empty: widen its filters or its budget"):
+    with pytest.raises(EvaluationError, match=r"subset best is empty\. Widen its filters or its budget"):
         plan_evaluation(narrow)
     (tmp_path / "landing" / "a.jsonl").unlink()
     with pytest.raises(LandingError, match="are gone from"):
@@ -400,7 +403,7 @@ def test_no_subsets(tmp_path: Path, tiny_model: Path) -> None:
     workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": same_answer(4)}, signals=["likelihoods"])
     run(workspace)
     workspace = with_evaluation(workspace)
-    with pytest.raises(EvaluationError, match="has no subset: add one under subsets"):
+    with pytest.raises(EvaluationError, match=r"has no subset\. Add one under subsets"):
         plan_evaluation(workspace)
     assert "has no subset" in refused(workspace)
     with pytest.raises(TableRequestError, match="holds nothing yet: run `curate evaluate` first"):
@@ -421,18 +424,21 @@ def test_a_run_that_cannot_be_trained_is_named(tmp_path: Path, tiny_model: Path)
     [
         ("{benchmarks: []}", "evaluation.benchmarks"),
         ("{benchmarks: [{name: a, path: b}, {name: a, path: c}]}", "the name 'a' is used twice"),
-        ("{benchmarks: [{name: relative_average, path: b}]}", "stands for all benchmarks"),
+        ("{benchmarks: [{name: relative_average, path: b}]}", "is reserved for the summary over all benchmarks"),
         ("{benchmarks: [{name: a, path: b}], seeds: []}", "evaluation.seeds"),
-        ("{benchmarks: [{name: a, path: b}], seeds: [0, 0]}", "stands twice"),
-        ("{benchmarks: [{name: a, path: b}], seeds: [-1]}", "is no seed"),
+        ("{benchmarks: [{name: a, path: b}], seeds: [0, 0]}", "is listed twice"),
+        ("{benchmarks: [{name: a, path: b}], seeds: [-1]}", "is not a valid seed"),
         ("{benchmarks: [{name: a, path: b}], target: tinny}", "did you mean 'tiny'?"),
         ("{benchmarks: [{name: a, path: b}], models: [tinny]}", "did you mean 'tiny'?"),
-        ("{benchmarks: [{name: a, path: b}], models: [minilm]}", "is an embedding model, which answers nothing"),
+        (
+            "{benchmarks: [{name: a, path: b}], models: [minilm]}",
+            "is an embedding model, which cannot generate answers",
+        ),
         ("{benchmarks: [{name: a, path: b}], subsets: [bets]}", "did you mean 'best'?"),
-        ("{benchmarks: [{name: a, path: b}], subsets: [best], target: minilm}", "leave one of them out"),
+        ("{benchmarks: [{name: a, path: b}], subsets: [best], target: minilm}", "Remove one of the two."),
         ("{benchmarks: [{name: a, path: b}], baselines: [stepmin]}", "evaluation.baselines"),
         ("{benchmarks: [{name: a, path: b}], training: {preset: sgd}}", "evaluation.training.preset"),
-        ("{benchmarks: [{name: a, path: b}]}", "subset close is chosen by target minilm, an embedding model"),
+        ("{benchmarks: [{name: a, path: b}]}", "subset close is selected by target minilm, an embedding model"),
     ],
 )
 def test_mistakes_in_the_configuration(tmp_path: Path, said: str, mistake: str) -> None:

@@ -136,7 +136,7 @@ def test_a_benchmark_of_which_the_full_pool_gets_nothing_gives_a_reason() -> Non
     for arm in ("full pool", "best"):
         found = row(frame, arm, RELATIVE_AVERAGE)
         assert (found["mean"], found["low"], found["high"]) == (None, None, None)
-        assert found["reason"] == "the full pool gets nothing right on b: 100 m / m_full is not defined"
+        assert found["reason"] == "the full pool has no correct answer on b, so 100 m / m_full is undefined"
     assert row(frame, "best", "b")["mean"] == pytest.approx(10.0)
 
 

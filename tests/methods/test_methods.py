@@ -259,7 +259,7 @@ def test_a_method_can_be_configured_and_says_which_signal_it_lacks(method: Metho
     for signal in needed:
         others = [name for name in get_args(SignalName) if name not in (signal, *alone)]
         document["targets"] = [{"name": "t", "model": "m", "signals": others, "warmup": told}]
-        with pytest.raises(ValueError, match=f"add {signal} to its signals"):
+        with pytest.raises(ValueError, match=f"Add {signal} to its signals"):
             Settings.model_validate(document)
 
 

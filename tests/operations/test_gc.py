@@ -208,7 +208,7 @@ def test_the_command_shows_asks_and_waits_for_runs(tmp_path: Path, tiny_model: P
     assert "would be removed" in shown.output
     assert "the configuration" in shown.output
     refused = CliRunner().invoke(app, words)
-    assert (refused.exit_code, "say --yes" in refused.stderr) == (1, True)
+    assert (refused.exit_code, "pass --yes to confirm" in refused.stderr) == (1, True)
     with open_instance(other) as instance:
         going = dg.DagsterRun(job_name="other", status=dg.DagsterRunStatus.STARTED)
         instance.add_run(going)

@@ -77,7 +77,7 @@ def test_rows_that_would_be_rejected_are_reported(landing: Path, tmp_path: Path)
     assert sum(look.reasons.values()) == 2
     assert "not_json" in look.reasons
     written = (tmp_path / "curation.yaml").read_text()
-    assert f"# Of 3 rows looked at, 2 would be rejected: {look.reasons}" in written
+    assert f"# 2 of 3 inspected rows would be rejected: {look.reasons}" in written
 
 
 def test_an_empty_folder_is_fine(landing: Path, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_of_a_large_file_the_first_whole_rows_are_read(landing: Path, monkeypatc
 def test_a_file_is_not_overwritten_unless_forced(landing: Path, tmp_path: Path) -> None:
     out = tmp_path / "curation.yaml"
     out.write_text("mine")
-    with pytest.raises(InitError, match="exists: name another file with --to, or overwrite it with --force"):
+    with pytest.raises(InitError, match=r"exists\. Name another file with --to, or overwrite it with --force"):
         write_config(landing, "org/model", out)
     assert out.read_text() == "mine"
     write_config(landing, "org/model", out, force=True)
@@ -147,7 +147,7 @@ def test_paths_and_models_survive_being_written(landing: str, model: str) -> Non
 def test_a_name_that_is_not_text_is_refused_with_the_mend(tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"\xff")
     folder.mkdir()
-    with pytest.raises(InitError, match="is not UTF-8: rename the folder"):
+    with pytest.raises(InitError, match=r"is not UTF-8\. Rename the folder"):
         write_config(folder, "org/model", tmp_path / "curation.yaml")
 
 

@@ -103,7 +103,9 @@ def test_the_summary_says_so(tmp_path: Path, tiny_model: Path) -> None:
     made = limited(tmp_path, tiny_model, "{tokens: 300}")
     shown = CliRunner().invoke(app, ["run", "--config", str(made.config_file)])
     assert shown.exit_code == 0, shown.output
-    assert "stopped at the limit of 300 tokens (limits.tokens); `curate run` goes on" in " ".join(shown.output.split())
+    assert "stopped at the limit of 300 tokens (limits.tokens); to continue: `curate run`" in " ".join(
+        shown.output.split()
+    )
     looked = CliRunner().invoke(app, ["run", "--sample", "17", "--config", str(made.config_file)])
     assert "stopped" not in looked.output
     assert looked.exit_code == 0, looked.output
@@ -114,11 +116,11 @@ def test_the_plan_says_how_many_runs_it_takes(tmp_path: Path, tiny_model: Path) 
     plan = make_plan(made, probe=False)
     runs = -(-plan.targets[0].tokens // 300)
     (line,) = limit_lines(plan, made.settings.limits)
-    assert "more than limits.tokens, 300 tokens" in line
+    assert "exceeds limits.tokens of 300 tokens" in line
     assert f"about {runs} runs" in line
     assert limit_lines(plan, Limits(tokens=plan.targets[0].tokens)) == []
     shown = CliRunner().invoke(app, ["plan", "--no-probe", "--config", str(made.config_file)])
-    assert "more than limits.tokens" in shown.output
+    assert "exceeds limits.tokens" in shown.output
 
 
 def tomorrow(workspace: Workspace) -> None:
@@ -145,7 +147,7 @@ def test_the_sensor_waits_for_the_next_day(tmp_path: Path, tiny_model: Path) -> 
                 break
             assert settled  # no more than the one run that stopped: nothing is asked for again and again
             assert len(settled) <= 2
-            if isinstance(skipped, dg.SkipReason) and "goes on after midnight" in str(skipped.skip_message):
+            if isinstance(skipped, dg.SkipReason) and "continues after midnight" in str(skipped.skip_message):
                 lacking = [s for s in SHARDS if s not in instance.get_materialized_partitions(GRADIENTS)]
                 assert lacking
                 # Only what is finished is carried on to scores.

@@ -241,7 +241,7 @@ def test_the_command_asks_and_tells(tmp_path: Path, tiny_model: Path) -> None:
     words = ["purge", gone[:10], "--config", str(made.config_file)]
     refused = CliRunner().invoke(app, words)
     assert refused.exit_code == 1
-    assert "say --yes" in refused.stderr
+    assert "pass --yes to confirm" in refused.stderr
     assert PurgedList.read(made.warehouse).samples == {}
     with open_instance(made) as instance:
         other = dg.DagsterRun(job_name="other", status=dg.DagsterRunStatus.STARTED)
@@ -260,5 +260,5 @@ def test_the_command_asks_and_tells(tmp_path: Path, tiny_model: Path) -> None:
 def test_a_damaged_list_lets_nothing_pass(tmp_path: Path, tiny_model: Path) -> None:
     made = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(2)})
     made.warehouse.storage.write(tables.purged_path(), b"{}")
-    with pytest.raises(PurgedListError, match="restore it from a backup"):
+    with pytest.raises(PurgedListError, match="Restore it from a backup"):
         run(made)

@@ -168,7 +168,7 @@ def test_the_commands_say_what_the_configuration_wants(exported: Path, tmp_path:
     other = make_workspace(tmp_path / "there", tiny_model, SHARDS, signals=("likelihoods",))
     shown = CliRunner().invoke(app, ["import-measurements", str(exported), "-c", str(other.config_file)])
     assert shown.exit_code == 0, shown.output
-    assert "used if the configuration comes to want it" in shown.output
+    assert "used if the configuration needs them later" in shown.output
     run(other)
     out = ["export-measurements", str(tmp_path / "out"), "--target", "tiny", "-c", str(other.config_file)]
     assert CliRunner().invoke(app, out).exit_code == 0

@@ -143,7 +143,7 @@ def test_a_dry_look_keeps_nothing(tmp_path: Path, tiny_model: Path) -> None:
     before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
     text = curate("run", "--sample", "10", workspace=workspace).output
     assert "tokens measured" in text
-    assert "nothing of this look was kept" in text
+    assert "nothing from this dry run was kept" in text
     after = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if "cache" not in p.parts)
     assert [p for p in after if p not in before] == []
 
@@ -224,7 +224,7 @@ def test_doctor_finds_what_is_wrong(tmp_path: Path, tiny_model: Path) -> None:
     config.write_text(config.read_text().replace("device: cpu", "device: cuda:77"))
     output = " ".join(curate("doctor", workspace=workspace, code=1).output.split())
     assert "device cuda:77 not found" in output
-    assert "correct engine.device in curation.yaml" in output
+    assert "Correct engine.device in curation.yaml." in output
     nowhere = CliRunner().invoke(app, ["doctor", "--config", str(tmp_path / "none.yaml")])
     assert nowhere.exit_code == 1
     assert "WRONG configuration" in nowhere.output

@@ -242,7 +242,7 @@ def test_graces_ablation_with_gradients_of_what_is_trained(tmp_path: Path, tiny_
     ("gradients", "message"),
     [
         ("{projection: 100}", "does not fit into a dimension of 8192. Raise the dimension to 10000"),
-        ("{weights: layers}", "directions of what the target's run trains, which is an adapter"),
+        ("{weights: layers}", "directions of the weights that the target's run trains, which is an adapter"),
         ("{weights: adapter}", None),
     ],
 )

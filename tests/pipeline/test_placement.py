@@ -162,9 +162,9 @@ def test_the_evaluation_is_a_job_on_a_device(tmp_path: Path, engine: str, jobs: 
 @pytest.mark.parametrize(
     ("tags", "reason"),
     [
-        ("{curation/stage: mine}", "curation/stage is what runs say of themselves"),
-        ("{dagster/asset_partition_range_start: a}", "is what runs say of themselves"),
-        ("{since: {day: 2026-01-01}}", "cannot be written as JSON"),
+        ("{curation/stage: mine}", "curation/stage is reserved for tags that the pipeline sets itself"),
+        ("{dagster/asset_partition_range_start: a}", "is reserved for tags that the pipeline sets itself"),
+        ("{since: {day: 2026-01-01}}", "cannot be encoded as JSON"),
         ("{since: 1}", "run_tags"),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_run_can_be_trained_with_the_loss_of_token_level_grape() -> None:
 def test_a_run_goes_on_from_weights_of_its_own_model_alone() -> None:
     document = changed()
     document["targets"][1]["model"] = "other"
-    with pytest.raises(ValidationError, match=r"target round_1 is another model \(other\)"):
+    with pytest.raises(ValidationError, match=r"target round_1 uses another model \(other\)"):
         Settings.model_validate(document)
 
 
@@ -135,9 +135,9 @@ def test_a_run_goes_on_from_weights_of_its_own_model_alone() -> None:
     [
         ({"release": "grap_1@1"}, "did you mean 'grape_1'"),
         ({"release": "grape_1"}, "should match pattern"),
-        ({"release": "grape_2@1"}, "subset grape_2 is chosen by target round_1, which comes no earlier than round_1"),
+        ({"release": "grape_2@1"}, "subset grape_2 is selected by target round_1, which is not listed before round_1"),
         ({"start": "round_2"}, "listed before it"),
-        ({"start": "base"}, "target base does not train every weight: add adapter: full"),
+        ({"start": "base"}, "target base does not train every weight. Add adapter: full"),
         ({"adapter": "lora"}, "target round_1 does not train every weight"),
     ],
 )

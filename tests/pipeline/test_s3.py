@@ -197,7 +197,7 @@ def test_looks_before_a_run_work_on_s3(tmp_path: Path, tiny_model: Path, bucket:
 
 
 def test_init_looks_at_folders_only(tmp_path: Path) -> None:
-    with pytest.raises(InitError, match=r"write the bucket's address .* as corpus\.landing"):
+    with pytest.raises(InitError, match=r"set corpus\.landing in .* to the bucket's address"):
         write_config(Path("s3://bucket/traces"), "model", tmp_path / "curation.yaml")
 
 
@@ -205,5 +205,5 @@ def test_a_warehouse_inside_the_landing_area_is_refused(tmp_path: Path, tiny_mod
     made = landed_in_s3(tmp_path, tiny_model, bucket, {})
     text = made.config_file.read_text()
     made.config_file.write_text(text.replace(f"landing: {made.landing.place}", f"landing: {bucket}/"))
-    with pytest.raises(LandingError, match="would be read as shards; name another prefix"):
+    with pytest.raises(LandingError, match=r"would be read as shards\. Use another prefix"):
         run(Workspace.load(made.config_file))

@@ -211,9 +211,9 @@ def test_no_endpoint_and_no_training_is_refused_with_the_way_out() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"budget": {"tokens": 500}}, "give a fraction or samples"),
-        ({"stratify": ["source"]}, "leave stratify out"),
-        ({"selector": {"kind": "s2l"}}, "choose a score with method s2l"),
+        ({"budget": {"tokens": 500}}, "Set fraction or samples in the budget"),
+        ({"stratify": ["source"]}, "Remove stratify"),
+        ({"selector": {"kind": "s2l"}}, "Choose a score with method s2l"),
     ],
 )
 def test_what_the_selector_cannot_is_refused(change: dict[str, Any], message: str) -> None:

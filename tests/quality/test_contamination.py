@@ -168,8 +168,13 @@ def test_which_field_is_read(tmp_path: Path, row: dict[str, object], field: str 
 @pytest.mark.parametrize(
     ("name", "content", "field", "message"),
     [
-        ("a.jsonl", b'{"question": "q"}\n\n{"title": "t", "n": 1}\n', None, r"a\.jsonl, line 3: .*out of title, n"),
-        ("a.jsonl", b"{}\n", None, r"line 1: .*out of none"),
+        (
+            "a.jsonl",
+            b'{"question": "q"}\n\n{"title": "t", "n": 1}\n',
+            None,
+            r"a\.jsonl, line 3: .*the row has title, n",
+        ),
+        ("a.jsonl", b"{}\n", None, r"line 1: .*the row has none"),
         ("a.jsonl", b'{"question": "q"}\n', "body", r"line 1: the field body is missing; its fields are question"),
         ("a.jsonl", b'{"body": ["b"]}\n', "body", r"line 1: the field body is not text"),
         ("a.jsonl", b'{"question": "q"}\n{"question"\n', None, r"a\.jsonl, line 2: "),
@@ -183,7 +188,7 @@ def test_which_field_is_read(tmp_path: Path, row: dict[str, object], field: str 
         ("a.json", b"3", None, r"must be a list of items"),
         ("a.json", b'{"question": "q"}\n{"question": "q"}\n', None, r"line 2: not JSON .* \.jsonl"),
         ("a.txt", b"\xff", None, r"byte 0 is not UTF-8"),
-        ("a.csv", b"q", None, r"rename it"),
+        ("a.csv", b"q", None, r"Rename it"),
     ],
 )
 def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, content: bytes, field: str | None, message: str) -> None:

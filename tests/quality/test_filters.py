@@ -229,7 +229,7 @@ def test_a_pool_that_dagster_never_saw_is_asked_for(workspace: Workspace) -> Non
     ("filters", "message"),
     [
         ("filters: {languages: [english]}", "languages"),
-        ("filters: {repetition: {limits: {duplicate_lines: 0.3}}}", "there is no limit 'duplicate_lines'; there are"),
+        ("filters: {repetition: {limits: {duplicate_lines: 0.3}}}", "unknown limit 'duplicate_lines'. Known limits:"),
     ],
 )
 def test_filters_that_mean_nothing_are_refused_at_load(
@@ -249,7 +249,7 @@ def test_without_filters_nothing_is_looked_at(tmp_path: Path, tiny_model: Path) 
 
 def test_samples_that_were_not_checked_are_an_error_and_not_a_pass(workspace: Workspace) -> None:
     unknown = pl.DataFrame({"sample_id": ["0" * 32]})
-    with pytest.raises(QualityError, match="1 samples have not been held against the pool's filters"):
+    with pytest.raises(QualityError, match="1 samples have not been checked by the pool's filters"):
         without_filtered(workspace, unknown)
 
 

@@ -232,7 +232,7 @@ def test_arguments_that_make_no_sense() -> None:
     for threshold in (0.0, -1.0, 1.01, float("nan")):
         with pytest.raises(ValueError, match="threshold"):
             groups(["a"], [[1]], threshold)
-    with pytest.raises(ValueError, match="one length"):
+    with pytest.raises(ValueError, match="differ in length"):
         groups(["a", "b"], [[1], [1, 2]], 0.8)
 
 

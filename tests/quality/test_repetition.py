@@ -115,7 +115,7 @@ def test_what_exceeds_the_limits() -> None:
     assert repetitive(frame, {}).to_list() == [[], [], [], []]
     assert repetitive(frame.head(0)).to_list() == []
     assert repetitive(frame.head(0), {}).to_list() == []
-    with pytest.raises(ValueError, match="no such repetition: lines"):
+    with pytest.raises(ValueError, match="unknown repetition statistic: lines"):
         repetitive(frame, {"lines": 0.3})
 
 

@@ -35,7 +35,7 @@ def test_a_damaged_manifest_is_named(released: Workspace, text: str) -> None:
         said = str(curate(released, *words))
         assert str(path) in said
         assert "curate verify" in said
-        assert "put the folder back from a copy, or delete it" in said
+        assert "restore the folder from a copy, or delete it" in said
         assert "Traceback" not in said
 
 
@@ -43,7 +43,7 @@ def test_nothing_is_called_unchanged_that_was_changed(released: Workspace) -> No
     folder = release_folder(released, 1)
     with (folder / "data" / "train.jsonl").open("a") as stream:
         stream.write("{}\n")
-    assert "checksums do not match for data/train.jsonl: see `curate verify best@1`" in str(
+    assert "checksums do not match for data/train.jsonl. Run `curate verify best@1`" in str(
         curate(released, "release", "best")
     )
     (folder / "SHA256SUMS").unlink()

@@ -106,10 +106,16 @@ def test_the_front_matter_is_what_hubs_read(made: Workspace) -> None:
     assert head["size_categories"] == ["n<1K"]
     assert head["configs"][0]["data_files"] == [{"split": "train", "path": "data/train.parquet"}]
     assert "grace" in head["tags"]
-    for title in ("Sources", "Duplicates and contamination", "Changes against", "Reproduce", "Limits"):
+    for title in (
+        "Sources",
+        "Duplicates and contamination",
+        "Changes from the previous release",
+        "Reproduce",
+        "Limits",
+    ):
         assert f"## {title}" in card
     assert "| apache-2.0 |" in card
-    assert "near duplicates: not looked for" in card
+    assert "near duplicates: not checked" in card
     for picture in re.findall(r"\]\((plots/[a-z]+\.png)\)", card):
         assert (release_folder(made, 2) / picture).read_bytes().startswith(b"\x89PNG")
 
@@ -168,7 +174,7 @@ def test_diff_says_it(made: Workspace, tmp_path: Path) -> None:
     said = CliRunner().invoke(app, words)
     assert said.exit_code == 0, said.output
     assert "best@1 -> best@2" in said.output
-    assert "rows that came" in said.output
+    assert "rows added, best first" in said.output
     copies = [str(release_folder(made, number)) for number in (1, 1)]
     assert "0 rows added, 0 removed" in CliRunner().invoke(app, ["diff", *copies]).output
 

@@ -133,7 +133,7 @@ def test_verl_asks_each_prompt_once(release: Path, tmp_path: Path) -> None:
     frame.with_columns(same).write_parquet(tmp_path / "copy" / DATA_PARQUET)
     folder = exported(resummed(tmp_path / "copy"), "verl", tmp_path / "out")
     assert [row["extra_info"]["index"] for row in loaded(folder)] == [1, *range(4, len(frame) + 1)]
-    assert "responses of a prompt but for the best one" in (folder / "README.md").read_text()
+    assert "all responses of a prompt but the best one" in (folder / "README.md").read_text()
 
 
 def test_a_datasets_folder_holds_every_column(release: Path, tmp_path: Path) -> None:
@@ -191,14 +191,14 @@ def test_token_weights_are_of_the_tokenizers_tokens(release: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("form", "changes", "why"),
     [
-        ("alpaca", {"images": ["a.png"]}, "no images"),
+        ("alpaca", {"images": ["a.png"]}, "does not support images"),
         ("alpaca", {"messages": [{"role": "user", "content": "a"}] * 4}, "not a conversation"),
-        ("stepwise", {"step_scores": None}, "without a score"),
+        ("stepwise", {"step_scores": None}, "some steps have no score"),
         ("stepwise", {"step_spans": []}, "no steps"),
-        ("stepwise", {"images": ["a.png"]}, "no images"),
-        ("axolotl", {"images": ["a.png"]}, "are text"),
+        ("stepwise", {"images": ["a.png"]}, "does not support images"),
+        ("axolotl", {"images": ["a.png"]}, "do not support images"),
         ("sharegpt", {"messages": [{"role": "tool", "content": "a"}] * 2}, "role tool"),
-        ("verl", {"answer_span": None}, "no answer"),
+        ("verl", {"answer_span": None}, "no reference answer"),
     ],
 )
 def test_what_a_form_cannot_hold_has_a_reason(form: str, changes: dict[str, Any], why: str) -> None:
@@ -232,24 +232,24 @@ def test_data_that_was_changed_is_written_nowhere(release: Path, tmp_path: Path)
     copy = with_an_image(release, tmp_path / "copy")
     path = copy / DATA_PARQUET
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ExportError, match="is not the file that the manifest names: `curate verify` says"):
+    with pytest.raises(ExportError, match=r"does not match the manifest\. Restore it from a copy"):
         exported(copy, "messages", tmp_path / "out")
     for text in ("{", "[]", '{"files": 3}'):
         (copy / "manifest.json").write_text(text)
-        with pytest.raises(ExportError, match=r"cannot be read|`curate verify` says"):
+        with pytest.raises(ExportError, match=r"cannot be read|Run `curate verify` for all problems"):
             exported(copy, "messages", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_rows_that_a_form_cannot_hold_are_an_error_or_counted(release: Path, tmp_path: Path) -> None:
     copy = with_an_image(release, tmp_path / "copy")
-    with pytest.raises(ExportError, match="1 rows: Alpaca has no images"):
+    with pytest.raises(ExportError, match="1 rows: Alpaca does not support images"):
         exported(copy, "alpaca", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     made = export_release(FolderStorage(tmp_path), "copy", "alpaca", tmp_path / "out", leave_out=True)
-    assert made.left_out == {"Alpaca has no images": 1}
+    assert made.left_out == {"Alpaca does not support images": 1}
     assert made.rows == len(loaded(made.folder)) == len(stored(release)) - 1
-    assert "left out: 1 rows" in (made.folder / "README.md").read_text()
+    assert "skipped 1 rows" in (made.folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["images/../secret", "images/../../x", "images//etc/x", "images/..", "images/"])

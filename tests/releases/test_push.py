@@ -70,7 +70,7 @@ def test_whoever_may_not_write_is_told(made: Workspace, hub: Hub) -> None:
     storage = made.warehouse.storage
     packed = pack(storage, PLACE, release_frame(storage, PLACE)[1])
     api = HfApi(endpoint=hub.url, token="wrong")
-    with pytest.raises(PushError, match=r"was not brought to me/best: .*401.*see that HF_TOKEN may write there"):
+    with pytest.raises(PushError, match=r"was not pushed to me/best: .*401.*Check that HF_TOKEN has write access"):
         push_to_hub(packed, "me/best", private=True, api=api)
     assert hub.repositories == {}
 
@@ -78,7 +78,7 @@ def test_whoever_may_not_write_is_told(made: Workspace, hub: Hub) -> None:
 def test_nothing_is_done_without_go(made: Workspace, tmp_path: Path) -> None:
     there = tmp_path / "there"
     said = curate(made, "push", "best@1", str(there))
-    assert "say --go to do it" in said
+    assert "pass --go to push" in said
     assert "manifest.json" in said
     assert not there.exists()
     assert "private" in curate(made, "push", "best", "hf://datasets/me/best")
@@ -93,10 +93,10 @@ def test_a_folder_holds_a_copy_that_is_whole(made: Workspace, tmp_path: Path) ->
     (there / "manifest.json").unlink()
     assert ": 1 of " in curate(made, "push", "best@1", str(there), "--go")
     (there / "README.md").write_text("mine")
-    assert "holds another README.md" in curate(made, "push", "best@1", str(there), "--go", code=1)
+    assert "contains a different README.md" in curate(made, "push", "best@1", str(there), "--go", code=1)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
-    assert "holds something else (notes.txt)" in curate(made, "push", "best@1", str(tmp_path / "other"), "--go", code=1)
+    assert "contains other files (notes.txt)" in curate(made, "push", "best@1", str(tmp_path / "other"), "--go", code=1)
 
 
 def test_a_bucket_holds_a_copy_that_is_whole(made: Workspace, bucket: str, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_what_is_damaged_is_brought_nowhere(made: Workspace, tmp_path: Path) -> 
     shutil.copytree(release_folder(made), copy)
     (copy / "README.md").write_text("other")
     said = curate(made, "push", str(copy), str(tmp_path / "there"), "--go", code=1)
-    assert "is not as it says" in said
+    assert "is damaged (" in said
     assert not (tmp_path / "there").exists()
 
 

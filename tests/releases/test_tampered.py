@@ -120,7 +120,7 @@ def test_manifests_of_another_kind_are_refused(
 def test_an_empty_folder_is_no_release(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     done = CliRunner().invoke(app, ["verify", str(tmp_path / "empty")])
-    assert "is no release: there is nothing in it" in done.stderr
+    assert "is not a release: the folder is missing or empty" in done.stderr
 
 
 def test_manifests_of_before_are_read(made: Workspace, tmp_path: Path) -> None:
@@ -142,9 +142,9 @@ def test_what_is_hidden_is_seen_and_pushed_nowhere(made: Workspace, tmp_path: Pa
 @pytest.mark.parametrize("to", ["hf://owner/name", "gs://bucket/p", "hf://datasets/owner", "hf://models/a/b"])
 def test_addresses_that_are_not_known_are_refused(made: Workspace, tmp_path: Path, to: str) -> None:
     done = CliRunner().invoke(app, ["push", str(release_folder(made)), to, "--go"])
-    assert "a release goes to hf://datasets/OWNER/NAME" in done.stderr
+    assert "Use hf://datasets/OWNER/NAME" in done.stderr
     inside = CliRunner().invoke(app, ["push", str(release_folder(made)), str(release_folder(made) / "sub"), "--go"])
-    assert "lies inside the release" in inside.stderr
+    assert "is inside the release" in inside.stderr
 
 
 @pytest.mark.parametrize("how", ["cut", "gone", "changed"])
@@ -163,4 +163,4 @@ def test_a_damaged_parent_stops_no_release_and_is_said(tmp_path: Path, tiny_mode
     run(workspace)
     made, new = release_subset(workspace)
     assert (made.number, new, made.manifest["changes"]) == (2, True, None)
-    assert "The former release could not be read." in (release_folder(workspace, 2) / "README.md").read_text()
+    assert "The previous release could not be read." in (release_folder(workspace, 2) / "README.md").read_text()

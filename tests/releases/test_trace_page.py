@@ -163,9 +163,9 @@ def test_a_click_shows_a_trace_with_its_steps(page: Any, tmp_path: Path) -> None
 def test_filters_and_orders(page: Any) -> None:
     page.select_option("#source", "source 1")
     assert status(page) == "2,500 of 10,000 traces"
-    page.select_option("#chosen", "chosen")
+    page.select_option("#chosen", "selected")
     assert status(page) == "0 of 10,000 traces"
-    page.select_option("#chosen", "not chosen")
+    page.select_option("#chosen", "not selected")
     assert status(page) == "2,500 of 10,000 traces"
     page.locator("#reset").click()
     page.select_option("#flag", "few_steps")
@@ -249,5 +249,5 @@ def test_two_are_compared(browser: Any, tmp_path: Path) -> None:
             page.select_option("#chosen", choice)
             assert status(page).startswith(f"{counts[member]} of")
         page.select_option("#chosen", "only in the second")
-        assert "not chosen" in page.locator(".row").first.inner_text()
+        assert "not selected" in page.locator(".row").first.inner_text()
         assert "only second" in page.locator(".row").first.inner_text()

@@ -93,9 +93,9 @@ def test_why_a_trace_was_not_chosen(made: Workspace) -> None:
     said = dict(best.select("response", "why").iter_rows())
     assert said["No steps"].startswith("not eligible: ")
     assert any(why.startswith("rank 1 by grace") for why in said.values())
-    assert any(why.startswith("not chosen: the last that was has grace = ") for why in said.values())
+    assert any(why.startswith("not selected: the last selected sample has grace = ") for why in said.values())
     picky = subset_traces(made, made.settings.subset("picky")).rows
-    assert "not eligible: the filters of picky leave it out" in picky["why"].to_list()
+    assert "not eligible: excluded by the filters of picky" in picky["why"].to_list()
 
 
 def test_places_are_counted_as_browsers_count(made: Workspace) -> None:
@@ -210,7 +210,7 @@ def test_the_lowest_first_is_shown_so(made: Workspace) -> None:
     chosen = found.rows.filter(pl.col("rank").is_not_null())
     assert found.survivors.samples[0] < found.survivors.samples[-1]
     last = chosen.sort("rank")["score"][-1]
-    assert f"not chosen: the last that was has grace = {last:.4f}" in found.rows["why"].to_list()
+    assert f"not selected: the last selected sample has grace = {last:.4f}" in found.rows["why"].to_list()
 
 
 def test_scores_that_are_not_the_same_are_not_mixed(made: Workspace) -> None:
@@ -219,7 +219,7 @@ def test_scores_that_are_not_the_same_are_not_mixed(made: Workspace) -> None:
     second = found.rows.filter(pl.col("member") == "second")
     assert len(second)
     assert second["step_scores"].null_count() == len(second)
-    assert ("scores", "are not the same: those shown are the first's") in found.facts
+    assert ("scores", "differ; the first's are shown") in found.facts
 
 
 def test_small_scores_are_told_apart() -> None:
@@ -249,8 +249,8 @@ def test_the_command_writes_pages(made: Workspace, tmp_path: Path) -> None:
         assert done.exit_code == 0, done.output
         assert opened(to.read_text(), "meta")["id"]
     small = CliRunner().invoke(app, ["report", "best", "--most", "5", "--to", str(tmp_path / "small.html"), *config])
-    assert "drawn prompt by prompt" in small.output
-    assert "are on this page, drawn prompt by prompt" in (tmp_path / "small.html").read_text()
+    assert "sampled by prompt" in small.output
+    assert "are on this page, sampled by prompt" in (tmp_path / "small.html").read_text()
     elsewhere = CliRunner().invoke(app, ["report", "best", "--to", str(tmp_path / "no" / "page.html"), *config])
     assert "cannot be written" in elsewhere.stderr
     unknown = CliRunner().invoke(app, ["report", "worst", *config])

@@ -123,7 +123,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no provenance": (no_such_file(PROVENANCE), PROVENANCE, "is missing"),
     "a file too many": (lambda r: (r / "data/extra.parquet").write_bytes(b"x"), "data/extra.parquet", "no checksum"),
     "checksums that are none": (lambda r: (r / CHECKSUMS).write_text("hello\n"), CHECKSUMS, "line 1 is not"),
-    "a manifest that is no JSON": (lambda r: (r / MANIFEST).write_text("{"), MANIFEST, "is no JSON"),
+    "a manifest that is no JSON": (lambda r: (r / MANIFEST).write_text("{"), MANIFEST, "is not JSON"),
     "another schema": (lambda r: changed_manifest(r, schema_version=99), MANIFEST, "schema version 99"),
     "a row taken out, hidden": (
         hidden(lambda r: changed_lines(r, lambda lines: lines[1:]), DATA_JSONL),
@@ -133,17 +133,17 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "rows in another order, hidden": (
         hidden(lambda r: changed_lines(r, swapped), DATA_JSONL),
         DATA_JSONL,
-        "samples of the Parquet file in their order",
+        "samples of the Parquet file in the same order",
     ),
     "a response reworded, hidden": (
         hidden(lambda r: changed_lines(r, reworded), DATA_JSONL),
         DATA_JSONL,
-        "other messages",
+        "messages that differ",
     ),
     "a line that is no JSON, hidden": (
         hidden(lambda r: changed_lines(r, lambda lines: [*lines[:-1], "{\n"]), DATA_JSONL),
         DATA_JSONL,
-        "no JSON object",
+        "is not a JSON object",
     ),
     "rows of the Parquet file taken out, hidden": (
         hidden(lambda r: changed_rows(r, lambda frame: frame.head(3)), DATA_PARQUET),
@@ -153,22 +153,22 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a row twice, hidden": (
         hidden(lambda r: changed_rows(r, first_twice), DATA_PARQUET),
         DATA_PARQUET,
-        "holds a sample twice",
+        "contains a sample twice",
     ),
     "ranks turned round, hidden": (
         hidden(lambda r: changed_rows(r, lambda frame: frame.reverse()), DATA_PARQUET),
         DATA_PARQUET,
-        "order of its ranks",
+        "is not sorted by rank",
     ),
     "a response of the Parquet file alone reworded, hidden": (
         hidden(lambda r: changed_rows(r, lambda f: f.with_columns(response=pl.lit("Poison"))), DATA_PARQUET),
         DATA_PARQUET,
-        "other responses",
+        "responses that differ",
     ),
     "scores changed, hidden": (
         hidden(lambda r: changed_rows(r, lambda f: f.with_columns(score=pl.lit(9.0))), DATA_PARQUET),
         DATA_PARQUET,
-        "the choice",
+        "does not match the selection",
     ),
     "scores of steps changed, hidden": (
         hidden(
@@ -176,7 +176,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str, str]] = {
             DATA_PARQUET,
         ),
         DATA_PARQUET,
-        "the steps",
+        "does not match the steps",
     ),
     "a column taken out, hidden": (
         hidden(lambda r: changed_rows(r, lambda f: f.drop("prompt_id")), DATA_PARQUET),
@@ -186,14 +186,14 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a count of the manifest, hidden": (
         hidden(lambda r: changed_manifest(r, rows=5000)),
         DATA_PARQUET,
-        "the manifest says 5000",
+        "the manifest states 5000",
     ),
     "a manifest that names no files, hidden": (
         hidden(lambda r: changed_manifest(r, files={})),
         MANIFEST,
-        f"does not name {DATA_PARQUET}",
+        f"does not list {DATA_PARQUET}",
     ),
-    "an image that no row shows": (with_foreign_image, "images/0123", "shown by no row"),
+    "an image that no row shows": (with_foreign_image, "images/0123", "is not used by any row"),
 }
 
 
@@ -245,13 +245,13 @@ def test_the_command_says_it(made: Workspace, tmp_path: Path, monkeypatch: pytes
         return result.exit_code, result.output
 
     assert said("best", *config)[0] == said("best@1", *config)[0] == 0
-    assert "is whole" in said("best", *config)[1]
+    assert "is intact" in said("best", *config)[1]
     release = copied(made, tmp_path)
-    assert said(str(release)) == (0, f"{release} is whole\n")
+    assert said(str(release)) == (0, f"{release} is intact\n")
     flipped(release / DATA_JSONL)
     code, output = said(str(release))
     assert code == 1
     assert DATA_JSONL in output
-    assert "is not as it says" in output
-    assert "there is no release best@9; there are best@1" in said("best@9", *config)[1]
+    assert "is damaged: " in output
+    assert "there is no release best@9; releases are best@1" in said("best@9", *config)[1]
     assert "did you mean 'best'" in said("bes", *config)[1]

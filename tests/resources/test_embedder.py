@@ -155,9 +155,9 @@ def test_the_whole_path_and_what_a_changed_module_measures_again(minilm: Path, t
     [
         (
             {"signals": ["text_embeddings", "likelihoods"], "warmup": "none"},
-            "measure likelihoods with another target",
+            "Measure likelihoods with another target",
         ),
-        ({"signals": ["text_embeddings"]}, "add warmup: none"),
+        ({"signals": ["text_embeddings"]}, "Add warmup: none"),
     ],
 )
 def test_an_embedding_model_is_a_target_of_its_own(target: dict[str, object], message: str) -> None:

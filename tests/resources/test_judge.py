@@ -355,16 +355,16 @@ def test_what_was_refused_is_asked_again_when_that_is_asked_for(
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        (', endpoint: {{url: "{url}"}}', "", "name where it is asked, as in endpoint"),
+        (', endpoint: {{url: "{url}"}}', "", "Name its endpoint, as in endpoint"),
         (
             "instruction_tags, difficulty]",
             "difficulty, likelihoods]",
-            "are a judge's: measure likelihoods with",
+            "requires a judge. Measure likelihoods with",
         ),
-        ("warmup: none, ", "", "a judge is measured as it is: add warmup: none"),
+        ("warmup: none, ", "", "a judge is measured without training. Add warmup: none."),
         ('url: "{url}"', "url: ftp://there", "url"),
         ('url: "{url}"', "url: http://name:secret@there", "url"),
-        ('url: "{url}"', 'url: "{url}", tags_prompt: "?"', "put {prompt} where the sample's prompt goes"),
+        ('url: "{url}"', 'url: "{url}", tags_prompt: "?"', "Put {prompt} where the prompt goes"),
         ('url: "{url}"', 'url: "{url}", key: secret', "key"),
     ],
 )

@@ -47,7 +47,7 @@ REPEATED: dict[str, str] = {
 def test_anchors_that_repeat_one_another_are_refused(name: str) -> None:
     message = message_of(REPEATED[name])
     assert "repeat" in message
-    assert "write it without anchors" in message
+    assert "Write it without anchors" in message
 
 
 def test_keys_merged_again_and_again_are_bounded() -> None:

@@ -242,15 +242,15 @@ def test_other_commands_are_not_obeyed_either(ran: Ran, tmp_path: Path) -> None:
     # Last, as it changes what is there.
     shutil.copytree(folder, tmp_path / "copy")
     there = Ran(Workspace.load(tmp_path / "copy" / "curation.yaml"), "", "")
-    assert "still held by" in curate(there, "purge", sample_id, "--yes")
+    assert "still contained in" in curate(there, "purge", sample_id, "--yes")
 
 
 def test_a_plan_names_files_in_a_line_each(tmp_path: Path, tiny_model: Path) -> None:
     workspace = hostile_workspace(tmp_path, tiny_model)
     lines = curate(Ran(workspace, "", ""), "plan", "--no-probe").splitlines()
-    named = [line for line in lines if line.startswith("not read: ")]
+    named = [line for line in lines if line.startswith("cannot be read: ")]
     assert [line.partition(".parquet: ")[0] for line in named if ".parquet" in line] == [
-        "not read: <b>\\x1b[2J|\\nerror: [m](javascript:1) :x: _x_"
+        "cannot be read: <b>\\x1b[2J|\\nerror: [m](javascript:1) :x: _x_"
     ]
     assert not [line for line in lines if line.startswith("error")]
 

@@ -126,7 +126,7 @@ def test_files_with_odd_names_are_carried_through(place: str, tmp_path: Path, ti
     assert sorted(workspace.landing.ignored()) == refused
     stream = io.StringIO()
     show_summary(workspace, summary, Console(file=stream, width=10_000, markup=False, emoji=False))
-    assert f"not read (no shard): {', '.join(workspace.landing.ignored())}" in stream.getvalue()
+    assert f"ignored (unsupported file type): {', '.join(workspace.landing.ignored())}" in stream.getvalue()
     # A release says where its rows came from.
     release_subset(workspace)
     folder = release_folder(workspace)

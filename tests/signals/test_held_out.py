@@ -120,7 +120,7 @@ def test_a_set_that_is_not_measured_is_refused_with_the_mend(workspace: Workspac
     )
     with pytest.raises(SelectionError, match="is not measured for target 'tiny': add a score with method: rds_plus"):
         changed(only, "nearest", ["method=rds_plus", "validation=held_out"], None)
-    with pytest.raises(SelectionError, match="selector: round_robin goes round validation samples, which method k_cen"):
+    with pytest.raises(SelectionError, match="selector: round_robin needs validation samples, which method k_cen"):
         what_if(workspace, "cover", ["selector.kind=round_robin"])
 
 
@@ -242,7 +242,7 @@ def test_an_overlap_with_the_pool_is_reported(tmp_path: Path, tiny_model: Path) 
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        (None, "there is no file"),
+        (None, "not found. Correct its path in"),
         ([], "holds no sample that can be used: empty_file"),
         ([{"colour": "red"}], "can be used: "),
     ],
@@ -273,7 +273,7 @@ def test_a_set_that_is_gone_stops_no_sensor(tmp_path: Path, tiny_model: Path) ->
     (tmp_path / "held_out.jsonl").unlink()
     requests, reasons = scoring_requests(made, instance_of(made))
     assert requests == []
-    assert "there is no file" in reasons[0]
+    assert "not found. Correct its path in" in reasons[0]
 
 
 def test_an_unknown_set_is_refused_with_those_there_are(tmp_path: Path, tiny_model: Path) -> None:

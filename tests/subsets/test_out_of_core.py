@@ -209,7 +209,7 @@ def test_a_sample_that_was_not_held_against_the_filters_is_told(tmp_path: Path) 
     facts = {"shard": "a.jsonl", "prompt_id": PROMPTS[0], "n_steps": 3, "source": "old", "score": 1.0}
     arrived = arrived_frame([{"sample_id": name, **facts} for name in NAMES])
     subset = Subset(name="s", score="grace", budget=Budget(samples=1), selector=Top())
-    with pytest.raises(QualityError, match=r"^2 samples have not been held against the pool's filters"):
+    with pytest.raises(QualityError, match=r"^2 samples have not been checked by the pool's filters"):
         on_disk(arrived, subset, tmp_path, known)
 
 

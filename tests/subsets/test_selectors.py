@@ -165,7 +165,7 @@ def test_draws_are_uniform() -> None:
 
 @pytest.mark.parametrize("fields", [{"variant": "subset"}, {"variant": "closest_1"}, {"k": "original"}])
 def test_variants_of_the_original_pool_ask_what_it_was(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="add original"):
+    with pytest.raises(ValueError, match="Add original"):
         PerPrompt(**fields)
 
 

@@ -95,7 +95,7 @@ def test_remarks_say_why_nothing_or_everything_is_chosen(workspace: Workspace) -
     assert what_if(workspace, "best", [], "999999").remarks()[0].startswith("the budget is larger")
 
 
-UNFAITHFUL = ["no warm-up: the paper measures after one, and falls from 106.6 to 89.6 without"]
+UNFAITHFUL = ["no warm-up: the paper measures after one, and its result drops from 106.6 to 89.6 without"]
 
 
 def test_parameters_that_both_methods_have_stay(workspace: Workspace) -> None:
@@ -127,13 +127,13 @@ def test_nothing_is_stored(workspace: Workspace) -> None:
             "filters.colour: unknown key; known keys are sources, generators, exclude_generators, correct",
         ),
         (["filters.source=[a]"], None, "filters.source: unknown key; did you mean 'sources'?"),
-        (["selector.kind=nosuch"], None, "selector.kind: there is no kind 'nosuch'; known ones are top, per_prompt"),
+        (["selector.kind=nosuch"], None, "selector.kind: unknown kind 'nosuch'; known values are top, per_prompt"),
         (["target=foo"], None, "target: there is no target 'foo'; targets are tiny"),
         (["score=grace"], None, "there is no parameter 'score'"),
         (["method=rds_plus"], None, "validation: this key is missing; add it"),
-        (["method=ifd"], None, "add unconditional_likelihoods to its signals"),
-        (["stratify=[sauce]"], None, "stratify.0: there is no 'sauce' here; did you mean 'source'?"),
-        (["selector.kind=k_center"], None, "selector: k_center looks at embeddings, which method grace does not have"),
+        (["method=ifd"], None, "Add unconditional_likelihoods to its signals"),
+        (["stratify=[sauce]"], None, "stratify.0: unknown value 'sauce'; did you mean 'source'?"),
+        (["selector.kind=k_center"], None, "selector: k_center needs embeddings, which method grace does not have"),
         ([], "many", "'many' is no budget: write a share"),
         ([], "0%", "'0%' is no budget"),
     ],
@@ -149,7 +149,7 @@ def test_what_cannot_be_is_refused_with_the_mend(
 def test_a_signal_that_is_not_measured_is_named(tmp_path: Path, tiny_model: Path) -> None:
     made = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(3)})
     run(made)
-    with pytest.raises(SelectionError, match="add likelihoods to its signals"):
+    with pytest.raises(SelectionError, match="Add likelihoods to its signals"):
         what_if(made, "best", ["method=grape"])
 
 

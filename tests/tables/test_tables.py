@@ -73,7 +73,7 @@ def test_missing_and_unknown_columns_are_both_named() -> None:
     ],
 )
 def test_another_type_is_refused(name: str, values: list[object], shown: str) -> None:
-    with pytest.raises(TableError, match=f"table trial: columns of another type: {shown}"):
+    with pytest.raises(TableError, match=f"table trial: columns with the wrong type: {shown}"):
         TABLE.conform(pl.DataFrame(GOOD | {name: values}))
 
 
@@ -83,7 +83,7 @@ def test_a_number_too_large_for_its_column_is_refused() -> None:
 
 
 def test_nulls_only_where_they_may_be() -> None:
-    with pytest.raises(TableError, match="table trial: column step holds 2 nulls"):
+    with pytest.raises(TableError, match="table trial: column step is not nullable but contains 2 nulls"):
         TABLE.conform(pl.DataFrame(GOOD | {"step": [None, 1, None]}))
 
 

@@ -1,6 +1,6 @@
 "use strict";
-// Everything is inside the page, as gzip of JSON: columns of all traces (meta), and their texts in blocks that are
-// opened when they are looked at. Text reaches the page as text alone (textContent): nothing in it can be markup.
+// All data are embedded as gzip of JSON: columns of all traces (meta), and their texts in blocks that are decompressed
+// on demand. Texts are inserted as textContent only, so that they cannot contain markup.
 const ROW = 58, MARGIN = 8;
 const byId = (id) => document.getElementById(id);
 const state = { shown: [], at: -1, opened: -1, found: null, asked: 0, threshold: null };
@@ -36,7 +36,7 @@ function number(value, digits = 4) {
 const whole = (value) => (value === null || value === undefined ? "–" : value.toLocaleString("en-US"));
 const share = (part, all) => (all ? (100 * part / all).toFixed(1) + " %" : "–");
 
-// Which traces are shown, in what order.
+// Filters and order of the traces.
 
 function better(one, other) {
   return meta.highest_first ? other - one : one - other;
@@ -57,9 +57,9 @@ function compare(one, other, how) {
 }
 
 const CHOSEN = {
-  "chosen or not": () => true,
-  "chosen": (trace) => meta.rank[trace] !== null,
-  "not chosen": (trace) => meta.rank[trace] === null,
+  "selected or not": () => true,
+  "selected": (trace) => meta.rank[trace] !== null,
+  "not selected": (trace) => meta.rank[trace] === null,
 };
 const MEMBERS = {
   "in either": () => true,
@@ -92,7 +92,7 @@ function refresh() {
   draw();
 }
 
-// The list: only rows that can be seen are made.
+// The list: only visible rows are created.
 
 function draw() {
   const list = byId("list"), space = byId("space");
@@ -114,7 +114,7 @@ function row(place) {
   found.setAttribute("aria-setsize", state.shown.length);
   found.setAttribute("aria-posinset", place + 1);
   const rank = meta.rank[trace];
-  top.append(made("b", "", number(meta.score[trace])), made("span", "", rank === null ? "not chosen" : "rank " + rank));
+  top.append(made("b", "", number(meta.score[trace])), made("span", "", rank === null ? "not selected" : "rank " + rank));
   if (meta.member) top.append(made("span", "", meta.member[trace] === "both" ? "both" : "only " + meta.member[trace]));
   top.append(made("span", "grow", meta.sources[meta.source[trace]]), made("span", "", whole(meta.length[trace])));
   if (meta.flags[trace].length) top.append(made("span", "", "⚑"));
@@ -176,7 +176,7 @@ function close() {
 
 function chips(trace, found) {
   const list = made("ul", "chips"), rank = meta.rank[trace];
-  const said = [`${meta.name} ${number(meta.score[trace])}`, rank === null ? "not chosen" : `rank ${rank}`];
+  const said = [`${meta.name} ${number(meta.score[trace])}`, rank === null ? "not selected" : `rank ${rank}`];
   if (meta.member) said.push(`second: ${number(meta.other_score[trace])}, rank ${meta.other_rank[trace] ?? "–"}`);
   said.push(`${whole(meta.length[trace])} ${meta.unit}`, `${whole(meta.steps[trace])} steps`);
   for (const [name, value] of Object.entries(found.facts)) said.push(`${name}: ${value}`);
@@ -200,7 +200,7 @@ function legend(found) {
   return [made_];
 }
 
-// -1 to 1: where a step's score stands between the low and the high ones of this page.
+// -1 to 1: position of a step's score between the low and the high scores of this page.
 function strength(score) {
   const { low, middle, high } = meta.scale, off = score - middle;
   const reach = off < 0 ? middle - low : high - middle;
@@ -221,7 +221,7 @@ function response(found, tip) {
   return box;
 }
 
-// A piece of the response, with as much of the answer as lies in it framed.
+// A piece of the response, with the part of the answer inside it framed.
 function fill(box, found, from, end) {
   const [start, stop] = found.answer ?? [0, 0];
   const [low, high] = [Math.max(from, start), Math.min(end, stop)];
@@ -257,7 +257,7 @@ function describe(tip, found, place) {
 
 function card(trace, found, tip) {
   const box = made("div"), rank = meta.rank[trace];
-  const label = `${number(meta.score[trace])}, ${rank === null ? "not chosen" : "rank " + rank}`;
+  const label = `${number(meta.score[trace])}, ${rank === null ? "not selected" : "rank " + rank}`;
   const button = made("button", "", `${label}: ${meta.id[trace].slice(0, 12)}`);
   button.addEventListener("click", () => { state.at = state.shown.indexOf(trace); open(trace); draw(); });
   box.append(button, chips(trace, found), response(found, tip));
@@ -303,7 +303,7 @@ function slide() {
   }
 }
 
-// Search goes through all blocks, and can be outrun by another one.
+// Search goes through all blocks; a newer search cancels it.
 
 let searching = 0;
 async function search() {
