@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -14,7 +13,6 @@ import urllib.request
 from pathlib import Path
 
 import jsonschema
-import polars as pl
 import pytest
 
 from curation_assets.config.config_file import json_schema, load_settings, parse_settings
@@ -23,7 +21,6 @@ from curation_assets.config.reference import reference
 from curation_assets.config.settings import Settings
 from curation_assets.corpus.formats import FORMATS, detect
 from curation_assets.corpus.reading import read_shard
-from curation_assets.methods.method import ScoreInputs
 from tests.ui import serving
 
 ROOT = Path(__file__).parent.parent
@@ -161,23 +158,6 @@ def test_every_format_has_an_example_that_is_read(tmp_path: Path) -> None:
         assert detect([json.loads(row)]) == name
         assert len(read.accepted) == (2 if name in ("prompt_response", "preference") else 1)
         assert "5" in read.accepted["response"][0]
-
-
-def test_the_method_of_the_page_scores(tmp_path: Path) -> None:
-    (code,) = blocks("adding-a-method.md", "python")
-    path = tmp_path / "settling.py"
-    path.write_text(code)
-    spec = importlib.util.spec_from_file_location("settling", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["settling"] = module
-    spec.loader.exec_module(module)
-    (method,) = module.METHODS
-    rows = pl.DataFrame({"sample_id": ["a", "b", "c"], "first_100_nll": [2.0, 1.0, None], "mean_nll": [0.5, 1.5, 1.0]})
-    section = method.section(name="settling", target="t", weight=2.0)
-    found = method.score(ScoreInputs(rows, {"likelihoods": rows}), section).values
-    assert found["value"].to_list() == [1.0, -2.0, None]
 
 
 def test_the_example_of_deploy_loads() -> None:

@@ -122,7 +122,8 @@ def _read_yaml(data: bytes, path: Path) -> tuple[Any, Any]:
         raise ConfigError(f"{path}:{line}: not valid YAML: {error.reason}; save the file as UTF-8 text") from error
     except _TooManyError:
         raise ConfigError(
-            f"{path}:1: its anchors expand to more than {MOST_VALUES:,} values. Write it without anchors."
+            f"{path}:1: its anchors repeat each other and expand to over {MOST_VALUES:,} values. "
+            "Write it without anchors."
         ) from None
     except RecursionError as error:
         raise ConfigError(f"{path}:1: {NESTED}") from error

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from curation_assets.tables import REPETITION_SHARES
+from curation_resources.plugins import plugin_names
 from curation_resources.sections import Name, Section
 
-Format = Literal[
+FORMAT_PLUGINS = "curation_assets.formats"
+"""Entry points of this group name a `curation_assets.corpus.row_parts.Format`."""
+
+_FORMATS = (
     "auto",
     "messages",
     "sharegpt",
@@ -20,7 +24,13 @@ Format = Literal[
     "openthoughts",
     "m23k",
     "ultrainteract",
-]
+    *plugin_names(FORMAT_PLUGINS),
+)
+if TYPE_CHECKING:
+    Format = str
+else:
+    Format = Literal[_FORMATS]
+
 Strategy = Literal["auto", "explicit", "markers", "paragraphs", "lines", "sentences", "words"]
 FieldPath = Annotated[str, Field(min_length=1, description="field name; use dots for nested fields")]
 

@@ -6,7 +6,7 @@ and points at the faulty line. Formulas and sources of the defaults: docs/method
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,10 +16,11 @@ from curation_assets.config.evaluation_settings import Evaluation, refuse_unknow
 from curation_assets.config.gradient_settings import Gradients
 from curation_assets.config.judge_settings import Endpoint
 from curation_assets.config.running_settings import S3, Alerts, Engine, Freshness, Limits
-from curation_assets.methods.compatibility import what_a_selector_lacks, what_shares_cannot
+from curation_assets.methods.compatibility import what_a_selector_lacks, what_apportioning_cannot
 from curation_assets.methods.method import ScoreSection, TargetFacts, TrainingRun
 from curation_assets.methods.registry import METHODS, method_of
-from curation_assets.methods.selector import BY_SHARES, AnySelector, SelectorKind
+from curation_assets.methods.selectors.candidates import SelectorSection
+from curation_assets.methods.selectors.registry import SELECTORS
 from curation_assets.tables import SAMPLE_SCORES
 from curation_resources.scoring.samples import Proxy
 from curation_resources.scoring.spec import Template
@@ -175,16 +176,20 @@ class Target(Section):
 
 if TYPE_CHECKING:
     AnyScore = ScoreSection
+    AnySelector = SelectorSection
 else:
-    # Every method supplies the section of its parameters.
+    # Every method and every selector brings the section of its parameters.
     AnyScore = Annotated[
         Union[tuple(method.section for method in METHODS.values())], Field(discriminator="method")  # noqa: UP007
+    ]
+    AnySelector = Annotated[
+        Union[tuple(selector.section for selector in SELECTORS.values())], Field(discriminator="kind")  # noqa: UP007
     ]
 
 
 def _or_kind(schema: dict[str, Any]) -> None:
     """Let a selector's kind stand for the section in the JSON Schema as well."""
-    kinds = list(get_args(SelectorKind))
+    kinds = list(SELECTORS)
     schema["anyOf"] = [*schema["anyOf"], {"type": "string", "enum": kinds}]
 
 
@@ -383,10 +388,9 @@ class Settings(Section):
             if lacks is not None:
                 raise LocatedError(["subsets", position, "selector"], lacks)
             selector = subset.selector or method_of(score).selector
-            if isinstance(selector, BY_SHARES):
-                at, wrong = what_shares_cannot(subset.budget.tokens is not None, bool(subset.stratify), selector.kind)
-                if wrong is not None:
-                    raise LocatedError(["subsets", position, at], wrong)
+            refused = what_apportioning_cannot(subset.budget.tokens is not None, bool(subset.stratify), selector)
+            if refused is not None:
+                raise LocatedError(["subsets", position, refused[0]], refused[1])
         if self.evaluation is not None:
             chosen_by = {subset.name: self.score(subset.score).target for subset in self.subsets}
             without_head = [target.name for target in self.targets if target.kind != "language"]

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection, values
 from curation_assets.methods.random_draws import uniform
-from curation_assets.methods.selector import Top
+from curation_assets.methods.selectors.top import Top
 
 
 class RandomScore(ScoreSection):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from curation_assets.methods.rds import SOURCE, SimilarityScore, similarity_method
-from curation_assets.methods.selector import RoundRobin
+from curation_assets.methods.selectors.round_robin import RoundRobin
 
 
 class EmbeddingSimilarityScore(SimilarityScore):

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from curation_assets import tables
 from curation_assets.methods.gram import Aggregate, GramOptions, History, Reduce, Reference, sample_and_step_scores
 from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection, TargetFacts
-from curation_assets.methods.selector import Top
+from curation_assets.methods.selectors.top import Top
 
 
 class GraceScore(ScoreSection):

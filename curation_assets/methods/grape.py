@@ -8,7 +8,7 @@ from typing import Literal
 import polars as pl
 
 from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection, TargetFacts, values
-from curation_assets.methods.selector import PerPrompt
+from curation_assets.methods.selectors.per_prompt import PerPrompt
 
 
 class GrapeScore(ScoreSection):

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection
-from curation_assets.methods.selector import KCenter
+from curation_assets.methods.selectors.k_center import KCenter
 from curation_assets.methods.vectors import matrix
 
 

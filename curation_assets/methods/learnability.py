@@ -9,7 +9,7 @@ import polars as pl
 from pydantic import Field
 
 from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection, TargetFacts, values
-from curation_assets.methods.selector import Top
+from curation_assets.methods.selectors.top import Top
 
 
 class LearnabilityScore(ScoreSection):

@@ -10,7 +10,8 @@ import polars as pl
 from pydantic import Field, field_validator
 
 from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection, TargetFacts
-from curation_assets.methods.selector import Tagcos, Top
+from curation_assets.methods.selectors.tagcos import Tagcos
+from curation_assets.methods.selectors.top import Top
 from curation_assets.methods.vectors import BLOCK, Vectors, unit
 from curation_resources.sections import Name, SignalName
 from curation_resources.training.recipe import PRESETS

@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from curation_assets.methods.selector import AnySelector
+from curation_assets.methods.selectors.candidates import SelectorSection
 from curation_assets.methods.vectors import matrix
 from curation_resources.scoring.gradient_spec import GradientWeights
 from curation_resources.scoring.spec import Template
@@ -130,7 +130,7 @@ class Method:
     section: type[ScoreSection]
     signals: Callable[[Any], tuple[SignalName, ...]]
     score: Callable[[ScoreInputs, Any], Scored]
-    selector: AnySelector
+    selector: SelectorSection
     reads: Mapping[SignalName, tuple[str, ...]] = field(default_factory=dict)
     validation: Callable[[Any], tuple[str, ...]] = lambda _section: ()
     measured_of_validation: Callable[[Any], tuple[SignalName, ...]] | None = None

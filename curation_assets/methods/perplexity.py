@@ -8,7 +8,7 @@ import polars as pl
 from pydantic import Field
 
 from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection, values
-from curation_assets.methods.selector import Band
+from curation_assets.methods.selectors.band import Band
 from curation_resources.sections import SignalName
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 import polars as pl
 
 from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection, values
-from curation_assets.methods.selector import Top
+from curation_assets.methods.selectors.top import Top
 from curation_resources.sections import SignalName
 
 

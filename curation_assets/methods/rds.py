@@ -9,7 +9,9 @@ import polars as pl
 from pydantic import Field
 
 from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection
-from curation_assets.methods.selector import AnySelector, RoundRobin, Top
+from curation_assets.methods.selectors.candidates import SelectorSection
+from curation_assets.methods.selectors.round_robin import RoundRobin
+from curation_assets.methods.selectors.top import Top
 from curation_assets.methods.vectors import cosines, matrix
 from curation_resources.sections import Name, SignalName
 
@@ -52,7 +54,7 @@ def similarity(inputs: ScoreInputs, section: SimilarityScore, signal: SignalName
 
 
 def similarity_method(
-    name: str, source: str, summary: str, section: type[SimilarityScore], signal: SignalName, selector: AnySelector
+    name: str, source: str, summary: str, section: type[SimilarityScore], signal: SignalName, selector: SelectorSection
 ) -> Method:
     """Return a method whose score is the similarity of one signal's embeddings to validation samples."""
     return Method(

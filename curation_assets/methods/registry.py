@@ -1,22 +1,21 @@
-"""Registry of all methods by name; every module of this package with a list `METHODS` adds one or more."""
+"""All methods by name: those of this package, and those that other packages add through entry points."""
 
 from __future__ import annotations
 
-import pkgutil
-from importlib import import_module
-
 from curation_assets import methods
 from curation_assets.methods.method import Method, ScoreSection
+from curation_resources.plugins import declared_in, plugins
+
+GROUP = "curation_assets.methods"
+"""Entry points of this group name a `Method`."""
 
 
 def _find() -> dict[str, Method]:
     found: dict[str, Method] = {}
-    for module in sorted(pkgutil.iter_modules(methods.__path__), key=lambda info: info.name):
-        name = f"{methods.__name__}.{module.name}"
-        for method in getattr(import_module(name), "METHODS", ()) if name != __name__ else ():
-            if method.name in found:
-                raise ImportError(f"two methods have the name {method.name}")
-            found[method.name] = method
+    for method in [*declared_in(methods, "METHODS", Method, skip=__name__), *plugins(GROUP, Method)]:
+        if method.name in found:
+            raise ImportError(f"two methods have the name {method.name}")
+        found[method.name] = method
     return found
 
 

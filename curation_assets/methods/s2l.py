@@ -8,7 +8,7 @@ from typing import Literal
 import polars as pl
 
 from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection, TargetFacts, values
-from curation_assets.methods.selector import S2L
+from curation_assets.methods.selectors.s2l import S2L
 from curation_assets.methods.vectors import matrix
 from curation_resources.training.recipe import PRESETS
 

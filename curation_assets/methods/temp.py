@@ -8,7 +8,7 @@ from typing import Literal
 import polars as pl
 
 from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection, TargetFacts, values
-from curation_assets.methods.selector import Temp
+from curation_assets.methods.selectors.temp import Temp
 from curation_assets.methods.vectors import Vectors, matrix
 
 

@@ -8,7 +8,7 @@ import polars as pl
 from pydantic import Field
 
 from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection, values
-from curation_assets.methods.selector import Top
+from curation_assets.methods.selectors.top import Top
 from curation_resources.sections import SignalName
 
 SOURCE = "uncertainty sampling; over the response's tokens, or as in the released code (parity)"

@@ -14,11 +14,11 @@ import polars as pl
 
 from curation_assets.config.settings import Target
 from curation_assets.methods.random_draws import draw_bits
+from curation_assets.methods.selectors.temp import STEPS
 from curation_assets.operations.plan_formulas import GRADIENT
 from curation_assets.operations.plan_pool import Pool
 from curation_assets.signals.catalog import request_for
 from curation_assets.signals.perturbation import perturbed_request
-from curation_assets.subsets.temp import STEPS
 from curation_assets.workspace.fingerprints import SEGMENTED_SIGNALS, judge_spec
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.models.embedder import describe_text, text_limits

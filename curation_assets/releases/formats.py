@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from curation_resources.plugins import plugins
+
+GROUP = "curation_assets.exports"
+"""Entry points of this group name a `Format`."""
+
 Row = Mapping[str, Any]
 """A row of a release's Parquet file."""
 
@@ -257,6 +262,7 @@ FORMATS = {
             _anything,
             OTHERS,
         ),
+        *plugins(GROUP, Format),
     )
 }
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from curation_assets.config.settings import Filters
 from curation_assets.methods.method import ScoreSection
-from curation_assets.subsets.selectors import ascending
+from curation_assets.methods.selectors.candidates import ascending
 
 LOW_SIGNAL_PERCENT = 1
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from curation_assets.config.settings import Stratum, Subset
 from curation_assets.methods.method import ScoreSection
-from curation_assets.methods.selector import Band, PerPrompt
+from curation_assets.methods.selectors.band import Band, middle_begins
+from curation_assets.methods.selectors.per_prompt import PerPrompt, takes_all, takes_one
 from curation_assets.subsets.budget import BINS, STRATUM_LENGTHS, Prefix, Shares, samples_of
 from curation_assets.subsets.eligibility import LOW_SIGNAL_PERCENT
 from curation_assets.subsets.selection import Selection, SubsetDigest, subset_rows
-from curation_assets.subsets.selectors import middle_begins, takes_all, takes_one
 from curation_assets.subsets.spilled_pool import ID, SpilledSelector, pool_on_disk, without_filtered_on_disk
 from curation_assets.subsets.summary import POINTS, POOL_FACTS, Summing
 from curation_resources.storage.spill import Spill

@@ -16,16 +16,17 @@ from curation_assets.config.settings import Subset, Target
 from curation_assets.corpus.pool import Pool, resolve_duplicates
 from curation_assets.methods.method import ScoreSection
 from curation_assets.methods.registry import method_of
-from curation_assets.methods.selector import AnySelector
+from curation_assets.methods.selectors.candidates import Candidates, Features, SelectorSection
+from curation_assets.methods.selectors.registry import order_by, order_by_stratum
+from curation_assets.methods.selectors.registry import selector_of as selector_of_section
 from curation_assets.quality.filtered_pool import pool_table, stored_pool, without_filtered
 from curation_assets.signals.held_out import validation_key, validation_vectors
 from curation_assets.signals.store import SignalStore, shard_records, signal_dir
 from curation_assets.subsets.budget import most_samples, strata, take_within
 from curation_assets.subsets.eligibility import eligible, low_signal
-from curation_assets.subsets.features import Features
 from curation_assets.subsets.out_of_core import Take, choose_out_of_core
 from curation_assets.subsets.selection import HeldSelection, Selection, pieces, subset_rows
-from curation_assets.subsets.selectors import BY_VECTORS, Candidates, order_by, order_by_stratum
+from curation_assets.subsets.spilled_pool import SpilledSelector
 from curation_assets.workspace.fingerprints import input_fingerprint, shard_scores_fingerprint
 from curation_assets.workspace.workspace import Workspace, cache_folder
 from curation_resources.errors import UserError
@@ -55,7 +56,7 @@ def parameters_digest(workspace: Workspace, subset: Subset) -> str:
     return digest("subset", SELECTION_VERSION, subset.model_dump(mode="json"), selector, eligibility)
 
 
-def selector_of(workspace: Workspace, subset: Subset) -> AnySelector:
+def selector_of(workspace: Workspace, subset: Subset) -> SelectorSection:
     """The selector that a subset names, else its method's."""
     return subset.selector or method_of(workspace.settings.score(subset.score)).selector
 
@@ -101,7 +102,7 @@ def select_into(workspace: Workspace, subset: Subset, take: Take) -> Selection:
     """
     scores, engine = _stored_scores(workspace, subset), workspace.settings.engine
     selector, score = selector_of(workspace, subset), workspace.settings.score(subset.score)
-    if scores.expected > engine.rows_in_memory and not isinstance(selector, BY_VECTORS):
+    if scores.expected > engine.rows_in_memory and isinstance(selector, SpilledSelector):
         features, known = features_of(workspace, score), pool_table(workspace)
         prompts = None if features is None or features.prompts is None else features.prompts()
         with spilling(cache_folder() / "selection", engine.selection_memory_mib) as spill:
@@ -179,7 +180,7 @@ def features_of(workspace: Workspace, score: ScoreSection) -> Features | None:
 def choose(
     scored: Pool,
     score: ScoreSection,
-    selector: AnySelector,
+    selector: SelectorSection,
     subset: Subset,
     features: Features | None = None,
     filtered: Mapping[str, int] | None = None,
@@ -197,7 +198,7 @@ def choose(
     pool = scored.rows
     may_pass = pool.select(eligible(score, subset.filters)).to_series().to_numpy()
     values = pool["score"].fill_null(float("nan")).to_numpy()
-    by_vectors = isinstance(selector, BY_VECTORS)
+    by_vectors = selector_of_section(selector).vectors
     limit = most_samples(subset.budget, pool, may_pass) if by_vectors or not subset.stratify else None
     may, highest_first = may_pass & np.isfinite(values), method_of(score).highest_first
     found = Candidates(pool, values, may, highest_first, limit, features, int(may_pass.sum()))

@@ -17,10 +17,13 @@ from curation_assets.config.settings import Subset
 from curation_assets.methods.method import ScoreSection
 from curation_assets.methods.random_draws import uniform
 from curation_assets.methods.registry import method_of
-from curation_assets.methods.selector import Band, PerPrompt, Random, Top
+from curation_assets.methods.selectors.band import Band
+from curation_assets.methods.selectors.candidates import Candidates
+from curation_assets.methods.selectors.per_prompt import PerPrompt, group_key, is_original, of_variant
+from curation_assets.methods.selectors.random import Random
+from curation_assets.methods.selectors.top import Top
 from curation_assets.quality.filtered_pool import refuse_unknown
 from curation_assets.subsets.eligibility import eligible
-from curation_assets.subsets.selectors import Candidates, group_key, is_original, of_variant
 from curation_resources.storage.spill import Spill
 
 READ_ROWS = 250_000

@@ -36,13 +36,15 @@ from curation_assets import tables
 from curation_assets.config.settings import Budget, Subset
 from curation_assets.corpus.pool import Pool
 from curation_assets.methods.grace import GraceScore
-from curation_assets.methods.selector import PerPrompt, Top
+from curation_assets.methods.selectors.candidates import Candidates
+from curation_assets.methods.selectors.k_center import k_center
+from curation_assets.methods.selectors.per_prompt import PerPrompt
+from curation_assets.methods.selectors.registry import order_by
+from curation_assets.methods.selectors.round_robin import round_robin
+from curation_assets.methods.selectors.top import Top
 from curation_assets.methods.vectors import unit
-from curation_assets.subsets.k_center import k_center
-from curation_assets.subsets.round_robin import round_robin
 from curation_assets.subsets.select import POOL_COLUMNS, choose
 from curation_assets.subsets.selection import HeldSelection
-from curation_assets.subsets.selectors import Candidates, order_by
 from curation_assets.subsets.what_if import derive
 from curation_resources.storage.part_store import Measurements
 from curation_resources.storage.warehouse import Warehouse

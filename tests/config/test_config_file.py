@@ -206,12 +206,13 @@ TABLE = {
     "a selector without embeddings": (
         changed("    score: grace", "    score: grace\n    selector: k_center"),
         "curation.yaml:14: subsets.0.selector: k_center needs embeddings, which method grace does not have. Choose "
-        "a score with method k_center, rds, rds_plus or embedding_similarity, or another selector.",
+        "a score with method embedding_similarity, k_center, less, tagcos, rds, rds_plus, s2l or temp, or another "
+        "selector.",
     ),
     "a selector without a validation set": (
         changed("    score: grace", "    score: grace\n    selector: {kind: round_robin}"),
         "curation.yaml:14: subsets.0.selector: round_robin needs validation samples, which method grace does not "
-        "have. Choose a score with method rds, rds_plus, embedding_similarity or less, or another selector.",
+        "have. Choose a score with method embedding_similarity, less, rds or rds_plus, or another selector.",
     ),
     "a score without its signals": (
         changed("method: grace", "method: ifd"),

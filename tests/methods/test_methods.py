@@ -17,9 +17,9 @@ from curation_assets import tables
 from curation_assets.config.settings import Settings, Target
 from curation_assets.methods.method import Method, ScoreInputs, ScoreSection
 from curation_assets.methods.registry import METHODS
-from curation_assets.subsets.features import Features
+from curation_assets.methods.selectors.candidates import Candidates, Features
+from curation_assets.methods.selectors.registry import order_by
 from curation_assets.subsets.select import POOL_COLUMNS
-from curation_assets.subsets.selectors import Candidates, order_by
 from curation_resources.sections import OF_KIND, SignalName
 
 ROOT = Path(__file__).parent.parent.parent

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from curation_assets.methods import vectors as vectors_module
+from curation_assets.methods.selectors import k_center as k_center_module
+from curation_assets.methods.selectors import round_robin as round_robin_module
+from curation_assets.methods.selectors.k_center import k_center
+from curation_assets.methods.selectors.round_robin import round_robin
 from curation_assets.methods.vectors import cosines, unit
-from curation_assets.subsets import k_center as k_center_module
-from curation_assets.subsets import round_robin as round_robin_module
-from curation_assets.subsets.k_center import k_center
-from curation_assets.subsets.round_robin import round_robin
 
 Array = NDArray[np.float64]
 

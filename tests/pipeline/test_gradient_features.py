@@ -15,11 +15,11 @@ from curation_assets.corpus.samples import samples_of
 from curation_assets.defs.main_job import MainJob
 from curation_assets.methods.less import mean_direction
 from curation_assets.methods.registry import method_of
+from curation_assets.methods.selectors.tagcos import tagcos
 from curation_assets.operations.gc import look
 from curation_assets.operations.plan import make_plan
 from curation_assets.signals.measure import read_shard_samples
 from curation_assets.signals.warmup import trajectory_weights, warmup_checkpoint
-from curation_assets.subsets.tagcos import tagcos
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.scoring.devices import make_pass
 from curation_resources.scoring.gradient_spec import OPTIMIZER

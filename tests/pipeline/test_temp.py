@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM
 from curation_assets.config.settings import Settings
 from curation_assets.defs.main_job import MainJob
 from curation_assets.methods.registry import method_of
+from curation_assets.methods.selectors.temp import losses_of, temp
 from curation_assets.operations.gc import look
 from curation_assets.operations.plan import make_plan
 from curation_assets.operations.transfer import export_measurements, import_measurements
 from curation_assets.signals.warmup import warmup_checkpoint
 from curation_assets.subsets.stored_tables import read_stored
-from curation_assets.subsets.temp import losses_of, temp
 from curation_assets.workspace.fingerprints import sigma_of, sigma_path, signal_fingerprint
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.scoring.perturbed import make_perturbed_pass

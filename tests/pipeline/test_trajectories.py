@@ -17,11 +17,11 @@ from curation_assets.config.checkpoint_settings import Warmup
 from curation_assets.corpus.ingest import present_shards
 from curation_assets.corpus.samples import samples_of
 from curation_assets.methods.registry import method_of
+from curation_assets.methods.selectors.s2l import s2l
 from curation_assets.operations.plan import make_plan
 from curation_assets.signals.measure import read_shard_samples
 from curation_assets.signals.scorers import model_scorer
 from curation_assets.signals.warmup import warmup_checkpoint
-from curation_assets.subsets.s2l import s2l
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.models.scorer import Scorer

@@ -168,12 +168,7 @@ def test_which_field_is_read(tmp_path: Path, row: dict[str, object], field: str 
 @pytest.mark.parametrize(
     ("name", "content", "field", "message"),
     [
-        (
-            "a.jsonl",
-            b'{"question": "q"}\n\n{"title": "t", "n": 1}\n',
-            None,
-            r"a\.jsonl, line 3: .*the row has title, n",
-        ),
+        ("a.jsonl", b'{"question": "q"}\n\n{"title": "t", "n": 1}\n', None, r"a\.jsonl, line 3: .*row has title, n"),
         ("a.jsonl", b"{}\n", None, r"line 1: .*the row has none"),
         ("a.jsonl", b'{"question": "q"}\n', "body", r"line 1: the field body is missing; its fields are question"),
         ("a.jsonl", b'{"body": ["b"]}\n', "body", r"line 1: the field body is not text"),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from curation_assets.cli.app import app
-from curation_assets.methods.selector import Top
+from curation_assets.methods.selectors.top import Top
 from curation_assets.releases.trace_images import release_pictures
 from curation_assets.releases.trace_page import _finite, page_text, utf16_places
 from curation_assets.releases.traces import (

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation_assets.subsets.clusters import ClusteringError, k_means, two_means
+from curation_assets.methods.selectors.clusters import ClusteringError, k_means, two_means
 
 VALUES = st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.25, 3.0, 8.0, 8.5]), min_size=1, max_size=12)
 

@@ -18,10 +18,13 @@ from curation_assets.config.settings import Budget, Filters, Subset
 from curation_assets.corpus.pool import Pool, resolve_duplicates
 from curation_assets.methods.apportionment import largest_remainders
 from curation_assets.methods.grace import GraceScore
-from curation_assets.methods.selector import Band, Original, PerPrompt, Random, Top
+from curation_assets.methods.selectors.band import Band
+from curation_assets.methods.selectors.candidates import Features
+from curation_assets.methods.selectors.per_prompt import Original, PerPrompt
+from curation_assets.methods.selectors.random import Random
+from curation_assets.methods.selectors.top import Top
 from curation_assets.quality.checks import QualityError
 from curation_assets.subsets.budget import Prefix, Shares
-from curation_assets.subsets.features import Features
 from curation_assets.subsets.out_of_core import choose_out_of_core
 from curation_assets.subsets.select import POOL_COLUMNS, choose
 from curation_assets.subsets.selection import HeldSelection, Selection

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from curation_assets.methods.random_draws import uniform
-from curation_assets.subsets.clusters import k_means
-from curation_assets.subsets.s2l import s2l
+from curation_assets.methods.selectors.clusters import k_means
+from curation_assets.methods.selectors.s2l import s2l
 
 CLUSTERS, SEED = 9, 4
 

@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 
 from curation_assets.config.settings import Subset
 from curation_assets.methods.random_draws import uniform
-from curation_assets.methods.selector import Band, Original, PerPrompt, Random, Top
-from curation_assets.subsets.selectors import Candidates, group_numbers, order_by
+from curation_assets.methods.selectors.band import Band
+from curation_assets.methods.selectors.candidates import Candidates, group_numbers
+from curation_assets.methods.selectors.per_prompt import Original, PerPrompt
+from curation_assets.methods.selectors.random import Random
+from curation_assets.methods.selectors.registry import order_by
+from curation_assets.methods.selectors.top import Top
 
 Row = dict[str, Any]
 SCHEMA = {

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation_assets.subsets.clusters import k_means
-from curation_assets.subsets.tagcos import LAMBDA, TOLERANCE, matching_pursuit, pursue, shares, tagcos
+from curation_assets.methods.selectors.clusters import k_means
+from curation_assets.methods.selectors.tagcos import LAMBDA, TOLERANCE, matching_pursuit, pursue, shares, tagcos
 
 
 def plain_pursuit(rows: np.ndarray, aim: np.ndarray, most: int) -> list[int]:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from curation_assets.methods.random_draws import uniform
-from curation_assets.subsets.clusters import k_means, two_means
-from curation_assets.subsets.temp import (
+from curation_assets.methods.selectors.clusters import k_means, two_means
+from curation_assets.methods.selectors.temp import (
     Losses,
     Path,
     allocate,

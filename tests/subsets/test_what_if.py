@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from curation_assets.cli.app import app
 from curation_assets.config.settings import Budget
-from curation_assets.methods.selector import Band, PerPrompt, Top
+from curation_assets.methods.selectors.band import Band
+from curation_assets.methods.selectors.per_prompt import PerPrompt
+from curation_assets.methods.selectors.top import Top
 from curation_assets.subsets.select import SelectionError, survey
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.subsets.what_if import changed, parse_budget, what_if
@@ -127,7 +129,11 @@ def test_nothing_is_stored(workspace: Workspace) -> None:
             "filters.colour: unknown key; known keys are sources, generators, exclude_generators, correct",
         ),
         (["filters.source=[a]"], None, "filters.source: unknown key; did you mean 'sources'?"),
-        (["selector.kind=nosuch"], None, "selector.kind: unknown kind 'nosuch'; known values are top, per_prompt"),
+        (
+            ["selector.kind=nosuch"],
+            None,
+            "selector.kind: unknown kind 'nosuch'; known values are band, k_center, per_prompt",
+        ),
         (["target=foo"], None, "target: there is no target 'foo'; targets are tiny"),
         (["score=grace"], None, "there is no parameter 'score'"),
         (["method=rds_plus"], None, "validation: this key is missing; add it"),

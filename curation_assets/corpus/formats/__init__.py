@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from curation_assets.config.corpus_settings import Columns
+from curation_assets.config.corpus_settings import FORMAT_PLUGINS, Columns
 from curation_assets.corpus.assemble import assemble, claims, unclaimed
 from curation_assets.corpus.drafts import Draft, Refused
 from curation_assets.corpus.fields import Row
@@ -16,11 +16,14 @@ from curation_assets.corpus.formats.conversations import MESSAGES, OPENTHOUGHTS,
 from curation_assets.corpus.formats.instructions import ALPACA, M23K, MMATHCOT, PROMPT_RESPONSE
 from curation_assets.corpus.formats.pairs import PREFERENCE, ULTRAINTERACT
 from curation_assets.corpus.row_parts import Format
+from curation_resources.plugins import plugins
 
-# The order of recognition: a shape that asks for more fields stands before one that it would also fit.
+# The order of recognition: a shape that asks for more fields stands before one that it would also fit, and those of
+# other packages before ours.
 FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
+        *plugins(FORMAT_PLUGINS, Format),
         ULTRAINTERACT,
         PREFERENCE,
         OPENTHOUGHTS,

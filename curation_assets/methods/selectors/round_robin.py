@@ -6,11 +6,20 @@ lists are made of what is left, which is ever less, and the turns go on where th
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from curation_assets.methods.selectors.candidates import (
+    Candidates,
+    Choice,
+    Selector,
+    SelectorSection,
+    features_of,
+    tie_rank,
+)
 from curation_assets.methods.vectors import cosine_rows
 
 SHARE_OF_LIST = 4
@@ -124,3 +133,28 @@ def _best(similarity: NDArray[np.float32], length: int, tie_rank: Positions) -> 
         order = np.lexsort((tie_rank[near], -similarity[near]))
     best: Positions = near[order[:length]]
     return best
+
+
+class RoundRobin(SelectorSection):
+    """Let each validation sample in turn pick its best remaining sample, by embeddings."""
+
+    kind: Literal["round_robin"] = "round_robin"
+    parity: Literal["paper", "as_coded"] = Field(
+        "paper", description="as_coded: skip a turn if its best sample is already selected"
+    )
+
+
+def _round_robin(selector: RoundRobin, found: Candidates) -> Choice:
+    features, places = features_of(selector.kind, found), np.flatnonzero(found.may)
+    assert features.validation is not None, "round_robin without validation samples"
+    if not len(places):
+        return Choice(places)
+    ids = found.pool["sample_id"].gather(places)
+    limit = len(places) if found.limit is None else found.limit
+    order = round_robin(
+        features.vectors(ids), features.validation(), limit, tie_rank(ids), selector.parity == "as_coded"
+    )
+    return Choice(places[order])
+
+
+SELECTORS = [Selector(RoundRobin, _round_robin, vectors=True, validation=True, needs="validation samples")]

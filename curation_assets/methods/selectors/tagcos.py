@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import Field
 
-from curation_assets.subsets.clusters import k_means
+from curation_assets.methods.selectors.candidates import Candidates, Choice, Selector, SelectorSection, features_of
+from curation_assets.methods.selectors.clusters import k_means
 
 LAMBDA = 1.0
 """Of the ridge that weights are solved with."""
@@ -104,3 +108,33 @@ def _solve(rows: Matrix, aim: NDArray[np.float64], picked: list[int]) -> tuple[l
         if len(picked) == 1 or weights.min() >= 0.0:
             return picked, weights
         picked = [row for place, row in enumerate(picked) if place != int(np.argmin(weights))]
+
+
+class Tagcos(SelectorSection):
+    """Select from clusters of gradients, in proportion to their size, by matching pursuit of the cluster mean
+    (TAGCOS)."""
+
+    kind: Literal["tagcos"] = "tagcos"
+    clusters: int = Field(100, ge=1, description="K of k-means")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of k-means")
+
+
+def _tagcos(selector: Tagcos, found: Candidates) -> Choice:
+    features, places = features_of(selector.kind, found), np.flatnonzero(found.may)
+    if not len(places):
+        return Choice(places)
+    ids = found.pool["sample_id"].gather(places)
+    limit = len(places) if found.limit is None else found.limit
+    return Choice(places[tagcos(features.vectors(ids), ids, limit, selector.clusters, selector.seed)])
+
+
+SELECTORS = [
+    Selector(
+        Tagcos,
+        _tagcos,
+        vectors=True,
+        signal="adam_feature_trajectories",
+        needs="gradients along a run",
+        apportions=True,
+    )
+]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import Field
 
 from curation_assets.methods.random_draws import uniform
-from curation_assets.subsets.clusters import k_means
+from curation_assets.methods.selectors.candidates import Candidates, Choice, Selector, SelectorSection, features_of
+from curation_assets.methods.selectors.clusters import k_means
 
 TINY_CLUSTER = 2
 """Clusters of at most so many points are left for last."""
@@ -69,3 +73,25 @@ def _of_source(
         others = np.setdiff1d(np.arange(len(labels)), chosen)
         chosen = np.concatenate([chosen, others[np.argsort(drawn[others], kind="stable")[:left]]])
     return chosen.astype(np.int64)
+
+
+class S2L(SelectorSection):
+    """Select equally from clusters of loss trajectories, the smallest cluster first, source by source (S2L)."""
+
+    kind: Literal["s2l"] = "s2l"
+    clusters: int = Field(100, ge=1, description="K of k-means, per source")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of k-means and of the draws within clusters")
+
+
+def _s2l(selector: S2L, found: Candidates) -> Choice:
+    features, places = features_of(selector.kind, found), np.flatnonzero(found.may)
+    if not len(places):
+        return Choice(places)
+    own = found.pool[places]
+    sources = own["source"].fill_null("").rank("dense").cast(pl.Int64).to_numpy()
+    limit = len(places) if found.limit is None else found.limit
+    vectors = features.vectors(own["sample_id"])
+    return Choice(places[s2l(vectors, own["sample_id"], sources, limit, selector.clusters, selector.seed)])
+
+
+SELECTORS = [Selector(S2L, _s2l, vectors=True, signal="loss_trajectories", needs="loss trajectories", apportions=True)]

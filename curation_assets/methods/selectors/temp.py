@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import Field
 
 from curation_assets.methods.random_draws import uniform
-from curation_assets.subsets.clusters import k_means, two_means
+from curation_assets.methods.selectors.candidates import Candidates, Choice, Selector, SelectorSection, features_of
+from curation_assets.methods.selectors.clusters import k_means, two_means
 
 SAMPLES_A_CLUSTER = 4
 """k-means makes max(1, n // 4) clusters of a source."""
@@ -199,3 +202,37 @@ def brittleness(curve: NDArray[np.float64]) -> NDArray[np.float64]:
 def _round_robin(lists: Sequence[Positions], count: int) -> Positions:
     taken = [own[turn] for turn in range(max(map(len, lists), default=0)) for own in lists if turn < len(own)]
     return np.array(taken[:count], dtype=np.int64)
+
+
+class Temp(SelectorSection):
+    """Select the most brittle hard samples of each cluster of losses along the path, within each source (TEMP).
+
+    A source's share of the budget depends on how much the path raises the loss of its hard samples. Without a path,
+    select the hardest of the hard samples.
+    """
+
+    kind: Literal["temp"] = "temp"
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of k-means and of the draws among singletons")
+
+
+def _temp(selector: Temp, found: Candidates) -> Choice:
+    features, places = features_of(selector.kind, found), np.flatnonzero(found.may)
+    if not len(places):
+        return Choice(places)
+    own = found.pool[places]
+    limit = len(places) if found.limit is None else found.limit
+    domains, sources = (
+        own[column].fill_null("").rank("dense").cast(pl.Int64).to_numpy() for column in ("domain", "source")
+    )
+    losses = losses_of(features.vectors(own["sample_id"]))
+    if losses.path is None:
+        hard = places[difficult(losses.random, sources, limit)]
+        return Choice(found.ranked(True, hard))
+    return Choice(places[temp(losses.random, losses.path, own["sample_id"], domains, sources, limit, selector.seed)])
+
+
+SELECTORS = [
+    Selector(
+        Temp, _temp, vectors=True, signal="perturbed_losses", needs="losses at perturbed checkpoints", apportions=True
+    )
+]

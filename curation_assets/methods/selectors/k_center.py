@@ -8,8 +8,22 @@ brought up to date with all new centres in one matrix product.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+
+from curation_assets.methods.random_draws import uniform
+from curation_assets.methods.selectors.candidates import (
+    Candidates,
+    Choice,
+    Selector,
+    SelectorSection,
+    ascending,
+    features_of,
+    tie_rank,
+)
 
 FRONT = 512
 """Samples that picks are made among between two updates of the others."""
@@ -96,3 +110,23 @@ def _lower(bound: Single, distance: Single, noise: np.float32) -> None:
     """Take the smaller of bound and distance; what is chosen stays below zero, and rounding is no distance."""
     distance[distance < noise] = 0.0
     np.minimum(bound, distance, out=bound)
+
+
+class KCenter(SelectorSection):
+    """Select the sample farthest from all selected ones, repeatedly, by embeddings."""
+
+    kind: Literal["k_center"] = "k_center"
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the first sample")
+
+
+def _k_center(selector: KCenter, found: Candidates) -> Choice:
+    features, places = features_of(selector.kind, found), np.flatnonzero(found.may)
+    if not len(places):
+        return Choice(places)
+    ids = found.pool["sample_id"].gather(places)
+    first = int(ascending(uniform(ids, selector.seed).to_numpy(), ids, np.arange(len(ids)), 1)[0])
+    limit = len(places) if found.limit is None else found.limit
+    return Choice(places[k_center(features.vectors(ids), limit, first, tie_rank(ids))])
+
+
+SELECTORS = [Selector(KCenter, _k_center, vectors=True, needs="embeddings")]

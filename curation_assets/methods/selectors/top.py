@@ -1,0 +1,23 @@
+"""Selector `top`: the best samples by score."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from curation_assets.methods.selectors.candidates import Candidates, Choice, Order, Selector, SelectorSection
+
+
+class Top(SelectorSection):
+    """Select the best samples by score."""
+
+    kind: Literal["top"] = "top"
+    order: Order | None = Field(None, description="order of the scores; default: the method's")
+
+
+def _top(selector: Top, found: Candidates) -> Choice:
+    return Choice(found.ranked(found.highest_first if selector.order is None else selector.order == "highest"))
+
+
+SELECTORS = [Selector(Top, _top)]
