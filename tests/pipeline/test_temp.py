@@ -201,7 +201,7 @@ def document(**target: Any) -> dict[str, Any]:
 
 
 def test_no_endpoint_and_no_training_is_refused_with_the_way_out() -> None:
-    with pytest.raises(ValidationError, match=r"directional: false.*unfaithful"):
+    with pytest.raises(ValidationError, match=r"directional: false.*not faithful"):
         Settings.model_validate(document(warmup="none"))
     Settings.model_validate(document(warmup="none", perturbation={"directional": False}))
     Settings.model_validate(document(warmup="none", perturbation={"endpoint": "somewhere"}))
