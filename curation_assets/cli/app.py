@@ -79,7 +79,7 @@ def run(
         Stop | None,
         typer.Option(
             help="Stop after this stage: corpus (read and filter), or checkpoints (train or fetch everything that "
-            "`curate score` needs on other machines)."
+            "`curate measure` needs on other machines)."
         ),
     ] = None,
 ) -> None:

@@ -26,7 +26,7 @@ from curation_resources.plots import counted_histogram, curves, heat_map, stacke
 COMPARISON_KEY = dg.AssetKey(["reports", "subset_comparison"])
 WHAT_IF_KEY = dg.AssetKey(["reports", "what_if"])
 SPECTRA_KEY = dg.AssetKey(["reports", "gradient_spectra"])
-PREFERENCE_KEY = dg.AssetKey(["reports", "preference_heat_map"])
+PREFERENCE_KEY = dg.AssetKey(["reports", "preference"])
 MANY_SOURCES = 12
 
 

@@ -237,7 +237,7 @@ def test_automation_waits_for_manifests_and_follows_likelihoods(tmp_path: Path) 
         report("other", "score_manifest")
         number, cursor = asked(cursor)
         assert number == 1
-        report("reports", "preference_heat_map")
+        report("reports", "preference")
         number, cursor = asked(cursor)
         assert number == 0
         # Measured for one shard only: the other one's file may be gone.

@@ -101,7 +101,7 @@ def test_a_share_that_is_ended_goes_on_where_it_was(tmp_path: Path, tiny_model: 
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
-    assert "finished work is kept. To resume: `curate score --units 1/2`" in " ".join(said.split())
+    assert "finished work is kept. To resume: `curate measure --units 1/2`" in " ".join(said.split())
     before = len(stored_ids(made, "likelihoods"))
     assert before > 0
     # Another number of shares goes on as well.
