@@ -1,4 +1,4 @@
-"""Embeddings of the pool and of validation samples, for selectors that look at more than scores."""
+"""Embeddings of the pool and of validation samples, for selectors that need more than scores."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Vectors = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Features:
-    """What a selector may ask for beside scores; read when it is asked for.
+    """Data that a selector may request beside scores; loaded on request.
 
     Attributes:
-        vectors: embeddings [n, d] of samples by their ids, in their order; each has one.
-        validation: embeddings [M, d] of the validation samples, in the order of their turns; None if the method
+        vectors: returns embeddings [n, d] of samples by id, in order; every sample has one.
+        validation: returns embeddings [M, d] of the validation samples, in the order of their turns; None if the method
             compares with none.
-        prompts: prompt_ids of the validation samples; None likewise.
+        prompts: returns prompt_ids of the validation samples; None in the same case.
     """
 
     vectors: Callable[[pl.Series], Vectors]

@@ -1,8 +1,8 @@
-"""How each kind of selector chooses: from the eligible pool to an order of choice, best first.
+"""Implement each kind of selector: from the eligible pool to an order of choice, best first.
 
-An order is the whole of what a selector would take, so that any budget is a prefix of it. All of them are
-deterministic, break ties by sample_id, and do not depend on the order of rows. They work on positions: of a
-million samples only those that are chosen are ever moved.
+An order contains everything that a selector would take, so that any budget is a prefix of it. All selectors are
+deterministic, break ties by sample_id, and do not depend on the order of rows. They work on positions: of a million
+samples, only the chosen ones are ever copied.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from curation_assets.subsets.tagcos import tagcos
 from curation_assets.subsets.temp import difficult, losses_of, temp
 
 MIDDLE_BEGINS = Fraction("0.33")
-"""Share of the descending order that the middle band leaves out."""
+"""Fraction of the descending order that the middle band skips."""
 
 Positions = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
 BY_VECTORS = (KCenter, RoundRobin, S2L, Temp, Tagcos)
-"""Selectors that compare samples with one another or with many: what they do not have to order costs nothing."""
+"""Selectors that compare samples with each other or with many others: ordering only a prefix saves most of the cost."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What may be chosen.
+    """The samples that may be chosen.
 
     Attributes:
-        pool: the columns of `sample_scores` beside the scores, a row a sample.
-        score: of each row [N].
+        pool: the columns of `sample_scores` other than scores, one row per sample.
+        score: score of each row [N].
         may: rows that are eligible and have a finite score [N].
-        eligible: rows that are eligible, with a score or not; None: all that may be chosen.
-        highest_first: whether the method's best samples have the highest scores.
-        limit: so many are wanted at most, if that is known; an order may end there.
+        eligible: number of eligible rows, with or without a score; None: all that may be chosen.
+        highest_first: whether high scores are best for this method.
+        limit: maximum number wanted, if known; an order may end there.
         features: embeddings, if the method has any.
     """
 
@@ -59,7 +59,7 @@ class Candidates:
     eligible: int | None = None
 
     def ranked(self, highest_first: bool, among: Positions | None = None) -> Positions:
-        """Positions by score; ties are broken by sample_id."""
+        """Return positions sorted by score, ties broken by sample_id."""
         places = np.flatnonzero(self.may) if among is None else among
         key = -self.score[places] if highest_first else self.score[places]
         return places[ascending(key, self.pool["sample_id"], places, self.limit)]
@@ -79,14 +79,14 @@ class Choice:
 
 
 def order_by(selector: Any, candidates: Candidates) -> Choice:
-    """The order in which a selector (`curation_assets.methods.selector`) takes samples."""
+    """Return the order in which a selector (`curation_assets.methods.selector`) takes samples."""
     return _SELECTORS[type(selector)](selector, candidates)
 
 
 def order_by_stratum(selector: Any, candidates: Candidates, stratum: NDArray[np.int64]) -> Choice:
-    """The order in which a selector takes samples when it chooses within each stratum [N] by itself.
+    """Return the order in which a selector takes samples when it chooses within each stratum [N] separately.
 
-    The first of every stratum come first, then the second: what is left over goes round the strata.
+    The first sample of every stratum comes first, then the second of each, so a remainder is spread over the strata.
     """
     ranks, orders, left_out = [], [], dict[str, int]()
     for number in np.unique(stratum[candidates.may]):
@@ -107,14 +107,14 @@ def ascending(
     limit: int | None = None,
     groups: NDArray[np.int64] | None = None,
 ) -> Positions:
-    """Indices that sort a key within groups; ties are broken by sample_id.
+    """Return indices that sort a key within groups, ties broken by sample_id.
 
     Args:
-        key: [n], no NaN.
-        sample_ids: of the whole pool.
+        key: the key [n], without NaN.
+        sample_ids: ids of the whole pool.
         places: position in the pool of each of the n.
-        limit: only the first so many are wanted.
-        groups: number of each one's group [n]; groups come in their order.
+        limit: return only this many.
+        groups: number of each one's group [n]; groups are sorted by number.
     """
     if limit is not None and groups is None and 0 < limit < len(key) // 2:
         few = np.flatnonzero(key <= np.partition(key, limit - 1)[limit - 1])
@@ -125,7 +125,7 @@ def ascending(
     if groups is not None:
         same &= groups[order[1:]] == groups[order[:-1]]
     if same.any():
-        # Runs of ties keep their places, and within them the ids decide.
+        # Runs of ties keep their places; within a run, ids decide.
         tied = np.flatnonzero(np.append(same, False) | np.insert(same, 0, False))
         run = np.cumsum(~np.insert(same, 0, False))[tied]
         names = pl.DataFrame({"run": run, "sample_id": sample_ids.gather(places[order[tied]])})
@@ -143,14 +143,14 @@ def _band(selector: Band, found: Candidates) -> Choice:
     places = np.flatnonzero(found.may)
     descending = places[ascending(-found.score[places], found.pool["sample_id"], places)]
     begin = middle_begins(len(descending) if found.eligible is None else found.eligible, len(descending))
-    # A budget that reaches beyond the end goes on where the band began, upwards.
+    # A budget that reaches past the end continues upwards from the start of the band.
     return Choice(np.concatenate([descending[begin:], descending[:begin][::-1]]))
 
 
 def middle_begins(eligible: int, ranked: int) -> int:
-    """Where in the descending order the middle band begins.
+    """Return the start of the middle band in the descending order.
 
-    Shares are of the eligible, as budgets are: samples without a score do not move the band.
+    Fractions refer to the eligible samples, as budgets do: samples without a score do not move the band.
     """
     return min(int(MIDDLE_BEGINS * eligible), ranked)
 
@@ -172,18 +172,18 @@ def _per_prompt(selector: PerPrompt, found: Candidates) -> Choice:
     chosen = _within_groups(selector, found, places, prompts, key)
     if selector.variant != "full":
         left_out["not_of_its_prompt"] = len(places) - len(chosen)
-    # A budget takes the best prompts by what chose within them.
+    # The same key orders prompts among each other when the budget is filled.
     own = places[chosen]
     order = own[ascending(key[chosen], found.pool["sample_id"], own, found.limit)]
     return Choice(order, {reason: count for reason, count in left_out.items() if count})
 
 
 def group_numbers(keys: pl.Series) -> NDArray[np.int64]:
-    """A number for each distinct text, from 0 on: equal texts have equal numbers, by two hashes of 64 bits."""
+    """Number the distinct texts from 0 on; texts count as equal if two 64-bit hashes are."""
     first, second = keys.hash(seed=0).to_numpy(), keys.hash(seed=1).to_numpy()
     order = np.argsort(first)
     if (np.diff(first[order]) == 0)[np.diff(second[order]) != 0].any():
-        # Two texts of one hash lie among one another: both hashes have to sort.
+        # Texts that share the first hash are interleaved: sort by both hashes.
         order = np.lexsort((second, first))
     begins = np.insert((np.diff(first[order]) != 0) | (np.diff(second[order]) != 0), 0, False)
     numbers = np.empty(len(keys), dtype=np.int64)
@@ -192,7 +192,7 @@ def group_numbers(keys: pl.Series) -> NDArray[np.int64]:
 
 
 def group_key(selector: PerPrompt, found: Candidates, places: Positions) -> NDArray[np.float64]:
-    """By what a variant chooses within a prompt and among prompts, lowest first; NaN: never [n]."""
+    """Return the key by which a variant chooses within and among prompts, lowest first; NaN: never chosen [n]."""
     if selector.variant == "random_1":
         return uniform(found.pool["sample_id"].gather(places), selector.seed).to_numpy()
     if selector.variant == "reward":
@@ -204,7 +204,7 @@ def group_key(selector: PerPrompt, found: Candidates, places: Positions) -> NDAr
 def _within_groups(
     selector: PerPrompt, found: Candidates, places: Positions, prompts: NDArray[np.int64], key: NDArray[np.float64]
 ) -> Positions:
-    """Which of the grouped samples a variant takes: indices into them."""
+    """Return which of the grouped samples a variant takes, as indices into them."""
     pool = found.pool
     indices = np.flatnonzero(of_variant(selector, found, places, key))
     if takes_all(selector):
@@ -225,7 +225,7 @@ def _within_groups(
 def _first_of_groups(
     key: NDArray[np.float64], sample_ids: pl.Series, places: Positions, prompts: NDArray[np.int64], indices: Positions
 ) -> Positions:
-    """The index with the lowest key of each group, ties by sample_id: without sorting."""
+    """Return the index with the lowest key of each group, ties broken by sample_id, without sorting."""
     if not len(indices):
         return indices
     own, groups = key[indices], prompts[indices]
@@ -242,7 +242,7 @@ def _first_of_groups(
 
 
 def of_variant(selector: PerPrompt, found: Candidates, places: Positions, key: NDArray[np.float64]) -> Mask:
-    """Which samples, with their `group_key`, a variant may take [n]."""
+    """Return which samples a variant may take, given their `group_key` [n]."""
     if selector.variant in ("subset", "closest_1"):
         return is_original(selector, found.pool)[places]
     if selector.variant == "long_cot":
@@ -253,17 +253,17 @@ def of_variant(selector: PerPrompt, found: Candidates, places: Positions, key: N
 
 
 def takes_all(selector: PerPrompt) -> bool:
-    """Whether a variant takes every sample of a prompt that it may take."""
+    """Return whether a variant takes every allowed sample of a prompt."""
     return selector.variant in ("full", "subset")
 
 
 def takes_one(selector: PerPrompt) -> bool:
-    """Whether a variant takes one sample of a prompt."""
+    """Return whether a variant takes one sample of a prompt."""
     return selector.variant in ("closest_1", "random_1") or selector.k == 1
 
 
 def is_original(selector: PerPrompt, pool: pl.DataFrame) -> Mask:
-    """Which rows of the pool were in it before others were added [N]."""
+    """Return which rows of the pool were in it before others were added [N]."""
     original = selector.original
     if original is None:
         return np.zeros(len(pool), dtype=np.bool_)
@@ -273,7 +273,7 @@ def is_original(selector: PerPrompt, pool: pl.DataFrame) -> Mask:
 
 
 def _features(kind: str, found: Candidates) -> Features:
-    # Settings refuse a selector whose score's method does not have what it looks at.
+    # Settings reject a selector whose score's method lacks what it needs.
     assert found.features is not None, f"selector {kind} without embeddings"
     return found.features
 
@@ -338,7 +338,7 @@ def _tagcos(selector: Tagcos, found: Candidates) -> Choice:
 
 
 def _tie_rank(ids: pl.Series) -> Positions:
-    """The place of each id among all in order."""
+    """Return the rank of each id among all ids."""
     rank: Positions = ids.rank("ordinal").cast(pl.Int64).to_numpy()
     return rank
 

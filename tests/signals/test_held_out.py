@@ -118,7 +118,7 @@ def test_a_set_that_is_not_measured_is_refused_with_the_mend(workspace: Workspac
     only = workspace.settings.model_copy(
         update={"scores": workspace.settings.scores[:1], "subsets": workspace.settings.subsets[:1]}
     )
-    with pytest.raises(SelectionError, match="is not measured for target 'tiny': add a score with method: rds_plus"):
+    with pytest.raises(SelectionError, match=r"is not measured for target 'tiny'\. Add a score with method: rds_plus"):
         changed(only, "nearest", ["method=rds_plus", "validation=held_out"], None)
     with pytest.raises(SelectionError, match="selector: round_robin goes round validation samples, which method k_cen"):
         what_if(workspace, "cover", ["selector.kind=round_robin"])
