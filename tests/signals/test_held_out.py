@@ -243,7 +243,7 @@ def test_an_overlap_with_the_pool_is_reported(tmp_path: Path, tiny_model: Path) 
     ("records", "message"),
     [
         (None, "there is no file"),
-        ([], "holds no sample that can be used: empty_file"),
+        ([], "has no usable sample: empty_file"),
         ([{"colour": "red"}], "can be used: "),
     ],
 )

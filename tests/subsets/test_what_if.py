@@ -118,7 +118,7 @@ def test_nothing_is_stored(workspace: Workspace) -> None:
         (["alfa=1"], None, "there is no parameter 'alfa'; did you mean 'alpha'? (of method grace"),
         (["alpha=2"], None, "alpha: input should be less than or equal to 1 (found 2)"),
         (["alpha"], None, "'alpha' is not a change. Write parameter=value"),
-        (["alpha=[1"], None, "the value is not YAML"),
+        (["alpha=[1"], None, "the value is not valid YAML"),
         (["method=magic"], None, "there is no method 'magic'; methods are"),
         (["selector.kind=per_prompt", "selector.k=0"], None, "selector"),
         (
