@@ -21,7 +21,7 @@ LONGEST_ERROR = 2000
 NEWLINE = "\n"
 NUMBERS = re.compile(r"\d+")
 logger = logging.getLogger("curation")
-_told: dict[str, str] = {}
+_reported: dict[str, str] = {}
 """Reported problems that are not fixed yet, with the sensor that reported each; a problem is reported once."""
 
 
@@ -100,20 +100,20 @@ def refusals_told(workspace: Workspace, sensor: str) -> Iterator[None]:
         yield
     except UserError as error:
         if channels(workspace):
-            _tell(workspace, sensor, str(error))
+            _report(workspace, sensor, str(error))
         raise
-    for problem in [problem for problem, teller in _told.items() if teller == sensor]:
-        del _told[problem]
+    for problem in [problem for problem, reporter in _reported.items() if reporter == sensor]:
+        del _reported[problem]
 
 
-def _tell(workspace: Workspace, sensor: str, message: str) -> None:
+def _report(workspace: Workspace, sensor: str, message: str) -> None:
     """Report a refusal unless it was already reported; a failing channel must not hide the refusal itself."""
     # The same message with other numbers (for example, one more missing file) is the same problem.
     problem = NUMBERS.sub("#", message)
-    if problem in _told:
+    if problem in _reported:
         return
     # Mark it before sending: otherwise a failing channel would be tried at every tick.
-    _told[problem] = sensor
+    _reported[problem] = sensor
     message = masked(message, channels(workspace))
     alert = Alert(
         f"{sensor}_refused",

@@ -78,10 +78,10 @@ def tell_partitions(
         metadata: metadata by partition; the run materializes all of them.
     """
     step = context.get_step_execution_context()
-    told = {
+    per_partition = {
         AssetMetadataHandle(asset_key=asset_key, partition_key=partition): dict(values)
         for partition, values in metadata.items()
     }
     both = dict(step._metadata_accumulator.per_output_metadata)
-    both.update(told)
+    both.update(per_partition)
     step._metadata_accumulator = OutputMetadataAccumulator(per_output_metadata=both)

@@ -46,12 +46,12 @@ def _quality_asset() -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
     ) -> dg.MaterializeResult[Any]:
         shards = context.partition_keys
-        told = {}
+        metadata_by_shard = {}
         with track("checking shards", len(shards)) as advance:
             for shard, checked in zip(shards, check_shards(workspace, shards), strict=True):
-                told[shard] = row_count(len(checked), partitioned=True)
+                metadata_by_shard[shard] = row_count(len(checked), partitioned=True)
                 advance(1)
-        tell_partitions(context, context.asset_key, told)
+        tell_partitions(context, context.asset_key, metadata_by_shard)
         return dg.MaterializeResult()
 
     return sample_quality

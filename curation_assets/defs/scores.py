@@ -91,18 +91,18 @@ def score_assets(workspace: Workspace, target: Target) -> list[dg.AssetsDefiniti
         context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
     ) -> Iterator[dg.MaterializeResult[Any]]:
         scored: list[ShardScores] = []
-        told = {}
+        metadata_by_shard = {}
         with track(f"{target.name}: scoring shards", len(context.partition_keys)) as advance:
             shards = context.partition_keys
             for shard, result in zip(shards, score_shards(workspace, target, shards), strict=True):
                 scored.append(result)
-                told[shard] = {
+                metadata_by_shard[shard] = {
                     "dagster/partition_row_count": result.rows,
                     "scored": result.scored,
                     "without_score": markdown_table(("reason", "samples"), result.without_score.items()),
                 }
                 advance(1)
-        tell_partitions(context, sample_key, told)
+        tell_partitions(context, sample_key, metadata_by_shard)
         if step_scores_key(target) in keys:
             yield dg.MaterializeResult(asset_key=step_scores_key(target))
         yield dg.MaterializeResult(asset_key=sample_key, check_results=_checks(scored))

@@ -58,12 +58,12 @@ def signal_assets(target: Target) -> list[dg.AssetsDefinition]:
         left = len(context.partition_keys) - len(finished)
         for signal in selected:
             key = signal_key(target, signal)
-            told = {records[signal].shard: _metadata(records[signal]) for records in finished}
+            metadata_by_shard = {records[signal].shard: _metadata(records[signal]) for records in finished}
             if not left:
-                tell_partitions(context, key, told)
+                tell_partitions(context, key, metadata_by_shard)
                 continue
             # A result would cover the whole range, so report only the finished shards.
-            for shard, metadata in told.items():
+            for shard, metadata in metadata_by_shard.items():
                 context.log_event(dg.AssetMaterialization(key, metadata=metadata, partition=shard))
         if left:
             context.log.warning(f"stopped at a limit (limits in curation.yaml): {left} shards stay outdated")

@@ -80,13 +80,13 @@ def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
 
 
 def _plots(selection: Selection, score: str) -> dict[str, dg.MetadataValue[Any]]:
-    told = selection.summary
-    groups = {"pool": told.pool_counts, "selected": told.selected_counts}
-    by_source, points = told.sources.head(50), told.points
+    summary = selection.summary
+    groups = {"pool": summary.pool_counts, "selected": summary.selected_counts}
+    by_source, points = summary.sources.head(50), summary.points
     length = scatter(
         points["response_tokens"].to_list(), points["score"].to_list(), f"{score} by length", "tokens", score
     )
-    shown = counted_histogram(told.edges, groups, f"{score}: pool and subset", score)
+    shown = counted_histogram(summary.edges, groups, f"{score}: pool and subset", score)
     return {
         "histogram": dg.MetadataValue.md(shown),
         "score_by_length": dg.MetadataValue.md(length),

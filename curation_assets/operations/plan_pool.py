@@ -91,7 +91,7 @@ class Pool:
 
     @property
     def estimated(self) -> bool:
-        """Whether some file is so large that its rows were extrapolated from its first rows."""
+        """True if some file is so large that its rows were extrapolated from its first rows."""
         return any(head.weight != 1.0 for head in self.heads.values())
 
     def samples(self, shard: str, sample_ids: Collection[str], segmented: bool) -> list[Sample]:

@@ -78,7 +78,7 @@ class Visit:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is missing any more."""
+        """True if nothing is missing any more."""
         return (
             not self.left and self.committed and self.done >= self.wanted and all(other.ended for other in self.after)
         )

@@ -107,7 +107,7 @@ class Prefix:
 
     @property
     def full(self) -> bool:
-        """Whether later samples cannot belong to the prefix, unless their weight is zero."""
+        """True if later samples cannot belong to the prefix, unless their weight is zero."""
         return self._seen > self._limit
 
 

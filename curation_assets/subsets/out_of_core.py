@@ -29,7 +29,7 @@ Take = Callable[[pl.DataFrame], object]
 LOW_SIGNAL = """coalesce(
     answer_norm < (select answer_norm from lowest)
     or answer_norm = (select answer_norm from lowest) and sample_id <= (select sample_id from lowest), false)"""
-"""Whether a row is among the lowest percent; table `lowest` holds the last of these."""
+"""SQL condition: the row is among the lowest percent; table `lowest` holds the last of these."""
 
 
 @dataclass(frozen=True)

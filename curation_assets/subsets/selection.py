@@ -44,21 +44,21 @@ class Selection:
 
     def facts(self) -> dict[str, float | int | None]:
         """Return counts, and the biases known of GRACE: corr(V, K) and corr(V, tokens)."""
-        told = self.summary
+        summary = self.summary
         return {
-            "pool": told.pool,
+            "pool": summary.pool,
             "duplicates_left_out": self.duplicates,
             **{f"filtered_{reason}": count for reason, count in self.filtered.items()},
-            "eligible": told.eligible,
-            "without_score": told.eligible - told.ranked,
+            "eligible": summary.eligible,
+            "without_score": summary.eligible - summary.ranked,
             **({} if self.held_out is None else {"prompts_in_validation_sets": self.held_out}),
-            "selected": told.selected,
-            "low_signal_selected": told.low_signal,
+            "selected": summary.selected,
+            "low_signal_selected": summary.low_signal,
             **{f"left_out_{reason}": count for reason, count in self.left_out.items()},
-            "correlation_with_steps": told.correlations["n_steps"],
-            "correlation_with_tokens": told.correlations["response_tokens"],
-            "mean_score_selected": told.mean_selected,
-            "mean_score_pool": told.mean_ranked,
+            "correlation_with_steps": summary.correlations["n_steps"],
+            "correlation_with_tokens": summary.correlations["response_tokens"],
+            "mean_score_selected": summary.mean_selected,
+            "mean_score_pool": summary.mean_ranked,
         }
 
 
