@@ -17,7 +17,7 @@ REASONS: dict[str, str] = {
     "damaged_gzip": "the compressed stream is corrupt from this row on",
     "not_parquet": "the file has the extension of Parquet, but not its content",
     "damaged_parquet": "the file is corrupt from this row on",
-    "unpacks_too_far": "the packed file expands to far more than its size; reading stopped at this row",
+    "unpacks_too_far": "the packed file unpacks to far more than its size; reading stopped at this row",
     "row_too_long": "the row is longer than corpus.max_row_bytes",
     "not_json": "the line is not JSON",
     "not_object": "the line is JSON, but not an object",

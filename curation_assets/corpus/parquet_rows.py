@@ -108,7 +108,7 @@ def copy_first_rows(stream: IO[bytes], count: int, out: Path | IO[bytes]) -> tup
             head = batch.slice(0, count - taken)
             allowed -= int(row_sizes(head).sum())
             if allowed < 0:
-                raise Refused("unpacks_too_far", "the first rows expand to far more than the file's size")
+                raise Refused("unpacks_too_far", "the first rows unpack to far more than the file's size")
             # Restore the original type of columns that were read as dictionaries.
             writer.write_batch(head.cast(parquet.schema_arrow))
             taken += head.num_rows

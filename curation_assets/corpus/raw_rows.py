@@ -74,7 +74,7 @@ class Unpacked:
         if self._taken > self.allowed:
             raise Refused(
                 "unpacks_too_far",
-                f"the file expands to more than {self.allowed:,} bytes, over {UNPACKED_RATIO} times its size. "
+                f"the file unpacks to more than {self.allowed:,} bytes, over {UNPACKED_RATIO} times its size. "
                 "If this is intended, land it as .jsonl, unpacked.",
             )
 

@@ -244,7 +244,7 @@ def test_an_overlap_with_the_pool_is_reported(tmp_path: Path, tiny_model: Path) 
     [
         (None, "there is no file"),
         ([], "has no usable sample: empty_file"),
-        ([{"colour": "red"}], "can be used: "),
+        ([{"colour": "red"}], "has no usable sample: unknown_format"),
     ],
 )
 def test_a_set_that_cannot_be_used_is_an_error_that_names_it(
