@@ -189,7 +189,7 @@ def test_the_warm_up_waits_for_the_pool_then_is_trained_once(tmp_path: Path, tin
     workspace = make_workspace(tmp_path, tiny_model, shards, warmup="{min_pool: 10, fraction: 0.25}")
     waiting = run(workspace)
     assert waiting.tokens_measured == 0
-    assert "waits for 10" in waiting.waiting[0]
+    assert "its warm-up needs 10" in waiting.waiting[0]
     write_shard(landed(workspace) / "b.jsonl", rows(8, start=50))
     assert run(workspace).measured == {"tiny": 16}
     (path,) = stored(workspace, "checkpoints/tiny/warmup", "trained_on.parquet")
