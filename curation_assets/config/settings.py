@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import Field, field_validator, model_validator
 
 from curation_assets.config.checkpoint_settings import Perturbation, Warmup
+from curation_assets.config.compatibility import what_a_selector_lacks, what_apportioning_cannot
 from curation_assets.config.corpus_settings import Corpus, ValidationSet
 from curation_assets.config.evaluation_settings import Evaluation, refuse_unknown_names
 from curation_assets.config.gradient_settings import Gradients
 from curation_assets.config.judge_settings import Endpoint
 from curation_assets.config.running_settings import S3, Alerts, Engine, Freshness, Limits
-from curation_assets.config.compatibility import what_a_selector_lacks, what_apportioning_cannot
 from curation_assets.methods.method import ScoreSection, TargetFacts, TrainingRun
 from curation_assets.methods.registry import METHODS, method_of
 from curation_assets.methods.selectors.candidates import SelectorSection

@@ -1,9 +1,9 @@
-"""From what a format found in a row to checked drafts: mapped columns, shared fields, and what is left over.
+"""Turn the parts that a format found in a row into checked drafts: mapped columns, shared fields, and the remainder.
 
-Mapped columns (`corpus.columns`) win over a format's own names, and a field that is mapped is not offered
-to the format under its own name. Fields that every format shares, where no column is mapped: source, domain,
-generator, correct, reward, images, steps, and a short explicit answer. A shared field whose value is of
-another type than expected is left alone (it goes to `extra`); a mapped one is refused.
+Mapped columns (`corpus.columns`) take precedence over a format's own names, and a mapped field is hidden from the
+format under its own name. Every format shares these fields, unless a column is mapped: source, domain, generator,
+correct, reward, images, steps, and a short explicit answer. A shared field whose value has an unexpected type is left
+in `extra`; a mapped one is rejected.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Spec = str | list[str | None] | list[str | bool | None] | None
 
 
 def claims(columns: Columns) -> frozenset[str]:
-    """Every path that is mapped to something."""
+    """Return every path that is mapped to something."""
     paths: set[str] = set()
     for name in Columns.model_fields:
         value = getattr(columns, name)
@@ -59,12 +59,12 @@ def claims(columns: Columns) -> frozenset[str]:
 
 
 def unclaimed(row: Row, claimed: frozenset[str]) -> Row:
-    """The row without the fields that are mapped as a whole."""
+    """Return the row without the fields that are mapped as a whole."""
     return {name: value for name, value in row.items() if name not in claimed} if claimed else row
 
 
 def assemble(reading: Reading, row: Row, columns: Columns, claimed: frozenset[str]) -> list[Draft | Refused]:
-    """Drafts of a row's candidates, in order; see `formats.parse`. `claimed` is `claims(columns)`.
+    """Build drafts of a row's candidates, in order; see `formats.parse`. `claimed` is `claims(columns)`.
 
     Raises:
         Refused: the row as a whole cannot be used.
@@ -96,7 +96,7 @@ def assemble(reading: Reading, row: Row, columns: Columns, claimed: frozenset[st
 
 @dataclass(frozen=True)
 class _Common:
-    """What the candidates of a row share; `own_turns`: a candidate's own prompt counts, if it has one."""
+    """Values shared by a row's candidates; with `own_turns`, a candidate's own prompt replaces the shared one."""
 
     turns: tuple[Turn, ...]
     own_turns: bool
@@ -108,10 +108,10 @@ class _Common:
 
 def _draft(candidate: Candidate, values: dict[str, object], common: _Common, extra: str) -> Draft:
     turns = candidate.turns if common.own_turns and candidate.turns is not None else common.turns
-    # A candidate's own prompt may show images where the row itself names none.
+    # A candidate's own prompt may contain images if the row itself names none.
     images = common.images or tuple(image_sources(candidate.images if turns is candidate.turns else ()))
     if not images and not any(turn.content.strip() for turn in turns):
-        raise Refused("missing_prompt", "the prompt is missing or blank; map it with corpus.columns.prompt")
+        raise Refused("missing_prompt", "the prompt is missing or blank. Map it with corpus.columns.prompt.")
     steps = step_list(_or(candidate.steps, values["steps"]), "steps")
     return Draft(
         turns=turns,
@@ -130,7 +130,7 @@ def _draft(candidate: Candidate, values: dict[str, object], common: _Common, ext
 
 @dataclass
 class _Parts:
-    """Takes a row apart and remembers which of its fields were used."""
+    """Takes a row apart and records which of its fields were used."""
 
     reading: Reading
     row: Row
@@ -154,7 +154,7 @@ class _Parts:
         paths = self.columns.response
         if paths is None:
             if self.columns.steps is not None and self.reading.response_fields == {"answer"}:
-                # The mapped steps are the response, so `answer` is not: it may be the explicit answer.
+                # The response consists of the mapped steps, so `answer` may be the explicit answer.
                 return [Candidate()]
             self.used |= self.reading.response_fields
             return list(self.reading.candidates)
@@ -165,7 +165,7 @@ class _Parts:
         return [Candidate(lookup(self.row, path)) for path in paths]
 
     def values(self, name: str, count: int) -> list[object]:
-        """The attribute of each candidate, from its mapped column or its shared name."""
+        """Return the attribute of each candidate, from its mapped column or its shared name."""
         spec: Spec = getattr(self.columns, name)
         if isinstance(spec, list):
             return [self._entry(entry) for entry in spec]
@@ -183,14 +183,14 @@ class _Parts:
             if spread is not None and all(item is None or _fits(name, item) for item in spread):
                 self.used.add(own)
                 return spread
-            # One verdict beside several responses does not say which response it is about.
+            # A single verdict next to several responses does not tell which response it refers to.
             if _fits(name, value) and (count == 1 or name in ("generator", "answer")):
                 self.used.add(own)
                 return [value] * count
         return [None] * count
 
     def single(self, name: str) -> object:
-        """A value that all candidates share, from its mapped column or its shared name."""
+        """Return a value shared by all candidates, from its mapped column or its shared name."""
         path: str | None = getattr(self.columns, name)
         if path is not None:
             self.used.add(path)
@@ -203,9 +203,9 @@ class _Parts:
         return None
 
     def images(self) -> tuple[str | bytes, ...]:
-        """The mapped column's images; else those inside the turns; else those of a shared name.
+        """Return the mapped column's images, else those inside the turns, else those of a shared name.
 
-        Turns that only mark where images stand (`{"type": "image"}`) have them in a field beside.
+        Turns that only mark the position of images (`{"type": "image"}`) have them in a separate field.
         """
         if self.columns.images is not None:
             self.used.add(self.columns.images)
@@ -230,10 +230,10 @@ class _Parts:
         return lookup(self.row, entry)
 
     def _spread(self, value: object, name: str, count: int) -> list[object] | None:
-        """The value as one entry a candidate, if that is what it is."""
+        """Return the value as one entry per candidate, or None if it is not such a list."""
         if not isinstance(value, list) or len(value) != count:
             return None
-        # A list of texts is one candidate's steps; only a list of lists is several candidates' steps.
+        # A list of texts is the steps of one candidate; only a list of lists has the steps of several.
         if name == "steps" and not all(item is None or isinstance(item, list) for item in value):
             return None
         return list(value)
@@ -248,21 +248,21 @@ def _response(value: object, steps: tuple[str, ...] | None) -> str:
         raise value
     if absent(value) or (isinstance(value, str) and not value.strip() and steps):
         if steps is None:
-            raise Refused("missing_response", "there is no response; map it with corpus.columns.response")
+            raise Refused("missing_response", "the response is missing. Map it with corpus.columns.response.")
         return "\n".join(steps)
     response = text(value, "response")
     if not response.strip():
-        raise Refused("empty_response", "the response is blank; remove the row or map another field")
+        raise Refused("empty_response", "the response is blank. Remove the row or map another field.")
     if steps is not None and locate_steps(response, steps) is None:
         raise Refused(
             "steps_not_in_response",
-            "the steps must stand in the response verbatim and in order; mend them, or leave steps out",
+            "the steps must occur in the response verbatim and in order. Correct them, or omit them.",
         )
     return response
 
 
 def _fits(name: str, value: object) -> bool:
-    """Whether a value under a shared name is what that name usually holds."""
+    """Return whether a value under a shared name has the type that this name usually holds."""
     if name in ("source", "domain", "generator"):
         return isinstance(value, str) and bool(value.strip())
     if name == "correct":

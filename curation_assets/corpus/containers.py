@@ -1,10 +1,8 @@
-"""Rows out of a landing file's bytes: lines of (gzipped) JSON, or the rows of a Parquet file.
+"""Read rows from a landing file's bytes: lines of (gzipped) JSON, or the rows of a Parquet file.
 
-Files are streamed: memory is bounded by the longest row that is allowed. A packed file that unpacks to far more than
-its size is read no further (`curation_assets.corpus.raw_rows.Unpacked`).
-
-Nothing here raises on bad input: what is wrong with a row, or with the file from some row on, is part of
-what is yielded.
+Files are streamed, so memory is bounded by the longest allowed row. Reading stops if a packed file expands to far more
+than its size (`curation_assets.corpus.raw_rows.Unpacked`).
+Bad input never raises an exception: problems of a row, or of the rest of a file, are part of the yielded items.
 """
 
 from __future__ import annotations
@@ -35,8 +33,8 @@ _HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 @dataclass(frozen=True)
 class Line:
-    """A line without its end that cannot be read: one that is `too_long`, of which only the head is kept, or the
-    bytes since the last line end where the reader is `broken`.
+    """An unreadable line, without its line end: either `too_long`, with only its head kept, or the bytes since the last
+    line end at the point where the reader is `broken`.
     """
 
     data: bytes
@@ -45,9 +43,9 @@ class Line:
 
 
 def read_rows(data: Path | bytes, name: str, max_row_bytes: int) -> Iterator[RawRow]:
-    """The rows of a landing file one by one, by the ending of its name; see `RawRow`.
+    """Yield the rows of a landing file one by one, choosing the format by file extension; see `RawRow`.
 
-    Where rows close to one another are wrong, those may come before ones that are not.
+    Bad rows may be yielded before good ones nearby.
     """
     for item in read_batches(data, name, max_row_bytes):
         if isinstance(item, RawRow):
@@ -57,7 +55,7 @@ def read_rows(data: Path | bytes, name: str, max_row_bytes: int) -> Iterator[Raw
 
 
 def read_batches(data: Path | bytes, name: str, max_row_bytes: int) -> Iterator[RowBatch | RawRow]:
-    """The rows of a landing file, some MiB of them at a time; those that are wrong come by themselves."""
+    """Yield the rows of a landing file in batches of a few MiB; bad rows are yielded separately."""
     ending = name.lower()
     try:
         stream: IO[bytes] = io.BytesIO(data) if isinstance(data, bytes) else data.open("rb")
@@ -74,14 +72,16 @@ def read_batches(data: Path | bytes, name: str, max_row_bytes: int) -> Iterator[
             stream.seek(0)
             yield from _json_batches(cast(IO[bytes], gzip.GzipFile(fileobj=stream)), max_row_bytes, unpacked)
         else:
-            yield file_problem("unknown_extension", "rename the file to .jsonl, .jsonl.gz or .parquet")
+            yield file_problem(
+                "unknown_extension", "unsupported file extension. Rename the file to .jsonl, .jsonl.gz or .parquet."
+            )
 
 
 def line_groups(read: Callable[[int], bytes], limit: int) -> Iterator[list[bytes] | Line]:
-    """The lines of each block of a reader together; those of more than `limit` bytes by themselves.
+    """Yield the lines of each block of a reader together; lines of more than `limit` bytes are yielded separately.
 
-    An error of the reader ends the lines: the last one then holds the bytes since the last line end and the
-    error in `broken`.
+    An error of the reader ends the stream: the last item then holds the bytes since the last line end, and the error in
+    `broken`.
     """
     pending: list[bytes] = []
     size = 0
@@ -107,7 +107,7 @@ def line_groups(read: Callable[[int], bytes], limit: int) -> Iterator[list[bytes
 
 
 def _by_length(lines: list[bytes], limit: int) -> Iterator[list[bytes] | Line]:
-    """The lines in order, those that are too long apart."""
+    """Yield the lines in order, with too long ones separate."""
     if max(map(len, lines), default=0) <= limit:
         if lines:
             yield lines
@@ -122,7 +122,7 @@ def _joined(pieces: list[bytes], too_long: bool) -> bytes:
 
 
 def decode(line: bytes) -> Row:
-    """The JSON object of a line.
+    """Parse the JSON object of a line.
 
     Raises:
         Refused: nul_byte, invalid_utf8, invalid_unicode, nested_too_deep, not_json, not_object.
@@ -132,12 +132,12 @@ def decode(line: bytes) -> Row:
     except orjson.JSONDecodeError as error:
         raise _json_refusal(line, error) from error
     if not isinstance(value, dict):
-        raise Refused("not_object", f"the line is {kind(value)}; write one JSON object a line")
+        raise Refused("not_object", f"the line is {kind(value)}, not an object. Write one JSON object per line.")
     return value
 
 
 def _json_batches(stream: IO[bytes], limit: int, unpacked: Unpacked | None = None) -> Iterator[RowBatch | RawRow]:
-    # read1 gives what one read of the source yields, so an error never takes good bytes with it.
+    # read1 returns after a single read of the source, so an error never discards good bytes.
     read = _gathering(_metered(cast(io.BufferedReader, stream).read1, unpacked))
     index = 0
     for group in line_groups(read, limit):
@@ -147,7 +147,7 @@ def _json_batches(stream: IO[bytes], limit: int, unpacked: Unpacked | None = Non
             if group.broken is not None:
                 yield _broken(group.broken, index, excerpt, nothing_read=index == 0 and not data)
             else:
-                detail = f"the row is longer than {limit} bytes; raise corpus.max_row_bytes or split it"
+                detail = f"the row is longer than {limit} bytes. Raise corpus.max_row_bytes or split it."
                 yield RawRow(index, None, Refused("row_too_long", detail), excerpt)
             index += 1
             continue
@@ -164,7 +164,7 @@ def _json_batches(stream: IO[bytes], limit: int, unpacked: Unpacked | None = Non
 
 
 def _metered(read: Callable[[int], bytes], unpacked: Unpacked | None) -> Callable[[int], bytes]:
-    """A reader that stops where a packed file has unpacked too far."""
+    """Return a reader that stops when a packed file has expanded too far."""
     if unpacked is None:
         return read
 
@@ -177,9 +177,9 @@ def _metered(read: Callable[[int], bytes], unpacked: Unpacked | None) -> Callabl
 
 
 def _gathering(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
-    """A reader whose reads are as long as they are asked for: a compressed stream yields little at a time.
+    """Return a reader that fills each request completely, since a compressed stream returns little at a time.
 
-    An error that comes after good bytes is raised by the next read.
+    An error that follows good bytes is raised by the next read.
     """
     failed: list[Exception] = []
 
@@ -205,7 +205,7 @@ def _gathering(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
 
 
 def _decoded(lines: list[bytes], start: int) -> Iterator[RowBatch | RawRow]:
-    """The rows of lines: all at once, or one by one if any of them is wrong, which is then named."""
+    """Yield the rows of lines: all at once, or one by one if any is bad, to find out which."""
 
     def excerpt(position: int) -> str:
         return line_excerpt(lines[position])()
@@ -231,29 +231,31 @@ def _decoded(lines: list[bytes], start: int) -> Iterator[RowBatch | RawRow]:
 
 
 def _broken(error: Exception, index: int, excerpt: Callable[[], str], *, nothing_read: bool) -> RawRow:
-    mend = "copy the file again"
+    mend = "Copy the file again."
     if isinstance(error, EOFError):
-        problem = Refused("truncated_gzip", f"the compressed stream ends in row {index}; {mend}")
+        problem = Refused("truncated_gzip", f"the compressed stream ends in row {index}. {mend}")
     elif isinstance(error, Refused):
         problem = error
     elif isinstance(error, (gzip.BadGzipFile, zlib.error)):
         if nothing_read:
-            return file_problem("not_gzip", f"the file is not gzip ({error}); rename it, or {mend}")
-        problem = Refused("damaged_gzip", f"the compressed stream is corrupt from row {index} on ({error}); {mend}")
+            return file_problem("not_gzip", f"the file is not gzip ({error}). Rename it or copy it again.")
+        problem = Refused("damaged_gzip", f"the compressed stream is corrupt from row {index} on ({error}). {mend}")
     else:
-        problem = Refused("unreadable", f"reading stopped in row {index}: {type(error).__name__}; {mend}")
+        problem = Refused("unreadable", f"reading stopped in row {index}: {type(error).__name__}. {mend}")
     return RawRow(index, None, problem, excerpt, ends_file=True)
 
 
 def _json_refusal(line: bytes, error: orjson.JSONDecodeError) -> Refused:
     if b"\0" in line:
-        return Refused("nul_byte", "the line holds NUL bytes; was it cut while it was written, or is it UTF-16?")
+        return Refused(
+            "nul_byte", "the line contains NUL bytes. Check whether it was truncated while being written, or is UTF-16."
+        )
     try:
         line.decode()
     except UnicodeDecodeError as wrong:
-        return Refused("invalid_utf8", f"byte {wrong.start} of the line is not UTF-8; convert the file to UTF-8")
+        return Refused("invalid_utf8", f"byte {wrong.start} of the line is not UTF-8. Convert the file to UTF-8.")
     if "surrogate" in error.msg and _HALF_PAIR.search(line):
-        return Refused("invalid_unicode", f"half of a surrogate pair ({error}); write the whole character")
+        return Refused("invalid_unicode", f"half of a surrogate pair ({error}). Write the complete character.")
     if "depth limit" in error.msg or "ecursion" in error.msg:
-        return Refused("nested_too_deep", f"{error}; flatten the row")
-    return Refused("not_json", f"{error}; write one JSON object a line")
+        return Refused("nested_too_deep", f"{error}. Flatten the row.")
+    return Refused("not_json", f"{error}. Write one JSON object per line.")

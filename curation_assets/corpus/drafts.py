@@ -1,6 +1,6 @@
-"""What a row becomes before it is a table row: a draft of a sample, or a refusal with its reason.
+"""Drafts: the parsed form of a row before it becomes a table row, or its refusal with a reason.
 
-Every reason that `rejected_rows` can carry is listed here, in REASONS.
+REASONS lists every reason that can occur in `rejected_rows`.
 """
 
 from __future__ import annotations
@@ -10,39 +10,39 @@ from typing import NamedTuple
 
 REASONS: dict[str, str] = {
     "empty_file": "the file holds no rows",
-    "unknown_extension": "the file's name ends in none of .jsonl, .jsonl.gz and .parquet",
+    "unknown_extension": "the file extension is not .jsonl, .jsonl.gz or .parquet",
     "unreadable": "the file could not be opened or read",
-    "not_gzip": "the file's name says gzip, its bytes do not",
-    "truncated_gzip": "the compressed stream ends too early; the row at the cut is lost",
+    "not_gzip": "the file has the extension of gzip, but not its content",
+    "truncated_gzip": "the compressed stream ends too early; the last row is lost",
     "damaged_gzip": "the compressed stream is corrupt from this row on",
-    "not_parquet": "the file's name says Parquet, its bytes do not",
+    "not_parquet": "the file has the extension of Parquet, but not its content",
     "damaged_parquet": "the file is corrupt from this row on",
-    "unpacks_too_far": "the packed file unpacks to far more than its size; it is not read from this row on",
+    "unpacks_too_far": "the packed file unpacks to far more than its size; reading stopped at this row",
     "row_too_long": "the row is longer than corpus.max_row_bytes",
     "not_json": "the line is not JSON",
     "not_object": "the line is JSON, but not an object",
     "nested_too_deep": "the row's values are nested too deeply",
-    "nul_byte": "the row holds a NUL character",
+    "nul_byte": "the row contains a NUL character",
     "invalid_utf8": "the row's bytes are not UTF-8",
     "invalid_unicode": "an escape in the row is half of a surrogate pair",
-    "unknown_format": "no format fits the row's fields",
-    "wrong_type": "a field holds a value of another type than it must",
-    "unknown_role": "a turn's role is not known",
+    "unknown_format": "no format matches the row's fields",
+    "wrong_type": "a field has a value of the wrong type",
+    "unknown_role": "a turn's role is unknown",
     "missing_prompt": "the row has no prompt",
     "missing_response": "the row has no response",
-    "empty_response": "the response holds nothing but white space",
+    "empty_response": "the response is blank",
     "steps_not_in_response": "the explicit steps do not occur in the response in their order",
-    "image_outside_folder": "an image path leads out of the file's folder",
-    "image_missing": "an image file is not there or cannot be read",
+    "image_outside_folder": "an image path leads outside the file's folder",
+    "image_missing": "an image file is missing or cannot be read",
     "image_bad_data": "an image inside the row is empty or not base64",
-    "purged": "the sample was taken out for good with `curate purge`",
+    "purged": "the sample was removed with `curate purge`",
 }
 
 
 class Refused(ValueError):  # noqa: N818 - it is a verdict that is stored, not only raised
-    """A row, or one candidate response of it, that cannot be used.
+    """A row, or one of its candidate responses, that cannot be used.
 
-    `reason` is a key of REASONS; `detail` says what is wrong and how to mend it.
+    `reason` is a key of REASONS; `detail` states the problem and the fix.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -60,7 +60,7 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Draft:
-    """One sample as its row gives it: checked, but without ids.
+    """One sample as parsed from its row: checked, but without ids.
 
     `source` is None if the row names none; `images` are paths, URLs, or the bytes of an image inside the row.
     """

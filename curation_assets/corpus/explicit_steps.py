@@ -1,4 +1,4 @@
-"""Where the steps that a row lists stand in its response."""
+"""Locate the steps that a row lists in its response."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def locate_steps(response: str, steps: Sequence[str]) -> list[tuple[int, int]] | None:
-    """Spans (start, end) in characters of each step that is not blank, or None if they are not all there.
+    """Return the spans (start, end) in characters of each nonblank step, or None if any is missing.
 
-    Surrounding white space of a step does not matter; steps must follow one another without overlap. The
-    earliest place is taken for each, which finds an arrangement whenever there is one.
+    White space around a step is ignored; steps must occur in order without overlap. Each step takes the earliest
+    possible position, which finds an arrangement whenever one exists.
     """
     spans: list[tuple[int, int]] = []
     position = 0

@@ -1,4 +1,4 @@
-"""Reading single values out of a row: paths, types, and what is left over."""
+"""Read single values from a row: paths, types, and the remainder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Row = dict[str, object]
 
 
 class _Missing:
-    """The type of MISSING, which is unlike every value that a row can hold."""
+    """The type of MISSING, which differs from every value that a row can hold."""
 
     def __repr__(self) -> str:
         return "MISSING"
@@ -25,9 +25,9 @@ MISSING: Final = _Missing()
 
 
 def lookup(row: Row, path: str) -> object:
-    """The value at a path, MISSING if there is none.
+    """Return the value at a path, or MISSING if there is none.
 
-    A field whose own name is the whole path wins over nesting; a number steps into a list.
+    A field whose name equals the whole path takes precedence over nesting; a number indexes a list.
     """
     if path in row:
         return row[path]
@@ -43,30 +43,30 @@ def lookup(row: Row, path: str) -> object:
 
 
 def first_of(row: Row, names: Iterable[str]) -> str | None:
-    """The first of the names that the row has a value for."""
+    """Return the first of the names for which the row has a value."""
     return next((name for name in names if row.get(name) is not None), None)
 
 
 def absent(value: object) -> bool:
-    """Whether a value is missing or null."""
+    """Return whether a value is missing or null."""
     return value is MISSING or value is None
 
 
 def text(value: object, what: str) -> str:
-    """The value as text, verbatim.
+    """Return the value as text, verbatim.
 
     Raises:
         Refused: wrong_type, nul_byte.
     """
     if not isinstance(value, str):
-        raise Refused("wrong_type", f"{what} must be text, not {kind(value)}; mend the row or map another field")
+        raise Refused("wrong_type", f"{what} must be text, not {kind(value)}. Correct the row or map another field.")
     if "\0" in value:
-        raise Refused("nul_byte", f"{what} holds a NUL character; remove it")
+        raise Refused("nul_byte", f"{what} contains a NUL character. Remove it.")
     return value
 
 
 def optional_text(value: object, what: str) -> str | None:
-    """Text; a number is written out (a whole one without a point), and blank, null, NaN and missing are None.
+    """Return text, or None if blank, null, NaN or missing; numbers become text (integral ones without a decimal point).
 
     Raises:
         Refused: wrong_type, nul_byte.
@@ -74,7 +74,7 @@ def optional_text(value: object, what: str) -> str | None:
     if absent(value):
         return None
     if isinstance(value, float):
-        # Tables with nulls keep whole numbers as floats: 72.0 was 72.
+        # Tables with nulls store integers as floats: 72.0 was 72.
         return None if math.isnan(value) else str(int(value) if value.is_integer() else value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -82,7 +82,7 @@ def optional_text(value: object, what: str) -> str | None:
 
 
 def boolean(value: object, what: str) -> bool | None:
-    """True or false from a boolean, 0 or 1, "true" or "false"; null and missing are None.
+    """Parse a boolean, 0 or 1, "true" or "false"; null and missing become None.
 
     Raises:
         Refused: wrong_type.
@@ -93,11 +93,11 @@ def boolean(value: object, what: str) -> bool | None:
         return bool(value)
     if isinstance(value, str) and value.strip().lower() in ("true", "false"):
         return value.strip().lower() == "true"
-    raise Refused("wrong_type", f"{what} must be true or false, not {kind(value)}; map another field")
+    raise Refused("wrong_type", f"{what} must be true or false, not {kind(value)}. Map another field.")
 
 
 def number(value: object, what: str) -> float | None:
-    """A finite number; null, missing and NaN (how tables write null) are None.
+    """Return a finite number; null, missing and NaN (null in many tables) become None.
 
     Raises:
         Refused: wrong_type.
@@ -106,11 +106,11 @@ def number(value: object, what: str) -> float | None:
         return None
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
-    raise Refused("wrong_type", f"{what} must be a finite number, not {kind(value)}; map another field")
+    raise Refused("wrong_type", f"{what} must be a finite number, not {kind(value)}. Map another field.")
 
 
 def step_list(value: object, what: str) -> tuple[str, ...] | None:
-    """A list of texts; null, missing and lists with nothing but blank texts are None.
+    """Return a list of texts; null, missing and lists of blank texts become None.
 
     Raises:
         Refused: wrong_type, nul_byte.
@@ -124,7 +124,7 @@ def step_list(value: object, what: str) -> tuple[str, ...] | None:
 
 
 def remainder(row: Row, used: Iterable[str]) -> Row:
-    """The row without the values at the used paths; objects that become empty by that go too."""
+    """Return the row without the values at the used paths, and without objects that become empty as a result."""
     left = dict(row)
     for path in used:
         if path in left:
@@ -142,7 +142,7 @@ def remainder(row: Row, used: Iterable[str]) -> Row:
 
 
 def to_json(value: object) -> str:
-    """JSON with sorted keys; bytes become base64, other foreign values their text.
+    """Return JSON with sorted keys; bytes become base64, and values of other types become text.
 
     Raises:
         Refused: nested_too_deep.
@@ -150,11 +150,11 @@ def to_json(value: object) -> str:
     try:
         return orjson.dumps(value, default=_foreign, option=orjson.OPT_SORT_KEYS).decode()
     except orjson.JSONEncodeError as error:
-        raise Refused("nested_too_deep", f"the row's further fields cannot be kept: {error}") from error
+        raise Refused("nested_too_deep", f"the row's additional fields cannot be stored: {error}") from error
 
 
 def kind(value: object) -> str:
-    """The JSON name of a value's type."""
+    """Return the JSON name of a value's type."""
     names: dict[type, str] = {bool: "a boolean", int: "a number", float: "a number", str: "text"}
     names |= {list: "a list", dict: "an object", type(None): "null", _Missing: "missing"}
     return names.get(type(value), type(value).__name__)

@@ -1,4 +1,4 @@
-"""Reading validation sets."""
+"""Read validation sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from curation_assets.workspace.workspace import Workspace
 
 
 def stored_validation(workspace: Workspace, name: str) -> str | None:
-    """Fingerprint of a set as it is stored; None if it has not been read."""
+    """Return the fingerprint of a set as stored; None if it has not been read."""
     return workspace.warehouse.table_metadata(tables.validation_path(name)).get("fingerprint")
 
 
@@ -23,7 +23,7 @@ def read_validation(workspace: Workspace, validation: ValidationSet) -> ShardRow
     """Read a set's file.
 
     Raises:
-        ValidationSetError: the file is not there, or holds no row that can be used.
+        ValidationSetError: the file is missing or holds no usable row.
     """
     path = validation_path(workspace, validation)
     corpus = workspace.settings.corpus.model_copy(update={"format": validation.format, "columns": validation.columns})
@@ -32,9 +32,7 @@ def read_validation(workspace: Workspace, validation: ValidationSet) -> ShardRow
     rows = rows_without_purged(read, PurgedList.read(workspace.warehouse).ids())
     if rows.accepted.is_empty():
         reasons = ", ".join(sorted(set(rows.rejected["reason"].to_list()))) or rows.file_problem or "it is empty"
-        raise ValidationSetError(
-            f"validation set {validation.name}: {path} holds no sample that can be used: {reasons}"
-        )
+        raise ValidationSetError(f"validation set {validation.name}: {path} has no usable sample: {reasons}")
     return rows
 
 
@@ -42,7 +40,7 @@ def write_validation(workspace: Workspace, validation: ValidationSet) -> ShardRo
     """Read a set and write its table.
 
     Raises:
-        ValidationSetError: as `read_validation`.
+        ValidationSetError: see `read_validation`.
     """
     fingerprint = wanted_validation(workspace, validation)
     rows = read_validation(workspace, validation)
@@ -53,7 +51,7 @@ def write_validation(workspace: Workspace, validation: ValidationSet) -> ShardRo
 
 
 def overlap_with_pool(workspace: Workspace, name: str) -> dict[str, int]:
-    """How many of a set's samples, and how many of its prompts, the present shards hold too."""
+    """Count the samples and prompts of a set that are also in present shards."""
     mine = workspace.warehouse.read_table(tables.validation_path(name))
     corpus = workspace.warehouse.scan(tables.raw_corpus_dir(), present_shards(workspace))
     if corpus is None:

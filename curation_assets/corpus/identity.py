@@ -1,13 +1,11 @@
-"""What makes two samples, or two prompts, the same: their hashes.
+"""Define the identity of samples and prompts: their hashes.
 
-A sample's identity is its prompt turns, images, response, answer and explicit steps. Where it came from
-(source, shard, row), who wrote it and every other field say nothing about it, so the same trace that
-arrives twice is measured once.
-
-The hash is BLAKE2b with a 16-byte digest over a length-prefixed encoding: each text is written as its
-number of UTF-8 bytes, a colon and the bytes; each list as its number of items and its items; an absent
-value has a letter of its own. No two different values share an encoding. The leading tag carries the
-version of this definition: change the tag when the definition changes.
+A sample's identity is its prompt turns, images, response, answer and explicit steps. Its origin (source, shard, row),
+its generator and all other fields are excluded, so a trace that arrives twice is measured once.
+The hash is BLAKE2b with a 16-byte digest over a length-prefixed encoding: each text is written as its number of UTF-8
+bytes, a colon and the bytes; each list as its number of items and its items; an absent value has its own letter. No
+two different values share an encoding. The leading tag holds the version of this definition: change the tag when the
+definition changes.
 """
 
 from __future__ import annotations
@@ -35,13 +33,13 @@ def identify(
     answer: str | None,
     steps: Sequence[str] | None,
 ) -> Ids:
-    """Both ids at once.
+    """Return both ids.
 
     The sample's encoding is the list [tag, turns, images, response, answer, steps], the prompt's the list
     [tag, turns, images]; a turn is the list [role, content].
 
     Raises:
-        UnicodeEncodeError: a text holds half of a surrogate pair.
+        UnicodeEncodeError: a text contains half of a surrogate pair.
     """
     parts = [b"l%d:" % len(turns)]
     for role, content in turns:
@@ -49,7 +47,7 @@ def identify(
         parts += (b"l2:", _text(role), b"s%d:" % len(raw), raw)
     parts.append(_texts(image_digests))
     prompt = b"".join(parts)
-    # The response is the long one: it is not copied into a text of all parts first.
+    # The response is long: hash it separately instead of copying it.
     said = response.encode()
     sample = hashlib.blake2b(_SAMPLE_HEAD + prompt + b"s%d:" % len(said), digest_size=16)
     sample.update(said)
@@ -78,10 +76,10 @@ def sample_id(
     answer: str | None,
     steps: Sequence[str] | None,
 ) -> str:
-    """The id of a sample; see `identify`."""
+    """Return the id of a sample; see `identify`."""
     return identify(turns, image_digests, response, answer, steps).sample_id
 
 
 def prompt_id(turns: Sequence[Turn], image_digests: Sequence[str]) -> str:
-    """The id of a prompt group, equal for all responses to the same prompt; see `identify`."""
+    """Return the id of a prompt group, equal for all responses to the same prompt; see `identify`."""
     return identify(turns, image_digests, "", None, None).prompt_id

@@ -1,4 +1,4 @@
-"""The images in a field or a turn of a row, in the forms in which data sets write them."""
+"""Find the images in a field or a turn of a row, in the forms that data sets use."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from curation_assets.corpus.images import decode_base64, decode_data_url, image_
 
 _REFERENCE_KEYS = ("url", "path", "image", "image_url")
 _DEEPEST = 16
-"""Lists and objects inside one another; data sets have two or three."""
+"""Maximum nesting of lists and objects; data sets have two or three levels."""
 
 
 def image_sources(values: Iterable[object], depth: int = 0) -> Iterator[str | bytes]:
-    """Paths, URLs and bytes of images, in order.
+    """Yield paths, URLs and bytes of images, in order.
 
-    A value is a path, a URL, bytes, a `data:` URL, a list of values, or an object: `{bytes, path}` as
-    Hugging Face's datasets write it (bytes win; in JSON they are base64), `{url}`, `{path}`. Null, missing
-    and empty values are no image.
+    A value is a path, a URL, bytes, a `data:` URL, a list of values, or an object: `{bytes, path}` as written by
+    Hugging Face datasets (bytes take precedence; in JSON they are base64), `{url}`, `{path}`. Null, missing and empty
+    values are skipped.
 
     Raises:
         Refused: wrong_type, nul_byte, image_bad_data, nested_too_deep.
     """
     if depth > _DEEPEST:
-        raise Refused("nested_too_deep", f"an image lies in more than {_DEEPEST} lists and objects; flatten the row")
+        raise Refused(
+            "nested_too_deep", f"an image is nested in more than {_DEEPEST} lists and objects. Flatten the row."
+        )
     for value in values:
         if absent(value) or value == "":
             continue

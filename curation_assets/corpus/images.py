@@ -1,4 +1,4 @@
-"""Images that rows refer to or hold: which file or bytes are meant, and the digest that stands for them."""
+"""Resolve images that rows refer to or contain: their file or bytes, and their digest."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from curation_resources.storage.digests import bytes_digest
 from curation_resources.storage.mirror import fetched
 
 STORED = "warehouse://images/"
-"""What a reference begins with that means an image whose bytes were inside a row; then comes their hash."""
+"""Prefix of a reference to an image whose bytes were inside a row; the bytes' hash follows."""
 
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _DATA = re.compile(r"data:([^,]*),", re.IGNORECASE)
 
 
 def is_remote(reference: str) -> bool:
-    """Whether a reference is a web address, which is looked at only if the configuration allows it."""
+    """Return whether a reference is a web address, which is fetched only if the configuration allows it."""
     return _REMOTE.match(reference) is not None
 
 
 def decode_data_url(reference: str) -> bytes | None:
-    """The bytes of a `data:` URL; None for any other reference.
+    """Return the bytes of a `data:` URL; None for any other reference.
 
     Raises:
         Refused: image_bad_data.
@@ -35,12 +35,12 @@ def decode_data_url(reference: str) -> bytes | None:
         return None
     head = _DATA.match(reference[:1000])
     if head is None or not head[1].lower().endswith(";base64"):
-        raise Refused("image_bad_data", f"image {reference[:60]!r}: write a data: URL as data:TYPE;base64,BYTES")
+        raise Refused("image_bad_data", f"image {reference[:60]!r}: unsupported data: URL. Use data:TYPE;base64,BYTES.")
     return decode_base64(reference[head.end() :])
 
 
 def decode_base64(text: str) -> bytes:
-    """The bytes of an image in base64; line ends in it do not matter.
+    """Decode the bytes of a base64 image, ignoring line ends.
 
     Raises:
         Refused: image_bad_data.
@@ -48,32 +48,32 @@ def decode_base64(text: str) -> bytes:
     try:
         data = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Refused("image_bad_data", f"image {text[:60]!r} is not base64 ({error}); encode it again") from error
+        raise Refused("image_bad_data", f"image {text[:60]!r} is not base64 ({error}). Encode it again.") from error
     return image_bytes(data)
 
 
 def image_bytes(data: bytes) -> bytes:
-    """The bytes of an image, which must be some.
+    """Return the bytes of an image after checking that they are not empty.
 
     Raises:
         Refused: image_bad_data.
     """
     if not data:
-        raise Refused("image_bad_data", "the image has no bytes; write the row again")
+        raise Refused("image_bad_data", "the image has no bytes. Write the row again.")
     return data
 
 
 def digest_of_bytes(identity: str) -> str | None:
-    """The BLAKE2b-128 of an image's bytes, from what stands for the image in the hashes; None of a web address."""
+    """Return the BLAKE2b-128 of an image's bytes from its identity; None for a web address."""
     return identity.removeprefix("file:") if identity.startswith("file:") else None
 
 
 class ImageFolder:
-    """The images of one landing file; each is read once however many rows refer to it.
+    """The images of one landing file; each is read once, however many rows refer to it.
 
     Args:
-        root: the landing file's own folder, or None where that is no local folder.
-        keep: stores bytes that were inside a row under their digest; None where nothing is to be kept.
+        root: the landing file's own folder; None if it is not local.
+        keep: stores bytes from inside a row under their digest; None to discard them.
     """
 
     def __init__(self, root: Path | None, keep: Callable[[str, bytes], None] | None = None) -> None:
@@ -83,7 +83,7 @@ class ImageFolder:
         self._digests: dict[str, str] = {}
 
     def take(self, source: str | bytes) -> tuple[str, str]:
-        """The reference that `raw_corpus` keeps of an image, and what stands for it in the hashes.
+        """Return an image's reference for `raw_corpus`, and its identity for the hashes.
 
         Raises:
             Refused: see `digest`.
@@ -97,10 +97,10 @@ class ImageFolder:
         return STORED + hashed, "file:" + hashed
 
     def digest(self, reference: str) -> str:
-        """What stands for an image in the hashes: of a local file its bytes, of a URL the URL itself.
+        """Return an image's identity for the hashes: based on a local file's bytes, or on the URL itself.
 
         Raises:
-            Refused: image_outside_folder (absolute, `..` or a link that leads out, file: URL, our own store) or
+            Refused: image_outside_folder (absolute path, `..`, a link that leads outside, file: URL, our own store) or
                 image_missing (no such file, not a regular file, not readable).
         """
         if reference not in self._digests:
@@ -116,7 +116,7 @@ class ImageFolder:
         if self._root is None:
             raise Refused(
                 "image_missing",
-                f"image {reference[:200]!r}: the file came without a local folder; give a URL instead",
+                f"image {reference[:200]!r}: the file has no local folder. Use a URL instead.",
             )
         try:
             path = (self._root / reference).resolve()
@@ -125,7 +125,7 @@ class ImageFolder:
             copied = fetched(path)
             if copied is not None:
                 return "file:" + copied
-            # A pipe or a device must not be opened: reading it may never end.
+            # Never open a pipe or a device: reading it may not end.
             if not path.is_file():
                 raise _missing(reference, "no such file")
             with path.open("rb") as stream:
@@ -140,13 +140,13 @@ class ImageFolder:
 def _outside(reference: str) -> Refused:
     return Refused(
         "image_outside_folder",
-        f"image {reference[:200]!r} lies outside the file's folder; "
-        "put images beside the file and name them relative to it",
+        f"image {reference[:200]!r} is outside the file's folder. "
+        "Put images next to the file and name them relative to it.",
     )
 
 
 def _missing(reference: str, why: str) -> Refused:
     return Refused(
         "image_missing",
-        f"image {reference[:200]!r} cannot be read ({why}); copy the images before the file that names them",
+        f"image {reference[:200]!r} cannot be read ({why}). Copy the images before the file that names them.",
     )

@@ -1,4 +1,4 @@
-"""Bringing one shard into the warehouse, and which shards and samples are there."""
+"""Ingest a shard into the warehouse, and list present shards and samples."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ PLACE = ("row", "candidate")
 
 @dataclass(frozen=True)
 class IngestedShard:
-    """What reading one shard gave.
+    """The result of reading one shard.
 
     Attributes:
-        fingerprint: of its `raw_corpus`.
-        content_digest: of its file.
-        account: where its rows went.
-        reasons: rejections by reason.
+        fingerprint: fingerprint of its `raw_corpus`.
+        content_digest: digest of its file.
+        account: accepted and rejected rows.
+        reasons: number of rejections by reason.
         format: see `ShardRows`.
         file_problem: see `ShardRows`.
     """
@@ -47,10 +47,10 @@ class IngestedShard:
 
 
 def ingest_shard(workspace: Workspace, shard: str) -> IngestedShard:
-    """Write the shard's `raw_corpus` and `rejected_rows`, piece by piece: a file need not fit into memory.
+    """Write the shard's `raw_corpus` and `rejected_rows` piece by piece, so that a file need not fit into memory.
 
-    A file that changes while it is read is read again; the digest kept is that of the bytes that were read.
-    A file that is gone stops no range: what is stored of it stays, and the problem says so.
+    If a file changes while it is read, it is read again; the stored digest is that of the bytes that were read. A
+    missing file does not fail the run: its stored tables stay, and the problem is reported.
     """
     landing = workspace.landing
     if not landing.exists(shard):
@@ -67,14 +67,14 @@ def ingest_shard(workspace: Workspace, shard: str) -> IngestedShard:
 
 
 class _ChangedError(Exception):
-    """The file is another one than when its reading began."""
+    """The file changed after reading began."""
 
 
 def _ingest(workspace: Workspace, shard: str, content: str, *, must_be_same: bool) -> IngestedShard:
-    """One reading of a file.
+    """Read a file once.
 
     Raises:
-        _ChangedError: nothing is written of a file that changed meanwhile, if it `must_be_same`.
+        _ChangedError: the file changed in the meantime and `must_be_same` is set; nothing is written.
     """
     reader = ShardReader(
         _file(workspace, shard) if content != UNREADABLE else None,
@@ -92,7 +92,7 @@ def _ingest(workspace: Workspace, shard: str, content: str, *, must_be_same: boo
     images: list[str] = []
     taken_out: set[str] = set()
     candidates_out = 0
-    # `raw_corpus` is there last: its fingerprint says that the rejected rows are there too.
+    # `raw_corpus` is written last: its fingerprint shows that the rejected rows are complete.
     with (
         warehouse.writing_table(_raw_path(shard), tables.RAW_CORPUS.schema) as table,
         warehouse.writing_table(_rejected_path(shard), tables.REJECTED_ROWS.schema) as rejected,
@@ -114,7 +114,7 @@ def _ingest(workspace: Workspace, shard: str, content: str, *, must_be_same: boo
         fingerprint = corpus_fingerprint(workspace, content, purged.ids_of(shard))
         counts = (found.candidates_accepted, reasons.total())
         table.metadata = rejected.metadata = _facts(shard, fingerprint, content, reader, counts, images)
-    # Reading a row keeps the bytes of its images before anything else is known of it.
+    # Image bytes are stored while a row is read, before we know whether it is accepted.
     drop_images(warehouse, taken_out)
     return IngestedShard(fingerprint, content, found, dict(sorted(reasons.items())), reader.format, reader.file_problem)
 
@@ -135,9 +135,10 @@ def _facts(
     counts: tuple[int, int],
     images: list[str],
 ) -> dict[str, str]:
-    """The metadata of a shard's tables.
+    """Return the metadata of a shard's tables.
 
-    `counts` are accepted candidates and rejections, `images` the digests of what its rows show, as it was when read.
+    `counts` are accepted candidates and rejections; `images` are the digests of its rows' images at the time of
+    reading.
     """
     return {
         "fingerprint": fingerprint,
@@ -155,18 +156,18 @@ def _facts(
 def write_shard_rows(
     workspace: Workspace, shard: str, rows: ShardRows, fingerprint: str, content_digest: str
 ) -> dict[str, str]:
-    """Write both tables of a shard; gives the metadata of their footers."""
+    """Write both tables of a shard; return the metadata in their footers."""
     images = rows.accepted["image_digests"].explode().drop_nulls().to_list()
     counts = (len(rows.accepted), len(rows.rejected))
     metadata = _facts(shard, fingerprint, content_digest, rows, counts, images)
     workspace.warehouse.write_table(_rejected_path(shard), rows.rejected, metadata)
-    # Written last: its fingerprint says that the rejected rows are there too.
+    # Written last: its fingerprint shows that the rejected rows are complete.
     workspace.warehouse.write_table(_raw_path(shard), rows.accepted, metadata)
     return metadata
 
 
 def stored_shard_rows(workspace: Workspace, shard: str, facts: Mapping[str, str]) -> ShardRows:
-    """What is stored of a shard, by the metadata of its `raw_corpus`."""
+    """Return the stored rows of a shard, given the metadata of its `raw_corpus`."""
     accepted = workspace.warehouse.read_table(_raw_path(shard))
     rejected = workspace.warehouse.read_table(_rejected_path(shard))
     candidates = len(accepted) + len(rejected.filter(pl.col("candidate") >= 0))
@@ -179,19 +180,19 @@ def _reasons(rejected: pl.DataFrame) -> dict[str, int]:
 
 
 def _file(workspace: Workspace, shard: str) -> Path | None:
-    """The shard's file, or a copy of it on this machine; None if it cannot be had."""
+    """Return the shard's file, or a local copy of it; None if it is not available."""
     try:
         return workspace.landing.path(shard)
     except OSError:
-        # It was there a moment ago; the look at it after reading says so, too.
+        # It existed a moment ago; the check after reading reports the change.
         return None
 
 
 def _gone(workspace: Workspace, shard: str) -> IngestedShard:
-    """What is stored of a shard whose file is no longer there; an empty shard if nothing is."""
+    """Return the stored state of a shard whose file is missing; an empty shard if nothing is stored."""
     problem = (
-        f"{printable(file_name(shard))} is no longer in the landing area: its tables are kept and its samples leave "
-        "the subsets; put the file back to use it again"
+        f"{printable(file_name(shard))} is no longer in the landing area. Its tables are kept, and its samples leave "
+        "the subsets. Put the file back to use it again."
     )
     stored = workspace.warehouse.table_metadata(_raw_path(shard))
     if not stored:
@@ -207,11 +208,11 @@ def _gone(workspace: Workspace, shard: str) -> IngestedShard:
 
 
 def accept_listing(workspace: Workspace, confirmed: bool = False) -> None:
-    """Take the landing area as it is now as the one that later listings are held against.
+    """Record the current landing area as the baseline that later listings are compared with.
 
     Args:
         workspace: the configuration.
-        confirmed: whether a person said that what is missing is meant to be gone.
+        confirmed: whether a person confirmed that missing files are meant to be gone.
 
     Raises:
         LandingError: more than a fifth of the shards of the last accepted listing are gone: an unmounted
@@ -232,16 +233,16 @@ def _check_losses(workspace: Workspace, landed: set[str]) -> None:
         some = ", ".join(printable(file_name(shard)) for shard in lost[:3])
         raise LandingError(
             f"{len(lost)} of {len(recorded['shards'])} files are gone from {workspace.landing.place} at once "
-            f"({some}): put them back, or confirm that they are meant to be gone with "
-            "`curate run --accept-removals`"
+            f"({some}). Put them back, or confirm with `curate run --accept-removals` that they are meant to be "
+            "gone."
         )
 
 
 def present_shards(workspace: Workspace) -> list[str]:
-    """Shards that have been read and whose file still lies in the landing area.
+    """Return the shards that have been read and whose file is still in the landing area.
 
     Raises:
-        LandingError: the landing area is missing, or has lost too much at once (see `accept_listing`).
+        LandingError: the landing area is missing, or has lost too many files at once (see `accept_listing`).
     """
     landed = {file.shard for file in workspace.landing.files()}
     _check_losses(workspace, landed)
@@ -251,7 +252,7 @@ def present_shards(workspace: Workspace) -> list[str]:
 
 
 def pool_rows(workspace: Workspace) -> pl.DataFrame:
-    """The pool: of every sample that is present its sample_id, place and number of `images`, each sample once."""
+    """Return the pool: sample_id, place and number of `images` of every present sample, each sample once."""
     scan = workspace.warehouse.scan(tables.raw_corpus_dir(), present_shards(workspace))
     place = ["sample_id", "shard", "row", "candidate"]
     frame = tables.RAW_CORPUS.empty().lazy() if scan is None else scan
@@ -259,7 +260,7 @@ def pool_rows(workspace: Workspace) -> pl.DataFrame:
 
 
 def corpus_rows(workspace: Workspace, sample_ids: list[str]) -> pl.DataFrame:
-    """The present rows of `raw_corpus` of these samples, one each, in order of sample_id."""
+    """Return the present rows of `raw_corpus` of these samples, one each, ordered by sample_id."""
     scan = workspace.warehouse.scan(tables.raw_corpus_dir(), present_shards(workspace))
     frame = tables.RAW_CORPUS.empty().lazy() if scan is None else scan
     wanted = pl.LazyFrame({"sample_id": sample_ids}, schema={"sample_id": pl.String})

@@ -1,8 +1,8 @@
-"""The rows of a Parquet file, read so that memory is bounded whatever its pages unpack to.
+"""Read the rows of a Parquet file with bounded memory, however far its pages expand.
 
-A group of rows is read only after the headers of its pages have been (`parquet_pages`), a few hundred rows at a time or
-fewer. What each row comes to is added up in Arrow's columns, and one that is much too long is refused before anything
-is made of it.
+The page headers of a row group are checked first (`parquet_pages`); then its rows are read a few hundred at a time, or
+fewer. Each row's size is computed from Arrow's columns, and a row that is much too long is rejected before Python
+values are created.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from curation_assets.corpus.parquet_pages import plans
 from curation_assets.corpus.raw_rows import ROW_BYTES, RawRow, RowBatch, Unpacked, file_problem, text_excerpt
 
 PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError)
-"""What Arrow raises on files that are damaged."""
+"""Exceptions that Arrow raises on damaged files."""
 
 VALUE_BYTES = 8
-"""What any value counts: it takes two signs of JSON, and a sign counts as the four bytes that it may have."""
+"""Minimum size of any value: at least two characters of JSON, at up to four bytes each."""
 
 SIGN_BYTES = 4
 
 PYTHON_BYTES = 2**25
-"""Of Arrow's rows, what becomes Python values at a time, unless it is one row."""
+"""Maximum size of Arrow rows that are converted to Python values at a time, unless it is a single row."""
 
 Ints = NDArray[np.int64]
 
 
 def parquet_batches(stream: IO[bytes], limit: int) -> Iterator[RowBatch | RawRow]:
-    """The rows of a Parquet file, those that have values together; see `curation_assets.corpus.containers`.
+    """Yield the rows of a Parquet file, valid rows in batches; see `curation_assets.corpus.containers`.
 
     Args:
         stream: the file.
-        limit: characters of a row, as JSON.
+        limit: maximum characters of a row, as JSON.
     """
     size = stream.seek(0, io.SEEK_END)
     if size == 0:
@@ -54,7 +54,7 @@ def parquet_batches(stream: IO[bytes], limit: int) -> Iterator[RowBatch | RawRow
             sizes = row_sizes(batch)
             for start, end in _parts(sizes, SIGN_BYTES * limit):
                 part = sizes[start:end]
-                # Of a row that is too long nothing is made.
+                # No values are created for a row that is too long, so it does not count.
                 unpacked.take(int(np.maximum(np.where(part > SIGN_BYTES * limit, 0, part), ROW_BYTES).sum()))
                 rows = [_raw_row(row, index + at, limit) for at, row in enumerate(_values(batch, start, end, limit))]
                 index += len(rows)
@@ -68,18 +68,18 @@ def parquet_batches(stream: IO[bytes], limit: int) -> Iterator[RowBatch | RawRow
     except PARQUET_ERRORS as error:
         why = str(error).split("\n", maxsplit=1)[0][:200]
         if index == 0:
-            yield file_problem("not_parquet", f"the file is not readable Parquet ({why}); write it again")
+            yield file_problem("not_parquet", f"the file is not readable Parquet ({why}). Write it again.")
         else:
-            problem = Refused("damaged_parquet", f"the file is corrupt from row {index} on ({why}); copy it again")
+            problem = Refused("damaged_parquet", f"the file is corrupt from row {index} on ({why}). Copy it again.")
             yield RawRow(index, None, problem, str, ends_file=True)
 
 
 def record_batches(stream: IO[bytes], allowed: int) -> Iterator[pa.RecordBatch]:
-    """The rows of a Parquet file as Arrow's, so many at a time as memory is meant for.
+    """Yield the rows of a Parquet file as Arrow batches that fit the memory limits.
 
     Args:
         stream: the file.
-        allowed: what all of its pages may unpack to in bytes.
+        allowed: maximum number of bytes that all of its pages may expand to.
 
     Raises:
         Refused: unpacks_too_far, damaged_parquet.
@@ -94,7 +94,7 @@ def record_batches(stream: IO[bytes], allowed: int) -> Iterator[pa.RecordBatch]:
 
 
 def copy_first_rows(stream: IO[bytes], count: int, out: Path | IO[bytes]) -> tuple[int, int]:
-    """Write the first rows of a Parquet file as another one; gives how many these are, and how many there are in all.
+    """Write the first rows of a Parquet file to another one; return their number and the total number of rows.
 
     Raises:
         Refused: unpacks_too_far, damaged_parquet.
@@ -109,7 +109,7 @@ def copy_first_rows(stream: IO[bytes], count: int, out: Path | IO[bytes]) -> tup
             allowed -= int(row_sizes(head).sum())
             if allowed < 0:
                 raise Refused("unpacks_too_far", "the first rows unpack to far more than the file's size")
-            # A column that was read without repeating its values is written as it was.
+            # Restore the original type of columns that were read as dictionaries.
             writer.write_batch(head.cast(parquet.schema_arrow))
             taken += head.num_rows
             if taken >= count:
@@ -118,9 +118,9 @@ def copy_first_rows(stream: IO[bytes], count: int, out: Path | IO[bytes]) -> tup
 
 
 def row_sizes(batch: pa.RecordBatch) -> Ints:
-    """What each row comes to, in bytes [rows]: those of its texts, and VALUE_BYTES a value.
+    """Return the size of each row in bytes [rows]: the bytes of its texts, plus VALUE_BYTES per value.
 
-    More than SIGN_BYTES a character of its JSON it cannot be.
+    This is at most SIGN_BYTES times the characters of its JSON.
     """
     sizes = np.zeros(batch.num_rows, np.int64)
     for column in batch.columns:
@@ -129,7 +129,7 @@ def row_sizes(batch: pa.RecordBatch) -> Ints:
 
 
 def _sizes(array: Any) -> Ints:
-    """What each value of a column comes to, with all that is inside it."""
+    """Return the size of each value of a column, including nested values."""
     kind, sizes = array.type, np.full(len(array), VALUE_BYTES, np.int64)
     if isinstance(array, pa.ExtensionArray):
         return _sizes(array.storage)
@@ -153,7 +153,7 @@ def _sizes(array: Any) -> Ints:
 
 
 def _parts(sizes: Ints, longest: int) -> Iterator[tuple[int, int]]:
-    """Rows by so many that they come to PYTHON_BYTES at most; those that are longer than `longest` by themselves."""
+    """Yield ranges of rows of at most PYTHON_BYTES; rows longer than `longest` are in ranges of their own."""
     start = held = 0
     for at, size in enumerate(sizes.tolist()):
         if at > start and (held + size > PYTHON_BYTES or size > longest):
@@ -168,7 +168,7 @@ def _parts(sizes: Ints, longest: int) -> Iterator[tuple[int, int]]:
 
 
 def _values(batch: pa.RecordBatch, start: int, end: int, limit: int) -> list[Row | Refused]:
-    """The rows between two places as Python values; a row that is longer than any of `limit` characters is none."""
+    """Return a range of rows as Python values; a row that must be longer than `limit` characters is refused."""
     part = batch.slice(start, end - start)
     if end - start == 1 and row_sizes(part)[0] > SIGN_BYTES * limit:
         return [_too_long(limit)]
@@ -176,18 +176,20 @@ def _values(batch: pa.RecordBatch, start: int, end: int, limit: int) -> list[Row
     try:
         rows: list[Row | Refused] = part.to_pylist()
     except UnicodeDecodeError:
-        # Only some row is at fault: take them one by one.
+        # Some row has invalid text: convert them one by one.
         rows = []
         for position in range(part.num_rows):
             try:
                 rows.extend(part.slice(position, 1).to_pylist())
             except UnicodeDecodeError as error:
-                rows.append(Refused("invalid_utf8", f"a text of the row is not UTF-8 ({error.reason}); write it again"))
+                rows.append(
+                    Refused("invalid_utf8", f"a text of the row is not UTF-8 ({error.reason}). Write it again.")
+                )
     return rows
 
 
 def _whole_microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with times in microseconds: Python has no finer ones, and would refuse the whole file."""
+    """Convert timestamps to microseconds: Python has no finer ones, and would reject the whole file."""
     for position, field in enumerate(batch.schema):
         if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
             times = batch.column(position).cast(pa.timestamp("us", field.type.tz), safe=False)
@@ -209,7 +211,9 @@ def _raw_row(row: Row | Refused, index: int, limit: int) -> RawRow:
 
 
 def _too_long(limit: int) -> Refused:
-    return Refused("row_too_long", f"the row is longer than {limit} characters; raise corpus.max_row_bytes or split it")
+    return Refused(
+        "row_too_long", f"the row is longer than {limit} characters. Raise corpus.max_row_bytes or split it."
+    )
 
 
 def _together(rows: list[RawRow]) -> Iterator[RowBatch]:

@@ -1,7 +1,7 @@
-"""Exact duplicates: which row stands for a sample that arrived more than once.
+"""Resolve exact duplicates: choose the row that represents a sample that arrived more than once.
 
-`raw_corpus` keeps every arrival, so removing a shard loses nothing that another shard holds too. The pool,
-out of which subsets are selected, has each sample once.
+`raw_corpus` keeps every arrival, so removing a shard loses nothing that another shard also holds. The pool, from which
+subsets are selected, has each sample once.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ ARRIVAL = ("shard", "row", "candidate")
 
 
 class Pool(NamedTuple):
-    """The rows that stand for their samples, and how many others there were."""
+    """The rows that represent their samples, and the number of duplicates."""
 
     rows: pl.DataFrame
     duplicates: int
 
 
 def resolve_duplicates(frame: pl.LazyFrame | pl.DataFrame) -> Pool:
-    """Of rows with the same sample_id, the one with the lowest shard, then row, then candidate.
+    """Keep one row per sample_id: the lowest shard, then row, then candidate.
 
-    `frame` holds sample_id, shard, row and candidate, and any other columns, which are carried along.
+    `frame` has sample_id, shard, row and candidate, and any other columns, which are kept.
     """
     rows = frame.lazy().collect()
     if all_distinct(rows["sample_id"]):
@@ -34,6 +34,6 @@ def resolve_duplicates(frame: pl.LazyFrame | pl.DataFrame) -> Pool:
 
 
 def all_distinct(sample_ids: pl.Series) -> bool:
-    """Whether no sample_id comes twice, at a fraction of what grouping texts costs."""
-    # Distinct hashes are of distinct texts; equal ones are looked at.
+    """Return whether all sample_ids are distinct, much faster than grouping texts."""
+    # Distinct hashes imply distinct texts; if hashes collide, compare the texts.
     return sample_ids.hash().n_unique() == len(sample_ids) or sample_ids.n_unique() == len(sample_ids)

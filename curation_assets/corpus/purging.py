@@ -1,4 +1,4 @@
-"""Remove purged samples from rows that are read, and the images that only they showed."""
+"""Remove purged samples from rows that are read, and the images that only they used."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from curation_assets.corpus.reading import ShardRows
 from curation_resources.storage.warehouse import Warehouse
 
 PURGED = "purged"
-DETAIL = "the sample was taken out with `curate purge`: take the row out of the file too"
+DETAIL = "the sample was removed with `curate purge`. Remove the row from the file too."
 
 
 class Kept(NamedTuple):
-    """Rows of both tables without purged samples, and how many candidate responses are no longer counted."""
+    """Rows of both tables without purged samples, and the number of candidate responses no longer counted."""
 
     accepted: pl.DataFrame
     rejected: pl.DataFrame
@@ -26,11 +26,11 @@ class Kept(NamedTuple):
 
 
 def without_purged(accepted: pl.DataFrame, rejected: pl.DataFrame, purged: Collection[str]) -> Kept:
-    """Rows of `raw_corpus` and `rejected_rows` without these samples, each of which is rejected instead.
+    """Return rows of `raw_corpus` and `rejected_rows` without these samples, each of which is rejected instead.
 
-    A row of which no other candidate was accepted is rejected as a whole. Nothing of the text of a row that held a
-    purged sample is kept: the excerpts of its other candidates, which begin with the same characters, are emptied.
-    All candidates of a row must be given together.
+    A row without other accepted candidates is rejected as a whole. No text of a row that held a purged sample is kept:
+    the excerpts of its other candidates, which begin with the same characters, are emptied. All candidates of a row
+    must be passed together.
     """
     out = accepted.filter(pl.col("sample_id").is_in(list(purged)))
     if out.is_empty():
@@ -48,26 +48,26 @@ def without_purged(accepted: pl.DataFrame, rejected: pl.DataFrame, purged: Colle
         .unique()
         .with_columns(reason=pl.lit(PURGED), detail=pl.lit(DETAIL), excerpt=pl.lit(""))
     )
-    # Candidates are counted of rows that have an accepted one.
+    # Candidates are counted only for rows with an accepted one.
     candidates_out = len(single) + len(out.filter(of_emptied))
     return Kept(left, tables.REJECTED_ROWS.conform(pl.concat([former, refused])), candidates_out)
 
 
 def rows_without_purged(rows: ShardRows, purged: Collection[str]) -> ShardRows:
-    """A whole shard without these samples; see `without_purged`."""
+    """Remove these samples from a whole shard; see `without_purged`."""
     kept = without_purged(rows.accepted, rows.rejected, purged)
     candidates_in = rows.candidates_in - kept.candidates_out
     return replace(rows, accepted=kept.accepted, rejected=kept.rejected, candidates_in=candidates_in)
 
 
 def kept_images(rows: pl.DataFrame) -> set[str]:
-    """Names, below `images/`, of the images that rows of `raw_corpus` show and the warehouse keeps."""
+    """Return the names, below `images/`, of images in rows of `raw_corpus` that the warehouse stores."""
     shown = rows["images"].explode().drop_nulls()
     return set(shown.filter(shown.str.starts_with(STORED)).str.strip_prefix(STORED).to_list())
 
 
 def used_images(warehouse: Warehouse) -> set[str]:
-    """Names of the images that any row of the corpus or of a validation set shows."""
+    """Return the names of the images used by any row of the corpus or of a validation set."""
     held_out = warehouse.names("validation")
     scans = [
         scan
@@ -78,7 +78,7 @@ def used_images(warehouse: Warehouse) -> set[str]:
 
 
 def drop_images(warehouse: Warehouse, names: Collection[str]) -> list[str]:
-    """Remove those of the images that no row shows any more; gives their names."""
+    """Remove the given images unless a row still uses them; return the names of those removed."""
     unused = sorted(set(names) - used_images(warehouse)) if names else []
     for name in unused:
         warehouse.storage.remove(f"{tables.images_dir()}/{name}")

@@ -1,7 +1,7 @@
-"""What comes out of a landing file: rows, alone or together, and how far a file may unpack.
+"""Rows as read from a landing file, single or in batches, and the limit on how far a file may expand.
 
-Nothing here knows how a file is packed; `curation_assets.corpus.containers` reads lines and
-`curation_assets.corpus.parquet_rows` Parquet.
+This module is independent of the file format: `curation_assets.corpus.containers` reads lines, and
+`curation_assets.corpus.parquet_rows` reads Parquet.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from curation_assets.corpus.fields import Row
 EXCERPT_CHARS = 200
 
 UNPACKED_BYTES = 2**29
-"""What any packed file may unpack to, however small it is."""
+"""Bytes that any packed file may expand to, however small it is."""
 
 UNPACKED_RATIO = 100
-"""What a larger one may unpack to, in times its size: texts come to ten times, repeated prompts to some tens."""
+"""Multiple of its size that a larger file may expand to: texts reach about 10, repeated prompts several tens."""
 
 ROW_BYTES = 256
-"""What a row counts at least: that much it takes in the tables, however short it is."""
+"""Minimum size that a row counts as, since it takes this much in the tables however short it is."""
 
 
 @dataclass(frozen=True)
 class RawRow:
-    """One row: its values, or what is wrong with it.
+    """One row: its values, or its problem.
 
-    `index` counts from 0 and includes blank lines, which are not yielded; it is -1 where nothing of the file
-    could be read. `ends_file` marks a problem of the file that nothing comes after.
+    `index` counts from 0 and includes blank lines, which are not yielded; it is -1 if nothing of the file could be
+    read. `ends_file` marks a problem after which nothing more of the file is read.
     """
 
     index: int
@@ -41,20 +41,20 @@ class RawRow:
 
 @dataclass(frozen=True)
 class RowBatch:
-    """Rows that all have values: `indices` and `values` go together; `excerpt` is of one position."""
+    """Rows with values: `indices` and `values` correspond; `excerpt` returns the excerpt of one position."""
 
     indices: Sequence[int]
     values: list[Row]
     excerpt: Callable[[int], str]
 
     def row(self, position: int) -> RawRow:
-        """One of them by itself."""
+        """Return one of the rows."""
         return RawRow(self.indices[position], self.values[position], None, lambda: self.excerpt(position))
 
 
 class Unpacked:
-    """How much more a packed file may unpack to. What is landed may be made to unpack to a thousand times its size
-    or, in Parquet, to any size at all.
+    """Tracks how much more a packed file may expand: a crafted file may expand to a thousand times its size or, in
+    Parquet, to any size at all.
 
     Args:
         packed: the file's size in bytes.
@@ -65,21 +65,21 @@ class Unpacked:
         self._taken = 0
 
     def take(self, size: int) -> None:
-        """So many bytes have been unpacked.
+        """Record that `size` bytes have been unpacked.
 
         Raises:
-            Refused: unpacks_too_far: these are too many.
+            Refused: unpacks_too_far: the limit is exceeded.
         """
         self._taken += size
         if self._taken > self.allowed:
             raise Refused(
                 "unpacks_too_far",
-                f"the file unpacks to more than {self.allowed:,} bytes, more than {UNPACKED_RATIO} times its size; "
-                "if it is meant to, land it as .jsonl, unpacked",
+                f"the file unpacks to more than {self.allowed:,} bytes, over {UNPACKED_RATIO} times its size. "
+                "If this is intended, land it as .jsonl, unpacked.",
             )
 
     def take_rows(self, count: int, size: int) -> None:
-        """What rows add, of whose bytes `size` have been taken.
+        """Record rows, `size` bytes of which have already been recorded.
 
         Raises:
             Refused: unpacks_too_far.
@@ -88,19 +88,19 @@ class Unpacked:
 
 
 def file_problem(reason: str, detail: str) -> RawRow:
-    """What is wrong with a file of which nothing can be read."""
+    """Return the problem of a file that cannot be read at all."""
     return RawRow(-1, None, Refused(reason, detail), str, ends_file=True)
 
 
 def line_excerpt(data: bytes) -> Callable[[], str]:
-    """The beginning of a line as people see it."""
-    # Only the head is kept alive; a character takes four bytes at most.
+    """Return a function that gives the beginning of a line, as displayed."""
+    # Keep only the head alive; a character takes at most four bytes.
     head = data[: 4 * EXCERPT_CHARS]
     return lambda: _clean(head.decode("utf-8", errors="replace"))
 
 
 def text_excerpt(value: str) -> Callable[[], str]:
-    """The beginning of a text as people see it."""
+    """Return a function that gives the beginning of a text, as displayed."""
     head = value[:EXCERPT_CHARS]
     return lambda: _clean(head)
 

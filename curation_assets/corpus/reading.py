@@ -1,8 +1,8 @@
-"""From a landing file to the rows of `raw_corpus` and `rejected_rows`, and the account that nothing is lost.
+"""Read a landing file into rows of `raw_corpus` and `rejected_rows`, and prove that nothing is lost.
 
-A row is a line that is not blank, or a Parquet row. Each ends in exactly one of two ways: one or more of its
-candidate responses are accepted (those that are not are rejected under their own index), or the row as a
-whole is rejected, once, with candidate -1. What is wrong with a file as a whole is rejected under row -1.
+A row is a nonblank line, or a Parquet row. Each row has exactly one of two outcomes: one or more of its candidate
+responses are accepted (the others are rejected under their own index), or the row as a whole is rejected, once, with
+candidate -1. Problems of a file as a whole are rejected under row -1.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from curation_assets.tables import RAW_CORPUS, REJECTED_ROWS
 from curation_resources.storage.landing import printable
 
 DETECTION_ROWS = 50
-# Rows are held while the format is not known: a file of broken lines must not fill the memory.
+# Rows are buffered until the format is known, so a file of broken lines must not fill the memory.
 DETECTION_LIMIT = 1000
 PIECE_BYTES = 1 << 25
 UNKNOWN = "unknown"
@@ -37,11 +37,15 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class ShardRows:
-    """What a landing file held.
+    """The content of a landing file.
 
-    accepted: `raw_corpus`; rejected: `rejected_rows`; rows_in: rows of the file, blank lines not counted;
-    candidates_in: responses of the rows that have an accepted one; format: its name, or "unknown";
-    file_problem: what is wrong with the file as a whole and how to mend it.
+    Attributes:
+        accepted: rows of `raw_corpus`.
+        rejected: rows of `rejected_rows`.
+        rows_in: number of rows in the file, without blank lines.
+        candidates_in: number of responses in rows that have an accepted one.
+        format: the format's name, or "unknown".
+        file_problem: the problem of the file as a whole, and its fix.
     """
 
     accepted: pl.DataFrame
@@ -54,7 +58,7 @@ class ShardRows:
 
 @dataclass(frozen=True)
 class Account:
-    """Where the rows and candidates of a shard went; `balanced`: each is accounted for exactly once."""
+    """Outcomes of a shard's rows and candidates; `balanced` means that each is accounted for exactly once."""
 
     rows_in: int
     rows_accepted: int
@@ -73,7 +77,7 @@ def read_shard(
     images_root: Path | None = None,
     keep_image: Callable[[str, bytes], None] | None = None,
 ) -> ShardRows:
-    """Reads one landing file as a whole; see `ShardReader`."""
+    """Read a whole landing file; see `ShardReader`."""
     reader = ShardReader(data, shard, name, corpus, images_root, keep_image)
     pieces = list(reader.pieces())
     return ShardRows(
@@ -87,11 +91,11 @@ def read_shard(
 
 
 def account(accepted: pl.DataFrame, rejected: pl.DataFrame, rows_in: int, candidates_in: int) -> Account:
-    """Counts again, from the tables alone, and compares with what was counted while reading.
+    """Recount from the tables alone, and compare with the counts made while reading.
 
     Args:
-        accepted: row and candidate of what is in `raw_corpus`.
-        rejected: the same of `rejected_rows`.
+        accepted: row and candidate of `raw_corpus`.
+        rejected: row and candidate of `rejected_rows`.
         rows_in: see `ShardRows`.
         candidates_in: see `ShardRows`.
     """
@@ -118,25 +122,25 @@ def account(accepted: pl.DataFrame, rejected: pl.DataFrame, rows_in: int, candid
 
 
 class Piece(NamedTuple):
-    """Some of a file's rows, as rows of both tables; pieces come in the order of the file."""
+    """Part of a file's rows, as rows of both tables; pieces are in file order."""
 
     accepted: pl.DataFrame
     rejected: pl.DataFrame
 
 
 class ShardReader:
-    """Reads one landing file piece by piece; bad input never raises, it is in `rejected` and `file_problem`.
+    """Reads one landing file piece by piece. Bad input never raises; it is in `rejected` and `file_problem`.
 
     Args:
         data: the file, or its bytes; None if it cannot be opened.
         shard: its partition key.
-        name: its name, whose ending says what it is (.jsonl, .jsonl.gz, .parquet).
-        corpus: format, mapped columns and the longest row allowed.
-        images_root: the file's own folder, where image paths lead; default: that of `data` if it is a path.
-        keep_image: stores the bytes of an image that a row holds under their digest; None: they are not kept.
+        name: its name, whose extension determines the format (.jsonl, .jsonl.gz, .parquet).
+        corpus: format, mapped columns and the longest allowed row.
+        images_root: the folder that image paths are relative to; default: the folder of `data` if it is a path.
+        keep_image: stores the bytes of an image inside a row under their digest; None to discard them.
 
     Attributes:
-        rows_in: see `ShardRows`, as are the others; all are known after the last piece.
+        rows_in: see `ShardRows`, as for the others; all are known after the last piece.
     """
 
     def __init__(
@@ -160,11 +164,11 @@ class ShardReader:
         self.file_problem: str | None = None
         if data is None:
             self.file_problem = (
-                f"{printable(name)} cannot be opened: check that it is there and that this user may read it"
+                f"{printable(name)} cannot be opened. Check that it exists and that this user may read it."
             )
 
     def pieces(self) -> Iterator[Piece]:
-        """The rows, some tens of MiB at a time."""
+        """Yield the rows, a few tens of MiB at a time."""
         if self.file_problem is not None:
             return
         head = list(self._until_parsed())
@@ -186,7 +190,7 @@ class ShardReader:
         yield shelf.piece()
 
     def _until_parsed(self) -> Iterator[RowBatch | RawRow]:
-        """The first rows, until DETECTION_ROWS of them have values, but no more than DETECTION_LIMIT."""
+        """Yield the first rows, until DETECTION_ROWS of them have values, but at most DETECTION_LIMIT."""
         seen = parsed = 0
         for item in self._items:
             yield item
@@ -215,7 +219,7 @@ class _Shelf:
     file_problem: str | None = None
 
     def put(self, item: RowBatch | RawRow) -> None:
-        """Accepts or rejects rows."""
+        """Accept or reject rows."""
         if isinstance(item, RawRow):
             self.put_row(item)
         else:
@@ -223,10 +227,10 @@ class _Shelf:
                 self.put_row(item.row(position))
 
     def put_row(self, row: RawRow) -> None:
-        """Accepts or rejects one row."""
+        """Accept or reject one row."""
         self.rows_in += row.index >= 0
         if row.value is None:
-            problem = row.problem or Refused("not_object", "the row holds no values")
+            problem = row.problem or Refused("not_object", "the row has no values")
             self.reject(row, -1, problem)
             if row.ends_file:
                 self.file_problem = problem.detail
@@ -250,10 +254,12 @@ class _Shelf:
                 self.size += sum(len(value) for value in result if isinstance(value, str))
 
     def samples(self, row: Row, index: int) -> list[tuple[object, ...] | Refused]:
-        """The row's candidates as rows of `raw_corpus`, or why they are none."""
+        """Return the row's candidates as rows of `raw_corpus`, or their refusals."""
         if self.parser is None:
             names = ", ".join(sorted(row))[:200].replace("\0", " ")
-            raise Refused("unknown_format", f"fields: {names}; name them in corpus.columns, or set corpus.format")
+            raise Refused(
+                "unknown_format", f"unknown fields: {names}. Map them under corpus.columns, or set corpus.format."
+            )
         results: list[tuple[object, ...] | Refused] = []
         for candidate, draft in enumerate(self.parser.parse(row)):
             if isinstance(draft, Refused):
@@ -263,7 +269,7 @@ class _Shelf:
         return results
 
     def sample(self, draft: Draft, index: int, candidate: int) -> tuple[object, ...]:
-        """One row of `raw_corpus`, in the order of its columns."""
+        """Return one row of `raw_corpus`, in column order."""
         images = [self.images.take(source) for source in draft.images]
         return (
             *identify(draft.turns, [identity for _, identity in images], draft.response, draft.answer, draft.steps),
@@ -285,7 +291,7 @@ class _Shelf:
         )
 
     def reject(self, row: RawRow, candidate: int, problem: Refused) -> None:
-        """One row of `rejected_rows`."""
+        """Add one row of `rejected_rows`."""
         place = (self.shard, row.index, candidate)
         self.rejected.append((*place, problem.reason, problem.detail, row.excerpt()))
         self.reasons[problem.reason] += 1
@@ -293,9 +299,9 @@ class _Shelf:
         self.size += len(problem.detail) + EXCERPT_CHARS
 
     def close(self) -> None:
-        """After the last row: a file of which nothing could be used is a problem of the file."""
+        """Finish after the last row: report a file without usable rows as a problem of the file."""
         if self.file_problem is None and not self.rows_in:
-            empty = Refused("empty_file", "the file is empty: no rows; write it again or remove it")
+            empty = Refused("empty_file", "the file is empty. Write it again or remove it.")
             self.reject(RawRow(-1, None, empty, str, ends_file=True), -1, empty)
             self.file_problem = empty.detail
         if self.file_problem is None and not self.rows_accepted:
@@ -305,7 +311,7 @@ class _Shelf:
             )
 
     def piece(self) -> Piece:
-        """What has been collected since the last piece."""
+        """Return what has been collected since the last piece."""
         accepted = RAW_CORPUS.conform(pl.DataFrame(self.accepted, RAW_CORPUS.schema, orient="row"))
         rejected = REJECTED_ROWS.conform(pl.DataFrame(self.rejected, REJECTED_ROWS.schema, orient="row"))
         self.accepted, self.rejected, self.size = [], [], 0

@@ -1,6 +1,6 @@
-"""What every format says about a row: the turns, the candidate responses, and the fields they came from.
+"""The parts that every format extracts from a row: turns, candidate responses, and the fields they came from.
 
-A format only finds things; `curation_assets.corpus.assemble` checks them and applies the mapped columns.
+A format only finds them; `curation_assets.corpus.assemble` checks them and applies the mapped columns.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ IMAGE_MARK = "<image>"
 
 @dataclass(frozen=True)
 class Candidate:
-    """One response as found, unchecked: a text, or the Refused that finding it ended in.
+    """One response as found, unchecked: a text, or the Refused raised while finding it.
 
-    `turns` are the candidate's own prompt, where candidates differ in it, and `images` stood inside them;
+    `turns` is the candidate's own prompt, if candidates have different ones, and `images` are those inside them;
     `label` is added to `extra`.
     """
 
@@ -50,7 +50,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a format found in a row: prompt turns, images inside turns, candidates, and fields it took."""
+    """The parts that a format found in a row: prompt turns, images inside turns, candidates, and the fields it used."""
 
     turns: tuple[Turn, ...]
     candidates: tuple[Candidate, ...]
@@ -61,7 +61,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Format:
-    """A shape that rows arrive in: `matches` recognises it, `read` takes a row apart (or raises Refused)."""
+    """A row shape: `matches` recognises it, and `read` takes a row apart (or raises Refused)."""
 
     name: str
     matches: Callable[[Row], bool]
@@ -70,20 +70,20 @@ class Format:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns, and the images that stood inside them."""
+    """Turns, and the images inside them."""
 
     turns: tuple[Turn, ...]
     images: tuple[object, ...] = ()
 
     def split(self) -> tuple[tuple[Turn, ...], object]:
-        """The prompt's turns and the response: the last turn, if the assistant speaks it, else MISSING."""
+        """Split off the response: the last turn if it is the assistant's, else MISSING."""
         if self.turns and self.turns[-1].role == "assistant":
             return self.turns[:-1], self.turns[-1].content
         return self.turns, MISSING
 
 
 def is_conversation(value: object) -> bool:
-    """Whether the value is a list that begins with a turn: {role, content} or {from, value}."""
+    """Return whether the value is a list that begins with a turn: {role, content} or {from, value}."""
     return (
         isinstance(value, list)
         and bool(value)
@@ -93,9 +93,9 @@ def is_conversation(value: object) -> bool:
 
 
 def conversation(value: object, what: str) -> Conversation:
-    """The turns of a list of {role, content} or {from, value}.
+    """Parse the turns of a list of {role, content} or {from, value}.
 
-    Content that is a list of parts becomes one text: text parts as they are, each image part as `<image>`.
+    Content given as a list of parts becomes one text: text parts unchanged, each image part as `<image>`.
 
     Raises:
         Refused: wrong_type, unknown_role, nul_byte.
@@ -111,7 +111,7 @@ def conversation(value: object, what: str) -> Conversation:
         role = item.get("role", item.get("from"))
         if not isinstance(role, str) or role.lower() not in _ROLES:
             said = repr(role[:50]) if isinstance(role, str) else kind(role)
-            raise Refused("unknown_role", f"{where} has the role {said}; known are {', '.join(_ROLES)}")
+            raise Refused("unknown_role", f"{where} has the unknown role {said}. Known roles: {', '.join(_ROLES)}.")
         content, found = _content(item.get("content", item.get("value")), where)
         turns.append(Turn(_ROLES[role.lower()], content))
         images.extend(found)
@@ -119,7 +119,7 @@ def conversation(value: object, what: str) -> Conversation:
 
 
 def prompt_turns(value: object, row: Row, what: str) -> Conversation:
-    """A prompt that is a text (one user turn) or a list of turns, after the row's system prompt if any.
+    """Parse a prompt that is a text (one user turn) or a list of turns, preceded by the row's system prompt, if any.
 
     Raises:
         Refused: wrong_type, unknown_role, nul_byte.
@@ -133,7 +133,7 @@ def prompt_turns(value: object, row: Row, what: str) -> Conversation:
 
 
 def system_turns(row: Row) -> tuple[Turn, ...]:
-    """The row's system prompt as a turn, none if it is blank.
+    """Return the row's system prompt as a turn; empty if it is blank.
 
     Raises:
         Refused: wrong_type, nul_byte.
@@ -146,9 +146,9 @@ def system_turns(row: Row) -> tuple[Turn, ...]:
 
 
 def candidates_in(value: object, what: str) -> tuple[Candidate, ...]:
-    """The candidates in one value: a text, a list of turns, or a list of either.
+    """Return the candidates in one value: a text, a list of turns, or a list of either.
 
-    One that is broken becomes a Candidate whose response is the refusal, so that the others stay usable.
+    A broken one becomes a Candidate whose response is the refusal, so that the others stay usable.
     """
     if isinstance(value, list) and not is_conversation(value):
         return tuple(candidate_in(item, f"{what}[{index}]") for index, item in enumerate(value))
@@ -156,7 +156,7 @@ def candidates_in(value: object, what: str) -> tuple[Candidate, ...]:
 
 
 def candidate_in(value: object, what: str) -> Candidate:
-    """The candidate in a text or a list of turns, whose turns before the response are its own prompt."""
+    """Return the candidate in a text or a list of turns; the turns before the response are its own prompt."""
     if not is_conversation(value):
         return Candidate(value)
     try:
@@ -175,7 +175,7 @@ def _content(value: object, where: str) -> tuple[str, list[object]]:
     for part in value:
         if isinstance(part, dict) and str(part.get("type")).startswith("image"):
             texts.append(IMAGE_MARK)
-            # Tables give every part all keys, null where it has no value.
+            # Tables give every part all keys, with null for missing values.
             held = (part[key] for key in ("image_url", "image", "url", "path") if not absent(part.get(key)))
             images.append(part if not absent(part.get("bytes")) else next(held, None))
         elif isinstance(part, dict) and isinstance(part.get("text"), str):

@@ -1,4 +1,4 @@
-"""From corpus rows to what the scoring and training code takes."""
+"""Convert corpus rows into samples for the scoring and training code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from curation_resources.storage.mirror import fetched
 
 
 def samples_of(workspace: Workspace, rows: pl.DataFrame, steps: pl.DataFrame | None = None) -> list[Sample]:
-    """Samples from rows of `raw_corpus` and, if they are to be measured by segment, `segmented_steps`."""
+    """Build samples from rows of `raw_corpus` and, if they are measured by segment, `segmented_steps`."""
     spans: dict[str, list[Segment]] = {}
     if steps is not None:
         for sample_id, index, start, end in steps.select("sample_id", "step_index", "start", "end").iter_rows():
@@ -39,25 +39,25 @@ def samples_of(workspace: Workspace, rows: pl.DataFrame, steps: pl.DataFrame | N
 
 
 def image_source(workspace: Workspace, reference: str, root: str, digest: str | None) -> ImageSource:
-    """Where the image lies that a reference of `raw_corpus` means.
+    """Return the location of the image that a reference in `raw_corpus` denotes.
 
     Args:
-        workspace: whose warehouse keeps the images whose bytes were inside rows.
+        workspace: the workspace whose warehouse stores images from inside rows.
         reference: an entry of column `images`.
         root: folder of the shard's file, which relative paths start from.
-        digest: of the image's bytes, as column `image_digests` has it.
+        digest: digest of the image's bytes, from column `image_digests`.
     """
     if reference.startswith(STORED):
         name = reference.removeprefix(STORED)
         try:
             kept = workspace.warehouse.local(f"{tables.images_dir()}/{name}")
         except FileNotFoundError:
-            # Whoever opens it says that it is missing.
+            # The code that opens the image reports that it is missing.
             kept = Path(tables.images_dir()) / name
         return ImageFile(str(kept.parent), name, digest)
     if is_remote(reference):
         return reference
-    # Whoever opens it says what is wrong with it.
+    # The code that opens the image reports any problem.
     with contextlib.suppress(OSError, RuntimeError, ValueError):
         fetched((Path(root) / reference).resolve(), digest)
     return ImageFile(root, reference, digest)

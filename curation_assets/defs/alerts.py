@@ -1,4 +1,4 @@
-"""Failures that people are told of: a run-failure sensor, and refused looks at the landing area."""
+"""Send alerts about failures: a run-failure sensor, and refused scans of the landing area."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from curation_resources.text import shortened
 RETRIED_TAG = "dagster/will_retry"
 LONGEST_LINE = 500
 LONGEST_ERROR = 2000
-"""Characters of an alert's text, and of the error in it: chat services refuse more."""
+"""Maximum characters of an alert's text, and of the error in it: chat services reject more."""
 NEWLINE = "\n"
 NUMBERS = re.compile(r"\d+")
 logger = logging.getLogger("curation")
-_told: dict[str, str] = {}
-"""What people were told and have not mended yet, and which sensor told them; of one problem only the first does."""
+_reported: dict[str, str] = {}
+"""Reported problems that are not fixed yet, with the sensor that reported each; a problem is reported once."""
 
 
 def channels(workspace: Workspace) -> Channels:
-    """Where the alerts of a configuration go."""
+    """Return the alert channels of a configuration."""
     section = workspace.settings.alerts
     return Channels(section.command, section.webhook_variable)
 
@@ -36,7 +36,7 @@ def _line(message: str) -> str:
 
 
 def failure_alert(run: dg.DagsterRun, message: str, config_file: str) -> Alert:
-    """What people are told of a run that failed with a message."""
+    """Build the alert for a failed run."""
     assets = sorted(key.to_user_string() for key in run.asset_selection or ())
     ends = [run.tags.get(f"dagster/asset_partition_range_{end}") for end in ("start", "end")]
     partition = run.tags.get("dagster/partition")
@@ -55,22 +55,22 @@ def failure_alert(run: dg.DagsterRun, message: str, config_file: str) -> Alert:
 
 
 def alert_sensors(workspace: Workspace) -> list[dg.SensorDefinition]:
-    """The sensor that tells of failed runs, if the configuration names somebody to tell."""
+    """Return the sensor that reports failed runs, if the configuration has an alert channel."""
     if not channels(workspace):
         return []
 
-    # Runs of `curate run` belong to no code location, and are told of as those of the daemon are.
+    # Runs of `curate run` belong to no code location, but are reported like those of the daemon.
     @dg.run_failure_sensor(
         name="alerts",
         monitor_all_code_locations=True,
         minimum_interval_seconds=15,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Tells of failed runs by the command or the webhook that `alerts` in curation.yaml names.",
+        description="Reports failed runs through the command or the webhook under `alerts` in curation.yaml.",
     )
     def alerts(context: dg.RunFailureSensorContext, workspace: dg.ResourceParam[Workspace]) -> dg.SkipReason | None:
         run = context.dagster_run
         if run.tags.get(RETRIED_TAG) == "true":
-            return dg.SkipReason(f"run {run.run_id[:8]} is tried again")
+            return dg.SkipReason(f"run {run.run_id[:8]} will be retried")
         causes = [_cause(event) for event in context.get_step_failure_events()]
         message = (causes or [context.failure_event.message or "(the run ended without a message)"])[0]
         message = masked(message, channels(workspace))
@@ -81,7 +81,7 @@ def alert_sensors(workspace: Workspace) -> list[dg.SensorDefinition]:
 
 
 def _cause(event: dg.DagsterEvent) -> str:
-    """What a step failed of: the first cause, which is what a stage raised."""
+    """Return the message of a step failure's root cause, which is the error that the stage raised."""
     error = event.step_failure_data.error
     if error is None:
         return event.message or "(the step ended without a message)"
@@ -92,7 +92,7 @@ def _cause(event: dg.DagsterEvent) -> str:
 
 @contextmanager
 def refusals_told(workspace: Workspace, sensor: str) -> Iterator[None]:
-    """Tell of what a user has to mend before a sensor can go on, once as long as it stays the same.
+    """Report errors that a user has to fix before a sensor can continue, once per unchanged problem.
 
     A sensor's failed tick starts no run, so the run-failure sensor does not see it.
     """
@@ -100,27 +100,27 @@ def refusals_told(workspace: Workspace, sensor: str) -> Iterator[None]:
         yield
     except UserError as error:
         if channels(workspace):
-            _tell(workspace, sensor, str(error))
+            _report(workspace, sensor, str(error))
         raise
-    for problem in [problem for problem, teller in _told.items() if teller == sensor]:
-        del _told[problem]
+    for problem in [problem for problem, reporter in _reported.items() if reporter == sensor]:
+        del _reported[problem]
 
 
-def _tell(workspace: Workspace, sensor: str, message: str) -> None:
-    """Tell of a refusal, unless people know of it; a channel that fails must not hide what was refused."""
-    # The same with other numbers (one more file is gone, say) is no other problem.
+def _report(workspace: Workspace, sensor: str, message: str) -> None:
+    """Report a refusal unless it was already reported; a failing channel must not hide the refusal itself."""
+    # The same message with other numbers (for example, one more missing file) is the same problem.
     problem = NUMBERS.sub("#", message)
-    if problem in _told:
+    if problem in _reported:
         return
-    # Known before it is sent: a channel that fails would else be tried at every tick.
-    _told[problem] = sensor
+    # Mark it before sending: otherwise a failing channel would be tried at every tick.
+    _reported[problem] = sensor
     message = masked(message, channels(workspace))
     alert = Alert(
         f"{sensor}_refused",
-        f"curation: sensor {sensor} cannot go on: {_line(message)}",
+        f"curation: sensor {sensor} cannot continue: {_line(message)}",
         {"error": shortened(message, LONGEST_ERROR), "config_file": str(workspace.config_file)},
     )
     try:
         send(alert, channels(workspace))
     except AlertError as error:
-        logger.error("nobody was told that sensor %s cannot go on: %s", sensor, error)
+        logger.error("the alert that sensor %s cannot continue was not delivered: %s", sensor, error)

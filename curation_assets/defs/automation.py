@@ -46,8 +46,8 @@ from curation_resources.storage.digests import digest
 from curation_resources.storage.read_cache import one_look
 
 PATIENCE_SECONDS = 120.0
-"""How long a stage of an automation condition is outdated before the sensor requests it. Conditions are evaluated every
-15 seconds, and launching a run takes a while."""
+"""Time that a stage with an automation condition stays outdated before the sensor requests it. Conditions are evaluated
+every 15 seconds, and launching a run takes a while."""
 
 
 def sensors(workspace: Workspace) -> list[dg.SensorDefinition]:
@@ -91,7 +91,7 @@ def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
             requests, reasons = scoring_requests(workspace, context.instance)
             waiting: dict[str, float] = {}
             if not unfinished:
-                # Also beside other requests: one that fails for good is made at every tick, and launched at none.
+                # Even next to other requests: a run that always fails is requested at every tick, but not launched.
                 before = json.loads(context.cursor) if context.cursor else {}
                 late, waiting = rescue_requests(workspace, context.instance, before, time.time())
                 requests += late
@@ -141,7 +141,7 @@ def scoring_requests(workspace: Workspace, instance: dg.DagsterInstance) -> tupl
 def _requests(
     survey: Survey, instance: dg.DagsterInstance, stage: Stage, item: Item, outdated: Sequence[str], may_measure: bool
 ) -> list[dg.RunRequest]:
-    """Return the runs of one stage; each run key says what is wanted, what is stored, and how often it was killed."""
+    """Return the runs of one stage; each run key encodes the wanted and stored state, and the number of kills."""
     workspace = survey.workspace
     requests = []
     for parts in _ranges(workspace, instance, stage, outdated):
@@ -150,7 +150,7 @@ def _requests(
             signals = signals_to_measure(survey.lacking_signals(item), parts)
             selection = asset_keys(workspace, stage, item, signals)
         tags = range_tags(parts) if stage.by_shard else {}
-        # A run that is killed before it has stored anything is requested again, too.
+        # A run that was killed before it stored anything is requested again too.
         killed = killed_runs(instance, stage.name, selection[0], tags)
         if stage.name == "corpus":
             ready = _measurable(workspace) if may_measure else {}
@@ -178,8 +178,8 @@ def _ranges(
 def _measurable(workspace: Workspace) -> dict[str, tuple[list[dg.AssetKey], list[str]]]:
     """Return assets and fingerprints of the signals of every target that can be measured now.
 
-    A range that has to be read anew is measured in the same run. Not where runs that measure are placed apart
-    (`engine.run_tags`): a GPU would wait while files are read.
+    A range that has to be read again is measured in the same run, unless measuring runs are placed separately
+    (`engine.run_tags`), since a GPU would be idle while files are read.
     """
     found: dict[str, tuple[list[dg.AssetKey], list[str]]] = {}
     if workspace.settings.engine.run_tags:
@@ -200,13 +200,13 @@ def rescue_requests(
 ) -> tuple[list[dg.RunRequest], dict[str, float]]:
     """Return runs of condition stages outdated for `PATIENCE_SECONDS`, and since when each has been outdated.
 
-    Requested twice, such an asset is made twice in seconds, and is the same.
+    If an asset is requested twice, it is made twice within seconds, with the same result.
 
     Args:
         workspace: the configuration.
-        instance: holds partitions and events.
+        instance: the Dagster instance.
         waiting: the second result of the last call, by run key.
-        now: seconds of any clock that does not stop between calls.
+        now: seconds of a clock that keeps running between calls.
     """
     found = _unrequested(workspace, instance)
     since = {str(request.run_key): waiting.get(str(request.run_key), now) for request in found}
@@ -217,7 +217,7 @@ def rescue_requests(
 def _unrequested(workspace: Workspace, instance: dg.DagsterInstance) -> list[dg.RunRequest]:
     """Return a run for each outdated part of the stages that automation conditions trigger.
 
-    A run key holds what is stored now, and the day: what fails is requested again once a day, not in a loop.
+    A run key encodes the stored state and the day, so a failing run is requested again once a day, not in a loop.
     """
     survey = _survey(workspace, instance)
     day = datetime.now(UTC).date().isoformat()
@@ -242,7 +242,7 @@ def _unrequested(workspace: Workspace, instance: dg.DagsterInstance) -> list[dg.
 
 
 def _release_sensor(subset: Subset) -> dg.SensorDefinition:
-    # One sensor a subset: assets of different partition sets cannot share a sensor's job.
+    # One sensor per subset: assets with different partition sets cannot share a sensor's job.
     @dg.sensor(
         name=f"release_{subset.name}",
         target=dg.AssetSelection.assets(release_asset_key(subset)),
@@ -256,7 +256,7 @@ def _release_sensor(subset: Subset) -> dg.SensorDefinition:
         number = next_release(workspace, subset)
         latest = latest_release(workspace, subset)
         if latest is not None and latest.number == number:
-            return dg.SkipReason(f"release {number} has this content")
+            return dg.SkipReason(f"release {number} already has this content")
         key = release_key(subset.name, number)
         return dg.SensorResult(
             run_requests=[

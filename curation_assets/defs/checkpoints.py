@@ -1,4 +1,4 @@
-"""Assets of the checkpoints stage, made for every target of the configuration."""
+"""Assets of the checkpoints stage, created for every target of the configuration."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,27 +20,27 @@ from curation_resources.text import escape_cell
 
 
 def base_model_key(target: Target) -> dg.AssetKey:
-    """The observed base model of a target."""
+    """Return the key of a target's observed base model."""
     return dg.AssetKey([target.name, "base_model"])
 
 
 def warmup_key_of(target: Target) -> dg.AssetKey:
-    """The warm-up checkpoint of a target."""
+    """Return the key of a target's warm-up checkpoint."""
     return dg.AssetKey([target.name, "warmup_checkpoint"])
 
 
 def perturbation_key_of(target: Target) -> dg.AssetKey:
-    """The strength of a target's random perturbation."""
+    """Return the key of the strength of a target's random perturbation."""
     return dg.AssetKey([target.name, "perturbation"])
 
 
 def measured_checkpoint_key(target: Target) -> dg.AssetKey:
-    """The checkpoint that a target's signals are measured at."""
+    """Return the key of the checkpoint that a target's signals are measured at."""
     return base_model_key(target) if target.warmup == "none" else warmup_key_of(target)
 
 
 def checkpoint_assets(target: Target) -> list[dg.AssetsDefinition | dg.SourceAsset]:
-    """The observed base model and, unless switched off, the warm-up."""
+    """Return the observed base model and, unless switched off, the warm-up and perturbation."""
 
     @dg.observable_source_asset(
         key=base_model_key(target),
@@ -66,7 +66,7 @@ def _warmup_asset(target: Target, base_model: dg.SourceAsset) -> dg.AssetsDefini
         group_name=target.name,
         description=f"{escape_cell(target.model)}, trained once, by the recipe of {target.warmup.preset}, on "
         + (target.warmup.release or f"{target.warmup.fraction:.0%} of the pool")
-        + (f", going on from {target.warmup.start}." if target.warmup.start else "."),
+        + (f", starting from {target.warmup.start}." if target.warmup.start else "."),
         owners=OWNERS,
         kinds={"pytorch", "huggingface"},
         pool="gpu",
@@ -96,7 +96,7 @@ def _warmup_asset(target: Target, base_model: dg.SourceAsset) -> dg.AssetsDefini
 
 
 def _distance(record: Mapping[str, Any]) -> dict[str, Any]:
-    """How far training moved the weights, as numbers and plots."""
+    """Return how far training moved the weights, as numbers and plots."""
     found = record["distance"]
     layers = {layer: value for layer, value in found["by_layer"].items() if layer.isdecimal()}
     made: dict[str, Any] = {
@@ -113,13 +113,13 @@ def _distance(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _trained_on(warmup: Warmup) -> list[dg.AssetKey]:
-    """What a run takes its samples and its first weights from."""
+    """Return the assets that provide a run's samples and initial weights."""
     start = [] if warmup.start is None else [dg.AssetKey([warmup.start, "warmup_checkpoint"])]
     return [*start, RAW_CORPUS_KEY if warmup.release is None else _release_key(warmup.release)]
 
 
 def _release_key(release: str) -> dg.AssetKey:
-    """The releases of a subset, by NAME@N."""
+    """Return the key of a subset's releases, given NAME@N."""
     return dg.AssetKey(["releases", release.split("@", maxsplit=1)[0]])
 
 
@@ -128,8 +128,8 @@ def _perturbation_asset(target: Target) -> dg.AssetsDefinition:
         key=perturbation_key_of(target),
         deps=[base_model_key(target), SEGMENTED_STEPS_KEY],
         group_name=target.name,
-        description="Strength of the random perturbation of TEMP's difficulty filter, searched for once on a draw of "
-        "the pool: early losses there are 2.5 times the base model's.",
+        description="Strength of the random perturbation in TEMP's difficulty filter, searched for once on a draw of "
+        "the pool: it raises early losses to 2.5 times those of the base model.",
         owners=OWNERS,
         kinds={"pytorch"},
         pool="gpu",

@@ -1,8 +1,8 @@
-"""A code server whose runs live beside it, in one container: `python -m curation_assets.defs.code_server OPTIONS`.
+"""A code server whose runs share its container: `python -m curation_assets.defs.code_server OPTIONS`.
 
-Runs end with the server that they live beside, but Dagster cannot see that: they would stay STARTED, and hold the GPU's
-pool for ever. So they are said to have failed before the next one serves. Where a launcher makes a machine for every
-run, use `dagster code-server start` itself.
+Runs end with their server, but Dagster cannot detect that: they would stay STARTED and occupy the GPU's pool forever.
+Therefore the next server marks them as failed before it starts. If a launcher starts a machine for every run, use
+`dagster code-server start` itself.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from curation_assets.workspace.workspace import Workspace, dagster_home
 
 
 def serve(options: Sequence[str]) -> None:
-    """Fail what the last server left running, and become `dagster code-server start OPTIONS`."""
+    """Fail the runs that the last server left behind, and exec `dagster code-server start OPTIONS`."""
     workspace = Workspace.load()
     with open_instance(workspace) as instance:
-        # The lock is kept by the process that this one becomes.
+        # The lock is inherited by the process that this one becomes.
         bury_runs_of_a_dead_ui(instance, dagster_home(workspace))
     os.execvp("dagster", ["dagster", "code-server", "start", *options])
 

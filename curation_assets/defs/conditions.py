@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import dagster as dg
 
-# The cast: Dagster types the union of conditions more widely than its own methods take.
+# Cast because Dagster types the union of conditions more broadly than its own methods accept.
 _CHANGED = cast(
     "dg.AutomationCondition[Any]",
     dg.AutomationCondition.newly_missing()
@@ -19,11 +19,11 @@ FOLLOW_UPSTREAM = (
     & ~dg.AutomationCondition.any_deps_in_progress()
     & ~dg.AutomationCondition.in_progress()
 ).with_label("follow upstream")
-"""Made anew when an input, the code or the parameters changed and every input is there and at rest."""
+"""Update when an input, the code or the parameters have changed, and all inputs exist and are not in progress."""
 
 
 def follow_upstream_without_waiting_for(keys: Sequence[dg.AssetKey]) -> dg.AutomationCondition[Any]:
-    """The same, but made also while some of these inputs have never been there."""
+    """Return the same condition, but without requiring that these inputs exist."""
     missing = dg.AutomationCondition.any_deps_missing()
     condition = FOLLOW_UPSTREAM.replace(missing, missing.ignore(dg.AssetSelection.assets(*keys)))
     return condition.with_label("follow upstream")

@@ -1,4 +1,4 @@
-"""Assets of the corpus stage: the observed landing files, and what reading them gave."""
+"""Assets of the corpus stage: the observed landing files, and the tables read from them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -56,7 +56,7 @@ def landing_files(workspace: dg.ResourceParam[Workspace]) -> dg.DataVersionsByPa
 def corpus(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> Iterator[dg.MaterializeResult[Any]]:
-    """Read landing files into samples and rejected rows; nothing that arrives disappears."""
+    """Read landing files into samples and rejected rows; every row ends up in one of them."""
     unaccounted: list[str] = []
     unreadable: list[tuple[str, str]] = []
     shards = context.partition_keys
@@ -93,7 +93,7 @@ def corpus(
                 check_name="files_readable",
                 passed=not unreadable,
                 severity=dg.AssetCheckSeverity.WARN,
-                metadata={"problems": markdown_table(("shard", "problem and mend"), unreadable)},
+                metadata={"problems": markdown_table(("shard", "problem and fix"), unreadable)},
             ),
         ],
     )

@@ -1,8 +1,8 @@
-"""Runs whose process is gone: said to have failed, and their place in the pools given back.
+"""Mark runs whose process is gone as failed, and release their pool slots.
 
-Dagster cannot see that an in-process run was killed: it stays STARTED and keeps the only slot of pool `gpu`,
-so nothing would ever be measured again. Runs of `curate run` carry the process that they live in; runs of the
-daemon live as long as their `curate ui`, which holds a lock.
+Dagster cannot detect that an in-process run was killed: it stays STARTED and keeps the only slot of pool `gpu`, so
+nothing would ever be measured again. Runs of `curate run` carry a tag with their process; runs of the daemon live as
+long as their `curate ui`, which holds a lock.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ MOST_KILLED = 3
 
 
 class RunInProgressError(UserError):
-    """Something cannot be done while a run of the instance is in progress."""
+    """An operation is not possible while a run of the instance is in progress."""
 
 
 def process_tags() -> dict[str, str]:
-    """Tags of a run that lives in this process; such a run is never retried by the daemon."""
+    """Return the tags of a run in this process; the daemon never retries such a run."""
     return {PROCESS_TAG: f"{socket.gethostname()}/{os.getpid()}/{_started(os.getpid())}", "dagster/max_retries": "0"}
 
 
 def bury_dead_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Fail the unfinished runs of processes of this machine that are gone; gives their ids."""
+    """Fail the unfinished runs of processes of this machine that are gone; return their ids."""
     dead = []
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
         tag = run.tags.get(PROCESS_TAG)
@@ -53,15 +53,15 @@ def bury_dead_runs(instance: dg.DagsterInstance) -> list[str]:
 def killed_runs(
     instance: dg.DagsterInstance, stage: str, key: dg.AssetKey, tags: Mapping[str, str] | None = None
 ) -> int:
-    """How often a run of a stage that makes an asset ended although no step of it failed; at most `MOST_KILLED`.
+    """Count the runs of a stage that made an asset and ended without a failed step; at most `MOST_KILLED`.
 
-    What is killed time and again (out of memory, say) is not to be asked for for ever.
+    This stops a sensor from requesting a run that is killed every time, for example because memory runs out.
 
     Args:
-        instance: where runs are kept.
-        stage: that runs are about.
+        instance: the Dagster instance.
+        stage: the stage of the runs.
         key: an asset that they make.
-        tags: others that they have: those of a range of shards.
+        tags: additional tags that they have, such as those of a range of shards.
     """
     wanted = {STAGE_TAG: stage, **(tags or {})}
     failed = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags=wanted))
@@ -79,7 +79,7 @@ def _failed_by_itself(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
 
 
 def refuse_while_running(instance: dg.DagsterInstance, what: str) -> None:
-    """Bury dead runs, and refuse what must not be done beside a run that lives or waits.
+    """Fail dead runs, then refuse an operation that must not happen while a run is in progress or queued.
 
     Raises:
         RunInProgressError: there is such a run.
@@ -88,16 +88,16 @@ def refuse_while_running(instance: dg.DagsterInstance, what: str) -> None:
     runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
     if runs:
         raise RunInProgressError(
-            f"{what}: {len(runs)} runs are in progress or queued ({', '.join(run.run_id[:8] for run in runs[:3])}): "
-            "wait for them, or end them in the UI"
+            f"{what}: {len(runs)} runs are in progress or queued ({', '.join(run.run_id[:8] for run in runs[:3])}). "
+            "Wait for them, or terminate them in the UI."
         )
 
 
 def bury_runs_of_a_dead_ui(instance: dg.DagsterInstance, home: Path) -> int | None:
-    """Take the lock that a `curate ui` holds for life, and fail what a former one left running.
+    """Take the lock that a `curate ui` holds for its lifetime, and fail the runs that a previous one left behind.
 
     Returns:
-        The lock's file descriptor, to be kept open; None if another `curate ui` is alive.
+        The lock's file descriptor, which must stay open; None if another `curate ui` is alive.
     """
     descriptor = os.open(home / UI_LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -120,16 +120,16 @@ def _bury(instance: dg.DagsterInstance, run: dg.DagsterRun, reason: str) -> None
 
 
 def _may_live(tag: str) -> bool:
-    """Whether a process may be alive: it is on another machine, or its number and start time are here."""
+    """Return whether a process may be alive: it is on another machine, or its id and start time exist here."""
     host, process, started = tag.split("/")
     return host != socket.gethostname() or _started(int(process)) == started
 
 
 def _started(process: int) -> str:
-    """When a process started, in clock ticks since the machine did; empty if there is no such process.
+    """Return the start time of a process in clock ticks since boot; empty if there is no such process.
 
-    Numbers of processes are used again, so the number alone does not tell. Where there is no /proc, a
-    process that answers a signal counts as the same one.
+    Process ids are reused, so the id alone is not enough. Without /proc, any process that answers a signal counts as
+    the same one.
     """
     stat = Path(f"/proc/{process}/stat")
     if Path("/proc/self/stat").exists():

@@ -1,4 +1,4 @@
-"""A dry look: the whole path on a few rows, in a place of its own, before committing to all of them."""
+"""A dry look: the whole pipeline on a few rows in a temporary place, before a complete run."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from curation_resources.storage.landing import Landing, LandingError
 
 @dataclass(frozen=True)
 class DryLook:
-    """What a dry look found.
+    """The result of a dry look.
 
     Attributes:
-        summary: of the main job over the few rows.
-        share: share of the landing area's bytes that was looked at.
-        seconds: how long it took, loading the model included.
-        workspace: where its tables lie; gone when the look is over.
+        summary: summary of the main job over the few rows.
+        share: fraction of the landing area's bytes that was used.
+        seconds: time taken, including loading the model.
+        workspace: the workspace that holds its tables; deleted when the look ends.
     """
 
     summary: RunSummary
@@ -43,9 +43,9 @@ class DryLook:
 
 @contextmanager
 def dry_look(workspace: Workspace, rows: int, announce: Callable[[str], None] | None = None) -> Iterator[DryLook]:
-    """Run the main job on the first rows of every file, about `rows` in all; nothing of it is kept.
+    """Run the main job on the first rows of every file, about `rows` in total, and keep nothing.
 
-    The rows are copied, the images that they name are looked at where they are.
+    The rows are copied; images that they name are read in their original place.
     """
     with tempfile.TemporaryDirectory(prefix="curation-look-") as folder:
         place = Path(folder)
@@ -61,7 +61,7 @@ def dry_look(workspace: Workspace, rows: int, announce: Callable[[str], None] | 
 
 
 def _settings_for(settings: Settings, folder: Path) -> Settings:
-    """The same settings for a small pool in another place: a warm-up that does not wait, absolute paths."""
+    """Adapt the settings to a small pool in another place: a warm-up that does not wait, absolute paths."""
     targets = [_target_for(target, folder) for target in settings.targets]
     filters = settings.corpus.filters
     if filters.contamination is not None:
@@ -71,7 +71,7 @@ def _settings_for(settings: Settings, folder: Path) -> Settings:
     validation = [held.model_copy(update={"path": _absolute(folder, held.path)}) for held in settings.validation]
     corpus = settings.corpus.model_copy(update={"landing": "./landing", "filters": filters})
     update = {"corpus": corpus, "targets": targets, "validation": validation, "warehouse": "./warehouse"}
-    # So many rows are the limit. Their place is on this machine: workers of a cluster would not see it.
+    # The row count is the limit. The place is local: workers of a cluster would not see it.
     update["limits"] = Limits()
     update["engine"] = settings.engine.model_copy(update={"kind": "local"})
     return settings.model_copy(update=update)
@@ -81,7 +81,7 @@ def _target_for(target: Target, folder: Path) -> Target:
     local = (folder / Path(target.model).expanduser()).resolve()
     warmup, perturbation = target.warmup, target.perturbation
     if warmup != "none":
-        # There are no releases in the other place: the few rows stand for one.
+        # The other place has no releases: the few rows replace one.
         warmup = warmup.model_copy(update={"min_pool": 1, "release": None})
     if perturbation.endpoint is not None:
         perturbation = perturbation.model_copy(update={"endpoint": _absolute(folder, perturbation.endpoint)})
@@ -94,10 +94,10 @@ def _absolute(folder: Path, path: str) -> str:
 
 
 def _copy_first_rows(workspace: Workspace, out: Path, rows: int) -> float:
-    """Copy the first rows of every file; gives the share of bytes copied (of compressed files: of rows read)."""
+    """Copy the first rows of every file; return the fraction of bytes copied (for compressed files, of bytes read)."""
     files = workspace.landing.files()
     if not files:
-        raise LandingError(f"there is no shard in {workspace.landing.place}: a dry look needs some rows")
+        raise LandingError(f"there is no shard in {workspace.landing.place}. A dry look needs some rows: add a file.")
     each = max(1, -(-rows // max(len(files), 1)))
     copied = total = 0
     for file in files:
@@ -109,14 +109,14 @@ def _copy_first_rows(workspace: Workspace, out: Path, rows: int) -> float:
 
 
 def _copy_head(landing: Landing, shard: str, target: Path, rows: int, longest: int) -> int:
-    """Copy the first rows of a file, of each no more than is needed to see that it is too long."""
+    """Copy the first rows of a file; rows that are too long are cut just beyond the limit."""
     if target.suffix == ".parquet":
         source = landing.path(shard)
         try:
             with source.open("rb") as stream:
                 copy_first_rows(stream, rows, target)
         except PARQUET_ERRORS:
-            # Not a Parquet file after all: the look shall say of it what the run would.
+            # Not a valid Parquet file: copy it, so that the dry look reports what the run would.
             shutil.copyfile(source, target)
         return min(target.stat().st_size, source.stat().st_size)
     if target.suffix == ".gz":
@@ -132,9 +132,9 @@ def _copy_head(landing: Landing, shard: str, target: Path, rows: int, longest: i
 
 
 def _first_lines(stream: IO[bytes], count: int, longest: int) -> Iterator[bytes]:
-    """The first lines, until one is too long, of which the beginning is given."""
+    """Yield the first lines, up to a line that is too long, of which only the beginning is returned."""
     for _ in range(count):
-        # With its end, and one byte more than is allowed.
+        # The limit, the line end, and one byte more.
         line = stream.readline(longest + 2)
         yield line
         if not line.endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""The asset of the evaluation. Nothing asks for it by itself: it trains models."""
+"""The asset of the evaluation. No sensor requests it, since it trains models."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -25,14 +25,14 @@ EVALUATION_KEY = dg.AssetKey(["reports", "post_training_eval"])
 
 
 class EvaluationConfig(dg.Config):
-    """What is evaluated this time; what is left out is as configured."""
+    """Selects what to evaluate; omitted values default to the configuration."""
 
-    seeds: list[int] = Field([], description="of the fine-tuning runs; empty: evaluation.seeds")
-    subsets: list[str] = Field([], description="only these; empty: evaluation.subsets")
+    seeds: list[int] = Field([], description="seeds of the fine-tuning runs; empty: evaluation.seeds")
+    subsets: list[str] = Field([], description="subsets to evaluate; empty: evaluation.subsets")
 
 
 def evaluation_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
-    """The evaluation; nothing if none is configured, or there is no subset."""
+    """Return the evaluation asset; empty if no evaluation is configured or there is no subset."""
     if workspace.settings.evaluation is None or not workspace.settings.subsets:
         return []
     return [_evaluation_asset(workspace.settings)]
@@ -55,9 +55,9 @@ def _evaluation_asset(settings: Settings) -> dg.AssetsDefinition:
             *(base_model_key(settings.target(name)) for name in dict.fromkeys(models)),
         ],
         group_name="reports",
-        description="Fine-tunes models on each subset, on baselines of the same size and on the full pool, and asks "
-        "them and the untouched base what was held out. Expensive, and made only when somebody asks: here, or with "
-        "`curate evaluate`. Weights are deleted when their answers are stored.",
+        description="Fine-tunes models on each subset, on baselines of the same size and on the full pool, and tests "
+        "them and the untouched base model on held-out prompts. Expensive, and run only on request: here, or with "
+        "`curate evaluate`. Weights are deleted once their answers are stored.",
         metadata=column_schema(evaluation_tables.POST_TRAINING_EVAL),
         owners=OWNERS,
         kinds={"pytorch", "huggingface"},
@@ -85,7 +85,7 @@ def _evaluation_asset(settings: Settings) -> dg.AssetsDefinition:
                     check_name="disjoint_from_pool",
                     passed=not any(overlap.values()),
                     severity=dg.AssetCheckSeverity.WARN,
-                    description="Held-out prompts should not be in the corpus: what is trained on would know them.",
+                    description="Held-out prompts must not be in the corpus: the evaluation would be contaminated.",
                     metadata={"prompts_in_corpus": overlap},
                 )
             ],
@@ -95,13 +95,13 @@ def _evaluation_asset(settings: Settings) -> dg.AssetsDefinition:
 
 
 def _full_pool(frame: pl.DataFrame) -> dict[str, object]:
-    """Exact match of the full pool by model and benchmark, in percent: what others are held against."""
+    """Return the full pool's exact match by model and benchmark, in percent: the reference for other results."""
     rows = frame.filter((pl.col("kind") == "full") & (pl.col("benchmark") != RELATIVE_AVERAGE))
     return {f"{model}, {name}": mean for model, name, mean in rows.select("model", "benchmark", "mean").iter_rows()}
 
 
 def _plots(frame: pl.DataFrame) -> dict[str, dg.MetadataValue[Any]]:
-    """A picture of every benchmark and of the relative average, where there is one."""
+    """Return a plot of every benchmark, and of the relative average if there is one."""
     made: dict[str, dg.MetadataValue[Any]] = {}
     models = frame["model"].n_unique() > 1
     for name in frame["benchmark"].unique(maintain_order=True):

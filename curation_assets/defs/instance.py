@@ -1,4 +1,4 @@
-"""The Dagster instance that runs, events and partitions are kept in: one for `curate` and the UI."""
+"""The Dagster instance that stores runs, events and partitions, shared by `curate` and the UI."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def open_instance(workspace: Workspace) -> dg.DagsterInstance:
-    """Open the instance, making its folder with our dagster.yaml on first use.
+    """Open the instance, creating its folder with our dagster.yaml on first use.
 
-    DAGSTER_HOME is set for this process and those that it starts. Databases are made under a lock: two
-    processes that make a fresh SQLite home at once crash.
+    DAGSTER_HOME is set for this process and its children. Databases are created under a lock, because two processes
+    that create a new SQLite home at once crash.
     """
     home = dagster_home(workspace)
     home.mkdir(parents=True, exist_ok=True)
     os.environ[HOME_VARIABLE] = str(home)
-    # Runs of this process print to this terminal: what Dagster would capture is not worth a helper process
-    # a run, each of which would answer Ctrl-C with a traceback of its own.
+    # Runs of this process print to this terminal. Capturing logs would start a helper process per run, each of
+    # which would answer Ctrl-C with its own traceback.
     quiet = {"compute_logs": {"module": NO_COMPUTE_LOGS, "class": "NoOpComputeLogManager"}}
     with (home / ".opening.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -34,7 +34,7 @@ def open_instance(workspace: Workspace) -> dg.DagsterInstance:
         if not config.exists():
             shutil.copyfile(TEMPLATES / "dagster.yaml", config)
         instance = dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=quiet))
-        # The first query makes the databases.
+        # The first query creates the databases.
         instance.get_runs(limit=1)
         instance.get_dynamic_partitions("shards")
         return instance

@@ -1,4 +1,4 @@
-"""The landing sensor: new files become partitions, new versions of files and base models are reported."""
+"""The landing sensor: add new files as partitions, and report new versions of files and base models."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ DATA_VERSION_TAG = "dagster/data_version"
 
 
 def observation(key: dg.AssetKey, version: str, partition: str | None = None) -> dg.AssetObservation:
-    """An observation of upstream data at a version."""
+    """Return an observation of upstream data at a version."""
     return dg.AssetObservation(asset_key=key, partition=partition, tags={DATA_VERSION_TAG: version})
 
 
 def landing_sensor() -> dg.SensorDefinition:
-    """The sensor that looks at the landing area."""
+    """Return the sensor that scans the landing area."""
 
     @dg.sensor(
         name="landing",
@@ -43,7 +43,7 @@ def landing_sensor() -> dg.SensorDefinition:
 
 
 def _look(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
-    """One look, held against what the last one saw."""
+    """Scan once and compare with the last scan."""
     before = json.loads(context.cursor) if context.cursor else {"files": {}, "models": {}}
     accept_listing(workspace)
     look, seen = workspace.landing.files(), before["files"]
@@ -69,7 +69,7 @@ def _look(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.Senso
 
 
 def _model_versions(context: dg.SensorEvaluationContext, workspace: Workspace) -> dict[str, str]:
-    """Version of every target's base model that is on this machine; the others are named in the log."""
+    """Return the version of every base model on this machine; log a warning for the others."""
     versions = {}
     for target in workspace.settings.targets:
         try:
@@ -82,6 +82,6 @@ def _model_versions(context: dg.SensorEvaluationContext, workspace: Workspace) -
 def _cursor_files(
     look: Iterable[LandingFile], taken: Iterable[LandingFile], digests: Mapping[str, str]
 ) -> dict[str, list[object]]:
-    """What the next look compares with: size, time and the version that was reported, by file name."""
+    """Return the state that the next scan compares with: size, time and reported version, by file name."""
     reported = {f.name: digests[f.shard] for f in taken}
     return {f.name: [f.size, f.modified_ns, reported.get(f.name)] for f in look}

@@ -71,21 +71,21 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 @dataclass
 class RunSummary:
-    """What one call of the main job did.
+    """The result of one call of the main job.
 
     Attributes:
-        new_shards: files that became partitions.
-        read: shards that were read and segmented.
+        new_shards: number of files that became partitions.
+        read: number of shards that were read and segmented.
         rejected: rows rejected in these shards, by reason.
-        measured: samples of which any signal was measured, by target.
-        without_signal: samples of the visited shards that a signal could not be measured of, by target, signal
-            and reason.
-        tokens_measured: tokens run through models to measure signals, of validation sets too.
-        scored: shards scored, by target.
-        subsets: subsets that were selected anew.
+        measured: samples with any signal measured, by target.
+        without_signal: samples of the visited shards for which a signal could not be measured, by target, signal and
+            reason.
+        tokens_measured: tokens run through models to measure signals, including validation sets.
+        scored: number of shards scored, by target.
+        subsets: subsets that were selected again.
         releases: releases that were made.
-        waiting: why something could not be done yet.
-        stopped: the limit at which measuring stopped; None if it went to its end. What is left is due.
+        waiting: reasons why something could not be done yet.
+        stopped: the limit that stopped measuring; None if it completed. The rest stays outdated.
     """
 
     new_shards: int = 0
@@ -106,9 +106,9 @@ class MainJob:
 
     Args:
         workspace: the configuration.
-        instance: where runs, events and partitions are kept.
+        instance: the Dagster instance.
         announce: called with a line before each run of assets.
-        accept_removals: whether files that are gone are meant to be, however many.
+        accept_removals: whether missing files are meant to be gone, however many.
     """
 
     def __init__(
@@ -130,14 +130,14 @@ class MainJob:
         return build_definitions(workspace).resolve_implicit_global_asset_job_def()
 
     def run(self, until: Until | None = None) -> RunSummary:
-        """Do everything that is due, up to the subsets (and releases, if the policy says so).
+        """Do everything that is outdated, up to the subsets (and releases, if the policy says so).
 
-        Where `limits` are set, this call measures so much and no more: scores, subsets and releases of a target that
-        is not measured to its end wait for the call that does so, as they do for the scoring sensor.
+        If `limits` are set, this call measures no more than that. Scores, subsets and releases of a target that is not
+        measured completely then wait for a later call, as they do for the scoring sensor.
 
         Args:
-            until: where to stop. corpus: when it is read and filtered. checkpoints: when all is there that shards are
-                measured at, and held-out sets are measured.
+            until: where to stop. corpus: after it is read and filtered. checkpoints: once all checkpoints for measuring
+                shards exist and held-out sets are measured.
         """
         bury_dead_runs(self.instance)
         self._check_models()
@@ -153,7 +153,7 @@ class MainJob:
         for stage, item in walk(self.workspace):
             if not _included(stage, until):
                 continue
-            # Each stage is judged anew: the ones before it have changed what it rests on.
+            # Check each stage again: earlier stages have changed its inputs.
             survey = self._survey(shards)
             stopped = {target for target, _ in allowance.unfinished}
             if not self._stopped(item, stage, stopped):
@@ -169,20 +169,20 @@ class MainJob:
         return Survey(self.workspace, digests, unrecorded_by(self.instance, self.workspace))
 
     def _stopped(self, item: Item, stage: Stage, stopped: Collection[str]) -> bool:
-        """Return True if an item rests on a target that stopped at a limit: its scores and subsets wait."""
+        """Return whether an item depends on a target that stopped at a limit, so that its scores and subsets wait."""
         if isinstance(item, Subset):
             return self.workspace.settings.score(item.score).target in stopped
         return item.name in stopped if isinstance(item, Target) else stage.scope == "reports" and bool(stopped)
 
     def _run_stage(self, survey: Survey, stage: Stage, item: Item, summary: RunSummary, allowance: Allowance) -> None:
-        """Run the outdated parts of a stage and add what they did to the summary."""
+        """Run the outdated parts of a stage and add the results to the summary."""
         notes = [] if survey.blocked(stage, item) else [stage.waits(self.workspace, item)]
         summary.waiting += [note for note in [*notes, stage.remark(self.workspace, item) if notes else None] if note]
         if not notes or notes[0] is not None:
             return
         outdated = survey.outdated(stage, item)
         if stage.measures and not stage.by_shard and outdated and allowance.reached():
-            # Nothing that rests on it could be measured now.
+            # Nothing that depends on it could be measured now.
             assert item is not None
             allowance.leave(item.name, stage.name, 0, 0)
             return
@@ -213,13 +213,13 @@ class MainJob:
                 summary.releases += [release_key(item.name, release.number)] if new else []
 
     def release(self, subset: Subset) -> tuple[Release, bool]:
-        """Release the current subset; gives the release, and whether it is new."""
+        """Release the current subset; return the release, and whether it is new."""
         latest = latest_release(self.workspace, subset)
         number = next_release(self.workspace, subset)
         key = release_key(subset.name, number)
         asset = release_asset_key(subset)
         if latest is not None and latest.number == number and not without_event(self.instance, asset, [key]):
-            # Nobody is told that it is as it was without a look at it.
+            # Verify before reporting "unchanged".
             refuse_broken(self.workspace, latest)
             return latest, False
         self.instance.add_dynamic_partitions(str(release_partitions(subset.name).name), [key])
@@ -227,7 +227,7 @@ class MainJob:
         return read_release(self.workspace, subset, number), latest is None or latest.number != number
 
     def evaluate(self, seeds: Sequence[int] = (), subsets: Sequence[str] = ()) -> None:
-        """Fine-tune and ask what the evaluation of the configuration lacks: `evaluation.summary.write_evaluation`."""
+        """Run the missing parts of the configured evaluation; see `evaluation.summary.write_evaluation`."""
         bury_dead_runs(self.instance)
         name = "__".join(EVALUATION_KEY.path)
         config = {"ops": {name: {"config": {"seeds": list(seeds), "subsets": list(subsets)}}}}
@@ -240,14 +240,14 @@ class MainJob:
             self._observe(observation(base_model_key(target), version))
 
     def _check_held_out(self) -> None:
-        """Refuse held-out files that are not there before any work, and not after hours of measuring."""
+        """Refuse missing held-out files before any work, not after hours of measuring."""
         benchmark_files(self.workspace)
         for target in self.workspace.settings.targets:
             for name in validation_of(self.workspace, target):
                 wanted_validation(self.workspace, self.workspace.settings.validation_set(name))
 
     def _register(self, summary: RunSummary) -> list[str]:
-        """Make partitions of new files and report the versions of all; gives the settled shards in order."""
+        """Create partitions for new files and report the versions of all; return the settled shards in order."""
         accept_listing(self.workspace, confirmed=self._accept_removals)
         files = self.workspace.landing.settled()
         digests = self.workspace.landing.digests(files)
@@ -288,13 +288,13 @@ class MainJob:
     def _count_measured(
         self, target: Target, signals: Sequence[SignalName], shards: Sequence[str], summary: RunSummary
     ) -> None:
-        """Count what a run over shards measured, and what it could not."""
+        """Count the samples that a run over shards measured, and those it could not."""
         without = summary.without_signal.setdefault(target.name, {})
         for number, signal in enumerate(signals):
             folder = str(signal_dir(self.workspace, target, signal))
             records = [self.workspace.warehouse.read_json(shard_record_path(folder, shard)) for shard in shards]
             if number == 0:
-                # All signals of a shard were measured in one visit, which each of their records tells of.
+                # All signals of a shard were measured in one visit, which each of their records describes.
                 summary.measured[target.name] += sum(record["samples_visited"] for record in records)
                 summary.tokens_measured += sum(record["tokens_run"] for record in records)
             for record in records:
@@ -303,14 +303,14 @@ class MainJob:
                     counts[reason] = counts.get(reason, 0) + count
 
     def _measure_held_out(self, survey: Survey, target: Target, summary: RunSummary, allowance: Allowance) -> None:
-        """Read and measure the validation sets that a target's scores look at."""
+        """Read and measure the validation sets that a target's scores need."""
         stage = stage_named("validation")
         if not survey.outdated(stage, target):
             return
         try:
             self._execute(_line(stage, target, ()), stage.name, asset_keys(self.workspace, stage, target))
         except LimitReachedError:
-            # The allowance knows which set was left, as it does of shards.
+            # The allowance records which set was left, as for shards.
             summary.tokens_measured += allowance.tokens.get(target.name, 0)
             return
         event = self.instance.get_latest_materialization_event(validation_signals_key(target))
@@ -333,10 +333,10 @@ class MainJob:
         partition: str | None = None,
         config: Mapping[str, object] | None = None,
     ) -> None:
-        """Materialize assets in process; errors of the stage come out as they are."""
+        """Materialize assets in process; errors of the stage are raised unchanged."""
         self._announce(line)
         tags = {STAGE_TAG: stage, "curation/config": self.workspace.config_digest} | process_tags()
-        # What takes long sees what others write meanwhile; after it everything is looked at anew.
+        # Long runs must see concurrent changes; afterwards everything is read again.
         with one_look(on=False):
             self._job.execute_in_process(
                 run_config=QUIET | dict(config or {}),
@@ -349,7 +349,7 @@ class MainJob:
 
 
 def _included(stage: Stage, until: Until | None) -> bool:
-    """Return True if a stage runs before the point at which a run stops."""
+    """Return whether a stage runs before the point at which a run stops."""
     if until is None or stage.scope == "corpus":
         return True
     return until == "checkpoints" and stage.name in ("warmup", "perturbation", "validation")

@@ -1,26 +1,26 @@
-"""The dynamic partition sets: shards, and the releases of each subset; and how runs over them are tagged."""
+"""The dynamic partition sets (shards, and the releases of each subset), and the tags of runs over them."""
 
 from collections.abc import Sequence
 
 import dagster as dg
 
 STAGE_TAG = "curation/stage"
-"""Of a run that a sensor or `curate run` asked for: what it is about."""
+"""Tag with the stage of a run requested by a sensor or `curate run`."""
 
 SHARDS = dg.DynamicPartitionsDefinition(name="shards")
-"""One partition a landing file; see `curation_resources.storage.landing.partition_key`."""
+"""One partition per landing file; see `curation_resources.storage.landing.partition_key`."""
 
 
 def release_partitions(subset: str) -> dg.DynamicPartitionsDefinition:
-    """One partition a release of the subset, `<subset>@<n>`."""
+    """Return the partitions of a subset's releases, one per release: `<subset>@<n>`."""
     return dg.DynamicPartitionsDefinition(name=f"releases/{subset}")
 
 
 def release_key(subset: str, number: int) -> str:
-    """The partition of a release."""
+    """Return the partition of a release."""
     return f"{subset}@{number}"
 
 
 def range_tags(shards: Sequence[str]) -> dict[str, str]:
-    """Tags of a run over a contiguous range of shards."""
+    """Return the tags of a run over a contiguous range of shards."""
     return {"dagster/asset_partition_range_start": shards[0], "dagster/asset_partition_range_end": shards[-1]}

@@ -1,7 +1,7 @@
-"""Where launched runs are placed: which of them need a device, and the tags with which a launcher gives them one.
+"""Placement of launched runs: determine which runs need a device, and tag them so that a launcher provides one.
 
-A run is one process (a model is loaded once for a range of shards), so it is the run and not a step that gets a GPU.
-Launchers of whole runs, such as those of Kubernetes and ECS, read how a run is placed from its tags.
+A run is one process (a model is loaded once for a range of shards), so GPUs are assigned to runs, not to steps.
+Launchers of whole runs, such as those for Kubernetes and ECS, read the placement from a run's tags.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from curation_assets.workspace.workspace import Workspace
 
 
 def run_tags(engine: Engine) -> dict[str, str]:
-    """`engine.run_tags` as Dagster keeps tags: values that are no text are JSON."""
+    """Return `engine.run_tags` in Dagster's form: values other than text become JSON."""
     return {
         name: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
         for name, value in engine.run_tags.items()
@@ -29,9 +29,9 @@ def run_tags(engine: Engine) -> dict[str, str]:
 
 
 def device_keys(workspace: Workspace) -> frozenset[dg.AssetKey]:
-    """Assets that are made on a device of the run's own machine.
+    """Return the assets that are made on a device of the run's own machine.
 
-    Not those that a judge is asked for, nor what the workers of a Ray cluster measure.
+    This excludes those made by a judge, and those measured by the workers of a Ray cluster.
     """
     found = {EVALUATION_KEY}
     for target in workspace.settings.targets:
@@ -42,10 +42,10 @@ def device_keys(workspace: Workspace) -> frozenset[dg.AssetKey]:
 
 
 def placed(workspace: Workspace, requests: Iterable[dg.RunRequest]) -> list[dg.RunRequest]:
-    """Requests with the tags of `engine.run_tags` on those that need a device."""
+    """Add the tags of `engine.run_tags` to requests that need a device."""
     tags, keys = run_tags(workspace.settings.engine), device_keys(workspace)
     return [
-        # What a sensor says of its run it says last.
+        # The sensor's own tags take precedence.
         request.with_replaced_attrs(tags={**tags, **request.tags})
         if keys & set(request.asset_selection or ())
         else request
@@ -54,7 +54,7 @@ def placed(workspace: Workspace, requests: Iterable[dg.RunRequest]) -> list[dg.R
 
 
 def placed_jobs(workspace: Workspace) -> Sequence[dg.UnresolvedAssetJobDefinition]:
-    """The evaluation as a job with these tags: no sensor asks for it, so a person has to start it on a device."""
+    """Return the evaluation as a job with these tags: no sensor requests it, so a person has to start it."""
     tags = run_tags(workspace.settings.engine)
     if not tags or workspace.settings.evaluation is None or not workspace.settings.subsets:
         return []

@@ -1,4 +1,4 @@
-"""Assets of the quality stage, made where the corpus has filters: checks by shard, and the pool after them."""
+"""Assets of the quality stage, created if the corpus has filters: checks by shard, and the filtered pool."""
 
 from typing import Any
 
@@ -20,12 +20,12 @@ POOL_KEY = dg.AssetKey("pool")
 
 
 def quality_keys(filters: CorpusFilters) -> list[dg.AssetKey]:
-    """The assets of the stage; none without filters."""
+    """Return the keys of the stage's assets; empty without filters."""
     return [SAMPLE_QUALITY_KEY, POOL_KEY] if filters.any else []
 
 
 def quality_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
-    """Checks and pool, if the corpus has filters."""
+    """Return the quality checks and the pool, if the corpus has filters."""
     filters = workspace.settings.corpus.filters
     return [_quality_asset(), _pool_asset(filters)] if filters.any else []
 
@@ -46,12 +46,12 @@ def _quality_asset() -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
     ) -> dg.MaterializeResult[Any]:
         shards = context.partition_keys
-        told = {}
+        metadata_by_shard = {}
         with track("checking shards", len(shards)) as advance:
             for shard, checked in zip(shards, check_shards(workspace, shards), strict=True):
-                told[shard] = row_count(len(checked), partitioned=True)
+                metadata_by_shard[shard] = row_count(len(checked), partitioned=True)
                 advance(1)
-        tell_partitions(context, context.asset_key, told)
+        tell_partitions(context, context.asset_key, metadata_by_shard)
         return dg.MaterializeResult()
 
     return sample_quality
@@ -73,7 +73,7 @@ def _pool_asset(filters: CorpusFilters) -> dg.AssetsDefinition:
         report = None
         if filters.contamination is not None and scan is not None:
             report = by_benchmark(scan, filters.contamination.share)
-        # Last: once it is written, it is not asked for again.
+        # Written last: an existing pool is not requested again.
         made = write_pool(workspace, present)
         metadata: dict[str, Any] = row_count(len(made), partitioned=False) | {
             "kept": int(made["reason"].null_count()),

@@ -1,4 +1,4 @@
-"""Assets of the releases stage: one for every subset, one partition a release."""
+"""Assets of the releases stage: one per subset, with one partition per release."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -20,12 +20,12 @@ from curation_assets.workspace.workspace import Workspace
 
 
 def release_asset_key(subset: Subset) -> dg.AssetKey:
-    """The releases of a subset."""
+    """Return the key of a subset's releases."""
     return dg.AssetKey(["releases", subset.name])
 
 
 def release_asset(subset: Subset) -> dg.AssetsDefinition:
-    """The asset of one subset's releases."""
+    """Return the asset of a subset's releases."""
 
     @dg.asset(
         key=release_asset_key(subset),
@@ -54,7 +54,7 @@ def release_asset(subset: Subset) -> dg.AssetsDefinition:
 
 
 def _column_lineage(subset: Subset) -> dg.TableColumnLineage:
-    """Which column of which asset each column of a release comes from."""
+    """Return the source columns of each column of a release."""
     steps = {**dict.fromkeys(("step_spans", "answer_span"), ("start", "end")), "messages": ("messages", "response")}
     found = {}
     for name in RELEASE.columns:

@@ -1,4 +1,4 @@
-"""Assets of the reports stage: how subsets differ, what-ifs from the launchpad, whom base models prefer."""
+"""Assets of the reports stage: comparison of subsets, what-ifs from the launchpad, base models' preferences."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,22 +31,22 @@ MANY_SOURCES = 12
 
 
 class WhatIfConfig(dg.Config):
-    """A change to try; nothing is stored."""
+    """A change to preview; nothing is stored."""
 
-    subset: str | None = Field(None, description="the subset that is changed; may be left out if there is one")
+    subset: str | None = Field(None, description="the subset to change; optional if there is only one")
     changes: list[str] = Field([], description="parameter=value, as in alpha=0.5, method=grape, selector.k=2")
     budget: str | None = Field(None, description="10%, 1000 (samples) or 500000 tokens")
 
 
 def report_keys(workspace: Workspace) -> list[dg.AssetKey]:
-    """The reports of a configuration that follow what they rest on."""
+    """Return the keys of the configured reports that are updated automatically."""
     made = [PREFERENCE_KEY] if preference.measuring_targets(workspace.settings) else []
     made += [SPECTRA_KEY] if spectra.measuring_targets(workspace.settings) else []
     return [*made, COMPARISON_KEY] if workspace.settings.subsets else made
 
 
 def report_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
-    """The reports of a configuration: on subsets if there are any, on likelihoods and spectra if they are measured."""
+    """Return the configured reports: on subsets if there are any, on likelihoods and spectra if they are measured."""
     targets = preference.measuring_targets(workspace.settings)
     pool = [POOL_KEY] if workspace.settings.corpus.filters.any else []
     made = [_preference_asset(targets, pool)] if targets else []
@@ -67,14 +67,14 @@ def _comparison_asset(targets: Sequence[Target], subsets: list[dg.AssetKey]) -> 
         metadata=column_schema(tables.SUBSET_COMPARISON),
         owners=OWNERS,
         kinds={"polars", "parquet"},
-        # Scores that no subset is chosen by are compared too, but a target that waits for its warm-up holds up nothing.
+        # Scores without a subset are compared too, but a target that waits for its warm-up must not block the report.
         automation_condition=follow_upstream_without_waiting_for([*manifests, *subsets]),
     )
     def subset_comparison(workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
         frame = write_comparison(workspace)
         pictures = {
             "overlap": "overlap of subsets (Jaccard index)",
-            "baseline": "overlap with as many of Random and of Longest",
+            "baseline": "overlap with as many random and longest samples",
             "rank_correlation": "rank correlation of scores, and with length (Spearman)",
         }
         metadata: dict[str, Any] = row_count(len(frame), partitioned=False)
@@ -93,7 +93,7 @@ def _comparison_asset(targets: Sequence[Target], subsets: list[dg.AssetKey]) -> 
 
 
 def _shares(frame: pl.DataFrame) -> dict[str, dict[str, float]]:
-    """By subset, the shares of the largest sources; the rest together."""
+    """Return, by subset, the fractions of the largest sources, with the rest combined."""
     rows = frame.filter(pl.col("comparison") == "composition")
     largest = rows.group_by("right").agg(pl.col("samples").max()).sort("samples", "right", descending=[True, False])
     named = set(largest["right"].head(MANY_SOURCES).to_list())
@@ -109,16 +109,16 @@ def _what_if_asset(subsets: list[dg.AssetKey]) -> dg.AssetsDefinition:
         key=WHAT_IF_KEY,
         deps=subsets,
         group_name="reports",
-        description="Try another method, parameter or budget from stored signals: give the change in the launchpad. "
-        "Says how the subset would differ; nothing is stored. The same as `curate select`.",
+        description="Preview another method, parameter or budget from stored signals: enter the change in the "
+        "launchpad. Shows how the subset would differ; nothing is stored. The same as `curate select`.",
         owners=OWNERS,
         kinds={"polars"},
     )
     def try_change(config: WhatIfConfig, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
         name = pick("subset", config.subset, [subset.name for subset in workspace.settings.subsets])
         found = what_if(workspace, name, config.changes, config.budget)
-        told, title = found.selection.told.summary, f"{found.score.name}: pool and what if"
-        groups = {"pool": told.pool_counts, "what if": told.selected_counts}
+        summary, title = found.selection.told.summary, f"{found.score.name}: pool and what if"
+        groups = {"pool": summary.pool_counts, "what if": summary.selected_counts}
         sources = found.sources()
         return dg.MaterializeResult(
             metadata={
@@ -129,7 +129,7 @@ def _what_if_asset(subsets: list[dg.AssetKey]) -> dg.AssetsDefinition:
                 "choice": facts_table(found.selection.told.facts()),
                 "remarks": "; ".join(found.remarks()) or "(none)",
                 "sources": markdown_table(sources.columns, sources.head(50).iter_rows()),
-                "histogram": dg.MetadataValue.md(counted_histogram(told.edges, groups, title, "score")),
+                "histogram": dg.MetadataValue.md(counted_histogram(summary.edges, groups, title, "score")),
             }
         )
 
@@ -144,12 +144,12 @@ def _spectra_asset(workspace: Workspace, pool: list[dg.AssetKey]) -> dg.AssetsDe
         key=SPECTRA_KEY,
         deps=[*manifests, *signals, *pool],
         group_name="reports",
-        description="Gradient spectra over the pool: curves over layers, and how quality goes with them, with and "
+        description="Gradient spectra over the pool: curves over layers, and their correlation with quality, with and "
         "without length (tables spectra_by_layer, spectra_correlations; arXiv 2504.10766).",
         metadata=column_schema(tables.SPECTRA_BY_LAYER),
         owners=OWNERS,
         kinds={"polars", "parquet"},
-        # Scores of any target are correlated, but one that waits for its warm-up holds up nothing.
+        # Scores of any target are correlated, but a target that waits for its warm-up must not block the report.
         automation_condition=follow_upstream_without_waiting_for([*manifests, *signals]),
     )
     def gradient_spectra(workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
@@ -184,15 +184,15 @@ def _preference_asset(targets: list[Target], pool: list[dg.AssetKey]) -> dg.Asse
         metadata=column_schema(tables.PREFERENCE),
         owners=OWNERS,
         kinds={"polars", "parquet"},
-        # New likelihoods make it anew; those of files that went away before they were measured are not waited for.
+        # New likelihoods update it; it does not wait for those of files that disappeared before they were measured.
         automation_condition=follow_upstream_without_waiting_for(signals),
     )
     def preference_heat_map(workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
         frame = preference.write_preference(workspace)
         metadata: dict[str, Any] = row_count(len(frame), partitioned=False)
         pictures = {
-            "share_of_generator": "of each generator's wins, the share by target",
-            "share_of_target": "of each target's prompts, the share by generator",
+            "share_of_generator": "share of each generator's wins by target",
+            "share_of_target": "share of each target's prompts by generator",
         }
         for column, title in pictures.items():
             values, rows, columns = preference.matrix(frame, column)

@@ -1,4 +1,4 @@
-"""Assets of the scores stage, made for every target of the configuration."""
+"""Assets of the scores stage, created for every target of the configuration."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -34,28 +34,28 @@ MANY_WITHOUT_ANSWER = 0.2
 
 
 def step_scores_key(target: Target) -> dg.AssetKey:
-    """Scores of single steps."""
+    """Return the key of the scores of single steps."""
     return dg.AssetKey([target.name, "step_scores"])
 
 
 def sample_scores_key(target: Target) -> dg.AssetKey:
-    """One row per sample, one column a named score."""
+    """Return the key of the sample scores: one row per sample, one column per named score."""
     return dg.AssetKey([target.name, "sample_scores"])
 
 
 def score_manifest_key(target: Target) -> dg.AssetKey:
-    """What stands behind the target's scores."""
+    """Return the key of the manifest of a target's scores."""
     return dg.AssetKey([target.name, "score_manifest"])
 
 
 def score_keys(workspace: Workspace, target: Target) -> list[dg.AssetKey]:
-    """What scoring a shard gives: sample_scores, and step_scores if a method of the target scores steps."""
+    """Return the assets made by scoring a shard: sample_scores, and step_scores if some method scores steps."""
     steps = any(method_of(score).scores_steps for score in workspace.settings.scores_of(target.name))
     return [*([step_scores_key(target)] if steps else []), sample_scores_key(target)]
 
 
 def score_assets(workspace: Workspace, target: Target) -> list[dg.AssetsDefinition]:
-    """step_scores and sample_scores of every shard, and the manifest over them."""
+    """Return step_scores and sample_scores of every shard, and the manifest over them."""
     signals = workspace.settings.signals_of_scores(target)
     keys, sample_key = score_keys(workspace, target), sample_scores_key(target)
 
@@ -91,18 +91,18 @@ def score_assets(workspace: Workspace, target: Target) -> list[dg.AssetsDefiniti
         context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
     ) -> Iterator[dg.MaterializeResult[Any]]:
         scored: list[ShardScores] = []
-        told = {}
+        metadata_by_shard = {}
         with track(f"{target.name}: scoring shards", len(context.partition_keys)) as advance:
             shards = context.partition_keys
             for shard, result in zip(shards, score_shards(workspace, target, shards), strict=True):
                 scored.append(result)
-                told[shard] = {
+                metadata_by_shard[shard] = {
                     "dagster/partition_row_count": result.rows,
                     "scored": result.scored,
                     "without_score": markdown_table(("reason", "samples"), result.without_score.items()),
                 }
                 advance(1)
-        tell_partitions(context, sample_key, told)
+        tell_partitions(context, sample_key, metadata_by_shard)
         if step_scores_key(target) in keys:
             yield dg.MaterializeResult(asset_key=step_scores_key(target))
         yield dg.MaterializeResult(asset_key=sample_key, check_results=_checks(scored))
@@ -133,7 +133,7 @@ def _manifest_asset(workspace: Workspace, target: Target, sample_key: dg.AssetKe
         }
         scan = present_scores(workspace, target)
         if scan is not None:
-            # A score that was configured while the target waits is not in its tables yet.
+            # Tables written before a score was configured lack its column.
             there = [name for name in names if name in scan.collect_schema().names()]
             scored = scan.select("sample_id", *there).unique("sample_id").collect()
             for name in there:

@@ -1,4 +1,4 @@
-"""Assets of the signals stage, made for every target of the configuration."""
+"""Assets of the signals stage, created for every target of the configuration."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,17 +24,17 @@ FINITE = "finite"
 
 
 def signal_key(target: Target, signal: SignalName) -> dg.AssetKey:
-    """One signal of a target."""
+    """Return the key of one signal of a target."""
     return dg.AssetKey([target.name, signal])
 
 
 def signal_keys(target: Target) -> list[dg.AssetKey]:
-    """All signals that a target lists."""
+    """Return the keys of all signals that a target lists."""
     return [signal_key(target, signal) for signal in target.signals]
 
 
 def signal_assets(target: Target) -> list[dg.AssetsDefinition]:
-    """One asset a signal, all made by one pass over the model; selecting some measures only these."""
+    """Return one asset per signal, all made by one pass over the model; selecting some measures only these."""
 
     @dg.multi_asset(
         name=f"{target.name}_signals",
@@ -58,19 +58,19 @@ def signal_assets(target: Target) -> list[dg.AssetsDefinition]:
         left = len(context.partition_keys) - len(finished)
         for signal in selected:
             key = signal_key(target, signal)
-            told = {records[signal].shard: _metadata(records[signal]) for records in finished}
+            metadata_by_shard = {records[signal].shard: _metadata(records[signal]) for records in finished}
             if not left:
-                tell_partitions(context, key, told)
+                tell_partitions(context, key, metadata_by_shard)
                 continue
-            # A result would speak for the whole range: only what is finished is said to be there.
-            for shard, metadata in told.items():
+            # A result would cover the whole range, so report only the finished shards.
+            for shard, metadata in metadata_by_shard.items():
                 context.log_event(dg.AssetMaterialization(key, metadata=metadata, partition=shard))
         if left:
-            context.log.warning(f"stopped at a limit (limits in curation.yaml): {left} shards are left due")
+            context.log.warning(f"stopped at a limit (limits in curation.yaml): {left} shards stay outdated")
             return
         for signal in selected:
             key = signal_key(target, signal)
-            # A person may have left the check out of this run.
+            # A person may have deselected the check for this run.
             wanted = dg.AssetCheckKey(key, FINITE) in context.selected_asset_check_keys
             checks = [_finite(key, broken[signal])] if wanted else []
             yield dg.MaterializeResult(asset_key=key, check_results=checks)
@@ -108,8 +108,8 @@ def _finite(key: dg.AssetKey, broken: int) -> dg.AssetCheckResult:
 
 
 def _metadata(record: ShardMeasurement) -> dict[str, Any]:
-    """What the UI shows of one shard's signal."""
-    # The visit's tokens are this signal's only if any of it was measured.
+    """Return the metadata that the UI shows for one shard's signal."""
+    # The visit's tokens count for this signal only if any of it was measured.
     tokens = record.tokens_run if record.measured else 0
     speed = tokens / record.seconds if record.seconds else 0.0
     return {

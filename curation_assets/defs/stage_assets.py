@@ -82,7 +82,7 @@ def unrecorded_by(instance: dg.DagsterInstance, workspace: Workspace) -> Unrecor
             unseen = any(instance.get_latest_materialization_event(key) is None for key in keys)
             return [ALL] if unseen else []
         if stage.name == "scores":
-            # Tables of step scores have no rows where no method scores steps; the sample scores tell.
+            # Tables of step scores are empty if no method scores steps; the sample scores always exist.
             keys = [sample_scores_key(cast(Target, item))]
         found: list[str] = []
         parts = list(parts)

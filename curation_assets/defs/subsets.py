@@ -30,12 +30,12 @@ LARGE_DRIFT = 0.25
 
 
 def subset_key(subset: Subset) -> dg.AssetKey:
-    """The current rows of a subset."""
+    """Return the key of a subset's current rows."""
     return dg.AssetKey(["subsets", subset.name])
 
 
 def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
-    """The asset of one subset."""
+    """Return the asset of one subset."""
     score = workspace.settings.score(subset.score)
     target = workspace.settings.target(score.target)
     kind = selector_of(workspace, subset).kind
@@ -45,7 +45,7 @@ def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
         key=subset_key(subset),
         deps=[score_manifest_key(target), *([POOL_KEY] if workspace.settings.corpus.filters.any else [])],
         group_name="subsets",
-        description=f"Chosen from the pool by {score.name} ({score.method}), selector {kind}; budget: {budget}.",
+        description=f"Selected from the pool by {score.name} ({score.method}), selector {kind}; budget: {budget}.",
         metadata=column_schema(tables.SUBSET),
         owners=OWNERS,
         kinds={"polars", "parquet"},
@@ -80,13 +80,13 @@ def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
 
 
 def _plots(selection: Selection, score: str) -> dict[str, dg.MetadataValue[Any]]:
-    told = selection.summary
-    groups = {"pool": told.pool_counts, "selected": told.selected_counts}
-    by_source, points = told.sources.head(50), told.points
+    summary = selection.summary
+    groups = {"pool": summary.pool_counts, "selected": summary.selected_counts}
+    by_source, points = summary.sources.head(50), summary.points
     length = scatter(
         points["response_tokens"].to_list(), points["score"].to_list(), f"{score} by length", "tokens", score
     )
-    shown = counted_histogram(told.edges, groups, f"{score}: pool and subset", score)
+    shown = counted_histogram(summary.edges, groups, f"{score}: pool and subset", score)
     return {
         "histogram": dg.MetadataValue.md(shown),
         "score_by_length": dg.MetadataValue.md(length),
@@ -102,7 +102,7 @@ def _length_check(selection: Selection) -> dg.AssetCheckResult:
         check_name="length_correlation",
         passed=not strong,
         severity=dg.AssetCheckSeverity.WARN,
-        description="The score should not be a proxy of length: |correlation| at most 0.5.",
+        description="The score should not be a proxy for length: |correlation| at most 0.5.",
         metadata={"with_steps": str(found[0]), "with_tokens": str(found[1])},
     )
 
@@ -112,7 +112,7 @@ def _budget_check(selection: Selection) -> dg.AssetCheckResult:
         check_name="budget_filled",
         passed=not selection.whole,
         severity=dg.AssetCheckSeverity.WARN,
-        description="There is more to choose from than the budget takes: else the subset is all there is.",
+        description="The budget should be smaller than the choice: otherwise the subset is everything there is.",
         metadata={"selected": selection.summary.selected, "left_out": str(selection.left_out or "(none)")},
     )
 
@@ -128,6 +128,6 @@ def _drift_check(workspace: Workspace, subset: Subset, selection: Selection) -> 
         check_name="score_drift",
         passed=shift is None or shift <= LARGE_DRIFT,
         severity=dg.AssetCheckSeverity.WARN,
-        description="The pool's mean score moved by at most a quarter of a standard deviation since the last release.",
+        description="The pool's mean score should move by at most a quarter of a standard deviation between releases.",
         metadata={"shift_in_standard_deviations": str(shift), "now": now, "last_release": before or "(none)"},
     )

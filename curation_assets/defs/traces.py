@@ -1,4 +1,4 @@
-"""The asset of the viewer stage: a page of traces, made when somebody asks for it in the launchpad."""
+"""The asset of the viewer stage: a page of traces, made on request from the launchpad."""
 
 from typing import Any
 
@@ -19,15 +19,15 @@ TRACES_KEY = dg.AssetKey(["reports", "traces"])
 
 
 class TracesConfig(dg.Config):
-    """What the page shows."""
+    """Selects the traces on the page."""
 
-    subset: str | None = Field(None, description="the subset whose pool is shown; may be left out if there is one")
-    beside: str | None = Field(None, description="another subset, to compare")
-    most: int = Field(MOST_TRACES, description="traces on the page; of more whole prompts are drawn")
+    subset: str | None = Field(None, description="the subset whose pool is shown; optional if there is only one")
+    beside: str | None = Field(None, description="another subset to compare with")
+    most: int = Field(MOST_TRACES, description="maximum traces on the page; beyond that, whole prompts are sampled")
 
 
 def trace_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
-    """The page of traces of a configuration that has subsets."""
+    """Return the page of traces, if the configuration has subsets."""
     subsets = [subset_key(subset) for subset in workspace.settings.subsets]
     if not subsets:
         return []
@@ -36,8 +36,8 @@ def trace_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
         key=TRACES_KEY,
         deps=subsets,
         group_name="reports",
-        description="One page of a subset's traces that works offline: steps coloured by score, why each was chosen or "
-        "not, search, filters, a threshold (choose the subset in the launchpad). The same as `curate report`.",
+        description="One page of a subset's traces that works offline: steps coloured by score, the reason for each "
+        "choice, search, filters and a threshold (choose the subset in the launchpad). The same as `curate report`.",
         owners=OWNERS,
         kinds={"html"},
     )

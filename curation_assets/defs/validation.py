@@ -1,4 +1,4 @@
-"""Assets of the validation stage: one for every set, and one a target for what its scores look at of them."""
+"""Assets of the validation stage: one per set, and one per target for the signals that its scores need of them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,33 +16,33 @@ from curation_assets.workspace.workspace import Workspace
 from curation_resources.text import escape_cell
 
 TOKENS_RUN = "tokens_run"
-"""Metadata of `validation_signals`: tokens that were run through the model."""
+"""Metadata key of `validation_signals`: tokens run through the model."""
 
 
 def validation_set_key(name: str) -> dg.AssetKey:
-    """The rows of a validation set."""
+    """Return the key of a validation set's rows."""
     return dg.AssetKey(["validation", name])
 
 
 def validation_signals_key(target: Target) -> dg.AssetKey:
-    """What a target measures of validation sets."""
+    """Return the key of the signals that a target measures on validation sets."""
     return dg.AssetKey([target.name, "validation_signals"])
 
 
 def validation_keys(workspace: Workspace, target: Target) -> list[dg.AssetKey]:
-    """The sets that a target's scores look at, then what is measured of them; empty without any."""
+    """Return the keys of the sets that a target's scores need, then of their signals; empty without any."""
     names = list(validation_of(workspace, target))
     return [*map(validation_set_key, names), validation_signals_key(target)] if names else []
 
 
 def validation_set_asset(validation: ValidationSet) -> dg.AssetsDefinition:
-    """The asset of one validation set."""
+    """Return the asset of one validation set."""
     key = validation_set_key(validation.name)
 
     @dg.asset(
         key=key,
         group_name="validation",
-        description=f"Held-out samples of {escape_cell(validation.path)}: methods compare the pool with them.",
+        description=f"Held-out samples of {escape_cell(validation.path)}, with which methods compare the pool.",
         metadata=column_schema(tables.RAW_CORPUS),
         owners=OWNERS,
         kinds={"polars", "parquet"},
@@ -60,7 +60,7 @@ def validation_set_asset(validation: ValidationSet) -> dg.AssetsDefinition:
                     check_name="disjoint_from_pool",
                     passed=not any(overlap.values()),
                     severity=dg.AssetCheckSeverity.WARN,
-                    description="Held-out prompts should not be in the pool: what is chosen would know them.",
+                    description="Held-out prompts must not be in the pool: the evaluation would be contaminated.",
                     metadata=overlap,
                 )
             ],
@@ -70,7 +70,7 @@ def validation_set_asset(validation: ValidationSet) -> dg.AssetsDefinition:
 
 
 def validation_signals_asset(workspace: Workspace, target: Target) -> list[dg.AssetsDefinition]:
-    """What a target measures of validation sets; nothing if its scores look at none."""
+    """Return the asset of a target's signals on validation sets; empty if its scores need none."""
     wanted = validation_of(workspace, target)
     if not wanted:
         return []
@@ -95,7 +95,7 @@ def validation_signals_asset(workspace: Workspace, target: Target) -> list[dg.As
         return dg.MaterializeResult(
             metadata={
                 "signals": markdown_table(headers, rows),
-                # All signals of a set are measured in one visit, which each of their records tells of.
+                # All signals of a set are measured in one visit, which each of their records describes.
                 TOKENS_RUN: sum(next(iter(records.values())).tokens_run for records in done.values()),
             }
         )

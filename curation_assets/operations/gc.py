@@ -1,7 +1,8 @@
-"""What lies in a warehouse that nothing asks for any more, and clearing it away.
+"""Find and remove stored data that nothing refers to any more: `curate gc`.
 
-Kept is what the configuration wants now, what a release rests on (its manifest says so), and what is young: another
-machine may be at work with another configuration. Rows, rejected rows and releases are never looked at.
+Kept are whatever the configuration wants now, whatever a release depends on (according to its manifest), and anything
+recent, since another machine may be working with another configuration. Rows, rejected rows and releases are never
+considered.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from curation_resources.training.files import RECORD
 DAY = 24 * 60 * 60.0
 WANTED = "the configuration wants it"
 UNWANTED = "neither the configuration nor a release names it"
-UNFINISHED = "what a write that died left behind"
+UNFINISHED = "left behind by an interrupted write"
 
 PLACES = (
     r"signals/[^/]+/[^/]+/[^/]+/[^/]+(?=/)",
@@ -39,19 +40,19 @@ PLACES = (
     r"subsets/[^/]+\.parquet$",
     r"validation/[^/]+\.parquet$",
 )
-"""Where things lie, as `curation_assets.tables` says: folders with what is in them, and single tables."""
+"""Patterns of removable paths, following `curation_assets.tables`: folders with their contents, and single tables."""
 
 
 @dataclass(frozen=True)
 class Find:
-    """Something in the warehouse that is kept or removed as one.
+    """Data in the warehouse that is kept or removed as a unit.
 
     Attributes:
-        what: how people know it: its path, or how many images.
-        why: it is kept, or removed.
-        remove: whether it is to be removed.
-        files: all of it.
-        folder: the folder that it is; None for single files.
+        what: the label to display: a path, or a number of images.
+        why: the reason for keeping or removing it.
+        remove: whether to remove it.
+        files: all of its files.
+        folder: its folder; None for single files.
     """
 
     what: str
@@ -62,23 +63,23 @@ class Find:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Total size in bytes."""
         return sum(file.size for file in self.files)
 
     @property
     def modified(self) -> float:
-        """When any of it was last written, in seconds since 1970."""
+        """Time of the latest write to any of its files, in seconds since 1970."""
         return max(file.modified for file in self.files)
 
 
 @dataclass(frozen=True)
 class Named:
-    """What releases name.
+    """Everything that releases refer to.
 
     Attributes:
-        reasons: by path, which release rests on it.
-        signals: by target, signal and fingerprint, likewise.
-        targets: names of targets whose releases do not say which checkpoint they rest on, likewise.
+        reasons: by path, the release that depends on it.
+        signals: by target, signal and fingerprint, the release that depends on it.
+        targets: by target name, a release that depends on one of the target's checkpoints without recording which.
     """
 
     reasons: dict[str, str]
@@ -86,7 +87,7 @@ class Named:
     targets: dict[str, str]
 
     def why(self, path: str) -> str | None:
-        """The release that rests on a folder or table, as a reason to keep it; None if none does."""
+        """Return the reason to keep a folder or table that a release depends on; None if no release does."""
         parts = path.split("/")
         release = self.reasons.get(path)
         if parts[0] == "signals":
@@ -94,20 +95,20 @@ class Named:
             release = self.signals.get((target, signal, fingerprint))
         if parts[0] == "checkpoints":
             release = release or self.targets.get(parts[1])
-        return None if release is None else f"release {release} rests on it"
+        return None if release is None else f"release {release} depends on it"
 
 
 def look(workspace: Workspace, older_than_days: float, clock: float | None = None) -> list[Find]:
-    """Everything that may be cleared away, with what is to become of it.
+    """List everything that can be removed, and whether it will be.
 
     Args:
         workspace: the configuration.
-        older_than_days: what was written since then stays, whatever it is (of writes that died: a day).
-        clock: the time now, in seconds since 1970.
+        older_than_days: keep anything written more recently than this. Remains of interrupted writes use one day.
+        clock: the current time, in seconds since 1970.
 
     Raises:
-        ModelError: a target's model cannot be had, so that what it wants is not known.
-        ReleaseError: a release's manifest is damaged, so that what it rests on is not known.
+        ModelError: a target's model is not available, so we cannot determine which of its files are wanted.
+        ReleaseError: a release's manifest is damaged, so we cannot determine what it depends on.
     """
     now = time.time() if clock is None else clock
     wanted, named = _wanted(workspace), _named(workspace.warehouse)
@@ -119,7 +120,7 @@ def look(workspace: Workspace, older_than_days: float, clock: float | None = Non
 
 
 def clear(workspace: Workspace, finds: Iterable[Find]) -> list[Find]:
-    """Remove what is to be removed; gives what was kept after all, since it was written to meanwhile."""
+    """Remove the finds marked for removal; return those that were kept because they were written to in the meantime."""
     warehouse = workspace.warehouse
     removed = [find for find in finds if find.remove]
     changed = []
@@ -131,7 +132,7 @@ def clear(workspace: Workspace, finds: Iterable[Find]) -> list[Find]:
             elif not _seen(warehouse.files(find.folder)) <= _seen(find.files):
                 changed.append(find)
             else:
-                # Killed in between, a checkpoint must not look whole.
+                # Remove the record first: a checkpoint must not look complete if we are killed halfway.
                 warehouse.storage.remove(f"{find.folder}/{RECORD}")
                 warehouse.storage.remove_folder(find.folder)
             advance(1)
@@ -145,7 +146,7 @@ def _seen(files: Iterable[StoredFile]) -> set[tuple[str, str]]:
 def _find(
     what: str, folder: str, files: Sequence[StoredFile], why: str | None, now: float, older_than_days: float
 ) -> Find:
-    """A folder, or the one file of that path, which stays if there is a reason, or if it is young."""
+    """Return the find for a folder, or for the one file at that path; it is kept if it has a reason or is recent."""
     of = None if [file.path for file in files] == [folder] else folder
     found = Find(what, why or UNWANTED, why is None, files, of)
     if found.remove and now - found.modified < older_than_days * DAY:
@@ -154,7 +155,7 @@ def _find(
 
 
 def _wanted(workspace: Workspace) -> set[str]:
-    """Folders and tables that the configuration wants now."""
+    """Return the folders and tables that the configuration wants now."""
     settings = workspace.settings
     wanted = {tables.subset_path(subset.name) for subset in settings.subsets}
     wanted |= {tables.validation_path(validation.name) for validation in settings.validation}
@@ -171,7 +172,7 @@ def _wanted(workspace: Workspace) -> set[str]:
 
 
 def _named(warehouse: Warehouse) -> Named:
-    """What the releases of all subsets name, those that are no longer configured included."""
+    """Collect what the releases of all subsets refer to, including subsets that are no longer configured."""
     named = Named({}, {}, {})
     for subset in warehouse.storage.folders("releases"):
         for number in warehouse.made_folders(tables.release_dir(subset), MANIFEST):
@@ -188,21 +189,21 @@ def _add_release(named: Named, release: str, manifest: dict[str, Any]) -> None:
     paths = [tables.sample_scores_dir(target), tables.score_manifest_path(target)]
     paths += [tables.step_scores_dir(target, score["name"]), tables.subset_path(manifest["subset"])]
     sets = score.get("validation") or []
-    # Manifests of former versions name one set.
+    # Older manifests name a single set.
     paths += [tables.validation_path(name) for name in ([sets] if isinstance(sets, str) else sets)]
     warmup = checkpoints["warmup"]
     if warmup is not None and "key" in warmup:
         paths.append(tables.checkpoint_dir(target, WARMUP_ROLE, warmup["key"]))
     elif warmup is not None:
-        # Manifests of former versions do not say which of the target's checkpoints it was.
+        # Older manifests do not record which of the target's checkpoints was used.
         named.targets[target] = release
     named.reasons.update(dict.fromkeys(paths, release))
 
 
 def _things(warehouse: Warehouse) -> Iterator[tuple[str, list[StoredFile]]]:
-    """What is kept or removed as one: fingerprint folders, checkpoints, scores of a name, subsets, validation sets.
+    """Yield the units of removal: fingerprint folders, checkpoints, scores by name, subsets, validation sets.
 
-    What lies there and is none of these is not ours to remove.
+    Any other file in these places is not ours to remove.
     """
     things: dict[str, list[StoredFile]] = {}
     for top in ("signals", "checkpoints", "scores", "subsets", "validation"):
@@ -214,13 +215,13 @@ def _things(warehouse: Warehouse) -> Iterator[tuple[str, list[StoredFile]]]:
 
 
 def _place(path: str) -> str | None:
-    """The folder or table that a file belongs to."""
+    """Return the folder or table that a file belongs to."""
     found = [match[0] for place in PLACES if (match := re.match(place, path)) is not None]
     return found[0] if found else None
 
 
 def _images(warehouse: Warehouse, now: float, older_than_days: float) -> Iterator[Find]:
-    """The images of rows, by what is to become of them."""
+    """Yield the stored images of rows, grouped by outcome."""
     files = warehouse.files(tables.images_dir())
     if not files:
         return
@@ -229,17 +230,17 @@ def _images(warehouse: Warehouse, now: float, older_than_days: float) -> Iterato
     groups: dict[tuple[str, bool], list[StoredFile]] = {}
     for file in files:
         if file.name in used:
-            why: str | None = "rows show them"
+            why: str | None = "used by rows"
         else:
-            why = "a release holds copies of them" if file.name in copied else None
+            why = "copied into a release" if file.name in copied else None
         found = _find(file.name, file.path, [file], why, now, older_than_days)
-        groups.setdefault((found.why if found.why != UNWANTED else "no row shows them", found.remove), []).append(file)
+        groups.setdefault((found.why if found.why != UNWANTED else "unused by rows", found.remove), []).append(file)
     for (why, remove), own in groups.items():
         yield Find(f"{len(own):,} images", why, remove, own)
 
 
 def _unfinished(warehouse: Warehouse, now: float) -> Iterator[Find]:
-    """What writes that died left: none takes a day."""
+    """Yield the remains of interrupted writes: no write takes a day."""
     things: dict[tuple[str, bool], list[StoredFile]] = {}
     for file in warehouse.storage.unfinished():
         parts = file.path.split("/")

@@ -1,6 +1,6 @@
-"""The plan of a run: for each target and signal what there is to measure, and what that costs; nothing is stored.
+"""Plan a run: what it would measure for each target and signal, and at what cost. Nothing is stored.
 
-What runs did cost stands beside it (`curation_assets.operations.plan_measured`).
+The recorded cost of past runs is in `curation_assets.operations.plan_measured`.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from curation_resources.training.examples import steps_of
 
 @dataclass(frozen=True)
 class SignalPlan:
-    """One signal of a target.
+    """The plan for one signal of a target.
 
     Attributes:
-        signal: its name.
+        signal: the signal's name.
         measured: samples of the pool that are stored under the current fingerprint.
-        to_measure: samples of the pool that are not.
-        bytes_stored: of its parts under the current fingerprint.
-        bytes_to_write: of the parts that a run would add; None without a probe.
+        to_measure: samples of the pool that are not stored yet.
+        bytes_stored: size of the stored parts under the current fingerprint.
+        bytes_to_write: size of the parts that a run would add; None without a probe.
     """
 
     signal: SignalName
@@ -57,14 +57,14 @@ class SignalPlan:
 
 @dataclass(frozen=True)
 class PassPlan:
-    """One pass over a model, and the signals that come from it.
+    """One pass over a model, and the signals that it yields.
 
     Attributes:
         name: `with prompt` or `response alone`.
-        signals: measured in it.
-        samples: that are run; those that cannot be are not among them.
-        tokens: that are run.
-        cost: in F, the forward pass of one sample with its prompt; a response alone is the shorter by its prompt.
+        signals: the signals measured in this pass.
+        samples: number of samples to run, without those that cannot be run.
+        tokens: number of tokens to run.
+        cost: in F, the forward pass of one sample with its prompt; a pass over the response alone costs less.
     """
 
     name: str
@@ -76,7 +76,7 @@ class PassPlan:
 
 @dataclass(frozen=True)
 class WarmupPlan:
-    """A warm-up that a run would train: samples drawn, epochs, `cost` = 3 |D| T in F, seconds by that cost."""
+    """A warm-up that a run would train: samples drawn, epochs, `cost` = 3 |D| T in F, and the seconds it implies."""
 
     samples: int
     epochs: int
@@ -86,14 +86,14 @@ class WarmupPlan:
 
 @dataclass(frozen=True)
 class ScorePlan:
-    """What a named score would cost by itself.
+    """The cost of computing one named score by itself.
 
     Attributes:
-        score: its name.
-        method: its method.
-        cost: as text, in the units of GRAPE's Table 13.
-        checkpoint: making its checkpoints, in F; None where the sizes behind it are not configured.
-        scoring: scoring with them, in F; None likewise.
+        score: the score's name.
+        method: the score's method.
+        cost: the formula as text, in the units of GRAPE's Table 13.
+        checkpoint: cost of making its checkpoints, in F; None if the configuration does not determine the sizes.
+        scoring: cost of scoring with them, in F; None in the same case.
     """
 
     score: str
@@ -105,25 +105,25 @@ class ScorePlan:
 
 @dataclass(frozen=True)
 class TargetPlan:
-    """What a run would measure of one target, and what runs did.
+    """The plan for one target, and the recorded cost of past runs.
 
     Attributes:
-        target: its name.
-        samples: that lack some signal.
-        held_out: of these, samples of validation sets.
-        signals: one by one, of the pool.
-        passes: over the model, as few as these signals need; empty if there is nothing to run.
-        tokens: of all passes.
-        tokens_margin: twice the standard error of `tokens`, where only a sample was encoded; else 0.
-        encoded: samples that were encoded to count them; 0 if there was nothing to count.
-        of: samples that lack a signal and were seen.
+        target: the target's name.
+        samples: number of samples that lack some signal.
+        held_out: number of these that belong to validation sets.
+        signals: the plan for each signal, over the pool.
+        passes: the passes over the model, as few as these signals need; empty if there is nothing to run.
+        tokens: tokens of all passes.
+        tokens_margin: twice the standard error of `tokens` if only a sample was encoded, else 0.
+        encoded: samples encoded to count tokens; 0 if there was nothing to count.
+        of: samples seen that lack a signal.
         exact: whether every sample was seen and encoded, so that a run will count the same tokens.
-        warmup: the warm-up that a run would train first; None if none is due.
-        waiting: why a run would not measure yet, and the mend.
-        probe: what a few batches took; None if none were run.
-        seconds: that measuring takes, the model loaded; None without a probe.
-        scores: what each configured score would cost by itself.
-        measured: passes that runs did make, under the current fingerprints.
+        warmup: the warm-up that a run would train first; None if none is outdated.
+        waiting: why a run would not measure yet, and the fix.
+        probe: the timing of a few batches; None if no probe was run.
+        seconds: time to measure, without loading the model; None without a probe.
+        scores: the cost of each configured score by itself.
+        measured: the passes of past runs, under the current fingerprints.
         measured_warmup: the warm-up that has been trained.
     """
 
@@ -147,35 +147,35 @@ class TargetPlan:
 
     @property
     def cost(self) -> float:
-        """All passes and the warm-up, in F."""
+        """Cost of all passes and the warm-up, in F."""
         return sum(one.cost for one in self.passes) + (self.warmup.cost if self.warmup else 0)
 
     @property
     def all_seconds(self) -> float | None:
-        """The warm-up, loading the model and measuring; None without a probe."""
+        """Time to train the warm-up, load the model and measure; None without a probe."""
         if self.probe is None or self.seconds is None:
             return None
         return self.seconds + self.probe.load_seconds + ((self.warmup and self.warmup.seconds) or 0.0)
 
     @property
     def bytes_to_write(self) -> int | None:
-        """Of all signals; None if it is not known of some."""
+        """Bytes to write for all signals; None if unknown for any of them."""
         sizes = [signal.bytes_to_write for signal in self.signals]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do now.
+    """The plan of a run.
 
     Attributes:
-        shards: that are present.
-        unread: of these, shards whose file is to be read first.
-        samples: of the pool: distinct samples of present shards.
-        estimated: whether some new file is so large that its rows were counted from its first ones.
-        problems: files of which nothing, or not all, can be read, each with the reason.
-        probed: whether a probe was asked for.
-        targets: one by one.
+        shards: number of present shards.
+        unread: number of these whose file has to be read first.
+        samples: size of the pool: distinct samples of present shards.
+        estimated: whether some new file is so large that its rows were extrapolated from its first rows.
+        problems: files that cannot be read, or not completely, with the reason.
+        probed: whether a probe was requested.
+        targets: the plan for each target.
     """
 
     shards: int
@@ -188,14 +188,14 @@ class Plan:
 
 
 def make_plan(workspace: Workspace, probe: bool = True) -> Plan:
-    """Say what a run would measure now and what that would cost; nothing is stored.
+    """Plan what a run would measure now and what that would cost; store nothing.
 
-    Without a probe, or with nothing to measure, no model is loaded (the tokenizer is, to count tokens).
+    Without a probe, or with nothing to measure, only the tokenizer is loaded, not the model.
 
     Raises:
-        LandingError: the landing folder is missing, or has lost too much at once.
-        ModelError: a target's model cannot be had.
-        ScoringError: it cannot be measured with.
+        LandingError: the landing folder is missing, or has lost too many files at once.
+        ModelError: a target's model is not available.
+        ScoringError: a target's model cannot be used for measuring.
     """
     with tempfile.TemporaryDirectory(prefix="curation-plan-") as folder:
         pool = look_at_pool(workspace, Path(folder))
@@ -216,7 +216,7 @@ def _plan_target(workspace: Workspace, target: Target, pool: Pool, probe: bool) 
     if probed is not None:
         seconds: float | None = probed.seconds_for(count.tokens)
     else:
-        # Nothing to run takes no time; what was not probed takes a time that is not known.
+        # With nothing to run, the time is zero; without a probe, it is unknown.
         seconds = None if count.tokens else 0.0
     parts = _parts(workspace, lacking, count, seconds, probed)
     return TargetPlan(
@@ -244,9 +244,9 @@ def _plan_target(workspace: Workspace, target: Target, pool: Pool, probe: bool) 
 
 
 def _held_out(workspace: Workspace, target: Target, pool: Pool) -> pl.DataFrame:
-    """Samples of validation sets, with the signals that scores look at in a column `wanted`, joined by +.
+    """Return the samples of validation sets, with the signals that scores need in a column `wanted`, joined by +.
 
-    Of those that the pool holds too these are the signals that are not measured with it.
+    For samples that are also in the pool, these are only the signals that are not measured with the pool.
     """
     measured, with_pool = workspace.settings.measured_signals(target), pool.known["sample_id"].implode()
     parts = [pool.known.clear().with_columns(wanted=pl.lit(""))]
@@ -263,9 +263,10 @@ def _held_out(workspace: Workspace, target: Target, pool: Pool) -> pl.DataFrame:
 
 
 def _lacking(workspace: Workspace, target: Target, known: pl.DataFrame, anew: bool) -> pl.DataFrame:
-    """The samples that lack some signal of those in `wanted`, with these in a column `lacking`, joined by +.
+    """Return the samples that lack a signal listed in `wanted`, with these in a column `lacking`, joined by +.
 
-    With a checkpoint that is trained anew, all lack all that is not measured at the model before its run.
+    If the checkpoint is to be retrained, every sample lacks all signals except those measured at the model before its
+    run.
     """
     names = []
     for signal in workspace.settings.measured_signals(target):
@@ -300,7 +301,7 @@ def _signal(
     of_sets = len(held_out.filter(_lacks(signal)))
     to_measure, size = round(float(lacking.filter(_lacks(signal))["weight"].sum())), pool.size
     if signal not in target.signals:
-        # Of validation sets alone: what the pool holds is not measured.
+        # Measured on validation sets only, not on the pool.
         to_measure = of_sets
         size = of_sets + _stored_rows(workspace, target, signal)
     rows = to_measure + (of_sets if signal in target.signals else 0)
@@ -323,18 +324,18 @@ def _stored_rows(workspace: Workspace, target: Target, signal: SignalName) -> in
 def _parts(
     workspace: Workspace, lacking: pl.DataFrame, count: TokenCount, seconds: float | None, probe: Probe | None
 ) -> int:
-    """Parts that a run would write of each signal: one a shard, and one more every `part_seconds`."""
+    """Return how many parts a run would write per signal: one per shard, plus one every `part_seconds`."""
     shards, engine = lacking["shard"].n_unique(), workspace.settings.engine
     if probe is None or seconds is None:
         return shards
-    # No part is smaller than a batch.
+    # A part holds at least one batch.
     batches = max(probe.of_batches, count.tokens // engine.batch_tokens)
     more = seconds / engine.part_seconds if engine.part_seconds else float("inf")
     return max(shards, round(min(batches, shards + more)))
 
 
 def _passes(signals: Sequence[SignalName], lacking: pl.DataFrame, count: TokenCount) -> list[PassPlan]:
-    """The passes of a run: one for all signals together, and one over the responses alone if that is lacking."""
+    """Return the passes of a run: one for all signals together, plus one over responses alone if that is lacking."""
     wanted = [signal for signal in signals if lacking.select(_lacks(signal).any()).item()]
     together = tuple(signal for signal in wanted if signal != ALONE)
     passes = []
@@ -342,7 +343,7 @@ def _passes(signals: Sequence[SignalName], lacking: pl.DataFrame, count: TokenCo
         rows = count.forward_rows
         passes.append(PassPlan("with prompt", together, rows, count.forward_tokens, count.forward_passes))
     if count.alone_tokens:
-        # In units of the whole sample's forward pass, taken to be proportional to its tokens.
+        # In units of the whole sample's forward pass, assuming that cost is proportional to tokens.
         cost = count.alone_rows * count.alone_tokens / count.alone_length
         passes.append(PassPlan("response alone", (ALONE,), count.alone_rows, count.alone_tokens, cost))
     return passes
@@ -351,11 +352,11 @@ def _passes(signals: Sequence[SignalName], lacking: pl.DataFrame, count: TokenCo
 def _warmup(target: Target, drawn: int, count: TokenCount, probe: Probe | None) -> WarmupPlan:
     assert target.warmup != "none"
     recipe = target.warmup.recipe()
-    # max_steps may leave some samples out.
+    # max_steps may stop training before all samples are used.
     cost = training(min(drawn * recipe.epochs, steps_of(drawn, recipe) * recipe.batch_size))
     seconds = None
     if probe is not None and probe.tokens and count.forward_rows:
-        # On one device, whatever number of them measures.
+        # Training runs on one device, however many devices measure.
         one = probe.seconds / probe.tokens * count.forward_tokens / count.forward_rows
         seconds = cost * one
     return WarmupPlan(drawn, recipe.epochs, cost, seconds)
@@ -376,10 +377,10 @@ def _scores(workspace: Workspace, target: Target, pool: Pool, drawn: int) -> Seq
 
 
 def _configured(formula: Formula, target: Target) -> bool:
-    """Whether the configuration says all sizes of a formula.
+    """Return whether the configuration determines all sizes of a formula.
 
-    It does where the only checkpoint is a warm-up of one epoch, or none; where there is one at the end of each epoch;
-    and where the target's own run is all there is.
+    It does if the only checkpoint is a one-epoch warm-up or there is none, if there is a checkpoint at the end of each
+    epoch, or if the target's own run is the only cost.
     """
     if formula.checkpoint in ("0", "C(theta_lora, D_warmup, 1)"):
         return True

@@ -1,4 +1,4 @@
-"""What a training run would be trained on, and whether one is due, by what a plan knows of the pool."""
+"""Decide whether a training run is outdated and which samples it would draw, from what a plan knows of the pool."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from curation_assets.workspace.workspace import Workspace
 
 
 def untrained(workspace: Workspace, target: Target) -> bool:
-    """Whether the target wants a training run that has not been."""
+    """Return whether the target wants a training run that has not been done yet."""
     return target.warmup != "none" and warmup_checkpoint(workspace, target) is None
 
 
 def trains_anew(workspace: Workspace, target: Target, pool: Pool) -> bool:
-    """Whether the target's run is trained once more, as the pool has grown, and its signals measured anew."""
+    """Return whether the pool has grown so much that the target is retrained and its signals are measured again."""
     return grown_pool(workspace, target, drawable(workspace, pool)[0]) is not None
 
 
 def drawable(workspace: Workspace, pool: Pool) -> tuple[int, int]:
-    """Samples of text, which a warm-up may be drawn from, and samples with images, which it may not.
+    """Return the number of text samples, which a warm-up can draw from, and of samples with images, which it cannot.
 
-    What filters are known to leave out is not among them; what has not been held against them is.
+    Samples known to be removed by filters are not counted; samples not filtered yet are.
     """
     known = pool.known
     if stored_pool(workspace) is not None:
@@ -42,7 +42,7 @@ def drawable(workspace: Workspace, pool: Pool) -> tuple[int, int]:
 
 
 def drawn_samples(workspace: Workspace, target: Target, pool: Pool) -> int:
-    """Samples that the target's run is trained on, or would be."""
+    """Return the number of samples that the target's run is, or would be, trained on."""
     if target.warmup == "none":
         return 0
     if target.warmup.release is not None:
@@ -51,7 +51,7 @@ def drawn_samples(workspace: Workspace, target: Target, pool: Pool) -> int:
 
 
 def waiting_for(workspace: Workspace, target: Target, pool: Pool) -> str | None:
-    """What a target's run waits for before it can be trained."""
+    """Return the reason why a target's run cannot be trained yet; None if it can."""
     assert target.warmup != "none"
     waiting = waits_for_others(workspace, target)
     if waiting is not None or target.warmup.release is not None:

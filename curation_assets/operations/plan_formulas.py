@@ -1,8 +1,8 @@
-"""The cost model of GRAPE's Table 13 (arXiv 2502.04194): what each method costs by itself, as numbers and as text.
+"""The cost model of GRAPE's Table 13 (arXiv 2502.04194): the cost of each method by itself, as numbers and as text.
 
 The unit is F, the forward pass of one sample through the model that is curated for; F_ref is that of a reference
-model. A backward pass costs 2 F, a gradient 3 F, and training C(theta, D, T) = 3 |D| T F. What signals cost when
-they share one pass is `curation_assets.operations.plan`.
+model. A backward pass costs 2 F, a gradient 3 F, and training C(theta, D, T) = 3 |D| T F.
+`curation_assets.operations.plan` computes the cost of signals that share one pass.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 GRADIENT = 3
-"""Forward passes that a gradient costs: one forward, and a backward pass at twice its price."""
+"""Cost of a gradient in forward passes: one forward pass, plus a backward pass at twice its price."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Sizes:
         trained: |D|, the samples that a model is trained on; None: all N.
         warmup: |D_warmup|, the samples of a warm-up.
         reference: |D_ref|, the samples that a reference model is trained on; None: all N.
-        epochs: T, of training, and the number of checkpoints that are looked at.
-        inits: m, initialisations that are averaged over.
-        prefix: p, the share of a sample's tokens that its prompt and a prefix of its response hold.
+            epochs: T, the epochs of training, and the number of checkpoints that are used.
+            inits: m, the number of initialisations to average over.
+            prefix: p, the fraction of a sample's tokens in its prompt and the prefix of its response.
     """
 
     samples: int
@@ -39,12 +39,12 @@ class Sizes:
 
     @property
     def data(self) -> int:
-        """|D|."""
+        """Return |D|."""
         return self.samples if self.trained is None else self.trained
 
     @property
     def reference_data(self) -> int:
-        """|D_ref|."""
+        """Return |D_ref|."""
         return self.samples if self.reference is None else self.reference
 
 
@@ -61,20 +61,20 @@ class Passes:
 
 @dataclass(frozen=True)
 class MethodCost:
-    """What a method costs at given sizes: making its checkpoints, then scoring with them."""
+    """The cost of a method at given sizes: making its checkpoints, and scoring with them."""
 
     checkpoint: Passes
     scoring: Passes
 
     @property
     def total(self) -> Passes:
-        """Both together."""
+        """The cost of both parts together."""
         return self.checkpoint + self.scoring
 
 
 @dataclass(frozen=True)
 class Formula:
-    """A method's cost: the two parts as text, and as a function of the sizes."""
+    """A method's cost: both parts as text, and as a function of the sizes."""
 
     checkpoint: str
     scoring: str
@@ -82,7 +82,7 @@ class Formula:
 
 
 def training(samples: int, epochs: int = 1) -> int:
-    """C(theta, D, T) = 3 |D| T, in forward passes of the model that is trained."""
+    """Return C(theta, D, T) = 3 |D| T, in forward passes of the trained model."""
     return GRADIENT * samples * epochs
 
 
@@ -97,7 +97,7 @@ def less(sizes: Sizes) -> MethodCost:
 
 
 def in_run(sizes: Sizes) -> MethodCost:
-    """In-run influence: one epoch of training on everything, whose gradients score as it goes."""
+    """In-run influence: one epoch of training on everything; its gradients give the scores."""
     return MethodCost(_own(training(sizes.data)), _own(0))
 
 
@@ -113,7 +113,7 @@ def one_pass(sizes: Sizes) -> MethodCost:
 
 
 def perplexity(sizes: Sizes) -> MethodCost:
-    """Perplexity under a reference model that was trained on a part of the data."""
+    """Perplexity under a reference model trained on part of the data."""
     return MethodCost(_reference(training(sizes.reference_data)), _reference(sizes.samples))
 
 
@@ -129,31 +129,30 @@ def loss_trajectory(sizes: Sizes) -> MethodCost:
 
 
 def grace(sizes: Sizes) -> MethodCost:
-    """GRACE (arXiv 2605.13130): one forward pass after a LoRA warm-up of one epoch on a share of the data."""
+    """GRACE (arXiv 2605.13130): one forward pass after a one-epoch LoRA warm-up on a fraction of the data."""
     return MethodCost(_own(training(sizes.warmup)), _own(sizes.samples))
 
 
 def early_loss(sizes: Sizes) -> MethodCost:
-    """TEMP (arXiv 2606.26797): the loss of prefixes alone, with an endpoint that was fine-tuned on D_end.
+    """TEMP (arXiv 2606.26797): the loss of prefixes only, with an endpoint that was fine-tuned on D_end.
 
-    Of each checkpoint that is looked at (T of them) only the prompt and the first tokens are run: `Sizes.prefix` of
-    a pass.
+    Each of the T checkpoints runs only the prompt and the first tokens of the response: `Sizes.prefix` of a pass.
     """
     return MethodCost(_own(training(sizes.warmup)), _own(sizes.prefix * sizes.epochs * sizes.samples))
 
 
 def instruction_difficulty(sizes: Sizes) -> MethodCost:
-    """IFD (arXiv 2308.12032): the response with its prompt, then alone; the second pass is shorter than one F."""
+    """IFD (arXiv 2308.12032): the response with its prompt, then alone; the second pass costs less than one F."""
     return MethodCost(_own(0), _own(2 * sizes.samples))
 
 
 def gradient_pass(sizes: Sizes) -> MethodCost:
-    """Gradient spectra (arXiv 2504.10766): one way there and back at the base model."""
+    """Gradient spectra (arXiv 2504.10766): one forward and backward pass at the base model."""
     return MethodCost(_own(0), _own(GRADIENT * sizes.samples))
 
 
 def no_model(_sizes: Sizes) -> MethodCost:
-    """Random and the like: nothing is run."""
+    """Random and similar methods: no model is run."""
     return MethodCost(_own(0), _own(0))
 
 
@@ -185,14 +184,14 @@ FORMULAS: dict[str, Formula] = {
     "spectra": Formula("0", "3 N F", gradient_pass),
     "random": Formula("0", "0", no_model),
 }
-"""By method; those of Table 13, and GRACE, TEMP, IFD and Random in its units."""
+"""Formulas by method: those of Table 13, and GRACE, TEMP, IFD and Random in its units."""
 
 PLAIN: dict[str, Formula] = {formula.scoring: formula for formula in map(FORMULAS.__getitem__, ("grape", "ifd"))}
-"""By the text of a cost without checkpoints."""
+"""Formulas without checkpoints, by the text of their cost."""
 
 
 def formula_of(name: str, cost: str) -> Formula | None:
-    """The formula of a method of the registry, by its name, else by the text of its cost; None if there is none."""
+    """Look up the formula of a registered method by its name, else by the text of its cost; None if there is none."""
     if cost == "0":
         return FORMULAS["random"]
     return FORMULAS.get(name) or PLAIN.get(cost)

@@ -1,7 +1,7 @@
-"""What runs did cost: the figures that the records of measured shards hold.
+"""Summarise the cost of past runs from the records of measured shards.
 
-A visit to a shard measures several signals in one pass, and each of their records tells of the whole visit: its
-tokens and seconds are counted once, for all of them together. A record tells of the last visit to its shard.
+One visit to a shard measures several signals in one pass, and the record of each signal describes the whole visit.
+Its tokens and seconds are therefore counted once for all of them. A record describes the last visit to its shard.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from curation_assets.workspace.workspace import Workspace
 from curation_resources.sections import SignalName
 
 ALONE: SignalName = "unconditional_likelihoods"
-"""The signal that takes a pass of its own, over the responses alone."""
+"""The signal that needs a pass of its own, over the responses alone."""
 
 ROUNDING = timedelta(milliseconds=2)
-"""Records hold seconds to the millisecond."""
+"""Tolerance when comparing times: records store seconds to the millisecond."""
 
 
 @dataclass(frozen=True)
 class MeasuredPass:
-    """What was measured together, over all shards.
+    """Signals measured together, summed over all shards.
 
     Attributes:
         signals: the signals of the pass.
-        shards: shards, and validation sets, that it visited.
-        samples: samples of which it measured any signal.
-        tokens: tokens that it ran.
-        seconds: time that it took, the model loaded.
-        devices: what it ran on.
-        cost: in F, the forward pass of one sample with its prompt, taken to be proportional to tokens; None if no
-            stored signal tells how many tokens samples have with their prompts.
+        shards: number of shards and validation sets visited.
+        samples: number of samples with at least one measured signal.
+        tokens: tokens run.
+        seconds: time taken, without loading the model.
+        devices: the devices used.
+        cost: in F, the forward pass of one sample with its prompt, assuming that cost is proportional to tokens; None
+            if no stored signal records the length of samples with their prompts.
     """
 
     signals: tuple[SignalName, ...]
@@ -51,13 +51,13 @@ class MeasuredPass:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """None if it took no time that was noted."""
+        """Throughput; None if no time was recorded."""
         return self.tokens / self.seconds if self.seconds else None
 
 
 @dataclass(frozen=True)
 class Visit:
-    """One visit to a shard, as the records of its signals tell of it."""
+    """One visit to a shard, reconstructed from the records of its signals."""
 
     shard: str
     signals: tuple[SignalName, ...]
@@ -69,7 +69,7 @@ class Visit:
 
 @dataclass(frozen=True)
 class MeasuredWarmup:
-    """A trained warm-up: `samples` it was trained on, optimizer `steps`, `tokens` of all epochs, `epochs`."""
+    """A trained warm-up: number of training samples, optimizer steps, tokens over all epochs, and epochs."""
 
     samples: int
     steps: int
@@ -78,7 +78,7 @@ class MeasuredWarmup:
 
 
 def measured_passes(workspace: Workspace, target: Target) -> list[MeasuredPass]:
-    """What the records under the current fingerprints tell of, by the signals that were measured together."""
+    """Sum the records under the current fingerprints, grouped by the signals that were measured together."""
     records: dict[str, list[tuple[SignalName, dict[str, Any]]]] = {}
     for signal in workspace.settings.measured_signals(target):
         folder = signal_dir(workspace, target, signal)
@@ -97,9 +97,9 @@ def measured_passes(workspace: Workspace, target: Target) -> list[MeasuredPass]:
 
 
 def visits(shard: str, records: Sequence[tuple[SignalName, dict[str, Any]]]) -> list[Visit]:
-    """The visits to a shard that records of its signals tell of; those that had nothing to measure are left out.
+    """Reconstruct the visits to a shard from the records of its signals, without visits that had nothing to measure.
 
-    Records are of one visit if they tell of the same samples and tokens and their times overlap.
+    Records belong to the same visit if their samples, tokens and device agree and their times overlap.
     """
     found: list[list[tuple[SignalName, dict[str, Any]]]] = []
     for signal, record in sorted(records, key=lambda item: str(item[1]["finished"])):
@@ -115,7 +115,7 @@ def visits(shard: str, records: Sequence[tuple[SignalName, dict[str, Any]]]) -> 
 
 
 def measured_warmup(workspace: Workspace, target: Target) -> MeasuredWarmup | None:
-    """The target's warm-up, if it has been trained."""
+    """Return the target's warm-up, if it has been trained."""
     checkpoint = None if target.warmup == "none" else warmup_checkpoint(workspace, target)
     if checkpoint is None:
         return None
@@ -124,7 +124,7 @@ def measured_warmup(workspace: Workspace, target: Target) -> MeasuredWarmup | No
 
 
 def mean_length(workspace: Workspace, target: Target) -> float | None:
-    """Mean tokens of a sample that was run with its prompt, by the stored signal that most were run for."""
+    """Return the mean tokens of a sample run with its prompt, according to the stored signal with the most samples."""
     most: tuple[int, float] | None = None
     for signal in workspace.settings.measured_signals(target):
         if signal == ALONE or signal_dir(workspace, target, signal) is None:
@@ -140,14 +140,14 @@ def mean_length(workspace: Workspace, target: Target) -> float | None:
 
 
 def stored_bytes(workspace: Workspace, target: Target, signal: SignalName) -> int:
-    """Bytes of the parts of a signal under its current fingerprint."""
+    """Return the size of a signal's parts under its current fingerprint, in bytes."""
     folder = signal_dir(workspace, target, signal)
     files = [] if folder is None else workspace.warehouse.files(folder)
     return sum(file.size for file in files if file.name.endswith(".parquet"))
 
 
 def _same_visit(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two records, the first of which was finished first, are of one visit."""
+    """Return whether two records, given in the order of their finish, describe the same visit."""
     alike = all(one[key] == other[key] for key in ("samples_visited", "tokens_run", "device"))
     began = _time(other) - timedelta(seconds=other["seconds"])
     return alike and began <= _time(one) + ROUNDING

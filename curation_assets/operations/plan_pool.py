@@ -1,7 +1,7 @@
-"""Which samples a run would look at: of `raw_corpus`, of files that have not been read yet, and of validation sets.
+"""Determine the samples that a run would measure: in `raw_corpus`, in unread files, and in validation sets.
 
-Small files that have not been read are read whole, in memory; of large ones the first rows are, and each of them
-stands for as many rows as the file is longer than what was looked at. Nothing of this is kept.
+Small unread files are parsed completely, in memory. Of large files only the first rows are parsed; each of them then
+stands for several rows, in proportion to the file's size. Nothing is stored.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from curation_resources.scoring.samples import Sample
 from curation_resources.storage.landing import LandingFile, printable
 
 LOOK_BYTES = 16 * 2**20
-"""Bytes of unread files that are looked at in all."""
+"""Bytes of unread files to look at in total."""
 
 LEAST_HEAD = 2**18
-"""Bytes of each of them that are looked at however many there are."""
+"""Bytes to look at in each unread file, however many there are."""
 
 BLOCK = 2**16
 
 UNPACKED_RATIO = 16
-"""Texts are packed to a tenth or so: of what unpacks further, so much is looked at."""
+"""Text compresses to about a tenth. Of files that expand further, only this multiple of the packed size is read."""
 
 KNOWN = {
     "sample_id": pl.String,
@@ -55,7 +55,7 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class Head:
-    """What was looked at of a file that has not been read: its first rows, and how many rows each stands for."""
+    """The first rows of a file that has not been read, and how many rows each of them stands for."""
 
     rows: pl.DataFrame
     weight: float
@@ -67,13 +67,13 @@ class Pool:
 
     Attributes:
         workspace: the configuration.
-        scratch: the same with another warehouse: it has the images that were inside rows of unread files.
-        known: a row for each sample that was seen: sample_id, shard, bytes of prompt and response, number of
-            images, and how many samples it stands for (1, or more if its file was not read to the end).
-        heads: by shard, what was looked at of files that have not been read.
-        held_out: the validation sets that scores look at, by what stands for their shard.
-        shards: shards that are present.
-        problems: files of which nothing, or not all, can be read, each with the reason.
+        scratch: the same with a temporary warehouse, which holds the images embedded in rows of unread files.
+        known: one row per sample seen: sample_id, shard, bytes of prompt and response, number of images, and the number
+            of samples it stands for (1, or more if its file was not parsed completely).
+        heads: by shard, the first rows of unread files.
+        held_out: the validation sets that scores need, by their shard name.
+        shards: number of present shards.
+        problems: files that cannot be read, or not completely, with the reason.
     """
 
     workspace: Workspace
@@ -86,16 +86,16 @@ class Pool:
 
     @property
     def size(self) -> int:
-        """Samples; an estimate if `estimated`."""
+        """Number of samples; an estimate if `estimated`."""
         return round(float(self.known["weight"].sum()))
 
     @property
     def estimated(self) -> bool:
-        """Whether some file is so large that its rows were counted from its first ones."""
+        """True if some file is so large that its rows were extrapolated from its first rows."""
         return any(head.weight != 1.0 for head in self.heads.values())
 
     def samples(self, shard: str, sample_ids: Collection[str], segmented: bool) -> list[Sample]:
-        """Samples of a shard or validation set as a pass takes them, in order; with their segments if asked for."""
+        """Return samples of a shard or validation set as a pass takes them, in order, with segments if requested."""
         head = self.heads.get(shard) or self.held_out.get(shard)
         stored = None if head is not None else self.workspace.warehouse.scan(tables.raw_corpus_dir(), [shard])
         rows = tables.RAW_CORPUS.empty().lazy() if stored is None else stored
@@ -106,7 +106,7 @@ class Pool:
         return samples_of(self.workspace if head is None else self.scratch, wanted, steps)
 
     def _steps(self, shard: str, rows: pl.DataFrame) -> pl.DataFrame:
-        """The segments of these rows: the stored ones, unless they are to be made anew."""
+        """Return the segments of these rows: the stored ones if they are current, else new ones."""
         if shard not in self.heads and shard not in self.held_out:
             warehouse = self.workspace.warehouse
             path = f"{tables.segmented_steps_dir()}/{shard}.parquet"
@@ -118,14 +118,14 @@ class Pool:
 
 
 def look_at_pool(workspace: Workspace, scratch_folder: Path) -> Pool:
-    """See which samples are present, without reading what is stored but for ids and lengths.
+    """Find the samples that are present, reading only ids and lengths of stored rows.
 
     Args:
         workspace: the configuration.
-        scratch_folder: an empty folder for images that are inside rows of unread files; the caller removes it.
+        scratch_folder: an empty folder for images embedded in rows of unread files; the caller removes it.
 
     Raises:
-        LandingError: the landing folder is missing, or has lost too much at once.
+        LandingError: the landing folder is missing, or has lost too many files at once.
     """
     settings = workspace.settings.model_copy(update={"warehouse": str(scratch_folder)})
     scratch = replace(workspace, settings=settings)
@@ -145,7 +145,7 @@ def look_at_pool(workspace: Workspace, scratch_folder: Path) -> Pool:
 
 
 def _validation_sets(scratch: Workspace) -> tuple[dict[str, Head], list[str]]:
-    """The validation sets that scores look at, and what is wrong with those that cannot be used."""
+    """Read the validation sets that scores need; also return the problems of those that cannot be used."""
     heads: dict[str, Head] = {}
     problems: list[str] = []
     wanted = {name for target in scratch.settings.targets for name in validation_of(scratch, target)}
@@ -160,7 +160,7 @@ def _validation_sets(scratch: Workspace) -> tuple[dict[str, Head], list[str]]:
 
 
 def known_samples(rows: pl.LazyFrame, weight: float) -> pl.DataFrame:
-    """Rows of `Pool.known`, of rows of `raw_corpus` each of which stands for so many."""
+    """Return the rows of `Pool.known` for rows of `raw_corpus`, each of which stands for `weight` rows."""
     size = pl.col("messages").str.len_bytes() + pl.col("response").str.len_bytes()
     return rows.select(
         "sample_id",
@@ -172,7 +172,7 @@ def known_samples(rows: pl.LazyFrame, weight: float) -> pl.DataFrame:
 
 
 def _current(workspace: Workspace, digests: Mapping[str, str]) -> list[str]:
-    """Present shards whose stored rows are those of their files as they are now."""
+    """Return the present shards whose stored rows match the current content of their files."""
     stored = workspace.warehouse.folder_metadata(tables.raw_corpus_dir())
     purged = PurgedList.read(workspace.warehouse)
     wanted = {shard: corpus_fingerprint(workspace, content, purged.ids_of(shard)) for shard, content in digests.items()}
@@ -184,7 +184,7 @@ def _current(workspace: Workspace, digests: Mapping[str, str]) -> list[str]:
 
 
 def _look_at_files(scratch: Workspace, files: Sequence[LandingFile]) -> tuple[dict[str, Head], list[str]]:
-    """The first rows of files, by shard, and what is wrong with files as a whole."""
+    """Read the first rows of files, by shard; also return the problems of files as a whole."""
     heads: dict[str, Head] = {}
     problems: list[str] = []
     if not files:
@@ -197,8 +197,8 @@ def _look_at_files(scratch: Workspace, files: Sequence[LandingFile]) -> tuple[di
                 problem = rows.file_problem
                 heads[file.shard] = Head(rows.accepted, weight)
             except OSError as error:
-                # A run makes an empty shard of it, and says so too.
-                problem = f"it cannot be opened: {error.strerror or error}"
+                # A run stores an empty shard for it and reports the same problem.
+                problem = f"cannot be opened: {error.strerror or error}"
             if problem is not None:
                 problems.append(f"{printable(file.name)}: {problem}")
             advance(1)
@@ -206,7 +206,7 @@ def _look_at_files(scratch: Workspace, files: Sequence[LandingFile]) -> tuple[di
 
 
 def _look_at_file(scratch: Workspace, file: LandingFile, size: int) -> tuple[ShardRows, float]:
-    """The first rows of a file, and how many each stands for."""
+    """Return the first rows of a file, and how many rows each of them stands for."""
     name = file.name
     corpus = scratch.settings.corpus
     head: bytes | None
@@ -228,9 +228,9 @@ def _look_at_file(scratch: Workspace, file: LandingFile, size: int) -> tuple[Sha
 
 
 def _text_head(stream: IO[bytes], name: str, file_size: int, size: int, longest_row: int) -> tuple[bytes | None, float]:
-    """The first whole lines of a file of text, unpacked, and how many times as much the file holds.
+    """Return the first whole lines of a text file, unpacked, and how many times as much the file holds.
 
-    None, which stands for the whole file, if it is not the gzip that it is called.
+    Return None, meaning the whole file, if a `.gz` file is not valid gzip.
     """
     taken = bytearray()
     try:
@@ -248,7 +248,7 @@ def _text_head(stream: IO[bytes], name: str, file_size: int, size: int, longest_
 
 
 def _unpacked(stream: IO[bytes]) -> Iterator[bytes]:
-    """What a gzip file holds, of one or more members, block by block: all that has been read of it."""
+    """Yield the unpacked blocks of a gzip file with one or more members."""
     member = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
     while packed := stream.read(BLOCK):
         parts = [member.decompress(packed)]
@@ -259,7 +259,7 @@ def _unpacked(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def _parquet_head(stream: IO[bytes], share: float) -> tuple[bytes | None, float]:
-    """The first rows of a Parquet file, and how many times as many it has; None, as above, if it cannot be read."""
+    """Return the first rows of a Parquet file, and how many times as many it has; None, as above, if unreadable."""
     try:
         with pq.ParquetFile(stream) as parquet:
             wanted = max(1, round(parquet.metadata.num_rows * share))

@@ -1,4 +1,4 @@
-"""A probe: a few of the batches that a run would measure, measured on the configured device and thrown away."""
+"""A probe: measure a few of a run's batches on the configured device, and discard the results."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from curation_resources.sections import SignalName
 from curation_resources.storage.warehouse import parquet_bytes
 
 BATCHES = 8
-"""Batches that are measured, evenly spread over all of them, from long samples to short ones."""
+"""Number of batches to measure, spread evenly over all of them, from long samples to short ones."""
 
 SECONDS = 30.0
-"""No further batch is begun after so long, the first one and loading the model not counted."""
+"""Time after which no further batch is started, not counting the first batch and loading the model."""
 
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples that a run would measure together, by shard, and the signals that they lack."""
+    """Samples that a run would measure together, with their shards and the signals that they lack."""
 
     lacking: str
     sample_ids: list[tuple[str, str]]
@@ -42,19 +42,19 @@ class Batch:
 
 @dataclass
 class Probe:
-    """What measuring a few batches took.
+    """Timing and sizes from measuring a few batches.
 
     Attributes:
-        device: what they ran on.
-        devices: how many such devices a run would use.
-        base: whether the base model ran, because the warm-up has not been trained.
-        load_seconds: loading the model, and what its first batch takes longer than a second time.
-        seconds: measuring the batches, encoding included.
-        tokens: of these batches.
-        samples: of these batches.
-        batches: how many they were.
-        of_batches: batches that were there to choose from.
-        row_bytes: by signal, bytes of a row in Parquet.
+        device: the device used.
+        devices: number of such devices that a run would use.
+        base: whether the base model was used because the warm-up has not been trained.
+        load_seconds: time to load the model, including the warm-up overhead of its first batch.
+        seconds: time to measure the batches, including encoding.
+        tokens: tokens of these batches.
+        samples: samples of these batches.
+        batches: number of batches measured.
+        of_batches: number of batches to choose from.
+        row_bytes: by signal, bytes per row in Parquet.
         part_bytes: by signal, bytes of a part without rows.
     """
 
@@ -71,28 +71,28 @@ class Probe:
     part_bytes: dict[SignalName, int] = field(default_factory=dict)
 
     def seconds_for(self, tokens: int) -> float:
-        """How long a run takes to measure so many tokens, on all devices, the model loaded."""
+        """Return the time a run needs to measure this many tokens on all devices, without loading the model."""
         return self.seconds * tokens / (self.tokens * self.devices) if self.tokens else 0.0
 
 
 def run_probe(workspace: Workspace, target: Target, pool: Pool, count: TokenCount, base: bool) -> Probe | None:
-    """Measure a few of the batches that a run would make; nothing is stored.
+    """Measure a few of the batches that a run would make; store nothing.
 
     Args:
         workspace: the configuration.
-        target: whose model measures.
-        pool: where the samples are.
-        count: what is to be run.
-        base: measure with the base model, because the warm-up has not been trained: it has the same shape.
+        target: the target whose model measures.
+        pool: the source of the samples.
+        count: the tokens to run.
+        base: measure with the base model because the warm-up has not been trained; it has the same shape.
 
     Returns:
-        What it took, or None if there is nothing to run.
+        The timing, or None if there is nothing to run.
 
     Raises:
-        ScoringError: the model cannot be measured with, or the device is not there.
+        ScoringError: the model cannot be used for measuring, or the device is missing.
     """
     if target.endpoint is not None:
-        # A judge is not asked for the sake of a plan: it may cost money.
+        # Do not query a judge for a plan: it may cost money.
         return None
     batches = plan(count, workspace.settings.engine.batch_tokens)
     if not batches:
@@ -102,7 +102,7 @@ def run_probe(workspace: Workspace, target: Target, pool: Pool, count: TokenCoun
     devices = devices_of(workspace.settings.engine.device)
     measured = target.model_copy(update={"warmup": "none"}) if base else target
     results: list[tuple[str, list[SampleSignals]]] = []
-    # One device is enough to see how fast one is; loading the model on all of them would only take longer.
+    # One device suffices to measure its speed; loading the model on all of them would only take longer.
     with Scorer(model_scorer(workspace, measured).spec, devices[0]) as scorer:
         probe = Probe(scorer.device_name(), len(devices), base, of_batches=len(batches))
         chosen = chosen_batches(batches)
@@ -125,7 +125,7 @@ def run_probe(workspace: Workspace, target: Target, pool: Pool, count: TokenCoun
 
 
 def plan(count: TokenCount, batch_tokens: int) -> list[Batch]:
-    """The batches that a run would make of the encoded samples, shard by shard if all of them were encoded."""
+    """Return the batches that a run would make of the encoded samples: shard by shard if all of them were encoded."""
     run = count.rows.filter(pl.col("forward") + pl.col("alone") > 0)
     kinds = ["shard", "lacking"] if count.exact else ["lacking"]
     batches = []
@@ -138,7 +138,7 @@ def plan(count: TokenCount, batch_tokens: int) -> list[Batch]:
 
 
 def chosen_batches(batches: list[Batch]) -> list[Batch]:
-    """A few of them, evenly spread, in a seeded order: where time runs out, those that were run are spread too."""
+    """Pick a few evenly spread batches in a seeded order, so that the spread survives if time runs out."""
     count = min(BATCHES, len(batches))
     chosen = [batches[(2 * number + 1) * len(batches) // (2 * count)] for number in range(count)]
     random.Random(SEED).shuffle(chosen)
@@ -146,7 +146,7 @@ def chosen_batches(batches: list[Batch]) -> list[Batch]:
 
 
 def _measure(scorer: Scorer, target: Target, pool: Pool, batch: Batch, base: bool) -> tuple[float, list[SampleSignals]]:
-    """Seconds and results of one batch; reading its samples is not counted."""
+    """Return seconds and results of one batch; reading its samples is not timed."""
     signals = signals_in(batch.lacking)
     by_shard: dict[str, list[str]] = {}
     for shard, sample_id in batch.sample_ids:
@@ -155,21 +155,21 @@ def _measure(scorer: Scorer, target: Target, pool: Pool, batch: Batch, base: boo
     for shard, ids in by_shard.items():
         samples += pool.samples(shard, ids, segmented(signals))
     started = time.perf_counter()
-    # What a training run told is looked up, and here the run may not have been.
+    # Values recorded by a training run are looked up, and that run may not exist yet.
     request = replace(request_for(target, signals), in_run=False)
     if base and (request.along or request.base_likelihoods):
         request = _at_the_base(request)
     if request.perturbed:
-        # At the base model alone: what is run at each of the perturbed checkpoints takes as long.
+        # Measure at the base model only: each perturbed checkpoint takes the same time.
         request = replace(request, perturbed=False, prefix_losses=PrefixWindows((LATE,)))
     results = [result for part in scorer.measure(samples, request) for result in part]
     return time.perf_counter() - started, results
 
 
 def _at_the_base(request: Request) -> Request:
-    """What is measured at each checkpoint of a run that has not been, measured once, at the model it begins with.
+    """Return a request that measures once, at the base model, what a missing run's checkpoints would measure.
 
-    There are no moments of Adam yet: the gradient itself takes the same way back.
+    There are no Adam moments yet; the plain gradient needs the same backward pass.
     """
     way = request.on_the_way
     return replace(
@@ -183,7 +183,7 @@ def _at_the_base(request: Request) -> Request:
 
 
 def _weigh(probe: Probe, results: list[tuple[str, list[SampleSignals]]], target: Target) -> None:
-    """See how large the rows of each signal become as Parquet."""
+    """Measure the size of each signal's rows in Parquet."""
     by_signal: dict[SignalName, list[SampleSignals]] = {}
     for lacking, found in results:
         for signal in signals_in(lacking):
@@ -191,7 +191,7 @@ def _weigh(probe: Probe, results: list[tuple[str, list[SampleSignals]]], target:
     for signal, found in by_signal.items():
         asked = request_for(target, (signal,))
         if asked.perturbed or asked.in_run or (probe.base and (asked.along or asked.base_likelihoods)):
-            # Not measured here, but something else in its place.
+            # The probe measured a substitute, not this signal.
             continue
         empty = len(parquet_bytes(SIGNALS[signal].frame([]), {}))
         probe.part_bytes[signal] = empty

@@ -1,7 +1,7 @@
-"""How many tokens a run would pass through a model: encoded with its own tokenizer, all of them or a sample.
+"""Count the tokens that a run would pass through a model, by encoding all samples or a random subset of them.
 
-The weights are not loaded: the tokenizer, the processor and the configuration say how text becomes tokens. What of a
-sample is run is decided by the code that decides it in a run.
+The weights are not loaded: the tokenizer, the processor and the model's configuration suffice. The code that decides
+what to run is shared with real runs.
 """
 
 from __future__ import annotations
@@ -35,39 +35,39 @@ if TYPE_CHECKING:
     from curation_resources.scoring.encoding import Encoder
 
 EXACT_BYTES = 8 * 2**20
-"""Text that is encoded whole: some twenty seconds on a slow processor."""
+"""Amount of text that is encoded completely: about twenty seconds on a slow processor."""
 
 EXACT_IMAGES = 200
-"""Images that are processed, at most: each takes as long as a hundred rows of text."""
+"""Maximum number of images to process: each takes as long as a hundred rows of text."""
 
 SAMPLED_ROWS = 2000
-"""Rows that are encoded where there is more than that."""
+"""Number of rows to encode if there is more text than that."""
 
 LEAST_OF_KIND = 100
-"""Rows that are encoded at least of those with, and of those without, images, and of each set of signals."""
+"""Minimum number of rows to encode for each set of signals, with and without images."""
 
 CHUNK = 128
 SEED = 0
 
 Counted = tuple[str, int, int, int, int]
-"""Of a sample sample_id, length, tokens run with the prompt, tokens run of the response alone, ways back."""
+"""A sample's sample_id, length, tokens run with the prompt, tokens run of the response alone, and backward passes."""
 
 Counter = Callable[[Sequence[Sample], Request], Iterator[Counted]]
-"""Counts what is run of samples."""
+"""A function that counts what is run of each sample."""
 
 
 @dataclass(frozen=True)
 class TokenCount:
-    """Tokens of the samples that lack some signal.
+    """Token counts of the samples that lack some signal.
 
     Attributes:
-        rows: of each sample that was encoded sample_id, shard, the signals that it lacks (`lacking`, joined by +),
-            number of images, `length` in tokens as a run would pass it, `forward` and `alone` (tokens that are run
-            with the prompt, and of the response alone), how often it is gone back through (`back`), and how many
-            samples it stands for (`weight`).
-        of: samples that lack some signal and were seen.
+        rows: one row per encoded sample: sample_id, shard, the signals that it lacks (`lacking`, joined by +), number
+            of images, `length` in tokens as a run would pass it, `forward` and `alone` (tokens run with the prompt, and
+            of the response alone), number of backward passes (`back`), and the number of samples that it stands for
+            (`weight`).
+        of: number of samples seen that lack some signal.
         exact: whether every sample was seen and encoded.
-        margin: twice the standard error of `tokens` that encoding a sample only brings; 0 if all were encoded.
+        margin: twice the standard error of `tokens` from encoding only a subset; 0 if all samples were encoded.
     """
 
     rows: pl.DataFrame
@@ -77,24 +77,24 @@ class TokenCount:
 
     @property
     def tokens(self) -> int:
-        """All tokens that are run."""
+        """All tokens to run."""
         return self.forward_tokens + self.alone_tokens
 
     @property
     def forward_rows(self) -> int:
-        """Samples that are run with their prompt."""
+        """Number of samples run with their prompt."""
         return self._sum(pl.col("forward") > 0)
 
     @property
     def forward_tokens(self) -> int:
-        """Tokens of these."""
+        """Tokens of the samples run with their prompt."""
         return self._sum(pl.col("forward"))
 
     @property
     def forward_passes(self) -> float:
-        """Forward passes over whole samples: as many as these samples, or more where there are several checkpoints.
+        """Forward passes over whole samples: one per sample, or more if there are several checkpoints.
 
-        One there and back counts as three.
+        A forward pass with its backward pass counts as three.
         """
         back = pl.col("back") * (GRADIENT - 1)
         passes = pl.when(pl.col("forward") > 0).then(pl.col("forward") / pl.col("length") + back).otherwise(0)
@@ -102,17 +102,17 @@ class TokenCount:
 
     @property
     def alone_rows(self) -> int:
-        """Samples whose response is run alone."""
+        """Number of samples whose response is run alone."""
         return self._sum(pl.col("alone") > 0)
 
     @property
     def alone_tokens(self) -> int:
-        """Tokens of these responses."""
+        """Tokens of the responses run alone."""
         return self._sum(pl.col("alone"))
 
     @property
     def alone_length(self) -> int:
-        """Tokens that the samples whose response is run alone have with their prompts."""
+        """Tokens, prompts included, of the samples whose response is run alone."""
         return self._sum(pl.when(pl.col("alone") > 0).then("length").otherwise(0))
 
     def _sum(self, column: pl.Expr) -> int:
@@ -126,20 +126,20 @@ def count_tokens(
 
     Args:
         workspace: the configuration.
-        target: whose tokenizer, template and maximum length count.
-        pool: where the samples are.
-        lacking: those rows of `pool.known`, and of validation sets, that lack signals, with these in a column
-            `lacking`, joined by +.
-        checkpoints: that trajectories are measured at.
+        target: the target whose tokenizer, template and maximum length apply.
+        pool: the source of the samples.
+        lacking: the rows of `pool.known`, and of validation sets, that lack signals; column `lacking` lists these
+            signals, joined by +.
+        checkpoints: number of checkpoints at which trajectories are measured.
 
     Raises:
-        EncodingError: the tokenizer cannot do what encoding needs.
+        EncodingError: the tokenizer lacks a feature that encoding needs.
     """
     chosen = _chosen(lacking, pool.estimated)
     numbers = dict.fromkeys(("length", "forward", "alone", "back"), pl.Int64)
     schema = {"lacking": pl.String, "sample_id": pl.String, **numbers}
     counts = pl.DataFrame(list(_encode(workspace, target, pool, chosen, checkpoints)), schema=schema, orient="row")
-    # A sample of the pool and of a validation set may be run for different signals.
+    # A sample in both the pool and a validation set may be run for different signals.
     rows = chosen.join(counts, on=["sample_id", "lacking"], how="inner", maintain_order="left")
     margin = _margin(lacking, rows) if len(chosen) < len(lacking) else 0.0
     whole = len(chosen) == len(lacking) and not pool.estimated and target.endpoint is None
@@ -147,7 +147,7 @@ def count_tokens(
 
 
 def make_encoder(workspace: Workspace, target: Target) -> Encoder:
-    """The encoder that a run would measure a target with, made without the weights."""
+    """Return the encoder that a run would use for a target, without loading the weights."""
     quieten_transformers()
     from transformers import AutoConfig, AutoTokenizer
 
@@ -169,30 +169,30 @@ def make_encoder(workspace: Workspace, target: Target) -> Encoder:
 
 
 def signals_in(lacking: str) -> list[SignalName]:
-    """The signals of an entry of column `lacking`."""
+    """Split an entry of column `lacking` into its signals."""
     names: list[SignalName] = lacking.split("+")  # type: ignore[assignment]
     return names
 
 
 def segmented(signals: Sequence[SignalName]) -> bool:
-    """Whether some of the signals rest on segments."""
+    """Return whether any of the signals depends on segments."""
     return not SEGMENTED_SIGNALS.isdisjoint(signals)
 
 
 def _kind() -> list[pl.Expr]:
-    """Samples of a kind stand for one another: those that lack the same, with images or without."""
+    """Return the grouping keys: samples of a group lack the same signals and all do, or do not, have images."""
     return [pl.col("lacking"), (pl.col("images") > 0).alias("with_images")]
 
 
 def _size() -> pl.Expr:
-    """What tokens are taken to grow with: the text's bytes; of samples with images nothing that is known."""
+    """Return the size that tokens are assumed to be proportional to: text bytes, or 1 for samples with images."""
     return pl.when(pl.col("images") > 0).then(1).otherwise(pl.col("text_bytes")) * pl.col("weight")
 
 
 def _chosen(lacking: pl.DataFrame, estimated: bool) -> pl.DataFrame:
-    """The rows to encode, all or a seeded sample, with the number of samples that each stands for.
+    """Return the rows to encode, all or a seeded random subset, with the number of samples that each stands for.
 
-    Where not even the number of samples is exact (`estimated`), encoding all of them would make nothing exact.
+    If even the number of samples is an estimate, encoding all rows would not make the count exact.
     """
     little = int(lacking["images"].sum()) <= EXACT_IMAGES and int(lacking["text_bytes"].sum()) <= EXACT_BYTES
     if lacking.is_empty() or (little and not estimated):
@@ -209,7 +209,7 @@ def _chosen(lacking: pl.DataFrame, estimated: bool) -> pl.DataFrame:
 
 
 def _margin(lacking: pl.DataFrame, rows: pl.DataFrame) -> float:
-    """Twice the standard error of the total: of a ratio estimate in each kind of samples."""
+    """Return twice the standard error of the total: a ratio estimate in each group of samples."""
     variance = 0.0
     sizes = {kind: len(part) for kind, part in lacking.group_by(_kind())}
     for kind, part in rows.group_by(_kind()):
@@ -225,7 +225,7 @@ def _margin(lacking: pl.DataFrame, rows: pl.DataFrame) -> float:
 def _encode(
     workspace: Workspace, target: Target, pool: Pool, chosen: pl.DataFrame, checkpoints: int
 ) -> Iterator[tuple[str | int, ...]]:
-    """Of each row what it lacks, and what is run of it."""
+    """Yield, for each row, the signals that it lacks and the tokens to run."""
     if chosen.is_empty():
         return
     if target.endpoint is not None:
@@ -248,7 +248,7 @@ def _encode(
 
 
 def _pass_counter(workspace: Workspace, target: Target, checkpoints: int) -> Counter:
-    """Counts what a pass over a language model runs."""
+    """Return a counter for a pass over a language model."""
     encoder, perturbation = make_encoder(workspace, target), perturbed_request(target, 1.0)
 
     def count(samples: Sequence[Sample], request: Request) -> Iterator[Counted]:
@@ -259,7 +259,7 @@ def _pass_counter(workspace: Workspace, target: Target, checkpoints: int) -> Cou
 
 
 def _text_counter(workspace: Workspace, target: Target) -> Counter:
-    """Counts what an embedding model runs."""
+    """Return a counter for an embedding model."""
     quieten_transformers()
     folder = workspace.model_folder(target)
     tokenizer, longest = text_limits(folder, target.max_length, target.trust_remote_code)
@@ -273,7 +273,7 @@ def _text_counter(workspace: Workspace, target: Target) -> Counter:
 
 
 def _conversation_counter(workspace: Workspace, target: Target) -> Counter:
-    """Counts what a reward model runs."""
+    """Return a counter for a reward model."""
     quieten_transformers()
     from transformers import AutoConfig, AutoTokenizer
 
@@ -293,7 +293,7 @@ def _conversation_counter(workspace: Workspace, target: Target) -> Counter:
 
 
 def _question_counter(spec: JudgeSpec) -> Counter:
-    """Counts what a judge reads, by bytes: only its answers say how many tokens it took, with those of the reply."""
+    """Return a counter for a judge, estimated from bytes: only its replies report the exact number of tokens."""
 
     def count(samples: Sequence[Sample], request: Request) -> Iterator[Counted]:
         for sample in samples:
@@ -308,14 +308,14 @@ def _question_counter(spec: JudgeSpec) -> Counter:
 def _tokens_run(
     encoded: Encoded, request: Request, checkpoints: int, perturbation: PerturbedRequest
 ) -> tuple[int, int, int]:
-    """Tokens that are run of a sample for a request, with the prompt and of the response alone, and ways back."""
+    """Return the tokens run of a sample with the prompt, those of the response alone, and the backward passes."""
     from curation_resources.scoring.measuring import describe, narrowed  # noqa: PLC0415
 
     perturbed = 0
     if request.perturbed:
         perturbed = _perturbed_tokens(encoded, perturbation)
         request = replace(request, perturbed=False)
-    # What a training run told is looked up.
+    # Values recorded by a training run are looked up, not computed.
     wanted = narrowed(replace(request, in_run=False), describe(encoded, 0))
     steps = len(describe(encoded, 0).segment_tokens)
     there, back = _passes(replace(wanted.here, unconditional=False), steps)
@@ -326,9 +326,9 @@ def _tokens_run(
 
 
 def _passes(request: Request, steps: int) -> tuple[int, int]:
-    """Passes of a request at one checkpoint: how often it is gone through there, and how often back.
+    """Return how often a request needs all passes, and how often a backward pass, at one checkpoint.
 
-    Under proxy `projected` once for each of the sample's segments.
+    Proxy `projected` needs one backward pass for each of the sample's segments.
     """
     whole = replace(request, step_gradients=None, step_features=None)
     back = int(whole.forward != whole) + (steps if request.step_features is not None else 0)
@@ -336,7 +336,7 @@ def _passes(request: Request, steps: int) -> tuple[int, int]:
 
 
 def _perturbed_tokens(encoded: Encoded, request: PerturbedRequest) -> int:
-    """Tokens that are run of a sample at the base model and at all perturbed checkpoints."""
+    """Return the tokens run of a sample at the base model and at all perturbed checkpoints."""
     from curation_resources.scoring.measuring import describe  # noqa: PLC0415
     from curation_resources.scoring.prefixes import cut_to_windows  # noqa: PLC0415
 

@@ -1,9 +1,9 @@
-"""Taking a sample out everywhere: every stored table, its measurements, the images that only it showed.
+"""Remove a sample from everywhere: every stored table, its measurements, and the images that only it uses.
 
-First it goes on the list of purged samples, so that whatever is killed after that is finished by purging it again.
-Tables that held it are written anew without it; their fingerprints then say that what rests on them is due, and the
-next run makes that anew from stored measurements, without a model. Releases and trained checkpoints never change: they
-are named.
+The sample first goes on the list of purged samples, so that purging it again completes an interrupted purge. Tables
+that held it are rewritten without it. Their new fingerprints mark everything that depends on them as outdated, and the
+next run recomputes that from stored measurements, without a model. Releases and trained checkpoints never change; they
+are reported.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from curation_resources.training.files import TRAINED_ON
 LEAST_PREFIX = 8
 NEAR = 2
 SIGNAL_DEPTH = 5
-"""Names in the path of a signal's fingerprint folder: signals/TARGET/ROLE/SIGNAL/FINGERPRINT."""
+"""Number of names in the path of a signal's fingerprint folder: signals/TARGET/ROLE/SIGNAL/FINGERPRINT."""
 
 
 class PurgeError(UserError):
-    """A sample cannot be taken out: it is not known, or not named exactly enough."""
+    """A sample cannot be purged: its id is unknown or ambiguous."""
 
 
 @dataclass(frozen=True)
 class Purged:
-    """What taking a sample out did, and what it could not change.
+    """The result of purging a sample: the changes made, and the places that cannot be changed.
 
     Attributes:
         sample_id: the sample.
-        tables: tables that were written anew, with the rows that left each.
-        images: images that were removed: no other row shows them.
-        replies: replies of configured judges that were removed from this machine's cache.
-        files: landing files that still hold it, with the row of each; they are the user's.
+        tables: rewritten tables, with the number of rows removed from each.
+        images: removed images, which no other row uses.
+        replies: number of replies from configured judges removed from this machine's cache.
+        files: landing files that still hold it, with the row in each; these belong to the user.
         releases: releases that hold it, as `subset@version` with the folder of each.
         checkpoints: folders of checkpoints that were trained on it.
     """
@@ -65,29 +65,30 @@ class Purged:
 
 
 def find_sample(workspace: Workspace, prefix: str) -> str:
-    """The one sample, stored anywhere or purged before, whose id begins so.
+    """Find the one sample, stored or already purged, whose id begins with `prefix`.
 
     Raises:
-        PurgeError: there is none, or there are several, or the beginning is shorter than 8 characters.
+        PurgeError: no sample matches, several do, or the prefix is shorter than 8 characters.
     """
     if len(prefix) < LEAST_PREFIX:
         raise PurgeError(
-            f"{prefix!r} is too short to name a sample: give its id, or at least its first {LEAST_PREFIX} characters"
+            f"{prefix!r} is too short to identify a sample. "
+            f"Give its id, or at least its first {LEAST_PREFIX} characters."
         )
     known = _known_ids(workspace.warehouse)
     found = [sample_id for sample_id in known if sample_id.startswith(prefix)]
     if len(found) == 1:
         return found[0]
     if found:
-        raise PurgeError(f"{prefix}: {len(found)} samples have ids that begin so: {', '.join(found[:5])}; give more")
+        raise PurgeError(f"{prefix} matches {len(found)} samples: {', '.join(found[:5])}. Give more characters.")
     place = bisect_left(known, prefix)
     near = known[max(0, place - NEAR) : place + NEAR]
-    hint = f"; the nearest ids are {', '.join(near)}" if near else ""
-    raise PurgeError(f"no sample has an id that begins with {prefix!r}{hint}; `curate table raw_corpus` lists them")
+    hint = f" The nearest ids are {', '.join(near)}." if near else ""
+    raise PurgeError(f"no sample id begins with {prefix!r}.{hint} List ids with `curate table raw_corpus`.")
 
 
 def _known_ids(warehouse: Warehouse) -> list[str]:
-    """Ids of all samples of which anything is stored, sorted."""
+    """Return the sorted ids of all samples that occur in any table or in the purge list."""
     ids: set[str] = set(PurgedList.read(warehouse).samples)
     with_ids = [path for path in _tables(warehouse, "") if _has_ids(warehouse, path)]
     with track("looking for the sample", len(with_ids)) as advance:
@@ -98,7 +99,7 @@ def _known_ids(warehouse: Warehouse) -> list[str]:
 
 
 def purge(workspace: Workspace, sample_id: str, reason: str = "") -> Purged:
-    """Take a sample out of everything that can change; see `Purged`. Doing it again finishes what was interrupted."""
+    """Remove a sample from everything that can change; see `Purged`. Repeating it completes an interrupted purge."""
     warehouse = workspace.warehouse
     holding = {
         folder: [path for path in _tables(warehouse, folder) if _holds(warehouse, path, sample_id)]
@@ -109,7 +110,7 @@ def purge(workspace: Workspace, sample_id: str, reason: str = "") -> Purged:
     sets = [workspace.validation_shard(_name(path)) for path in holding["validation"]]
     files = [place for path in corpus for place in _places(warehouse, path, sample_id)]
     images = _images(warehouse, [*corpus, *holding["validation"]], sample_id)
-    # By what was asked they are found, which is known no longer once the rows are gone.
+    # Replies are looked up by the prompt, which is lost once the rows are gone.
     replies = _forget_replies(workspace, [*corpus, *holding["validation"]], sample_id)
     add_purged(warehouse, sample_id, reason, [*shards, *sets])
     done: dict[str, int] = {}
@@ -159,14 +160,14 @@ def _rows(warehouse: Warehouse, path: str, sample_id: str) -> int:
 
 
 def _without(warehouse: Warehouse, path: str, sample_id: str) -> tuple[pl.DataFrame, int]:
-    """A table without the sample, and how many rows left it."""
+    """Return a table without the sample, and the number of rows removed."""
     table = warehouse.read_table(path)
     kept = table.filter(pl.col("sample_id") != sample_id)
     return kept, len(table) - len(kept)
 
 
 def _drop_rows(warehouse: Warehouse, path: str, sample_id: str, due: bool = False) -> int:
-    """Write a table without the sample; `due`: its fingerprint becomes one that nothing wants."""
+    """Write a table without the sample. If `due`, set a fingerprint that never matches, so that it becomes outdated."""
     facts = warehouse.table_metadata(path)
     kept, left = _without(warehouse, path, sample_id)
     if due:
@@ -178,14 +179,14 @@ def _drop_rows(warehouse: Warehouse, path: str, sample_id: str, due: bool = Fals
 
 
 def _rewrite_shard(workspace: Workspace, shard: str, sample_id: str) -> int:
-    """Write `raw_corpus` and `rejected_rows` of a shard without the sample, which is rejected instead."""
+    """Write `raw_corpus` and `rejected_rows` of a shard with the sample moved to the rejected rows."""
     warehouse = workspace.warehouse
     facts = warehouse.table_metadata(f"{tables.raw_corpus_dir()}/{shard}{TABLE}")
     purged = PurgedList.read(warehouse)
     now = purged.ids_of(shard)
     former = [known for known in now if known != sample_id]
     content = facts["content_digest"]
-    # What was due before stays due: only a table that is as the configuration wants it goes on being that.
+    # Outdated tables stay outdated: only a current table gets the fingerprint of a current one.
     if facts["fingerprint"] in {corpus_fingerprint(workspace, content, ids) for ids in (former, now)}:
         fingerprint = corpus_fingerprint(workspace, content, now)
     else:
@@ -197,7 +198,7 @@ def _rewrite_shard(workspace: Workspace, shard: str, sample_id: str) -> int:
 
 
 def _rewrite_steps(workspace: Workspace, shard: str, sample_id: str) -> None:
-    """Write `segmented_steps` of a shard without the sample: as it would be cut now, if that is what it was."""
+    """Write `segmented_steps` of a shard without the sample; a current table stays current."""
     warehouse = workspace.warehouse
     path = f"{tables.segmented_steps_dir()}/{shard}{TABLE}"
     corpus = warehouse.table_metadata(f"{tables.raw_corpus_dir()}/{shard}{TABLE}")
@@ -213,7 +214,7 @@ def _rewrite_steps(workspace: Workspace, shard: str, sample_id: str) -> None:
 
 
 def _rewrite_part(warehouse: Warehouse, path: str, sample_id: str) -> int:
-    """Put a part without the sample in a part's place: first the new one, then the records that name it, then away."""
+    """Replace a part by one without the sample: write the new part, update the records that name it, delete the old."""
     folder = path.rsplit("/", 1)[0]
     kept, left = _without(warehouse, path, sample_id)
     name = None if kept.is_empty() else Measurements(warehouse, folder).append(kept)
@@ -223,9 +224,9 @@ def _rewrite_part(warehouse: Warehouse, path: str, sample_id: str) -> int:
 
 
 def _rename_in_records(warehouse: Warehouse, folder: str, old: str, new: str | None) -> None:
-    """In the records of a fingerprint's shards and validation sets, name the new part in place of the old one.
+    """Replace the name of a part in the records of a fingerprint's shards and validation sets.
 
-    A shard without the sample is measured as before. Of one that held it the record is of another table by now.
+    Shards without the sample count as measured, as before. Records of shards that held it no longer match their table.
     """
     for file in warehouse.files(folder):
         if not file.name.endswith(DOCUMENT):
@@ -242,13 +243,13 @@ def _places(warehouse: Warehouse, path: str, sample_id: str) -> list[tuple[str, 
 
 
 def _images(warehouse: Warehouse, paths: Collection[str], sample_id: str) -> set[str]:
-    """Names of the stored images that the sample shows."""
+    """Return the names of the stored images that the sample uses."""
     rows = [warehouse.read_table(path).filter(pl.col("sample_id") == sample_id) for path in paths]
     return set().union(*(kept_images(frame) for frame in rows))
 
 
 def _forget_replies(workspace: Workspace, paths: Collection[str], sample_id: str) -> int:
-    """Remove what judges of the configuration replied of the sample's prompt; gives how many replies there were."""
+    """Remove the cached replies of configured judges to the sample's prompt; return the number of replies removed."""
     rows = [workspace.warehouse.read_table(path).filter(pl.col("sample_id") == sample_id) for path in paths]
     judges = [JudgeScorer(judge_spec(one)) for one in workspace.settings.targets if one.endpoint is not None]
     found = pl.concat(rows).unique("sample_id") if rows and judges else pl.DataFrame()
@@ -259,7 +260,7 @@ def _forget_replies(workspace: Workspace, paths: Collection[str], sample_id: str
 
 
 def _releases(workspace: Workspace, paths: Collection[str]) -> dict[str, str]:
-    """By subset and version, the folders of the releases whose data these paths are."""
+    """Return the folders of the releases with these data files, by subset and version."""
     found = {}
     for path in paths:
         if path.endswith(f"/{DATA_PARQUET}"):

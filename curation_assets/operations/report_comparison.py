@@ -1,4 +1,4 @@
-"""How subsets and scores differ: overlaps, rank correlations, biases towards length, composition by source."""
+"""Compare subsets and scores: overlaps, rank correlations, length biases, and composition by source."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Row = tuple[str, str, str, float | None, int]
 
 
 def wanted_comparison(workspace: Workspace) -> str:
-    """Fingerprint of the comparison as the stored subsets and scores want it."""
+    """Return the fingerprint that the comparison should have, given the stored subsets and scores."""
     subsets = [(subset.name, wanted_fingerprint(workspace, subset)) for subset in workspace.settings.subsets]
     scores = [score.name for score in workspace.settings.scores]
     manifests = [
@@ -40,7 +40,7 @@ def write_comparison(workspace: Workspace) -> pl.DataFrame:
 
 
 def compare(workspace: Workspace) -> pl.DataFrame:
-    """Table `subset_comparison` of what is stored now."""
+    """Compute table `subset_comparison` from the stored tables."""
     pool = scored_pool(workspace)
     chosen = _chosen(workspace)
     made = [*_overlaps(chosen), *_baselines(pool, chosen), *_correlations(workspace, pool), *_composition(pool, chosen)]
@@ -49,7 +49,7 @@ def compare(workspace: Workspace) -> pl.DataFrame:
 
 
 def _chosen(workspace: Workspace) -> dict[str, set[str]]:
-    """Sample_ids of every subset that has been made."""
+    """Return the sample_ids of every stored subset."""
     found = {}
     for subset in workspace.settings.subsets:
         scan = workspace.warehouse.scan_table(tables.subset_path(subset.name))
@@ -64,7 +64,7 @@ def _overlaps(chosen: dict[str, set[str]]) -> Iterator[Row]:
 
 
 def _baselines(pool: pl.DataFrame, chosen: dict[str, set[str]]) -> Iterator[Row]:
-    """Each subset against as many samples at random, and as many of the longest."""
+    """Compare each subset with as many random samples, and with as many of the longest."""
     drawn = pool.with_columns(draw=uniform(pool["sample_id"], 0)).sort("draw", "sample_id")["sample_id"]
     longest = pool.sort("response_tokens", "sample_id", descending=[True, False], nulls_last=True)["sample_id"]
     for name, mine in chosen.items():
@@ -95,16 +95,16 @@ def _jaccard(left: set[str], right: set[str]) -> float | None:
 
 
 def spearman(frame: pl.DataFrame, left: str, right: str) -> float | None:
-    """Spearman's rank correlation; None where either does not vary."""
+    """Return Spearman's rank correlation; None if either column is constant."""
     if len(frame) < 2 or frame[left].n_unique() < 2 or frame[right].n_unique() < 2:
         return None
     return float(frame.select(pl.corr(pl.col(left), pl.col(right).cast(pl.Float64), method="spearman")).item())
 
 
 def matrix(frame: pl.DataFrame, comparison: str) -> tuple[list[list[float | None]], list[str], list[str]]:
-    """One comparison of the table as a matrix: values by row and column, and their names.
+    """Return one comparison of the table as a matrix: values by row and column, and their names.
 
-    Overlaps and correlations are symmetric, and both halves are given; baselines are not.
+    Overlaps and correlations are symmetric and both halves are filled; baselines are not symmetric.
     """
     rows = frame.filter(pl.col("comparison") == comparison)
     cells = {(left, right): value for left, right, value in rows.select("left", "right", "value").iter_rows()}

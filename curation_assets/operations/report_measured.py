@@ -1,4 +1,4 @@
-"""What reports over signals share: which samples of the pool a target measured, and what says that they are others."""
+"""Shared by reports over signals: the pool samples that a target measured, and a digest that detects changes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from curation_assets.workspace.workspace import Workspace
 from curation_resources.sections import SignalName
 
 POOL_KEYS = ("sample_id", "prompt_id", "shard", "row", "candidate")
-"""What duplicates are resolved by."""
+"""Columns by which duplicates are resolved."""
 
 
 def measurements_now(workspace: Workspace, targets: Sequence[Target], signal: SignalName) -> list[object] | None:
-    """All that a report over a signal of targets rests on: manifests, records of measuring, filters.
+    """Return everything that a report over a signal depends on: manifests, measurement records, filters.
 
-    None while no target has a manifest, or the pool's filters have not been applied.
+    Return None if no target has a manifest yet, or if the pool's filters have not been applied.
     """
     parts: list[object] = []
     pool = stored_pool(workspace)
@@ -46,9 +46,9 @@ def measurements_now(workspace: Workspace, targets: Sequence[Target], signal: Si
 def measured_pool(
     workspace: Workspace, target: Target, signal: SignalName, columns: Sequence[str], facts: Sequence[str] = ()
 ) -> pl.DataFrame | None:
-    """Of each sample of the pool that the target measured: sample_id, facts of `sample_scores`, columns of the signal.
+    """Return a row per pool sample that the target measured: sample_id, `facts` of `sample_scores`, `columns`.
 
-    None before the target has scores.
+    Return None before the target has scores.
     """
     stored = present_scores(workspace, target)
     if stored is None or signal_dir(workspace, target, signal) is None:

@@ -1,4 +1,4 @@
-"""Whose responses each base model finds likeliest: GRAPE's preference heat map (arXiv 2502.04194, figure 4)."""
+"""GRAPE's preference heat map: the generators whose responses each base model prefers (arXiv 2502.04194, figure 4)."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from curation_resources.storage.digests import digest
 PREFERENCE_VERSION = 1
 SIGNAL: SignalName = "likelihoods"
 UNKNOWN = "(unknown)"
-"""Stands for the generator of responses whose rows name none."""
+"""The generator of responses whose rows name none."""
 
 Shares = list[list[float | None]]
 
 
 class Normalised(NamedTuple):
-    """Counts of wins as shares, by row and by column; None where a row or a column has no wins."""
+    """Wins as fractions of their row and of their column; None in rows or columns without wins."""
 
     of_generator: Shares
     of_target: Shares
 
 
 def normalisations(counts: Sequence[Sequence[int]]) -> Normalised:
-    """Counts [generator, base model] of wins in both normalisations, each [generator, base model].
+    """Normalise win counts [generator, base model] in both directions; each result is [generator, base model].
 
-    The paper's figure has the first: rows that sum to one, the share of a generator's wins that each base model
-    contributes. In the second, columns do: the share of a base model's prompts that each generator wins.
+    The paper's figure shows the first: rows sum to one, and each cell is the fraction of a generator's wins that a base
+    model contributes. In the second, columns sum to one: the fraction of a base model's prompts that a generator wins.
 
     Raises:
         ValueError: the rows differ in length.
@@ -47,14 +47,14 @@ def normalisations(counts: Sequence[Sequence[int]]) -> Normalised:
 
 
 def measuring_targets(settings: Settings) -> list[Target]:
-    """The targets that say how likely they find responses: a base model each."""
+    """Return the targets that measure likelihoods: one base model each."""
     return [target for target in settings.targets if SIGNAL in target.signals]
 
 
 def wanted_preference(workspace: Workspace) -> str | None:
-    """Fingerprint of the table as manifests, measurements and filters want it.
+    """Return the fingerprint that the table should have, given manifests, measurements and filters.
 
-    None while no target has a manifest, or the pool's filters have not been applied.
+    Return None if no target has a manifest yet, or if the pool's filters have not been applied.
     """
     found = measurements_now(workspace, measuring_targets(workspace.settings), SIGNAL)
     return None if found is None else digest("preference", PREFERENCE_VERSION, *found)
@@ -62,7 +62,7 @@ def wanted_preference(workspace: Workspace) -> str | None:
 
 def write_preference(workspace: Workspace) -> pl.DataFrame:
     """Count the wins and write table `preference`."""
-    # Before anything is read: what changes meanwhile makes it due again.
+    # Compute it before reading: changes made in the meantime then mark the table as outdated.
     fingerprint = str(wanted_preference(workspace))
     frame = preference(workspace)
     workspace.warehouse.write_table(tables.preference_path(), frame, {"fingerprint": fingerprint})
@@ -70,7 +70,7 @@ def write_preference(workspace: Workspace) -> pl.DataFrame:
 
 
 def preference(workspace: Workspace) -> pl.DataFrame:
-    """Table `preference` of what is stored now: each generator that took part with each target that measured."""
+    """Compute table `preference` from the stored tables: each generator with each target that measured."""
     measured = {target.name: _measured(workspace, target) for target in measuring_targets(workspace.settings)}
     several = {name: _several(rows) for name, rows in measured.items() if rows is not None}
     generators = sorted({generator for rows in several.values() for generator in rows["generator"]})
@@ -86,16 +86,16 @@ def preference(workspace: Workspace) -> pl.DataFrame:
 
 
 def winners(rows: pl.DataFrame) -> pl.DataFrame:
-    """Of each prompt the row of lowest perplexity, ties by sample_id.
+    """Return the row of lowest perplexity for each prompt, ties broken by sample_id.
 
     Args:
-        rows: with prompt_id, sample_id and mean_nll [nats, finite], each sample once.
+        rows: prompt_id, sample_id and mean_nll [nats, finite] of distinct samples.
     """
     return rows.sort("mean_nll", "sample_id").unique("prompt_id", keep="first").sort("prompt_id")
 
 
 def matrix(frame: pl.DataFrame, column: str) -> tuple[Shares, list[str], list[str]]:
-    """A column of the table as a matrix: values by generator and target, and their names."""
+    """Return a column of the table as a matrix: values by generator and target, and their names."""
     generators, targets = (frame[name].unique(maintain_order=True).to_list() for name in ("generator", "target"))
     rows = frame.select("generator", "target", column).iter_rows()
     cells = {(generator, target): value for generator, target, value in rows}
@@ -103,7 +103,7 @@ def matrix(frame: pl.DataFrame, column: str) -> tuple[Shares, list[str], list[st
 
 
 def _measured(workspace: Workspace, target: Target) -> pl.DataFrame | None:
-    """Of each sample of the pool that the target measured: ids, generator, mean NLL; None before its scores."""
+    """Return ids, generator and mean NLL of each pool sample that the target measured; None before it has scores."""
     found = measured_pool(workspace, target, SIGNAL, ("mean_nll",), ("prompt_id", "generator"))
     if found is None:
         return None
@@ -111,7 +111,7 @@ def _measured(workspace: Workspace, target: Target) -> pl.DataFrame | None:
 
 
 def _several(rows: pl.DataFrame) -> pl.DataFrame:
-    """The samples whose prompt has another measured response: nobody wins against nobody."""
+    """Keep the samples whose prompt has several measured responses; a single response would always win."""
     return rows.filter(pl.len().over("prompt_id") > 1)
 
 

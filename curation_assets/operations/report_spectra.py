@@ -1,8 +1,8 @@
-"""Gradient spectra over the pool: curves over layers, what length does to them, and how quality goes with them.
+"""Gradient spectra over the pool: curves over layers, the effect of length, and the correlation with quality.
 
-The claims of arXiv 2504.10766: better responses have lower nuclear norms N and higher effective ranks R; curves over
-layers are alike within a family of models and differ between families. R cannot exceed min(T, d_out, d_in) and N falls
-with length, so that each correlation stands beside those with length controlled for.
+They test the claims of arXiv 2504.10766: better responses have lower nuclear norms N and higher effective ranks R;
+curves over layers are similar within a model family and differ between families. R cannot exceed
+min(T, d_out, d_in), and N falls with length, so each correlation is also computed with length controlled for.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ SPECTRA_VERSION = 1
 SIGNAL: SignalName = "gradient_spectra"
 METRICS = ("effective_rank", "nuclear_norm")
 BINS = 10
-"""Of length: deciles."""
+"""Number of length bins: deciles."""
 LEAST_OF_BIN = 5
-"""Samples of a bin within which ranks say something."""
+"""Minimum number of samples in a bin for ranks to be meaningful."""
 
 Point = tuple[float, float]
 
@@ -43,35 +43,35 @@ class Spectra(NamedTuple):
 
 
 def measuring_targets(settings: Settings) -> list[Target]:
-    """The targets that measure spectra."""
+    """Return the targets that measure spectra."""
     return [target for target in settings.targets if SIGNAL in target.signals]
 
 
 def wanted_spectra(workspace: Workspace) -> str | None:
-    """Fingerprint of the tables as manifests, measurements and filters want them; None while there is nothing."""
+    """Return the fingerprint that the tables should have, given measurements and filters; None without data."""
     targets = measuring_targets(workspace.settings)
     found = measurements_now(workspace, targets, SIGNAL)
     if found is None:
         return None
-    # Quality is told by other targets' scores as well.
+    # Quality metrics include the scores of other targets.
     paths = [tables.score_manifest_path(target.name) for target in workspace.settings.targets]
     manifests = [workspace.warehouse.table_metadata(path).get("fingerprint") for path in paths]
     return digest("spectra", SPECTRA_VERSION, found, manifests, [score.name for score in workspace.settings.scores])
 
 
 def write_spectra(workspace: Workspace) -> Spectra:
-    """Make both tables and write them."""
-    # Before anything is read: what changes meanwhile makes them due again.
+    """Compute and write both tables."""
+    # Compute it before reading: changes made in the meantime then mark the tables as outdated.
     fingerprint = {"fingerprint": str(wanted_spectra(workspace))}
     made = spectra(workspace)
     workspace.warehouse.write_table(tables.spectra_correlations_path(), made.correlations, fingerprint)
-    # Written last: its fingerprint says that both are there.
+    # Written last: its fingerprint shows that both tables are complete.
     workspace.warehouse.write_table(tables.spectra_by_layer_path(), made.by_layer, fingerprint)
     return made
 
 
 def spectra(workspace: Workspace) -> Spectra:
-    """Both tables of what is stored now."""
+    """Compute both tables from the stored measurements."""
     layers, correlations = [tables.SPECTRA_BY_LAYER.empty()], [tables.SPECTRA_CORRELATIONS.empty()]
     quality = _quality(workspace)
     for target in measuring_targets(workspace.settings):
@@ -88,17 +88,17 @@ def spectra(workspace: Workspace) -> Spectra:
 
 
 def by_layer(rows: pl.DataFrame, target: str, family: str) -> pl.DataFrame:
-    """Means over samples of every layer and projection, of metrics taken of each sample first.
+    """Return means over samples for every layer and projection; metrics are computed per sample first.
 
     Args:
-        rows: of `gradient_spectra`, all measured.
-        target: whose.
-        family: of its model.
+        rows: rows of `gradient_spectra`, all measured.
+        target: the target's name.
+        family: its model family.
     """
     if rows.is_empty():
         return tables.SPECTRA_BY_LAYER.empty()
     flat = flattened(rows, ("nuclear_norm", "effective_rank", "largest_rank"))
-    # The cosine with the layer above is the lower layer's.
+    # The cosine with the next layer up belongs to the lower layer.
     above = flattened(rows, ("adjacent",)) if rows["adjacent"].list.len().max() else None
     means = flat.group_by("layer", "projection").agg(
         pl.col("nuclear_norm").mean(),
@@ -119,7 +119,7 @@ def by_layer(rows: pl.DataFrame, target: str, family: str) -> pl.DataFrame:
 
 
 def flattened(rows: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
-    """A row for each sample, layer and projection, of columns that are lists of lists [L][4]."""
+    """Unnest list columns [L][4] into one row per sample, layer and projection."""
     numbered = rows.select("sample_id", *columns, layer=pl.int_ranges(pl.col(columns[0]).list.len()))
     layers = numbered.explode(*columns, "layer")
     names = pl.lit(list(PROJECTIONS), dtype=pl.List(pl.String))
@@ -128,10 +128,10 @@ def flattened(rows: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
 
 
 def of_samples(rows: pl.DataFrame) -> pl.DataFrame:
-    """Of every sample N and R, the mean over layers and projections, under each control of length.
+    """Return N and R of every sample, averaged over layers and projections, under each control for length.
 
-    Columns `METRIC.CONTROL`: `none`; `largest_rank`, each R (and N) over min(T, d_out, d_in); `length_bin`, the share
-    of the samples of its decile of length that are lower.
+    Columns are `METRIC.CONTROL`. Controls: `none`; `largest_rank`, each R (and N) over min(T, d_out, d_in);
+    `length_bin`, the fraction of samples in the same length decile that are lower.
     """
     flat = flattened(rows, ("nuclear_norm", "effective_rank", "largest_rank"))
     bound = pl.col("largest_rank").clip(1)
@@ -152,7 +152,7 @@ def of_samples(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _correlations(rows: pl.DataFrame, target: str, quality: pl.DataFrame) -> pl.DataFrame:
-    """Spearman's correlation of every quality metric with N and R under every control."""
+    """Return Spearman's correlation of every quality metric with N and R under every control."""
     if rows.is_empty():
         return tables.SPECTRA_CORRELATIONS.empty()
     samples = of_samples(rows).join(quality, on="sample_id", how="left")
@@ -173,7 +173,7 @@ def _correlations(rows: pl.DataFrame, target: str, quality: pl.DataFrame) -> pl.
 
 
 def _quality(workspace: Workspace) -> pl.DataFrame:
-    """Of each sample the scores of all targets but those of spectra, as `TARGET.SCORE`, and whether it is right."""
+    """Return each sample's scores of all targets, as `TARGET.SCORE`, except from spectra, and its correctness."""
     found = pl.DataFrame(schema={"sample_id": pl.String})
     for target in workspace.settings.targets:
         stored = present_scores(workspace, target)
@@ -190,13 +190,13 @@ def _quality(workspace: Workspace) -> pl.DataFrame:
 
 
 def _family(workspace: Workspace, target: Target) -> str:
-    """What a model's configuration calls its kind."""
+    """Return the model type that a model's configuration states."""
     config = json.loads((workspace.model_folder(target) / "config.json").read_text())
     return str(config.get("model_type", "unknown"))
 
 
 def curves_by_layer(frame: pl.DataFrame, metric: str) -> dict[str, list[Point]]:
-    """Points over the relative depth: of one target a line for each projection, of several one for each target."""
+    """Return points over relative depth: one line per projection for a single target, else one line per target."""
     targets = frame["target"].unique(maintain_order=True).to_list()
     lines: dict[str, list[Point]] = {}
     for target in targets:
@@ -213,7 +213,7 @@ def curves_by_layer(frame: pl.DataFrame, metric: str) -> dict[str, list[Point]]:
 
 
 def matrix(frame: pl.DataFrame, target: str) -> tuple[list[list[float | None]], list[str], list[str]]:
-    """A target's correlations by quality metric, and by spectrum and control."""
+    """Return a target's correlations by quality metric, and by spectrum and control."""
     own = frame.filter(pl.col("target") == target)
     rows = own["metric"].unique(maintain_order=True).to_list()
     columns = [(spectrum, control) for spectrum in METRICS for control in ("none", "largest_rank", "length_bin")]

@@ -1,4 +1,4 @@
-"""Statistics that reports share."""
+"""Statistics shared by reports."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import polars as pl
 
 
 def auroc(positive: pl.Series, negative: pl.Series) -> float | None:
-    """Probability that a value of `positive` exceeds one of `negative`, ties counted half.
+    """Return the probability that a value of `positive` exceeds one of `negative`, counting ties half.
 
-    None if either is empty. The Mann-Whitney statistic over average ranks: O(n log n).
+    Return None if either is empty. Computed as the Mann-Whitney statistic over average ranks, in O(n log n).
     """
     n, m = len(positive), len(negative)
     if not n or not m:

@@ -1,8 +1,7 @@
-"""A share of what is due, measured by a process of its own: for clusters that start many (a Slurm array, say).
+"""Measure one share of the outstanding work in its own process, for clusters that start many, such as Slurm arrays.
 
-Shares are cut by how much there is to measure, without a word between the processes: each reads its own shards alone.
-What a share measures is stored as any run stores it; the run that comes after finds nothing left to measure and
-records it.
+Shares are cut by the amount of work, without communication between processes; each process reads only its own shards.
+Measurements are stored as in any run. The next run finds nothing left to measure and records the result.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from curation_resources.storage.warehouse import TABLE
 
 @dataclass(frozen=True)
 class Share:
-    """One of several even shares.
+    """One of several equal shares.
 
     Attributes:
-        number: of the share, from 1 on.
-        of: how many there are.
+        number: the number of this share, counting from 1.
+        of: the number of shares.
     """
 
     number: int
@@ -42,32 +41,32 @@ class Share:
 
     @classmethod
     def parse(cls, text: str) -> Share:
-        """From text as in `3/16`.
+        """Parse a share such as `3/16`.
 
         Raises:
-            UserError: it is none.
+            UserError: the text is not a share.
         """
         number, slash, of = text.partition("/")
         if slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of):
             return cls(int(number), int(of))
-        raise UserError(f"{text!r} is no share: write its number and how many there are, as in 1/16 up to 16/16")
+        raise UserError(f"{text!r} is not a share. Write its number and the number of shares: 1/16 up to 16/16.")
 
     def ends(self, total: int) -> tuple[int, int]:
-        """Where it begins and ends, of so much."""
+        """Return the begin and end of this share in a total amount of work."""
         return total * (self.number - 1) // self.of, total * self.number // self.of
 
 
 @dataclass
 class ShareSummary:
-    """What a share came to.
+    """The result of measuring a share for one target.
 
     Attributes:
-        target: whose signals.
-        samples: of the share, in shards that were due and that it came to.
-        stored: of these, before.
-        measured: of these, now.
-        tokens: that were run through the model.
-        stopped: the limit at which it stopped; None if it went to its end.
+        target: the target whose signals were measured.
+        samples: samples of the share, in outstanding shards that it reached.
+        stored: number of these that were already stored.
+        measured: number of these that it measured.
+        tokens: tokens run through the model.
+        stopped: the limit that stopped it; None if it completed.
     """
 
     target: str
@@ -79,15 +78,15 @@ class ShareSummary:
 
 
 def measure_share(workspace: Workspace, share: Share) -> Iterator[ShareSummary]:
-    """Measure a share of what is due, target by target.
+    """Measure a share of the outstanding work, target by target.
 
-    Of `limits`, each share may spend its part.
+    Each share may use its part of `limits`.
 
     Raises:
-        MeasuringError: a checkpoint is missing, or nothing has been read.
+        MeasuringError: a checkpoint is missing, or no shard has been read.
     """
     if not workspace.warehouse.names(tables.raw_corpus_dir()):
-        raise MeasuringError("nothing has been read yet: use `curate run --until checkpoints` first")
+        raise MeasuringError("no shard has been read yet. Run `curate run --until checkpoints` first.")
     limits = workspace.settings.limits
     part = Limits(
         tokens=None if limits.tokens is None else ceil(limits.tokens / share.of),
@@ -113,7 +112,7 @@ def _measured(workspace: Workspace, target: Target, share: Share, summary: Share
     stores = stores_of(workspace, target, target.signals)
     present = present_shards(workspace)
     lacking = {shard for signal in target.signals for shard in unmeasured_shards(workspace, target, signal, present)}
-    # The order of all: other processes see the same, whatever has been stored meanwhile.
+    # Keep the order of all shards: other processes see the same one, whatever has been stored in the meantime.
     due = [shard for shard in present if shard in lacking]
     segmented = not SEGMENTED_SIGNALS.isdisjoint(stores)
 
@@ -129,7 +128,7 @@ def _measured(workspace: Workspace, target: Target, share: Share, summary: Share
 
 
 def shard_bytes(workspace: Workspace, shards: Sequence[str]) -> dict[str, int]:
-    """Bytes of the tables of shards, which are about in proportion to what there is to measure."""
+    """Return the size of each shard's table in bytes, roughly proportional to its work."""
     names = [f"{shard}{TABLE}" for shard in shards]
     sizes = workspace.warehouse.storage.sizes(tables.raw_corpus_dir(), names)
     return {shard: sizes[name] for shard, name in zip(shards, names, strict=True)}
@@ -139,7 +138,7 @@ Between = tuple[str, tuple[int, int], tuple[int, int]]
 
 
 def cut(sizes: Mapping[str, int], share: Share) -> Iterator[Between]:
-    """The shards that a share has a part of, in their order: where it begins and ends in each, as fractions."""
+    """Yield the shards that a share overlaps, in order, with its begin and end in each as fractions."""
     first, last = share.ends(sum(sizes.values()))
     start = 0
     for shard, size in sizes.items():
@@ -150,11 +149,11 @@ def cut(sizes: Mapping[str, int], share: Share) -> Iterator[Between]:
 
 
 def rows_between(rows: pl.DataFrame, begin: tuple[int, int], end: tuple[int, int]) -> pl.DataFrame:
-    """Rows of `raw_corpus` from one fraction of all their work to another; every row lies between some two of them."""
+    """Return the rows of `raw_corpus` between two fractions of their total work; consecutive ranges cover every row."""
     work = work_of_rows(rows)
     total, before, chosen = sum(work), 0, []
     for own in work:
-        # A row is where it begins; one of no work at the very end is before the end.
+        # A row belongs where it begins; a row without work at the very end counts as before the end.
         at = min(before, total - 1)
         chosen.append(begin[0] * total <= at * begin[1] and at * end[1] < end[0] * total if total else begin[0] == 0)
         before += own

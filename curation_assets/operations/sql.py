@@ -1,8 +1,8 @@
-"""SQL over every stored table, by DuckDB in memory: views over Parquet, read-only, and nothing else in reach.
+"""Query every stored table with SQL, through DuckDB in memory: read-only views over Parquet, with no other access.
 
-A table that exists once is a view by its own name. What exists once a target lies in a schema of the target's name
-(and, with one target, by its own name too); `step_scores` of several scores are `step_scores_SCORE`; subsets are
-`subsets.NAME`.
+A table that exists once is a view of the same name. A table that exists once per target lies in a schema named after
+the target (and, with a single target, in the main schema too). `step_scores` of several scores are
+`step_scores_SCORE`; subsets are `subsets.NAME`.
 """
 
 from __future__ import annotations
@@ -22,43 +22,45 @@ SUBSETS = "subsets"
 
 
 class SqlError(UserError):
-    """A query cannot be answered; the message says why."""
+    """A query failed; the message gives the reason."""
 
 
 class DuckDBTables:
-    """The Dagster resource `duckdb`: every stored table as a view, for assets and checks of one's own.
+    """The Dagster resource `duckdb`: every stored table as a view, for your own assets and checks.
 
     Args:
-        workspace: whose tables.
+        workspace: the workspace whose tables are queried.
     """
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
 
     def query(self, query: str) -> pl.DataFrame:
-        """The rows that one SELECT gives; see `run_sql`."""
+        """Return the rows of one SELECT; see `run_sql`."""
         return run_sql(self._workspace, query)
 
     def views(self) -> list[str]:
-        """The views that a query may name."""
+        """Return the names of the available views."""
         return view_names(self._workspace)
 
 
 def run_sql(workspace: Workspace, query: str) -> pl.DataFrame:
-    """The rows that a query gives.
+    """Return the rows of a query.
 
     Args:
-        workspace: whose tables the query may name.
-        query: one SELECT in DuckDB's SQL. Files, other databases and extensions are out of its reach.
+        workspace: the workspace whose tables the query may use.
+        query: one SELECT in DuckDB's SQL. It cannot access files, other databases or extensions.
 
     Raises:
-        SqlError: it is no single SELECT, or DuckDB refuses it.
+        SqlError: the query is not a single SELECT, or DuckDB rejects it.
     """
     with duckdb.connect(":memory:") as connection:
         try:
             statements = connection.extract_statements(query)
             if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
-                raise SqlError("give one SELECT: tables are read here, and nothing is written")
+                raise SqlError(
+                    "the query is not a single SELECT. Tables are read-only here: give one SELECT statement."
+                )
             for schema, name, frame in _views(workspace, query):
                 rows = f"_{schema}_{name}"
                 connection.register(rows, frame)
@@ -69,22 +71,24 @@ def run_sql(workspace: Workspace, query: str) -> pl.DataFrame:
             found = pl.from_arrow(connection.sql(query).to_arrow_table())
         except duckdb.Error as error:
             empty = ", ".join(_not_stored(workspace, query))
-            missing = f"\nnothing is stored yet of {empty} (a pool only where corpus.filters are set)" if empty else ""
-            # Whoever misspelt a word of SQL does not look for a table.
+            missing = (
+                f"\nNo rows are stored yet for {empty} (a pool exists only if corpus.filters are set)." if empty else ""
+            )
+            # A syntax error does not need the list of tables.
             absent = isinstance(error, duckdb.CatalogException)
-            views = f"\nviews are {', '.join(view_names(workspace))}" if absent else ""
+            views = f"\nAvailable views: {', '.join(view_names(workspace))}" if absent else ""
             raise SqlError(f"{error}{missing}{views}") from error
     assert isinstance(found, pl.DataFrame)
     return found
 
 
 def view_names(workspace: Workspace) -> list[str]:
-    """The views that a query may name, as it names them."""
+    """Return the names of the available views, as a query spells them."""
     return [name if schema == "main" else f"{schema}.{name}" for schema, name, _ in _known(workspace)]
 
 
 def _views(workspace: Workspace, query: str) -> Iterator[tuple[str, str, pl.LazyFrame]]:
-    """Schema, name and rows of the views that a query may mean: those whose name occurs in it."""
+    """Yield schema, name and rows of the views whose name occurs in the query."""
     words = {word.lower() for word in re.findall(r"\w+", query)}
     for schema, name, keys in _known(workspace):
         if name.lower() not in words:
@@ -92,12 +96,12 @@ def _views(workspace: Workspace, query: str) -> Iterator[tuple[str, str, pl.Lazy
         try:
             yield schema, name, read_stored(workspace, **keys)
         except TableRequestError:
-            # Nothing is stored yet: then there is no such view, as DuckDB says.
+            # Nothing is stored yet, so there is no view; DuckDB reports that.
             continue
 
 
 def _not_stored(workspace: Workspace, query: str) -> list[str]:
-    """The tables that a query may mean and that hold nothing yet."""
+    """Return the tables whose name occurs in the query and that have no stored rows."""
     there = {(schema, name) for schema, name, _ in _views(workspace, query)}
     words = {word.lower() for word in re.findall(r"\w+", query)}
     meant = [(schema, name) for schema, name, _ in _known(workspace) if name.lower() in words]
@@ -105,7 +109,7 @@ def _not_stored(workspace: Workspace, query: str) -> list[str]:
 
 
 def _known(workspace: Workspace) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Schema and name of every view, and what `read_stored` is asked for."""
+    """Yield schema and name of every view, and the arguments of `read_stored` for it."""
     settings = workspace.settings
     of_target = {"score_manifest", "sample_scores", *tables.SIGNAL_TABLES}
     for name in tables.ALL_TABLES:

@@ -1,9 +1,9 @@
-"""Moving measured signals between warehouses: parts under their fingerprints, and the warm-ups that they rest on.
+"""Move measured signals between warehouses: parts under their fingerprints, and the warm-ups that they depend on.
 
-An export is a folder (of this machine or of a bucket) with the paths of a warehouse, and `measurements.json`, written
-last, which says what each folder means and what bytes each file has. Records of shards do not travel: the next run
-makes them from the parts that are there. Nor do samples that could not be measured because of an image (`left_out`):
-the other place may have it.
+An export is a folder, local or in a bucket, with the paths of a warehouse. `measurements.json`, written last, describes
+each folder and lists the digest of each file. Shard records are not exported; the next run rebuilds them from the
+parts. Samples that could not be measured because of an image (`left_out`) are not exported either, since the other
+place may have the image.
 """
 
 from __future__ import annotations
@@ -54,23 +54,23 @@ INDEX = "measurements.json"
 SCHEMA_VERSION = 1
 SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*")
 CHECKPOINT_FILES = (".safetensors", DOCUMENT, TABLE, ".md")
-"""What a checkpoint may bring: nothing that is run when it is loaded."""
+"""File types that a checkpoint may contain: none of them runs code when loaded."""
 
 
 class TransferError(UserError):
-    """Measurements cannot be exported or imported; the message says why and how to mend it."""
+    """Measurements cannot be exported or imported; the message gives the reason and the fix."""
 
 
 @dataclass(frozen=True)
 class Moved:
-    """One signal or checkpoint that was copied.
+    """One copied signal or checkpoint.
 
     Attributes:
-        folder: where it lies, below the warehouse and below the export.
-        files: how many it has.
-        copied: how many of them were not there yet.
-        size: bytes of all of them.
-        wanted: whether the configuration wants it as it is; None if that cannot be told without the model.
+        folder: its path in the warehouse and in the export.
+        files: number of files.
+        copied: number of files that were not there yet.
+        size: total size in bytes.
+        wanted: whether the current configuration uses it; None if that requires a model that is not available.
     """
 
     folder: str
@@ -81,15 +81,15 @@ class Moved:
 
 
 def export_measurements(workspace: Workspace, place: str, target: str | None = None) -> list[Moved]:
-    """Copy what is measured under the current fingerprints, adding to an export that is there already.
+    """Copy the measurements under the current fingerprints, adding to an existing export.
 
     Args:
         workspace: the configuration.
         place: a folder, or s3://bucket/prefix.
-        target: of this target only.
+        target: export only this target.
 
     Raises:
-        TransferError: nothing is measured, a part is damaged, or the place holds something else.
+        TransferError: nothing is measured, a part is damaged, or the place holds other data.
         MeasuringError: a target's warm-up has not been trained.
     """
     settings = workspace.settings
@@ -101,7 +101,7 @@ def export_measurements(workspace: Workspace, place: str, target: str | None = N
     entries = [entry for item in settings.targets if target in (None, item.name) for entry in _entries(workspace, item)]
     paths = {entry["folder"]: _own_files(workspace.warehouse.storage, entry) for entry in entries}
     if not any(paths[entry["folder"]] for entry in entries if entry["kind"] == "signal"):
-        raise TransferError("nothing is measured under the current configuration: use `curate run` first")
+        raise TransferError("nothing is measured under the current configuration. Run `curate run` first.")
     index: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "entries": [], "files": []}
     if there.exists(INDEX):
         index = _read_index(there)
@@ -124,11 +124,11 @@ def export_measurements(workspace: Workspace, place: str, target: str | None = N
 
 
 def import_measurements(workspace: Workspace, place: str) -> list[Moved]:
-    """Add exported measurements to the warehouse; doing it again changes nothing.
+    """Add exported measurements to the warehouse; repeating it changes nothing.
 
     Raises:
-        TransferError: it is no export, a file is not what the export says (it is named), or a warm-up is another one
-            than the warehouse's own, which is frozen.
+        TransferError: the place holds no export, a file differs from the export's index, or a warm-up differs from the
+            warehouse's own, which is frozen.
     """
     there = _storage(workspace, place)
     index = _read_index(there)
@@ -139,7 +139,7 @@ def import_measurements(workspace: Workspace, place: str) -> list[Moved]:
     purged = PurgedList.read(workspace.warehouse).ids()
     moved = []
     with track("importing", sum(map(len, files.values()))) as advance:
-        # Checkpoints first: what the configuration wants depends on them.
+        # Checkpoints first: the wanted fingerprints depend on them.
         for folder in sorted(files, key=lambda folder: folder not in checkpoints):
             own = files[folder]
             if folder in checkpoints:
@@ -161,12 +161,12 @@ def import_measurements(workspace: Workspace, place: str) -> list[Moved]:
 def _storage(workspace: Workspace, place: str) -> Storage:
     there = workspace.storage_at(place)
     if there.place == workspace.warehouse.storage.place:
-        raise TransferError(f"{place} is the warehouse itself: name another place")
+        raise TransferError(f"{place} is the warehouse itself. Name another place.")
     return there
 
 
 def _entries(workspace: Workspace, target: Target) -> list[dict[str, Any]]:
-    """What an export says of a target's signals, and of the warm-up that they rest on."""
+    """Return the index entries of a target's signals, and of the warm-up that they depend on."""
     made = [_signal_entry(workspace, target, signal) for signal in workspace.settings.measured_signals(target)]
     checkpoint = None if target.warmup == "none" else warmup_checkpoint(workspace, target)
     if checkpoint is not None:
@@ -199,7 +199,7 @@ def _entries(workspace: Workspace, target: Target) -> list[dict[str, Any]]:
 
 
 def _found_strength(workspace: Workspace, target: Target) -> bool:
-    """Whether the strength of a target's random perturbation was searched for, and found."""
+    """Return whether the strength of a target's random perturbation has been found."""
     return wants_perturbation(target) and workspace.warehouse.read_json(sigma_path(workspace, target)) is not None
 
 
@@ -234,39 +234,39 @@ def _signal_entry(workspace: Workspace, target: Target, signal: SignalName) -> d
 
 
 def _own_files(storage: Storage, entry: dict[str, Any]) -> list[str]:
-    """The files of a checkpoint, or the parts of a signal."""
+    """Return the files of a checkpoint, or the parts of a signal."""
     if entry["kind"] == "checkpoint":
         return [file.path for file in storage.walk(entry["folder"])]
     return [file.path for file in storage.files(entry["folder"]) if file.name.endswith(TABLE)]
 
 
 def _read_index(there: Storage) -> dict[str, Any]:
-    """What an export says of itself.
+    """Read an export's index.
 
     Raises:
-        TransferError: there is none, it is not finished, or it is of another version.
+        TransferError: the index is missing, incomplete, or of another version.
     """
     shown = there.shown(INDEX)
     try:
         index = json.loads(there.read(INDEX))
     except FileNotFoundError as error:
         raise TransferError(
-            f"there is no {shown}: name the place that `curate export-measurements` wrote to, and let it finish"
+            f"there is no {shown}. Name the place that `curate export-measurements` wrote to, and let it finish."
         ) from error
     except ValueError as error:
-        raise TransferError(f"{shown} is not JSON ({error}): export again") from error
+        raise TransferError(f"{shown} is not JSON ({error}). Export again.") from error
     found = index.get("schema_version") if isinstance(index, dict) else None
     if found != SCHEMA_VERSION:
-        raise TransferError(f"{shown} has schema version {found}, this version reads {SCHEMA_VERSION}: export again")
+        raise TransferError(f"{shown} has schema version {found}; this version reads {SCHEMA_VERSION}. Export again.")
     assert isinstance(index, dict)
     return index
 
 
 def _listed(there: Storage, index: dict[str, Any], entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """The files of a signal or checkpoint, by the index; nothing that leads anywhere else.
+    """Return the files of a signal or checkpoint from the index, after checking that their paths are safe.
 
     Raises:
-        TransferError: the index names what no export holds.
+        TransferError: the index lists a file that no export contains.
     """
     own = [file for file in index["files"] if file["path"].startswith(f"{entry['folder']}/")]
     if entry["kind"] == "signal":
@@ -278,52 +278,52 @@ def _listed(there: Storage, index: dict[str, Any], entry: dict[str, Any]) -> lis
         sound = sound and f"{folder}/{RECORD}" in {file["path"] for file in own}
     names = [part for file in own for part in file["path"].split("/")]
     if folder != entry["folder"] or not sound or not all(SAFE_NAME.fullmatch(name) for name in names):
-        raise TransferError(f"{there.shown(INDEX)}: {entry['folder']} holds what no export does: export again")
+        raise TransferError(f"{there.shown(INDEX)}: {entry['folder']} has unexpected files. Export again.")
     return own
 
 
 def _verified(there: Storage, file: dict[str, Any]) -> bytes:
-    """The bytes of an exported file.
+    """Read an exported file and verify its digest.
 
     Raises:
-        TransferError: they are not those that were exported.
+        TransferError: the file is missing, or its bytes differ from the exported ones.
     """
     shown = there.shown(file["path"])
     try:
         data = there.read(file["path"])
     except FileNotFoundError as error:
-        raise TransferError(f"{shown} is missing: copy the whole export again") from error
+        raise TransferError(f"{shown} is missing. Copy the whole export again.") from error
     if bytes_digest(data) != file["digest"]:
         raise TransferError(
-            f"{shown} is damaged, its bytes are not those that were exported: copy or export it again; what was "
-            "imported before it is sound and stays"
+            f"{shown} is damaged: its bytes differ from the exported ones. Copy or export it again. Files imported "
+            "before it are intact and stay."
         )
     _check_name(shown, file["path"], file["digest"])
     return data
 
 
 def _check_name(shown: str, path: str, digest: str) -> None:
-    """Parts are named by their content: one of other content is damaged."""
+    """Verify that a part's content matches the digest in its name."""
     name = re.fullmatch(r"part-([0-9a-f]{32})", path.rsplit("/", 1)[-1].removesuffix(TABLE))
     if name is not None and name[1] != digest:
-        raise TransferError(f"{shown} is damaged, its bytes do not match its name: delete it and measure again")
+        raise TransferError(f"{shown} is damaged: its bytes do not match its name. Delete it and measure again.")
 
 
 def _add(storage: Storage, path: str, data: bytes) -> bool:
-    """Put a file that never changes; False if it is there.
+    """Write an immutable file; return False if it already exists.
 
     Raises:
-        TransferError: what is there is something else.
+        TransferError: the existing file has other content.
     """
     if storage.create(path, data):
         return True
     if storage.read(path) != data:
-        raise TransferError(f"{storage.shown(path)} is there with other bytes: it is damaged; delete it and try again")
+        raise TransferError(f"{storage.shown(path)} exists with other bytes: it is damaged. Delete it and try again.")
     return False
 
 
 def _import_part(workspace: Workspace, there: Storage, file: dict[str, Any], purged: Sequence[str]) -> bool:
-    """Add a part, without samples that were taken out of this warehouse for good; whether it was not there yet."""
+    """Add a part, without samples purged from this warehouse; return whether it was new."""
     data = _verified(there, file)
     held = pl.read_parquet(io.BytesIO(data), columns=["sample_id"])["sample_id"].is_in(list(purged))
     if not held.any():
@@ -337,10 +337,10 @@ def _import_part(workspace: Workspace, there: Storage, file: dict[str, Any], pur
 
 
 def _refuse_another(workspace: Workspace, folder: str, files: Sequence[dict[str, Any]]) -> bool:
-    """Whether the warehouse has this very checkpoint.
+    """Return whether the warehouse already has this exact checkpoint.
 
     Raises:
-        TransferError: it has another one in its place.
+        TransferError: the warehouse has a different checkpoint in its place.
     """
     storage = workspace.warehouse.storage
     if not storage.exists(f"{folder}/{RECORD}"):
@@ -348,14 +348,14 @@ def _refuse_another(workspace: Workspace, folder: str, files: Sequence[dict[str,
     here = {file.path: bytes_digest(storage.read(file.path)) for file in storage.walk(folder)}
     if here != {file["path"]: file["digest"] for file in files}:
         raise TransferError(
-            f"{storage.shown(folder)} holds another warm-up of the same recipe, and a warm-up is frozen: nothing was "
-            "imported; import into a fresh warehouse, or delete that folder (what was measured with it counts no more)"
+            f"{storage.shown(folder)} holds another warm-up of the same recipe, and warm-ups are frozen. Nothing was "
+            "imported. Import into a new warehouse, or delete that folder, which invalidates what was measured with it."
         )
     return True
 
 
 def _import_checkpoint(workspace: Workspace, there: Storage, folder: str, files: Sequence[dict[str, Any]]) -> int:
-    """Make the checkpoint's folder whole, if it is not there; gives the files that were copied."""
+    """Create the checkpoint's folder atomically if it is missing; return the number of copied files."""
     if _refuse_another(workspace, folder, files):
         return 0
     contents = {file["path"].removeprefix(f"{folder}/"): _verified(there, file) for file in files}
@@ -368,23 +368,23 @@ def _import_checkpoint(workspace: Workspace, there: Storage, folder: str, files:
     if workspace.warehouse.create_folder(folder, fill, last=RECORD):
         _name_purged(workspace, folder)
         return len(files)
-    # Someone made it meanwhile.
+    # Another process created it in the meantime.
     _refuse_another(workspace, folder, files)
     return 0
 
 
 def _name_purged(workspace: Workspace, folder: str) -> None:
-    """Say of an imported checkpoint which purged samples it was trained on: it does not change."""
+    """Log a warning if an imported checkpoint was trained on purged samples, since it cannot be changed."""
     warehouse, path = workspace.warehouse, f"{folder}/{TRAINED_ON}"
     ids = warehouse.read_columns(path, "sample_id")["sample_id"] if warehouse.storage.exists(path) else ()
     purged = set(ids).intersection(PurgedList.read(warehouse).ids())
     if purged:
         named = warehouse.storage.shown(folder), ", ".join(sorted(purged))
-        logger.warning("checkpoint %s was trained on purged samples (%s): delete the folder to train it anew", *named)
+        logger.warning("checkpoint %s was trained on purged samples (%s). Delete the folder to retrain it.", *named)
 
 
 def _wanted(workspace: Workspace) -> set[str] | None:
-    """Folders that the configuration wants; None if a target's model is not here."""
+    """Return the folders that the configuration uses; None if a target's model is not available."""
     try:
         return {folder for target in workspace.settings.targets for folder in _wanted_of(workspace, target)}
     except ModelError:

@@ -1,4 +1,4 @@
-"""The signals: how each is asked of a pass, and how what the pass gives becomes rows of its table."""
+"""The signals: the request that each makes of a pass, and the conversion of a pass's results into table rows."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Signal:
     """One signal.
 
     Attributes:
-        table: where it is stored.
-        value: the column that is null where it was not measured.
-        rows: rows of the table from what a pass gave.
+        table: the table that stores it.
+        value: the column that is null where the signal was not measured.
+        rows: converts a pass's results into rows of the table.
     """
 
     table: Table
@@ -31,18 +31,18 @@ class Signal:
     rows: Callable[[Sequence[SampleSignals]], rows.Rows]
 
     def frame(self, results: Sequence[SampleSignals]) -> pl.DataFrame:
-        """The table's rows of these samples."""
+        """Return the table's rows of these samples."""
         made = pl.DataFrame(self.rows(results), schema=self.table.schema, strict=False)
         return self.table.conform(made)
 
     def reasons(self, stored: pl.DataFrame) -> dict[str, int]:
-        """How many of the stored samples were not measured, by their flags."""
+        """Count the stored samples that were not measured, by their flags."""
         without = stored.filter(pl.col(self.value).is_null()).select(pl.col("flags").list.join("+"))
         return dict(sorted(without.group_by("flags").len().iter_rows()))
 
 
 def request_for(target: Target, signals: Collection[SignalName]) -> Request:
-    """What one pass has to measure for these signals of a target."""
+    """Return the request that makes one pass measure these signals of a target."""
     of_steps = {"step_gradients", "step_gradient_trajectories"} & set(signals)
     projected = target.proxy == "projected" and bool(of_steps)
     return Request(
@@ -71,7 +71,7 @@ def request_for(target: Target, signals: Collection[SignalName]) -> Request:
 
 
 def non_finite(reasons: dict[str, int]) -> int:
-    """How many samples are without a value because of NaN or Inf."""
+    """Count the samples whose value is missing because of NaN or Inf."""
     return sum(count for flags, count in reasons.items() if NON_FINITE in flags.split("+"))
 
 

@@ -1,7 +1,7 @@
-"""Where samples are measured: by this machine's devices (or a judge), or by the workers of a Ray cluster.
+"""Engines that measure samples: this machine's devices (or a judge), or the workers of a Ray cluster.
 
-An engine takes what shards lack, shard after shard, and gives manifest rows: the data is in the warehouse by then.
-Workers of a cluster write it there themselves, so that nothing but texts on their way to them goes through the run.
+An engine consumes the missing samples shard by shard and yields manifest rows; by then the data is in the warehouse.
+Workers of a cluster write to the warehouse themselves, so only texts pass through the run on their way to them.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Lack:
 
     Attributes:
         shard: the shard, or validation set.
-        signals: what they lack.
-        rows: of `raw_corpus`, each sample once.
-        steps: of `segmented_steps`, where segments are measured.
-        progress: called with the number of samples that were done since the last call.
+        signals: the missing signals.
+        rows: rows of `raw_corpus`, one per sample.
+        steps: rows of `segmented_steps`, if segments are measured.
+        progress: called with the number of samples completed since the last call.
     """
 
     shard: str
@@ -58,27 +58,27 @@ class Lack:
 
 
 class Engine(Protocol):
-    """What measures; use it in a `with` block."""
+    """An engine that measures; use it in a `with` block."""
 
     @property
     def device_count(self) -> int:
-        """On how many devices."""
+        """Number of devices in use."""
 
     def device_name(self) -> str:
-        """What it runs on, as people call it."""
+        """Return the human-readable name of the device."""
 
     def measure(self, lacks: Iterable[Lack]) -> Generator[tuple[Lack, Done], None, None]:
-        """Measure what samples lack; close it when it is not used up: what works on it ends, what is done is kept."""
+        """Measure missing signals. Closing the generator early stops the workers and keeps what they have measured."""
 
 
 class LocalEngine:
-    """This machine's devices, or a judge that is asked from here.
+    """This machine's devices, or a judge queried from this machine.
 
     Args:
         workspace: the configuration.
-        target: what is measured with.
-        stores: where each signal is kept.
-        scorer: what measures.
+        target: the target to measure with.
+        stores: the store of each signal.
+        scorer: the scorer that measures.
     """
 
     def __init__(self, workspace: Workspace, target: Target, stores: Stores, scorer: Scorer | JudgeScorer) -> None:
@@ -108,19 +108,19 @@ class LocalEngine:
                     tokens = sum(tokens_run(result) for result in results)
                     yield lack, Done(len(results), tokens, parts.add(results))
         finally:
-            # Also when interrupted: what has been measured is kept.
+            # Keep what has been measured, even when interrupted.
             parts.commit()
         yield lack, Done(0, 0, True)
 
 
 @dataclass(frozen=True)
 class RemoteTarget:
-    """What a worker of a cluster makes its pass from: plain data, read anew on its node.
+    """The specification from which a cluster worker builds its pass: plain data, read again on its node.
 
     Attributes:
         workspace: the configuration.
-        target: what is measured with.
-        folders: of each signal, where the run keeps it.
+        target: the target to measure with.
+        folders: by signal, the folder that the run stores it in.
     """
 
     workspace: Workspace
@@ -130,7 +130,7 @@ class RemoteTarget:
 
 @dataclass(frozen=True)
 class RemotePart:
-    """What a worker is sent of a unit: rows of `raw_corpus` and of `segmented_steps`, and what they lack."""
+    """The part of a unit sent to a worker: rows of `raw_corpus` and `segmented_steps`, and the missing signals."""
 
     rows: pl.DataFrame
     steps: pl.DataFrame | None
@@ -138,11 +138,11 @@ class RemotePart:
 
 
 class RemoteWorker:
-    """What measures on a worker: the model is loaded on its node, what it gives goes from there to the warehouse.
+    """Measures on a worker: its node loads the model and writes the results directly to the warehouse.
 
     Raises:
-        MeasuringError: what the node measures would not be what the run keeps: it has other weights, or another version
-            of this package.
+        MeasuringError: the node's results would differ from what the run stores, because it has other weights or
+            another version of this package.
     """
 
     def __init__(self, spec: RemoteTarget, device: str) -> None:
@@ -153,17 +153,17 @@ class RemoteWorker:
             if store.folder != spec.folders[signal]:
                 raise MeasuringError(
                     f"{socket.gethostname()} would measure {signal} of target {self._target.name} as {store.folder}, "
-                    f"the run wants {spec.folders[signal]}: have the same model and the same version of "
-                    "curation-assets on every node"
+                    f"but the run expects {spec.folders[signal]}. Install the same model and the same version of "
+                    "curation-assets on every node."
                 )
         self._scorer = model_scorer(self._workspace, self._target, device)
 
     def measure(self, part: RemotePart, _asked: object, again: bool) -> Done:
-        """Measure samples and commit what is found; see `curation_resources.models.ray_engine.RayGroup`."""
+        """Measure samples and commit the results; see `curation_resources.models.ray_engine.RayGroup`."""
         stores, rows = _some(self._stores, part.signals), part.rows
         self._see_images(rows)
         if again:
-            # What the worker before wrote is not measured twice.
+            # Skip what the previous worker has already written.
             missing = set().union(*(store.missing(rows["sample_id"]) for store in stores.values()))
             rows = rows.filter(pl.col("sample_id").is_in(missing))
         parts = Parts(stores, self._workspace.settings.engine.part_seconds)
@@ -176,29 +176,29 @@ class RemoteWorker:
         return Done(len(part.rows), tokens, True, tuple(parts.written), self._by)
 
     def _see_images(self, rows: pl.DataFrame) -> None:
-        """Folders that images lie in must be on this node: an image that is not there would be said to be missing."""
+        """Check that this node has the folders of images: otherwise every image would be reported as missing."""
         for shard in rows.filter(pl.col("images").list.len() > 0)["shard"].unique():
             folder = self._workspace.image_root(shard)
             if not folder.is_dir():
                 raise MeasuringError(
-                    f"{socket.gethostname()} does not see {folder}, where images of {shard} lie: have the landing area "
-                    "(and the folders of validation sets) in one place on every node, or in S3"
+                    f"{socket.gethostname()} cannot find {folder}, which holds images of {shard}. Mount the landing "
+                    "area (and the folders of validation sets) at the same path on every node, or use S3."
                 )
 
 
 class RayEngine:
-    """Workers of a Ray cluster, which write what they measure.
+    """Workers of a Ray cluster, which write their own results.
 
     Args:
         workspace: the configuration.
-        target: what is measured with.
-        stores: where each signal is kept.
+        target: the target to measure with.
+        stores: the store of each signal.
     """
 
     def __init__(self, workspace: Workspace, target: Target, stores: Stores) -> None:
         self._workspace, self._stores = workspace, stores
         folders = {signal: store.folder for signal, store in stores.items()}
-        # Without what it has read and opened here.
+        # A copy without the caches and connections opened here.
         self._spec = RemoteTarget(replace(workspace), target, folders)
         self._seen: set[str] = set()
         self._open = ExitStack()
@@ -214,7 +214,7 @@ class RayEngine:
         from curation_resources.models.ray_engine import RayOptions, RayPool  # noqa: PLC0415
 
         engine = self._workspace.settings.engine
-        # Where nodes come when they are asked for, there may be no GPU yet.
+        # On a cluster that scales on demand there may be no GPU yet.
         gpus = None if engine.device == "auto" else engine.device != "cpu"
         options = RayOptions(engine.address, engine.workers, engine.cpus_per_worker, gpus)
         return self._open.enter_context(RayPool(options, quieten_transformers))
@@ -228,7 +228,7 @@ class RayEngine:
 
     @property
     def device_count(self) -> int:
-        """See `Engine`; those that wait for room are none."""
+        """See `Engine`; workers still waiting for resources are not counted."""
         return max(1, self._pool.placed)
 
     def device_name(self) -> str:
@@ -239,7 +239,7 @@ class RayEngine:
         """See `Engine`.
 
         Raises:
-            MeasuringError: a node does not write to the warehouse that the run reads.
+            MeasuringError: a node writes to a different warehouse than the one that the run reads.
         """
         sources = (Source(lack, work_of_rows(lack.rows), partial(_part, lack)) for lack in lacks)
         with closing(self._group.stream(sources)) as stream:
@@ -250,26 +250,26 @@ class RayEngine:
                 yield lack, done
 
     def _look(self, done: Done, lack: Lack, positions: Sequence[int]) -> None:
-        """See that what a worker says it wrote is here, the first time that it says so."""
+        """Check that the first part that each worker reports is visible from here."""
         if done.by in self._seen or not done.parts:
             return
         there = self._workspace.warehouse.storage.exists(done.parts[0])
         if not there:
-            # Another process may have made one part of it and others.
+            # Another process may have merged it into one part with others.
             ids = lack.rows["sample_id"][list(positions)]
             there = not any(self._stores[signal].missing(ids) for signal in lack.signals)
         if not there:
             raise MeasuringError(
-                f"a worker on {done.by.split()[0]} wrote {done.parts[0]}, which is not in "
-                f"{self._workspace.warehouse.storage.place} as seen from here: name a warehouse in S3, or a folder "
-                "that all nodes have mounted in one place"
+                f"a worker on {done.by.split()[0]} wrote {done.parts[0]}, which is not visible in "
+                f"{self._workspace.warehouse.storage.place} from here. Use a warehouse in S3, or a folder that is "
+                "mounted at the same path on all nodes."
             )
         self._seen.add(done.by)
 
 
 @contextmanager
 def open_engine(workspace: Workspace, target: Target, stores: Stores) -> Iterator[Engine]:
-    """The engine that the configuration names, for a target; a judge is always asked from here."""
+    """Open the engine that the configuration names, for a target; a judge is always queried from this machine."""
     if workspace.settings.engine.kind == "ray" and target.endpoint is None:
         with RayEngine(workspace, target, stores) as engine:
             yield engine
@@ -280,7 +280,7 @@ def open_engine(workspace: Workspace, target: Target, stores: Stores) -> Iterato
 
 
 def work_of_rows(rows: pl.DataFrame) -> list[int]:
-    """About how much work each row of `raw_corpus` is: see `curation_resources.scoring.units.work_of`."""
+    """Return the approximate work of each row of `raw_corpus`; see `curation_resources.scoring.units.work_of`."""
     images = pl.col("images").list.len().fill_null(0) * IMAGE_CHARACTERS
     texts = pl.col("messages").str.len_chars() + pl.col("response").str.len_chars()
     return rows.select((texts + images).cast(pl.Int64)).to_series().to_list()
@@ -297,5 +297,5 @@ def _part(lack: Lack, positions: Sequence[int]) -> RemotePart:
 
 
 def _some(stores: Stores, signals: frozenset[SignalName]) -> dict[SignalName, SignalStore]:
-    """Stores of some signals, in their order."""
+    """Return the stores of some signals, in their original order."""
     return {signal: store for signal, store in stores.items() if signal in signals}

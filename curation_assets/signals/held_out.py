@@ -1,4 +1,4 @@
-"""Measuring validation sets: the embeddings that a target's scores compare the pool with."""
+"""Measure validation sets: the embeddings that a target's scores compare the pool with."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Wanted = dict[str, list[SignalName]]
 
 
 def validation_of(workspace: Workspace, target: Target) -> Wanted:
-    """By validation set, the signals of it that a target's scores look at."""
+    """Return the signals that a target's scores need, by validation set."""
     wanted: Wanted = {}
     for score in workspace.settings.scores_of(target.name):
         for name in method_of(score).validation(score):
@@ -37,12 +37,12 @@ def validation_of(workspace: Workspace, target: Target) -> Wanted:
 
 
 def validation_key(workspace: Workspace, target: Target) -> dict[str, str | None]:
-    """Fingerprints of the stored sets that a target's scores look at."""
+    """Return the fingerprints of the stored sets that a target's scores need."""
     return {name: stored_validation(workspace, name) for name in validation_of(workspace, target)}
 
 
 def sets_due(workspace: Workspace, target: Target) -> list[str]:
-    """Sets that a target's scores look at and that are not read as they are now, or not measured."""
+    """Return the sets needed by a target's scores that are outdated or not measured."""
     wanted = {name: workspace.settings.validation_set(name) for name in validation_of(workspace, target)}
     unread = [n for n, held in wanted.items() if stored_validation(workspace, n) != wanted_validation(workspace, held)]
     unmeasured = _unmeasured(workspace, target)
@@ -50,7 +50,7 @@ def sets_due(workspace: Workspace, target: Target) -> list[str]:
 
 
 def _unmeasured(workspace: Workspace, target: Target) -> list[str]:
-    """Sets of which some signal that scores look at is not measured as they are stored."""
+    """Return the sets with a needed signal that is not measured for the stored version of the set."""
     found = []
     for name, signals in validation_of(workspace, target).items():
         limits = image_limits_key(workspace, target)
@@ -64,28 +64,28 @@ def _unmeasured(workspace: Workspace, target: Target) -> list[str]:
 
 
 def validation_state(workspace: Workspace, target: Target) -> list[object]:
-    """All that says whether a run over validation sets is another one than the last: what is wanted and what is there.
+    """Return the state that decides whether a run over validation sets would differ from the last one.
 
     Raises:
-        ValidationSetError: the file of a set is not there.
+        ValidationSetError: the file of a set is missing.
     """
     state: list[object] = [image_limits_key(workspace, target)]
     for name, signals in validation_of(workspace, target).items():
         wanted = wanted_validation(workspace, workspace.settings.validation_set(name))
         state += [name, wanted, stored_validation(workspace, name)]
-        # A record says when it was made.
+        # A record includes the time at which it was made.
         folders = [SignalStore.of(workspace, target, signal).folder for signal in signals]
         state += [(folder, workspace.warehouse.read_json(_record_path(folder, name))) for folder in folders]
     return state
 
 
 def measure_validation(workspace: Workspace, target: Target) -> dict[str, dict[SignalName, ShardMeasurement]]:
-    """Measure what is not stored yet of the sets that a target's scores look at; by set and signal, what was done.
+    """Measure what is missing of the sets that a target's scores need; return the records by set and signal.
 
-    Sets that are measured are not visited: their records go on telling what that did cost.
+    Measured sets are not visited, so their records keep the cost of the measurement.
 
     Raises:
-        LimitReachedError: the allowance does not last for all of them; what was measured is kept.
+        LimitReachedError: the allowance ran out before all sets were measured; what was measured is kept.
     """
     wanted, due = validation_of(workspace, target), _unmeasured(workspace, target)
     stores = stores_of(workspace, target, [signal for name in due for signal in wanted[name]])
@@ -96,10 +96,10 @@ def measure_validation(workspace: Workspace, target: Target) -> dict[str, dict[S
 def _measure_set(
     workspace: Workspace, target: Target, name: str, signals: Sequence[SignalName], engine: Engine
 ) -> dict[SignalName, ShardMeasurement]:
-    """Measure one set; by signal, what was done.
+    """Measure one set; return the records by signal.
 
     Raises:
-        LimitReachedError: the allowance does not last for all of it; what was measured is kept.
+        LimitReachedError: the allowance ran out before the set was measured; what was measured is kept.
     """
     stores = stores_of(workspace, target, signals)
     fingerprint = str(stored_validation(workspace, name))
@@ -113,11 +113,11 @@ def _measure_set(
             workspace.warehouse.write_json(_record_path(stores[signal].folder, name), asdict(record))
     if done is not None:
         return done
-    raise LimitReachedError(f"{target.name}: the allowance of limits in curation.yaml did not last for set {name}")
+    raise LimitReachedError(f"{target.name}: the allowance under limits in curation.yaml ran out before set {name}")
 
 
 def validation_vectors(workspace: Workspace, target: Target, score: ScoreSection) -> dict[str, NDArray[np.float32]]:
-    """The vectors [M, d] of the sets that a score compares with, in the order of their rows.
+    """Return the vectors [M, d] of the sets that a score compares with, in row order.
 
     Raises:
         MeasuringError: they have not been measured.
@@ -126,10 +126,10 @@ def validation_vectors(workspace: Workspace, target: Target, score: ScoreSection
 
 
 def _vectors_of(workspace: Workspace, target: Target, name: str, score: ScoreSection) -> NDArray[np.float32]:
-    """The vectors [M, d] of one set that a score compares with, in the order of its rows.
+    """Return the vectors [M, d] of one set that a score compares with, in row order.
 
     Raises:
-        MeasuringError: some have not been measured, or none could be.
+        MeasuringError: some have not been measured, or none could be measured.
     """
     scan = workspace.warehouse.scan_table(tables.validation_path(name))
     table = tables.RAW_CORPUS.empty().lazy() if scan is None else scan
@@ -142,8 +142,8 @@ def _vectors_of(workspace: Workspace, target: Target, name: str, score: ScoreSec
     vectors = method.to_vectors(joined.drop_nulls(SIGNALS[signal].value))
     if len(joined) < len(ids) or not len(vectors):
         raise MeasuringError(
-            f"{len(vectors)} of {len(ids)} samples of validation set {name} have {signal} of target {target.name}: "
-            "use `curate run`"
+            f"only {len(vectors)} of {len(ids)} samples of validation set {name} have {signal} of target "
+            f"{target.name}. Run `curate run`."
         )
     return vectors
 

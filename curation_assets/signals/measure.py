@@ -1,4 +1,4 @@
-"""Measuring shards: of each sample only what is not stored yet, all of that in one pass, kill-proof.
+"""Measure shards: all missing signals of a sample in one pass, and nothing twice, even after a kill.
 
 Samples are grouped by the set of signals that they lack, and each group is one request to the pass.
 """
@@ -40,27 +40,27 @@ class ShardSamples:
     steps_fingerprint: str
 
     def input_fingerprint(self, signal: SignalName) -> str:
-        """Of the table that a signal's record holds for."""
+        """Return the fingerprint of the table that a signal's record is valid for."""
         return self.steps_fingerprint if signal in SEGMENTED_SIGNALS else self.corpus_fingerprint
 
 
 @dataclass
 class Visit:
-    """What one visit to a shard, or a validation set, has measured so far.
+    """The progress of one visit to a shard or a validation set.
 
     Attributes:
-        name: of the shard or set.
-        samples: all of its samples, of which no more is held than their ids.
-        missing: by signal, those that have no row when the visit begins.
-        wanted: how many lack anything.
-        done: how many of them are measured.
-        tokens: that were run for them.
+        name: the name of the shard or set.
+        samples: all of its samples, reduced to their ids.
+        missing: by signal, the samples that had no row when the visit began.
+        wanted: number of samples that lack any signal.
+        done: number of these that are measured.
+        tokens: tokens run for them.
         committed: whether all of these are stored.
-        left: whether the allowance did not last for all of them.
-        after: visits under way that measure samples which this one has, too.
-        ended: whether it is finished, and somebody was told.
+        left: whether the allowance ran out before all of them were measured.
+        after: ongoing visits that measure samples which this one shares.
+        ended: whether the visit is finished and has been yielded.
         started: when it began.
-        bar: its progress, to be closed when it ends.
+        bar: its progress bar, closed when it ends.
     """
 
     name: str
@@ -78,21 +78,21 @@ class Visit:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is missing any more."""
+        """True if nothing is missing any more."""
         return (
             not self.left and self.committed and self.done >= self.wanted and all(other.ended for other in self.after)
         )
 
 
 class Visits:
-    """Visits to shards, one after another; an engine may begin with the next before the last one is finished.
+    """Visits to shards in order; an engine may start the next one before the last is finished.
 
     Args:
-        target: what is measured with.
-        inputs: names and samples, read when they are needed.
-        stores: where each signal is kept.
-        engine: what measures.
-        allowance: what may be measured.
+        target: the target to measure with.
+        inputs: names and samples, read on demand.
+        stores: the store of each signal.
+        engine: the engine that measures.
+        allowance: the limits on measuring.
     """
 
     def __init__(
@@ -109,32 +109,32 @@ class Visits:
         self._meter: Meter | None = None
 
     def run(self) -> Iterator[Visit]:
-        """Measure all of them; yields visits that are finished. Those that the allowance ends are said to be left."""
+        """Measure all inputs and yield finished visits. Visits cut short by the allowance are logged instead."""
         lacks = self._lacks()
         try:
             for lack in lacks:
                 if lack is not None:
                     break
-                # Nothing of it is missing: nobody waits for a model to hear so.
+                # Nothing is missing here: yield it without waiting for a model to load.
                 yield from self._finished()
             else:
                 return
             rest = (one for one in lacks if one is not None)
             with closing(self._engine.measure(chain([lack], rest))) as stream:
                 for lack, done in stream:
-                    # An engine's last word of a shard may come after the shard's last sample.
+                    # An engine may report on a shard once more after its last sample.
                     if lack.shard in self._open:
                         self._note(self._open[lack.shard], done)
                     yield from self._finished()
                     if self._allowance.reached():
                         break
             for visit in self._open.values():
-                # An engine that is closed has committed what it has.
+                # Closing the engine has committed everything it had.
                 visit.committed = True
             yield from self._finished()
             for visit in self._open.values():
                 self._leave(visit)
-            # Shards of which nothing is missing are finished whatever is left of the allowance.
+            # Shards without missing signals finish even if the allowance is spent.
             for unmeasured in lacks:
                 assert unmeasured is None, f"{unmeasured} would be measured although the allowance is spent"
                 yield from self._finished()
@@ -145,7 +145,7 @@ class Visits:
             self._allowance.settle()
 
     def _lacks(self) -> Iterator[Lack | None]:
-        """What the shards lack, shard after shard; None after a shard of which nothing is to be measured."""
+        """Yield the missing samples shard by shard, and None after a shard with nothing to measure."""
         for name, samples in self._inputs:
             missing = {signal: store.missing(samples.rows["sample_id"]) for signal, store in self._stores.items()}
             ids = replace(samples, rows=samples.rows.select("sample_id"), steps=samples.steps.clear())
@@ -168,7 +168,7 @@ class Visits:
                     yield Lack(name, lacking, rows, samples.steps if lacking & SEGMENTED_SIGNALS else None, progress)
 
     def _leave_to_others(self, visit: Visit) -> None:
-        """What a visit under way measures already is not measured once more; this one ends after that."""
+        """Skip what an ongoing visit measures already; this visit then ends after that one."""
         for other in self._open.values():
             if other.left:
                 continue
@@ -187,14 +187,14 @@ class Visits:
             self._allowance.settle()
 
     def _leave(self, visit: Visit) -> None:
-        """End a visit for which the allowance did not last; what was measured is kept."""
+        """End a visit because the allowance ran out; what was measured is kept."""
         if not visit.finished and not visit.left:
             visit.left = True
             error = self._allowance.leave(self._target.name, visit.name, visit.done, visit.tokens)
             logger.info("%s: %s", self._target.name, error)
 
     def _finished(self) -> Iterator[Visit]:
-        """Visits that have come to their end."""
+        """Yield the visits that have finished."""
         for name, visit in list(self._open.items()):
             if visit.finished:
                 del self._open[name]
@@ -206,11 +206,11 @@ class Visits:
 def measure_shards(
     workspace: Workspace, target: Target, shards: Sequence[str], signals: Sequence[SignalName]
 ) -> Iterator[dict[SignalName, ShardMeasurement]]:
-    """Measure what is not stored yet of these signals of every sample of the shards.
+    """Measure the missing signals of every sample of the shards.
 
-    Rows are committed in parts every `engine.part_seconds`, also when the work is interrupted; a shard's
-    records come last, so a shard without one is asked for again and goes on where it stopped. Shards for which the
-    allowance (`curation_assets.workspace.limits`) does not last are left out.
+    Rows are committed in parts every `engine.part_seconds`, and on interruption. A shard's records are written last, so
+    a shard without records is requested again and resumes where it stopped. Shards that the allowance
+    (`curation_assets.workspace.limits`) does not cover are skipped.
     """
     stores = stores_of(workspace, target, signals)
     segmented = not SEGMENTED_SIGNALS.isdisjoint(stores)
@@ -224,7 +224,7 @@ def measure_shards(
 
 
 def stores_of(workspace: Workspace, target: Target, signals: Iterable[SignalName]) -> dict[SignalName, SignalStore]:
-    """Where signals of a target are kept; see `SignalStore.of`."""
+    """Return the stores of a target's signals; see `SignalStore.of`."""
     return {signal: SignalStore.of(workspace, target, signal) for signal in signals}
 
 
@@ -235,7 +235,7 @@ def measure_all(
     stores: Stores,
     engine: Engine,
 ) -> Iterator[Visit]:
-    """Measure what is not stored yet of shards, or validation sets, by name; yields what is finished."""
+    """Measure what is missing of shards or validation sets, by name; yield finished visits."""
     allowance = workspace.allowance or launched_allowance(workspace.settings.limits, workspace.warehouse)
     for visit in Visits(target, inputs, stores, engine, allowance).run():
         for store in stores.values():
@@ -246,14 +246,14 @@ def measure_all(
 def records_of(
     workspace: Workspace, target: Target, visit: Visit, stores: Stores, engine: Engine
 ) -> dict[SignalName, ShardMeasurement]:
-    """What a visit did, by signal."""
+    """Return the records of a visit, by signal."""
     return {signal: _record(workspace, target, signal, visit, store, engine) for signal, store in stores.items()}
 
 
 def read_shard_samples(workspace: Workspace, shard: str, segmented: bool) -> ShardSamples:
-    """The distinct samples of a shard and, if asked for, their segments.
+    """Return the distinct samples of a shard and, if requested, their segments.
 
-    All empty for a shard whose file was gone before it was ever read.
+    All are empty for a shard whose file disappeared before it was ever read.
     """
     corpus_path = f"{tables.raw_corpus_dir()}/{shard}.parquet"
     corpus_facts = workspace.warehouse.table_metadata(corpus_path)
@@ -272,7 +272,7 @@ def read_shard_samples(workspace: Workspace, shard: str, segmented: bool) -> Sha
 def groups_by_missing(
     sample_ids: pl.Series, missing: Mapping[SignalName, set[str]]
 ) -> dict[frozenset[SignalName], list[str]]:
-    """Sample_ids, in order, by the set of signals that they lack; those that lack none are in no group."""
+    """Group sample_ids, in order, by the set of signals that they lack; omit those that lack none."""
     groups: dict[frozenset[SignalName], list[str]] = {}
     for sample_id in sample_ids:
         lacking = frozenset(signal for signal, ids in missing.items() if sample_id in ids)

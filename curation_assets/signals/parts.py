@@ -1,4 +1,4 @@
-"""Results on their way into the stores of their signals, and what is said of them once they are there."""
+"""Buffer results on their way into the stores of their signals, and report on them once they are stored."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from curation_resources.sections import SignalName
 
 @dataclass(frozen=True)
 class Done:
-    """What is said of samples that were measured: rows of a manifest, where the data itself lies in the warehouse.
+    """A report on measured samples: rows of a manifest, while the data itself is in the warehouse.
 
     Attributes:
-        samples: how many.
-        tokens: that were run through models for them.
+        samples: number of samples.
+        tokens: tokens run through models for them.
         committed: whether all results up to these are in the warehouse.
-        parts: paths of the parts that were written since the last word.
-        by: what measured them.
+        parts: paths of the parts written since the last report.
+        by: the worker that measured them.
     """
 
     samples: int
@@ -36,8 +36,8 @@ class Parts:
     """Results of samples that lack the same signals, committed part by part.
 
     Attributes:
-        stores: of the signals.
-        seconds: a part is committed when the last one is so old.
+        stores: the stores of the signals.
+        seconds: time since the last commit after which a part is committed.
         written: paths of the parts so far.
     """
 
@@ -48,7 +48,7 @@ class Parts:
     _committed: float = field(default_factory=time.monotonic)
 
     def add(self, results: Sequence[SampleSignals]) -> bool:
-        """Take results, and commit what is there if the last part is old enough; whether it was."""
+        """Buffer results, and commit them if the last commit is old enough; return whether it was."""
         self._pending.extend(results)
         if time.monotonic() - self._committed < self.seconds:
             return False
@@ -56,15 +56,15 @@ class Parts:
         return True
 
     def commit(self) -> None:
-        """One part a signal; killed in between, the samples lack only the signals that have none."""
+        """Write one part per signal. If killed in between, the samples lack only the signals not yet written."""
         if self._pending:
             for signal, store in self.stores.items():
                 self.written += store.append(SIGNALS[signal].frame(self._pending))
-        # Not before all are written: interrupted here, they are written once more, under the same names.
+        # Clear only after all are written: if interrupted, they are written again under the same names.
         self._pending = []
         self._committed = time.monotonic()
 
 
 def tokens_run(result: SampleSignals) -> int:
-    """Tokens that were run through models for a sample, in all passes."""
+    """Return the tokens run through models for a sample, in all passes."""
     return result.tokens + result.unconditional_tokens + result.backward_tokens + result.elsewhere_tokens

@@ -1,4 +1,4 @@
-"""TEMP's perturbed checkpoints: what they are made from, and the strength of the random one, searched for once."""
+"""TEMP's perturbed checkpoints: their inputs, and the search for the strength of the random one, done once."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 
 
 def wants_perturbation(target: Target) -> bool:
-    """Whether any of a target's signals is measured at perturbed checkpoints."""
+    """Return whether any of a target's signals is measured at perturbed checkpoints."""
     return "perturbed_losses" in target.signals
 
 
 def sigma_due(workspace: Workspace, target: Target) -> bool:
-    """Whether the strength of the random perturbation is not known yet, and there are samples to search it on."""
+    """Return whether the strength of the random perturbation is still unknown and there are samples to search it on."""
     wanted = wants_perturbation(target) and sigma_of(workspace, target) is None
     return wanted and not pool_of(workspace).is_empty()
 
 
 def perturbed_spec(workspace: Workspace, target: Target, base: PassSpec, *, path: bool = True) -> PerturbedSpec:
-    """What a target's perturbed checkpoints are made from; without a `path`, the random one alone.
+    """Return the inputs of a target's perturbed checkpoints; without `path`, of the random one only.
 
     Raises:
         CheckpointError: the endpoint is the target's own checkpoint, which has not been trained.
-        ModelError: the configured endpoint is not there.
+        ModelError: the configured endpoint is missing.
     """
     wanted = target.perturbation
     endpoint = _endpoint(workspace, target) if path and wanted.directional else None
@@ -51,12 +51,12 @@ def _endpoint(workspace: Workspace, target: Target) -> Path:
         return endpoint_folder(workspace, target)
     checkpoint = warmup_checkpoint(workspace, target)
     if checkpoint is None:
-        raise CheckpointError(f"the checkpoint of target {target.name} has not been trained: use `curate run`")
+        raise CheckpointError(f"the checkpoint of target {target.name} has not been trained. Run `curate run`.")
     return workspace.warehouse.local(checkpoint.folder)
 
 
 def perturbed_request(target: Target, sigma: float | None) -> PerturbedRequest:
-    """Which early losses are measured at a target's perturbed checkpoints."""
+    """Return the request for early losses at a target's perturbed checkpoints."""
     wanted = target.perturbation
     return PerturbedRequest(
         sigma=sigma,
@@ -67,13 +67,13 @@ def perturbed_request(target: Target, sigma: float | None) -> PerturbedRequest:
 
 
 def search_sigma(workspace: Workspace, target: Target, scoring: PerturbedPass) -> dict[str, Any]:
-    """Search for the strength of the random perturbation on a seeded draw of the pool, and keep it; gives the record.
+    """Search the strength of the random perturbation on a seeded draw of the pool, store it, and return the record.
 
-    It is frozen then: whoever finds one first counts.
+    It is then frozen: the first result stored wins.
 
     Raises:
         CheckpointError: the pool is empty.
-        ScoringError: no strength will do.
+        ScoringError: no strength meets the criterion.
     """
     from curation_resources.scoring.sigma import find_sigma  # noqa: PLC0415
 
@@ -81,7 +81,7 @@ def search_sigma(workspace: Workspace, target: Target, scoring: PerturbedPass) -
     if ids.is_empty():
         raise CheckpointError(
             f"target {target.name}: the strength of its random perturbation is searched for on the pool, which is "
-            "empty: read and filter the corpus first (`curate run`), or set perturbation.sigma"
+            "empty. Read and filter the corpus first (`curate run`), or set perturbation.sigma."
         )
     drawn = draw_samples(ids, min(1.0, wanted.probe_samples / len(ids)), wanted.seed)
     samples = samples_of(workspace, corpus_rows(workspace, drawn), _steps_of(workspace, drawn))
@@ -95,7 +95,7 @@ def search_sigma(workspace: Workspace, target: Target, scoring: PerturbedPass) -
 
 
 def _steps_of(workspace: Workspace, sample_ids: list[str]) -> pl.DataFrame:
-    """The segments of samples, of each once."""
+    """Return the segments of samples, without duplicates."""
     scan = workspace.warehouse.scan(tables.segmented_steps_dir(), present_shards(workspace))
     frame = tables.SEGMENTED_STEPS.empty().lazy() if scan is None else scan
     wanted = pl.LazyFrame({"sample_id": sample_ids}, schema={"sample_id": pl.String})

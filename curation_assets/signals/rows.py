@@ -1,4 +1,4 @@
-"""What a pass gives becomes rows: of each signal's table those of some samples."""
+"""Convert the results of a pass into the rows of each signal's table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from curation_resources.scoring.samples import NON_FINITE, UNRUNNABLE, Pooling, 
 
 HALF_MAXIMUM = float(np.finfo(np.float16).max)
 
-# How cutting met the segments is a fact about these: a signal that does not rest on them knows one way.
+# How truncation met the segments concerns segmented signals only; other signals use one flag for all of these.
 CUT_FLAGS = frozenset({"truncated", "answer_truncated", "response_truncated"})
 
 EARLY, LATE = 100, 1000
@@ -23,7 +23,7 @@ Rows = list[dict[str, Any]]
 
 
 def step_gradients(results: Sequence[SampleSignals]) -> Rows:
-    """Of GRACE's Gram matrices."""
+    """Return rows of GRACE's Gram matrices."""
     rows = []
     for result in results:
         found = result.step_gradients
@@ -33,7 +33,7 @@ def step_gradients(results: Sequence[SampleSignals]) -> Rows:
 
 
 def step_gradient_trajectories(results: Sequence[SampleSignals]) -> Rows:
-    """Of GRACE's Gram matrices along a run."""
+    """Return rows of GRACE's Gram matrices along a run."""
     rows = []
     for result in results:
         found = result.trajectory_gradients
@@ -43,8 +43,8 @@ def step_gradient_trajectories(results: Sequence[SampleSignals]) -> Rows:
 
 
 def _of_steps(result: SampleSignals, missing: bool, gradient_flags: Sequence[str]) -> dict[str, Any]:
-    """What a row of step gradients says beside the matrix."""
-    # A reason against step gradients means that NaN or Inf, if there were any, were another signal's.
+    """Return the columns of a step gradient row other than the matrix."""
+    # If step gradients were not attempted, any NaN or Inf belongs to another signal.
     tried = not gradient_flags and "truncated" not in result.flags
     flags = _own_flags(result, missing=missing and tried)
     return {
@@ -53,14 +53,14 @@ def _of_steps(result: SampleSignals, missing: bool, gradient_flags: Sequence[str
         "step_indices": result.step_indices,
         "segment_tokens": result.segment_tokens,
         "response_tokens": result.response_tokens,
-        # A sample without an answer is run for other signals only: what that costs is in their tables.
+        # A sample without step gradients is run for other signals only, whose tables record that cost.
         "tokens": 0 if missing and NON_FINITE not in flags else result.tokens,
         "flags": [*flags, *gradient_flags],
     }
 
 
 def means(of: Callable[[SampleSignals], Likelihoods | SequenceLikelihoods | None]) -> Callable[..., Rows]:
-    """Rows of a signal whose means are the columns of its table, null where a sample has none."""
+    """Build the row function of a signal whose means are the columns of its table, null where a sample has none."""
 
     def rows(results: Sequence[SampleSignals]) -> Rows:
         return [
@@ -78,7 +78,7 @@ def means(of: Callable[[SampleSignals], Likelihoods | SequenceLikelihoods | None
 
 
 def segment_likelihoods(results: Sequence[SampleSignals]) -> Rows:
-    """Of mean NLLs by segment."""
+    """Return rows of mean NLLs by segment."""
     return [
         {
             "sample_id": result.sample_id,
@@ -95,11 +95,11 @@ def segment_likelihoods(results: Sequence[SampleSignals]) -> Rows:
 
 
 def token_likelihoods(results: Sequence[SampleSignals]) -> Rows:
-    """Of log-likelihoods by token."""
+    """Return rows of log-likelihoods by token."""
     return [
         {
             "sample_id": result.sample_id,
-            # What half precision cannot hold is less likely than anything that it can.
+            # Clamp values that half precision cannot represent.
             "log_likelihoods": None if result.token_nll is None else -np.minimum(result.token_nll, HALF_MAXIMUM),
             "response_tokens": result.response_tokens,
             "tokens": result.tokens,
@@ -110,7 +110,7 @@ def token_likelihoods(results: Sequence[SampleSignals]) -> Rows:
 
 
 def unconditional_likelihoods(results: Sequence[SampleSignals]) -> Rows:
-    """Of the response alone."""
+    """Return rows of the likelihood of the response alone."""
     rows = []
     for result in results:
         missing = result.unconditional_nll is None
@@ -130,7 +130,7 @@ def unconditional_likelihoods(results: Sequence[SampleSignals]) -> Rows:
 
 
 def elsewhere(column: str, of: Callable[[SampleSignals], object], results: Sequence[SampleSignals]) -> Rows:
-    """Rows of a signal that is measured at another checkpoint than the target's own."""
+    """Return rows of a signal measured at a checkpoint other than the target's own."""
     return [
         {
             "sample_id": result.sample_id,
@@ -144,7 +144,7 @@ def elsewhere(column: str, of: Callable[[SampleSignals], object], results: Seque
 
 
 def perturbed_losses(results: Sequence[SampleSignals]) -> Rows:
-    """Of early losses at perturbed checkpoints."""
+    """Return rows of early losses at perturbed checkpoints."""
     rows = []
     for result in results:
         found = result.perturbed
@@ -166,7 +166,7 @@ def perturbed_losses(results: Sequence[SampleSignals]) -> Rows:
 
 
 def of_gradients(of: Callable[[SampleSignals], Mapping[str, object] | None]) -> Callable[..., Rows]:
-    """Rows of a signal that is made of a sample's gradient: its own columns, null where there are none."""
+    """Build the row function of a signal derived from a sample's gradient: its own columns, null where missing."""
 
     def rows(results: Sequence[SampleSignals]) -> Rows:
         made = []
@@ -188,24 +188,24 @@ def of_gradients(of: Callable[[SampleSignals], Mapping[str, object] | None]) -> 
 
 
 def spectra(result: SampleSignals) -> dict[str, object] | None:
-    """What a row says of spectra."""
+    """Return the spectra columns of a row."""
     return None if result.spectra is None else {"loss": result.response_loss, **asdict(result.spectra)}
 
 
 def norms(result: SampleSignals) -> dict[str, object] | None:
-    """What a row says of the gradient's norm."""
+    """Return the gradient norm columns of a row."""
     norm = result.gradient_norm
     return None if norm is None else {"loss": result.response_loss, "gradient_norm": norm}
 
 
 def features(result: SampleSignals) -> dict[str, object] | None:
-    """What a row says of the gradient as a vector."""
+    """Return the gradient vector columns of a row."""
     found = result.features
     return None if found is None else {"features": found.values, "scale": found.scale}
 
 
 def along(of: Callable[[SampleSignals], list[GradientFeatures] | None], result: SampleSignals) -> Any:
-    """What a row says of gradients as vectors along a run."""
+    """Return the gradient vector columns of a row, along a run."""
     found = of(result)
     if found is None:
         return None
@@ -217,7 +217,7 @@ def along(of: Callable[[SampleSignals], list[GradientFeatures] | None], result: 
 
 
 def in_run_influence(results: Sequence[SampleSignals]) -> Rows:
-    """Of what a training run told of its samples."""
+    """Return rows of the influence that a training run recorded for its samples."""
     return [
         {
             "sample_id": result.sample_id,
@@ -231,7 +231,7 @@ def in_run_influence(results: Sequence[SampleSignals]) -> Rows:
 
 
 def rewards(results: Sequence[SampleSignals]) -> Rows:
-    """Of a reward model's logits."""
+    """Return rows of a reward model's logits."""
     return [
         {
             "sample_id": result.sample_id,
@@ -245,7 +245,7 @@ def rewards(results: Sequence[SampleSignals]) -> Rows:
 
 
 def judgements(question: Question, column: str, results: Sequence[SampleSignals]) -> Rows:
-    """Of a judge's replies to one question."""
+    """Return rows of a judge's replies to one question."""
     rows = []
     for result in results:
         found = result.judgements.get(question)
@@ -269,7 +269,7 @@ def judgements(question: Question, column: str, results: Sequence[SampleSignals]
 
 
 def embeddings(pooling: Pooling, results: Sequence[SampleSignals]) -> Rows:
-    """Of vectors by one pooling, in half precision."""
+    """Return rows of vectors from one pooling, in half precision."""
     rows = []
     for result in results:
         vector = result.embeddings.get(pooling)
@@ -293,10 +293,10 @@ def embeddings(pooling: Pooling, results: Sequence[SampleSignals]) -> Rows:
 
 
 def _own_flags(result: SampleSignals, missing: bool) -> list[str]:
-    """A sample's flags for one signal: that another one was not finite is not said of one that is there."""
+    """Return a sample's flags for one signal, without the non-finite flag if this signal's value is present."""
     return [flag for flag in result.flags if missing or flag != NON_FINITE]
 
 
 def _flags_without_segments(result: SampleSignals, missing: bool) -> list[str]:
-    """Flags of a signal that does not rest on segments: the same however the response is segmented."""
+    """Return the flags of a signal that does not depend on segments: the same however the response is segmented."""
     return ["response_truncated" if flag in CUT_FLAGS else flag for flag in _own_flags(result, missing)]

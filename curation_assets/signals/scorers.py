@@ -1,4 +1,4 @@
-"""What measures a target: its judge, or its model, loaded from what the configuration and the checkpoints say."""
+"""Create the scorer of a target: its judge, or its model, loaded according to configuration and checkpoints."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ MIB = 2**20
 
 
 def make_scorer(workspace: Workspace, target: Target) -> Scorer | JudgeScorer:
-    """What measures a target's signals: a judge that is asked, else its model."""
+    """Return the scorer of a target: a judge if it has an endpoint, else its model."""
     if target.endpoint is not None:
         return JudgeScorer(judge_spec(target))
     return model_scorer(workspace, target)
 
 
 def model_scorer(workspace: Workspace, target: Target, device: str | None = None) -> Scorer:
-    """The scorer of a target: its base model with its warm-up, if it has one.
+    """Return the scorer of a target: its base model with its warm-up, if it has one.
 
     Args:
         workspace: the configuration.
-        target: what is measured with.
-        device: what it runs on; default: what the configuration says.
+        target: the target to measure with.
+        device: the device to run on; defaults to the configured one.
 
     Raises:
         MeasuringError: the warm-up has not been trained.
     """
     base, kind = workspace.model_folder(target), target.kind
-    assert kind != "judge", "a judge is asked"
+    assert kind != "judge", "a judge has no model to load"
     model, adapter = base, None
     trajectory: tuple[Path, ...] = ()
     weights: tuple[float, ...] = ()
@@ -50,7 +50,7 @@ def model_scorer(workspace: Workspace, target: Target, device: str | None = None
     if target.warmup != "none":
         checkpoint = warmup_checkpoint(workspace, target)
         if checkpoint is None:
-            raise MeasuringError(f"the warm-up of target {target.name} has not been trained: use `curate run`")
+            raise MeasuringError(f"the warm-up of target {target.name} has not been trained. Run `curate run`.")
         model, adapter = checkpoint.weights(workspace, base)
         folder = workspace.warehouse.local(checkpoint.folder)
         trajectory = tuple(step_folder(folder, step) for step in checkpoint.record["checkpoints"])
@@ -78,20 +78,20 @@ def model_scorer(workspace: Workspace, target: Target, device: str | None = None
     sigma = sigma_of(workspace, target) if wants_perturbation(target) else None
     if sigma is None:
         return Scorer(spec, device or engine.device)
-    # theta_0 is the model before its training run, whatever the target is measured at.
+    # theta_0 is the model before its training run, whichever checkpoint the target is measured at.
     start = replace(spec, model_folder=base, adapter=None, trajectory=())
     perturbed = (perturbed_spec(workspace, target, start), perturbed_request(target, sigma))
     return Scorer(spec, device or engine.device, perturbed)
 
 
 def find_strength(workspace: Workspace, target: Target) -> dict[str, Any]:
-    """Search for the strength of a target's random perturbation (`checkpoints.perturbation.search_sigma`)."""
+    """Search for the strength of a target's random perturbation; see `curation_assets.signals.perturbation`."""
     quieten_transformers()
     from curation_resources.scoring.devices import devices_of  # noqa: PLC0415
     from curation_resources.scoring.perturbed import make_perturbed_pass  # noqa: PLC0415
 
     plain = model_scorer(workspace, target.model_copy(update={"warmup": "none", "signals": ["likelihoods"]})).spec
-    # One device is enough for some hundred samples.
+    # One device is enough for a few hundred samples.
     device = devices_of(workspace.settings.engine.device)[0]
     scoring = make_perturbed_pass(perturbed_spec(workspace, target, plain, path=False), device)
     return search_sigma(workspace, target, scoring)

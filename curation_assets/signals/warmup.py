@@ -1,6 +1,7 @@
-"""A target's checkpoint, where one is trained: on a random share of the pool, once, and then frozen.
+"""A target's trained checkpoint: trained once on a random fraction of the pool, then frozen.
 
-By default it is GRACE's warm-up. With the recipe of S2L it is a reference run, which leaves checkpoints on its way.
+By default it is GRACE's warm-up. With the recipe of S2L it is a reference run that also stores
+intermediate checkpoints.
 """
 
 from __future__ import annotations
@@ -47,40 +48,40 @@ from curation_resources.training.trainer import TrainingSpec, Trajectory, step_f
 logger = logging.getLogger("curation")
 
 FEW_STEPS = 5
-"""Optimizer steps below which a run is told of."""
+"""Number of optimizer steps below which a run logs a warning."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint cannot be made, or is not there."""
+    """A checkpoint is missing or cannot be made."""
 
 
 @dataclass(frozen=True)
 class WarmupCheckpoint:
-    """A trained warm-up checkpoint: the adapter's folder in the warehouse and what is known of it."""
+    """A trained warm-up checkpoint: the adapter's folder in the warehouse, and its record."""
 
     folder: str
     record: dict[str, Any]
 
     def weights(self, workspace: Workspace, model: Path) -> tuple[Path, Path | None]:
-        """The model's folder and the adapter's over it: the target's `model`, or what the run made of all of it."""
+        """Return the folders of the model and of its adapter: the target's `model`, or the fully trained weights."""
         folder = workspace.warehouse.local(self.folder)
         return (folder, None) if self.record["recipe"]["adapter"] == "full" else (model, folder)
 
     @property
     def key(self) -> str:
-        """Of its recipe and base: the folder's name."""
+        """The key of its recipe and base model: the folder's name."""
         return self.folder.rsplit("/", 1)[-1]
 
 
 def warmup_checkpoint(workspace: Workspace, target: Target) -> WarmupCheckpoint | None:
-    """The warm-up that the target's configuration names, if it has been trained."""
+    """Return the warm-up that the target's configuration names, if it has been trained."""
     folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, warmup_key(workspace, target))
     record = workspace.warehouse.read_json(f"{folder}/{RECORD}")
     return None if record is None else WarmupCheckpoint(folder, record)
 
 
 def planned_checkpoints(workspace: Workspace, target: Target, drawn: int) -> int:
-    """How many checkpoints a target's run leaves on its way: by its record, or as it will with so many samples."""
+    """Return the number of intermediate checkpoints of a target's run: recorded, or planned for `drawn` samples."""
     if target.warmup == "none" or not target.warmup.save_every:
         return 0
     trained = warmup_checkpoint(workspace, target)
@@ -91,29 +92,29 @@ def planned_checkpoints(workspace: Workspace, target: Target, drawn: int) -> int
 
 
 def trainable_rows(workspace: Workspace) -> pl.DataFrame:
-    """The rows of the pool that a warm-up may be trained on: those without images, as the trainer reads text."""
+    """Return the pool rows that a warm-up can be trained on: those without images, as the trainer reads text only."""
     return pool_of(workspace).filter(pl.col("images") == 0)
 
 
 def pool_of(workspace: Workspace) -> pl.DataFrame:
-    """The pool after filters; empty while these have not been applied to all of it."""
+    """Return the pool after filters; empty until the filters have been applied to all of it."""
     rows = pool_rows(workspace)
     if pool_due(workspace, present_shards(workspace)):
         return rows.clear()
     try:
         return without_filtered(workspace, rows)[0]
     except QualityError:
-        # Shards that have not been checked yet: who waits for the pool waits for them.
+        # Some shards have not been checked yet: the pool is not available before they are.
         return rows.clear()
 
 
 def grown_pool(workspace: Workspace, target: Target, size: int | None = None) -> int | None:
-    """Samples of the pool, if it has grown so much since the target's run that it is to be trained once more.
+    """Return the pool's size if it has grown so much since the target's run that the run must be repeated, else None.
 
     Args:
         workspace: the configuration.
-        target: whose run.
-        size: of the pool, less samples with images; default: as it is stored.
+        target: the target whose run is checked.
+        size: size of the pool without samples with images; default: the stored pool.
     """
     trained = warmup_checkpoint(workspace, target)
     if target.warmup == "none" or target.warmup.retrain_growth is None or trained is None:
@@ -125,7 +126,7 @@ def grown_pool(workspace: Workspace, target: Target, size: int | None = None) ->
 
 
 def too_few(workspace: Workspace, target: Target) -> str | None:
-    """Why the target's run cannot be trained yet, and the mend; None if all that it is trained on is there."""
+    """Return why the target's run cannot be trained yet, and the fix; None if its training data is complete."""
     assert isinstance(target.warmup, Warmup)
     waiting = waits_for_others(workspace, target)
     if waiting is not None or target.warmup.release is not None:
@@ -136,53 +137,53 @@ def too_few(workspace: Workspace, target: Target) -> str | None:
 
 
 def waits_for_others(workspace: Workspace, target: Target) -> str | None:
-    """Which release or other target's run the target's own waits for, and the mend; None if for none."""
+    """Return the release or other target's run that the target's own run waits for, and the fix; None if none."""
     assert isinstance(target.warmup, Warmup)
     release, start = target.warmup.release, target.warmup.start
     if start is not None and warmup_checkpoint(workspace, workspace.settings.target(start)) is None:
-        return f"target {target.name}: its run goes on from that of target {start}, which has not been trained yet"
+        return f"target {target.name}: its run starts from that of target {start}, which has not been trained yet"
     if release is not None and release_rows_of(workspace, release) is None:
         subset, number = release.split("@")
         return (
-            f"target {target.name}: its run is trained on release {number} of {subset}, which has not been made: "
-            f"use `curate release {subset}`"
+            f"target {target.name}: its run trains on release {number} of {subset}, which does not exist. "
+            f"Run `curate release {subset}`."
         )
     return None
 
 
 def release_rows_of(workspace: Workspace, release: str) -> int | None:
-    """How many rows a release has (NAME@N); None if there is no such release."""
+    """Return the number of rows of a release (NAME@N); None if there is no such release."""
     subset, number = release.split("@")
     manifest = workspace.warehouse.read_json(f"{tables.release_dir(subset)}/{number}/manifest.json")
     return None if manifest is None else int(manifest["rows"])
 
 
 def too_few_of(target: Target, size: int, with_images: int) -> str | None:
-    """The same of a pool of so many samples of text and so many with images."""
+    """Return the same for a pool with `size` text samples and `with_images` samples with images."""
     assert isinstance(target.warmup, Warmup)
     if size >= target.warmup.min_pool:
         return None
     of_text, beside = ("", "")
     if with_images:
-        of_text, beside = " of text alone", f" beside {with_images} with images, which no warm-up is trained on"
+        of_text, beside = " of text only", f" (plus {with_images} with images, which no warm-up is trained on)"
     return (
-        f"target {target.name}: the pool holds {size} samples{of_text}{beside}, its warm-up waits for "
-        f"{target.warmup.min_pool}: add traces{of_text}, lower targets.warmup.min_pool, or set warmup: none"
+        f"target {target.name}: the pool holds {size} samples{of_text}{beside}; its warm-up needs "
+        f"{target.warmup.min_pool}. Add traces{of_text}, lower targets.warmup.min_pool, or set warmup: none."
     )
 
 
 def draw_samples(sample_ids: pl.Series, fraction: float, seed: int) -> list[str]:
-    """A random share of samples, the same whatever the order of rows: lowest seeded hashes first."""
+    """Draw a random fraction of samples, independent of row order: the lowest seeded hashes."""
     count = ceil_share(Fraction(str(fraction)), len(sample_ids))
     ranked = sorted(sample_ids.to_list(), key=lambda sample_id: digest("warmup", seed, sample_id))
     return sorted(ranked[:count])
 
 
 def train_warmup(workspace: Workspace, target: Target) -> WarmupCheckpoint:
-    """Train the target's warm-up on its share of the pool's rows of text, or give the one that is there.
+    """Train the target's warm-up on its fraction of the pool's text rows, or return the existing one.
 
-    It is trained once more if the pool has grown by `retrain_growth` since; the former one stays, and is measured at
-    until the new one is whole.
+    It is retrained if the pool has grown by `retrain_growth` since. The previous one stays, and is used for measuring
+    until the new one is complete.
 
     Raises:
         CheckpointError: there are fewer such rows than the warm-up's `min_pool`.
@@ -198,7 +199,7 @@ def train_warmup(workspace: Workspace, target: Target) -> WarmupCheckpoint:
     training = training_samples(workspace, target)
     key = recipe_key(workspace, target) if grown is None else grown_key(recipe_key(workspace, target), grown)
     folder = tables.checkpoint_dir(target.name, WARMUP_ROLE, key)
-    # Other warehouses, and a pool that has grown since a run was killed, train something else under this key.
+    # Another warehouse, or a pool that has grown since a run was killed, trains different data under this key.
     drawn = digest([sample.sample_id for sample in training])
     work = workspace.work_folder(f"warmup-{key}-{digest(workspace.warehouse.storage.shown(folder), drawn)}")
 
@@ -212,17 +213,17 @@ def train_warmup(workspace: Workspace, target: Target) -> WarmupCheckpoint:
             known = warmup_checkpoint(workspace, target)
         shutil.rmtree(work, ignore_errors=True)
     if known is None:
-        raise CheckpointError(f"{folder} has no {RECORD}: remove the folder and train again")
+        raise CheckpointError(f"{folder} has no {RECORD}. Remove the folder and train again.")
     return known
 
 
 @contextmanager
 def alone(work: Path) -> Iterator[None]:
-    """Be the only process of this machine that works in a folder; wait for the one that does."""
+    """Hold an exclusive lock on a folder among this machine's processes, waiting for it if necessary."""
     work.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(work.with_name(f"{work.name}.lock"))
     if not _taken(lock):
-        logger.info("another process trains in %s: waiting for it", work)
+        logger.info("waiting for another process that trains in %s", work)
         lock.acquire()
     try:
         yield
@@ -239,7 +240,7 @@ def _taken(lock: FileLock) -> bool:
 
 
 def training_samples(workspace: Workspace, target: Target) -> list[Sample]:
-    """What the target's run is trained on: a draw of the pool, or the rows of a release."""
+    """Return the samples that the target's run is trained on: a draw of the pool, or the rows of a release."""
     assert isinstance(target.warmup, Warmup)
     if target.warmup.release is None:
         rows = trainable_rows(workspace)
@@ -248,9 +249,9 @@ def training_samples(workspace: Workspace, target: Target) -> list[Sample]:
     subset, number = target.warmup.release.split("@")
     data = workspace.warehouse.local(f"{tables.release_dir(subset)}/{number}") / "data/train.parquet"
     rows = pl.read_parquet(data, columns=["sample_id", "messages", "images"])
-    # By sample_id, as draws are: what a run is trained on does not depend on ranks.
+    # Sorted by sample_id, like draws: the training order does not depend on ranks.
     return [
-        # Images of a release are not looked at: a run is trained on text, and leaves these samples out.
+        # A run is trained on text and skips samples with images, so a placeholder is enough.
         Sample(sample_id, messages[:-1], messages[-1]["content"], images=[b"image" for _ in images or ()])
         for sample_id, messages, images in rows.sort("sample_id").iter_rows()
     ]
@@ -281,8 +282,8 @@ def _train(workspace: Workspace, target: Target, training: Sequence[Sample], pla
         )
     if record.steps < FEW_STEPS:
         logger.warning(
-            "target %s: its checkpoint came of %d optimizer steps on %d samples, which is hardly a training run: raise "
-            "warmup.fraction or warmup.epochs, lower warmup.batch_size, or raise warmup.generation when there are more",
+            "target %s: its checkpoint took only %d optimizer steps on %d samples, which is hardly a training run. "
+            "Raise warmup.fraction or warmup.epochs, lower warmup.batch_size, or raise warmup.generation later.",
             target.name,
             record.steps,
             len(record.sample_ids),
@@ -316,21 +317,21 @@ def _train(workspace: Workspace, target: Target, training: Sequence[Sample], pla
 
 
 def _validation_samples(workspace: Workspace, names: Sequence[str]) -> dict[str, list[Sample]]:
-    """The samples of the sets that a run's influence is told on, read from their files."""
+    """Read the samples of the sets that a run's influence is computed on, from their files."""
     sets = {name: read_validation(workspace, workspace.settings.validation_set(name)).accepted for name in names}
     return {name: samples_of(workspace, rows.unique("sample_id", maintain_order=True)) for name, rows in sets.items()}
 
 
 def _trajectory(target: Target) -> Trajectory:
-    """The checkpoints that a target's run leaves on its way."""
+    """Return the intermediate checkpoints that a target's run stores."""
     assert isinstance(target.warmup, Warmup)
     return Trajectory(every=target.warmup.save_every or 0, optimizer=wants_moments(target))
 
 
 def trajectory_weights(record: Mapping[str, Any]) -> tuple[float, ...]:
-    """Of each checkpoint on the way its weight: the mean learning rate of the epoch that it lies in, over their sum.
+    """Return the weight of each intermediate checkpoint: the mean learning rate of its epoch, normalised to sum to 1.
 
-    LESS weighs checkpoints so (arXiv 2402.04333, Definition 3.1).
+    LESS weighs checkpoints this way (arXiv 2402.04333, Definition 3.1).
     """
     steps = steps_in_epoch(record["samples"], record["recipe"]["batch_size"])
     rates = record["learning_rates"]
@@ -344,7 +345,7 @@ def trajectory_weights(record: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def _distances(workspace: Workspace, target: Target, place: Path, steps: Sequence[int]) -> dict[str, Any]:
-    """How far the run moved the target's model (L2 norm over parameters): in all, by layer, and on its way."""
+    """Return how far the run moved the model (L2 norm over parameters): in total, by layer, and at each checkpoint."""
     from curation_resources.scoring.distances import by_layer, distances, total  # noqa: PLC0415
 
     def of(folder: Path) -> dict[str, float]:
@@ -356,7 +357,7 @@ def _distances(workspace: Workspace, target: Target, place: Path, steps: Sequenc
 
 
 def _started_from(workspace: Workspace, target: Target) -> Path:
-    """The model that a target's run starts with."""
+    """Return the model that a target's run starts from."""
     assert isinstance(target.warmup, Warmup)
     if target.warmup.start is None:
         return workspace.model_folder(target)

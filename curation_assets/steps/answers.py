@@ -1,28 +1,24 @@
-"""Where a response states its answer.
+"""Find the answer that a response states.
 
-Markers are tried in this order (docs/methods.md, section 1); the first that gives an answer wins:
-
+Markers are tried in this order (docs/methods.md, section 1); the first that yields an answer wins:
 1. `field`: the row's explicit answer. Its last occurrence counts, as a whole word, and only if nothing but
    punctuation, markup and tags follows it. A label, `####` or `\\boxed{` right before it is its marker.
-2. `dagger`: `†Answer:`, the last one.
-3. `label`: `Final Answer`, `Answer:` or `A:`, whichever stands last. `Final Answer` needs a colon or the end
-   of its line after it, the others a colon; `A:` must stand at the start of a line ("Plan A: go" is no
-   answer) and must not be followed by a line that starts with `B:` (a list of options).
+2. `dagger`: the last `†Answer:`.
+3. `label`: the last of `Final Answer`, `Answer:` or `A:`. `Final Answer` needs a colon or the end of its line after
+   it, the others a colon; `A:` must be at the start of a line ("Plan A: go" is no answer) and must not be followed by
+   a line that starts with `B:` (a list of options).
 4. `think`: everything after the last `</think>`.
-5. `hashes`: what follows the last `####`, if that is the last line that says something (a heading of level
-   four is followed by text).
-6. `boxed`: what is inside the last `\\boxed{}`, braces balanced; one that never closes is no answer.
-
-Markers 2 and 3 are looked for in the final part only: after the last `</think>` and inside the last
-`<|begin_of_solution|>` block, if there is one. A solution block is OpenThoughts' counterpart of what follows
-`</think>`, but it is a worked solution more than an answer: so after the labels its `####` and `\\boxed{}`
-are tried, and only then the block as a whole (`solution`); all of it comes before marker 4.
-
-A label's answer is the rest of its line or, if nothing is left there, the next paragraph. The span is free of
-white space, emphasis (`**`, backticks) and tags at both ends, and where all of it is one `\\boxed{}`, it is
-what is inside. A marker with nothing behind it gives no
-answer, and the next one is tried. The span never includes the marker's own characters; `marker_start` is
-where the marker begins, markup before it included, and is where the steps end.
+5. `hashes`: the text after the last `####`, if that is the last line with content (a level-four heading is followed by
+   text).
+6. `boxed`: the content of the last `\\boxed{}`, with balanced braces; one that never closes is no answer.
+Markers 2 and 3 are searched for in the final part only: after the last `</think>` and inside the last
+`<|begin_of_solution|>` block, if there is one. A solution block is OpenThoughts' counterpart of the text after
+`</think>`, but it is a worked solution rather than an answer. Therefore its `####` and `\\boxed{}` are tried after the
+labels, and only then the block as a whole (`solution`); all of this comes before marker 4. A label's answer is the rest
+of its line or, if that is empty, the next paragraph. The span excludes white space, emphasis (`**`, backticks) and tags
+at both ends; if all of it is one `\\boxed{}`, it is the content of the box. A marker without text behind it gives no
+answer, and the next one is tried. The span never includes the marker itself; `marker_start` is where the marker begins,
+including markup before it, and is where the steps end.
 """
 
 from __future__ import annotations
@@ -31,7 +27,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-# Marks that delimit parts of a response. They belong to no step and to no answer.
+# Tags that delimit parts of a response. They belong to no step and to no answer.
 TAGS = re.compile(r"</?think>|<\|(?:begin|end)_of_(?:thought|solution)\|>|</?answer>")
 
 _THINK_END = "</think>"
@@ -42,7 +38,7 @@ _EDGE_TAG_END = re.compile(r"(?:</?[a-zA-Z]\w{0,19}>|<\|\w{1,30}\|>)\Z")
 _LONGEST_TAG = 34
 _EMPHASIS = "*`"
 _OPENING = " \t*_#>`$([{\\"
-# Each pattern begins with a letter or sign of its own, so that a search takes linear time on any text.
+# Each pattern begins with a distinctive letter or sign, so that a search takes linear time on any text.
 _DAGGER = re.compile(r"†[ \t]*Answer[*_`]*[ \t]*[:\uff1a]", re.IGNORECASE)
 _LABEL = re.compile(
     r"\bFinal[ \t]+Answer[*_`]*[ \t]*(?:[:\uff1a]|\r?$)|\bAnswer[*_`]*[ \t]*[:\uff1a]",
@@ -56,7 +52,7 @@ _BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
 
 
 class Answer(NamedTuple):
-    """The span [start, end) of the answer in characters, where its marker begins, and the marker's name."""
+    """The span [start, end) of the answer in characters, the start of its marker, and the marker's name."""
 
     start: int
     end: int
@@ -68,7 +64,7 @@ Finder = Callable[[str, int, int], Answer | None]
 
 
 def find_answer(response: str, answer_field: str | None = None) -> Answer | None:
-    """The answer of a response, None if no marker gives one; the rules are at the head of this module."""
+    """Return the answer of a response, or None if no marker yields one; see the head of this module for the rules."""
     if answer_field is not None:
         answer = _by_field(response, answer_field.strip())
         if answer is not None:
@@ -105,14 +101,14 @@ def _by_field(response: str, said: str) -> Answer | None:
     if start < 0 or not _whole_word(response, start, said):
         return None
     end = start + len(said)
-    # Tags go first: their names are words, which are not allowed to follow.
+    # Remove tags first: their names are words, which must not follow.
     if any(character.isalnum() for character in _EDGE_TAG_START.sub("", response[end:])):
         return None
     for finder in (_dagger, _label, _hashes, _boxed):
         around = finder(response, 0, len(response))
         if around is None or not around.marker_start < start or not around.start <= start < around.end:
             continue
-        # Words between a label and the answer are a step; a marker further up is not this answer's.
+        # Words between a label and the answer form a step; a marker further up does not belong to this answer.
         if finder is _boxed or not any(character.isalnum() for character in response[around.start : start]):
             return Answer(start, end, around.marker_start, "field")
     marker_start = _back_over(response, start, _OPENING)
@@ -120,7 +116,7 @@ def _by_field(response: str, said: str) -> Answer | None:
 
 
 def _whole_word(response: str, start: int, said: str) -> bool:
-    """Whether the answer does not begin inside a word or a number: 7 in 17, 5 in 3.5, 9 in 40_9."""
+    """Return whether the answer does not begin inside a word or a number: 7 in 17, 5 in 3.5, 9 in 40_9."""
     if start == 0 or not said[0].isalnum():
         return True
     before = response[start - 1]
@@ -175,7 +171,7 @@ def _boxed(response: str, start: int, end: int) -> Answer | None:
     while position < end:
         character = response[position]
         if character == "\\":
-            position += 2  # \{ and \} are signs, not braces
+            position += 2  # \{ and \} are text, not braces
             continue
         depth += (character == "{") - (character == "}")
         if depth == 0:
@@ -185,7 +181,7 @@ def _boxed(response: str, start: int, end: int) -> Answer | None:
 
 
 def _unboxed(response: str, answer: Answer | None) -> Answer | None:
-    """The inside of the box, if the answer is one box and signs around it, such as `$` and a full stop."""
+    """Return the content of the box, if the answer is one box surrounded by signs only, such as `$` and a full stop."""
     if answer is None:
         return None
     box = _boxed(response, answer.start, answer.end)
@@ -205,7 +201,7 @@ def _last(pattern: re.Pattern[str], response: str, start: int, end: int) -> re.M
 
 
 def _back_over(response: str, start: int, characters: str) -> int:
-    """The start moved back over markup, but not into a tag, whose end may look like a quote mark."""
+    """Move the start back over markup, but not into a tag, whose end may look like a quote mark."""
     while start > 0 and response[start - 1] in characters:
         if response[start - 1] == ">" and _tag_before(response, start) < start:
             break
@@ -214,14 +210,14 @@ def _back_over(response: str, start: int, characters: str) -> int:
 
 
 def _tag_before(response: str, end: int, start: int = 0) -> int:
-    """Where the tag that ends here begins; the end itself if there is none."""
-    # Looking further back than the longest tag would cost time and find nothing.
+    """Return the start of the tag that ends here; `end` itself if there is none."""
+    # Searching further back than the longest tag would waste time.
     tag = _EDGE_TAG_END.search(response, max(start, end - _LONGEST_TAG), end)
     return tag.start() if tag else end
 
 
 def _trimmed(response: str, start: int, end: int, marker_start: int, name: str) -> Answer | None:
-    """The span without white space, emphasis and tags at its ends, None if nothing is left."""
+    """Return the span without white space, emphasis and tags at its ends; None if nothing is left."""
     while True:
         before = (start, end)
         while start < end and (response[start].isspace() or response[start] in _EMPHASIS):

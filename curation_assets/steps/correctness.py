@@ -1,7 +1,7 @@
-"""Whether a response is right: its own answer against its row's, as numbers, choice letters or text.
+"""Decide whether a response is correct: compare its own answer with its row's, as numbers, choice letters or text.
 
-For rows that do not say so themselves (GRAPE's long_cot keeps only verified responses, arXiv 2502.04194). The
-response's answer is what its markers give (`curation_assets.steps.answers`), never what the row told us.
+Used for rows without a verdict (GRAPE's long_cot keeps only verified responses, arXiv 2502.04194). The response's
+answer is what its markers yield (`curation_assets.steps.answers`), never the row's answer field.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import polars as pl
 from curation_assets.steps.answers import find_answer
 
 LONGEST_NUMBER = 200
-"""Characters of an answer that is taken for a number: longer ones are text, and Python refuses to read them."""
+"""Maximum characters of an answer treated as a number: longer ones are text, and Python refuses to parse them."""
 
 _MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|textbf|left|right|,|;|!|\s)|[$`*\s]|\\(?=[%$])")
 _FRACTION = re.compile(r"(-?)\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
@@ -25,7 +25,7 @@ _CHOICE = re.compile(r"\(?([A-Za-z])(?:[).:]|$)")
 
 
 def verified(rows: pl.DataFrame) -> pl.Series:
-    """Of rows of `raw_corpus`, whether the response's own answer is the row's; null if either is missing."""
+    """Return whether each response's own answer equals its row's answer; null if either is missing."""
     verdicts = [
         None if reference is None else _verdict(response, reference)
         for response, reference in rows.select("response", "answer").iter_rows()
@@ -39,11 +39,11 @@ def _verdict(response: str, reference: str) -> bool | None:
 
 
 def same_answer(given: str, reference: str) -> bool:
-    """Whether two answers say the same.
+    """Return whether two answers are equal.
 
-    Numbers are compared as exact numbers, with thousands' commas, currency and percent signs, units behind them
-    and fractions (`3/4`, `\\\\frac{3}{4}`) understood; a choice by its letter, if the other is one (`(B) 12` is `b`);
-    anything else as text without white space and markup, in any case.
+    Numbers are compared exactly; thousands separators, currency and percent signs, units after the number and fractions
+    (`3/4`, `\\\\frac{3}{4}`) are supported. A choice is compared by its letter, if the other answer is one (`(B) 12`
+    equals `b`). Anything else is compared as text, ignoring white space, markup and case.
     """
     left, right = _plain(given), _plain(reference)
     if left == right:
@@ -57,7 +57,7 @@ def same_answer(given: str, reference: str) -> bool:
 
 
 def _plain(answer: str) -> str:
-    """Without white space, markup and a box or full stop around it, in small letters."""
+    """Remove white space, markup and a surrounding box or full stop, and convert to lower case."""
     text = _MARKUP.sub("", answer)
     if text.startswith("\\boxed{") and text.endswith("}"):
         text = text[len("\\boxed{") : -1]
@@ -65,7 +65,7 @@ def _plain(answer: str) -> str:
 
 
 def _number(plain: str) -> Fraction | None:
-    """The number that an answer begins with, if nothing but a unit follows it."""
+    """Return the number that an answer begins with, if only a unit follows it."""
     if len(plain) > LONGEST_NUMBER:
         return None
     text = _FRACTION.sub(lambda match: f"{match[1]}{match[2]}/{match[3]}", _THOUSANDS.sub("", plain))
@@ -78,11 +78,11 @@ def _number(plain: str) -> Fraction | None:
         if number is None:
             return None
         rest, value = text[number.end() :], Fraction(number[0])
-    # `12 apples` is 12; `2x+1`, `3:4` and `1,2` are no numbers, and neither is `5 or 6`.
+    # `12 apples` is 12; `2x+1`, `3:4`, `1,2` and `5 or 6` are not numbers.
     return value if re.fullmatch(r"[a-z%°²³]*", rest) and not re.fullmatch(r"[a-z]", rest) else None
 
 
 def _letter(plain: str) -> str | None:
-    """The letter of a choice that an answer names first: `B`, `(b)`, `b) 12`, `b. twelve`."""
+    """Return the letter of a choice at the beginning of an answer: `B`, `(b)`, `b) 12`, `b. twelve`."""
     found = _CHOICE.match(plain)
     return None if found is None else found[1].lower()

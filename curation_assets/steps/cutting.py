@@ -1,7 +1,7 @@
-"""The strategies that cut a text into segments: each takes a region and gives back its cuts.
+"""Strategies that cut a text into segments: each takes a region and returns its cuts.
 
-A cut is the position in characters at which a new segment begins; the region's own start is implied.
-Trimming, short segments and limits are the business of `curation_assets.steps.segmentation`.
+A cut is the position in characters at which a new segment begins; the region's own start is implied. Trimming, short
+segments and limits are handled by `curation_assets.steps.segmentation`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _STEP_HEAD = re.compile(
 )
 _NUMBERED = re.compile(r"^ {0,3}(?:\*\*)?\d{1,3}[.)](?:\*\*)?[ \t]+(?=\S)", re.MULTILINE)
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
-# A run of closing signs is looked at once, from its first sign on, however long it is.
+# Possessive quantifiers: a run of closing signs is scanned only once, however long it is.
 _SENTENCE_END = re.compile(
     r"(?<![.!?])[.!?]++[\"')\]*\u201d\u2019]*+\s++|[\u3002\uff01\uff1f]++[\u300d\u300f\u201d]*+\s*+"
 )
@@ -32,10 +32,10 @@ WIDEST_INDENT = 8
 
 
 def cut_markers(text: str, start: int, end: int) -> list[int]:
-    """Cuts before `Step 3:` (also `**Step 3**`, `## Step 3`, `Step 3 -`), else before `1.`, `1)` at line starts.
+    """Return cuts before `Step 3:` (also `**Step 3**`, `## Step 3`, `Step 3 -`), else before `1.`, `1)` at line starts.
 
-    A step marker stands at the start of a line or after the end of a sentence. The first marker is no cut:
-    what comes before it joins the first step.
+    A step marker is at the start of a line or after the end of a sentence. The first marker is not a cut: the text
+    before it joins the first step.
     """
     for pattern in (_STEP_HEAD, _NUMBERED):
         found = [_first_sign(text, match.start(), match.end()) for match in pattern.finditer(text, start, end)]
@@ -45,12 +45,12 @@ def cut_markers(text: str, start: int, end: int) -> list[int]:
 
 
 def cut_paragraphs(text: str, start: int, end: int) -> list[int]:
-    """Cuts after blank lines."""
+    """Return cuts after blank lines."""
     return [match.end() for match in _BLANK_LINE.finditer(text, start, end)]
 
 
 def cut_lines(text: str, start: int, end: int) -> list[int]:
-    """Cuts after line ends."""
+    """Return cuts after line ends."""
     cuts: list[int] = []
     position = text.find("\n", start, end)
     while position >= 0:
@@ -60,11 +60,11 @@ def cut_lines(text: str, start: int, end: int) -> list[int]:
 
 
 def cut_sentences(text: str, start: int, end: int) -> list[int]:
-    """Cuts after sentences, and after blank lines.
+    """Return cuts after sentences, and after blank lines.
 
-    A full stop ends a sentence if white space follows, and then no small letter; not after an abbreviation
-    ("e.g."), an initial ("J. Smith") or the number that opens a line ("2. Then"). A decimal point is followed
-    by no white space. `!` and `?` end a sentence whatever follows; CJK full stops need no white space.
+    A full stop ends a sentence if white space follows, and then no lowercase letter; but not after an abbreviation
+    ("e.g."), an initial ("J. Smith") or the number that opens a line ("2. Then"). A decimal point is not followed by
+    white space. `!` and `?` end a sentence whatever follows; CJK full stops need no white space.
     """
     cuts = [match.end() for match in _BLANK_LINE.finditer(text, start, end)]
     cuts += [match.end() for match in _SENTENCE_END.finditer(text, start, end) if _ends_sentence(text, match, start)]
@@ -72,7 +72,7 @@ def cut_sentences(text: str, start: int, end: int) -> list[int]:
 
 
 def window_cutter(words: int) -> Cutter:
-    """Cuts every so many white-space separated words."""
+    """Return a cutter that cuts after every `words` white-space separated words."""
 
     def cut(text: str, start: int, end: int) -> list[int]:
         begins = [match.start() for match in _WORD.finditer(text, start, end)]
@@ -109,7 +109,7 @@ def _is_initial(word: str) -> bool:
 
 
 def _opens_line(text: str, position: int, start: int) -> bool:
-    """Whether only a few blanks stand between the line's start and the position."""
+    """Return whether only a few blanks separate the position from the start of its line."""
     first = max(start, position - WIDEST_INDENT)
     before = text[first:position].rstrip(" \t")
     return before.endswith("\n") or (not before and first == start)

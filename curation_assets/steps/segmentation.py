@@ -36,14 +36,14 @@ Regions = list[list[Span]]
 
 AUTO_ORDER = ("explicit", "markers", "paragraphs", "lines", "sentences", "words")
 WHOLE = "whole"
-WRONG_ORDER = "the explicit steps do not stand in the response in their order"
+WRONG_ORDER = "the explicit steps do not occur in the response in their order"
 
 
 class Segments(NamedTuple):
     """The spans [start, end) of a response's steps in characters, in order, and of its answer.
 
-    The steps are disjoint, not empty, without white space at their ends, and end before the answer's marker.
-    `strategy` is the one that cut them; `merged`: there were more than `max_steps`.
+    The steps are disjoint and not empty, have no white space at their ends, and end before the answer's marker.
+    `strategy` is the one that cut them; `merged` means that there were more than `max_steps`.
     """
 
     steps: tuple[Span, ...]
@@ -61,7 +61,7 @@ def segment(
     """Cut a response into steps and answer.
 
     Raises:
-        ValueError: the explicit steps do not stand in the response in their order.
+        ValueError: the explicit steps do not occur in the response in their order.
     """
     answer = find_answer(response, answer_field)
     regions = _regions(response, len(response) if answer is None else answer.marker_start)
@@ -74,13 +74,13 @@ def segment(
 
 
 def merge_evenly(spans: Sequence[Span], count: int) -> list[Span]:
-    """Neighbours merged into `count` spans, whose numbers of parts differ by at most one."""
+    """Merge neighbours into `count` spans whose numbers of parts differ by at most one."""
     bounds = [index * len(spans) // count for index in range(count + 1)]
     return [(spans[low][0], spans[high - 1][1]) for low, high in pairwise(bounds) if high > low]
 
 
 def _regions(response: str, end: int) -> list[Span]:
-    """The stretches between marks that hold anything, before the end."""
+    """Return the nonempty stretches between tags, before `end`."""
     regions: list[Span] = []
     start = 0
     for tag in TAGS.finditer(response, 0, end):
@@ -93,7 +93,7 @@ def _regions(response: str, end: int) -> list[Span]:
 def _cut(
     response: str, regions: list[Span], settings: Segmentation, explicit_steps: Sequence[str]
 ) -> tuple[str, Regions]:
-    """The strategy and its segments, region by region, short ones joined."""
+    """Return the strategy and its segments, region by region, with short ones joined."""
 
     def apply(name: str) -> Regions:
         cut = _apply(name, response, regions, settings, explicit_steps)
@@ -121,7 +121,7 @@ def _cut(
 def _apply(
     name: str, response: str, regions: list[Span], settings: Segmentation, explicit_steps: Sequence[str]
 ) -> Regions:
-    """One strategy's segments of every region, trimmed and without empty ones."""
+    """Return one strategy's segments of every region, trimmed and without empty ones."""
     if name == "explicit":
         spans = locate_steps(response, explicit_steps)
         if spans is None:
@@ -146,7 +146,7 @@ def _between(response: str, region: Span, cuts: list[int]) -> Iterator[Span]:
 
 
 def _inside(response: str, spans: list[Span], regions: list[Span]) -> Regions:
-    """The spans of each region, those that lie in several divided; both are in order and walked through once."""
+    """Return the spans of each region, dividing those that cross regions; both lists are in order and scanned once."""
     found: Regions = []
     first = 0
     for region in regions:
@@ -164,14 +164,14 @@ def _inside(response: str, spans: list[Span], regions: list[Span]) -> Regions:
 
 
 def _joined(response: str, spans: list[Span], min_words: int) -> list[Span]:
-    """Short segments joined to the one before, a short first one to the next."""
+    """Join short segments to the one before, and a short first one to the next."""
     joined: list[Span] = []
     last_is_short = False
     for span in spans:
         short = _words(response, span) < min_words
         if joined and (short or last_is_short):
             joined[-1] = (joined[-1][0], span[1])
-            # Only the first segment can still be short, and only while all that joined it was.
+            # Only the first segment can still be short, and only while everything joined to it was short too.
             last_is_short = last_is_short and _words(response, joined[-1]) < min_words
         else:
             joined.append(span)
@@ -180,14 +180,14 @@ def _joined(response: str, spans: list[Span], min_words: int) -> list[Span]:
 
 
 def _without_short(response: str, segments: Regions, min_words: int) -> list[Span]:
-    """All regions' segments; short ones, each all that its region holds, only if there is no other."""
+    """Return all regions' segments without short ones, unless all are short."""
     spans = [span for region in segments for span in region]
     long = [span for span in spans if _words(response, span) >= min_words]
     return long or spans
 
 
 def _trim(response: str, start: int, end: int) -> Span:
-    """The span without white space at its ends; (start, start) if it holds nothing else."""
+    """Return the span without white space at its ends; (start, start) if it is blank."""
     if end <= start:
         return start, start
     piece = response[start:end]
@@ -207,7 +207,7 @@ def segment_frame(raw_corpus: pl.DataFrame, settings: Segmentation) -> pl.DataFr
     a sample without an answer has no row of kind answer.
 
     Raises:
-        ValueError: the explicit steps of a sample do not appear in its response in their order.
+        ValueError: the explicit steps of a sample do not occur in its response in their order.
     """
     distinct = raw_corpus.select("sample_id", "response", "answer", "steps").unique("sample_id", keep="any")
     rows = pl.DataFrame(_rows(distinct, settings), tables.SEGMENTED_STEPS.schema, orient="row")

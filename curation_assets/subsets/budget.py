@@ -1,4 +1,4 @@
-"""Budgets and strata: how many samples of an order of choice a subset takes, and of which groups."""
+"""Apply budgets and strata to an order of choice: how many samples a subset takes, and from which groups."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from curation_assets.config.settings import Budget, Stratum
 from curation_assets.methods.apportionment import ceil_share, largest_remainders
 
 BINS = 10
-"""Groups of equal size that lengths and steps are cut into."""
+"""Number of equal-sized groups for lengths and steps."""
 
 STRATUM_LENGTHS = {"length": "response_tokens", "steps": "n_steps"}
-"""Strata that are tenths of a column; the others are the values of their own."""
+"""Strata that are deciles of a column; other strata are the values of their own column."""
 
 Positions = NDArray[np.int64]
 
 
 class Taken(NamedTuple):
-    """The positions taken, in their order, and whether that is all there were although the budget is larger."""
+    """The positions taken, in order; `whole` means that there were no more although the budget is larger."""
 
     positions: Positions
     whole: bool
 
 
 def samples_of(budget: Budget, eligible: int) -> int | None:
-    """Samples that a budget allows; None if it counts tokens.
+    """Return the number of samples that a budget allows; None if it counts tokens.
 
     Args:
-        budget: a fraction of the eligible (rounded up, exact decimals), a number of samples, or tokens.
-        eligible: N: samples that pass filters and `min_steps`, before failures.
+        budget: a fraction of the eligible samples (rounded up, exact decimals), a number of samples, or tokens.
+        eligible: N, the samples that pass filters and `min_steps`, with or without a score.
     """
     if budget.fraction is not None:
         return ceil_share(Fraction(str(budget.fraction)), eligible)
@@ -42,7 +42,7 @@ def samples_of(budget: Budget, eligible: int) -> int | None:
 
 
 def most_samples(budget: Budget, pool: pl.DataFrame, eligible: NDArray[np.bool_]) -> int:
-    """So many samples of an order are enough to fill a budget: one more than fit, if it counts tokens."""
+    """Return how much of an order suffices to fill a budget: one sample more than fits, if it counts tokens."""
     limit = samples_of(budget, int(eligible.sum()))
     if limit is not None:
         return limit
@@ -63,14 +63,14 @@ def take_within(
     eligible: NDArray[np.bool_],
     stratify: Sequence[Stratum] = (),
 ) -> Taken:
-    """The longest prefix of an order of choice within a budget; with strata, of each stratum its share.
+    """Take the longest prefix of an order of choice within a budget; with strata, take each stratum's share.
 
     Args:
-        order: positions in the pool, best first; whole, or (of each stratum) at least `most_samples` long.
+        order: positions in the pool, best first; complete, or (per stratum) at least `most_samples` long.
         budget: see `samples_of`.
-        pool: with columns `response_tokens` and those that make strata.
-        eligible: rows of the pool that pass filters and `min_steps`, with a score or not [N].
-        stratify: what makes the strata.
+        pool: rows with `response_tokens` and the columns of the strata.
+        eligible: rows of the pool that pass filters and `min_steps`, with or without a score [N].
+        stratify: the columns that define the strata.
     """
     limit = samples_of(budget, int(eligible.sum()))
     if limit is not None:
@@ -84,7 +84,7 @@ def take_within(
     if not stratify:
         return Taken(order[Prefix(limit).take(own)], whole=False)
     stratum = strata(pool, eligible, stratify)
-    # In floats, exact up to 2**53.
+    # Floating-point sums are exact up to 2**53.
     sizes = np.bincount(stratum[eligible], weights=weights[eligible]).astype(np.int64)
     first = Shares(limit, sizes.tolist())
     taken = first.take(own, stratum[order])
@@ -93,33 +93,33 @@ def take_within(
 
 
 class Prefix:
-    """The longest prefix within a limit, of an order that comes in pieces."""
+    """Takes the longest prefix within a limit from an order that arrives in pieces."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._seen = 0
 
     def take(self, weights: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of the samples that come next belong to it, by their weights [n]."""
+        """Return which of the next samples belong to the prefix, given their weights [n]."""
         seen = self._seen + np.cumsum(weights)
         self._seen += int(weights.sum())
         return seen <= self._limit
 
     @property
     def full(self) -> bool:
-        """Whether nothing that comes later can belong to it, but for what weighs nothing."""
+        """True if later samples cannot belong to the prefix, unless their weight is zero."""
         return self._seen > self._limit
 
 
 class Shares:
-    """Of each stratum as much of a budget as it has of the eligible pool, best first, of an order in pieces.
+    """Take from each stratum its share of the budget, best first, from an order that arrives in pieces.
 
-    What a stratum cannot use, because its samples have no score or do not fit, is left (`room`) for the best of the
-    others.
+    A stratum's share is proportional to its part of the eligible pool. The part of a share that its stratum cannot use,
+    because samples have no score or do not fit, is left (`room`) for the best of the others.
 
     Args:
         limit: the budget.
-        sizes: of each stratum's eligible samples, by their weights.
+        sizes: total weight of each stratum's eligible samples.
     """
 
     def __init__(self, limit: int, sizes: Sequence[int]) -> None:
@@ -129,12 +129,12 @@ class Shares:
         self._taken = 0
 
     def take(self, weights: NDArray[np.int64], stratum: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of the samples that come next are within their strata's shares [n]."""
+        """Return which of the next samples are within their strata's shares [n]."""
         by_stratum = np.argsort(stratum, kind="stable")
         grouped, ordered = stratum[by_stratum], weights[by_stratum]
         totals = np.zeros(len(self._seen), dtype=np.int64)
         np.add.at(totals, grouped, ordered)
-        # Sums within each stratum: of all so far, less those of the strata before it, and what came in former pieces.
+        # Sums within each stratum: the running total minus earlier strata, plus what arrived in earlier pieces.
         seen = np.cumsum(ordered) + (self._seen - np.cumsum(totals) + totals)[grouped]
         taken = np.empty(len(stratum), dtype=np.bool_)
         taken[by_stratum] = seen <= self._quotas[grouped]
@@ -143,12 +143,12 @@ class Shares:
         return taken
 
     def room(self) -> int:
-        """What the shares have left of the budget."""
+        """Return the part of the budget that the shares have not used."""
         return self._limit - self._taken
 
 
 def strata(pool: pl.DataFrame, eligible: NDArray[np.bool_], stratify: Sequence[Stratum]) -> NDArray[np.int64]:
-    """The number of each row's stratum [N], in the order of their names; deciles are of the eligible."""
+    """Return the number of each row's stratum [N], in the order of their names; deciles are of eligible rows."""
     among = pl.Series("eligible", eligible)
     parts = [
         (_decile(STRATUM_LENGTHS[name], among) if name in STRATUM_LENGTHS else pl.col(name).fill_null("(none)")).alias(
@@ -161,7 +161,7 @@ def strata(pool: pl.DataFrame, eligible: NDArray[np.bool_], stratify: Sequence[S
 
 
 def _decile(column: str, eligible: pl.Series) -> pl.Expr:
-    """Which tenth of the eligible a number lies in; equal numbers are in one."""
+    """Return the decile of a column among eligible rows; equal values share a decile."""
     number = pl.when(eligible).then(pl.col(column))
     tenth = (number.rank("min") - 1) * BINS // pl.max_horizontal(number.count(), 1)
     return tenth.fill_null(0).cast(pl.Int64)

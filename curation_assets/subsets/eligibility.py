@@ -1,4 +1,4 @@
-"""What rows of the pool are marked with: who may be chosen at all, and whose answer has next to no gradient."""
+"""Compute row properties of the pool: eligibility, filters, and answers with almost no gradient."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ LOW_SIGNAL_PERCENT = 1
 
 
 def eligible(score: ScoreSection, filters: Filters) -> pl.Expr:
-    """Which rows of the pool have the steps that the score asks for, and pass a subset's filters."""
+    """Return whether a row has the number of steps that the score requires and passes a subset's filters."""
     return ((pl.col("n_steps") >= score.min_steps) & passes(filters)).fill_null(value=False)
 
 
 def passes(filters: Filters) -> pl.Expr:
-    """Which rows of the pool pass a subset's filters."""
+    """Return whether a row of the pool passes a subset's filters."""
     conditions: list[pl.Expr] = [pl.lit(value=True)]
     for column, wanted in (("source", filters.sources), ("generator", filters.generators)):
         if wanted is not None:
@@ -41,7 +41,7 @@ def passes(filters: Filters) -> pl.Expr:
 
 
 def low_signal(pool: pl.DataFrame) -> NDArray[np.bool_]:
-    """Whose answer has next to no gradient [N]: the lowest percent, ties by sample_id."""
+    """Return which answers have the lowest percent of gradient norms [N], ties broken by sample_id."""
     norms = pool["answer_norm"].fill_null(float("nan")).to_numpy().astype(np.float64)
     places = np.flatnonzero(~np.isnan(norms))
     count = len(places) * LOW_SIGNAL_PERCENT // 100

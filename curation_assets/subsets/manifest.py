@@ -1,4 +1,4 @@
-"""`score_manifest`: what stands behind a target's scores, shard by shard."""
+"""`score_manifest`: the inputs of a target's scores, shard by shard."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LENGTHS = ("response_tokens", "n_steps")
 
 
 def build_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
-    """The target's manifest as the stored tables say: one row for every shard that has scores."""
+    """Build the target's manifest from the stored tables: one row for every shard with scores."""
     present = set(present_shards(workspace))
     corpus = workspace.warehouse.folder_metadata(tables.raw_corpus_dir())
     scores = workspace.warehouse.folder_metadata(tables.sample_scores_dir(target.name))
@@ -39,7 +39,7 @@ def build_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
                 "score_fingerprint": metadata["fingerprint"],
                 "rows": int(facts["rows"]),
                 "rejected": int(facts["rejected"]),
-                # One pass gives all signals: what it ran of a sample is in each of their tables.
+                # One pass measures all signals, so each of their tables records its tokens.
                 "tokens": max((int(record["tokens"]) for record in records), default=0),
             }
         )
@@ -47,12 +47,12 @@ def build_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
 
 
 def manifest_digest(manifest: pl.DataFrame) -> str:
-    """Data version of a manifest: equal content, equal digest."""
+    """Return the data version of a manifest: a digest of its content."""
     return digest("score_manifest", manifest.to_dicts())
 
 
 def write_manifest(workspace: Workspace, target: Target) -> tuple[pl.DataFrame, str]:
-    """Write the target's manifest; gives it with its digest."""
+    """Write the target's manifest; return it with its digest."""
     manifest = build_manifest(workspace, target)
     version = manifest_digest(manifest)
     metadata = {"fingerprint": version, "made": now()}
@@ -61,7 +61,7 @@ def write_manifest(workspace: Workspace, target: Target) -> tuple[pl.DataFrame, 
 
 
 def present_scores(workspace: Workspace, target: Target) -> pl.LazyFrame | None:
-    """`sample_scores` of the shards that are still there, as the target's manifest has them; None without any."""
+    """Return `sample_scores` of the shards that the target's manifest lists as present; None without a manifest."""
     path = tables.score_manifest_path(target.name)
     if not workspace.warehouse.table_metadata(path):
         return None
@@ -70,13 +70,13 @@ def present_scores(workspace: Workspace, target: Target) -> pl.LazyFrame | None:
 
 
 def scored_pool(workspace: Workspace) -> pl.DataFrame:
-    """Each sample once with its source, lengths, and the scores of all targets."""
+    """Return each sample once with its source, lengths, and the scores of all targets."""
     pool: pl.DataFrame | None = None
     for target in workspace.settings.targets:
         stored = present_scores(workspace, target)
         if stored is None:
             continue
-        # A score that was configured while the target waits is not in its tables yet.
+        # Tables written before a score was configured lack its column.
         there = stored.collect_schema().names()
         names = [score.name for score in workspace.settings.scores_of(target.name) if score.name in there]
         rows, _ = without_filtered(workspace, resolve_duplicates(stored).rows)
@@ -84,7 +84,7 @@ def scored_pool(workspace: Workspace) -> pl.DataFrame:
         if pool is None:
             pool = rows
         else:
-            # A target may be ahead of another: what is known of a sample comes from whichever knows it.
+            # Targets may be at different stages: take a sample's facts from whichever target has them.
             facts = ("source", *LENGTHS)
             pool = pool.join(rows, on="sample_id", how="full", coalesce=True, suffix="_other")
             pool = pool.with_columns(pl.coalesce(name, f"{name}_other") for name in facts)

@@ -1,7 +1,7 @@
-"""Choosing from a pool that need not fit into memory: the same rows, order and facts as in memory, to the bit.
+"""Choose from a pool larger than memory, with the same rows, order and facts as in memory, bit for bit.
 
-Ranking is a sort on disk, and the best of each prompt a window over it. A budget is filled as the order goes by, and
-the rows of the subset go out in pieces. In memory are such a piece, and what DuckDB may hold.
+Ranking is a sort on disk, and the best of each prompt a window over it. The budget is filled while the order streams
+by, and the subset's rows are emitted in pieces. Memory holds one such piece and DuckDB's own buffers.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Take = Callable[[pl.DataFrame], object]
 LOW_SIGNAL = """coalesce(
     answer_norm < (select answer_norm from lowest)
     or answer_norm = (select answer_norm from lowest) and sample_id <= (select sample_id from lowest), false)"""
-"""Whether a row is among the lowest percent, of which table `lowest` holds the last."""
+"""SQL condition: the row is among the lowest percent; table `lowest` holds the last of these."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Of table `pool`, how many rows are eligible, may be chosen, have a prompt that is held out, have a norm."""
+    """Counts of table `pool`: rows that are eligible, may be chosen, have a held-out prompt, and have a norm."""
 
     eligible: int
     may: int
@@ -55,14 +55,14 @@ def choose_out_of_core(
     """Choose a subset of scored samples, as `select.choose` does in memory.
 
     Args:
-        spill: an empty one.
-        arrived: rows of `sample_scores` with the score in column `score`, exact duplicates included.
-        score: what the score is.
-        selector: how it is chosen.
+        spill: an empty spill database.
+        arrived: rows of `sample_scores` with the score in column `score`, including exact duplicates.
+        score: the score's configuration.
+        selector: the selector.
         subset: filters, strata, budget.
-        take: is given the rows of table `subset`, best first, in pieces.
-        known: which samples the corpus' filters leave out (table `pool` of the warehouse); None without filters.
-        prompts: those of the validation sets that the score looks at; None if it looks at none.
+        take: receives the rows of table `subset`, best first, in pieces.
+        known: samples removed by the corpus' filters (table `pool` of the warehouse); None without filters.
+        prompts: prompts of the validation sets that the score uses; None if it uses none.
 
     Raises:
         QualityError: the corpus' filters have not been applied to some of the samples.
@@ -100,12 +100,12 @@ def _no_points() -> pl.DataFrame:
 
 
 def _weight(subset: Subset) -> str:
-    """What a row takes of the budget."""
+    """Return the expression for a row's weight in the budget."""
     return "1" if subset.budget.tokens is None else "coalesce(response_tokens, 0)"
 
 
 def _find_lowest(spill: Spill, count: int) -> None:
-    """Table `lowest`: the last of so many rows with the lowest norms, ties by sample_id; empty if there are none."""
+    """Create table `lowest` with the last of the `count` rows of lowest norm, ties by sample_id; it may be empty."""
     spill.run(
         "create table lowest as select answer_norm, sample_id from pool where answer_norm is not null "
         f"order by answer_norm, sample_id limit {min(count, 1)} offset {max(count - 1, 0)}"
@@ -116,12 +116,12 @@ def _find_lowest(spill: Spill, count: int) -> None:
 
 
 def _strata(spill: Spill, stratify: Sequence[Stratum], weight: str) -> list[int]:
-    """Table `strata`, which numbers them in the order of their names; gives what the eligible of each weigh."""
+    """Create table `strata`, numbered in the order of their names; return the eligible weight of each."""
     parts = [
         f"{_decile(spill, STRATUM_LENGTHS[name]) if name in STRATUM_LENGTHS else _named(name)} as part_{place}"
         for place, name in enumerate(stratify)
     ]
-    # Of rows that are not eligible no stratum is asked.
+    # Only eligible rows need a stratum.
     spill.run(f"create view parted as select {', '.join(['*', *parts])} from pool where eligible")
     if not stratify:
         return []
@@ -143,7 +143,7 @@ def _named(column: str) -> str:
 
 
 def _decile(spill: Spill, column: str) -> str:
-    """Which tenth of the eligible a number lies in, as an expression: equal numbers are in one."""
+    """Return an expression for the decile of a column among eligible rows; equal values share a decile."""
     known = f"eligible and {column} is not null"
     counts = spill.rows(f"select {column}, count(*) from pool where {known} group by {column} order by {column}")
     whole = max(sum(count for _, count in counts), 1)
@@ -154,7 +154,7 @@ def _decile(spill: Spill, column: str) -> str:
             cases.append(f"when {column} >= {value} then {tenth}")
             last = tenth
         before += count
-    # The highest first: the first case that holds counts. Null is in none, and in the first tenth.
+    # Highest first, since the first matching case wins. Null matches none and belongs to the first decile.
     return f"case {' '.join(reversed(cases))} else 0 end" if cases else "0"
 
 
@@ -162,12 +162,12 @@ def _decile(spill: Spill, column: str) -> str:
 
 
 def _rank(spill: Spill, selector: SpilledSelector, subset: Subset, counts: Counts) -> dict[str, int]:
-    """Table `ranked`: what may be taken, in order; gives what the selector leaves out, by reason."""
+    """Create table `ranked` with the rows that may be taken, in order; return those the selector omits, by reason."""
     grouped = isinstance(selector, PerPrompt)
     candidates = _best_of_prompts(selector) if isinstance(selector, PerPrompt) else "select * from parted where may"
     numbered = f"join strata using ({', '.join(_parts(subset.stratify))})" if subset.stratify else ""
     most = samples_of(subset.budget, counts.eligible)
-    # The middle band begins in the middle of all.
+    # The middle band starts in the middle of the complete order.
     whole_order = grouped or most is None or subset.stratify or _is_middle(selector)
     spill.run(
         f"create table ranked as select sample_id, score, source, ({_weight(subset)})::bigint as weight, "
@@ -186,7 +186,7 @@ def _rank(spill: Spill, selector: SpilledSelector, subset: Subset, counts: Count
 
 
 def _best_of_prompts(selector: PerPrompt) -> str:
-    """What a variant takes of each prompt with two responses or more."""
+    """Return the query for the rows that a variant takes of each prompt with two or more responses."""
     columns = ["count(*) over (partition by prompt_id) as responses"]
     conditions = ["responses > 1", "allowed"]
     if not takes_all(selector):
@@ -206,10 +206,10 @@ def _is_middle(selector: SpilledSelector) -> bool:
 
 
 class _Order:
-    """Table `ranked` as it is gone through: which of its rows a budget takes.
+    """Streams table `ranked` and selects the rows that fit the budget.
 
     Attributes:
-        whole: whether the budget is larger than all of them.
+        whole: whether the budget is larger than all rows.
     """
 
     def __init__(
@@ -217,10 +217,10 @@ class _Order:
     ) -> None:
         self._spill, self._sizes = spill, sizes
         columns = f"select {ID}, score, source, low_signal, weight, stratum::bigint as stratum from ranked"
-        # A table that was made in order has its rows in it, and gives them so.
+        # DuckDB returns the rows of a table that was created in order in that order.
         self._queries = [columns]
         if _is_middle(selector):
-            # A budget that reaches beyond the end goes on where the band began, upwards.
+            # A budget that reaches past the end continues upwards from the start of the band.
             begin = middle_begins(counts.eligible, counts.may)
             self._queries = [
                 f"{columns} where rowid >= {begin}",
@@ -232,14 +232,14 @@ class _Order:
         self._stratified = bool(subset.stratify)
 
     def taken(self) -> Iterator[pl.DataFrame]:
-        """The rows that the budget takes, in order."""
+        """Yield the rows that fit the budget, in order."""
         if self.whole:
             yield from self._pieces()
             return
         shares = Shares(self._limit, self._sizes)
         room = self._limit
         if self._stratified:
-            # What shares leave is known when all have gone by.
+            # The remainder of the shares is known only after a complete pass.
             for piece in self._pieces():
                 shares.take(*_numbers(piece))
             room, shares = shares.room(), Shares(self._limit, self._sizes)

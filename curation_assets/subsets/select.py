@@ -1,4 +1,4 @@
-"""Making a subset: the pool, who is eligible, the ranking, in memory or (`out_of_core`) on disk; and writing it."""
+"""Select a subset: load the pool, filter and rank it in memory or on disk (`out_of_core`), and write the result."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ logger = logging.getLogger("curation")
 SELECTION_VERSION = 3
 
 POOL_COLUMNS = [name for name in tables.SAMPLE_SCORES.columns if name != "flags"]
-"""What choosing looks at, beside the score."""
+"""Columns that selection reads, beside the score."""
 
 
 class SelectionError(UserError):
@@ -46,10 +46,10 @@ class SelectionError(UserError):
 
 
 def parameters_digest(workspace: Workspace, subset: Subset) -> str:
-    """What the choice depends on beside the scores: the code version of the subset's asset.
+    """Return the digest of the selection's parameters: the code version of the subset's asset.
 
-    What the scores themselves depend on (alpha, history) is in the manifest's fingerprint, so that a
-    subset waits for its scores instead of being selected from the former ones.
+    Parameters of the scores themselves (alpha, history) are part of the manifest's fingerprint, so a subset waits for
+    new scores instead of being selected from old ones.
     """
     eligibility = workspace.settings.score(subset.score).min_steps
     selector = selector_of(workspace, subset).model_dump(mode="json")
@@ -57,12 +57,12 @@ def parameters_digest(workspace: Workspace, subset: Subset) -> str:
 
 
 def selector_of(workspace: Workspace, subset: Subset) -> SelectorSection:
-    """The selector that a subset names, else its method's."""
+    """Return the selector that a subset names, else its method's default."""
     return subset.selector or method_of(workspace.settings.score(subset.score)).selector
 
 
 def wanted_fingerprint(workspace: Workspace, subset: Subset) -> str | None:
-    """Of the subset as parameters, manifest and filters want it now; None while one of these is not there."""
+    """Return the fingerprint that the subset should have; None while manifest or filter results are missing."""
     target = workspace.settings.score(subset.score).target
     manifest = workspace.warehouse.table_metadata(tables.score_manifest_path(target)).get("fingerprint")
     if manifest is None or (workspace.settings.corpus.filters.any and stored_pool(workspace) is None):
@@ -71,7 +71,7 @@ def wanted_fingerprint(workspace: Workspace, subset: Subset) -> str | None:
 
 
 class Scores(NamedTuple):
-    """The scores that a subset is chosen from: their rows, exact duplicates included, and how many these are."""
+    """The scores that a subset is chosen from, including exact duplicates, and their expected number of rows."""
 
     rows: pl.LazyFrame
     expected: int
@@ -81,24 +81,24 @@ def select(workspace: Workspace, subset: Subset) -> HeldSelection:
     """Select a subset from the stored scores, with its pool in memory; deterministic to the bit.
 
     Raises:
-        SelectionError: the target has no manifest, or its shards' scores are of other parameters.
+        SelectionError: the target has no manifest, or its scores were made with other parameters.
     """
     return _select_held(workspace, subset, _stored_scores(workspace, subset))
 
 
 def select_into(workspace: Workspace, subset: Subset, take: Take) -> Selection:
-    """Select a subset from the stored scores, however many they are: the same as `select` does.
+    """Select a subset from any number of stored scores, with the same result as `select`.
 
-    A pool of more rows than `engine.rows_in_memory` is sorted on disk, unless its samples are compared by vectors.
+    A pool of more rows than `engine.rows_in_memory` is sorted on disk, unless the selector compares vectors.
 
     Args:
         workspace: the configuration.
-        subset: which.
-        take: is given the rows of table `subset`, best first, in pieces.
+        subset: the subset to select.
+        take: receives the rows of table `subset`, best first, in pieces.
 
     Raises:
         SelectionError: see `select`.
-        SpillError: memory or disk do not suffice for the pool.
+        SpillError: memory or disk is too small for the pool.
     """
     scores, engine = _stored_scores(workspace, subset), workspace.settings.engine
     selector, score = selector_of(workspace, subset), workspace.settings.score(subset.score)
@@ -108,10 +108,10 @@ def select_into(workspace: Workspace, subset: Subset, take: Take) -> Selection:
         with spilling(cache_folder() / "selection", engine.selection_memory_mib) as spill:
             return choose_out_of_core(spill, scores.rows, score, selector, subset, take, known, prompts)
     if scores.expected > engine.rows_in_memory:
-        # The vectors are larger than all else, and each choice looks at all of them: on disk nothing would be won.
+        # Vectors dominate memory and every step reads all of them, so sorting on disk would not help.
         logger.warning(
-            "subset %s: selector %s compares vectors, so its pool of %d rows is held in memory whole, though "
-            "engine.rows_in_memory is %d",
+            "subset %s: selector %s compares vectors, so its pool of %d rows is held in memory, although "
+            "engine.rows_in_memory is %d.",
             *(subset.name, selector.kind, scores.expected, engine.rows_in_memory),
         )
     held = _select_held(workspace, subset, scores)
@@ -121,7 +121,7 @@ def select_into(workspace: Workspace, subset: Subset, take: Take) -> Selection:
 
 
 def survey(workspace: Workspace, subset: Subset) -> Selection:
-    """What is told of a subset as it would be chosen now; see `select_into`."""
+    """Summarise the subset that would be chosen now; see `select_into`."""
     return select_into(workspace, subset, lambda _: None)
 
 
@@ -143,13 +143,13 @@ def _select_held(workspace: Workspace, subset: Subset, scores: Scores) -> HeldSe
 
 
 def filtered_pool(workspace: Workspace, pool: Pool) -> tuple[Pool, dict[str, int]]:
-    """The pool without what the corpus' filters leave out, and how many that are, by reason."""
+    """Return the pool without samples removed by the corpus' filters, and their number by reason."""
     rows, filtered = without_filtered(workspace, pool.rows)
     return Pool(rows, pool.duplicates), filtered
 
 
 def features_of(workspace: Workspace, score: ScoreSection) -> Features | None:
-    """The embeddings that a score's method brings, None if it brings none."""
+    """Return the embeddings that a score's method provides; None if it provides none."""
     signal = method_of(score).vectors
     if signal is None:
         return None
@@ -173,7 +173,7 @@ def features_of(workspace: Workspace, score: ScoreSection) -> Features | None:
 
     if not method_of(score).validation(score):
         return Features(vectors)
-    # Several strata go round the same samples.
+    # Cached, because every stratum uses the same validation vectors.
     return Features(vectors, cache(validation), prompts)
 
 
@@ -189,11 +189,11 @@ def choose(
 
     Args:
         scored: rows of `sample_scores` (POOL_COLUMNS), each sample once, with the score in column `score`.
-        score: what the score is.
-        selector: how it is chosen.
+        score: the score's configuration.
+        selector: the selector.
         subset: filters, strata, budget.
-        features: embeddings, for selectors that look at them.
-        filtered: samples that are not in the pool because of the corpus' filters, by reason.
+        features: embeddings, for selectors that need them.
+        filtered: samples removed from the pool by the corpus' filters, by reason.
     """
     pool = scored.rows
     may_pass = pool.select(eligible(score, subset.filters)).to_series().to_numpy()
@@ -219,15 +219,15 @@ def choose(
 
 
 def current_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
-    """A target's manifest of scores.
+    """Return a target's manifest of scores.
 
     Raises:
-        SelectionError: there is none, or the scores are of other signals or parameters than the configuration's.
+        SelectionError: there is no manifest, or the scores were made with other signals or parameters.
     """
     path = tables.score_manifest_path(target.name)
     if not workspace.warehouse.table_metadata(path):
         raise SelectionError(
-            f"target {target.name} has no scores yet: materialize {target.name}/score_manifest, or use `curate run`"
+            f"target {target.name} has no scores yet. Materialize {target.name}/score_manifest, or run `curate run`."
         )
     manifest = workspace.warehouse.read_table(path)
     stored = workspace.warehouse.folder_metadata(tables.sample_scores_dir(target.name))
@@ -244,19 +244,19 @@ def current_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
             behind.append(shard)
     if behind:
         raise SelectionError(
-            f"the scores of {len(behind)} shards of target {target.name} are not of this configuration "
-            f"({', '.join(behind[:3])}): materialize {target.name}/sample_scores, or use `curate run`"
+            f"the scores of {len(behind)} shards of target {target.name} are outdated "
+            f"({', '.join(behind[:3])}). Materialize {target.name}/sample_scores, or run `curate run`."
         )
     return manifest
 
 
 def write_subset(workspace: Workspace, subset: Subset) -> Selection:
-    """Select the subset and write it as the current one, piece by piece; on any error the former one stays.
+    """Select the subset and write it as the current one, piece by piece; on any error the previous one stays.
 
     Raises:
         SelectionError: see `select_into`.
     """
-    # Before the scores are read: if they change meanwhile, the subset is due again.
+    # Computed before reading: scores that change in the meantime then mark the subset as outdated.
     fingerprint = str(wanted_fingerprint(workspace, subset))
     with workspace.warehouse.writing_table(tables.subset_path(subset.name), tables.SUBSET.schema) as table:
         selection = select_into(workspace, subset, table.add)
@@ -270,7 +270,7 @@ def write_subset(workspace: Workspace, subset: Subset) -> Selection:
 
 
 def subset_due(workspace: Workspace, subset: Subset) -> bool:
-    """Whether the subset was selected from other scores or with other parameters."""
+    """Return whether the subset was selected from other scores or with other parameters."""
     wanted = wanted_fingerprint(workspace, subset)
     stored = workspace.warehouse.table_metadata(tables.subset_path(subset.name)).get("fingerprint")
     return wanted is not None and stored != wanted

@@ -1,4 +1,4 @@
-"""A subset that has been chosen: its rows as they are written, their digest, and what is told of the choice."""
+"""A selected subset: its rows as written, their digest, and a summary of the selection."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from curation_assets.subsets.summary import Summary, summarise
 from curation_resources.storage.digests import RunningDigest, digest
 
 PIECE_ROWS = 500_000
-"""Rows of a subset that are written, or hashed, at a time."""
+"""Rows of a subset to write, or hash, at a time."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A choice, without its rows and without its pool.
+    """A selection without its rows and pool.
 
     Attributes:
-        summary: of the pool and of what was chosen.
-        content_digest: of the rows: equal subsets, equal digest.
-        duplicates: rows of the corpus that are exact copies of one in the pool.
-        filtered: samples that the corpus' filters leave out of the pool, by reason.
+        summary: summary of the pool and of the subset.
+        content_digest: digest of the rows; equal for equal subsets.
+        duplicates: rows of the corpus that are exact copies of a row in the pool.
+        filtered: samples removed from the pool by the corpus' filters, by reason.
         left_out: eligible samples with a score that the selector takes under no budget, by reason.
-        whole: whether the budget is larger than all that could be chosen.
-        held_out: samples of the pool whose prompt a validation set of the score holds; None without a set.
+        whole: whether the budget is larger than everything that could be chosen.
+        held_out: samples of the pool whose prompt is in a validation set of the score; None without a set.
     """
 
     summary: Summary
@@ -39,41 +39,41 @@ class Selection:
     held_out: int | None = None
 
     def score_distribution(self) -> dict[str, float | None]:
-        """Mean and standard deviation of the pool's scores."""
+        """Return mean and standard deviation of the pool's scores."""
         return {"mean": self.summary.mean, "std": self.summary.deviation}
 
     def facts(self) -> dict[str, float | int | None]:
-        """Counts and the biases that GRACE is known for: corr(V, K) and corr(V, tokens)."""
-        told = self.summary
+        """Return counts, and the biases known of GRACE: corr(V, K) and corr(V, tokens)."""
+        summary = self.summary
         return {
-            "pool": told.pool,
+            "pool": summary.pool,
             "duplicates_left_out": self.duplicates,
             **{f"filtered_{reason}": count for reason, count in self.filtered.items()},
-            "eligible": told.eligible,
-            "without_score": told.eligible - told.ranked,
+            "eligible": summary.eligible,
+            "without_score": summary.eligible - summary.ranked,
             **({} if self.held_out is None else {"prompts_in_validation_sets": self.held_out}),
-            "selected": told.selected,
-            "low_signal_selected": told.low_signal,
+            "selected": summary.selected,
+            "low_signal_selected": summary.low_signal,
             **{f"left_out_{reason}": count for reason, count in self.left_out.items()},
-            "correlation_with_steps": told.correlations["n_steps"],
-            "correlation_with_tokens": told.correlations["response_tokens"],
-            "mean_score_selected": told.mean_selected,
-            "mean_score_pool": told.mean_ranked,
+            "correlation_with_steps": summary.correlations["n_steps"],
+            "correlation_with_tokens": summary.correlations["response_tokens"],
+            "mean_score_selected": summary.mean_selected,
+            "mean_score_pool": summary.mean_ranked,
         }
 
 
 @dataclass(frozen=True)
 class HeldSelection:
-    """A choice with its rows and its pool in memory.
+    """A selection with its rows and pool in memory.
 
     Attributes:
         rows: table `subset`.
-        pool: the pool with the score in column `score`, who was eligible and who was chosen.
-        duplicates: see `Selection`, and so for the others.
-        filtered: likewise.
-        left_out: likewise.
-        whole: likewise.
-        held_out: likewise.
+        pool: the pool with the score in column `score`, and columns for eligible and selected rows.
+        duplicates: see `Selection`.
+        filtered: see `Selection`.
+        left_out: see `Selection`.
+        whole: see `Selection`.
+        held_out: see `Selection`.
     """
 
     rows: pl.DataFrame
@@ -86,7 +86,7 @@ class HeldSelection:
 
     @cached_property
     def told(self) -> Selection:
-        """What is left of it without rows and pool."""
+        """The selection without rows and pool."""
         return Selection(
             summarise(self.pool),
             subset_digest(self.rows),
@@ -99,22 +99,22 @@ class HeldSelection:
 
 
 class SubsetDigest:
-    """The digest of a table `subset` whose rows come in pieces, best first; the pieces do not matter."""
+    """Digest of a table `subset` whose rows arrive in pieces, best first; independent of the pieces' sizes."""
 
     def __init__(self) -> None:
         self._rows = RunningDigest()
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Take in the rows that come next."""
+        """Add the next rows."""
         self._rows.add(rows.write_ndjson().encode())
 
     def value(self) -> str:
-        """Of all rows so far."""
+        """Return the digest of all rows so far."""
         return digest("subset_rows", self._rows.value())
 
 
 def subset_digest(rows: pl.DataFrame) -> str:
-    """Of the rows of a table `subset`."""
+    """Return the digest of the rows of a table `subset`."""
     found = SubsetDigest()
     for piece in pieces(rows):
         found.add(piece)
@@ -122,22 +122,22 @@ def subset_digest(rows: pl.DataFrame) -> str:
 
 
 def pieces(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """Rows of a subset in memory, as they are written."""
+    """Split the rows of a subset into the pieces in which they are written."""
     return rows.iter_slices(PIECE_ROWS)
 
 
 def subset_rows(chosen: pl.DataFrame, score: str, before: int = 0) -> pl.DataFrame:
-    """Rows of table `subset`.
+    """Return rows of table `subset`.
 
     Args:
         chosen: `sample_id`, `score` and `low_signal` of samples in the order of choice.
         score: name of the score.
-        before: samples that were chosen before them.
+        before: number of samples chosen before these.
     """
     rank = pl.int_range(before + 1, before + pl.len() + 1, dtype=pl.Int64)
     flags = pl.when("low_signal").then(pl.lit("; low_signal")).otherwise(pl.lit(""))
     rows = chosen.with_columns(rank=rank, weight=pl.lit(1.0)).with_columns(
-        # Nothing of the pool's size: a subset that stays the same stays the same release.
+        # No pool sizes in the text: an unchanged subset must yield an identical release.
         reason=pl.format("rank {} by " + score + " = {}{}", "rank", pl.col("score").round(4), flags)
     )
     return tables.SUBSET.conform(rows.select(tables.SUBSET.columns.keys()))

@@ -1,4 +1,4 @@
-"""`step_scores` and `sample_scores` of one shard, from its signals."""
+"""Compute `step_scores` and `sample_scores` of one shard from its signals."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ FACTS = ("sample_id", "prompt_id", "shard", "row", "candidate", "source", "domai
 
 ANSWER_NORMS: dict[SignalName, pl.Expr] = {
     "step_gradients": pl.col("norms").list.last(),
-    # The answer's squared norm is a Gram matrix' last entry.
+    # The last entry of a Gram matrix is the answer's squared norm.
     "step_gradient_trajectories": pl.col("grams").list.eval(pl.element().list.last().sqrt()).list.mean(),
 }
-"""Of signals that rest on gradients, the norm of the answer's, over several checkpoints its mean."""
+"""By gradient signal, the norm of the answer's gradient; its mean if there are several checkpoints."""
 
 
 @dataclass(frozen=True)
 class ShardScores:
-    """What scoring one shard gave.
+    """The result of scoring one shard.
 
     Attributes:
-        rows: rows of the shard, exact duplicates included.
-        scored: those with any score.
-        without_score: the others, by reason.
+        rows: rows of the shard, including exact duplicates.
+        scored: rows with any score.
+        without_score: the other rows, by reason.
         non_finite: scores that are not finite numbers (there should be none).
         sample_scores: the table.
     """
@@ -53,11 +53,11 @@ class ShardScores:
 
 @dataclass(frozen=True)
 class SharedInputs:
-    """What all shards of a run are scored from.
+    """The inputs shared by all shards of a run.
 
     Attributes:
-        stores: the signals that the target's scores rest on.
-        sets: fingerprints of the validation sets that they look at.
+        stores: the signals that the target's scores depend on.
+        sets: fingerprints of the validation sets that they use.
         vectors: by score and set, the vectors [M, d] that it compares with.
     """
 
@@ -67,7 +67,7 @@ class SharedInputs:
 
     @classmethod
     def read(cls, workspace: Workspace, target: Target) -> SharedInputs:
-        """Read them; fingerprints first: if a set changes meanwhile, the scores are due again."""
+        """Read the inputs, fingerprints first: a set that changes in the meantime then marks the scores as outdated."""
         scores = workspace.settings.scores_of(target.name)
         return cls(
             stores={s: SignalStore.of(workspace, target, s) for s in workspace.settings.signals_of_scores(target)},
@@ -77,23 +77,23 @@ class SharedInputs:
 
 
 def score_shards(workspace: Workspace, target: Target, shards: Sequence[str]) -> Iterator[ShardScores]:
-    """Score shards one after another; see `score_shard`. What they share is read once."""
+    """Score shards in order, reading shared inputs once; see `score_shard`."""
     shared = SharedInputs.read(workspace, target)
     for shard in shards:
         yield score_shard(workspace, target, shard, shared)
 
 
 def score_shard(workspace: Workspace, target: Target, shard: str, shared: SharedInputs) -> ShardScores:
-    """Write the shard's `step_scores` (one table a named score that has them) and `sample_scores`.
+    """Write the shard's `step_scores` (one table per named score that has them) and `sample_scores`.
 
     Raises:
         MeasuringError: samples of the shard have not been measured.
     """
     source = f"{tables.raw_corpus_dir()}/{shard}.parquet"
     if not workspace.warehouse.table_metadata(source):
-        # The file was gone before it was ever read: there is nothing to score, and no table to write.
+        # The file disappeared before it was ever read: there is nothing to score.
         return ShardScores(0, 0, {}, 0, tables.SAMPLE_SCORES.empty())
-    # Before the rows: if they are measured meanwhile, the record is another by then, and the scores are due again.
+    # Read before the rows: if they are measured in the meantime, the record changes and the scores become outdated.
     left_out = [recorded_left_out(workspace, store.folder, shard) for store in shared.stores.values()]
     samples = read_shard_samples(workspace, shard, segmented=True)
     signals = {signal: _measured(target, shard, samples, signal, store) for signal, store in shared.stores.items()}
@@ -114,7 +114,7 @@ def score_shard(workspace: Workspace, target: Target, shard: str, shared: Shared
             workspace.warehouse.write_table(path, scored.steps, metadata)
         frame = frame.join(scored.values.rename({"value": score.name}), on="sample_id", how="left")
     sample_scores = tables.SAMPLE_SCORES.conform(frame)
-    # Written last: its fingerprint says that the step scores are there too.
+    # Written last: its fingerprint shows that the step scores are complete.
     path = f"{tables.sample_scores_dir(target.name)}/{shard}.parquet"
     workspace.warehouse.write_table(path, sample_scores, metadata)
     return _summary(sample_scores, [score.name for score in scores])
@@ -123,20 +123,20 @@ def score_shard(workspace: Workspace, target: Target, shard: str, shared: Shared
 def _measured(
     target: Target, shard: str, samples: ShardSamples, signal: SignalName, store: SignalStore
 ) -> pl.DataFrame:
-    """A signal's rows of all samples of a shard."""
+    """Return a signal's rows of all samples of a shard."""
     rows = store.rows(samples.rows["sample_id"])
     if rows is None:
         rows = SIGNALS[signal].table.empty()
     if len(rows) < len(samples.rows):
         raise MeasuringError(
-            f"{len(rows)} of {len(samples.rows)} samples of shard {shard} are measured for target {target.name}: "
-            f"materialize {target.name}/{signal} first"
+            f"only {len(rows)} of {len(samples.rows)} samples of shard {shard} are measured for target {target.name}. "
+            f"Materialize {target.name}/{signal} first."
         )
     return rows
 
 
 def _facts(samples: ShardSamples, signals: Mapping[SignalName, pl.DataFrame]) -> pl.DataFrame:
-    """What is known of each distinct sample of a shard: the columns of `sample_scores` beside the scores."""
+    """Return the columns of `sample_scores` other than the scores, for each distinct sample of a shard."""
     counts = samples.steps.filter(pl.col("kind") == "step").group_by("sample_id").agg(n_steps=pl.len().cast(pl.Int32))
     facts = (
         samples.rows.select(*FACTS, verified=verified(samples.rows))

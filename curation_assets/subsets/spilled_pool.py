@@ -1,7 +1,7 @@
-"""The pool of a subset in tables on disk (`storage.spill`): each sample once, with what choosing looks at.
+"""Hold a subset's pool in tables on disk (`curation_resources.storage.spill`): one row per sample.
 
-What a row gives by itself is worked out as it comes, by the same code as in memory. Ids become numbers of 128 bits,
-whose order is that of the texts.
+Row-wise columns are computed on arrival, by the same code as in memory. Ids become 128-bit numbers that sort like their
+texts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from curation_assets.subsets.eligibility import eligible
 from curation_resources.storage.spill import Spill
 
 READ_ROWS = 250_000
-"""Rows of scores in memory at a time, beside those that Polars reads ahead."""
+"""Rows of scores in memory at a time, in addition to those that Polars prefetches."""
 
 COLUMNS = {
     "sample_id": "uuid",
@@ -49,12 +49,12 @@ COLUMNS = {
     "original": "boolean",
     "held_out": "boolean",
 }
-"""Of table `pool`: those of `sample_scores`; whether the sample is eligible, and may be chosen since it has a score; by
-what it is ordered, lowest first; of GRAPE's variants whether they take it at all, and whether it was in the original
-pool; whether a validation set holds its prompt."""
+"""Columns of table `pool`: those of `sample_scores`; `eligible`; `may` (eligible with a score); `key`, lowest
+first; for GRAPE's variants `allowed` (may be taken at all) and `original` (was in the original pool); `held_out` (its
+prompt is in a validation set)."""
 
 ID = "replace(sample_id::varchar, '-', '') as sample_id"
-"""The text of an id."""
+"""SQL expression for the text of an id."""
 
 SpilledSelector = Top | Band | Random | PerPrompt
 
@@ -67,18 +67,18 @@ def pool_on_disk(
     subset: Subset,
     prompts: Sequence[str] | None,
 ) -> int:
-    """Fill table `pool`; gives how many rows were copies of others.
+    """Fill table `pool`; return how many rows were copies of others.
 
     Args:
-        spill: where.
-        arrived: rows of `sample_scores` with the score in column `score`, exact duplicates included.
-        score: what the score is.
-        selector: how is chosen.
-        subset: whose filters tell who is eligible.
-        prompts: of validation sets.
+        spill: the spill database.
+        arrived: rows of `sample_scores` with the score in column `score`, including exact duplicates.
+        score: the score's configuration.
+        selector: the selector.
+        subset: the subset, whose filters determine eligibility.
+        prompts: prompts of validation sets.
     """
     grouped = isinstance(selector, PerPrompt)
-    # Ids of prompts are a fifth of all bytes, and few look at them.
+    # Prompt ids take a fifth of all bytes, and few selectors need them.
     wanted = [name for name in arrived.collect_schema() if name != "prompt_id" or grouped or prompts is not None]
 
     def marked() -> Iterator[pl.DataFrame]:
@@ -102,7 +102,7 @@ def _marked(
     subset: Subset,
     prompts: Sequence[str] | None,
 ) -> pl.DataFrame:
-    """Rows with the columns of table `pool`."""
+    """Add the columns of table `pool` to rows."""
     may_pass = rows.select(eligible(score, subset.filters)).to_series()
     values = rows["score"].fill_null(float("nan")).to_numpy()
     found = Candidates(rows, values, may_pass.to_numpy() & np.isfinite(values), method_of(score).highest_first)
@@ -115,14 +115,14 @@ def _marked(
     return rows.with_columns(
         held_out=held_out,
         answer_norm=pl.col("answer_norm").fill_nan(None),
-        # Zeros of both signs are one number.
+        # Turn -0.0 into 0.0, so that both sort as equal.
         key=pl.Series(key + 0.0),
         **{name: pl.Series(name, mark) for name, mark in marks.items()},
     )
 
 
 def _key(selector: SpilledSelector, found: Candidates) -> NDArray[np.float64]:
-    """By what rows are ordered, lowest first [n]."""
+    """Return the sort key of rows, lowest first [n]."""
     if isinstance(selector, PerPrompt):
         return group_key(selector, found, np.arange(len(found.pool)))
     if isinstance(selector, Random):
@@ -136,7 +136,7 @@ def _key(selector: SpilledSelector, found: Candidates) -> NDArray[np.float64]:
 
 
 def _without_copies(spill: Spill) -> int:
-    """Leave of rows with one sample_id that of the lowest shard, then row, then candidate; gives how many went."""
+    """Keep one row per sample_id: the lowest shard, then row, then candidate. Return the number of rows removed."""
     spill.run("create table copied as select sample_id from pool group by sample_id having count(*) > 1")
     spill.run(
         "create table copies as select rowid as place from pool semi join copied using (sample_id) "
@@ -148,10 +148,10 @@ def _without_copies(spill: Spill) -> int:
 
 
 def without_filtered_on_disk(spill: Spill, known: pl.LazyFrame | None) -> dict[str, int]:
-    """Take out of table `pool` what the corpus' filters leave out; gives how many that are, by reason.
+    """Remove samples excluded by the corpus' filters from table `pool`; return their number by reason.
 
     Args:
-        spill: where.
+        spill: the spill database.
         known: `sample_id` and `reason` of table `pool` of the warehouse; None without filters.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Any stored table as one frame: what `curate table` writes and `curate show` reads."""
+"""Read any stored table as one frame, for `curate table` and `curate show`."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
 class TableRequestError(UserError):
-    """No such table, or it has to be named more exactly."""
+    """A requested table does not exist or the request is ambiguous."""
 
 
 def read_stored(
     workspace: Workspace, name: str, *, target: str | None = None, score: str | None = None, subset: str | None = None
 ) -> pl.LazyFrame:
-    """A stored table.
+    """Return a stored table.
 
     Args:
         workspace: the configuration.
         name: a name of `curation_assets.tables`.
-        target: for tables that exist once a target; may be left out if there is one target.
-        score: for `step_scores`; may be left out if the target has one score.
-        subset: for `subset`; may be left out if there is one subset.
+        target: for tables that exist once per target; optional if there is one target.
+        score: for `step_scores`; optional if the target has one score.
+        subset: for `subset`; optional if there is one subset.
 
     Raises:
         TableRequestError: the name is unknown or ambiguous, or nothing has been stored yet.
@@ -46,7 +46,7 @@ def read_stored(
     frame = _scan(workspace, name, target, score, subset)
     if frame is None:
         command = "curate evaluate" if name in evaluation_tables.EVALUATION_TABLES else "curate run"
-        raise TableRequestError(f"table {name} holds nothing yet: run `{command}` first")
+        raise TableRequestError(f"table {name} is empty. Run `{command}` first.")
     return frame
 
 
@@ -83,7 +83,7 @@ def _scan(
 
 
 def _scan_target(workspace: Workspace, name: str, target: str | None, score: str | None) -> pl.LazyFrame | None:
-    """A table that exists once a target."""
+    """Return a table that exists once per target."""
     warehouse, settings = workspace.warehouse, workspace.settings
     of = settings.target(pick("target", target, [item.name for item in settings.targets]))
     if name == "score_manifest":
@@ -93,10 +93,10 @@ def _scan_target(workspace: Workspace, name: str, target: str | None, score: str
     if name == "step_scores":
         named = scores_with_steps(workspace, of.name)
         if not named:
-            raise TableRequestError(f"target {of.name} has no score of single steps: add one with method: grace")
+            raise TableRequestError(f"target {of.name} has no score of single steps. Add one with method: grace.")
         if score not in (None, *named) and score in [item.name for item in settings.scores]:
             raise TableRequestError(
-                f"score {score} has no scores of single steps: of target {of.name} {', '.join(named)} has"
+                f"score {score} has no scores of single steps. Scores of target {of.name} that do: {', '.join(named)}."
             )
         chosen = pick("score", score, named)
         return _once(warehouse.scan(tables.step_scores_dir(of.name, chosen)), ["sample_id", "step_index"])
@@ -104,42 +104,48 @@ def _scan_target(workspace: Workspace, name: str, target: str | None, score: str
 
 
 def _measured(workspace: Workspace, target: Target, signal: SignalName) -> pl.LazyFrame | None:
-    """A signal as it is stored under the current fingerprint, listed or not."""
+    """Return a signal as stored under the current fingerprint, even if the target no longer lists it."""
     stored = None
     if signal_dir(workspace, target, signal) is not None:
         stored = SignalStore.of(workspace, target, signal).scan()
     if stored is None and signal not in workspace.settings.measured_signals(target):
         raise TableRequestError(
-            f"target {target.name} does not measure {signal}: add it to targets.signals in curation.yaml"
+            f"target {target.name} does not measure {signal}. Add it to targets.signals in curation.yaml."
         )
     return _once(stored, ["sample_id"])
 
 
 def _once(frame: pl.LazyFrame | None, key: list[str]) -> pl.LazyFrame | None:
-    """Each key once: a sample that lies in several shards, or in two parts, has equal rows in each."""
+    """Deduplicate by key: a sample in several shards or parts has equal rows in each."""
     return None if frame is None else frame.unique(key, keep="first").sort(key)
 
 
 def pick(kind: str, given: str | None, names: list[str], how: str | None = None) -> str:
-    """The thing of that name, or the only one there is; `how` it is named, if not by an option of that kind.
+    """Return the given name if it exists, or the only name there is.
+
+    Args:
+        kind: the kind of thing, for messages.
+        given: the name, if one was given.
+        names: the existing names.
+        how: the option that names it, if not `--KIND`.
 
     Raises:
-        TableRequestError: there is none of that name, or there are several and none was named.
+        TableRequestError: the name is unknown, or there are several and none was given.
     """
     if given is None and len(names) == 1:
         return names[0]
     if given is None:
-        raise TableRequestError(f"say which {kind} with {how or f'--{kind}'}: {', '.join(names) or '(none)'}")
+        raise TableRequestError(f"choose a {kind} with {how or f'--{kind}'}: {', '.join(names) or '(none)'}")
     if given not in names:
         raise TableRequestError(unknown(kind, given, names))
     return given
 
 
 def pick_columns(frame: pl.LazyFrame, columns: str) -> pl.LazyFrame:
-    """The named columns, as in `sample_id,grace`.
+    """Select columns by a comma-separated list, as in `sample_id,grace`.
 
     Raises:
-        TableRequestError: there is no such column.
+        TableRequestError: a column does not exist.
     """
     known = frame.collect_schema().names()
     names = [name.strip() for name in columns.split(",") if name.strip()]
@@ -150,15 +156,15 @@ def pick_columns(frame: pl.LazyFrame, columns: str) -> pl.LazyFrame:
 
 
 def write_frame(frame: pl.LazyFrame, path: Path) -> int:
-    """Write a frame as Parquet, CSV or JSON lines, by the file's ending; gives its rows.
+    """Write a frame as Parquet, CSV or JSON lines, depending on the file extension; return the number of rows.
 
-    CSV has no lists and structs, so they are written as JSON.
+    CSV cannot hold lists and structs, so they are written as JSON.
 
     Raises:
-        TableRequestError: the ending is none of the three.
+        TableRequestError: the extension is not supported.
     """
     if path.suffix not in SUFFIXES:
-        raise TableRequestError(f"{path}: the ending must be one of {', '.join(SUFFIXES)}")
+        raise TableRequestError(f"{path}: unsupported file extension. Use one of {', '.join(SUFFIXES)}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     collected = frame.collect()
     if path.suffix == ".parquet":
@@ -178,13 +184,13 @@ def _as_json(nested: pl.Series) -> pl.Series:
 
 @dataclass(frozen=True)
 class Trace:
-    """A sample with all that is known of it.
+    """A sample with everything known about it.
 
     Attributes:
-        row: of `raw_corpus`.
+        row: its row of `raw_corpus`.
         steps: its rows of `segmented_steps`.
         scores: its rows of `step_scores`.
-        facts: its row of `sample_scores`, empty if it has not been scored.
+        facts: its row of `sample_scores`; empty if it has not been scored.
     """
 
     row: dict[str, Any]
@@ -194,17 +200,19 @@ class Trace:
 
 
 def find_trace(workspace: Workspace, sample_id: str, *, target: str | None = None, score: str | None = None) -> Trace:
-    """The sample whose id begins with the given characters.
+    """Find the sample whose id begins with the given characters.
 
     Raises:
-        TableRequestError: no sample, or more than one, has such an id.
+        TableRequestError: no sample, or more than one, matches.
     """
     corpus = read_stored(workspace, "raw_corpus")
     rows = corpus.filter(pl.col("sample_id").str.starts_with(sample_id)).collect()
     ids = rows["sample_id"].unique().sort().to_list()
     if len(ids) != 1:
         found = (
-            f"{len(ids)} samples have ids that begin so: {', '.join(ids[:5])}" if ids else "no sample has such an id"
+            f"matches {len(ids)} samples ({', '.join(ids[:5])}). Give more characters."
+            if ids
+            else "no sample has such an id."
         )
         raise TableRequestError(f"{sample_id}: {found}")
     mine = pl.col("sample_id") == ids[0]
@@ -225,7 +233,7 @@ def find_trace(workspace: Workspace, sample_id: str, *, target: str | None = Non
 
 
 def settings_names(workspace: Workspace, target: str | None, score: str | None) -> tuple[str, str | None]:
-    """Target and step-scoring score by name, or the first of each; None if the target has no such score."""
+    """Return the named target and step-scoring score, or the first of each; None if the target has no such score."""
     settings = workspace.settings
     first = pick("target", target, [t.name for t in settings.targets]) if target else settings.targets[0].name
     scores = scores_with_steps(workspace, first)
@@ -233,5 +241,5 @@ def settings_names(workspace: Workspace, target: str | None, score: str | None) 
 
 
 def scores_with_steps(workspace: Workspace, target: str) -> list[str]:
-    """A target's named scores whose method scores steps."""
+    """Return the target's named scores whose method scores steps."""
     return [score.name for score in workspace.settings.scores_of(target) if method_of(score).scores_steps]

@@ -1,6 +1,6 @@
-"""What is told of a pool and of what was chosen from it, in a size that does not grow with them.
+"""Summarise a pool and a subset of it, in a size that does not grow with them.
 
-All of it is the same to the bit however the rows are ordered or cut into pieces.
+The result is identical to the bit regardless of the order of rows and of how they are cut into pieces.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from curation_assets.methods.exact_sums import ExactSum
 from curation_resources.plots import BINS, wide_range
 
 POINTS = 10_000
-"""Samples that a picture of points shows at most: those with the lowest ids, which are hashes."""
+"""Maximum number of samples in a scatter plot: those with the lowest ids, which are hashes."""
 
 LENGTHS = ("n_steps", "response_tokens")
 POOL_FACTS = ("source", "score", "eligible", *LENGTHS)
-"""Columns of the pool that a summary looks at; of what was chosen CHOSEN_FACTS."""
+"""Columns of the pool that a summary reads; of chosen rows it reads CHOSEN_FACTS."""
 CHOSEN_FACTS = ("source", "score", "low_signal")
 
 Numbers = NDArray[np.float64]
@@ -29,24 +29,23 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Summary:
-    """Of a pool and a subset of it.
+    """Summary of a pool and a subset of it.
 
     Attributes:
-        pool: samples.
-        eligible: of them, those that pass filters and `min_steps`.
-        ranked: of these, those with a finite score.
+        pool: number of samples.
+        eligible: samples that pass filters and `min_steps`.
+        ranked: eligible samples with a finite score.
         selected: samples of the subset.
-        low_signal: of these, those whose answer has next to no gradient.
-        mean: of all finite scores of the pool; None without any.
-        deviation: their standard deviation (n - 1); None of fewer than two.
-        mean_ranked: mean score of those that are ranked.
+        low_signal: samples of the subset whose answer has almost no gradient.
+        mean: mean of all finite scores of the pool; None without any.
+        deviation: their standard deviation (n - 1); None for fewer than two.
+        mean_ranked: mean score of ranked samples.
         mean_selected: mean score of the subset.
-        correlations: of those that are ranked, Pearson's r of the score with each of LENGTHS; None where either does
-            not vary.
-        edges: of the bins of a histogram of finite scores [BINS + 1].
+        correlations: Pearson's r of the score with each of LENGTHS over ranked samples; None if either is constant.
+        edges: bin edges of a histogram of finite scores [BINS + 1].
         pool_counts: scores of the pool in each bin.
         selected_counts: scores of the subset in each bin.
-        sources: a row a source: `source`, samples in the `pool`, samples `selected`; sorted by source.
+        sources: one row per source: `source`, samples in the `pool`, samples `selected`; sorted by source.
         points: `response_tokens` and `score` of up to POINTS samples with a finite score.
     """
 
@@ -68,7 +67,7 @@ class Summary:
 
 
 class Bins:
-    """Counts of numbers in bins of one width between two ends, as they come."""
+    """Incremental histogram with bins of equal width between two ends."""
 
     def __init__(self, low: float, high: float) -> None:
         self.range = wide_range(low, high)
@@ -79,15 +78,15 @@ class Bins:
         self.counts += np.histogram(values, BINS, self.range)[0]
 
     def edges(self) -> list[float]:
-        """The ends of the bins, ascending [BINS + 1]."""
+        """Return the bin edges, ascending [BINS + 1]."""
         return [float(edge) for edge in np.linspace(*self.range, BINS + 1)]
 
 
 class Summing:
-    """A summary in the making: of the pool at once, of the subset as its pieces come.
+    """Builds a summary: the pool immediately, the subset as its pieces arrive.
 
     Args:
-        pool: gives the pool's rows (POOL_FACTS), in pieces; it is gone through twice.
+        pool: returns the pool's rows (POOL_FACTS), in pieces; it is called twice.
         points: see `Summary`.
     """
 
@@ -121,7 +120,7 @@ class Summing:
                 sum_.add(values)
 
     def _second_look(self, rows: pl.DataFrame) -> None:
-        """Distances from the means, which the first look gave."""
+        """Add squared distances from the means, which the first pass computed."""
         scores, mean = _finite(rows["score"]), self._scores.mean()
         self._pool_bins.add(scores)
         if mean is not None:
@@ -137,7 +136,7 @@ class Summing:
                 sum_.add(_product(*values))
 
     def choose(self, rows: pl.DataFrame) -> None:
-        """Take in rows of the subset (CHOSEN_FACTS)."""
+        """Add rows of the subset (CHOSEN_FACTS)."""
         self._low_signal += int(rows["low_signal"].sum())
         self._count_sources("selected", rows)
         scores = rows["score"].to_numpy()
@@ -145,7 +144,7 @@ class Summing:
         self._selected_bins.add(scores)
 
     def summary(self) -> Summary:
-        """All of it."""
+        """Return the complete summary."""
         count = self._scores.count
         variance = self._squares.value() / (count - 1) if count > 1 else None
         sources = self._sources["pool"].rename({"count": "pool"})
@@ -176,10 +175,10 @@ class Summing:
 
 
 def summarise(pool: pl.DataFrame) -> Summary:
-    """The summary of a pool in memory.
+    """Return the summary of a pool in memory.
 
     Args:
-        pool: POOL_FACTS, `sample_id`, `low_signal`, and which rows are `selected`.
+        pool: POOL_FACTS, `sample_id`, `low_signal`, and whether a row is `selected`.
     """
     facts = pool.select(POOL_FACTS)
     scored = pool.select("sample_id", "response_tokens", "score").filter(pl.col("score").is_finite())
@@ -203,13 +202,13 @@ def _ranked(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _pairs(ranked: pl.DataFrame, length: str) -> tuple[Numbers, Numbers]:
-    """Scores and lengths of those that have both."""
+    """Return scores and lengths of the rows that have both."""
     both = ranked.select("score", pl.col(length).cast(pl.Float64)).drop_nulls()
     return both["score"].to_numpy(), both[length].to_numpy()
 
 
 def _product(left: Numbers, right: Numbers) -> Numbers:
-    # One that is larger than any number makes the sum NaN, and that is told.
+    # An overflow makes the sum NaN, which the summary shows.
     with np.errstate(over="ignore"):
         return left * right
 

@@ -1,7 +1,7 @@
-"""What if: another score, selector or budget from stored signals, without the model and without storing anything.
+"""Preview a subset with another score, selector or budget, from stored signals: no model, and nothing is stored.
 
-A change names a parameter of the subset's score (`alpha=0.5`, `method=grape`), or, with its section in front,
-one of the subset (`selector.k=2`, `filters.correct=true`, `stratify=[source]`). Values are YAML.
+A change names a parameter of the subset's score (`alpha=0.5`, `method=grape`), or, prefixed with its section, one of
+the subset (`selector.k=2`, `filters.correct=true`, `stratify=[source]`). Values are YAML.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ OF_SUBSET = ("selector", "filters", "stratify", "budget")
 
 @dataclass(frozen=True)
 class WhatIf:
-    """A subset as it would be.
+    """A preview of a subset.
 
     Attributes:
-        subset: with the changes.
-        score: with the changes.
-        selection: what would be chosen.
-        current: table `subset` as it is stored, None if it has not been made.
-        unfaithful: what parts target and parameters from the method's source.
+        subset: the subset with the changes.
+        score: its score with the changes.
+        selection: the samples that would be chosen.
+        current: table `subset` as stored; None if it has not been made.
+        unfaithful: differences between target or parameters and the method's source.
     """
 
     subset: Subset
@@ -59,7 +59,7 @@ class WhatIf:
     unfaithful: Sequence[str] = ()
 
     def difference(self) -> dict[str, int | float | None]:
-        """How the subset would differ from the current one; None where there is none."""
+        """Return how the subset would differ from the current one; None for values that do not exist."""
         rows, pool = self.selection.rows, self.selection.pool
         found: dict[str, int | float | None] = {"selected": len(rows), **_lengths(pool.filter("selected"), "")}
         if self.current is None:
@@ -77,7 +77,7 @@ class WhatIf:
         }
 
     def side_by_side(self) -> list[tuple[str, int | float | None, int | float | None]]:
-        """What is known of the current subset and of what it would be."""
+        """Return the properties of the current subset next to those of the preview."""
         found, facts = self.difference(), self.selection.told.facts()
         rows: list[tuple[str, int | float | None, int | float | None]] = [
             (name.replace("_", " "), found.get(f"{name}_now"), found[name])
@@ -88,32 +88,32 @@ class WhatIf:
         return rows + [(name.replace("_", " "), None, value) for name, value in facts.items() if name != "selected"]
 
     def remarks(self) -> list[str]:
-        """What to know about the choice."""
+        """Return remarks about the selection that the user should know."""
         pool, filters = self.selection.pool, self.subset.filters
         found = []
         named = [*(filters.generators or ()), *(filters.exclude_generators or ())]
         for column, wanted in (("source", filters.sources), ("generator", named)):
             absent = sorted(set(wanted or []) - set(pool[column].drop_nulls().to_list()))
             if absent:
-                found.append(f"no sample of the pool has {column} {', '.join(map(repr, absent))}")
+                found.append(f"no sample in the pool has {column} {', '.join(map(repr, absent))}")
         if not self.selection.pool["eligible"].any():
-            found.append("no sample passes the filters and min_steps")
+            found.append("no sample passes filters and min_steps")
         elif self.selection.whole:
-            found.append("the budget is larger than what can be chosen: this is all of it")
-        return found + [f"not as in the source: {reason}" for reason in self.unfaithful]
+            found.append("the budget is larger than everything that can be chosen; all of it is shown")
+        return found + [f"differs from the source: {reason}" for reason in self.unfaithful]
 
     def difference_line(self) -> str:
-        """What would come and go, in a line."""
+        """Return a one-line summary of samples kept, added and removed."""
         found = self.difference()
         if self.current is None:
-            return "the subset has not been made yet: nothing to compare with"
+            return "the subset has not been made yet, so there is nothing to compare with"
         return (
             f"{found['kept']} kept, {found['added']} added, {found['removed']} removed "
             f"(Jaccard overlap {found['overlap_jaccard'] or 0.0:.2f})"
         )
 
     def sources(self) -> pl.DataFrame:
-        """Samples by source: in the pool, now, and as it would be."""
+        """Return sample counts by source: in the pool, in the current subset, and in the preview."""
         now = pl.Series([], dtype=pl.String) if self.current is None else self.current["sample_id"]
         marked = self.selection.pool.with_columns(now=pl.col("sample_id").is_in(now.implode()))
         counts = marked.group_by("source").agg(pl.len().alias("pool"), pl.col("now", "selected").sum())
@@ -121,16 +121,16 @@ class WhatIf:
 
 
 def what_if(workspace: Workspace, name: str, changes: Sequence[str] = (), budget: str | None = None) -> WhatIf:
-    """A subset with changed parameters, from stored signals.
+    """Preview a subset with changed parameters, from stored signals.
 
     Args:
         workspace: the configuration.
-        name: the subset that is changed.
-        changes: `parameter=value`, see the head of this module.
-        budget: `10%`, `1000` (samples) or `500000 tokens` in place of the subset's.
+        name: the subset to change.
+        changes: changes as `parameter=value`; see the head of this module.
+        budget: `10%`, `1000` (samples) or `500000 tokens` instead of the subset's.
 
     Raises:
-        SelectionError: there is no such subset or parameter, a value is not allowed, a signal is not measured.
+        SelectionError: there is no such subset or parameter, a value is not allowed, or a signal is not measured.
     """
     subset, score = changed(workspace.settings, name, changes, budget)
     selector = subset.selector or method_of(score).selector
@@ -143,11 +143,11 @@ def what_if(workspace: Workspace, name: str, changes: Sequence[str] = (), budget
 
 
 def changed(settings: Settings, name: str, changes: Sequence[str], budget: str | None) -> tuple[Subset, ScoreSection]:
-    """The subset and its score with changes applied; see `what_if`."""
+    """Return the subset and its score with changes applied; see `what_if`."""
     names = [subset.name for subset in settings.subsets]
     if name not in names:
         raise SelectionError(unknown("subset", name, names))
-    # Only what was written: a preset must not lose against a default.
+    # Only explicitly set values: a preset must not be overridden by a default.
     document = settings.model_dump(exclude_unset=True)
     place_of_subset = names.index(name)
     place_of_score = [score.name for score in settings.scores].index(settings.subset(name).score)
@@ -166,19 +166,19 @@ def changed(settings: Settings, name: str, changes: Sequence[str], budget: str |
 
 
 def _apply(of_subset: dict[str, Any], of_score: dict[str, Any], parsed: Sequence[tuple[list[str], Any]]) -> None:
-    """Put changes into the written sections of a subset and of its score."""
+    """Apply changes to the sections of a subset and of its score."""
     methods = [value for path, value in parsed if path == ["method"]]
     method = METHODS.get(str(methods[-1] if methods else of_score["method"]))
     if method is None:
         raise SelectionError(unknown("method", str(methods[-1]), METHODS))
     if method.name != of_score["method"]:
-        # Another method has parameters of its own, but for those that both have.
+        # Another method has its own parameters; keep those that both share.
         for key in set(of_score) - set(method.section.model_fields):
             del of_score[key]
         of_score["method"] = method.name
         of_subset.pop("selector", None)
     if any(path == ["selector", "kind"] for path, _ in parsed):
-        # Another kind has parameters of its own.
+        # Another kind has its own parameters.
         of_subset.pop("selector", None)
     elif any(path[0] == "selector" for path, _ in parsed) and not of_subset.get("selector"):
         of_subset["selector"] = method.selector.model_dump()
@@ -194,7 +194,7 @@ def _apply(of_subset: dict[str, Any], of_score: dict[str, Any], parsed: Sequence
 
 
 def _validated(document: dict[str, Any], places: Container[tuple[object, object]]) -> Settings:
-    """Settings of a document; what is wrong is said by the keys below the changed sections."""
+    """Validate a document as settings; report errors by the keys below the changed sections."""
     try:
         return Settings.model_validate(document)
     except ValidationError as error:
@@ -206,7 +206,7 @@ def _validated(document: dict[str, Any], places: Container[tuple[object, object]
 
 
 def _check_validation(settings: Settings, score: ScoreSection) -> None:
-    """A set that no configured score looks at by the same signal is not measured, and a run would not measure it."""
+    """Reject a set that no configured score uses with the same signal, since no run would measure it."""
     method = method_of(score)
     measured = {
         (name, method_of(other).validation_signals(other)[0])
@@ -216,21 +216,21 @@ def _check_validation(settings: Settings, score: ScoreSection) -> None:
     for validation in method.validation(score):
         if (validation, method.validation_signals(score)[0]) not in measured:
             raise SelectionError(
-                f"validation set {validation!r} is not measured for target {score.target!r}: add a score with "
-                f"method: {method.name} and validation: {validation} to curation.yaml, and use `curate run`"
+                f"validation set {validation!r} is not measured for target {score.target!r}. Add a score with "
+                f"method: {method.name} and validation: {validation} to curation.yaml, and run `curate run`."
             )
 
 
 def parse_budget(text: str) -> Budget:
-    """A budget as people write it: `10%`, `0.1`, `1000`, `500000 tokens`.
+    """Parse a budget such as `10%`, `0.1`, `1000` or `500000 tokens`.
 
     Raises:
-        SelectionError: it is none of these.
+        SelectionError: the text is not a budget.
     """
     said = text.strip().lower().replace(",", "").replace("_", "")
     try:
         if said.endswith("%"):
-            # From the decimal as written: 7 % is 0.07, and not 0.07000000000000001.
+            # Parse the decimal as written: 7% is 0.07, not 0.07000000000000001.
             return Budget(fraction=float(f"{said[:-1].strip()}e-2"))
         if said.endswith("tokens"):
             return Budget(tokens=int(said.removesuffix("tokens")))
@@ -238,18 +238,18 @@ def parse_budget(text: str) -> Budget:
         return Budget(samples=int(number)) if number.isdigit() else Budget(fraction=float(number))
     except ValueError:
         raise SelectionError(
-            f"{text!r} is no budget: write a share (10%), a number of samples (1000) or tokens (500000 tokens)"
+            f"{text!r} is not a budget. Write a fraction (10%), a number of samples (1000) or tokens (500000 tokens)."
         ) from None
 
 
 def _parsed(change: str) -> tuple[list[str], Any]:
     path, equals, value = change.partition("=")
     if not equals or not path.strip():
-        raise SelectionError(f"{change!r} is no change: write parameter=value, as in alpha=0.5 or selector.k=2")
+        raise SelectionError(f"{change!r} is not a change. Write parameter=value, as in alpha=0.5 or selector.k=2.")
     try:
         return path.strip().split("."), YAML(typ="safe").load(value)
     except YAMLError as error:
-        raise SelectionError(f"{change!r}: the value is not YAML: {error}") from error
+        raise SelectionError(f"{change!r}: the value is not valid YAML: {error}") from error
 
 
 def _put(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
@@ -261,7 +261,7 @@ def _put(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 
 def _scored(workspace: Workspace, score: ScoreSection) -> Pool:
-    """The pool with the score in column `score`, derived anew from what is stored."""
+    """Return the pool with the score in column `score`, recomputed from stored signals."""
     target = workspace.settings.target(score.target)
     manifest = current_manifest(workspace, target)
     facts = workspace.warehouse.scan(tables.sample_scores_dir(target.name), manifest.filter("present")["shard"])
@@ -271,7 +271,7 @@ def _scored(workspace: Workspace, score: ScoreSection) -> Pool:
     for signal in method_of(score).signals(score):
         stored = SignalStore.of(workspace, target, signal).scan()
         if stored is None:
-            raise SelectionError(f"target {target.name} has no {signal} yet: use `curate run`")
+            raise SelectionError(f"target {target.name} has no {signal} yet. Run `curate run`.")
         signals[signal] = stored
     return derive(facts, signals, score, validation_vectors(workspace, target, score))
 
@@ -282,11 +282,11 @@ def derive(
     score: ScoreSection,
     validation: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> Pool:
-    """The pool with a score in column `score`.
+    """Compute a score and return the pool with it in column `score`.
 
     Args:
-        facts: rows of `sample_scores`, exact duplicates included.
-        signals: what the score is computed from; a sample may have several rows, of which the first counts.
+        facts: rows of `sample_scores`, including exact duplicates.
+        signals: the signals that the score is computed from; if a sample has several rows, the first counts.
         score: the method and its parameters.
         validation: embeddings of the validation sets that the score compares with.
     """
@@ -298,7 +298,7 @@ def derive(
 
 
 def _once(rows: pl.DataFrame) -> pl.DataFrame:
-    """Each sample once: two processes may have measured the same one."""
+    """Deduplicate samples: two processes may have measured the same one."""
     return rows if all_distinct(rows["sample_id"]) else rows.unique("sample_id", keep="first")
 
 

@@ -43,7 +43,7 @@ def test_empty_file(data: bytes, name: str) -> None:
     assert reasons(rows) == [(-1, -1, "empty_file")]
     assert rows.file_problem is not None
     assert "empty" in rows.file_problem
-    assert "write it again" in rows.file_problem
+    assert "Write it again" in rows.file_problem
 
 
 def test_parquet_without_rows_is_empty() -> None:

@@ -209,9 +209,9 @@ def test_a_warm_up_that_waits_says_for_what(tmp_path: Path, tiny_model: Path) ->
     made = make_workspace(tmp_path, tiny_model, SHARDS, warmup="{min_pool: 50}")
     waiting = only(make_plan(made, probe=False)).waiting
     assert waiting is not None
-    assert f"the pool holds {DISTINCT} samples, its warm-up waits for 50" in waiting
+    assert f"the pool holds {DISTINCT} samples; its warm-up needs 50" in waiting
     (said,) = run(made).waiting
-    assert "waits for 50" in said
+    assert "its warm-up needs 50" in said
 
 
 HELD_OUT = """

@@ -66,7 +66,7 @@ def test_a_share_reads_its_own_shards_alone() -> None:
 
 @pytest.mark.parametrize("text", ["", "3", "0/4", "5/4", "a/b", "1/4/2", "-1/4", "1/0", "٣/٤x"])
 def test_what_is_no_share_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"is no share: write its number and how many there are, as in 1/16"):
+    with pytest.raises(UserError, match=r"is not a share\. Write its number and the number of shares: 1/16"):
         Share.parse(text)
 
 

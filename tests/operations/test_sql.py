@@ -103,7 +103,7 @@ def test_the_command_shows_and_writes(workspace: Workspace, tmp_path: Path) -> N
     assert pl.read_parquet(out)["samples"].sum() == 13
     wrong = CliRunner().invoke(app, ["sql", "select * from sample_score", "--config", str(workspace.config_file)])
     assert wrong.exit_code == 1
-    assert "views are raw_corpus" in " ".join(wrong.output.split())
+    assert "Available views: raw_corpus" in " ".join(wrong.output.split())
 
 
 def test_a_warehouse_in_s3_is_asked_likewise(tmp_path: Path, tiny_model: Path, bucket: str) -> None:

@@ -143,7 +143,7 @@ def test_an_index_that_leads_elsewhere_is_refused(exported: Path, tmp_path: Path
     index["files"].append({"path": f"{folder}/{path}", "bytes": 1, "digest": "0" * 32})
     (exported / INDEX).write_text(json.dumps(index))
     fresh = workspace_at(tmp_path / "there", tiny_model)
-    with pytest.raises(TransferError, match="holds what no export does"):
+    with pytest.raises(TransferError, match="has unexpected files"):
         import_measurements(fresh, str(exported))
 
 
@@ -184,7 +184,7 @@ def test_an_imported_checkpoint_that_was_trained_on_a_purged_sample_is_named(
     sample_id = measured.warehouse.read_table(f"{checkpoint.folder}/{TRAINED_ON}")["sample_id"][0]
     add_purged(here.warehouse, sample_id, "", [])
     import_measurements(here, str(exported))
-    assert f"was trained on purged samples ({sample_id}): delete the folder to train it anew" in caplog.text
+    assert f"was trained on purged samples ({sample_id}). Delete the folder to retrain it." in caplog.text
 
 
 def test_what_was_purged_does_not_come_back(exported: Path, tmp_path: Path, tiny_model: Path) -> None:

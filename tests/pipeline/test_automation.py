@@ -156,7 +156,7 @@ def test_the_warm_up_waits_and_says_so(tmp_path: Path, tiny_model: Path) -> None
         assert daemon.settle() == ["raw_corpus+rejected_rows+segmented_steps"]
         skipped = daemon.tick("scoring")
         assert isinstance(skipped, dg.SkipReason)
-        assert "waits for 50" in str(skipped.skip_message)
+        assert "its warm-up needs 50" in str(skipped.skip_message)
 
 
 def test_conditions_carry_signals_on_to_the_subset(daemon: Daemon) -> None:

@@ -267,7 +267,7 @@ def test_a_channel_that_fails_is_tried_once_and_hides_nothing(
                 daemon.tick("landing")
         (landed(daemon.workspace) / "d.jsonl").unlink(missing_ok=True)
     assert count.read_text() == "x"
-    assert "nobody was told that sensor landing cannot go on" in caplog.text
+    assert "the alert that sensor landing cannot continue was not delivered" in caplog.text
 
 
 def test_an_alert_is_short_whatever_failed() -> None:

@@ -135,7 +135,7 @@ def test_show_finds_a_sample_by_the_beginning_of_its_id(workspace: Workspace) ->
     assert "Count on from" in text
     assert "answer" in text
     assert "no sample has such an id" in curate("show", "zzz", workspace=workspace, code=1).output
-    assert "samples have ids that begin so" in curate("show", "", workspace=workspace, code=1).output
+    assert ": matches " in curate("show", "", workspace=workspace, code=1).output
 
 
 def test_a_dry_look_keeps_nothing(tmp_path: Path, tiny_model: Path) -> None:

@@ -209,7 +209,7 @@ def test_a_node_without_the_images_is_told_so_and_keeps_nothing(tmp_path: Path, 
     target = made.settings.targets[0]
     folders = {name: store.folder for name, store in stores_of(made, target, ["likelihoods"]).items()}
     worker = RemoteWorker(RemoteTarget(replace(elsewhere), target, folders), "cpu")
-    with pytest.raises(MeasuringError, match=r"does not see .*there/landing, where images of a.jsonl lie"):
+    with pytest.raises(MeasuringError, match=r"cannot find .*there/landing, which holds images of a.jsonl"):
         worker.measure(RemotePart(rows_of_it, None, frozenset({"likelihoods"})), None, False)
 
 
@@ -227,6 +227,7 @@ def test_nodes_that_do_not_share_the_warehouse_are_told_so(
 
     monkeypatch.setattr(engines, "RemoteTarget", elsewhere)
     with pytest.raises(
-        MeasuringError, match=r"a worker on .* wrote .*parquet, which is not in .*all nodes have mounted"
+        MeasuringError,
+        match=r"a worker on .* wrote .*parquet, which is not visible in .*mounted at the same path on all nodes",
     ):
         list(measure_shards(made, made.settings.targets[0], ["a.jsonl"], ["likelihoods"]))

@@ -251,10 +251,10 @@ def test_a_warm_up_draws_its_share_from_the_text(tmp_path: Path, vision_model: P
     shards = {"a.jsonl": [*pictures, *rows(5), said]}
     waiting = make_workspace(tmp_path, vision_model, shards, warmup="{min_pool: 7, fraction: 0.5}")
     (line,) = run(waiting).waiting
-    assert "holds 6 samples of text alone beside 8 with images" in line
-    assert "add traces of text alone, lower targets.warmup.min_pool, or set warmup: none" in line
+    assert "holds 6 samples of text only (plus 8 with images, which no warm-up is trained on)" in line
+    assert "Add traces of text only, lower targets.warmup.min_pool, or set warmup: none" in line
     target = waiting.settings.target("tiny")
-    with pytest.raises(CheckpointError, match="6 samples of text alone"):
+    with pytest.raises(CheckpointError, match="6 samples of text only"):
         train_warmup(waiting, target)
     workspace = Workspace.load(write_config(tmp_path, vision_model, warmup="{min_pool: 6, fraction: 1.0}"))
     record = train_warmup(workspace, workspace.settings.target("tiny")).record

@@ -122,7 +122,7 @@ def test_another_alpha_measures_nothing(workspace: Workspace, tiny_model: Path) 
 def test_a_subset_is_never_selected_from_other_scores(workspace: Workspace, tiny_model: Path) -> None:
     run(workspace)
     changed = Workspace.load(write_config(workspace.folder, tiny_model, alpha=0.0))
-    with pytest.raises(SelectionError, match="not of this configuration"):
+    with pytest.raises(SelectionError, match="are outdated"):
         select(changed, changed.settings.subset("best"))
 
 
@@ -189,7 +189,7 @@ def test_the_warm_up_waits_for_the_pool_then_is_trained_once(tmp_path: Path, tin
     workspace = make_workspace(tmp_path, tiny_model, shards, warmup="{min_pool: 10, fraction: 0.25}")
     waiting = run(workspace)
     assert waiting.tokens_measured == 0
-    assert "waits for 10" in waiting.waiting[0]
+    assert "its warm-up needs 10" in waiting.waiting[0]
     write_shard(landed(workspace) / "b.jsonl", rows(8, start=50))
     assert run(workspace).measured == {"tiny": 16}
     (path,) = stored(workspace, "checkpoints/tiny/warmup", "trained_on.parquet")

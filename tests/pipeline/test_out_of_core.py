@@ -98,7 +98,7 @@ def test_scores_of_another_configuration_are_refused(tmp_path: Path, tiny_model:
     run(workspace)
     workspace.config_file.write_text(workspace.config_file.read_text().replace("alpha: 0.7", "alpha: 0.2"))
     other = Workspace.load(workspace.config_file)
-    with pytest.raises(SelectionError, match="are not of this configuration"):
+    with pytest.raises(SelectionError, match="are outdated"):
         survey(other, other.settings.subset("best"))
     assert nothing_is_left(other)
 

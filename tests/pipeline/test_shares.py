@@ -63,7 +63,7 @@ def test_shares_come_to_what_one_run_does(tmp_path: Path, tiny_model: Path, of: 
 def test_a_warm_up_is_trained_first(tmp_path: Path, tiny_model: Path) -> None:
     warm = {"warmup": "{min_pool: 3, fraction: 0.5, batch_size: 2}"}
     made = make_workspace(tmp_path, tiny_model, SHARDS, signals=SIGNALS, **warm)
-    with pytest.raises(MeasuringError, match="nothing has been read yet: use `curate run --until checkpoints`"):
+    with pytest.raises(MeasuringError, match=r"no shard has been read yet\. Run `curate run --until checkpoints`"):
         list(measure_share(made, Share(1, 1)))
     arrive(made)
     summary = MainJob(made, instance_of(made)).run("corpus")

@@ -234,7 +234,7 @@ def test_a_target_without_step_gradients_ends_with_its_signals(tmp_path: Path, t
         "tiny/score_manifest",
     }
     assert len(read_stored(workspace, "sample_scores").collect()) == 14
-    with pytest.raises(TableRequestError, match=r"does not measure segment_likelihoods: add it to targets.signals"):
+    with pytest.raises(TableRequestError, match=r"does not measure segment_likelihoods. Add it to targets.signals"):
         read_stored(workspace, "segment_likelihoods")
     sample_id = signal_rows(workspace, "likelihoods")["sample_id"][0]
     assert find_trace(workspace, sample_id).scores.is_empty()

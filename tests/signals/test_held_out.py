@@ -118,7 +118,7 @@ def test_a_set_that_is_not_measured_is_refused_with_the_mend(workspace: Workspac
     only = workspace.settings.model_copy(
         update={"scores": workspace.settings.scores[:1], "subsets": workspace.settings.subsets[:1]}
     )
-    with pytest.raises(SelectionError, match="is not measured for target 'tiny': add a score with method: rds_plus"):
+    with pytest.raises(SelectionError, match=r"is not measured for target 'tiny'\. Add a score with method: rds_plus"):
         changed(only, "nearest", ["method=rds_plus", "validation=held_out"], None)
     with pytest.raises(SelectionError, match="selector: round_robin needs validation samples, which method k_cen"):
         what_if(workspace, "cover", ["selector.kind=round_robin"])
@@ -243,8 +243,8 @@ def test_an_overlap_with_the_pool_is_reported(tmp_path: Path, tiny_model: Path) 
     ("records", "message"),
     [
         (None, "not found. Correct its path in"),
-        ([], "holds no sample that can be used: empty_file"),
-        ([{"colour": "red"}], "can be used: "),
+        ([], "has no usable sample: empty_file"),
+        ([{"colour": "red"}], "has no usable sample: unknown_format"),
     ],
 )
 def test_a_set_that_cannot_be_used_is_an_error_that_names_it(

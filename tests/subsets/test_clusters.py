@@ -56,5 +56,5 @@ def test_k_means_of_few(rows: int, clusters: int, found: int) -> None:
 
 
 def test_k_means_refuses_what_is_not_finite() -> None:
-    with pytest.raises(ClusteringError, match="not finite: measure these samples again"):
+    with pytest.raises(ClusteringError, match=r"not finite\. Measure these samples again"):
         k_means(np.array([[1.0], [np.nan]]), 2, seed=0)

@@ -118,13 +118,13 @@ def test_the_command_writes_a_file(workspace: Workspace, tmp_path: Path) -> None
     out = tmp_path / "w.parquet"
     assert curate("all", "--to", str(out), "--normalise", "mean1") == (
         0,
-        f"wrote 8 rows to {out}, 1 without weights: not measured",
+        f"wrote 8 rows to {out}, 1 without weights (not measured)",
     )
     assert pl.read_parquet(out).equals(token_weights(workspace, "all", "mean1"))
     assert curate("best", "--to", str(out)) == (0, f"wrote {len(token_weights(workspace, 'best'))} rows to {out}")
     code, text = curate("best", "--to", str(out), "--normalise", "sum")
     assert code == 1
-    assert "--normalise sum: must be one of none, mean1" in text
+    assert "unknown --normalise sum. Use one of none, mean1" in text
     code, text = curate("worst", "--to", str(out))
     assert code == 1
     assert "there is no subset 'worst'" in text
@@ -133,7 +133,7 @@ def test_the_command_writes_a_file(workspace: Workspace, tmp_path: Path) -> None
 def test_a_target_without_the_signal_is_refused_with_what_to_add(tmp_path: Path, tiny_model: Path) -> None:
     made = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(3)})
     run(made)
-    message = r"target tiny of subset best does not measure token_likelihoods: add it to the target's signals"
+    message = r"target tiny of subset best does not measure token_likelihoods\. Add it to the target's signals"
     with pytest.raises(TokenWeightsError, match=message):
         token_weights(made, "best")
     made.config_file.write_text(made.config_file.read_text().replace("_gradients]", "_gradients, token_likelihoods]"))

@@ -91,9 +91,9 @@ def test_one_parameter_of_the_methods_selector_is_changed_alone(workspace: Works
 
 
 def test_remarks_say_why_nothing_or_everything_is_chosen(workspace: Workspace) -> None:
-    assert what_if(workspace, "best").remarks() == ["not as in the source: " + reason for reason in UNFAITHFUL]
+    assert what_if(workspace, "best").remarks() == ["differs from the source: " + reason for reason in UNFAITHFUL]
     found = what_if(workspace, "best", ["filters.sources=[nosuch]", "stratify="]).remarks()
-    assert found[:2] == ["no sample of the pool has source 'nosuch'", "no sample passes the filters and min_steps"]
+    assert found[:2] == ["no sample in the pool has source 'nosuch'", "no sample passes filters and min_steps"]
     assert what_if(workspace, "best", [], "999999").remarks()[0].startswith("the budget is larger")
 
 
@@ -119,8 +119,8 @@ def test_nothing_is_stored(workspace: Workspace) -> None:
     [
         (["alfa=1"], None, "there is no parameter 'alfa'; did you mean 'alpha'? (of method grace"),
         (["alpha=2"], None, "alpha: input should be less than or equal to 1 (found 2)"),
-        (["alpha"], None, "'alpha' is no change: write parameter=value"),
-        (["alpha=[1"], None, "the value is not YAML"),
+        (["alpha"], None, "'alpha' is not a change. Write parameter=value"),
+        (["alpha=[1"], None, "the value is not valid YAML"),
         (["method=magic"], None, "there is no method 'magic'; methods are"),
         (["selector.kind=per_prompt", "selector.k=0"], None, "selector"),
         (
@@ -140,8 +140,8 @@ def test_nothing_is_stored(workspace: Workspace) -> None:
         (["method=ifd"], None, "Add unconditional_likelihoods to its signals"),
         (["stratify=[sauce]"], None, "stratify.0: unknown value 'sauce'; did you mean 'source'?"),
         (["selector.kind=k_center"], None, "selector: k_center needs embeddings, which method grace does not have"),
-        ([], "many", "'many' is no budget: write a share"),
-        ([], "0%", "'0%' is no budget"),
+        ([], "many", "'many' is not a budget. Write a fraction"),
+        ([], "0%", "'0%' is not a budget"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_mend(
@@ -161,7 +161,7 @@ def test_a_signal_that_is_not_measured_is_named(tmp_path: Path, tiny_model: Path
 
 def test_before_there_are_scores_it_says_what_to_do(tmp_path: Path, tiny_model: Path) -> None:
     made = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(3)})
-    with pytest.raises(SelectionError, match="use `curate run`"):
+    with pytest.raises(SelectionError, match=r"or run `curate run`\."):
         what_if(made, "best")
 
 

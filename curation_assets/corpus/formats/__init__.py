@@ -1,6 +1,6 @@
-"""The shapes that rows arrive in, and how a file's shape is recognised.
+"""The row formats, and automatic detection of a file's format.
 
-A format has a name, `matches(row)` and `read(row)`; `Parser` takes rows on to finished drafts.
+A format has a name, `matches(row)` and `read(row)`; `Parser` turns rows into finished drafts.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from curation_assets.corpus.formats.pairs import PREFERENCE, ULTRAINTERACT
 from curation_assets.corpus.row_parts import Format
 from curation_resources.plugins import plugins
 
-# The order of recognition: a shape that asks for more fields stands before one that it would also fit, and those of
-# other packages before ours.
+# In order of detection: a format that requires more fields comes before one that its rows would also match, and
+# formats of other packages come before ours.
 FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
@@ -40,9 +40,9 @@ __all__ = ["FORMATS", "Format", "Parser", "detect", "parse"]
 
 
 def detect(rows: Sequence[Row], columns: Columns | None = None) -> str | None:
-    """The format that most of the rows fit (ties: the first in FORMATS), None if no row fits any.
+    """Return the format that most rows match (ties: the first in FORMATS), or None if no row matches any.
 
-    Mapped prompt or response columns mean prompt_response, whatever else the rows hold.
+    Mapped prompt or response columns imply prompt_response, whatever other fields the rows have.
     """
     columns = columns or Columns()
     claimed = claims(columns)
@@ -68,7 +68,7 @@ class Parser:
         self._claimed = claims(self._columns)
 
     def parse(self, row: Row) -> list[Draft | Refused]:
-        """The row's candidates in order: each a draft, or why it cannot be used.
+        """Return the row's candidates in order, each as a draft or a refusal.
 
         Raises:
             Refused: the row as a whole cannot be used.
@@ -78,5 +78,5 @@ class Parser:
 
 
 def parse(row: Row, name: str, columns: Columns | None = None) -> list[Draft | Refused]:
-    """One row by itself; see `Parser`."""
+    """Parse a single row; see `Parser`."""
     return Parser(name, columns).parse(row)

@@ -1,7 +1,7 @@
 """Formats whose rows are conversations: messages, sharegpt, openthoughts.
 
-In all of them the last turn must be the assistant's and is the response; the turns before it are the prompt,
-system prompts and earlier assistant turns included.
+In all of them, the last turn must be the assistant's and is the response; the turns before it are the prompt, including
+system prompts and earlier assistant turns.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _THOUGHT_MARKS = ("<|begin_of_thought|>", "<think>")
 
 
 def _reading(talk: Conversation, fields: frozenset[str]) -> Reading:
-    # A turn of blank system text is how several data sets write that they have no system prompt.
+    # Several data sets write a blank system turn if there is no system prompt.
     turns = tuple(turn for turn in talk.turns if turn.role != "system" or turn.content.strip())
     prompt, response = Conversation(turns).split()
     return Reading(prompt, (Candidate(response),), talk.images, prompt_fields=fields)
@@ -33,7 +33,7 @@ def _read(row: Row, name: str) -> Reading:
     talk = conversation(row.get(name), name)
     system = system_turns(row)
     if any(turn.role == "system" and turn.content.strip() for turn in talk.turns):
-        # The conversation's own system prompt counts; the field stays in `extra`.
+        # The conversation's own system prompt takes precedence; the field stays in `extra`.
         return _reading(talk, frozenset({name}))
     return _reading(Conversation(system + talk.turns, talk.images), frozenset({name, *SYSTEM_NAMES}))
 
@@ -68,5 +68,5 @@ def _matches_openthoughts(row: Row) -> bool:
 
 MESSAGES = Format("messages", _matches_messages, _read_messages)
 SHAREGPT = Format("sharegpt", _matches_sharegpt, _read_sharegpt)
-# The same shape; only the marks inside the response differ, and these are kept verbatim.
+# The same format, except for the tags inside the response, which are kept verbatim.
 OPENTHOUGHTS = Format("openthoughts", _matches_openthoughts, _read_sharegpt)

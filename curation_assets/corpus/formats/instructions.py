@@ -1,6 +1,6 @@
-"""Formats whose rows have a field for the prompt and a field for the response.
+"""Formats whose rows have a field for the prompt and a field for the response: alpaca, prompt_response, mmathcot, m23k.
 
-alpaca, prompt_response, mmathcot, m23k. See each reader for how fields are put together.
+See each reader for the way in which it combines fields.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from curation_assets.corpus.row_parts import (
     system_turns,
 )
 
-# `answer` comes last: beside another response it is the explicit answer, alone it is the response.
+# `answer` comes last: next to another response it is the explicit answer, by itself it is the response.
 RESPONSE_NAMES = (
     "response",
     "responses",
@@ -39,7 +39,7 @@ def _matches_alpaca(row: Row) -> bool:
 
 
 def _read_alpaca(row: Row) -> Reading:
-    """{instruction, input?, output, system?, history?}: input follows the instruction on a new line."""
+    """Read {instruction, input?, output, system?, history?}; the input follows the instruction on a new line."""
     turns = list(system_turns(row))
     history = row.get("history")
     if history is not None:
@@ -77,13 +77,13 @@ def _matches_prompt_response(row: Row) -> bool:
 
 
 def _read_prompt_response(row: Row) -> Reading:
-    """The first known name for each; a list of responses is one candidate an entry."""
+    """Read the first known name of each field; a list of responses has one candidate per entry."""
     asked = first_of(row, PROMPT_NAMES)
     said = first_of(row, RESPONSE_NAMES)
-    # A row of steps alone: a short answer beside them is the answer, not the response.
+    # In a row of steps without a response, a short answer is the answer, not the response.
     if said == "answer" and isinstance(row.get("steps"), list):
         said = None
-    # An instruction means the same here as in alpaca: the input belongs to it.
+    # As in alpaca, the input belongs to the instruction.
     joined = asked == "instruction" and isinstance(row["instruction"], str) and isinstance(row.get("input"), str)
     value = _instruction(row) if joined else row[asked] if asked else None
     talk = prompt_turns(value, row, asked or "prompt")
@@ -101,7 +101,7 @@ def _matches_mmathcot(row: Row) -> bool:
 
 
 def _read_mmathcot(row: Row) -> Reading:
-    """{image_url, instruction, output}; the image is taken with every format's image fields."""
+    """Read {image_url, instruction, output}; image fields are handled as in every format."""
     talk = prompt_turns(row.get("instruction"), row, "instruction")
     return Reading(
         talk.turns,
@@ -117,10 +117,10 @@ def _matches_m23k(row: Row) -> bool:
 
 
 def _read_m23k(row: Row) -> Reading:
-    """{prompt, reasoning, distilled_answer_string}: the reasoning in think tags, then the distilled answer.
+    """Read {prompt, reasoning, distilled_answer_string}: the reasoning in think tags, then the distilled answer.
 
-    The tags are those of the model that wrote both parts; no word is added to what the row says. The
-    distilled answer is the explicit answer too.
+    The tags are those of the model that wrote both parts; no other text is added. The distilled answer is also the
+    explicit answer.
     """
     talk = prompt_turns(row.get("prompt"), row, "prompt")
     response: object = MISSING

@@ -1,7 +1,7 @@
-"""Formats that hold a better and a worse response: preference, ultrainteract.
+"""Formats with a preferred and a rejected response: preference, ultrainteract.
 
-Both responses become candidates of one prompt group, the chosen one first. Which is which is a preference,
-not a verdict on correctness: it goes to `extra` as {"preference": "chosen" | "rejected"}.
+Both responses become candidates of one prompt group, the chosen one first. The preference is not a verdict on
+correctness; it is stored in `extra` as {"preference": "chosen" | "rejected"}.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PAIR = ("chosen", "rejected")
 
 
 def _pair(row: Row, prompt: tuple[Turn, ...]) -> tuple[Candidate, ...]:
-    """Both candidates; a list of turns with a user's turn in it brings its whole prompt along."""
+    """Return both candidates; a list of turns that includes a user turn has its own complete prompt."""
     candidates: list[Candidate] = []
     for name in _PAIR:
         value = row.get(name)
@@ -45,7 +45,7 @@ def _matches_preference(row: Row) -> bool:
 
 
 def _read_preference(row: Row) -> Reading:
-    """{prompt?, chosen, rejected}: texts or lists of turns."""
+    """Read {prompt?, chosen, rejected}: texts or lists of turns."""
     asked = first_of(row, PROMPT_NAMES)
     talk = prompt_turns(row[asked] if asked else None, row, asked or "prompt")
     candidates = _pair(row, talk.turns)
@@ -65,7 +65,7 @@ def _matches_ultrainteract(row: Row) -> bool:
 
 
 def _read_ultrainteract(row: Row) -> Reading:
-    """SFT: {task, dataset, instruction, response}; pairs: {task, dataset, trajectory, chosen, rejected}."""
+    """Read SFT rows {task, dataset, instruction, response} or pairs {task, dataset, trajectory, chosen, rejected}."""
     candidates: tuple[Candidate, ...]
     fields: tuple[str, ...]
     if "trajectory" in row:

@@ -31,9 +31,9 @@ def _band(selector: Band, found: Candidates) -> Choice:
 
 
 def middle_begins(eligible: int, ranked: int) -> int:
-    """Where in the descending order the middle band begins.
+    """Return the start of the middle band in the descending order.
 
-    Shares are of the eligible, as budgets are: samples without a score do not move the band.
+    Fractions refer to the eligible samples, as budgets do: samples without a score do not move the band.
     """
     return min(int(MIDDLE_BEGINS * eligible), ranked)
 

@@ -59,13 +59,13 @@ class Selector:
 
 @dataclass(frozen=True)
 class Features:
-    """What a selector may ask for beside scores; read when it is asked for.
+    """Data that a selector may request beside scores; loaded on request.
 
     Attributes:
-        vectors: embeddings [n, d] of samples by their ids, in their order; each has one.
-        validation: embeddings [M, d] of the validation samples, in the order of their turns; None if the method
+        vectors: returns embeddings [n, d] of samples by id, in order; every sample has one.
+        validation: returns embeddings [M, d] of the validation samples, in the order of their turns; None if the method
             compares with none.
-        prompts: prompt_ids of the validation samples; None likewise.
+        prompts: returns prompt_ids of the validation samples; None in the same case.
     """
 
     vectors: Callable[[pl.Series], Vectors]
@@ -75,15 +75,15 @@ class Features:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What may be chosen.
+    """The samples that may be chosen.
 
     Attributes:
-        pool: the columns of `sample_scores` beside the scores, a row a sample.
-        score: of each row [N].
+        pool: the columns of `sample_scores` other than scores, one row per sample.
+        score: score of each row [N].
         may: rows that are eligible and have a finite score [N].
-        eligible: rows that are eligible, with a score or not; None: all that may be chosen.
-        highest_first: whether the method's best samples have the highest scores.
-        limit: so many are wanted at most, if that is known; an order may end there.
+        eligible: number of eligible rows, with or without a score; None: all that may be chosen.
+        highest_first: whether high scores are best for this method.
+        limit: maximum number wanted, if known; an order may end there.
         features: embeddings, if the method has any.
     """
 
@@ -96,7 +96,7 @@ class Candidates:
     eligible: int | None = None
 
     def ranked(self, highest_first: bool, among: Positions | None = None) -> Positions:
-        """Positions by score; ties are broken by sample_id."""
+        """Return positions sorted by score, ties broken by sample_id."""
         places = np.flatnonzero(self.may) if among is None else among
         key = -self.score[places] if highest_first else self.score[places]
         return places[ascending(key, self.pool["sample_id"], places, self.limit)]
@@ -122,14 +122,14 @@ def ascending(
     limit: int | None = None,
     groups: NDArray[np.int64] | None = None,
 ) -> Positions:
-    """Indices that sort a key within groups; ties are broken by sample_id.
+    """Return indices that sort a key within groups, ties broken by sample_id.
 
     Args:
-        key: [n], no NaN.
-        sample_ids: of the whole pool.
+        key: the key [n], without NaN.
+        sample_ids: ids of the whole pool.
         places: position in the pool of each of the n.
-        limit: only the first so many are wanted.
-        groups: number of each one's group [n]; groups come in their order.
+        limit: return only this many.
+        groups: number of each one's group [n]; groups are sorted by number.
     """
     if limit is not None and groups is None and 0 < limit < len(key) // 2:
         few = np.flatnonzero(key <= np.partition(key, limit - 1)[limit - 1])
@@ -149,7 +149,7 @@ def ascending(
 
 
 def group_numbers(keys: pl.Series) -> NDArray[np.int64]:
-    """A number for each distinct text, from 0 on: equal texts have equal numbers, by two hashes of 64 bits."""
+    """Number the distinct texts from 0 on; texts count as equal if two 64-bit hashes are."""
     first, second = keys.hash(seed=0).to_numpy(), keys.hash(seed=1).to_numpy()
     order = np.argsort(first)
     if (np.diff(first[order]) == 0)[np.diff(second[order]) != 0].any():
@@ -168,6 +168,6 @@ def features_of(kind: str, found: Candidates) -> Features:
 
 
 def tie_rank(ids: pl.Series) -> Positions:
-    """The place of each id among all in order."""
+    """Return the rank of each id among all ids."""
     rank: Positions = ids.rank("ordinal").cast(pl.Int64).to_numpy()
     return rank

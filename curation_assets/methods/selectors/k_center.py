@@ -1,9 +1,9 @@
-"""K-center greedy: the sample farthest from all that are chosen, again and again (core-sets, arXiv 1708.00489).
+"""K-center greedy: repeatedly choose the sample farthest from all chosen ones (core-sets, arXiv 1708.00489).
 
-Farthest first with a running minimum of squared distances, O(N k d) at most and never an N x N matrix. A minimum
-only ever falls, so one that was not brought up to date is an upper bound. Picks are made among the few samples
-with the largest bounds, kept exact, for as long as none of the others could be farther; then the others are
-brought up to date with all new centres in one matrix product.
+Farthest-first with a running minimum of squared distances, at most O(N k d), and never an N x N matrix. A minimum can
+only fall, so an outdated one is an upper bound. Samples are picked from the few with the largest bounds, which are kept
+exact, as long as none of the others could be farther; then the others are updated with all new centres in one matrix
+product.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from curation_assets.methods.selectors.candidates import (
 )
 
 FRONT = 512
-"""Samples that picks are made among between two updates of the others."""
+"""Number of samples to pick from between two updates of the others."""
 ROWS = 16_384
-"""Rows of an update that are worked on at once."""
+"""Rows per block of an update."""
 NOISE = 1e-6
-"""Squared distances below this share of the largest squared norm are zero: rounding of single precision."""
+"""Squared distances below this fraction of the largest squared norm are rounding errors, and set to zero."""
 
 Positions = NDArray[np.int64]
 Single = NDArray[np.float32]
 
 
 def k_center(vectors: NDArray[np.floating], count: int, first: int, tie_rank: Positions) -> Positions:
-    """The order in which samples are chosen.
+    """Return the order in which samples are chosen.
 
     Args:
         vectors: embeddings [N, d], finite.
-        count: so many are chosen, or all.
-        first: position of the first.
-        tie_rank: which of two equally far samples comes first [N].
+        count: number of samples to choose, or all.
+        first: position of the first sample.
+        tie_rank: order among equally distant samples [N].
     """
     samples = len(vectors)
     count = min(count, samples)
     if count == 0:
         return np.empty(0, dtype=np.int64)
-    # About the origin, the squares that distances are the differences of are smallest.
+    # Distances are differences of squares; centring keeps the squares small.
     points = vectors.astype(np.float32)
     points -= points.mean(axis=0, dtype=np.float64).astype(np.float32)
     squared = np.einsum("nd,nd->n", points, points)
@@ -65,7 +65,7 @@ def k_center(vectors: NDArray[np.floating], count: int, first: int, tie_rank: Po
 
 
 def _update(points: Single, squared: Single, bound: Single, centres: list[int], noise: np.float32) -> None:
-    """Bring all bounds up to date with new centres; chosen samples stay below zero."""
+    """Update all bounds with new centres; chosen samples stay below zero."""
     chosen, own = points[centres].T, squared[centres]
     for start in range(0, len(points), ROWS):
         rows = slice(start, start + ROWS)
@@ -77,10 +77,10 @@ def _update(points: Single, squared: Single, bound: Single, centres: list[int], 
 def _pick(
     points: Single, squared: Single, bound: Single, wanted: int, tie_rank: Positions, noise: np.float32
 ) -> list[int]:
-    """Choose samples for as long as the farthest is certain; bounds hold all centres so far on entry."""
+    """Choose samples as long as the farthest is certain; on entry, bounds cover all centres so far."""
     size = min(FRONT, len(points))
     front = np.argpartition(-bound, size - 1)[:size]
-    # In their order of ties, so that the first of equal maxima is the one.
+    # Sorted by tie rank, so that argmax finds the first of equal maxima.
     front = front[np.argsort(tie_rank[front])]
     outside = np.ones(len(points), dtype=np.bool_)
     outside[front] = False
@@ -89,7 +89,7 @@ def _pick(
     picked: list[int] = []
     while len(picked) < wanted:
         best = int(distance.argmax())
-        # Equally far ones outside may come first by id: then the others are looked at again.
+        # An equally distant sample outside may come first by id: then update the others.
         certain = distance[best] > others or (not picked and distance[best] >= others)
         if not certain:
             break
@@ -107,7 +107,7 @@ def _pick(
 
 
 def _lower(bound: Single, distance: Single, noise: np.float32) -> None:
-    """Take the smaller of bound and distance; what is chosen stays below zero, and rounding is no distance."""
+    """Lower bounds to the distance; chosen samples stay below zero, and rounding errors become zero."""
     distance[distance < noise] = 0.0
     np.minimum(bound, distance, out=bound)
 

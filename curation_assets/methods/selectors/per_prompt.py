@@ -86,7 +86,7 @@ def _per_prompt(selector: PerPrompt, found: Candidates) -> Choice:
 
 
 def group_key(selector: PerPrompt, found: Candidates, places: Positions) -> NDArray[np.float64]:
-    """By what a variant chooses within a prompt and among prompts, lowest first; NaN: never [n]."""
+    """Return the key by which a variant chooses within and among prompts, lowest first; NaN: never chosen [n]."""
     if selector.variant == "random_1":
         return uniform(found.pool["sample_id"].gather(places), selector.seed).to_numpy()
     if selector.variant == "reward":
@@ -98,7 +98,7 @@ def group_key(selector: PerPrompt, found: Candidates, places: Positions) -> NDAr
 def _within_groups(
     selector: PerPrompt, found: Candidates, places: Positions, prompts: NDArray[np.int64], key: NDArray[np.float64]
 ) -> Positions:
-    """Which of the grouped samples a variant takes: indices into them."""
+    """Return which of the grouped samples a variant takes, as indices into them."""
     pool = found.pool
     indices = np.flatnonzero(of_variant(selector, found, places, key))
     if takes_all(selector):
@@ -119,7 +119,7 @@ def _within_groups(
 def _first_of_groups(
     key: NDArray[np.float64], sample_ids: pl.Series, places: Positions, prompts: NDArray[np.int64], indices: Positions
 ) -> Positions:
-    """The index with the lowest key of each group, ties by sample_id: without sorting."""
+    """Return the index with the lowest key of each group, ties broken by sample_id, without sorting."""
     if not len(indices):
         return indices
     own, groups = key[indices], prompts[indices]
@@ -136,7 +136,7 @@ def _first_of_groups(
 
 
 def of_variant(selector: PerPrompt, found: Candidates, places: Positions, key: NDArray[np.float64]) -> Mask:
-    """Which samples, with their `group_key`, a variant may take [n]."""
+    """Return which samples a variant may take, given their `group_key` [n]."""
     if selector.variant in ("subset", "closest_1"):
         return is_original(selector, found.pool)[places]
     if selector.variant == "long_cot":
@@ -147,17 +147,17 @@ def of_variant(selector: PerPrompt, found: Candidates, places: Positions, key: N
 
 
 def takes_all(selector: PerPrompt) -> bool:
-    """Whether a variant takes every sample of a prompt that it may take."""
+    """Return whether a variant takes every allowed sample of a prompt."""
     return selector.variant in ("full", "subset")
 
 
 def takes_one(selector: PerPrompt) -> bool:
-    """Whether a variant takes one sample of a prompt."""
+    """Return whether a variant takes one sample of a prompt."""
     return selector.variant in ("closest_1", "random_1") or selector.k == 1
 
 
 def is_original(selector: PerPrompt, pool: pl.DataFrame) -> Mask:
-    """Which rows of the pool were in it before others were added [N]."""
+    """Return which rows of the pool were in it before others were added [N]."""
     original = selector.original
     if original is None:
         return np.zeros(len(pool), dtype=np.bool_)

@@ -1,7 +1,7 @@
-"""Round robin: each validation sample in turn takes its best remaining one (RDS+, arXiv 2503.01807; NV-Embed style).
+"""Round robin: each validation sample in turn takes its best remaining sample (RDS+, arXiv 2503.01807; NV-Embed style).
 
-Every validation sample has a list of its most similar samples, just long enough. Where one has been used up, new
-lists are made of what is left, which is ever less, and the turns go on where they stopped.
+Every validation sample has a list of its most similar samples, just long enough. When one runs out, new lists are made
+from the remaining samples, which become ever fewer, and the turns continue where they stopped.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from curation_assets.methods.vectors import cosine_rows
 
 SHARE_OF_LIST = 4
 SPARE = 64
-"""Lists are so many times a validation sample's share of what is to be taken, and a few more: lists overlap."""
+"""Lists are this multiple of a validation sample's share of the limit, plus a few more, since lists overlap."""
 GUESS = 4096
-"""Similarities that a list's least one is guessed from."""
+"""Number of similarities used to estimate the lower end of a list."""
 
 Positions = NDArray[np.int64]
 
 
 class Lists(NamedTuple):
-    """Of every validation sample its most similar samples, best first, and whether these are all there are."""
+    """The most similar samples of every validation sample, best first; `complete` if there are no more."""
 
     positions: list[list[int]]
     complete: bool
@@ -45,15 +45,15 @@ def round_robin(
     tie_rank: Positions,
     lose_turns: bool = False,
 ) -> Positions:
-    """The order in which samples are taken.
+    """Return the order in which samples are taken.
 
     Args:
         vectors: embeddings of the samples [N, d], finite.
         validation: embeddings of the validation samples [M, d], in the order of their turns.
-        limit: so many samples are taken, or all.
-        tie_rank: which of two equally similar samples comes first [N].
-        lose_turns: a turn whose best sample is taken already is lost, as in the released code, instead of going
-            to the next best.
+        limit: number of samples to take, or all.
+        tie_rank: order among equally similar samples [N].
+        lose_turns: skip a turn whose best sample is already taken, as the released code does, instead of taking the
+            next best.
     """
     limit = min(limit, len(vectors))
     if limit == 0 or not len(validation):
@@ -77,7 +77,7 @@ def round_robin(
 
 
 def _take_turns(lists: Lists, samples: int, wanted: int, turn: int) -> tuple[list[int], int]:
-    """Positions taken, in order, until there are enough or a list has come to its end; and whose turn it is then."""
+    """Return positions taken, in order, until there are enough or a list runs out, and whose turn is next."""
     free = bytearray(b"\x01") * samples
     queues = [iter(row) for row in lists.positions]
     taken: list[int] = []
@@ -96,7 +96,7 @@ def _take_turns(lists: Lists, samples: int, wanted: int, turn: int) -> tuple[lis
 def _losing_turns(
     vectors: NDArray[np.floating], validation: NDArray[np.floating], limit: int, tie_rank: Positions
 ) -> Positions:
-    """The released code's order: every list is gone through one by one, taken or not."""
+    """Return the released code's order: every list is traversed rank by rank, and taken samples lose their turn."""
     length = min(len(vectors), SHARE_OF_LIST * -(-limit // len(validation)) + SPARE)
     while True:
         lists = best_lists(vectors, validation, length, tie_rank)
@@ -111,17 +111,17 @@ def _losing_turns(
 def best_lists(
     vectors: NDArray[np.floating], validation: NDArray[np.floating], length: int, tie_rank: Positions
 ) -> Lists:
-    """The `length` most similar samples of every validation sample, or all."""
+    """Return the `length` most similar samples of every validation sample, or all."""
     lists = [_best(row, length, tie_rank).tolist() for row in cosine_rows(validation, vectors)]
     return Lists(lists, complete=length >= len(vectors))
 
 
 def _best(similarity: NDArray[np.float32], length: int, tie_rank: Positions) -> Positions:
-    """Positions of the largest similarities [N], largest first."""
+    """Return the positions of the largest similarities [N], largest first."""
     samples = len(similarity)
     near = np.arange(samples)
     if 2 * length < samples:
-        # A look at some of them says about how large the least of the best is; too few found, and it is looked up.
+        # Estimate the threshold from a subsample; if that finds too few, compute it exactly.
         some = similarity[:: max(1, samples // GUESS)]
         place = len(some) - 1 - min(len(some) - 1, 2 * length * len(some) // samples + 8)
         near = np.flatnonzero(similarity >= np.partition(some, place)[place])

@@ -1,4 +1,4 @@
-"""S2L's choice (methods.md, 5): clusters of loss trajectories, source by source, smallest first, equal shares."""
+"""S2L's selection (methods.md, 5): clusters of loss trajectories, per source, smallest first, equal shares."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from curation_assets.methods.selectors.candidates import Candidates, Choice, Sel
 from curation_assets.methods.selectors.clusters import k_means
 
 TINY_CLUSTER = 2
-"""Clusters of at most so many points are left for last."""
+"""Clusters of at most this many points come last."""
 
 Positions = NDArray[np.int64]
 
@@ -27,21 +27,21 @@ def s2l(
     clusters: int,
     seed: int,
 ) -> Positions:
-    """Positions of the chosen samples, in the order in which they are taken.
+    """Return the positions of the chosen samples, in the order in which they are taken.
 
     Args:
-        vectors: raw losses [n, T] at the checkpoints of a reference run, in the order of their steps.
-        sample_ids: of each row.
+        vectors: raw losses [n, T] at the checkpoints of a reference run, in step order.
+        sample_ids: the id of each row.
         sources: number of each row's source [n].
-        budget: samples wanted; all rows are taken where there are not more.
-        clusters: K, of each source.
-        seed: of k-means and of the draws within clusters.
+        budget: number of samples wanted; all rows are taken if there are not more.
+        clusters: K, clusters per source.
+        seed: seed of k-means and of the draws within clusters.
     """
     names = sample_ids.to_numpy()
     drawn = uniform(sample_ids, seed).to_numpy()
     by_id = np.argsort(names)
     groups = [by_id[sources[by_id] == source] for source in np.unique(sources)]
-    # Of sources of one size that comes first whose first sample does.
+    # Sources of equal size are ordered by their first sample.
     groups.sort(key=lambda own: (len(own), str(names[own[0]])))
     chosen: list[Positions] = []
     left = min(budget, len(names))
@@ -56,7 +56,7 @@ def s2l(
 def _of_source(
     vectors: NDArray[np.floating], drawn: NDArray[np.float64], quota: int, clusters: int, seed: int
 ) -> Positions:
-    """So many rows of one source."""
+    """Return `quota` rows of one source."""
     labels = k_means(vectors, clusters, seed)
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     members.sort(key=lambda own: (len(own) <= TINY_CLUSTER, len(own), int(own[0])))
@@ -64,12 +64,12 @@ def _of_source(
     left = quota
     for place, own in enumerate(members):
         share = left // (len(members) - place)
-        # A draw without replacement: the lowest of the draws by sample.
+        # Draw without replacement: the lowest per-sample random numbers.
         taken.append(own[np.argsort(drawn[own], kind="stable")[:share]])
         left -= len(taken[-1])
     chosen = np.concatenate(taken)
     if left:
-        # What tiny clusters at the end could not fill.
+        # Fill the remainder that tiny clusters at the end could not.
         others = np.setdiff1d(np.arange(len(labels)), chosen)
         chosen = np.concatenate([chosen, others[np.argsort(drawn[others], kind="stable")[:left]]])
     return chosen.astype(np.int64)

@@ -1,4 +1,4 @@
-"""TAGCOS's choice (methods.md, 5): clusters of gradient features, and of each the few that add up to its mean."""
+"""TAGCOS's selection (methods.md, 5): clusters of gradient features; each contributes the few that sum to its mean."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from curation_assets.methods.selectors.candidates import Candidates, Choice, Sel
 from curation_assets.methods.selectors.clusters import k_means
 
 LAMBDA = 1.0
-"""Of the ridge that weights are solved with."""
+"""Ridge parameter when solving for weights."""
 
 TOLERANCE = 1e-4
-"""Of the residual's length over the mean's: what is left is no longer looked at."""
+"""Relative length of the residual below which matching pursuit stops."""
 
 PICKS_DIVISOR = 20
-"""Of a cluster a twentieth is picked at a time, and one sample at least."""
+"""A twentieth of a cluster is picked at a time, and at least one sample."""
 
 Positions = NDArray[np.int64]
 Matrix = NDArray[np.float64]
 
 
 def tagcos(vectors: NDArray[np.floating], sample_ids: pl.Series, budget: int, clusters: int, seed: int) -> Positions:
-    """Positions of the chosen samples, cluster by cluster.
+    """Return the positions of the chosen samples, cluster by cluster.
 
     Args:
         vectors: gradient features [n, k].
-        sample_ids: of each row.
-        budget: samples wanted; all rows are taken where there are not more.
-        clusters: of k-means.
-        seed: of k-means.
+        sample_ids: the id of each row.
+        budget: number of samples wanted; all rows are taken if there are not more.
+        clusters: number of k-means clusters.
+        seed: seed of k-means.
     """
     by_id = np.argsort(sample_ids.to_numpy())
     ordered = vectors[by_id].astype(np.float64)
@@ -45,7 +45,7 @@ def tagcos(vectors: NDArray[np.floating], sample_ids: pl.Series, budget: int, cl
 
 
 def shares(sizes: list[int], budget: int) -> list[int]:
-    """A budget shared out by size: rounded down, and what is left goes to the largest remainders, then to the first."""
+    """Divide a budget by size: round down, then give the rest to the largest remainders, ties in order."""
     total = sum(sizes)
     parts = [divmod(budget * size, total) for size in sizes]
     order = sorted(range(len(sizes)), key=lambda place: -parts[place][1])
@@ -56,7 +56,7 @@ def shares(sizes: list[int], budget: int) -> list[int]:
 
 
 def pursue(rows: Matrix, quota: int) -> Positions:
-    """So many of a cluster's rows [n, k], by matching pursuit of their mean, and again of those that are left."""
+    """Pick `quota` of a cluster's rows [n, k] by repeated matching pursuit of the mean of the remaining rows."""
     left = np.arange(len(rows))
     chosen: list[Positions] = []
     wanted = min(quota, len(rows))
@@ -65,7 +65,7 @@ def pursue(rows: Matrix, quota: int) -> Positions:
         own = rows[left]
         picked = matching_pursuit(own, own.mean(axis=0), most)
         if not len(picked):
-            # Nothing points to a mean of zero: the row that comes first.
+            # No row correlates with a mean of zero: take the first one.
             picked = np.array([0])
         chosen.append(left[picked])
         left = np.delete(left, picked)
@@ -74,11 +74,11 @@ def pursue(rows: Matrix, quota: int) -> Positions:
 
 
 def matching_pursuit(rows: Matrix, aim: NDArray[np.float64], most: int) -> Positions:
-    """Non-negative orthogonal matching pursuit: rows [n, k] whose weighted sum comes close to an aim [k].
+    """Non-negative orthogonal matching pursuit: find rows [n, k] whose weighted sum approximates an aim [k].
 
-    Each time the row that the residual agrees most with is added, and all weights are solved for again with a ridge
-    (the first, as coded, without one); a row whose weight is negative is let go. It ends at a residual that is small,
-    at a row that it has already, or after so many picks.
+    Each iteration adds the row that correlates most with the residual, and solves for all weights again with a ridge
+    (as coded, the first one without); rows with a negative weight are dropped. It stops when the residual is small,
+    when the best row is already picked, or after `most` picks.
     """
     scale = float(np.linalg.norm(aim))
     picked: list[int] = []
@@ -96,7 +96,7 @@ def matching_pursuit(rows: Matrix, aim: NDArray[np.float64], most: int) -> Posit
 
 
 def _solve(rows: Matrix, aim: NDArray[np.float64], picked: list[int]) -> tuple[list[int], NDArray[np.float64]]:
-    """Weights of the picked rows, none negative, and which of them are left."""
+    """Return the non-negative weights of the picked rows, and the rows that remain."""
     if len(picked) == 1:
         row = rows[picked[0]]
         square = float(row @ row)

@@ -1,4 +1,4 @@
-"""TEMP's choice (arXiv 2606.26797; methods.md, 2): a filter by difficulty, a budget by source, diversity, brittleness.
+"""TEMP's selection (arXiv 2606.26797; methods.md, 2): difficulty filter, budget per source, diversity, brittleness.
 
 The letters are those of methods.md: A (difficulty filter), C (budget per source), D (diversity and brittleness).
 """
@@ -19,13 +19,13 @@ from curation_assets.methods.selectors.candidates import Candidates, Choice, Sel
 from curation_assets.methods.selectors.clusters import k_means, two_means
 
 SAMPLES_A_CLUSTER = 4
-"""k-means makes max(1, n // 4) clusters of a source."""
+"""k-means makes max(1, n // 4) clusters per source."""
 
 Positions = NDArray[np.int64]
 
 
 STEPS = 8
-"""Directional checkpoints."""
+"""Number of directional checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Path:
 
 @dataclass(frozen=True)
 class Losses:
-    """Early losses of n samples: l_100 at the randomly perturbed checkpoint [n], and those along the path."""
+    """Early losses of n samples: l_100 at the randomly perturbed checkpoint [n], and the losses along the path."""
 
     random: NDArray[np.float64]
     path: Path | None
 
 
 def losses_of(vectors: NDArray[np.floating]) -> Losses:
-    """Of rows [n, 1] l_100 at the random checkpoint; of rows [n, 17] l_100, then l_1000, along the path as well."""
+    """Split rows into losses: [n, 1] is l_100 at the random checkpoint; [n, 17] adds l_100 and l_1000 on the path."""
     rows = vectors.astype(np.float64)
     if rows.shape[1] == 1:
         return Losses(rows[:, 0], None)
@@ -69,16 +69,16 @@ def temp(
     budget: int,
     seed: int,
 ) -> Positions:
-    """Positions of the chosen samples, source by source.
+    """Return the positions of the chosen samples, source by source.
 
     Args:
         random: l_100 of each row at the randomly perturbed checkpoint [n].
         path: losses of each row along the path.
-        sample_ids: of each row.
+        sample_ids: the id of each row.
         domains: number of each row's domain [n].
         sources: number of each row's source [n].
-        budget: samples wanted; fewer come out where fewer survive the filter.
-        seed: of k-means and of the draws among singletons.
+        budget: number of samples wanted; fewer are returned if fewer survive the filter.
+        seed: seed of k-means and of the draws among singletons.
     """
     by_id = np.argsort(sample_ids.to_numpy())
     survivors = by_id[difficult(random[by_id], sources[by_id], budget)]
@@ -92,9 +92,9 @@ def temp(
 
 
 def difficult(random_loss: NDArray[np.float64], sources: NDArray[np.int64], budget: int) -> NDArray[np.bool_]:
-    """A: which rows [n] survive: of each source the cluster of high loss; a source within its remaining share whole.
+    """A: return the surviving rows [n]: each source's high-loss cluster, or all of a source that fits its share.
 
-    Sources come by size, smallest first, and a remaining share is the remaining budget over the remaining sources.
+    Sources are processed by size, smallest first. A source's share is the remaining budget over the remaining sources.
     """
     kept = np.zeros(len(sources), dtype=np.bool_)
     names, sizes = np.unique(sources, return_counts=True)
@@ -108,15 +108,15 @@ def difficult(random_loss: NDArray[np.float64], sources: NDArray[np.int64], budg
 
 
 def difference(first: float, last: float) -> float:
-    """C: diff_g = sqrt(max(0, (L_last - L_first) * L_last)) of a group's mean losses."""
+    """C: return diff_g = sqrt(max(0, (L_last - L_first) * L_last)) of a group's mean losses."""
     return float(np.sqrt(max(0.0, (last - first) * last)))
 
 
 def allocate(budget: int, sizes: Sequence[int], differences: Sequence[float]) -> list[int]:
-    """C: how many of each group: softmax of the differences, no group more than it has; the sum equals the budget.
+    """C: return the quota of each group: softmax of the differences, capped by its size; the sum equals the budget.
 
-    Groups smaller than their share are taken whole, the smallest first, and the rest is shared again among the others.
-    What rounding down leaves goes to the largest group with room.
+    Groups smaller than their share are taken completely, smallest first, and the rest is divided again among others.
+    The remainder from rounding down goes to the largest group with room.
     """
     quotas = [0] * len(sizes)
     left = min(budget, sum(sizes))
@@ -148,7 +148,7 @@ def _softmax(values: Sequence[float]) -> list[float]:
 def _quotas(
     losses: Path, survivors: Positions, domains: NDArray[np.int64], pairs: NDArray[np.int64], budget: int
 ) -> dict[int, int]:
-    """C: the share of every pair of domain and source, first by domain, then by source within it."""
+    """C: return the quota of every pair of domain and source: first by domain, then by source within it."""
     quotas: dict[int, int] = {}
     names = np.unique(domains[survivors])
     of_domain = [np.flatnonzero(domains[survivors] == name) for name in names]
@@ -165,13 +165,13 @@ def _shares(losses: Path, groups: Sequence[Positions], budget: int) -> list[int]
 
 
 def diverse(curve: NDArray[np.float64], drawn: NDArray[np.float64], quota: int, seed: int) -> Positions:
-    """D: which rows [n, 8] of one source: of each cluster its most brittle, clusters of one row last and at random.
+    """D: return rows [n, 8] of one source: each cluster's most brittle; single-row clusters come last, at random.
 
     Args:
-        curve: l_1000 at the directional checkpoints, rows in order of sample_id.
-        drawn: a seeded draw of each row [n].
-        quota: rows wanted; at most n.
-        seed: of k-means.
+        curve: l_1000 at the directional checkpoints, rows ordered by sample_id.
+        drawn: a seeded random number per row [n].
+        quota: number of rows wanted; at most n.
+        seed: seed of k-means.
     """
     if quota >= len(curve):
         return np.arange(len(curve))
@@ -187,14 +187,14 @@ def diverse(curve: NDArray[np.float64], drawn: NDArray[np.float64], quota: int, 
     singles = np.array([own[0] for own in members if len(own) == 1], dtype=np.int64)
     taken.append(singles[np.argsort(drawn[singles], kind="stable")[:left]])
     left -= len(taken[-1])
-    # Ours, where the singletons are used up as well: what clusters had more of, most brittle first.
+    # Our addition, once singletons are used up too: the remaining rows of clusters, most brittle first.
     rest = [own[len(part) :] for own, part in zip(ranked, taken, strict=False)]
     taken.append(_round_robin(rest, left))
     return np.concatenate(taken).astype(np.int64)
 
 
 def brittleness(curve: NDArray[np.float64]) -> NDArray[np.float64]:
-    """l_1000(theta_8) - l_1000(theta_1) of a cluster's rows [n]; its sign is flipped where the cluster's mean falls."""
+    """Return l_1000(theta_8) - l_1000(theta_1) of a cluster's rows [n], negated if the cluster's mean falls."""
     change: NDArray[np.float64] = curve[:, -1] - curve[:, 0]
     return -change if change.mean() < 0.0 else change
 
