@@ -48,5 +48,5 @@ def build_definitions(workspace: Workspace) -> dg.Definitions:
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    """What `dagster dev` loads: the configuration that CURATION_CONFIG names."""
+    """Return the definitions of the configuration that CURATION_CONFIG names; `dagster dev` calls this."""
     return build_definitions(Workspace.load())

@@ -23,7 +23,7 @@ NameArgument = Annotated[
 
 
 class ReportError(UserError):
-    """No page can be written."""
+    """A page cannot be written."""
 
 
 @commands.command()

@@ -13,8 +13,8 @@ from curation_assets.workspace.fingerprints import base_digest
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.models.model_files import processor_digest, tokenizer_digest
 from curation_resources.storage.digests import digest
+from curation_resources.training.files import TRAINER_VERSION
 from curation_resources.training.recipe import Recipe
-from curation_resources.training.trainer import TRAINER_VERSION
 
 EVALUATION_VERSION = 1
 """Increase it when generation or matching changes."""

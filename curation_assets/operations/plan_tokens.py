@@ -27,8 +27,7 @@ from curation_resources.models.reward import conversation_ids, describe_conversa
 from curation_resources.progress import track
 from curation_resources.quiet import quieten_transformers
 from curation_resources.scoring.images import ImageLimits
-from curation_resources.scoring.perturbed_samples import PerturbedRequest
-from curation_resources.scoring.samples import UNRUNNABLE, Encoded, Request, Sample
+from curation_resources.scoring.samples import UNRUNNABLE, Encoded, PerturbedRequest, Request, Sample
 from curation_resources.sections import SignalName
 
 if TYPE_CHECKING:

@@ -376,7 +376,7 @@ def _signals_outdated(survey: Survey, target: Target) -> list[str]:
 
 
 def _signals_state(survey: Survey, target: Target, shards: Sequence[str]) -> object:
-    """What is wanted and stored of a target's signals.
+    """Return what is wanted and stored of a target's signals.
 
     Parts count, so that a killed run is requested again once it has measured something, and so do the shards' records
     as they were written, so that going back to former settings for the second time is requested too.

@@ -48,7 +48,7 @@ class Reproduced:
 
     @property
     def identical(self) -> bool:
-        """Whether all data files have the same bytes."""
+        """Return True if all data files have the same bytes."""
         return all(self.files.values())
 
 

@@ -16,7 +16,7 @@ from curation_assets.corpus.samples import samples_of
 from curation_assets.signals.warmup import CheckpointError, draw_samples, pool_of, warmup_checkpoint
 from curation_assets.workspace.fingerprints import endpoint_folder, sigma_of, sigma_path
 from curation_assets.workspace.workspace import Workspace
-from curation_resources.scoring.perturbed_samples import PerturbedRequest
+from curation_resources.scoring.samples import PerturbedRequest
 from curation_resources.scoring.spec import PassSpec, PerturbedSpec
 
 if TYPE_CHECKING:

@@ -34,8 +34,7 @@ from curation_resources.models.model_files import (
 from curation_resources.scoring.samples import Question
 from curation_resources.sections import ALONG_A_RUN, SignalName
 from curation_resources.storage.digests import digest
-from curation_resources.training.files import RECORD
-from curation_resources.training.trainer import TRAINER_VERSION
+from curation_resources.training.files import RECORD, TRAINER_VERSION
 
 PROXY_SIGNALS: frozenset[SignalName] = frozenset({"step_gradients", "step_gradient_trajectories"})
 """Signals that depend on the choice of proxy gradient."""

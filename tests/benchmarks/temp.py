@@ -25,9 +25,8 @@ from curation_resources.scoring.endpoints import Direction
 from curation_resources.scoring.forward import ForwardPass
 from curation_resources.scoring.loading import Checkpoint
 from curation_resources.scoring.perturbed import PerturbedPass
-from curation_resources.scoring.perturbed_samples import PerturbedRequest
 from curation_resources.scoring.perturbing import Perturber
-from curation_resources.scoring.samples import ANSWER, Encoded, PrefixWindows, Request
+from curation_resources.scoring.samples import ANSWER, Encoded, PerturbedRequest, PrefixWindows, Request
 from curation_resources.scoring.weights import weights_of
 from tests.benchmarks.common import alternate, encoded, finish, median_ratio, parser, qwen2, table
 

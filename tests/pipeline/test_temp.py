@@ -25,8 +25,7 @@ from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.workspace.fingerprints import sigma_of, sigma_path, signal_fingerprint
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.scoring.perturbed import make_perturbed_pass
-from curation_resources.scoring.perturbed_samples import PerturbedRequest
-from curation_resources.scoring.samples import Sample, Segment
+from curation_resources.scoring.samples import PerturbedRequest, Sample, Segment
 from curation_resources.scoring.spec import PassSpec, PerturbedSpec
 from tests.pipeline.workspaces import (
     instance_of,

@@ -36,7 +36,7 @@ assert result.step_gradients is not None and len(result.step_gradients.gram) == 
 assert result.likelihoods is not None and len(result.segment_nll) == 2 and len(result.embeddings) == 1
 
 from curation_resources.scoring.perturbed import make_perturbed_pass
-from curation_resources.scoring.perturbed_samples import PerturbedRequest
+from curation_resources.scoring.samples import PerturbedRequest
 from curation_resources.scoring.sigma import find_sigma
 from curation_resources.scoring.spec import PassSpec, PerturbedSpec
 

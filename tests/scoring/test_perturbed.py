@@ -19,9 +19,15 @@ from curation_resources.scoring import prefetch as ahead
 from curation_resources.scoring.encoding import Encoder
 from curation_resources.scoring.forward import ForwardPass
 from curation_resources.scoring.perturbed import PerturbedGroup, PerturbedPass, make_perturbed_pass
-from curation_resources.scoring.perturbed_samples import PerturbedRequest, PerturbedSignals
 from curation_resources.scoring.perturbing import PerturbationError, step_sizes
-from curation_resources.scoring.samples import Encoded, PrefixWindows, Sample, Segment
+from curation_resources.scoring.samples import (
+    Encoded,
+    PerturbedRequest,
+    PerturbedSignals,
+    PrefixWindows,
+    Sample,
+    Segment,
+)
 from curation_resources.scoring.spec import SOURCE_RADII, PassSpec, PerturbedSpec
 from tests.models import write_tiny_qwen3_vl
 from tests.scoring.cases import make_sample, random_samples
@@ -231,7 +237,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from curation_resources.scoring.perturbed import make_perturbed_pass
-from curation_resources.scoring.perturbed_samples import PerturbedRequest
+from curation_resources.scoring.samples import PerturbedRequest
 from curation_resources.scoring.spec import PassSpec, PerturbedSpec
 from tests.scoring.cases import random_samples
 

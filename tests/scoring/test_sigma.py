@@ -12,9 +12,8 @@ import torch
 
 from curation_resources.scoring import sigma
 from curation_resources.scoring.perturbed import PerturbedPass, make_perturbed_pass
-from curation_resources.scoring.perturbed_samples import PerturbedRequest
 from curation_resources.scoring.perturbing import RANDOM_SIGMAS
-from curation_resources.scoring.samples import PrefixWindows, Sample
+from curation_resources.scoring.samples import PerturbedRequest, PrefixWindows, Sample
 from curation_resources.scoring.sigma import SigmaError, find_sigma
 from curation_resources.scoring.spec import PassSpec, PerturbedSpec
 from tests.scoring.cases import random_samples

@@ -14,9 +14,8 @@ from curation_assets.config.settings import Target
 from curation_assets.signals.catalog import POOLINGS, SIGNALS, non_finite, request_for
 from curation_assets.signals.store import SignalStore
 from curation_resources.scoring.gradient_spec import FeatureSpec
-from curation_resources.scoring.perturbed_samples import PerturbedSignals
 from curation_resources.scoring.results import GradientFeatures, Likelihoods, StepGradients
-from curation_resources.scoring.samples import Request, SampleSignals
+from curation_resources.scoring.samples import PerturbedSignals, Request, SampleSignals
 from curation_resources.sections import SignalName
 from curation_resources.storage.warehouse import Warehouse
 

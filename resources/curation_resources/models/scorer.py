@@ -15,8 +15,7 @@ import polars as pl
 
 from curation_resources.chunking import FIRST, pieces
 from curation_resources.quiet import quieten_transformers
-from curation_resources.scoring.perturbed_samples import PerturbedRequest, PerturbedSignals
-from curation_resources.scoring.samples import Request, Sample, SampleSignals
+from curation_resources.scoring.samples import PerturbedRequest, PerturbedSignals, Request, Sample, SampleSignals
 from curation_resources.scoring.spec import PassSpec, PerturbedSpec
 from curation_resources.training.files import INFLUENCE
 from curation_resources.training.trajectory import (

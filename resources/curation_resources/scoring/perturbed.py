@@ -15,7 +15,6 @@ from curation_resources.scoring.devices import WorkerGroup, make_pass
 from curation_resources.scoring.endpoints import direction_to
 from curation_resources.scoring.forward import ForwardPass, Progress
 from curation_resources.scoring.measuring import describe
-from curation_resources.scoring.perturbed_samples import PerturbedRequest, PerturbedSignals, Realised
 from curation_resources.scoring.perturbing import PerturbationError, Perturber
 from curation_resources.scoring.prefetch import EncodingAhead
 from curation_resources.scoring.prefixes import cut_to_windows
@@ -23,7 +22,10 @@ from curation_resources.scoring.samples import (
     NON_FINITE,
     UNRUNNABLE,
     Encoded,
+    PerturbedRequest,
+    PerturbedSignals,
     PrefixWindows,
+    Realised,
     Request,
     Sample,
     SampleSignals,

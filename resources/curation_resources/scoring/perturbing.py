@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from curation_resources.scoring.endpoints import Direction
 from curation_resources.scoring.errors import ScoringError
 from curation_resources.scoring.noise import BLOCK, Floats, Noise, spare
-from curation_resources.scoring.perturbed_samples import Realised
+from curation_resources.scoring.samples import Realised
 from curation_resources.scoring.spec import SOURCE_RADII, RadiusUnit
 from curation_resources.scoring.weights import Weight, weights_of
 

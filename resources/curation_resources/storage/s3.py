@@ -40,9 +40,9 @@ ATTEMPTS = 6
 
 @dataclass(frozen=True)
 class S3Options:
-    """How S3 is reached; what is not said comes from the environment, as every AWS tool has it.
+    """Options for reaching S3. Options that are not set come from the environment, as for every AWS tool.
 
-    Credentials are never said here: they come from environment, profile or role.
+    Credentials are never set here: they come from the environment, a profile or a role.
 
     Attributes:
         endpoint_url: another service than AWS.

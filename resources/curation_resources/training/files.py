@@ -1,7 +1,9 @@
-"""Names of the files that a checkpoint has in addition to those of a model or an adapter."""
+"""The files that a checkpoint has in addition to those of a model or an adapter, and the version of the trainer."""
 
 from __future__ import annotations
 
+TRAINER_VERSION = 4
+"""Raised when the same recipe and samples give another checkpoint; part of every fingerprint of one."""
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 """Suffixes of weight files, which are not copied from the base: a trained model's folder has its own."""
 RECORD = "checkpoint.json"

@@ -25,6 +25,7 @@ from curation_resources.training.examples import (
     order_of_epoch,
     steps_in_epoch,
 )
+from curation_resources.training.files import TRAINER_VERSION
 from curation_resources.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ __all__ = [
     "train",
 ]
 
-TRAINER_VERSION = 4
 STATE = "state.safetensors"
 STEPS = "steps"
 
