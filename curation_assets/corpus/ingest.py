@@ -12,7 +12,7 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.corpus.pool import resolve_duplicates
 from curation_assets.corpus.purging import drop_images, kept_images, without_purged
-from curation_assets.corpus.reading import Account, ShardReader, ShardRows, account
+from curation_assets.corpus.reading import UNKNOWN, Account, ShardReader, ShardRows, account
 from curation_assets.workspace.fingerprints import corpus_fingerprint
 from curation_assets.workspace.purge_list import PurgedList
 from curation_assets.workspace.workspace import Workspace
@@ -64,6 +64,24 @@ def ingest_shard(workspace: Workspace, shard: str) -> IngestedShard:
         break
     workspace.cache.save()
     return ingested
+
+
+def ingest_deadly(workspace: Workspace, shard: str) -> IngestedShard:
+    """Write empty tables for a shard whose file ended the process that read it, with that as the file's problem.
+
+    The file is read again when its content or the settings of reading change.
+    """
+    content = workspace.landing.digest(shard)
+    problem = (
+        f"reading {printable(file_name(shard))} ended the process that read it: the file is damaged, or needs more "
+        "memory than there is. Write the file again, or split it into smaller ones."
+    )
+    refused = pl.DataFrame([(shard, -1, -1, "ends_process", problem, "")], tables.REJECTED_ROWS.schema, orient="row")
+    rows = ShardRows(tables.RAW_CORPUS.empty(), tables.REJECTED_ROWS.conform(refused), 0, 0, UNKNOWN, problem)
+    fingerprint = corpus_fingerprint(workspace, content, PurgedList.read(workspace.warehouse).ids_of(shard))
+    write_shard_rows(workspace, shard, rows, fingerprint, content)
+    found = account(rows.accepted, rows.rejected, 0, 0)
+    return IngestedShard(fingerprint, content, found, {"ends_process": 1}, UNKNOWN, problem)
 
 
 class _ChangedError(Exception):

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from curation_assets.config.settings import Settings
 from curation_assets.workspace.workspace import Workspace
+from curation_resources.errors import UserError
 from curation_resources.workers import cores, worker_processes
 
 LEAST_BYTES = 32 * 2**20
@@ -23,29 +24,58 @@ T = TypeVar("T")
 logger = logging.getLogger("curation")
 
 
-def map_shards(workspace: Workspace, shards: Sequence[str], work: Callable[[Workspace, str], T]) -> Iterator[T]:
+class WorkerDiedError(UserError):
+    """A process that worked on a shard ended without a result."""
+
+
+def map_shards(
+    workspace: Workspace,
+    shards: Sequence[str],
+    work: Callable[[Workspace, str], T],
+    died: Callable[[Workspace, str], T] | None = None,
+) -> Iterator[T]:
     """Yield the result of `work(workspace, shard)` for each shard, in order.
 
-    The results are the same however many processes work. If a process dies, for instance because memory runs out, the
-    remaining shards are processed in this process.
+    The results are the same however many processes work. If a process dies (out of memory, or a file that crashes its
+    reader), the remaining shards are processed one at a time in a process of their own, never in this one: what ended
+    a process once would end the run.
 
     Args:
         workspace: the configuration and its warehouse.
         shards: names of shards.
         work: a function that can be imported; its result travels between processes.
+        died: called in this process, in place of `work`, for a shard whose own process died.
+
+    Raises:
+        WorkerDiedError: a shard's own process died, and there is no `died`.
     """
     count, done = processes_for(workspace, shards), 0
-    if count > 1:
-        arguments = (workspace.config_file, workspace.settings, workspace.config_digest)
+    if count == 1:
+        yield from (work(workspace, shard) for shard in shards)
+        return
+    arguments = (workspace.config_file, workspace.settings, workspace.config_digest)
+    try:
+        with worker_processes(count, _prepare, arguments) as executor:
+            for result in executor.map(partial(_run, work), shards):
+                done += 1
+                yield result
+    except BrokenProcessPool:
+        logger.warning("a worker process died. The remaining %d shards are read one at a time.", len(shards) - done)
+    while done < len(shards):
         try:
-            with worker_processes(count, _prepare, arguments) as executor:
-                for result in executor.map(partial(_run, work), shards):
+            with worker_processes(1, _prepare, arguments) as executor:
+                for shard in shards[done:]:
+                    result = executor.submit(_run, work, shard).result()
                     done += 1
                     yield result
-        except BrokenProcessPool:
-            logger.warning("a worker process died, maybe for lack of memory. Continuing in this process.")
-    for shard in shards[done:]:
-        yield work(workspace, shard)
+        except BrokenProcessPool as error:
+            if died is None:
+                raise WorkerDiedError(
+                    f"shard {shards[done]}: the process that worked on it died, maybe for lack of memory. Free memory, "
+                    "or split its file."
+                ) from error
+            yield died(workspace, shards[done])
+            done += 1
 
 
 def processes_for(workspace: Workspace, shards: Sequence[str]) -> int:

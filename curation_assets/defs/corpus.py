@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from curation_assets import tables
-from curation_assets.corpus.ingest import ingest_shard
+from curation_assets.corpus.ingest import ingest_deadly, ingest_shard
 from curation_assets.corpus.many_shards import map_shards
 from curation_assets.defs.asset_metadata import OWNERS, column_schema, markdown_table, tell_partitions
 from curation_assets.defs.partitions import SHARDS
@@ -63,7 +63,7 @@ def corpus(
     accepted: dict[str, dict[str, Any]] = {}
     rejected: dict[str, dict[str, Any]] = {}
     with track("reading shards", len(shards)) as advance:
-        for shard, ingested in zip(shards, map_shards(workspace, shards, ingest_shard), strict=True):
+        for shard, ingested in zip(shards, map_shards(workspace, shards, ingest_shard, ingest_deadly), strict=True):
             found = ingested.account
             if not found.balanced:
                 unaccounted.append(shard)

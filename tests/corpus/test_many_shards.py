@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from curation_assets.corpus import many_shards
-from curation_assets.corpus.ingest import IngestedShard, ingest_shard
-from curation_assets.corpus.many_shards import map_shards, processes_for
+from curation_assets.corpus.ingest import IngestedShard, ingest_deadly, ingest_shard
+from curation_assets.corpus.many_shards import WorkerDiedError, map_shards, processes_for
+from curation_assets.operations.stages import Survey, stage_named
+from curation_assets.steps.segmentation import segment_shard
 from curation_assets.workspace.workspace import Workspace
 from tests.pipeline.workspaces import make_workspace, rows
 
@@ -52,20 +54,38 @@ def test_by_default_little_is_read_by_this_process_and_much_by_several(
     assert processes_for(own, shards[:1]) == 1
 
 
-def test_when_a_process_dies_this_one_reads_on(
+def test_a_file_that_ends_its_process_is_not_read_by_this_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     own, shards = workspace(tmp_path / "w", "2")
     twin, _ = workspace(tmp_path / "twin", "1")
     monkeypatch.setenv(PARENT, str(os.getpid()))
-    found = list(map_shards(own, shards, die_at_the_third))
-    assert found == list(map_shards(twin, shards, ingest_shard))
-    assert stored(own) == stored(twin)
-    assert "Continuing in this process" in caplog.text
+    found = dict(zip(shards, map_shards(own, shards, die_at_one, ingest_deadly), strict=True))
+    expected = dict(zip(shards, map_shards(twin, shards, ingest_shard), strict=True))
+    deadly = found.pop("part-1.jsonl")
+    del expected["part-1.jsonl"]
+    assert found == expected
+    assert deadly.file_problem is not None
+    assert "part-1.jsonl ended the process that read it" in deadly.file_problem
+    assert own.warehouse.read_table("corpus/rejected_rows/part-1.jsonl.parquet")["reason"].to_list() == ["ends_process"]
+    assert "are read one at a time" in caplog.text
+    # It has been seen: it is not outdated until its content changes.
+    digests = own.landing.digests(own.landing.files())
+    for shard in shards:
+        segment_shard(own, shard)
+    assert Survey(own, digests).outdated(stage_named("corpus"), None) == []
 
 
-def die_at_the_third(own: Workspace, shard: str) -> IngestedShard:
-    """Kill a worker process at one shard, as the kernel does when memory runs out."""
-    if shard == "part-1.jsonl" and os.environ[PARENT] != str(os.getpid()):
+def test_without_an_answer_to_a_death_the_shard_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, shards = workspace(tmp_path, "2")
+    monkeypatch.setenv(PARENT, str(os.getpid()))
+    with pytest.raises(WorkerDiedError, match=r"shard part-1\.jsonl"):
+        list(map_shards(own, shards, die_at_one))
+
+
+def die_at_one(own: Workspace, shard: str) -> IngestedShard:
+    """End the process at one shard, as the kernel does when memory runs out. Fail in the test's own process."""
+    if shard == "part-1.jsonl":
+        assert os.environ[PARENT] != str(os.getpid()), "the file is read again in the parent process"
         os.kill(os.getpid(), signal.SIGKILL)
     return ingest_shard(own, shard)
