@@ -127,13 +127,26 @@ def survey(workspace: Workspace, subset: Subset) -> Selection:
 
 def _stored_scores(workspace: Workspace, subset: Subset) -> Scores:
     score = workspace.settings.score(subset.score)
-    manifest = current_manifest(workspace, workspace.settings.target(score.target)).filter("present")
+    rows, expected = present_rows(workspace, workspace.settings.target(score.target))
+    if rows is None:
+        rows = tables.SAMPLE_SCORES.empty().lazy().with_columns(pl.lit(None, dtype=pl.Float64).alias(score.name))
+    return Scores(rows.select(*POOL_COLUMNS, score=score.name), expected)
+
+
+def present_rows(workspace: Workspace, target: Target) -> tuple[pl.LazyFrame | None, int]:
+    """Return the rows of `sample_scores` that a selection starts from, and their number; None if there is no table.
+
+    A run and a what-if select from these same rows: those of the present shards, or of the workspace's `only_shards`.
+
+    Raises:
+        SelectionError: see `current_manifest`.
+    """
+    manifest = current_manifest(workspace, target).filter("present")
     if workspace.only_shards is not None:
         manifest = manifest.filter(pl.col("shard").is_in(list(workspace.only_shards)))
-    scan = workspace.warehouse.scan(tables.sample_scores_dir(score.target), manifest["shard"])
-    if scan is None:
-        scan = tables.SAMPLE_SCORES.empty().lazy().with_columns(pl.lit(None, dtype=pl.Float64).alias(score.name))
-    return Scores(scan.select(*POOL_COLUMNS, score=score.name), int(manifest["rows"].sum()))
+    return workspace.warehouse.scan(tables.sample_scores_dir(target.name), manifest["shard"]), int(
+        manifest["rows"].sum()
+    )
 
 
 def _select_held(workspace: Workspace, subset: Subset, scores: Scores) -> HeldSelection:

@@ -29,9 +29,9 @@ from curation_assets.subsets.select import (
     POOL_COLUMNS,
     SelectionError,
     choose,
-    current_manifest,
     features_of,
     filtered_pool,
+    present_rows,
 )
 from curation_assets.subsets.selection import HeldSelection
 from curation_assets.workspace.workspace import Workspace
@@ -263,8 +263,7 @@ def _put(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
 def _scored(workspace: Workspace, score: ScoreSection) -> Pool:
     """Return the pool with the score in column `score`, recomputed from stored signals."""
     target = workspace.settings.target(score.target)
-    manifest = current_manifest(workspace, target)
-    facts = workspace.warehouse.scan(tables.sample_scores_dir(target.name), manifest.filter("present")["shard"])
+    facts, _ = present_rows(workspace, target)
     if facts is None:
         facts = tables.SAMPLE_SCORES.empty().lazy()
     signals: dict[SignalName, pl.LazyFrame] = {}

@@ -40,6 +40,16 @@ def test_an_unchanged_subset_is_the_current_one_to_the_bit(workspace: Workspace)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.31, 1.0])
+def test_a_preview_and_a_run_select_from_the_same_shards(workspace: Workspace) -> None:
+    shards = sorted(workspace.warehouse.read_table(score_manifest_path("tiny"))["shard"])
+    assert len(shards) > 1
+    only = replace(workspace, only_shards=frozenset(shards[:1]))
+    subset = workspace.settings.subset("best")
+    preview, chosen = what_if(only, "best").selection, select(only, subset)
+    assert preview.rows.equals(chosen.rows)
+    assert len(preview.pool) < len(select(workspace, subset).pool)
+
+
 def test_another_alpha_gives_what_a_run_with_it_selects(
     workspace: Workspace, tmp_path: Path, tiny_model: Path, alpha: float
 ) -> None:
