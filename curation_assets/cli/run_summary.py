@@ -12,9 +12,9 @@ from curation_assets.defs.dry_look import dry_look
 from curation_assets.defs.main_job import RunSummary
 from curation_assets.methods.registry import method_of
 from curation_assets.quality.filtered_pool import reason_counts, stored_pool
-from curation_assets.signals.catalog import SIGNALS
 from curation_assets.signals.held_out import validation_of
 from curation_assets.subsets.select import survey
+from curation_assets.tables.signals import SIGNALS
 from curation_assets.workspace.workspace import Workspace, told
 from curation_resources.terminal import progress_bars, simple_table
 

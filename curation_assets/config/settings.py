@@ -22,9 +22,10 @@ from curation_assets.methods.registry import METHODS, method_of
 from curation_assets.methods.selectors.candidates import SelectorSection
 from curation_assets.methods.selectors.registry import SELECTORS
 from curation_assets.tables import SAMPLE_SCORES
+from curation_assets.tables.signals import ALONG_A_RUN, OF_KIND, Kind, SignalName
 from curation_resources.scoring.samples import Proxy
 from curation_resources.scoring.spec import Template
-from curation_resources.sections import ALONG_A_RUN, OF_KIND, Kind, LocatedError, Name, Section, SignalName, unknown
+from curation_resources.sections import LocatedError, Name, Section, unknown
 
 # Other asset groups and keys use these names.
 RESERVED_TARGET_NAMES = {"corpus", "validation", "subsets", "releases", "reports"}

@@ -40,11 +40,11 @@ from curation_assets.quality.checks import benchmark_files
 from curation_assets.releases.build import Release, latest_release, next_release, read_release, refuse_broken
 from curation_assets.signals.held_out import validation_of
 from curation_assets.signals.store import shard_record_path, signal_dir
+from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.fingerprints import base_digest
 from curation_assets.workspace.held_out_files import wanted_validation
 from curation_assets.workspace.limits import Allowance, LimitReachedError
 from curation_assets.workspace.workspace import Workspace
-from curation_resources.sections import SignalName
 from curation_resources.storage.read_cache import one_look
 
 Until = Literal["corpus", "checkpoints"]

@@ -12,13 +12,12 @@ from curation_assets.defs.checkpoints import measured_checkpoint_key, perturbati
 from curation_assets.defs.corpus import RAW_CORPUS_KEY
 from curation_assets.defs.partitions import SHARDS
 from curation_assets.defs.steps import SEGMENTED_STEPS_KEY
-from curation_assets.signals.catalog import non_finite
 from curation_assets.signals.measure import measure_shards
+from curation_assets.signals.requests import non_finite
 from curation_assets.signals.store import ShardMeasurement
-from curation_assets.workspace.fingerprints import SEGMENTED_SIGNALS
+from curation_assets.tables.signals import SEGMENTED_SIGNALS, SignalName
 from curation_assets.workspace.versions import SIGNAL_VERSIONS
 from curation_assets.workspace.workspace import Workspace
-from curation_resources.sections import SignalName
 
 FINITE = "finite"
 

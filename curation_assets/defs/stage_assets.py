@@ -19,8 +19,8 @@ from curation_assets.defs.subsets import subset_key
 from curation_assets.defs.validation import validation_keys
 from curation_assets.operations.stages import ALL, Item, Stage, Unrecorded
 from curation_assets.signals.perturbation import wants_perturbation
+from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
-from curation_resources.sections import SignalName
 
 CORPUS_KEYS = [RAW_CORPUS_KEY, REJECTED_ROWS_KEY, SEGMENTED_STEPS_KEY]
 REPORT_KEYS = {"comparison": COMPARISON_KEY, "preference": PREFERENCE_KEY, "spectra": SPECTRA_KEY}

@@ -13,7 +13,8 @@ from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSec
 from curation_assets.methods.selectors.tagcos import Tagcos
 from curation_assets.methods.selectors.top import Top
 from curation_assets.methods.vectors import BLOCK, Vectors, unit
-from curation_resources.sections import Name, SignalName
+from curation_assets.tables.signals import SignalName
+from curation_resources.sections import Name
 from curation_resources.training.recipe import PRESETS
 
 TRAINED: SignalName = "adam_feature_trajectories"

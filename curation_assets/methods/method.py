@@ -17,9 +17,10 @@ from pydantic import Field
 
 from curation_assets.methods.selectors.candidates import SelectorSection
 from curation_assets.methods.vectors import matrix
+from curation_assets.tables.signals import SignalName
 from curation_resources.scoring.gradient_spec import GradientWeights
 from curation_resources.scoring.spec import Template
-from curation_resources.sections import Name, Section, SignalName
+from curation_resources.sections import Name, Section
 from curation_resources.training.recipe import Recipe
 
 

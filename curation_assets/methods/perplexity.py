@@ -9,7 +9,7 @@ from pydantic import Field
 
 from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection, values
 from curation_assets.methods.selectors.band import Band
-from curation_resources.sections import SignalName
+from curation_assets.tables.signals import SignalName
 
 
 class PerplexityScore(ScoreSection):

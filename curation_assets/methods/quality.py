@@ -8,7 +8,7 @@ import polars as pl
 
 from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection, values
 from curation_assets.methods.selectors.top import Top
-from curation_resources.sections import SignalName
+from curation_assets.tables.signals import SignalName
 
 
 class RewardModelScore(ScoreSection):

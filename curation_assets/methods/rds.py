@@ -13,7 +13,8 @@ from curation_assets.methods.selectors.candidates import SelectorSection
 from curation_assets.methods.selectors.round_robin import RoundRobin
 from curation_assets.methods.selectors.top import Top
 from curation_assets.methods.vectors import cosines, matrix
-from curation_resources.sections import Name, SignalName
+from curation_assets.tables.signals import SignalName
+from curation_resources.sections import Name
 
 SOURCE = "arXiv 2503.01807"
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection, values
 from curation_assets.methods.selectors.top import Top
-from curation_resources.sections import SignalName
+from curation_assets.tables.signals import SignalName
 
 SOURCE = "uncertainty sampling; over the response's tokens, or as in the released code (parity)"
 

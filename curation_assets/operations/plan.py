@@ -31,8 +31,8 @@ from curation_assets.operations.plan_tokens import TokenCount, count_tokens
 from curation_assets.signals.held_out import validation_of
 from curation_assets.signals.store import SignalStore, signal_dir
 from curation_assets.signals.warmup import planned_checkpoints
+from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
-from curation_resources.sections import SignalName
 from curation_resources.training.examples import steps_of
 
 

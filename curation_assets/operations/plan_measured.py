@@ -16,8 +16,8 @@ import polars as pl
 from curation_assets.config.settings import Target
 from curation_assets.signals.store import SignalStore, signal_dir
 from curation_assets.signals.warmup import warmup_checkpoint
+from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
-from curation_resources.sections import SignalName
 
 ALONE: SignalName = "unconditional_likelihoods"
 """The signal that needs a pass of its own, over the responses alone."""

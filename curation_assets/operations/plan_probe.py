@@ -11,16 +11,16 @@ import polars as pl
 from curation_assets.config.settings import Target
 from curation_assets.operations.plan_pool import Pool
 from curation_assets.operations.plan_tokens import TokenCount, segmented, signals_in
-from curation_assets.signals.catalog import SIGNALS, request_for
 from curation_assets.signals.parts import tokens_run
-from curation_assets.signals.rows import LATE
+from curation_assets.signals.requests import request_for
 from curation_assets.signals.scorers import model_scorer
+from curation_assets.tables.signal_rows import LATE
+from curation_assets.tables.signals import SIGNALS, SignalName
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.models.scorer import Scorer
 from curation_resources.progress import track
 from curation_resources.scoring.batching import plan_batches
 from curation_resources.scoring.samples import PrefixWindows, Request, Sample, SampleSignals
-from curation_resources.sections import SignalName
 from curation_resources.storage.warehouse import parquet_bytes
 
 BATCHES = 8

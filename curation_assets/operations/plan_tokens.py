@@ -17,9 +17,10 @@ from curation_assets.methods.random_draws import draw_bits
 from curation_assets.methods.selectors.temp import STEPS
 from curation_assets.operations.plan_formulas import GRADIENT
 from curation_assets.operations.plan_pool import Pool
-from curation_assets.signals.catalog import request_for
 from curation_assets.signals.perturbation import perturbed_request
-from curation_assets.workspace.fingerprints import SEGMENTED_SIGNALS, judge_spec
+from curation_assets.signals.requests import request_for
+from curation_assets.tables.signals import SEGMENTED_SIGNALS, SignalName
+from curation_assets.workspace.fingerprints import judge_spec
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.models.embedder import describe_text, text_limits
 from curation_resources.models.judge import JudgeSpec, tokens_by_bytes
@@ -28,7 +29,6 @@ from curation_resources.progress import track
 from curation_resources.quiet import quieten_transformers
 from curation_resources.scoring.images import ImageLimits
 from curation_resources.scoring.samples import UNRUNNABLE, Encoded, PerturbedRequest, Request, Sample
-from curation_resources.sections import SignalName
 
 if TYPE_CHECKING:
     from curation_resources.scoring.encoding import Encoder
@@ -169,8 +169,7 @@ def make_encoder(workspace: Workspace, target: Target) -> Encoder:
 
 def signals_in(lacking: str) -> list[SignalName]:
     """Split an entry of column `lacking` into its signals."""
-    names: list[SignalName] = lacking.split("+")  # type: ignore[assignment]
-    return names
+    return lacking.split("+")
 
 
 def segmented(signals: Sequence[SignalName]) -> bool:

@@ -12,8 +12,8 @@ from curation_assets.corpus.pool import resolve_duplicates
 from curation_assets.quality.filtered_pool import stored_pool, without_filtered
 from curation_assets.signals.store import SignalStore, shard_records, signal_dir
 from curation_assets.subsets.manifest import present_scores
+from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
-from curation_resources.sections import SignalName
 
 POOL_KEYS = ("sample_id", "prompt_id", "shard", "row", "candidate")
 """Columns by which duplicates are resolved."""

@@ -10,8 +10,8 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.config.settings import Settings, Target
 from curation_assets.operations.report_measured import measured_pool, measurements_now
+from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
-from curation_resources.sections import SignalName
 from curation_resources.storage.digests import digest
 
 PREFERENCE_VERSION = 1

@@ -19,9 +19,9 @@ from curation_assets.methods.registry import method_of
 from curation_assets.operations.report_comparison import spearman
 from curation_assets.operations.report_measured import measured_pool, measurements_now
 from curation_assets.subsets.manifest import present_scores
+from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.scoring.spec import PROJECTIONS
-from curation_resources.sections import SignalName
 from curation_resources.storage.digests import digest
 
 SPECTRA_VERSION = 1

@@ -20,7 +20,8 @@ from curation_assets.operations.stages import unmeasured_shards
 from curation_assets.signals.engine import open_engine, work_of_rows
 from curation_assets.signals.measure import ShardSamples, Visit, measure_all, read_shard_samples, stores_of
 from curation_assets.signals.store import MeasuringError
-from curation_assets.workspace.fingerprints import SEGMENTED_SIGNALS, base_digest
+from curation_assets.tables.signals import SEGMENTED_SIGNALS
+from curation_assets.workspace.fingerprints import base_digest
 from curation_assets.workspace.limits import Allowance
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError

@@ -35,6 +35,7 @@ from curation_assets.signals.store import (
 from curation_assets.signals.warmup import grown_pool, too_few, warmup_checkpoint
 from curation_assets.subsets.manifest import build_manifest, manifest_digest
 from curation_assets.subsets.select import subset_due
+from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.fingerprints import (
     checkpoint_digest,
     corpus_fingerprint,
@@ -51,7 +52,6 @@ from curation_assets.workspace.limits import today_if_limited
 from curation_assets.workspace.purge_list import PurgedList
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError
-from curation_resources.sections import SignalName
 from curation_resources.storage.landing import LandingError
 
 Scope = Literal["corpus", "target", "subset", "reports"]

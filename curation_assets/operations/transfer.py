@@ -24,10 +24,9 @@ from curation_assets.config.settings import Target
 from curation_assets.signals.perturbation import wants_perturbation
 from curation_assets.signals.store import SignalStore, role_of, signal_dir
 from curation_assets.signals.warmup import warmup_checkpoint
+from curation_assets.tables.signals import PROXY_SIGNALS, SEGMENTED_SIGNALS, SignalName
 from curation_assets.workspace.fingerprints import (
     PERTURBED_ROLE,
-    PROXY_SIGNALS,
-    SEGMENTED_SIGNALS,
     WARMUP_ROLE,
     base_digest,
     checkpoint_digest,
@@ -41,7 +40,7 @@ from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError
 from curation_resources.models.model_files import ModelError
 from curation_resources.progress import track
-from curation_resources.sections import SignalName, unknown
+from curation_resources.sections import unknown
 from curation_resources.storage.digests import bytes_digest
 from curation_resources.storage.files import Storage
 from curation_resources.storage.part_store import Measurements

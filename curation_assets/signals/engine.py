@@ -18,14 +18,14 @@ import polars as pl
 
 from curation_assets.config.settings import Target
 from curation_assets.corpus.samples import samples_of
-from curation_assets.signals.catalog import request_for
 from curation_assets.signals.parts import Done, Parts, tokens_run
+from curation_assets.signals.requests import request_for
 from curation_assets.signals.scorers import make_scorer, model_scorer
 from curation_assets.signals.store import MeasuringError, SignalStore
+from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.quiet import quieten_transformers
 from curation_resources.scoring.units import IMAGE_CHARACTERS, Progress, Source
-from curation_resources.sections import SignalName
 
 if TYPE_CHECKING:
     from curation_resources.models.judge import JudgeScorer

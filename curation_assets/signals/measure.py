@@ -17,15 +17,14 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.config.settings import Target
-from curation_assets.signals.catalog import SIGNALS
 from curation_assets.signals.engine import Engine, Lack, Stores, open_engine
 from curation_assets.signals.parts import Done
 from curation_assets.signals.store import ShardMeasurement, SignalStore, shard_record_path
-from curation_assets.workspace.fingerprints import SEGMENTED_SIGNALS, image_limits_key, input_fingerprint
+from curation_assets.tables.signals import SEGMENTED_SIGNALS, SIGNALS, SignalName
+from curation_assets.workspace.fingerprints import image_limits_key, input_fingerprint
 from curation_assets.workspace.limits import Allowance, Meter, launched_allowance
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.progress import track
-from curation_resources.sections import SignalName
 
 logger = logging.getLogger("curation")
 

@@ -6,10 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from curation_assets.signals.catalog import SIGNALS
 from curation_assets.signals.store import SignalStore
+from curation_assets.tables.signals import SIGNALS, SignalName
 from curation_resources.scoring.samples import SampleSignals
-from curation_resources.sections import SignalName
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.config.settings import Target
+from curation_assets.tables.signals import SEGMENTED_SIGNALS, SignalName
 from curation_assets.workspace.fingerprints import (
     BASE_ROLE,
-    SEGMENTED_SIGNALS,
     WARMUP_ROLE,
     image_limits_key,
     input_fingerprint,
@@ -25,7 +25,6 @@ from curation_assets.workspace.fingerprints import (
 )
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError
-from curation_resources.sections import SignalName
 from curation_resources.storage.digests import digest
 from curation_resources.storage.part_store import Measurements
 from curation_resources.storage.warehouse import Warehouse

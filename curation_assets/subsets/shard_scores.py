@@ -13,14 +13,13 @@ from curation_assets import tables
 from curation_assets.config.settings import Target
 from curation_assets.methods.method import ScoreInputs
 from curation_assets.methods.registry import method_of
-from curation_assets.signals.catalog import SIGNALS
 from curation_assets.signals.held_out import validation_key, validation_vectors
 from curation_assets.signals.measure import ShardSamples, read_shard_samples
 from curation_assets.signals.store import MeasuringError, SignalStore, recorded_left_out
 from curation_assets.steps.correctness import verified
+from curation_assets.tables.signals import SIGNALS, SignalName
 from curation_assets.workspace.fingerprints import scored_signals_fingerprint, shard_scores_fingerprint
 from curation_assets.workspace.workspace import Workspace
-from curation_resources.sections import SignalName
 
 FACTS = ("sample_id", "prompt_id", "shard", "row", "candidate", "source", "domain", "generator", "correct", "reward")
 

@@ -12,12 +12,12 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.config.settings import Target
 from curation_assets.methods.registry import method_of
-from curation_assets.signals.catalog import SIGNALS
 from curation_assets.signals.store import SignalStore, signal_dir
 from curation_assets.tables import evaluation as evaluation_tables
+from curation_assets.tables.signals import SIGNALS, SignalName
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError
-from curation_resources.sections import SignalName, unknown
+from curation_resources.sections import unknown
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 

@@ -10,9 +10,9 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.signals.store import SignalStore
 from curation_assets.subsets.stored_tables import pick, write_frame
+from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError
-from curation_resources.sections import SignalName
 
 Normalise = Literal["none", "mean1"]
 SIGNAL: SignalName = "token_likelihoods"

@@ -34,8 +34,9 @@ from curation_assets.subsets.select import (
     present_rows,
 )
 from curation_assets.subsets.selection import HeldSelection
+from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
-from curation_resources.sections import SignalName, unknown
+from curation_resources.sections import unknown
 
 OF_SUBSET = ("selector", "filters", "stratify", "budget")
 

@@ -1,12 +1,74 @@
-"""Tables of signals: one row per sample, stored under the fingerprint of its measurement."""
+"""Signals: one declaration each, with its table, version, checkpoint, request and rows.
+
+Everything else derives from the declarations: the names in curation.yaml and its schema, versions, fingerprints, assets
+and the documentation of tables. A new signal is a declaration here, the pass that computes it (`scoring.samples`,
+`scoring.measuring`), and a test.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
+from curation_assets.tables import signal_rows as rows
 from curation_assets.tables.schema import RESPONSE_TOKENS, RUN_TOKENS, SAMPLE_ID, SIGNAL_FLAGS, Column, Table
+from curation_resources.scoring.samples import Pooling, SampleSignals
+
+Kind = Literal["language", "embedding", "reward", "judge"]
+"""The kind of model behind a target: causal language model, embedding model, reward model or LLM judge."""
+
+Checkpoint = Literal["target", "base", "trajectory", "run", "perturbed"]
+"""Where a signal is measured: at the target's own checkpoint, at its base model, at the intermediate checkpoints of its
+training run, during that run, or at perturbed checkpoints."""
+
+
+@dataclass(frozen=True)
+class Signal:
+    """The declaration of a signal.
+
+    Attributes:
+        table: where it is stored; the table's name is the signal's.
+        value: the column that is null where the signal was not measured.
+        rows: returns the table's rows from the results of a pass.
+        request: returns the fields of `Request` that ask a pass for it, from a target's settings. Sets and tuples of
+            several signals are united.
+        version: raised when its values change for the same input; part of its fingerprint.
+        checkpoint: where it is measured.
+        kind: the only kind of target that has it.
+        segmented: True if it depends on the segmentation, or on where the answer begins.
+        proxied: True if it depends on the proxy gradient.
+        projected: True if it stores gradients as projected vectors.
+    """
+
+    table: Table
+    value: str
+    rows: Callable[[Sequence[SampleSignals]], rows.Rows]
+    request: Callable[[Any], Mapping[str, object]]
+    version: int = 1
+    checkpoint: Checkpoint = "target"
+    kind: Kind = "language"
+    segmented: bool = False
+    proxied: bool = False
+    projected: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name in curation.yaml."""
+        return self.table.name
+
+    def frame(self, results: Sequence[SampleSignals]) -> pl.DataFrame:
+        """Return the rows of these samples as a table."""
+        made = pl.DataFrame(self.rows(results), schema=self.table.schema, strict=False)
+        return self.table.conform(made)
+
+    def reasons(self, stored: pl.DataFrame) -> dict[str, int]:
+        """Return the number of stored samples without a value, by flags."""
+        without = stored.filter(pl.col(self.value).is_null()).select(pl.col("flags").list.join("+"))
+        return dict(sorted(without.group_by("flags").len().iter_rows()))
 
 
 def _mean(meaning: str, unit: str = "") -> Column:
@@ -306,31 +368,165 @@ DIFFICULTY = _signal(
     tokens=JUDGE_TOKENS,
 )
 
-SIGNAL_TABLES = {
-    table.name: table
-    for table in (
-        STEP_GRADIENTS,
-        LIKELIHOODS,
-        SEGMENT_LIKELIHOODS,
-        SEQUENCE_LIKELIHOODS,
-        TOKEN_LIKELIHOODS,
-        UNCONDITIONAL_LIKELIHOODS,
-        EMBEDDINGS_MEAN,
-        EMBEDDINGS_LAST,
-        EMBEDDINGS_POSITION_WEIGHTED,
-        TEXT_EMBEDDINGS,
-        LOSS_TRAJECTORIES,
-        STEP_GRADIENT_TRAJECTORIES,
-        BASE_LIKELIHOODS,
-        PERTURBED_LOSSES,
-        GRADIENT_SPECTRA,
-        GRADIENT_NORMS,
-        GRADIENT_FEATURES,
-        GRADIENT_FEATURE_TRAJECTORIES,
-        ADAM_FEATURE_TRAJECTORIES,
-        IN_RUN_INFLUENCE,
-        REWARDS,
-        INSTRUCTION_TAGS,
-        DIFFICULTY,
+
+def _flag(field: str) -> Callable[[Any], Mapping[str, object]]:
+    """Return a request that sets one field to True."""
+    return lambda _target: {field: True}
+
+
+def _proxy(field: str) -> Callable[[Any], Mapping[str, object]]:
+    """Return a request for Gram matrices under the target's proxy."""
+    return lambda target: {
+        field: target.proxy,
+        "step_features": target.gradients.spec() if target.proxy == "projected" else None,
+    }
+
+
+def _vectors(field: str) -> Callable[[Any], Mapping[str, object]]:
+    """Return a request for projected gradients."""
+    return lambda target: {field: target.gradients.spec()}
+
+
+def _embedding(table: Table, pooling: Pooling, version: int, kind: Kind = "language") -> Signal:
+    request: Mapping[str, object] = {"embeddings": frozenset({pooling})}
+    return Signal(
+        table, "vector", partial(rows.embeddings, pooling), lambda _target: request, version=version, kind=kind
     )
+
+
+_DECLARED = (
+    Signal(
+        STEP_GRADIENTS,
+        "gram",
+        rows.step_gradients,
+        _proxy("step_gradients"),
+        version=2,
+        segmented=True,
+        proxied=True,
+    ),
+    Signal(LIKELIHOODS, "mean_nll", rows.means(lambda result: result.likelihoods), _flag("likelihoods"), version=2),
+    Signal(
+        SEGMENT_LIKELIHOODS,
+        "segment_nll",
+        rows.segment_likelihoods,
+        _flag("segment_likelihoods"),
+        version=2,
+        segmented=True,
+    ),
+    Signal(
+        SEQUENCE_LIKELIHOODS,
+        "sequence_nll",
+        rows.means(lambda result: result.sequence_likelihoods),
+        _flag("sequence_likelihoods"),
+    ),
+    Signal(TOKEN_LIKELIHOODS, "log_likelihoods", rows.token_likelihoods, _flag("token_likelihoods")),
+    Signal(UNCONDITIONAL_LIKELIHOODS, "unconditional_nll", rows.unconditional_likelihoods, _flag("unconditional")),
+    _embedding(EMBEDDINGS_MEAN, "mean", version=2),
+    _embedding(EMBEDDINGS_LAST, "last", version=2),
+    _embedding(EMBEDDINGS_POSITION_WEIGHTED, "position_weighted", version=2),
+    _embedding(TEXT_EMBEDDINGS, "text", version=1, kind="embedding"),
+    Signal(
+        LOSS_TRAJECTORIES,
+        "losses",
+        partial(rows.elsewhere, "losses", lambda result: result.trajectory),
+        _flag("trajectory"),
+        checkpoint="trajectory",
+    ),
+    Signal(
+        STEP_GRADIENT_TRAJECTORIES,
+        "grams",
+        rows.step_gradient_trajectories,
+        _proxy("trajectory_gradients"),
+        checkpoint="trajectory",
+        segmented=True,
+        proxied=True,
+    ),
+    Signal(
+        BASE_LIKELIHOODS,
+        "base_nll",
+        partial(rows.elsewhere, "base_nll", lambda result: result.base_nll),
+        _flag("base_likelihoods"),
+        checkpoint="base",
+    ),
+    Signal(
+        PERTURBED_LOSSES,
+        "random_100",
+        rows.perturbed_losses,
+        _flag("perturbed"),
+        checkpoint="perturbed",
+        segmented=True,
+    ),
+    Signal(GRADIENT_SPECTRA, "nuclear_norm", rows.of_gradients(rows.spectra), _flag("spectra")),
+    Signal(
+        GRADIENT_NORMS,
+        "gradient_norm",
+        rows.of_gradients(rows.norms),
+        lambda target: {"gradient_norms": target.gradients.weights},
+    ),
+    Signal(GRADIENT_FEATURES, "features", rows.of_gradients(rows.features), _vectors("features"), projected=True),
+    Signal(
+        GRADIENT_FEATURE_TRAJECTORIES,
+        "features",
+        rows.of_gradients(partial(rows.along, lambda result: result.trajectory_features)),
+        _vectors("trajectory_features"),
+        checkpoint="trajectory",
+        projected=True,
+    ),
+    Signal(
+        ADAM_FEATURE_TRAJECTORIES,
+        "features",
+        rows.of_gradients(partial(rows.along, lambda result: result.trajectory_adam_features)),
+        _vectors("trajectory_adam_features"),
+        checkpoint="trajectory",
+        projected=True,
+    ),
+    Signal(IN_RUN_INFLUENCE, "influence", rows.in_run_influence, _flag("in_run"), checkpoint="run"),
+    Signal(REWARDS, "reward", rows.rewards, _flag("rewards"), kind="reward"),
+    Signal(
+        INSTRUCTION_TAGS,
+        "tags",
+        partial(rows.judgements, "instruction_tags", "tags"),
+        lambda _target: {"questions": ("instruction_tags",)},
+        kind="judge",
+    ),
+    Signal(
+        DIFFICULTY,
+        "difficulty",
+        partial(rows.judgements, "difficulty", "difficulty"),
+        lambda _target: {"questions": ("difficulty",)},
+        kind="judge",
+    ),
+)
+
+SIGNALS: dict[SignalName, Signal] = {signal.name: signal for signal in _DECLARED}
+
+if TYPE_CHECKING:
+    SignalName = str
+else:
+    SignalName = Literal[tuple(SIGNALS)]
+
+
+def _names(holds: Callable[[Signal], bool]) -> tuple[SignalName, ...]:
+    return tuple(name for name, signal in SIGNALS.items() if holds(signal))
+
+
+ALONG_A_RUN = _names(lambda signal: signal.checkpoint == "trajectory")
+"""Signals that are measured at the intermediate checkpoints of a training run."""
+
+PROXY_SIGNALS = frozenset(_names(lambda signal: signal.proxied))
+"""Signals that depend on the choice of proxy gradient."""
+
+FEATURE_SIGNALS = frozenset(_names(lambda signal: signal.projected))
+"""Signals that store gradients as one vector each."""
+
+SEGMENTED_SIGNALS = frozenset(_names(lambda signal: signal.segmented))
+"""Signals that depend on segmentation into steps, or on where the answer begins."""
+
+OF_KIND: dict[Kind, tuple[SignalName, ...]] = {
+    "embedding": _names(lambda signal: signal.kind == "embedding"),
+    "reward": _names(lambda signal: signal.kind == "reward"),
+    "judge": _names(lambda signal: signal.kind == "judge"),
 }
+"""Signals that are specific to one kind of target; all other signals belong to language models."""
+
+SIGNAL_TABLES = {name: signal.table for name, signal in SIGNALS.items()}

@@ -13,6 +13,14 @@ from typing import Any
 from curation_assets import tables
 from curation_assets.config.settings import Target
 from curation_assets.methods.method import ScoreSection
+from curation_assets.tables.signals import (
+    FEATURE_SIGNALS,
+    PROXY_SIGNALS,
+    SEGMENTED_SIGNALS,
+    SIGNALS,
+    Checkpoint,
+    SignalName,
+)
 from curation_assets.workspace.held_out_files import wanted_validation
 from curation_assets.workspace.versions import (
     CORPUS_VERSION,
@@ -32,20 +40,8 @@ from curation_resources.models.model_files import (
     weights_digest,
 )
 from curation_resources.scoring.samples import Question
-from curation_resources.sections import ALONG_A_RUN, SignalName
 from curation_resources.storage.digests import digest
 from curation_resources.training.files import RECORD, TRAINER_VERSION
-
-PROXY_SIGNALS: frozenset[SignalName] = frozenset({"step_gradients", "step_gradient_trajectories"})
-"""Signals that depend on the choice of proxy gradient."""
-
-FEATURE_SIGNALS: frozenset[SignalName] = frozenset(
-    {"gradient_features", "gradient_feature_trajectories", "adam_feature_trajectories"}
-)
-"""Signals that store gradients as one vector each."""
-
-SEGMENTED_SIGNALS: frozenset[SignalName] = PROXY_SIGNALS | {"segment_likelihoods", "perturbed_losses"}
-"""Signals that depend on segmentation into steps, or on where the answer begins."""
 
 WARMUP_ROLE = "warmup"
 BASE_ROLE = "base"
@@ -273,18 +269,19 @@ def perturbed_digest(workspace: Workspace, target: Target) -> str | None:
     return digest("perturbed", base_digest(workspace, target), sigma, wanted.seed, path, windows)
 
 
-AT: dict[SignalName, Callable[[Workspace, Target], str | None]] = {
-    **dict.fromkeys(ALONG_A_RUN, trajectory_digest),
-    "base_likelihoods": base_digest,
-    "in_run_influence": influence_digest,
-    "perturbed_losses": perturbed_digest,
+AT: dict[Checkpoint, Callable[[Workspace, Target], str | None]] = {
+    "target": checkpoint_digest,
+    "base": base_digest,
+    "trajectory": trajectory_digest,
+    "run": influence_digest,
+    "perturbed": perturbed_digest,
 }
-"""Digest functions for signals that are not measured at the target's own checkpoint."""
+"""Digest of the weights that a signal is measured at, by its declared checkpoint."""
 
 
 def signal_fingerprint(workspace: Workspace, target: Target, signal: SignalName) -> str | None:
     """Return the fingerprint of one signal of a target; None until its warm-up is trained."""
-    weights = AT.get(signal, checkpoint_digest)(workspace, target)
+    weights = AT[SIGNALS[signal].checkpoint](workspace, target)
     if weights is None:
         return None
     if target.endpoint is not None:

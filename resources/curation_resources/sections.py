@@ -4,58 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Name = Annotated[
     str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100, description="lower-case letters, digits and _")
 ]
-
-SignalName = Literal[
-    "step_gradients",
-    "likelihoods",
-    "segment_likelihoods",
-    "sequence_likelihoods",
-    "token_likelihoods",
-    "unconditional_likelihoods",
-    "embeddings_mean",
-    "embeddings_last",
-    "embeddings_position_weighted",
-    "text_embeddings",
-    "loss_trajectories",
-    "step_gradient_trajectories",
-    "base_likelihoods",
-    "perturbed_losses",
-    "gradient_spectra",
-    "gradient_norms",
-    "gradient_features",
-    "gradient_feature_trajectories",
-    "adam_feature_trajectories",
-    "in_run_influence",
-    "rewards",
-    "instruction_tags",
-    "difficulty",
-]
-
-ALONG_A_RUN: tuple[SignalName, ...] = (
-    "loss_trajectories",
-    "step_gradient_trajectories",
-    "gradient_feature_trajectories",
-    "adam_feature_trajectories",
-)
-"""Signals that are measured at the intermediate checkpoints of a training run."""
-
-
-Kind = Literal["language", "embedding", "reward", "judge"]
-"""The kind of model behind a target: causal language model, embedding model, reward model or LLM judge."""
-
-OF_KIND: dict[Kind, tuple[SignalName, ...]] = {
-    "embedding": ("text_embeddings",),
-    "reward": ("rewards",),
-    "judge": ("instruction_tags", "difficulty"),
-}
-"""Signals that are specific to one kind of target; all other signals belong to language models."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], plural: str | None = None) -> str:

@@ -31,11 +31,11 @@ from curation_assets.corpus.ingest import present_shards
 from curation_assets.signals.engine import Lack, RayEngine, work_of_rows
 from curation_assets.signals.measure import Visit, read_shard_samples, records_of, stores_of
 from curation_assets.signals.parts import Done
+from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.models.ray_engine import RayGroup, RayOptions, RayPool
 from curation_resources.scoring import units
 from curation_resources.scoring.units import Source, UnitQueue
-from curation_resources.sections import SignalName
 from curation_resources.storage.part_index import PartIndex
 from curation_resources.storage.s3 import S3Storage
 from tests.benchmarks.common import finish, parser, table

@@ -31,8 +31,8 @@ from curation_assets.signals.engine import Engine, Lack, LocalEngine, RayEngine
 from curation_assets.signals.measure import read_shard_samples, stores_of
 from curation_assets.signals.scorers import model_scorer
 from curation_assets.signals.store import signal_dir
+from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
-from curation_resources.sections import SignalName
 from tests.benchmarks.common import finish, median_ratio, parser, table
 from tests.benchmarks.scheduler import MIXES, Costs, shards_of, simulate
 from tests.benchmarks.selection_scale import figures

@@ -20,7 +20,7 @@ from curation_assets.methods.registry import METHODS
 from curation_assets.methods.selectors.candidates import Candidates, Features
 from curation_assets.methods.selectors.registry import order_by
 from curation_assets.subsets.select import POOL_COLUMNS
-from curation_resources.sections import OF_KIND, SignalName
+from curation_assets.tables.signals import OF_KIND, SignalName
 
 ROOT = Path(__file__).parent.parent.parent
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))

@@ -17,10 +17,10 @@ from curation_assets.operations.plan import Plan, TargetPlan, make_plan
 from curation_assets.operations.plan_tokens import make_encoder
 from curation_assets.signals.scorers import model_scorer
 from curation_assets.signals.store import signal_dir
+from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.models.scorer import Scorer
 from curation_resources.scoring.devices import make_pass
-from curation_resources.sections import SignalName
 from curation_resources.storage.landing import LandingError
 from tests.models import write_tiny_model, write_tiny_qwen3_vl
 from tests.pipeline.test_images import png, trace

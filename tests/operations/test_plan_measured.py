@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from curation_assets.operations.plan_measured import visits
-from curation_resources.sections import SignalName
+from curation_assets.tables.signals import SignalName
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

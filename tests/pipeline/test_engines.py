@@ -23,8 +23,8 @@ from curation_assets.signals.engine import RayEngine, RemotePart, RemoteTarget, 
 from curation_assets.signals.measure import measure_shards, read_shard_samples, stores_of
 from curation_assets.signals.store import MeasuringError
 from curation_assets.subsets.stored_tables import read_stored
+from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
-from curation_resources.sections import SignalName
 from tests.pipeline.test_images import trace
 from tests.pipeline.test_interruptions import stored_ids
 from tests.pipeline.workspaces import make_workspace, rows, run, signal_rows, subset_ids

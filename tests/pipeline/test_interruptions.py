@@ -15,8 +15,8 @@ from curation_assets.defs.dead_runs import UNFINISHED
 from curation_assets.defs.instance import open_instance
 from curation_assets.defs.main_job import MainJob
 from curation_assets.signals.store import signal_dir
+from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
-from curation_resources.sections import SignalName
 from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, stored, subset_ids
 
 SIGNALS: tuple[SignalName, ...] = ("step_gradients", "likelihoods")

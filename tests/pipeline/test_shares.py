@@ -16,8 +16,8 @@ from curation_assets.cli.app import app
 from curation_assets.defs.main_job import MainJob
 from curation_assets.operations.share import Share, measure_share
 from curation_assets.signals.store import MeasuringError
+from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
-from curation_resources.sections import SignalName
 from tests.pipeline.test_interruptions import SLOW_BATCHES, parts, stored_ids
 from tests.pipeline.workspaces import arrive, instance_of, make_workspace, rows, run, signal_rows, subset_ids
 

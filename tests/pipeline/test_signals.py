@@ -18,16 +18,15 @@ from curation_assets.definitions import build_definitions
 from curation_assets.defs.automation import scoring_requests
 from curation_assets.defs.main_job import MainJob
 from curation_assets.defs.partitions import SHARDS
-from curation_assets.signals.catalog import SIGNALS
 from curation_assets.signals.measure import groups_by_missing
 from curation_assets.signals.scorers import model_scorer
 from curation_assets.signals.store import SignalStore, signal_dir
 from curation_assets.subsets.stored_tables import TableRequestError, find_trace, read_stored
+from curation_assets.tables.signals import SIGNALS, SignalName
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.scoring import devices, forward, measuring, units
 from curation_resources.scoring.images import ImageLimits
 from curation_resources.scoring.samples import Request, Sample, SampleSignals
-from curation_resources.sections import SignalName
 from tests.pipeline.test_interruptions import stored_ids
 from tests.pipeline.workspaces import (
     PASS_SIGNALS,

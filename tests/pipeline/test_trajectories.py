@@ -23,13 +23,13 @@ from curation_assets.signals.measure import read_shard_samples
 from curation_assets.signals.scorers import model_scorer
 from curation_assets.signals.warmup import warmup_checkpoint
 from curation_assets.subsets.stored_tables import read_stored
+from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.models.scorer import Scorer
 from curation_resources.scoring.encoding import Encoder
 from curation_resources.scoring.loading import encoding_parts
 from curation_resources.scoring.samples import Request, Sample
 from curation_resources.scoring.spec import PassSpec
-from curation_resources.sections import SignalName
 from curation_resources.training import trajectory
 from curation_resources.training.trainer import step_folder
 from tests.pipeline.workspaces import make_workspace, rows, run, sample_scores, signal_rows, subset_ids, write_shard

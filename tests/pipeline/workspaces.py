@@ -20,10 +20,9 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.defs.main_job import MainJob, RunSummary
 from curation_assets.releases.build import Release
-from curation_assets.signals.catalog import SIGNALS
 from curation_assets.subsets.stored_tables import read_stored
+from curation_assets.tables.signals import SIGNALS, SignalName
 from curation_assets.workspace.workspace import Workspace
-from curation_resources.sections import SignalName
 from curation_resources.storage.digests import digest
 from curation_resources.storage.s3_landing import S3Landing
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -14,9 +15,10 @@ from curation_assets.config.settings import Budget
 from curation_assets.methods.selectors.band import Band
 from curation_assets.methods.selectors.per_prompt import PerPrompt
 from curation_assets.methods.selectors.top import Top
-from curation_assets.subsets.select import SelectionError, survey
+from curation_assets.subsets.select import SelectionError, select, survey
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.subsets.what_if import changed, parse_budget, what_if
+from curation_assets.tables import score_manifest_path
 from curation_assets.workspace.workspace import Workspace
 from tests.pipeline.workspaces import make_workspace, rows, run
 
@@ -39,7 +41,6 @@ def test_an_unchanged_subset_is_the_current_one_to_the_bit(workspace: Workspace)
     assert (difference["added"], difference["removed"], difference["overlap_jaccard"]) == (0, 0, 1.0)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.31, 1.0])
 def test_a_preview_and_a_run_select_from_the_same_shards(workspace: Workspace) -> None:
     shards = sorted(workspace.warehouse.read_table(score_manifest_path("tiny"))["shard"])
     assert len(shards) > 1
@@ -50,6 +51,7 @@ def test_a_preview_and_a_run_select_from_the_same_shards(workspace: Workspace) -
     assert len(preview.pool) < len(select(workspace, subset).pool)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.31, 1.0])
 def test_another_alpha_gives_what_a_run_with_it_selects(
     workspace: Workspace, tmp_path: Path, tiny_model: Path, alpha: float
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from curation_assets.config.settings import Settings
 from curation_assets.subsets.select import parameters_digest
+from curation_assets.tables.signals import ALONG_A_RUN
 from curation_assets.workspace.fingerprints import (
     corpus_fingerprint,
     image_limits_key,
@@ -19,7 +20,6 @@ from curation_assets.workspace.fingerprints import (
 )
 from curation_assets.workspace.versions import SIGNAL_VERSIONS
 from curation_assets.workspace.workspace import Workspace
-from curation_resources.sections import ALONG_A_RUN
 from tests.models import write_tiny_qwen3_vl
 from tests.pipeline.workspaces import make_workspace, rows
 

@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from curation_resources.sections import Section, SignalName
+from curation_assets.tables.signals import SignalName
+from curation_resources.sections import Section
 
 Positions = NDArray[np.int64]
 Mask = NDArray[np.bool_]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import polars as pl
@@ -11,12 +12,12 @@ import pytest
 
 from curation_assets import tables
 from curation_assets.config.settings import Target
-from curation_assets.signals.catalog import POOLINGS, SIGNALS, non_finite, request_for
+from curation_assets.signals.requests import non_finite, request_for
 from curation_assets.signals.store import SignalStore
+from curation_assets.tables.signals import SIGNALS, SignalName
 from curation_resources.scoring.gradient_spec import FeatureSpec
 from curation_resources.scoring.results import GradientFeatures, Likelihoods, StepGradients
-from curation_resources.scoring.samples import PerturbedSignals, Request, SampleSignals
-from curation_resources.sections import SignalName
+from curation_resources.scoring.samples import PerturbedSignals, Pooling, Request, SampleSignals
 from curation_resources.storage.warehouse import Warehouse
 
 MEASURED = SampleSignals(
@@ -168,7 +169,7 @@ def test_a_request_asks_for_nothing_but_the_signals() -> None:
         likelihoods=True,
         segment_likelihoods=True,
         sequence_likelihoods=True,
-        embeddings=frozenset(POOLINGS),
+        embeddings=frozenset(get_args(Pooling)),
         token_likelihoods=True,
         unconditional=True,
         trajectory=True,
