@@ -29,14 +29,22 @@ from curation_resources.progress import track
 logger = logging.getLogger("curation")
 
 
+PLACE = ("sample_id", "row", "candidate")
+"""Columns that say where a sample stands in its shard."""
+
+
 @dataclass(frozen=True)
 class ShardSamples:
-    """The distinct samples of a shard, their segments, and the fingerprints of both tables."""
+    """The distinct samples of a shard, their segments, and the fingerprints of both tables.
+
+    `places` are sample_id, row and candidate of every row, duplicates included; empty for a validation set.
+    """
 
     rows: pl.DataFrame
     steps: pl.DataFrame
     corpus_fingerprint: str
     steps_fingerprint: str
+    places: pl.DataFrame = field(default_factory=lambda: tables.RAW_CORPUS.empty().select(PLACE))
 
     def input_fingerprint(self, signal: SignalName) -> str:
         """Return the fingerprint of the table that a signal's record is valid for."""
@@ -265,7 +273,7 @@ def read_shard_samples(workspace: Workspace, shard: str, segmented: bool) -> Sha
         steps = workspace.warehouse.read_table(path)
         steps_fingerprint = input_fingerprint(workspace.warehouse.table_metadata(path))
     rows = corpus.unique("sample_id", keep="first", maintain_order=True)
-    return ShardSamples(rows, steps, input_fingerprint(corpus_facts), steps_fingerprint)
+    return ShardSamples(rows, steps, input_fingerprint(corpus_facts), steps_fingerprint, corpus.select(PLACE))
 
 
 def groups_by_missing(

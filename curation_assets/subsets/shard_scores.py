@@ -101,8 +101,7 @@ def score_shard(workspace: Workspace, target: Target, shard: str, shared: Shared
         workspace, target, signals_fp, samples.steps_fingerprint, left_out, shared.sets
     )
     facts = _facts(samples, signals)
-    frame = workspace.warehouse.read_table(source).select("sample_id", "row", "candidate")
-    frame = frame.join(facts.drop("row", "candidate"), on="sample_id", how="left", maintain_order="left")
+    frame = samples.places.join(facts.drop("row", "candidate"), on="sample_id", how="left", maintain_order="left")
     metadata = {"fingerprint": fingerprint}
     scores = workspace.settings.scores_of(target.name)
     for score in scores:
