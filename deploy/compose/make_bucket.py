@@ -1,4 +1,4 @@
-"""Make the bucket that compose.yaml's services work in, if it is not there: the step `bucket`."""
+"""Create the bucket for the services of compose.yaml, if it does not exist (service `bucket`)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ THERE = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
 
 
 def main() -> None:
-    """Make the bucket that CURATION_BUCKET names, where AWS_ENDPOINT_URL says."""
+    """Create the bucket CURATION_BUCKET at AWS_ENDPOINT_URL, unless it exists."""
     name = os.environ["CURATION_BUCKET"]
     try:
         boto3.client("s3").create_bucket(Bucket=name)
     except ClientError as error:
         if error.response["Error"]["Code"] not in THERE:
             raise
-    print(f"the bucket {name} is there")
+    print(f"bucket {name} exists")
 
 
 if __name__ == "__main__":
