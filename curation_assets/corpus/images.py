@@ -11,7 +11,6 @@ from pathlib import Path, PurePosixPath
 
 from curation_assets.corpus.drafts import Refused
 from curation_resources.storage.digests import bytes_digest
-from curation_resources.storage.mirror import fetched
 
 STORED = "warehouse://images/"
 """Prefix of a reference to an image whose bytes were inside a row; the bytes' hash follows."""
@@ -74,11 +73,18 @@ class ImageFolder:
     Args:
         root: the landing file's own folder; None if it is not local.
         keep: stores bytes from inside a row under their digest; None to discard them.
+        fetch: makes a file below the root available and returns its hash, or None for a file that is where it is.
     """
 
-    def __init__(self, root: Path | None, keep: Callable[[str, bytes], None] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path | None,
+        keep: Callable[[str, bytes], None] | None = None,
+        fetch: Callable[[Path], str | None] = lambda _path: None,
+    ) -> None:
         self._root = None if root is None else root.resolve()
         self._keep = keep
+        self._fetch = fetch
         self._kept: set[str] = set()
         self._digests: dict[str, str] = {}
 
@@ -122,7 +128,7 @@ class ImageFolder:
             path = (self._root / reference).resolve()
             if not path.is_relative_to(self._root):
                 raise _outside(reference)
-            copied = fetched(path)
+            copied = self._fetch(path)
             if copied is not None:
                 return "file:" + copied
             # Never open a pipe or a device: reading it may not end.

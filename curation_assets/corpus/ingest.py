@@ -101,6 +101,7 @@ def _ingest(workspace: Workspace, shard: str, content: str, *, must_be_same: boo
         workspace.settings.corpus,
         workspace.image_root(shard),
         workspace.keep_image,
+        workspace.fetch_image,
     )
     warehouse = workspace.warehouse
     purged = PurgedList.read(warehouse)

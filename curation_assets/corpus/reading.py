@@ -138,6 +138,7 @@ class ShardReader:
         corpus: format, mapped columns and the longest allowed row.
         images_root: the folder that image paths are relative to; default: the folder of `data` if it is a path.
         keep_image: stores the bytes of an image inside a row under their digest; None to discard them.
+        fetch_image: makes an image file available; see `ImageFolder`.
 
     Attributes:
         rows_in: see `ShardRows`, as for the others; all are known after the last piece.
@@ -151,13 +152,14 @@ class ShardReader:
         corpus: Corpus,
         images_root: Path | None = None,
         keep_image: Callable[[str, bytes], None] | None = None,
+        fetch_image: Callable[[Path], str | None] = lambda _path: None,
     ) -> None:
         self._items = iter(()) if data is None else read_batches(data, name, corpus.max_row_bytes)
         self._corpus = corpus
         self._shard = shard
         if images_root is None and isinstance(data, Path):
             images_root = data.parent
-        self._images = ImageFolder(images_root, keep_image)
+        self._images = ImageFolder(images_root, keep_image, fetch_image)
         self.rows_in = 0
         self.candidates_in = 0
         self.format = UNKNOWN

@@ -12,7 +12,6 @@ from curation_assets import tables
 from curation_assets.corpus.images import STORED, is_remote
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.scoring.samples import ImageFile, ImageSource, Sample, Segment
-from curation_resources.storage.mirror import fetched
 
 
 def samples_of(workspace: Workspace, rows: pl.DataFrame, steps: pl.DataFrame | None = None) -> list[Sample]:
@@ -59,5 +58,5 @@ def image_source(workspace: Workspace, reference: str, root: str, digest: str | 
         return reference
     # The code that opens the image reports any problem.
     with contextlib.suppress(OSError, RuntimeError, ValueError):
-        fetched((Path(root) / reference).resolve(), digest)
+        workspace.fetch_image((Path(root) / reference).resolve(), digest)
     return ImageFile(root, reference, digest)

@@ -121,6 +121,10 @@ class Workspace:
             return self.validation_file(self.settings.validation_set(shard.removeprefix(VALIDATION))).parent
         return (self.images_from or self.landing).folder(shard)
 
+    def fetch_image(self, path: Path, wanted: str | None = None) -> str | None:
+        """Make an image below an `image_root` available; see `Landing.fetch`."""
+        return (self.images_from or self.landing).fetch(path, wanted)
+
     def model_folder(self, target: Target, download: bool = False) -> Path:
         """Return the folder of a target's base model after checking it; fetch it from the hub first if `download` is
         set.

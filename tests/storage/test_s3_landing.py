@@ -15,7 +15,7 @@ from curation_resources.storage import s3_landing
 from curation_resources.storage.digests import bytes_digest
 from curation_resources.storage.files import FileChangedError
 from curation_resources.storage.landing import LONGEST_KEY, UNREADABLE, LandingError, partition_key
-from curation_resources.storage.mirror import Mirror, fetched, mount
+from curation_resources.storage.mirror import Mirror
 from curation_resources.storage.s3 import S3Options, S3Storage
 from curation_resources.storage.s3_landing import S3Landing
 
@@ -159,28 +159,28 @@ def test_files_that_rows_name_come_as_they_are_asked_for(landing: S3Landing) -> 
     folder = landing.folder(partition_key("sub/a.jsonl"))
     red = folder / "images" / "red.png"
     asked = requests_of(landing)
-    assert fetched(red) == bytes_digest(b"sub/images/red.png")
+    assert landing.fetch(red) == bytes_digest(b"sub/images/red.png")
     assert red.read_bytes() == b"sub/images/red.png"
     assert not (folder / "other.png").exists()
     # A second look asks whether it is still the same; who knows its hash need not.
-    assert fetched(red) == bytes_digest(b"sub/images/red.png")
+    assert landing.fetch(red) == bytes_digest(b"sub/images/red.png")
     assert asked == ["GetObject"] * 2
-    fetched(red, bytes_digest(b"sub/images/red.png"))
+    landing.fetch(red, bytes_digest(b"sub/images/red.png"))
     assert asked == ["GetObject"] * 2
     put(landing, "sub/images/red.png", data=b"blue")
-    assert fetched(red) == bytes_digest(b"blue")
+    assert landing.fetch(red) == bytes_digest(b"blue")
     assert red.read_bytes() == b"blue"
     with pytest.raises(FileNotFoundError):
-        fetched(folder / "no.png")
-    assert fetched(folder.parent.parent / "elsewhere.png") is None
+        landing.fetch(folder / "no.png")
+    assert landing.fetch(folder.parent.parent / "elsewhere.png") is None
 
 
 def test_a_copy_that_somebody_changed_is_fetched_again(landing: S3Landing) -> None:
     put(landing, "a.png")
     path = landing.folder("a.jsonl") / "a.png"
-    fetched(path)
+    landing.fetch(path)
     path.write_bytes(b"damaged")
-    assert fetched(path, bytes_digest(b"a.png")) == bytes_digest(b"a.png")
+    assert landing.fetch(path, bytes_digest(b"a.png")) == bytes_digest(b"a.png")
     assert path.read_bytes() == b"a.png"
 
 
@@ -188,10 +188,10 @@ def test_of_a_file_that_is_too_large_the_hash_is_right_and_little_is_kept(landin
     data = os.urandom(5000)
     put(landing, "a.png", data=data)
     path = landing.folder("a.jsonl") / "a.png"
-    assert fetched(path) == bytes_digest(data)
+    assert landing.fetch(path) == bytes_digest(data)
     assert path.read_bytes() == data[: IMAGE_BYTES + 1]
-    mount(Mirror(landing.storage, landing.folder("a.jsonl"), 10_000))
-    assert fetched(path, bytes_digest(data)) == bytes_digest(data)
+    larger = Mirror(landing.storage, landing.folder("a.jsonl"), 10_000)
+    assert larger.fetch(path, bytes_digest(data)) == bytes_digest(data)
     assert path.read_bytes() == data
 
 

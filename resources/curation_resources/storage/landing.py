@@ -139,6 +139,21 @@ class Landing(ABC):
             LandingError: the key points outside the landing area.
         """
 
+    def fetch(self, _path: Path, _wanted: str | None = None) -> str | None:
+        """Make the file at a resolved path below `folder` available; return its hash if it is a copy, else None.
+
+        Files of a landing folder are where they are. An area elsewhere copies them on demand.
+
+        Args:
+            _path: the file.
+            _wanted: a hash: a copy that has it is used without asking whether it changed.
+
+        Raises:
+            OSError: the file does not exist, or cannot be read or copied.
+            StorageError: the area cannot be reached.
+        """
+        return None
+
 
 class FolderLanding(Landing):
     """A landing folder.

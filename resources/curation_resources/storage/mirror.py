@@ -1,7 +1,7 @@
 """Local folders that mirror a prefix of a bucket; each file is downloaded on first use.
 
-Rows name images by paths relative to their shard's file. Code that resolves such a path below a folder calls `fetched`
-first, which does nothing for paths in ordinary folders.
+Rows name images by paths relative to their shard's file. Code that resolves such a path calls `Landing.fetch` first,
+which does nothing for an ordinary folder.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from pathlib import Path
 from curation_resources.storage.digests import atomic_write, digest
 from curation_resources.storage.files import AccessRefusedError
 from curation_resources.storage.s3 import S3Storage
-
-_MOUNTED: dict[Path, Mirror] = {}
 
 
 @dataclass(frozen=True)
@@ -98,26 +96,3 @@ class Mirror:
 
     def _record(self, path: Path) -> Path:
         return self.root.with_name("records") / f"{digest(path.relative_to(self.root).as_posix())}.json"
-
-
-def mount(mirror: Mirror) -> None:
-    """Register a mirror, so that `fetched` uses it for paths below its root."""
-    _MOUNTED[mirror.root] = mirror
-
-
-def fetched(path: Path, wanted: str | None = None) -> str | None:
-    """Download the file of a resolved path if it lies in a mirror; return its hash, or None outside mirrors.
-
-    Args:
-        path: the file.
-        wanted: see `Mirror.fetch`.
-
-    Raises:
-        OSError: the file is in a mirror and is not available.
-        StorageError: the mirror's bucket cannot be used.
-    """
-    for parent in path.parents:
-        mirror = _MOUNTED.get(parent)
-        if mirror is not None:
-            return mirror.fetch(path, wanted)
-    return None

@@ -26,7 +26,7 @@ from curation_resources.storage.landing import (
     partition_key,
     told,
 )
-from curation_resources.storage.mirror import Mirror, mount
+from curation_resources.storage.mirror import Mirror
 from curation_resources.storage.s3 import S3Storage
 
 ETAG = "etag:"
@@ -56,7 +56,7 @@ class S3Landing(Landing):
         self._copies = place / "shards"
         self._images = (place / "files").resolve()
         self._seen: dict[str, StoredFile] = {}
-        mount(Mirror(storage, self._images, image_bytes))
+        self._mirror = Mirror(storage, self._images, image_bytes)
 
     @property
     def place(self) -> str:
@@ -123,6 +123,10 @@ class S3Landing(Landing):
         if not folder.is_relative_to(self._images):
             raise LandingError(f"shard {shard} points outside the landing area {self.place}")
         return folder
+
+    def fetch(self, path: Path, wanted: str | None = None) -> str | None:
+        """Copy the object behind a path below `folder`, unless the copy is current; see `Landing.fetch`."""
+        return self._mirror.fetch(path, wanted) if path.is_relative_to(self._images) else None
 
     def _last(self, shard: str) -> StoredFile:
         found = self._seen.get(shard) or self._look(shard)
