@@ -31,7 +31,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # What the main job, the UI and the training of warm-ups need. `make install` adds the rest.
 $(VENV)/.lean: pyproject.toml constraints.txt
-	@echo "installing into $(VENV): some minutes, about 1.5 GB"
+	@echo "installing into $(VENV): some minutes, about 2 GB"
 	@test -x $(BIN)/python || $(MAKE_VENV)
 	$(INSTALL) -e '.[ui,train]'
 	@touch $@

@@ -130,6 +130,24 @@ def odd_docstrings() -> Iterator[str]:
                     yield f"{path.relative_to(ROOT)}:{node.lineno} {docstring.splitlines()[0]}"
 
 
+def files_for_new() -> dict[str, int]:
+    """Return the number of places that a new signal, method, ... touches, by the table of CONTRIBUTING.md.
+
+    Raises:
+        FileNotFoundError: the table names a place that does not exist.
+    """
+    counts = {}
+    for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines():
+        kind, _, rest = line.removeprefix("| ").partition(" | ")
+        if kind in ("signal", "method", "selector", "format", "export"):
+            places = [name for name in re.findall(r"`([^`]+)`", rest.split(" | ")[0]) if "/" in name]
+            for place in places:
+                if not (ROOT / place).exists():
+                    raise FileNotFoundError(place)
+            counts[kind] = len(places)
+    return counts
+
+
 def measure() -> dict[str, Any]:
     """Return the figures that the JSON line holds."""
     graph = imports()
@@ -144,6 +162,7 @@ def measure() -> dict[str, Any]:
         "source_lines": sum(text.count("\n") for text in texts),
         "code_lines": sum(code_lines(text) for text in texts),
         "odd_docstrings": len(list(odd_docstrings())),
+        "files_for_new": files_for_new(),
     }
 
 

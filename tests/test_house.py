@@ -12,6 +12,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from tests.house import circles, longest_chain, measure
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -116,3 +118,21 @@ def test_our_dagster_yaml_is_valid(tmp_path: Path) -> None:
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         assert instance.get_concurrency_config().pool_config.default_pool_limit == 1
         assert not instance.telemetry_enabled
+
+
+def test_the_house_keeps_its_measures() -> None:
+    """Figures that a change must not worsen; `python -m tests.house` prints all of them."""
+    figures = measure()
+    assert figures["circles"] == figures["upward_imports"] == 0
+    assert figures["top_modules"] <= 3
+    assert figures["top_folders"] <= 15
+    assert figures["files_for_new"] == {"method": 2, "selector": 2, "format": 4, "export": 2, "signal": 3}
+
+
+def test_the_measures_can_fail() -> None:
+    looped = {"a": frozenset({"b"}), "b": frozenset({"c"}), "c": frozenset({"a"}), "d": frozenset({"a"})}
+    assert circles(looped) == [["a", "b", "c"]]
+    assert len(longest_chain(looped)) == 2
+    chain = {"a": frozenset({"b", "c"}), "b": frozenset({"c"}), "c": frozenset[str]()}
+    assert circles(chain) == []
+    assert longest_chain(chain) == ["a", "b", "c"]
