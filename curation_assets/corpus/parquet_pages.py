@@ -48,8 +48,7 @@ _BYTES, _FIXED_BYTES = "BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"
 
 @dataclass(frozen=True)
 class PageHeader:
-    """What is said of a page: its kind, its sizes in bytes as it lies and unpacked, its values and their encoding, and
-    where it lies."""
+    """A page's kind, packed and unpacked size in bytes, number of values, encoding, and position in the file."""
 
     kind: int
     packed: int
@@ -87,10 +86,10 @@ class ColumnPages:
             raise _too_far(f"column {self.path[:100]!r} holds {self.values:,} values in {unpacked:,} bytes")
 
     def to_be_dictionary(self, allowed: int) -> bool:
-        """Whether the values of a row may come to too much, unless they are read without being repeated.
+        """Return True if a row's values may be too large unless they are read as a dictionary.
 
         Raises:
-            Refused: unpacks_too_far: they may, and cannot be read so.
+            Refused: unpacks_too_far: they may be too large, and cannot be read as a dictionary.
         """
         most = self.repeated * self.longest if self.nested else 0
         if most > allowed and (self.kind != _BYTES or _DELTA_BYTES in self.encodings):
@@ -100,10 +99,9 @@ class ColumnPages:
 
 @dataclass(frozen=True)
 class Plan:
-    """How groups of rows that follow one another are to be read: so many rows at a time, and these columns without
-    repeating their values.
+    """Instructions for reading consecutive row groups: rows per batch, and columns to read as dictionaries.
 
-    `unpacked` is what their pages come to in bytes.
+    `unpacked` is the unpacked size of their pages in bytes.
     """
 
     groups: tuple[int, ...]
@@ -112,16 +110,16 @@ class Plan:
     unpacked: int
 
     def with_next(self, other: Plan) -> Plan:
-        """Both together."""
+        """Return one plan for both."""
         dictionaries = tuple(dict.fromkeys((*self.as_dictionaries, *other.as_dictionaries)))
         rows = min(self.rows, other.rows)
         return Plan((*self.groups, *other.groups), rows, dictionaries, self.unpacked + other.unpacked)
 
 
 def plans(stream: IO[bytes], schema: Any, allowed: int) -> Iterator[Plan]:
-    """How all groups of rows are to be read, small ones together.
+    """Yield plans for reading all row groups, small ones together.
 
-    The headers of a group's pages are read when its turn has come.
+    The page headers of a group are read when its plan is requested.
 
     Args:
         stream: the file.
@@ -150,7 +148,7 @@ def plans(stream: IO[bytes], schema: Any, allowed: int) -> Iterator[Plan]:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Where a column's pages of a group begin and end in the file, and how many values they hold."""
+    """The byte range of a column's pages in a row group, and their number of values."""
 
     start: int
     end: int
@@ -189,7 +187,7 @@ def _chunk(fields: dict[int, Any]) -> _Chunk:
 
 
 def _plan(stream: IO[bytes], group: _Group, number: int, schema: Any, allowed: int) -> Plan:
-    """How one group is to be read."""
+    """Return the plan for reading one row group."""
     columns = [_column(stream, chunk, schema.column(place)) for place, chunk in enumerate(group.chunks)]
     unpacked = sum(column.unpacked for column in columns)
     if unpacked > allowed:
@@ -244,7 +242,7 @@ def _longest_entry(stream: IO[bytes], header: PageHeader) -> int:
 
 
 def _unpackings(data: bytes, size: int) -> Iterator[bytes]:
-    """What the bytes may be unpacked to, of a size."""
+    """Yield the results of unpacking the bytes that have the expected size, codec by codec."""
     if len(data) == size:
         yield data
     for codec in _CODECS:

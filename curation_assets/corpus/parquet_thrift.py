@@ -99,7 +99,7 @@ class Thrift:
 
     @property
     def place(self) -> int:
-        """Where the stream is."""
+        """The position in the stream."""
         return self._stream.tell()
 
     def _byte(self) -> int:

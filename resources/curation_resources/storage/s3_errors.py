@@ -20,7 +20,7 @@ def code_of(error: Any) -> str:
 
 
 def broken_off() -> tuple[type[Exception], ...]:
-    """What is raised where an object's stream ends before the object does."""
+    """Return the exceptions of a stream that ends before its object does."""
     from botocore.exceptions import (  # type: ignore[import-untyped]  # noqa: PLC0415
         IncompleteReadError,
         ReadTimeoutError,

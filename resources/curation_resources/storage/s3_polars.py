@@ -20,7 +20,7 @@ def polars_access(client: Any, own_endpoint: bool, max_attempts: int) -> dict[st
         options |= {"aws_endpoint_url": endpoint, "aws_allow_http": str(endpoint.startswith("http://")).lower()}
 
     def credentials() -> tuple[dict[str, str], int | None]:
-        """What Polars asks for when it needs them; they may change with time."""
+        """Return credentials and their expiry for Polars, which asks again when they expire."""
         # boto3 renews credentials of roles by itself when they are asked for.
         frozen = client._request_signer._credentials.get_frozen_credentials()
         found = {"aws_access_key_id": frozen.access_key, "aws_secret_access_key": frozen.secret_key}
