@@ -5,7 +5,6 @@ from __future__ import annotations
 from rich.console import Console
 
 from curation_assets import tables
-from curation_assets.config.config_file import ConfigError, config_path
 from curation_assets.config.settings import Subset
 from curation_assets.corpus.held_out import overlap_with_pool, stored_validation
 from curation_assets.defs.dry_look import dry_look
@@ -15,7 +14,7 @@ from curation_assets.quality.filtered_pool import reason_counts, stored_pool
 from curation_assets.signals.held_out import validation_of
 from curation_assets.subsets.select import survey
 from curation_assets.tables.signals import SIGNALS
-from curation_assets.workspace.workspace import Workspace, told
+from curation_assets.workspace.workspace import Workspace, config_flag
 from curation_resources.terminal import progress_bars, simple_table
 
 
@@ -28,7 +27,9 @@ def show_summary(workspace: Workspace, summary: RunSummary, console: Console) ->
     if summary.rejected:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in summary.rejected.items())
         console.print(
-            f"rejected: {reasons}; see: curate table rejected_rows{told(workspace)}", style="yellow", soft_wrap=True
+            f"rejected: {reasons}; see: curate table rejected_rows{config_flag(workspace)}",
+            style="yellow",
+            soft_wrap=True,
         )
     for target, signals in summary.without_signal.items():
         for signal, without in signals.items():
@@ -36,7 +37,7 @@ def show_summary(workspace: Workspace, summary: RunSummary, console: Console) ->
             view = f"{target}.{signal}" if len(workspace.settings.targets) > 1 else signal
             query = f"select sample_id, flags from {view} where {SIGNALS[signal].value} is null"
             console.print(
-                f'without {signal}: {counts}; see: curate sql "{query}"{told(workspace)}',
+                f'without {signal}: {counts}; see: curate sql "{query}"{config_flag(workspace)}',
                 style="yellow",
                 soft_wrap=True,
             )
@@ -63,7 +64,7 @@ def _show_pool(workspace: Workspace, console: Console) -> None:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in counts.items())
         if reasons:
             console.print(
-                f"excluded from the pool: {reasons}; see: curate table pool{told(workspace)}",
+                f"excluded from the pool: {reasons}; see: curate table pool{config_flag(workspace)}",
                 style="yellow",
                 soft_wrap=True,
             )
@@ -85,20 +86,12 @@ def _show_subset(workspace: Workspace, subset: Subset, reselected: bool, console
     if not size:
         console.print(f"{line}: no sample passes its filters and has a score", style="yellow", soft_wrap=True)
         return
-    console.print(f"{line}; to release it: curate release {subset.name}{_config(workspace)}", soft_wrap=True)
+    console.print(f"{line}; to release it: curate release {subset.name}{config_flag(workspace)}", soft_wrap=True)
     if facts.get("whole") == "True":
         console.print("  its budget exceeds the eligible pool, so all of it is selected", style="yellow")
     score = workspace.settings.score(subset.score)
     for reason in method_of(score).unfaithful(workspace.settings.target(score.target).facts(), score):
         console.print(f"  differs from the source: {reason}", style="dim", soft_wrap=True)
-
-
-def _config(workspace: Workspace) -> str:
-    """Return the `--config PATH` flag for suggested commands; empty if the default finds the configuration."""
-    try:
-        return "" if config_path() == workspace.config_file else f" --config {workspace.config_file}"
-    except ConfigError:
-        return f" --config {workspace.config_file}"
 
 
 def show_dry_look(workspace: Workspace, sample: int, console: Console) -> None:

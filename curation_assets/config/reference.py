@@ -39,7 +39,6 @@ def reference() -> str:
     return "\n".join(lines) + "\n"
 
 
-HEADER = ("| key | type | default | meaning |", "| --- | --- | --- | --- |")
 PLAIN = {"null": "null", "boolean": "true or false", "integer": "whole number"}
 
 

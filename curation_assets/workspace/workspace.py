@@ -151,7 +151,7 @@ class Workspace:
         return (self.folder / Path(place).expanduser()).resolve()
 
 
-def told(workspace: Workspace) -> str:
+def config_flag(workspace: Workspace) -> str:
     """Return the `--config PATH` flag to print in suggested commands; empty if the default finds the configuration."""
     try:
         found = config_path(None).resolve() == workspace.config_file.resolve()
