@@ -27,6 +27,7 @@ from curation_assets.defs.releases import release_asset_key
 from curation_assets.defs.stage_assets import asset_keys, unrecorded_by, without_event
 from curation_assets.defs.validation import TOKENS_RUN, validation_signals_key
 from curation_assets.operations.stages import (
+    STAGES,
     Item,
     Stage,
     Survey,
@@ -157,7 +158,7 @@ class MainJob:
             survey = self._survey(shards)
             stopped = {target for target, _ in allowance.unfinished}
             if not self._stopped(item, stage, stopped):
-                self._run_stage(survey, stage, item, summary, allowance)
+                self._run_stage(survey, stage, item, summary, allowance, until)
         if allowance.unfinished:
             summary.stopped = allowance.reached()
         return summary
@@ -174,9 +175,18 @@ class MainJob:
             return self.workspace.settings.score(item.score).target in stopped
         return item.name in stopped if isinstance(item, Target) else stage.scope == "reports" and bool(stopped)
 
-    def _run_stage(self, survey: Survey, stage: Stage, item: Item, summary: RunSummary, allowance: Allowance) -> None:
+    def _run_stage(
+        self,
+        survey: Survey,
+        stage: Stage,
+        item: Item,
+        summary: RunSummary,
+        allowance: Allowance,
+        until: Until | None,
+    ) -> None:
         """Run the outdated parts of a stage and add the results to the summary."""
-        notes = [] if survey.blocked(stage, item) else [stage.waits(self.workspace, item)]
+        left = [other.name for other in STAGES if not _included(other, until)]
+        notes = [] if survey.blocked(stage, item, without=left) else [stage.waits(self.workspace, item)]
         summary.waiting += [note for note in [*notes, stage.remark(self.workspace, item) if notes else None] if note]
         if not notes or notes[0] is not None:
             return

@@ -8,7 +8,7 @@ assets to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -101,9 +101,12 @@ class Survey:
             self._found[key] = stage.outdated(self, item)
         return self._found[key]
 
-    def blocked(self, stage: Stage, item: Item) -> bool:
-        """Return True if a stage that this one needs is outdated, waits for more data, or cannot be judged."""
-        for need in map(stage_named, stage.needs):
+    def blocked(self, stage: Stage, item: Item, without: Collection[str] = ()) -> bool:
+        """Return True if a stage that this one needs is outdated, waits for more data, or cannot be judged.
+
+        Stages in `without` block nothing: those that a run leaves to another one.
+        """
+        for need in (stage_named(name) for name in stage.needs if name not in without):
             for other in _items_needed(self.workspace, need, item):
                 try:
                     if self.outdated(need, other) or need.waits(self.workspace, other):
@@ -512,22 +515,23 @@ STAGES: tuple[Stage, ...] = (
         state=lambda survey, target, _parts: [sigma_path(survey.workspace, target), sorted(survey.digests)],
     ),
     Stage(
-        "validation",
-        "target",
-        _validation_outdated,
-        needs=("corpus", "warmup", "perturbation"),
-        measures=True,
-        state=_validation_state,
-    ),
-    Stage(
         "signals",
         "target",
         _signals_outdated,
-        needs=("corpus", "warmup", "perturbation", "validation"),
+        needs=("corpus", "warmup", "perturbation"),
         by_shard=True,
         measures=True,
         remark=waits_for_strength,
         state=_signals_state,
+    ),
+    # After the signals: a sample of a set that is also in the pool is measured there, with all signals in one pass.
+    Stage(
+        "validation",
+        "target",
+        _validation_outdated,
+        needs=("corpus", "warmup", "perturbation", "signals"),
+        measures=True,
+        state=_validation_state,
     ),
     Stage("scores", "target", _scores_outdated, by_shard=True, trigger="condition", state=_scores_state),
     Stage("manifest", "target", _manifest_outdated, needs=("corpus", "signals", "scores"), state=_manifest_state),
