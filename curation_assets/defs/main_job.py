@@ -123,6 +123,7 @@ class MainJob:
         self.instance = instance
         self._announce = announce or (lambda _line: None)
         self._accept_removals = accept_removals
+        self._executed = 0
         self._job = self._job_with(None)
 
     def _job_with(self, allowance: Allowance | None) -> dg.JobDefinition:
@@ -151,11 +152,13 @@ class MainJob:
         shards = self._register(summary)
         allowance = Allowance(self.workspace.settings.limits)
         self._job = self._job_with(allowance)
+        survey, executed = self._survey(shards), self._executed
         for stage, item in walk(self.workspace):
             if not _included(stage, until):
                 continue
-            # Check each stage again: earlier stages have changed its inputs.
-            survey = self._survey(shards)
+            if self._executed != executed:
+                # Check again: what ran has changed the inputs of the next stage.
+                survey, executed = self._survey(shards), self._executed
             stopped = {target for target, _ in allowance.unfinished}
             if not self._stopped(item, stage, stopped):
                 self._run_stage(survey, stage, item, summary, allowance, until)
@@ -345,6 +348,7 @@ class MainJob:
     ) -> None:
         """Materialize assets in process; errors of the stage are raised unchanged."""
         self._announce(line)
+        self._executed += 1
         tags = {STAGE_TAG: stage, "curation/config": self.workspace.config_digest} | process_tags()
         # Long runs must see concurrent changes; afterwards everything is read again.
         with one_look(on=False):

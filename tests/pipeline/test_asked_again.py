@@ -121,7 +121,7 @@ def test_with_an_empty_pool_the_rest_is_measured_and_the_reason_is_told(tmp_path
     assert "set perturbation.sigma" in reason
     assert summary.measured == {"tiny": 26}
     target = workspace.settings.target("tiny")
-    with pytest.raises(CheckpointError, match="searched for on the pool, which is empty. Read and filter"):
+    with pytest.raises(CheckpointError, match=r"searched for on the pool, which is empty\. Read and filter"):
         search_sigma(workspace, target, None)  # type: ignore[arg-type]
     with pytest.raises(MeasuringError, match="Materialize tiny/perturbation"):
         SignalStore.of(workspace, target, "perturbed_losses")
