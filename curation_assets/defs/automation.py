@@ -23,12 +23,11 @@ from curation_assets.defs.landing_sensor import landing_sensor
 from curation_assets.defs.partitions import SHARDS, STAGE_TAG, range_tags, release_key, release_partitions
 from curation_assets.defs.placement import placed
 from curation_assets.defs.releases import release_asset_key
-from curation_assets.defs.stage_assets import asset_keys, unrecorded_by
+from curation_assets.defs.stage_assets import asset_keys, ranges_of, unrecorded_by
 from curation_assets.operations.stages import (
     Item,
     Stage,
     Survey,
-    contiguous_ranges,
     raise_if_global,
     signals_to_measure,
     stage_named,
@@ -64,7 +63,7 @@ def _automation_sensor() -> dg.SensorDefinition:
         target=dg.AssetSelection.all(),
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=15,
-        description="Updates scores, manifests and subsets after new signals.",
+        description="Updates scores, subsets and reports after new signals.",
     )
 
 
@@ -144,7 +143,7 @@ def _requests(
     """Return the runs of one stage; each run key encodes the wanted and stored state, and the number of kills."""
     workspace = survey.workspace
     requests = []
-    for parts in _ranges(workspace, instance, stage, outdated):
+    for parts in ranges_of(workspace, instance, stage, outdated):
         selection, state = asset_keys(workspace, stage, item), _state(survey, stage, item, parts)
         if stage.name == "signals" and isinstance(item, Target):
             signals = signals_to_measure(survey.lacking_signals(item), parts)
@@ -164,15 +163,6 @@ def _requests(
 def _state(survey: Survey, stage: Stage, item: Item, parts: Sequence[str]) -> object:
     """Return the state of a stage's parts, for a run key."""
     return [list(parts) if stage.by_shard else [], stage.state(survey, item, parts)]
-
-
-def _ranges(
-    workspace: Workspace, instance: dg.DagsterInstance, stage: Stage, outdated: Sequence[str]
-) -> list[list[str]]:
-    if not stage.by_shard:
-        return [list(outdated)]
-    keys = list(instance.get_dynamic_partitions(str(SHARDS.name)))
-    return contiguous_ranges(outdated, keys, workspace.settings.engine.shards_per_run)
 
 
 def _measurable(workspace: Workspace) -> dict[str, tuple[list[dg.AssetKey], list[str]]]:
@@ -233,7 +223,7 @@ def _unrequested(workspace: Workspace, instance: dg.DagsterInstance) -> list[dg.
             continue
         selection = asset_keys(workspace, stage, item)
         names = [key.to_user_string() for key in selection]
-        for parts in _ranges(workspace, instance, stage, outdated) if outdated else []:
+        for parts in ranges_of(workspace, instance, stage, outdated):
             tags = range_tags(parts) if stage.by_shard else {}
             run_key = digest("rescue", day, stage.name, names, tags, stage.state(survey, item, parts))
             tags = {STAGE_TAG: stage.name, **tags}

@@ -24,14 +24,12 @@ from curation_assets.defs.evaluation import EVALUATION_KEY
 from curation_assets.defs.landing_sensor import DATA_VERSION_TAG, observation
 from curation_assets.defs.partitions import SHARDS, STAGE_TAG, range_tags, release_key, release_partitions
 from curation_assets.defs.releases import release_asset_key
-from curation_assets.defs.stage_assets import asset_keys, unrecorded_by, without_event
+from curation_assets.defs.stage_assets import asset_keys, ranges_of, unrecorded_by, without_event
 from curation_assets.defs.validation import TOKENS_RUN, validation_signals_key
 from curation_assets.operations.stages import (
-    STAGES,
     Item,
     Stage,
     Survey,
-    contiguous_ranges,
     signals_to_measure,
     stage_named,
     subset_rows,
@@ -153,6 +151,12 @@ class MainJob:
         allowance = Allowance(self.workspace.settings.limits)
         self._job = self._job_with(allowance)
         survey, executed = self._survey(shards), self._executed
+        done: set[tuple[str, str]] = set()
+
+        def ignored(need: Stage, other: Item) -> bool:
+            """Return True for a stage that had its turn: a file that changes during a run is read by the next one."""
+            return not _included(need, until) or (need.name, _name(other)) in done
+
         for stage, item in walk(self.workspace):
             if not _included(stage, until):
                 continue
@@ -160,8 +164,13 @@ class MainJob:
                 # Check again: what ran has changed the inputs of the next stage.
                 survey, executed = self._survey(shards), self._executed
             stopped = {target for target, _ in allowance.unfinished}
-            if not self._stopped(item, stage, stopped):
-                self._run_stage(survey, stage, item, summary, allowance, until)
+            if self._stopped(item, stage, stopped) or survey.blocked(stage, item, ignored):
+                continue
+            notes = [stage.waits(self.workspace, item), stage.remark(self.workspace, item)]
+            summary.waiting += [note for note in notes if note is not None]
+            if notes[0] is None:
+                self._run_stage(survey, stage, item, summary, allowance)
+                done.add((stage.name, _name(item)))
         if allowance.unfinished:
             summary.stopped = allowance.reached()
         return summary
@@ -178,21 +187,8 @@ class MainJob:
             return self.workspace.settings.score(item.score).target in stopped
         return item.name in stopped if isinstance(item, Target) else stage.scope == "reports" and bool(stopped)
 
-    def _run_stage(
-        self,
-        survey: Survey,
-        stage: Stage,
-        item: Item,
-        summary: RunSummary,
-        allowance: Allowance,
-        until: Until | None,
-    ) -> None:
+    def _run_stage(self, survey: Survey, stage: Stage, item: Item, summary: RunSummary, allowance: Allowance) -> None:
         """Run the outdated parts of a stage and add the results to the summary."""
-        left = [other.name for other in STAGES if not _included(other, until)]
-        notes = [] if survey.blocked(stage, item, without=left) else [stage.waits(self.workspace, item)]
-        summary.waiting += [note for note in [*notes, stage.remark(self.workspace, item) if notes else None] if note]
-        if not notes or notes[0] is not None:
-            return
         outdated = survey.outdated(stage, item)
         if stage.measures and not stage.by_shard and outdated and allowance.reached():
             # Nothing that depends on it could be measured now.
@@ -331,10 +327,7 @@ class MainJob:
         summary.tokens_measured += 0 if made is None else int(str(made.metadata[TOKENS_RUN].value))
 
     def _ranges(self, stage: Stage, outdated: Sequence[str]) -> list[list[str]]:
-        if not stage.by_shard:
-            return [list(outdated)] if outdated else []
-        keys = self.instance.get_dynamic_partitions(str(SHARDS.name))
-        return contiguous_ranges(outdated, list(keys), self.workspace.settings.engine.shards_per_run)
+        return ranges_of(self.workspace, self.instance, stage, outdated)
 
     def _execute(
         self,
@@ -370,4 +363,8 @@ def _included(stage: Stage, until: Until | None) -> bool:
 
 
 def _line(stage: Stage, item: Item, shards: Sequence[str]) -> str:
-    return LINES[stage.name].format(item="" if item is None else item.name, shards=len(shards))
+    return LINES[stage.name].format(item=_name(item), shards=len(shards))
+
+
+def _name(item: Item) -> str:
+    return "" if item is None else item.name

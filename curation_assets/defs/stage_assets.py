@@ -10,6 +10,7 @@ import dagster as dg
 from curation_assets.config.settings import Subset, Target
 from curation_assets.defs.checkpoints import perturbation_key_of, warmup_key_of
 from curation_assets.defs.corpus import RAW_CORPUS_KEY, REJECTED_ROWS_KEY
+from curation_assets.defs.partitions import SHARDS
 from curation_assets.defs.quality import POOL_KEY, SAMPLE_QUALITY_KEY
 from curation_assets.defs.reports import COMPARISON_KEY, PREFERENCE_KEY, SPECTRA_KEY, report_keys
 from curation_assets.defs.scores import sample_scores_key, score_keys, score_manifest_key
@@ -17,7 +18,7 @@ from curation_assets.defs.signals import signal_key
 from curation_assets.defs.steps import SEGMENTED_STEPS_KEY
 from curation_assets.defs.subsets import subset_key
 from curation_assets.defs.validation import validation_keys
-from curation_assets.operations.stages import ALL, Item, Stage, Unrecorded
+from curation_assets.operations.stages import ALL, Item, Stage, Unrecorded, contiguous_ranges
 from curation_assets.signals.perturbation import wants_perturbation
 from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
@@ -65,6 +66,16 @@ def _target_keys(
             return score_keys(workspace, target)
         case _:
             return [score_manifest_key(target)]
+
+
+def ranges_of(
+    workspace: Workspace, instance: dg.DagsterInstance, stage: Stage, outdated: Sequence[str]
+) -> list[list[str]]:
+    """Return the parts of a stage that one run each covers: contiguous ranges of shards, or all of it."""
+    if not stage.by_shard:
+        return [list(outdated)] if outdated else []
+    keys = list(instance.get_dynamic_partitions(str(SHARDS.name)))
+    return contiguous_ranges(outdated, keys, workspace.settings.engine.shards_per_run)
 
 
 def without_event(instance: dg.DagsterInstance, key: dg.AssetKey, shards: Iterable[str]) -> list[str]:

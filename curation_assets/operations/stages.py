@@ -8,7 +8,7 @@ assets to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -101,13 +101,21 @@ class Survey:
             self._found[key] = stage.outdated(self, item)
         return self._found[key]
 
-    def blocked(self, stage: Stage, item: Item, without: Collection[str] = ()) -> bool:
+    def blocked(
+        self, stage: Stage, item: Item, ignored: Callable[[Stage, Item], bool] = lambda _stage, _item: False
+    ) -> bool:
         """Return True if a stage that this one needs is outdated, waits for more data, or cannot be judged.
 
-        Stages in `without` block nothing: those that a run leaves to another one.
+        Args:
+            stage: the stage.
+            item: its item.
+            ignored: returns True for a needed stage and item that must not block: one that a run has done already, or
+                leaves to another run.
         """
-        for need in (stage_named(name) for name in stage.needs if name not in without):
+        for need in map(stage_named, stage.needs):
             for other in _items_needed(self.workspace, need, item):
+                if ignored(need, other):
+                    continue
                 try:
                     if self.outdated(need, other) or need.waits(self.workspace, other):
                         return True

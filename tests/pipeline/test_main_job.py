@@ -345,3 +345,17 @@ def test_what_a_damaged_part_held_is_measured_again(workspace: Workspace) -> Non
 def test_rejected_rows_are_told(workspace: Workspace) -> None:
     (landed(workspace) / "c.jsonl").write_text('{"prompt": "p"}\nnot json\n')
     assert run(workspace).rejected == {"not_json": 1, "unknown_format": 1}
+
+
+@pytest.mark.folder_only("the file is changed in the folder while the run goes on")
+def test_a_file_that_changes_during_a_run_does_not_stop_it(tmp_path: Path, tiny_model: Path) -> None:
+    shards = {"a.jsonl": rows(6), "b.jsonl": rows(6, start=30)}
+    made = make_workspace(tmp_path, tiny_model, shards, corpus="filters: {repetition: {paper: true}}")
+
+    def change(line: str) -> None:
+        if line.startswith("checking"):
+            write_shard(landed(made) / "b.jsonl", rows(7, start=30))
+
+    assert MainJob(made, instance_of(made), change).run().measured == {"tiny": 12}
+    second = run(made)
+    assert (second.read, second.measured) == (1, {"tiny": 1})
