@@ -174,7 +174,7 @@ def test_options_are_handed_on(steps: Steps) -> None:
 
 @pytest.mark.slow
 def test_what_cannot_be_is_refused_before_anything_is_submitted(steps: Steps) -> None:
-    with pytest.raises(AssertionError, match="UNITS must be a whole number"):
+    with pytest.raises(AssertionError, match="UNITS must be a positive whole number"):
         steps.submit("0")
     assert not steps.cluster.waiting()
 
