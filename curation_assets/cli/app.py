@@ -164,7 +164,7 @@ def select(
         found = what_if(workspace, chosen, changes or [], budget)
         show_what_if(found, console)
         if to is not None:
-            console.print(f"wrote {write_frame(found.selection.rows.lazy(), to):,} rows to {to}", soft_wrap=True)
+            console.print(f"wrote {write_frame(found.rows.lazy(), to):,} rows to {to}", soft_wrap=True)
 
 
 @app.command()

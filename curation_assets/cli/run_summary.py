@@ -12,7 +12,7 @@ from curation_assets.defs.main_job import RunSummary
 from curation_assets.methods.registry import method_of
 from curation_assets.quality.filtered_pool import reason_counts, stored_pool
 from curation_assets.signals.held_out import validation_of
-from curation_assets.subsets.select import survey
+from curation_assets.subsets.select import stored_selection
 from curation_assets.tables.signals import SIGNALS
 from curation_assets.workspace.workspace import Workspace, config_flag
 from curation_resources.terminal import progress_bars, simple_table
@@ -102,7 +102,7 @@ def show_dry_look(workspace: Workspace, sample: int, console: Console) -> None:
     ):
         progress.stop()
         for subset in look.workspace.settings.subsets:
-            facts = survey(look.workspace, subset).facts()
+            facts = stored_selection(look.workspace, subset).facts()
             console.print(
                 simple_table(
                     f"{subset.name}, dry run",

@@ -117,7 +117,7 @@ def _what_if_asset(subsets: list[dg.AssetKey]) -> dg.AssetsDefinition:
     def try_change(config: WhatIfConfig, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
         name = pick("subset", config.subset, [subset.name for subset in workspace.settings.subsets])
         found = what_if(workspace, name, config.changes, config.budget)
-        summary, title = found.selection.told.summary, f"{found.score.name}: pool and what if"
+        summary, title = found.selection.summary, f"{found.score.name}: pool and what if"
         groups = {"pool": summary.pool_counts, "what if": summary.selected_counts}
         sources = found.sources()
         return dg.MaterializeResult(
@@ -126,7 +126,7 @@ def _what_if_asset(subsets: list[dg.AssetKey]) -> dg.AssetsDefinition:
                 "changes": ", ".join(config.changes) or "(none)",
                 "budget": config.budget or "(the subset's)",
                 "difference": facts_table(found.difference()),
-                "choice": facts_table(found.selection.told.facts()),
+                "choice": facts_table(found.selection.facts()),
                 "remarks": "; ".join(found.remarks()) or "(none)",
                 "sources": markdown_table(sources.columns, sources.head(50).iter_rows()),
                 "histogram": dg.MetadataValue.md(counted_histogram(summary.edges, groups, title, "score")),

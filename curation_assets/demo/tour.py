@@ -19,7 +19,7 @@ from curation_assets.demo.corpus import write_corpus
 from curation_assets.operations.init_config import look_at, render_config, write_schema
 from curation_assets.operations.report_statistics import auroc
 from curation_assets.releases.build import Release
-from curation_assets.subsets.select import select
+from curation_assets.subsets.select import pool_of
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.terminal import progress_bars, simple_table
 
@@ -57,7 +57,8 @@ def tour(folder: Path, console: Console) -> None:
 
 def judge(workspace: Workspace) -> pl.DataFrame:
     """Return the pool with scores, selection and the planted flaw from the labels."""
-    pool = select(workspace, workspace.settings.subset(SUBSET)).pool
+    subset = workspace.settings.subset(SUBSET)
+    pool = pool_of(workspace, subset, workspace.warehouse.read_table(tables.subset_path(SUBSET)))
     corpus = workspace.warehouse.scan(tables.raw_corpus_dir())
     assert corpus is not None
     labels = corpus.select("sample_id", "extra").unique("sample_id").collect()

@@ -25,8 +25,8 @@ from curation_assets.releases.release_plots import write_plots
 from curation_assets.releases.step_columns import step_columns, steps_digest
 from curation_assets.releases.trace_images import release_pictures
 from curation_assets.releases.trace_page import page_text
-from curation_assets.releases.traces import release_traces
-from curation_assets.subsets.select import survey, wanted_fingerprint
+from curation_assets.releases.traces import traces_of
+from curation_assets.subsets.select import stored_selection, wanted_fingerprint
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.storage.files import FolderStorage
 from curation_resources.storage.warehouse import Warehouse
@@ -184,11 +184,11 @@ def _rows(workspace: Workspace, subset: Subset) -> pl.DataFrame:
 def _create(workspace: Workspace, subset: Subset, number: int, run_id: str) -> None:
     _check_current(workspace, subset)
     rows = _rows(workspace, subset)
-    selection = survey(workspace, subset)
+    selection = stored_selection(workspace, subset)
     folder = f"{tables.release_dir(subset.name)}/{number}"
 
     def fill(place: Path) -> None:
-        write_data(workspace, place, rows)
+        written = write_data(workspace, place, rows)
         plots = write_plots(place, selection, subset.score)
         changes = _changes(workspace, subset, number, rows)
         manifest = release_manifest(
@@ -197,7 +197,7 @@ def _create(workspace: Workspace, subset: Subset, number: int, run_id: str) -> N
         _write_json(place / MANIFEST, manifest)
         _write_json(place / CROISSANT, croissant(manifest, license_of(manifest["licenses"])))
         _write(place / CARD, dataset_card(manifest, plots))
-        _write_page(place)
+        _write(place / PAGE, _page(place, written, manifest))
         sums = _sizes_and_sums(place)
         lines = [f"{facts['sha256']}  {name}\n" for name, facts in sums.items()]
         _write(place / CHECKSUMS, "".join(lines))
@@ -226,11 +226,10 @@ def _changes(
     return changes_of(before, rows, same_score=was["parameters"]["score"] == now).facts()
 
 
-def _write_page(place: Path) -> None:
-    """Write the page with the traces of a release that is being made."""
-    storage = FolderStorage(place.parent)
-    traces = release_traces(storage, place.name, PAGE_TRACES)
-    _write(place / PAGE, page_text(traces, release_pictures(storage, place.name)))
+def _page(place: Path, rows: pl.DataFrame, manifest: Mapping[str, Any]) -> str:
+    """Return the page with the traces of a release that is being made in a folder."""
+    pictures = release_pictures(FolderStorage(place.parent), place.name)
+    return page_text(traces_of(rows, manifest, PAGE_TRACES), pictures)
 
 
 def _sizes_and_sums(place: Path) -> dict[str, dict[str, Any]]:

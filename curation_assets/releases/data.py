@@ -86,8 +86,10 @@ def content_digest(rows: pl.DataFrame) -> str:
     return bytes_digest(rows.write_ndjson().encode())
 
 
-def write_data(workspace: Workspace, place: Path, rows: pl.DataFrame) -> None:
+def write_data(workspace: Workspace, place: Path, rows: pl.DataFrame) -> pl.DataFrame:
     """Write a release's rows as Parquet and as JSON lines into a folder, with the images embedded in them.
+
+    Returns the rows as the Parquet file holds them.
 
     Raises:
         ReleaseError: an image is missing from the warehouse.
@@ -96,10 +98,12 @@ def write_data(workspace: Workspace, place: Path, rows: pl.DataFrame) -> None:
     (place / "data").mkdir()
     records = [trainer_record(row) for row in rows.iter_rows(named=True)]
     messages = pl.Series("messages", [record["messages"] for record in records], dtype=MESSAGES_TYPE)
-    write_parquet(rows.with_columns(messages), place / DATA_PARQUET)
+    written = rows.with_columns(messages)
+    write_parquet(written, place / DATA_PARQUET)
     with (place / DATA_JSONL).open("w", encoding="utf-8", newline="\n") as stream:
         for record in records:
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+    return written
 
 
 def write_parquet(rows: pl.DataFrame, path: Path) -> None:

@@ -16,8 +16,7 @@ from curation_assets.methods.registry import METHODS, method_of
 from curation_assets.releases.export import release_frame
 from curation_assets.releases.step_columns import STEP_COLUMNS, VALUES, step_columns
 from curation_assets.subsets.eligibility import passes
-from curation_assets.subsets.select import select, selector_of
-from curation_assets.subsets.selection import HeldSelection
+from curation_assets.subsets.select import pool_of, select, selector_of
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.storage.digests import digest
 from curation_resources.storage.files import Storage
@@ -98,16 +97,15 @@ def subset_traces(
     Raises:
         SelectionError: there are no scores to select by.
     """
-    selection, score = select(workspace, subset), workspace.settings.score(subset.score)
-    pool = selection.pool.join(selection.rows.select("sample_id", "rank", "reason"), on="sample_id", how="left")
-    pool = pool.with_columns(shown_score())
+    score, chosen = workspace.settings.score(subset.score), select(workspace, subset).rows
+    pool = pool_of(workspace, subset, chosen).with_columns(shown_score())
     shown = in_order(pool.filter("selected")) if chosen_only else draw_prompts(pool, most)
     selector = selector_of(workspace, subset)
     highest_first = takes_highest(selector.model_dump(mode="json"), method_of(score).highest_first)
     ids = shown["sample_id"]
     content = corpus_rows(workspace, ids.to_list()).select("sample_id", *CONTENT)
     rows = (
-        shown.with_columns(why=why_column(shown, selection, workspace, subset))
+        shown.with_columns(why=why_column(shown, pool, workspace, subset))
         .join(content, on="sample_id", how="left", maintain_order="left")
         .join(_flags(workspace, score.target, ids), on="sample_id", how="left", maintain_order="left")
         .join(step_columns(workspace, subset, ids), on="sample_id", how="left", maintain_order="left")
@@ -115,7 +113,7 @@ def subset_traces(
     facts = [
         ("score", f"{score.name}: {method_of(score).summary}"),
         ("measured with", workspace.settings.target(score.target).model),
-        ("selected", f"{len(selection.rows):,} of {len(pool):,}"),
+        ("selected", f"{len(chosen):,} of {len(pool):,}"),
         ("selector", selector.kind),
     ]
     title = f"subset {subset.name}"
@@ -139,7 +137,11 @@ def release_traces(storage: Storage, place: str, most: int | None = MOST_TRACES)
     Raises:
         ExportError: the folder is not a release, or its files cannot be read.
     """
-    frame, manifest = release_frame(storage, place)
+    return traces_of(*release_frame(storage, place), most)
+
+
+def traces_of(frame: pl.DataFrame, manifest: Mapping[str, Any], most: int | None) -> Traces:
+    """Return the rows of a release with this manifest; at most `most`, or all."""
     frame = frame.with_columns(
         shown_score(),
         n_steps=pl.col("step_spans").list.len().cast(pl.Int32),
@@ -280,14 +282,22 @@ def survivors_of(rows: pl.DataFrame, highest_first: bool = True) -> Survivors:
     return Survivors(thresholds, left, steps, length, "characters" if characters else "tokens")
 
 
-def why_column(shown: pl.DataFrame, selection: HeldSelection, workspace: Workspace, subset: Subset) -> pl.Series:
-    """Return the reason why each row was or was not selected."""
+def why_column(shown: pl.DataFrame, pool: pl.DataFrame, workspace: Workspace, subset: Subset) -> pl.Series:
+    """Return the reason why each row was or was not selected.
+
+    Args:
+        shown: rows of the pool.
+        pool: the pool with `rank`, `selected`, `score`, `reason`.
+        workspace: the configuration.
+        subset: the subset that was selected.
+    """
     score = workspace.settings.score(subset.score)
-    with_chosen = set(selection.pool.filter("selected")["prompt_id"])
+    chosen = pool.filter("selected").sort("rank")
+    with_chosen = set(chosen["prompt_id"])
     selector = selector_of(workspace, subset)
     by_score_alone = selector.kind == "top" and not subset.stratify
     passing = shown.with_columns(passing=passes(subset.filters))["passing"].fill_null(value=False)
-    last = selection.rows["score"][-1] if len(selection.rows) else None
+    last = chosen["score"][-1] if len(chosen) else None
     reasons = []
     for row, passed in zip(shown.iter_rows(named=True), passing, strict=True):
         if row["selected"]:

@@ -1,16 +1,14 @@
-"""Compute row properties of the pool: eligibility, filters, and answers with almost no gradient."""
+"""Which rows of the pool are eligible for a subset."""
 
 from __future__ import annotations
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from curation_assets.config.settings import Filters
 from curation_assets.methods.method import ScoreSection
-from curation_assets.methods.selectors.candidates import ascending
 
 LOW_SIGNAL_PERCENT = 1
+"""Percent of gradient norms of answers that count as low."""
 
 
 def eligible(score: ScoreSection, filters: Filters) -> pl.Expr:
@@ -38,13 +36,3 @@ def passes(filters: Filters) -> pl.Expr:
         if most is not None:
             conditions.append(pl.col(column) <= most)
     return pl.all_horizontal(conditions)
-
-
-def low_signal(pool: pl.DataFrame) -> NDArray[np.bool_]:
-    """Return which answers have the lowest percent of gradient norms [N], ties broken by sample_id."""
-    norms = pool["answer_norm"].fill_null(float("nan")).to_numpy().astype(np.float64)
-    places = np.flatnonzero(~np.isnan(norms))
-    count = len(places) * LOW_SIGNAL_PERCENT // 100
-    low = np.zeros(len(pool), dtype=np.bool_)
-    low[places[ascending(norms[places], pool["sample_id"], places, count)[:count]]] = True
-    return low

@@ -1,9 +1,11 @@
-"""Select a subset: load the pool, filter and rank it in memory or on disk (`out_of_core`), and write the result."""
+"""Select subsets from stored scores, and store them: what a run, a what-if, a release and a trace page share.
+
+`curation_assets.subsets.choose` holds the choice itself.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -13,32 +15,22 @@ from numpy.typing import NDArray
 
 from curation_assets import tables
 from curation_assets.config.settings import Subset, Target
-from curation_assets.corpus.pool import Pool, resolve_duplicates
+from curation_assets.corpus.pool import resolve_duplicates
 from curation_assets.methods.method import ScoreSection
 from curation_assets.methods.registry import method_of
-from curation_assets.methods.selectors.candidates import Candidates, Features, SelectorSection
-from curation_assets.methods.selectors.registry import order_by, order_by_stratum
-from curation_assets.methods.selectors.registry import selector_of as selector_of_section
+from curation_assets.methods.selectors.candidates import Features, SelectorSection
 from curation_assets.quality.filtered_pool import pool_table, stored_pool, without_filtered
 from curation_assets.signals.held_out import validation_key, validation_vectors
 from curation_assets.signals.store import SignalStore, shard_records, signal_dir
-from curation_assets.subsets.budget import most_samples, strata, take_within
-from curation_assets.subsets.eligibility import eligible, low_signal
-from curation_assets.subsets.out_of_core import Take, choose_out_of_core
-from curation_assets.subsets.selection import HeldSelection, Selection, pieces, subset_rows
-from curation_assets.subsets.spilled_pool import SpilledSelector
+from curation_assets.subsets.choose import POOL_COLUMNS, READ_ROWS, Take, choose, reads_prompts
+from curation_assets.subsets.selection import Selection
 from curation_assets.workspace.fingerprints import input_fingerprint, shard_scores_fingerprint
 from curation_assets.workspace.workspace import Workspace, cache_folder
 from curation_resources.errors import UserError
 from curation_resources.storage.digests import digest
 from curation_resources.storage.spill import spilling
 
-logger = logging.getLogger("curation")
-
 SELECTION_VERSION = 3
-
-POOL_COLUMNS = [name for name in tables.SAMPLE_SCORES.columns if name != "flags"]
-"""Columns that selection reads, beside the score."""
 
 
 class SelectionError(UserError):
@@ -70,73 +62,103 @@ def wanted_fingerprint(workspace: Workspace, subset: Subset) -> str | None:
     return digest(parameters_digest(workspace, subset), manifest, stored_pool(workspace))
 
 
-class Scores(NamedTuple):
-    """The scores that a subset is chosen from, including exact duplicates, and their expected number of rows."""
+class Chosen(NamedTuple):
+    """Rows of table `subset`, in memory, and the facts about their selection."""
 
-    rows: pl.LazyFrame
-    expected: int
+    rows: pl.DataFrame
+    selection: Selection
 
 
-def select(workspace: Workspace, subset: Subset) -> HeldSelection:
-    """Select a subset from the stored scores, with its pool in memory; deterministic to the bit.
+def select(workspace: Workspace, subset: Subset) -> Chosen:
+    """Select a subset from the stored scores, without writing it; see `select_from`."""
+    pieces = [tables.SUBSET.empty()]
+    selection = select_into(workspace, subset, pieces.append)
+    return Chosen(pl.concat(pieces), selection)
+
+
+def select_into(workspace: Workspace, subset: Subset, take: Take) -> Selection:
+    """Select a subset from the stored scores; see `select_from`.
 
     Raises:
         SelectionError: the target has no manifest, or its scores were made with other parameters.
     """
-    return _select_held(workspace, subset, _stored_scores(workspace, subset))
+    score = workspace.settings.score(subset.score)
+    rows, _ = present_rows(workspace, workspace.settings.target(score.target))
+    if rows is None:
+        rows = tables.SAMPLE_SCORES.empty().lazy().with_columns(pl.lit(None, dtype=pl.Float64).alias(score.name))
+    scored = rows.select(*POOL_COLUMNS, score=score.name)
+    if not reads_prompts(selector_of(workspace, subset), features_of(workspace, score)):
+        # They take a fifth of all bytes.
+        scored = scored.drop("prompt_id")
+    return select_from(workspace, subset, score, in_pieces(scored), take)
 
 
-def select_into(workspace: Workspace, subset: Subset, take: Take) -> Selection:
-    """Select a subset from any number of stored scores, with the same result as `select`.
+def in_pieces(rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+    """Yield rows in pieces, in any order."""
+    yield from rows.collect_batches(chunk_size=READ_ROWS, maintain_order=False, engine="streaming")
 
-    A pool of more rows than `engine.rows_in_memory` is sorted on disk, unless the selector compares vectors.
+
+def pool_of(workspace: Workspace, subset: Subset, chosen: pl.DataFrame) -> pl.DataFrame:
+    """Return the pool in memory, each sample once: POOL_COLUMNS, `score`, `rank`, `reason` and `selected`.
+
+    Args:
+        workspace: the configuration.
+        subset: a subset.
+        chosen: its rows.
+
+    Raises:
+        SelectionError: see `current_manifest`.
+        QualityError: the corpus' filters have not been applied to some of the samples.
+    """
+    score = workspace.settings.score(subset.score)
+    rows, _ = present_rows(workspace, workspace.settings.target(score.target))
+    if rows is None:
+        rows = tables.SAMPLE_SCORES.empty().lazy().with_columns(pl.lit(None, dtype=pl.Float64).alias(score.name))
+    pool = resolve_duplicates(rows.select(*POOL_COLUMNS, score=score.name)).rows
+    marks = chosen.select("sample_id", "rank", "reason")
+    marked = without_filtered(workspace, pool)[0].join(marks, on="sample_id", how="left", maintain_order="left")
+    return marked.with_columns(selected=pl.col("rank").is_not_null())
+
+
+def select_from(
+    workspace: Workspace,
+    subset: Subset,
+    score: ScoreSection,
+    scored: Iterable[pl.DataFrame],
+    take: Take,
+    duplicates: int | None = None,
+) -> Selection:
+    """Select a subset from scored rows; deterministic to the bit. Runs and what-ifs both select with it.
+
+    Sorting spills to disk beyond `engine.selection_memory_mib`. Only a selector that compares vectors, or brings its
+    own order, holds its candidates in memory.
 
     Args:
         workspace: the configuration.
         subset: the subset to select.
+        score: its score.
+        scored: see `choose`.
         take: receives the rows of table `subset`, best first, in pieces.
+        duplicates: see `choose`.
 
     Raises:
-        SelectionError: see `select`.
+        QualityError: the corpus' filters have not been applied to some of the samples.
         SpillError: memory or disk is too small for the pool.
     """
-    scores, engine = _stored_scores(workspace, subset), workspace.settings.engine
-    selector, score = selector_of(workspace, subset), workspace.settings.score(subset.score)
-    if scores.expected > engine.rows_in_memory and isinstance(selector, SpilledSelector):
-        features, known = features_of(workspace, score), pool_table(workspace)
-        prompts = None if features is None or features.prompts is None else features.prompts()
-        with spilling(cache_folder() / "selection", engine.selection_memory_mib) as spill:
-            return choose_out_of_core(spill, scores.rows, score, selector, subset, take, known, prompts)
-    if scores.expected > engine.rows_in_memory:
-        # Vectors dominate memory and every step reads all of them, so sorting on disk would not help.
-        logger.warning(
-            "subset %s: selector %s compares vectors, so its pool of %d rows is held in memory, although "
-            "engine.rows_in_memory is %d.",
-            *(subset.name, selector.kind, scores.expected, engine.rows_in_memory),
+    selector, features = subset.selector or method_of(score).selector, features_of(workspace, score)
+    engine = workspace.settings.engine
+    with spilling(cache_folder() / "selection", engine.selection_memory_mib) as spill:
+        return choose(
+            *(spill, scored, score, selector, subset, take, pool_table(workspace), features),
+            many=engine.rows_in_memory,
+            duplicates=duplicates,
         )
-    held = _select_held(workspace, subset, scores)
-    for piece in pieces(held.rows):
-        take(piece)
-    return held.told
-
-
-def survey(workspace: Workspace, subset: Subset) -> Selection:
-    """Summarise the subset that would be chosen now; see `select_into`."""
-    return select_into(workspace, subset, lambda _: None)
-
-
-def _stored_scores(workspace: Workspace, subset: Subset) -> Scores:
-    score = workspace.settings.score(subset.score)
-    rows, expected = present_rows(workspace, workspace.settings.target(score.target))
-    if rows is None:
-        rows = tables.SAMPLE_SCORES.empty().lazy().with_columns(pl.lit(None, dtype=pl.Float64).alias(score.name))
-    return Scores(rows.select(*POOL_COLUMNS, score=score.name), expected)
 
 
 def present_rows(workspace: Workspace, target: Target) -> tuple[pl.LazyFrame | None, int]:
     """Return the rows of `sample_scores` that a selection starts from, and their number; None if there is no table.
 
-    A run and a what-if select from these same rows: those of the present shards, or of the workspace's `only_shards`.
+    These are the rows of the present shards, or of the workspace's `only_shards`.
 
     Raises:
         SelectionError: see `current_manifest`.
@@ -147,18 +169,6 @@ def present_rows(workspace: Workspace, target: Target) -> tuple[pl.LazyFrame | N
     return workspace.warehouse.scan(tables.sample_scores_dir(target.name), manifest["shard"]), int(
         manifest["rows"].sum()
     )
-
-
-def _select_held(workspace: Workspace, subset: Subset, scores: Scores) -> HeldSelection:
-    score = workspace.settings.score(subset.score)
-    pool, filtered = filtered_pool(workspace, resolve_duplicates(scores.rows))
-    return choose(pool, score, selector_of(workspace, subset), subset, features_of(workspace, score), filtered)
-
-
-def filtered_pool(workspace: Workspace, pool: Pool) -> tuple[Pool, dict[str, int]]:
-    """Return the pool without samples removed by the corpus' filters, and their number by reason."""
-    rows, filtered = without_filtered(workspace, pool.rows)
-    return Pool(rows, pool.duplicates), filtered
 
 
 def features_of(workspace: Workspace, score: ScoreSection) -> Features | None:
@@ -188,47 +198,6 @@ def features_of(workspace: Workspace, score: ScoreSection) -> Features | None:
         return Features(vectors)
     # Cached, because every stratum uses the same validation vectors.
     return Features(vectors, cache(validation), prompts)
-
-
-def choose(
-    scored: Pool,
-    score: ScoreSection,
-    selector: SelectorSection,
-    subset: Subset,
-    features: Features | None = None,
-    filtered: Mapping[str, int] | None = None,
-) -> HeldSelection:
-    """Choose a subset of scored samples, in memory.
-
-    Args:
-        scored: rows of `sample_scores` (POOL_COLUMNS), each sample once, with the score in column `score`.
-        score: the score's configuration.
-        selector: the selector.
-        subset: filters, strata, budget.
-        features: embeddings, for selectors that need them.
-        filtered: samples removed from the pool by the corpus' filters, by reason.
-    """
-    pool = scored.rows
-    may_pass = pool.select(eligible(score, subset.filters)).to_series().to_numpy()
-    values = pool["score"].fill_null(float("nan")).to_numpy()
-    by_vectors = selector_of_section(selector).vectors
-    limit = most_samples(subset.budget, pool, may_pass) if by_vectors or not subset.stratify else None
-    may, highest_first = may_pass & np.isfinite(values), method_of(score).highest_first
-    found = Candidates(pool, values, may, highest_first, limit, features, int(may_pass.sum()))
-    if by_vectors and subset.stratify:
-        choice = order_by_stratum(selector, found, strata(pool, may_pass, subset.stratify))
-    else:
-        choice = order_by(selector, found)
-    taken = take_within(choice.order, subset.budget, pool, may_pass, subset.stratify)
-    selected = np.zeros(len(pool), dtype=np.bool_)
-    selected[taken.positions] = True
-    marks = {"eligible": may_pass, "low_signal": low_signal(pool), "selected": selected}
-    pool = pool.with_columns(pl.Series(name, mark) for name, mark in marks.items())
-    rows = subset_rows(pool[taken.positions], score.name)
-    held_out = (
-        None if features is None or features.prompts is None else int(pool["prompt_id"].is_in(features.prompts()).sum())
-    )
-    return HeldSelection(rows, pool, scored.duplicates, dict(filtered or {}), choice.left_out, taken.whole, held_out)
 
 
 def current_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
@@ -279,7 +248,24 @@ def write_subset(workspace: Workspace, subset: Subset) -> Selection:
             "rows": str(selection.summary.selected),
             "whole": str(selection.whole),
         }
+    document = {"fingerprint": fingerprint, "selection": selection.document()}
+    workspace.warehouse.write_json(tables.selection_path(subset.name), document)
     return selection
+
+
+def stored_selection(workspace: Workspace, subset: Subset) -> Selection:
+    """Return the facts about the selection of the current subset, as they were stored with it.
+
+    A subset without them (from an earlier version, or written by a process that died) is selected again.
+
+    Raises:
+        SelectionError: see `select_into`.
+    """
+    document = workspace.warehouse.read_json(tables.selection_path(subset.name))
+    stored = workspace.warehouse.table_metadata(tables.subset_path(subset.name)).get("fingerprint")
+    if document is not None and document["fingerprint"] == stored:
+        return Selection.of_document(document["selection"])
+    return select_into(workspace, subset, lambda _: None)
 
 
 def subset_due(workspace: Workspace, subset: Subset) -> bool:

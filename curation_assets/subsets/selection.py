@@ -1,15 +1,15 @@
-"""A selected subset: its rows as written, their digest, and a summary of the selection."""
+"""A selected subset: its rows as written, their digest, and the facts about the selection."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, fields
+from typing import Any
 
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.subsets.summary import Summary, summarise
+from curation_assets.subsets.summary import Summary
 from curation_resources.storage.digests import RunningDigest, digest
 
 PIECE_ROWS = 500_000
@@ -18,7 +18,7 @@ PIECE_ROWS = 500_000
 
 @dataclass(frozen=True)
 class Selection:
-    """A selection without its rows and pool.
+    """The facts about a selection.
 
     Attributes:
         summary: summary of the pool and of the subset.
@@ -38,6 +38,15 @@ class Selection:
     whole: bool
     held_out: int | None = None
 
+    def document(self) -> dict[str, Any]:
+        """Return everything as JSON; `of_document` is the inverse."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"summary": self.summary.document()}
+
+    @classmethod
+    def of_document(cls, document: Mapping[str, Any]) -> Selection:
+        """Return a stored selection."""
+        return cls(**{**document, "summary": Summary.of_document(document["summary"])})
+
     def score_distribution(self) -> dict[str, float | None]:
         """Return mean and standard deviation of the pool's scores."""
         return {"mean": self.summary.mean, "std": self.summary.deviation}
@@ -48,54 +57,18 @@ class Selection:
         return {
             "pool": summary.pool,
             "duplicates_left_out": self.duplicates,
-            **{f"filtered_{reason}": count for reason, count in self.filtered.items()},
+            **{f"filtered_{reason}": count for reason, count in sorted(self.filtered.items())},
             "eligible": summary.eligible,
             "without_score": summary.eligible - summary.ranked,
             **({} if self.held_out is None else {"prompts_in_validation_sets": self.held_out}),
             "selected": summary.selected,
             "low_signal_selected": summary.low_signal,
-            **{f"left_out_{reason}": count for reason, count in self.left_out.items()},
+            **{f"left_out_{reason}": count for reason, count in sorted(self.left_out.items())},
             "correlation_with_steps": summary.correlations["n_steps"],
             "correlation_with_tokens": summary.correlations["response_tokens"],
             "mean_score_selected": summary.mean_selected,
             "mean_score_pool": summary.mean_ranked,
         }
-
-
-@dataclass(frozen=True)
-class HeldSelection:
-    """A selection with its rows and pool in memory.
-
-    Attributes:
-        rows: table `subset`.
-        pool: the pool with the score in column `score`, and columns for eligible and selected rows.
-        duplicates: see `Selection`.
-        filtered: see `Selection`.
-        left_out: see `Selection`.
-        whole: see `Selection`.
-        held_out: see `Selection`.
-    """
-
-    rows: pl.DataFrame
-    pool: pl.DataFrame
-    duplicates: int
-    filtered: Mapping[str, int]
-    left_out: Mapping[str, int]
-    whole: bool
-    held_out: int | None = None
-
-    @cached_property
-    def told(self) -> Selection:
-        """The selection without rows and pool."""
-        return Selection(
-            summarise(self.pool),
-            subset_digest(self.rows),
-            self.duplicates,
-            self.filtered,
-            self.left_out,
-            self.whole,
-            self.held_out,
-        )
 
 
 class SubsetDigest:

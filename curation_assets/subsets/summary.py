@@ -6,8 +6,9 @@ The result is identical to the bit regardless of the order of rows and of how th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,6 +24,10 @@ LENGTHS = ("n_steps", "response_tokens")
 POOL_FACTS = ("source", "score", "eligible", *LENGTHS)
 """Columns of the pool that a summary reads; of chosen rows it reads CHOSEN_FACTS."""
 CHOSEN_FACTS = ("source", "score", "low_signal")
+
+SOURCES: dict[str, Any] = {"source": pl.String, "pool": pl.Int64, "selected": pl.Int64}
+POINT_FACTS: dict[str, Any] = {"response_tokens": pl.Int32, "score": pl.Float64}
+"""Columns of a summary's two frames."""
 
 Numbers = NDArray[np.float64]
 
@@ -64,6 +69,20 @@ class Summary:
     selected_counts: list[int]
     sources: pl.DataFrame
     points: pl.DataFrame
+
+    def document(self) -> dict[str, Any]:
+        """Return the summary as JSON; `of_document` is the inverse."""
+        frames = {"sources": self.sources, "points": self.points}
+        columns = {name: frame.to_dict(as_series=False) for name, frame in frames.items()}
+        return {field.name: getattr(self, field.name) for field in fields(self)} | columns
+
+    @classmethod
+    def of_document(cls, document: Mapping[str, Any]) -> Summary:
+        """Return a stored summary."""
+        sources, points = (
+            pl.DataFrame(document[name], schema) for name, schema in (("sources", SOURCES), ("points", POINT_FACTS))
+        )
+        return cls(**{**document, "sources": sources, "points": points})
 
 
 class Bins:
@@ -172,20 +191,6 @@ class Summing:
     def _count_sources(self, of: str, rows: pl.DataFrame) -> None:
         found = rows.group_by("source").agg(count=pl.len().cast(pl.Int64))
         self._sources[of] = pl.concat([self._sources[of], found]).group_by("source").agg(pl.col("count").sum())
-
-
-def summarise(pool: pl.DataFrame) -> Summary:
-    """Return the summary of a pool in memory.
-
-    Args:
-        pool: POOL_FACTS, `sample_id`, `low_signal`, and whether a row is `selected`.
-    """
-    facts = pool.select(POOL_FACTS)
-    scored = pool.select("sample_id", "response_tokens", "score").filter(pl.col("score").is_finite())
-    points = scored.bottom_k(POINTS, by="sample_id").sort("sample_id")
-    summing = Summing(lambda: [facts], points.select("response_tokens", "score"))
-    summing.choose(pool.select(*CHOSEN_FACTS, "selected").filter("selected"))
-    return summing.summary()
 
 
 def _no_sources() -> pl.DataFrame:

@@ -6,7 +6,7 @@ the subset (`selector.k=2`, `filters.correct=true`, `stratify=[source]`). Values
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,21 +19,16 @@ from ruamel.yaml.error import YAMLError
 
 from curation_assets import tables
 from curation_assets.config.config_file import mistakes
-from curation_assets.config.settings import Budget, Settings, Subset
-from curation_assets.corpus.pool import Pool, all_distinct, resolve_duplicates
+from curation_assets.config.settings import Budget, Filters, Settings, Subset, Target
+from curation_assets.corpus.pool import all_distinct, resolve_duplicates
 from curation_assets.methods.method import ScoreInputs, ScoreSection
 from curation_assets.methods.registry import METHODS, method_of
 from curation_assets.signals.held_out import validation_vectors
 from curation_assets.signals.store import SignalStore
-from curation_assets.subsets.select import (
-    POOL_COLUMNS,
-    SelectionError,
-    choose,
-    features_of,
-    filtered_pool,
-    present_rows,
-)
-from curation_assets.subsets.selection import HeldSelection
+from curation_assets.subsets.choose import POOL_COLUMNS
+from curation_assets.subsets.select import SelectionError, in_pieces, present_rows, select_from
+from curation_assets.subsets.selection import Selection
+from curation_assets.subsets.summary import LENGTHS
 from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.sections import unknown
@@ -48,38 +43,47 @@ class WhatIf:
     Attributes:
         subset: the subset with the changes.
         score: its score with the changes.
-        selection: the samples that would be chosen.
+        rows: table `subset` as it would be.
+        selection: the facts about its selection.
         current: table `subset` as stored; None if it has not been made.
+        samples: `sample_id`, `source` and LENGTHS of the samples in either.
+        unknown: names in the filters of sources or generators that no sample has: column and name.
         unfaithful: differences between target or parameters and the method's source.
     """
 
     subset: Subset
     score: ScoreSection
-    selection: HeldSelection
+    rows: pl.DataFrame
+    selection: Selection
     current: pl.DataFrame | None
+    samples: pl.DataFrame
+    unknown: Sequence[tuple[str, str]] = ()
     unfaithful: Sequence[str] = ()
 
     def difference(self) -> dict[str, int | float | None]:
         """Return how the subset would differ from the current one; None for values that do not exist."""
-        rows, pool = self.selection.rows, self.selection.pool
-        found: dict[str, int | float | None] = {"selected": len(rows), **_lengths(pool.filter("selected"), "")}
+        found: dict[str, int | float | None] = {"selected": len(self.rows), **self._lengths(self.rows, "")}
         if self.current is None:
             return found
-        kept = len(rows.join(self.current, on="sample_id", how="semi"))
-        union = len(rows) + len(self.current) - kept
-        now = pool.join(self.current.select("sample_id"), on="sample_id", how="semi")
+        kept = len(self.rows.join(self.current, on="sample_id", how="semi"))
+        union = len(self.rows) + len(self.current) - kept
         return found | {
             "selected_now": len(self.current),
-            **_lengths(now, "_now"),
+            **self._lengths(self.current, "_now"),
             "kept": kept,
-            "added": len(rows) - kept,
+            "added": len(self.rows) - kept,
             "removed": len(self.current) - kept,
             "overlap_jaccard": kept / union if union else None,
         }
 
+    def _lengths(self, rows: pl.DataFrame, suffix: str) -> dict[str, float | None]:
+        own = self.samples.join(rows, on="sample_id", how="semi")
+        means = {"mean_tokens": own["response_tokens"].mean(), "mean_steps": own["n_steps"].mean()}
+        return {f"{name}{suffix}": float(mean) if isinstance(mean, float) else None for name, mean in means.items()}
+
     def side_by_side(self) -> list[tuple[str, int | float | None, int | float | None]]:
         """Return the properties of the current subset next to those of the preview."""
-        found, facts = self.difference(), self.selection.told.facts()
+        found, facts = self.difference(), self.selection.facts()
         rows: list[tuple[str, int | float | None, int | float | None]] = [
             (name.replace("_", " "), found.get(f"{name}_now"), found[name])
             for name in ("selected", "mean_tokens", "mean_steps")
@@ -90,14 +94,8 @@ class WhatIf:
 
     def remarks(self) -> list[str]:
         """Return remarks about the selection that the user should know."""
-        pool, filters = self.selection.pool, self.subset.filters
-        found = []
-        named = [*(filters.generators or ()), *(filters.exclude_generators or ())]
-        for column, wanted in (("source", filters.sources), ("generator", named)):
-            absent = sorted(set(wanted or []) - set(pool[column].drop_nulls().to_list()))
-            if absent:
-                found.append(f"no sample in the pool has {column} {', '.join(map(repr, absent))}")
-        if not self.selection.pool["eligible"].any():
+        found = [f"no sample in the pool has {column} {name!r}" for column, name in self.unknown]
+        if not self.selection.summary.eligible:
             found.append("no sample passes filters and min_steps")
         elif self.selection.whole:
             found.append("the budget is larger than everything that can be chosen; all of it is shown")
@@ -115,9 +113,11 @@ class WhatIf:
 
     def sources(self) -> pl.DataFrame:
         """Return sample counts by source: in the pool, in the current subset, and in the preview."""
-        now = pl.Series([], dtype=pl.String) if self.current is None else self.current["sample_id"]
-        marked = self.selection.pool.with_columns(now=pl.col("sample_id").is_in(now.implode()))
-        counts = marked.group_by("source").agg(pl.len().alias("pool"), pl.col("now", "selected").sum())
+        counts = self.selection.summary.sources
+        current = self.samples.clear() if self.current is None else self.current
+        now = self.samples.join(current, on="sample_id", how="semi").group_by("source").agg(now=pl.len())
+        counts = counts.join(now, on="source", how="left", nulls_equal=True).with_columns(pl.col("now").fill_null(0))
+        counts = counts.select("source", "pool", pl.col("now").cast(pl.Int64), "selected")
         return counts.sort("pool", "source", descending=[True, False])
 
 
@@ -134,13 +134,29 @@ def what_if(workspace: Workspace, name: str, changes: Sequence[str] = (), budget
         SelectionError: there is no such subset or parameter, a value is not allowed, or a signal is not measured.
     """
     subset, score = changed(workspace.settings, name, changes, budget)
-    selector = subset.selector or method_of(score).selector
-    pool, filtered = filtered_pool(workspace, _scored(workspace, score))
-    selection = choose(pool, score, selector, subset, features_of(workspace, score), filtered)
-    path = tables.subset_path(name)
+    target = workspace.settings.target(score.target)
+    pieces = [tables.SUBSET.empty()]
+    scored, duplicates = _scored(workspace, target, score)
+    selection = select_from(workspace, subset, score, scored, pieces.append, duplicates)
+    rows, path = pl.concat(pieces), tables.subset_path(name)
     stored = workspace.warehouse.read_table(path) if workspace.warehouse.table_metadata(path) else None
-    unfaithful = method_of(score).unfaithful(workspace.settings.target(score.target).facts(), score)
-    return WhatIf(subset, score, selection, stored, unfaithful)
+    ids = pl.concat([rows.select("sample_id"), *([] if stored is None else [stored.select("sample_id")])])
+    facts = _present(workspace, target)[0].select("sample_id", "source", *LENGTHS)
+    samples = facts.join(ids.lazy(), on="sample_id", how="semi").unique("sample_id").collect(engine="streaming")
+    unfaithful = method_of(score).unfaithful(target.facts(), score)
+    return WhatIf(
+        subset, score, rows, selection, stored, samples, _unknown_names(workspace, target, subset.filters), unfaithful
+    )
+
+
+def _unknown_names(workspace: Workspace, target: Target, filters: Filters) -> list[tuple[str, str]]:
+    generators = {*(filters.generators or ()), *(filters.exclude_generators or ())}
+    found = []
+    for column, named in (("source", {*(filters.sources or ())}), ("generator", generators)):
+        if named:
+            values = _present(workspace, target)[0].select(pl.col(column).unique()).collect(engine="streaming")
+            found += [(column, name) for name in sorted(named - set(values[column].to_list()))]
+    return found
 
 
 def changed(settings: Settings, name: str, changes: Sequence[str], budget: str | None) -> tuple[Subset, ScoreSection]:
@@ -261,47 +277,65 @@ def _put(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
     document[path[-1]] = value
 
 
-def _scored(workspace: Workspace, score: ScoreSection) -> Pool:
-    """Return the pool with the score in column `score`, recomputed from stored signals."""
-    target = workspace.settings.target(score.target)
-    facts, _ = present_rows(workspace, target)
-    if facts is None:
-        facts = tables.SAMPLE_SCORES.empty().lazy()
-    signals: dict[SignalName, pl.LazyFrame] = {}
-    for signal in method_of(score).signals(score):
-        stored = SignalStore.of(workspace, target, signal).scan()
-        if stored is None:
+def _present(workspace: Workspace, target: Target) -> tuple[pl.LazyFrame, int]:
+    rows, count = present_rows(workspace, target)
+    return (tables.SAMPLE_SCORES.empty().lazy() if rows is None else rows), count
+
+
+def _scored(workspace: Workspace, target: Target, score: ScoreSection) -> tuple[Iterable[pl.DataFrame], int | None]:
+    """Return the pool's rows with the score in column `score`, recomputed from stored signals, for `select_from`.
+
+    Up to `engine.rows_in_memory` rows, copies are removed and each signal is read once as a whole. Beyond, copies stay,
+    and signals are read for a batch of rows at a time.
+    """
+    facts, count = _present(workspace, target)
+    facts = facts.select(POOL_COLUMNS)
+    stores = {signal: SignalStore.of(workspace, target, signal) for signal in method_of(score).signals(score)}
+    stored: dict[SignalName, pl.LazyFrame] = {}
+    for signal, store in stores.items():
+        scan = store.scan()
+        if scan is None:
             raise SelectionError(f"target {target.name} has no {signal} yet. Run `curate run`.")
-        signals[signal] = stored
-    return derive(facts, signals, score, validation_vectors(workspace, target, score))
+        stored[signal] = scan.select("sample_id", *method_of(score).reads[signal])
+    validation = validation_vectors(workspace, target, score)
+    if count <= workspace.settings.engine.rows_in_memory:
+        pool = resolve_duplicates(facts)
+        signals = {signal: _once(scan.collect()) for signal, scan in stored.items()}
+        return [derive(pool.rows, signals, score, validation)], pool.duplicates
+
+    def batches() -> Iterator[pl.DataFrame]:
+        for rows in in_pieces(facts):
+            samples, found = _once(rows), dict[SignalName, pl.DataFrame]()
+            for signal, scan in stored.items():
+                own = stores[signal].rows(samples["sample_id"])
+                columns = scan.collect_schema()
+                found[signal] = pl.DataFrame(schema=columns) if own is None else own.select(columns.names())
+            values = derive(samples, found, score, validation).select("sample_id", "score")
+            yield rows.join(values, on="sample_id", how="left")
+
+    return batches(), None
 
 
 def derive(
-    facts: pl.LazyFrame,
-    signals: Mapping[SignalName, pl.LazyFrame],
+    samples: pl.DataFrame,
+    signals: Mapping[SignalName, pl.DataFrame],
     score: ScoreSection,
     validation: Mapping[str, NDArray[np.float32]] | None = None,
-) -> Pool:
-    """Compute a score and return the pool with it in column `score`.
+) -> pl.DataFrame:
+    """Compute a score; return the samples with it in column `score`.
 
     Args:
-        facts: rows of `sample_scores`, including exact duplicates.
-        signals: the signals that the score is computed from; if a sample has several rows, the first counts.
+        samples: rows of `sample_scores` (POOL_COLUMNS), each sample once.
+        signals: the signals that the score is computed from, each sample once.
         score: the method and its parameters.
         validation: embeddings of the validation sets that the score compares with.
     """
-    pool = resolve_duplicates(facts.select(POOL_COLUMNS))
-    method = method_of(score)
-    found = {name: _once(rows.select("sample_id", *method.reads[name]).collect()) for name, rows in signals.items()}
-    values = method.score(ScoreInputs(pool.rows, found, steps=False, validation=validation or {}), score).values
-    return Pool(pool.rows.join(values.rename({"value": "score"}), on="sample_id", how="left"), pool.duplicates)
+    inputs = ScoreInputs(samples, signals, steps=False, validation=validation or {})
+    return samples.join(
+        method_of(score).score(inputs, score).values.rename({"value": "score"}), on="sample_id", how="left"
+    )
 
 
 def _once(rows: pl.DataFrame) -> pl.DataFrame:
-    """Deduplicate samples: two processes may have measured the same one."""
+    """Return each sample once: two processes may have measured the same one."""
     return rows if all_distinct(rows["sample_id"]) else rows.unique("sample_id", keep="first")
-
-
-def _lengths(rows: pl.DataFrame, suffix: str) -> dict[str, float | None]:
-    means = {"mean_tokens": rows["response_tokens"].mean(), "mean_steps": rows["n_steps"].mean()}
-    return {f"{name}{suffix}": float(mean) if isinstance(mean, float) else None for name, mean in means.items()}

@@ -369,6 +369,11 @@ def subset_path(subset: str) -> str:
     return f"subsets/{subset}.parquet"
 
 
+def selection_path(subset: str) -> str:
+    """Return the path of the facts about a subset's selection."""
+    return f"subsets/{subset}.json"
+
+
 def release_dir(subset: str) -> str:
     """Return the folder of a subset's releases, which holds one folder per version, and LATEST."""
     return f"releases/{subset}"

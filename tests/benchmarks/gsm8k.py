@@ -22,7 +22,7 @@ from curation_assets.corpus.pool import resolve_duplicates
 from curation_assets.defs.main_job import MainJob
 from curation_assets.methods.registry import METHODS
 from curation_assets.operations.report_statistics import auroc
-from curation_assets.subsets.select import select
+from curation_assets.subsets.select import pool_of, select
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.terminal import simple_table
@@ -127,9 +127,10 @@ def measure(workspace: Workspace) -> tuple[dict[str, Any], pl.DataFrame]:
     """Run the main job; gives what GRACE came to, and the pool with its score and choice."""
     with dg.DagsterInstance.ephemeral() as instance:
         summary = MainJob(workspace, instance).run()
-    selection = select(workspace, workspace.settings.subset("grace_20"))
+    subset = workspace.settings.subset("grace_20")
+    rows, selection = select(workspace, subset)
     arrived = read_stored(workspace, "sample_scores", target="stories").collect()
-    chosen = selection.pool.select("sample_id", "selected")
+    chosen = pool_of(workspace, subset, rows).select("sample_id", "selected")
     pool = resolve_duplicates(arrived).rows.join(chosen, on="sample_id").with_columns(score=pl.col("grace"))
     written = of_models(pool)
     gradients = read_stored(workspace, "step_gradients", target="stories")
@@ -147,7 +148,7 @@ def measure(workspace: Workspace) -> tuple[dict[str, Any], pl.DataFrame]:
         "auroc_shorter_is_correct": auroc_correct(written.with_columns(shorter=-pl.col("response_tokens")), "shorter"),
         "correct_share_pool": mean(written, "correct"),
         "correct_share_subset": mean(written.filter("selected"), "correct"),
-        **{key: value for key, value in selection.told.facts().items() if key.startswith("correlation")},
+        **{key: value for key, value in selection.facts().items() if key.startswith("correlation")},
     }
     return outcome, pool
 
@@ -163,14 +164,14 @@ def methods(workspace: Workspace) -> pl.DataFrame:
     rows = []
     for subset in workspace.settings.subsets:
         score = workspace.settings.score(subset.score)
-        selection = select(workspace, subset)
-        taken = selection.pool.filter("selected")
-        facts = selection.told.facts()
+        chosen, selection = select(workspace, subset)
+        pool = pool_of(workspace, subset, chosen)
+        taken, facts = pool.filter("selected"), selection.facts()
         rows.append(
             {
                 "method": score.method,
                 "target": score.target,
-                "auroc": auroc_correct(of_models(selection.pool), "score"),
+                "auroc": auroc_correct(of_models(pool), "score"),
                 "right": mean(of_models(taken), "correct"),
                 "references": 1.0 - len(of_models(taken)) / max(1, len(taken)),
                 "tokens": facts["correlation_with_tokens"],

@@ -10,8 +10,8 @@
   times their number.
 - round robin: 100,000 samples over 1,000 validation samples until all are taken (and until a fifth is), against the
   plain loop (all similarities, then in every turn the best of what remains), timed over its first turns likewise.
-- grape: the best response of each prompt, of 1.3 million responses to 575,000 prompts, against DuckDB's `arg_min` by
-  group over the same file.
+- grape: selecting the best response of each prompt, of 1.3 million responses to 575,000 prompts, against DuckDB's
+  `arg_max` by group over the same file.
 
 The last line is one JSON object.
 """
@@ -34,19 +34,21 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.config.settings import Budget, Subset
-from curation_assets.corpus.pool import Pool
+from curation_assets.corpus.pool import resolve_duplicates
 from curation_assets.methods.grace import GraceScore
-from curation_assets.methods.selectors.candidates import Candidates
+from curation_assets.methods.grape import GrapeScore
+from curation_assets.methods.method import ScoreSection
+from curation_assets.methods.selectors.candidates import SelectorSection
 from curation_assets.methods.selectors.k_center import k_center
 from curation_assets.methods.selectors.per_prompt import PerPrompt
-from curation_assets.methods.selectors.registry import order_by
 from curation_assets.methods.selectors.round_robin import round_robin
 from curation_assets.methods.selectors.top import Top
 from curation_assets.methods.vectors import unit
-from curation_assets.subsets.select import POOL_COLUMNS, choose
-from curation_assets.subsets.selection import HeldSelection
+from curation_assets.subsets.choose import POOL_COLUMNS, choose
 from curation_assets.subsets.what_if import derive
+from curation_assets.tables.signals import SignalName
 from curation_resources.storage.part_store import Measurements
+from curation_resources.storage.spill import spilling
 from curation_resources.storage.warehouse import Warehouse
 from tests.benchmarks.common import alternate, finish, median_ratio, parser, table
 
@@ -56,6 +58,7 @@ STEPS = 8
 SHARDS = 20
 PART_ROWS = 20_000
 GIB = 2**30
+SELECTION_MEMORY_MIB = 2048
 SIGNAL = "signals/step_gradients"
 READS = ("sample_id", "n_steps", "gram", "segment_tokens")
 
@@ -133,17 +136,26 @@ def read(folder: Path) -> None:
     _scan(folder, SIGNAL).select(READS).collect()
 
 
-def what_if(folder: Path) -> HeldSelection:
+def what_if(folder: Path) -> pl.DataFrame:
     """Another alpha, new scores, a subset of 20 %."""
     score = GraceScore(name="grace", target="t", alpha=0.5)
-    pool = derive(_scan(folder, "scores"), {"step_gradients": _scan(folder, SIGNAL)}, score)
-    return choose(pool, score, Top(), Subset(name="s", score="grace", budget=Budget(fraction=0.2)))
+    signals: dict[SignalName, pl.DataFrame] = {"step_gradients": _scan(folder, SIGNAL).select(READS).collect()}
+    pool = resolve_duplicates(_scan(folder, "scores").select(POOL_COLUMNS))
+    return chosen(derive(pool.rows, signals, score), score, Top())
+
+
+def chosen(scored: pl.DataFrame, score: ScoreSection, selector: SelectorSection, fraction: float = 0.2) -> pl.DataFrame:
+    """Select a subset, with all the facts about its selection."""
+    subset, pieces = Subset(name="s", score=score.name, budget=Budget(fraction=fraction)), list[pl.DataFrame]()
+    with tempfile.TemporaryDirectory() as place, spilling(Path(place), SELECTION_MEMORY_MIB) as spill:
+        choose(spill, [scored], score, selector, subset, pieces.append, duplicates=0)
+    return pl.concat(pieces)
 
 
 def what_if_figures(folder: Path, samples: int, rounds: int) -> dict[str, object]:
     """Time against reading, and peak memory."""
     write_workspace(folder, samples)
-    assert len(what_if(folder).rows) == -(-samples // 5)
+    assert len(what_if(folder)) == -(-samples // 5)
     seconds = alternate({"read": lambda: read(folder), "what if": lambda: what_if(folder)}, rounds)
     command = [sys.executable, "-m", "tests.benchmarks.selection", "--what-if-in", str(folder)]
     peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
@@ -159,37 +171,31 @@ def selection_figures(samples: int, rounds: int) -> dict[str, object]:
     rng = np.random.default_rng(1)
     pool = pl.concat(_shards(ids_of(np.arange(samples)), rng)).rename({"grace": "score"}).select(*POOL_COLUMNS, "score")
     score = GraceScore(name="grace", target="t")
-    subset = Subset(name="s", score="grace", budget=Budget(fraction=0.2))
     sides: dict[str, Callable[[], object]] = {
         "sort": lambda: pool.sort("score", descending=True),
-        "select": lambda: choose(Pool(pool, 0), score, Top(), subset),
+        "select": lambda: chosen(pool, score, Top()),
     }
     seconds = alternate(sides, rounds)
     return {"select_over_sort": median_ratio(seconds["select"], seconds["sort"])}
 
 
 def grape_figures(folder: Path, responses: int, rounds: int) -> dict[str, object]:
-    """The best response of each prompt, against DuckDB's `arg_min` by group."""
+    """Select the best response of each prompt, against DuckDB's `arg_min` by group over the same file."""
     rng = np.random.default_rng(2)
     prompts = ids_of(np.arange(max(1, responses * 575 // 1300)))
     file = folder / "grape.parquet"
-    frame = pl.DataFrame(
-        {
-            "sample_id": ids_of(np.arange(responses)),
-            "prompt_id": prompts.gather(rng.integers(0, len(prompts), responses)),
-            "mean_nll": pl.Series(rng.gamma(2.0, 0.4, responses)),
-        }
+    frame = pl.concat(_shards(ids_of(np.arange(responses)), rng)).with_columns(
+        prompt_id=prompts.gather(rng.integers(0, len(prompts), responses)),
+        score=-pl.Series(rng.gamma(2.0, 0.4, responses)),
     )
-    frame.write_parquet(file)
+    frame.select(*POOL_COLUMNS, "score").write_parquet(file)
+    grape = GrapeScore(name="grape", target="t")
 
     def ours() -> pl.DataFrame:
-        pool = pl.read_parquet(file).with_columns(score=-pl.col("mean_nll"))
-        score = pool["score"].to_numpy()
-        choice = order_by(PerPrompt(), Candidates(pool, score, np.isfinite(score)))
-        return pool.select("prompt_id", "sample_id")[choice.order]
+        return chosen(pl.read_parquet(file), grape, PerPrompt(), fraction=1.0)
 
     def theirs() -> pl.DataFrame:
-        query = f"select prompt_id, arg_min(sample_id, mean_nll) as sample_id from '{file}' group by prompt_id"
+        query = f"select prompt_id, arg_max(sample_id, score) as sample_id from '{file}' group by prompt_id"
         found = duckdb.sql(query)
         assert found is not None
         return pl.DataFrame(found.pl())

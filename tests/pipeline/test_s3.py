@@ -115,7 +115,7 @@ def test_a_what_if_reads_s3(tmp_path: Path, tiny_model: Path, bucket: str) -> No
     made = in_s3(tmp_path, tiny_model, bucket)
     run(made)
     assert what_if(made, "best").difference()["overlap_jaccard"] == 1.0
-    assert what_if(made, "best", ["alpha=0.1"]).selection.rows.height
+    assert what_if(made, "best", ["alpha=0.1"]).rows.height
 
 
 def test_a_bucket_that_is_not_there_is_an_error_with_the_mend(tmp_path: Path, tiny_model: Path, bucket: str) -> None:

@@ -19,7 +19,7 @@ from curation_assets.quality import checks
 from curation_assets.quality.checks import QualityError, checks_key
 from curation_assets.quality.filtered_pool import apply, by_benchmark, pool_due, quality_due, without_filtered
 from curation_assets.signals.warmup import trainable_rows
-from curation_assets.subsets.select import select
+from curation_assets.subsets.select import pool_of, select
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.subsets.what_if import what_if
 from curation_assets.workspace.workspace import Workspace
@@ -122,16 +122,17 @@ def test_why_is_said_in_detail(workspace: Workspace) -> None:
 
 
 def test_the_budget_is_a_share_of_what_is_left(workspace: Workspace) -> None:
-    selection = select(workspace, workspace.settings.subset("best"))
-    facts = selection.told.facts()
+    subset = workspace.settings.subset("best")
+    chosen, selection = select(workspace, subset)
+    facts = selection.facts()
     assert (facts["pool"], facts["selected"]) == (7, 4)  # half of those that are left
     assert {
         name: facts[f"filtered_{name}"] for name in ("contaminated", "language", "repetitive", "near_duplicate")
     } == {"contaminated": 1, "language": 1, "repetitive": 1, "near_duplicate": 1}
     out = read_stored(workspace, "pool").drop_nulls("reason").collect()["sample_id"].to_list()
-    assert not set(out) & set(selection.rows["sample_id"])
-    assert what_if(workspace, "best").selection.rows.equals(selection.rows)
-    assert set(trainable_rows(workspace)["sample_id"]) == set(selection.pool["sample_id"])
+    assert not set(out) & set(chosen["sample_id"])
+    assert what_if(workspace, "best").rows.equals(chosen)
+    assert set(trainable_rows(workspace)["sample_id"]) == set(pool_of(workspace, subset, chosen)["sample_id"])
 
 
 def test_a_second_run_does_nothing(workspace: Workspace) -> None:

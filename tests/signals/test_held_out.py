@@ -108,8 +108,8 @@ def test_k_center_takes_the_farthest(workspace: Workspace) -> None:
 
 def test_a_what_if_compares_with_the_same_set(workspace: Workspace) -> None:
     assert what_if(workspace, "robin").difference()["overlap_jaccard"] == 1.0
-    assert what_if(workspace, "nearest", ["reduce=mean"]).selection.rows["score"].is_sorted(descending=True)
-    assert len(what_if(workspace, "cover", [], "100%").selection.rows) == 14
+    assert what_if(workspace, "nearest", ["reduce=mean"]).rows["score"].is_sorted(descending=True)
+    assert len(what_if(workspace, "cover", [], "100%").rows) == 14
 
 
 def test_a_set_that_is_not_measured_is_refused_with_the_mend(workspace: Workspace) -> None:
@@ -176,18 +176,18 @@ def test_another_set_leaves_the_first_ones_record(tmp_path: Path, tiny_model: Pa
 def test_prompts_of_the_set_in_the_pool_are_counted_with_every_subset(tmp_path: Path, tiny_model: Path) -> None:
     made = configured(tmp_path, tiny_model)
     assert run(made)
-    assert what_if(made, "nearest").selection.told.facts()["prompts_in_validation_sets"] == 0
+    assert what_if(made, "nearest").selection.facts()["prompts_in_validation_sets"] == 0
     write_rows(tmp_path / "landing" / "c.jsonl", rows(2, start=101))
     run(made)
-    assert what_if(made, "nearest").selection.told.facts()["prompts_in_validation_sets"] == 2
-    assert "prompts_in_validation_sets" not in what_if(made, "cover").selection.told.facts()
+    assert what_if(made, "nearest").selection.facts()["prompts_in_validation_sets"] == 2
+    assert "prompts_in_validation_sets" not in what_if(made, "cover").selection.facts()
 
 
 def test_strata_are_covered_each_by_itself(workspace: Workspace) -> None:
     ids, pool, _ = vectors_of(workspace, "embeddings_mean")
     facts = read_stored(workspace, "sample_scores").select("sample_id", "source").collect()
     source = dict(facts.iter_rows())
-    rows_ = what_if(workspace, "cover", ["stratify=[source]"], "50%").selection.rows
+    rows_ = what_if(workspace, "cover", ["stratify=[source]"], "50%").rows
     chosen_ = rows_["sample_id"].to_list()
     assert sorted(source[i] for i in chosen_) == sorted(source[i] for i in ids)[::2]
     for name in set(source.values()):

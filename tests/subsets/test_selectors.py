@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from curation_assets.config.settings import Subset
 from curation_assets.methods.random_draws import uniform
 from curation_assets.methods.selectors.band import Band
-from curation_assets.methods.selectors.candidates import Candidates, group_numbers
+from curation_assets.methods.selectors.candidates import Candidates
 from curation_assets.methods.selectors.per_prompt import Original, PerPrompt
 from curation_assets.methods.selectors.random import Random
-from curation_assets.methods.selectors.registry import order_by
 from curation_assets.methods.selectors.top import Top
+from tests.subsets.in_memory import group_numbers, order_by
 
 Row = dict[str, Any]
 SCHEMA = {
@@ -146,7 +146,7 @@ def test_samples_without_a_score_do_not_move_the_band() -> None:
     frame = pl.DataFrame(rows, schema=SCHEMA)
     score = frame["score"].to_numpy()
     for eligible, begin in ((10, 3), (20, 6), (40, 10)):
-        choice = order_by(Band(), Candidates(frame, score, np.isfinite(score), eligible=eligible))
+        choice = order_by(Band(), Candidates(frame, score, np.isfinite(score)), eligible)
         assert choice.order.tolist()[: 10 - begin] == list(range(9 - begin, -1, -1))
 
 

@@ -15,7 +15,7 @@ from curation_assets.config.settings import Budget
 from curation_assets.methods.selectors.band import Band
 from curation_assets.methods.selectors.per_prompt import PerPrompt
 from curation_assets.methods.selectors.top import Top
-from curation_assets.subsets.select import SelectionError, select, survey
+from curation_assets.subsets.select import SelectionError, select
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.subsets.what_if import changed, parse_budget, what_if
 from curation_assets.tables import score_manifest_path
@@ -35,8 +35,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Wor
 
 def test_an_unchanged_subset_is_the_current_one_to_the_bit(workspace: Workspace) -> None:
     found = what_if(workspace, "best")
-    assert found.selection.rows.equals(read_stored(workspace, "subset").collect())
-    assert found.selection.told.content_digest == survey(workspace, workspace.settings.subset("best")).content_digest
+    assert found.rows.equals(read_stored(workspace, "subset").collect())
+    assert (
+        found.selection.content_digest == select(workspace, workspace.settings.subset("best")).selection.content_digest
+    )
     difference = found.difference()
     assert (difference["added"], difference["removed"], difference["overlap_jaccard"]) == (0, 0, 1.0)
 
@@ -46,9 +48,21 @@ def test_a_preview_and_a_run_select_from_the_same_shards(workspace: Workspace) -
     assert len(shards) > 1
     only = replace(workspace, only_shards=frozenset(shards[:1]))
     subset = workspace.settings.subset("best")
-    preview, chosen = what_if(only, "best").selection, select(only, subset)
+    preview, chosen = what_if(only, "best"), select(only, subset)
     assert preview.rows.equals(chosen.rows)
-    assert len(preview.pool) < len(select(workspace, subset).pool)
+    assert preview.selection.facts() == chosen.selection.facts()
+    assert preview.selection.summary.pool < select(workspace, subset).selection.summary.pool
+
+
+@pytest.mark.parametrize("changes", [[], ["alpha=0.2"], ["method=grape"], ["selector={kind: random, seed: 3}"]])
+def test_a_pool_of_more_rows_than_memory_holds_gives_the_same(workspace: Workspace, changes: list[str]) -> None:
+    engine = workspace.settings.engine.model_copy(update={"rows_in_memory": 3})
+    few = replace(workspace, settings=workspace.settings.model_copy(update={"engine": engine}))
+    whole, parts = what_if(workspace, "best", changes, "30%"), what_if(few, "best", changes, "30%")
+    assert parts.rows.equals(whole.rows)
+    assert parts.selection.facts() == whole.selection.facts()
+    assert parts.difference() == whole.difference()
+    assert parts.sources().equals(whole.sources())
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.31, 1.0])
@@ -59,23 +73,23 @@ def test_another_alpha_gives_what_a_run_with_it_selects(
     other = make_workspace(tmp_path, tiny_model, shards, signals=("step_gradients", "likelihoods"), alpha=alpha)
     run(other)
     expected = read_stored(other, "subset").collect()
-    assert what_if(workspace, "best", [f"alpha={alpha}"]).selection.rows.equals(expected)
+    assert what_if(workspace, "best", [f"alpha={alpha}"]).rows.equals(expected)
 
 
 def test_another_method_has_its_own_selector_and_parameters(workspace: Workspace) -> None:
     found = what_if(workspace, "best", ["method=longest"], "5")
     pool = read_stored(workspace, "sample_scores").unique("sample_id").collect()
     longest = pool.sort(["response_tokens", "sample_id"], descending=[True, False])["sample_id"].head(5)
-    assert found.selection.rows["sample_id"].to_list() == longest.to_list()
+    assert found.rows["sample_id"].to_list() == longest.to_list()
     assert found.difference()["selected"] == 5
     likeliest = what_if(workspace, "best", ["method=perplexity", "selector={kind: band, band: low}"], "3")
     nll = read_stored(workspace, "likelihoods").sort("mean_nll").collect()["sample_id"].head(3)
-    assert likeliest.selection.rows["sample_id"].to_list() == nll.to_list()
+    assert likeliest.rows["sample_id"].to_list() == nll.to_list()
 
 
 def test_what_changed_is_said(workspace: Workspace) -> None:
     found = what_if(workspace, "best", ["alpha=0.1"], "3")
-    before, after = read_stored(workspace, "subset").collect(), found.selection.rows
+    before, after = read_stored(workspace, "subset").collect(), found.rows
     kept = set(before["sample_id"]) & set(after["sample_id"])
     difference = found.difference()
     assert (difference["selected"], difference["selected_now"]) == (3, len(before))
@@ -85,10 +99,10 @@ def test_what_changed_is_said(workspace: Workspace) -> None:
 
 
 def test_filters_and_strata_are_changed_too(workspace: Workspace) -> None:
-    few = what_if(workspace, "best", ["filters.max_steps=3", "stratify=[source]"], "100%").selection
-    assert few.pool.filter("selected")["n_steps"].max() == 3
-    assert few.whole is False
-    assert few.told.facts()["eligible"] == len(few.rows)
+    few = what_if(workspace, "best", ["filters.max_steps=3", "stratify=[source]"], "100%")
+    assert few.samples.join(few.rows, on="sample_id", how="semi")["n_steps"].max() == 3
+    assert few.selection.whole is False
+    assert few.selection.facts()["eligible"] == len(few.rows)
 
 
 def test_a_preset_is_not_lost_against_a_default(workspace: Workspace) -> None:

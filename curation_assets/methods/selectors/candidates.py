@@ -1,8 +1,9 @@
-"""What every selector is made of: its declaration, the candidates that it orders, and the order that it returns.
+"""What every selector is made of: its declaration, the candidates that it gets, and the keys or the order it returns.
 
-An order holds everything that a selector would take, so that any budget is a prefix of it. Orders are deterministic,
-break ties by sample_id, and do not depend on the order of rows. They hold positions: of a million samples only the
-selected ones are ever moved.
+A selector ranks rows by a number that each row has by itself (`Selector.rank`), so that a pool of any size can be
+sorted on disk. Or it orders all candidates in memory (`Selector.order`), as those do that compare vectors. Either way
+the order holds everything that the selector would take: any budget is a prefix of it. Orders are deterministic, break
+ties by sample_id, and do not depend on the order of rows.
 """
 
 from __future__ import annotations
@@ -36,8 +37,13 @@ class Selector:
 
     Attributes:
         section: its parameters; the default of `kind` is its name.
-        order: returns the order in which it takes candidates.
-        vectors: True if it compares samples by vectors, so that all eligible samples are in memory.
+        order: returns the order in which it takes candidates; None if it has `rank`.
+        rank: returns the keys of candidates, which may be a part of the pool; None if it has `order`.
+        per_prompt: with `rank`: returns how many samples of each prompt it takes ("original": as many as the prompt had
+            before others were added; None: all); samples that are alone with their prompt are left out.
+        begins: with `rank`: returns the rank at which the order begins, given the numbers of eligible samples and of
+            candidates; the ranks before it follow at the end, backwards.
+        vectors: True if it compares samples by vectors.
         signal: the signal whose vectors it needs; None: any vectors.
         validation: True if it needs the vectors of validation samples.
         needs: what it needs, in words, for the message about a method that does not have it.
@@ -45,12 +51,24 @@ class Selector:
     """
 
     section: type[SelectorSection]
-    order: Callable[[Any, Candidates], Choice]
+    order: Callable[[Any, Candidates], Choice] | None = None
+    rank: Callable[[Any, Candidates], Keys] | None = None
+    per_prompt: Callable[[Any], int | Literal["original"] | None] | None = None
+    begins: Callable[[Any, int, int], int] | None = None
     vectors: bool = False
     signal: SignalName | None = None
     validation: bool = False
     needs: str = ""
     apportions: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that the selector has exactly one of `order` and `rank`.
+
+        Raises:
+            ValueError: it has both or neither.
+        """
+        if (self.order is None) == (self.rank is None):
+            raise ValueError(f"selector {self.kind}: set either order or rank")
 
     @property
     def kind(self) -> str:
@@ -82,7 +100,6 @@ class Candidates:
         pool: the columns of `sample_scores` other than scores, one row per sample.
         score: score of each row [N].
         may: rows that are eligible and have a finite score [N].
-        eligible: number of eligible rows, with or without a score; None: all that may be chosen.
         highest_first: whether high scores are best for this method.
         limit: maximum number wanted, if known; an order may end there.
         features: embeddings, if the method has any.
@@ -94,13 +111,30 @@ class Candidates:
     highest_first: bool = True
     limit: int | None = None
     features: Features | None = None
-    eligible: int | None = None
+
+    def by_score(self, highest_first: bool) -> NDArray[np.float64]:
+        """Return keys that sort the rows by score, lowest first [N]."""
+        return -self.score if highest_first else self.score
 
     def ranked(self, highest_first: bool, among: Positions | None = None) -> Positions:
         """Return positions sorted by score, ties broken by sample_id."""
         places = np.flatnonzero(self.may) if among is None else among
-        key = -self.score[places] if highest_first else self.score[places]
-        return places[ascending(key, self.pool["sample_id"], places, self.limit)]
+        return places[ascending(self.by_score(highest_first)[places], self.pool["sample_id"], places, self.limit)]
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The numbers by which rows are ranked.
+
+    Attributes:
+        key: the key of each row, lowest first, ties broken by sample_id [n]; rows that may not be chosen may have any.
+        allowed: rows that the selector takes at all [n]; None: all.
+        original: rows of the original pool [n]; None: all.
+    """
+
+    key: NDArray[np.float64]
+    allowed: Mask | None = None
+    original: Mask | None = None
 
 
 @dataclass(frozen=True)
@@ -117,49 +151,22 @@ class Choice:
 
 
 def ascending(
-    key: NDArray[np.float64],
-    sample_ids: pl.Series,
-    places: Positions,
-    limit: int | None = None,
-    groups: NDArray[np.int64] | None = None,
+    key: NDArray[np.float64], sample_ids: pl.Series, places: Positions, limit: int | None = None
 ) -> Positions:
-    """Return indices that sort a key within groups, ties broken by sample_id.
+    """Return indices that sort a key, ties broken by sample_id.
 
     Args:
         key: the key [n], without NaN.
         sample_ids: ids of the whole pool.
         places: position in the pool of each of the n.
         limit: return only this many.
-        groups: number of each one's group [n]; groups are sorted by number.
     """
-    if limit is not None and groups is None and 0 < limit < len(key) // 2:
+    if limit is not None and 0 < limit < len(key) // 2:
         few = np.flatnonzero(key <= np.partition(key, limit - 1)[limit - 1])
         return few[ascending(key[few], sample_ids, places[few])][:limit]
-    order = np.argsort(key) if groups is None else np.lexsort((key, groups))
-    ordered = key[order]
-    same = ordered[1:] == ordered[:-1]
-    if groups is not None:
-        same &= groups[order[1:]] == groups[order[:-1]]
-    if same.any():
-        # Runs of ties keep their places, and within them the ids decide.
-        tied = np.flatnonzero(np.append(same, False) | np.insert(same, 0, False))
-        run = np.cumsum(~np.insert(same, 0, False))[tied]
-        names = pl.DataFrame({"run": run, "sample_id": sample_ids.gather(places[order[tied]])})
-        order[tied] = order[tied][names.select(pl.arg_sort_by("run", "sample_id")).to_series().to_numpy()]
-    return order.astype(np.int64, copy=False)
-
-
-def group_numbers(keys: pl.Series) -> NDArray[np.int64]:
-    """Number the distinct texts from 0 on; texts count as equal if two 64-bit hashes are."""
-    first, second = keys.hash(seed=0).to_numpy(), keys.hash(seed=1).to_numpy()
-    order = np.argsort(first)
-    if (np.diff(first[order]) == 0)[np.diff(second[order]) != 0].any():
-        # Two texts of one hash lie among one another: both hashes have to sort.
-        order = np.lexsort((second, first))
-    begins = np.insert((np.diff(first[order]) != 0) | (np.diff(second[order]) != 0), 0, False)
-    numbers = np.empty(len(keys), dtype=np.int64)
-    numbers[order] = np.cumsum(begins)
-    return numbers
+    names = pl.DataFrame({"key": key + 0.0, "sample_id": sample_ids.gather(places)})
+    order: Positions = names.select(pl.arg_sort_by("key", "sample_id")).to_series().to_numpy().astype(np.int64)
+    return order
 
 
 def features_of(kind: str, found: Candidates) -> Features:

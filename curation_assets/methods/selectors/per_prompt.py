@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import polars as pl
@@ -10,16 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from curation_assets.methods.random_draws import uniform
-from curation_assets.methods.selectors.candidates import (
-    Candidates,
-    Choice,
-    Mask,
-    Positions,
-    Selector,
-    SelectorSection,
-    ascending,
-    group_numbers,
-)
+from curation_assets.methods.selectors.candidates import Candidates, Keys, Mask, Selector, SelectorSection
 from curation_resources.sections import Section
 
 Variant = Literal["closest", "farthest", "closest_1", "random_1", "subset", "full", "reward", "long_cot"]
@@ -68,96 +59,35 @@ class PerPrompt(SelectorSection):
         return self
 
 
-def _per_prompt(selector: PerPrompt, found: Candidates) -> Choice:
-    places = np.flatnonzero(found.may)
-    prompts = group_numbers(found.pool["prompt_id"])[places]
-    sizes = np.bincount(prompts)
-    several = sizes[prompts] > 1
-    left_out = {"single_response": int(len(places) - several.sum())}
-    places, prompts = places[several], prompts[several]
-    key = group_key(selector, found, places)
-    chosen = _within_groups(selector, found, places, prompts, key)
-    if selector.variant != "full":
-        left_out["not_of_its_prompt"] = len(places) - len(chosen)
-    # A budget takes the best prompts by what chose within them.
-    own = places[chosen]
-    order = own[ascending(key[chosen], found.pool["sample_id"], own, found.limit)]
-    return Choice(order, {reason: count for reason, count in left_out.items() if count})
+def _rank(selector: PerPrompt, found: Candidates) -> Keys:
+    """Return the key by which a variant chooses within prompts, and a budget then among the chosen."""
+    key = _key(selector, found)
+    return Keys(key, _allowed(selector, found, key), _is_original(selector, found.pool))
 
 
-def group_key(selector: PerPrompt, found: Candidates, places: Positions) -> NDArray[np.float64]:
-    """Return the key by which a variant chooses within and among prompts, lowest first; NaN: never chosen [n]."""
+def _key(selector: PerPrompt, found: Candidates) -> NDArray[np.float64]:
     if selector.variant == "random_1":
-        return uniform(found.pool["sample_id"].gather(places), selector.seed).to_numpy()
+        drawn: NDArray[np.float64] = uniform(found.pool["sample_id"], selector.seed).to_numpy()
+        return drawn
     if selector.variant == "reward":
         reward: NDArray[np.float64] = found.pool["reward"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-        return -reward[places]
-    return found.score[places] if selector.variant == "farthest" else -found.score[places]
+        return -reward
+    return found.by_score(highest_first=selector.variant != "farthest")
 
 
-def _within_groups(
-    selector: PerPrompt, found: Candidates, places: Positions, prompts: NDArray[np.int64], key: NDArray[np.float64]
-) -> Positions:
-    """Return which of the grouped samples a variant takes, as indices into them."""
-    pool = found.pool
-    indices = np.flatnonzero(of_variant(selector, found, places, key))
-    if takes_all(selector):
-        return indices
-    if takes_one(selector):
-        return _first_of_groups(key, pool["sample_id"], places, prompts, indices)
-    order = indices[ascending(key[indices], pool["sample_id"], places[indices], groups=prompts[indices])]
-    grouped = prompts[order]
-    starts = np.flatnonzero(np.insert(grouped[1:] != grouped[:-1], 0, True)) if len(order) else np.empty(0, np.int64)
-    place_in_group = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-    most: Any = selector.k
-    if selector.k == "original":
-        most = np.bincount(prompts, weights=is_original(selector, pool)[places])[grouped]
-    taken: Positions = order[place_in_group < most]
-    return taken
-
-
-def _first_of_groups(
-    key: NDArray[np.float64], sample_ids: pl.Series, places: Positions, prompts: NDArray[np.int64], indices: Positions
-) -> Positions:
-    """Return the index with the lowest key of each group, ties broken by sample_id, without sorting."""
-    if not len(indices):
-        return indices
-    own, groups = key[indices], prompts[indices]
-    lowest = np.full(int(groups.max()) + 1, np.inf)
-    np.minimum.at(lowest, groups, own)
-    best: Positions = indices[own == lowest[groups]]
-    ties = np.bincount(prompts[best])[prompts[best]] > 1
-    if not ties.any():
-        return best
-    tied = best[ties]
-    names = pl.DataFrame({"index": tied, "group": prompts[tied], "sample_id": sample_ids.gather(places[tied])})
-    firsts: Positions = names.sort("sample_id").unique("group", keep="first")["index"].to_numpy()
-    return np.concatenate([best[~ties], firsts])
-
-
-def of_variant(selector: PerPrompt, found: Candidates, places: Positions, key: NDArray[np.float64]) -> Mask:
-    """Return which samples a variant may take, given their `group_key` [n]."""
+def _allowed(selector: PerPrompt, found: Candidates, key: NDArray[np.float64]) -> Mask | None:
     if selector.variant in ("subset", "closest_1"):
-        return is_original(selector, found.pool)[places]
+        return _is_original(selector, found.pool)
     if selector.variant == "long_cot":
-        right = found.pool.select(pl.coalesce("correct", "verified").fill_null(value=False)).to_series()
-        mask: Mask = right.to_numpy()[places]
-        return mask
-    return np.isfinite(key) if selector.variant == "reward" else np.ones(len(places), dtype=np.bool_)
+        right: Mask = (
+            found.pool.select(pl.coalesce("correct", "verified").fill_null(value=False)).to_series().to_numpy()
+        )
+        return right
+    return np.isfinite(key) if selector.variant == "reward" else None
 
 
-def takes_all(selector: PerPrompt) -> bool:
-    """Return whether a variant takes every allowed sample of a prompt."""
-    return selector.variant in ("full", "subset")
-
-
-def takes_one(selector: PerPrompt) -> bool:
-    """Return whether a variant takes one sample of a prompt."""
-    return selector.variant in ("closest_1", "random_1") or selector.k == 1
-
-
-def is_original(selector: PerPrompt, pool: pl.DataFrame) -> Mask:
-    """Return which rows of the pool were in it before others were added [N]."""
+def _is_original(selector: PerPrompt, pool: pl.DataFrame) -> Mask:
+    """Return which rows were in the pool before others were added [n]."""
     original = selector.original
     if original is None:
         return np.zeros(len(pool), dtype=np.bool_)
@@ -166,4 +96,11 @@ def is_original(selector: PerPrompt, pool: pl.DataFrame) -> Mask:
     return mask
 
 
-SELECTORS = [Selector(PerPrompt, _per_prompt)]
+def _most(selector: PerPrompt) -> int | Literal["original"] | None:
+    """Return how many samples of a prompt a variant takes; None: all that it allows."""
+    if selector.variant in ("full", "subset"):
+        return None
+    return 1 if selector.variant in ("closest_1", "random_1") else selector.k
+
+
+SELECTORS = [Selector(PerPrompt, rank=_rank, per_prompt=_most)]

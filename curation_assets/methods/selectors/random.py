@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 from pydantic import Field
 
 from curation_assets.methods.random_draws import uniform
-from curation_assets.methods.selectors.candidates import Candidates, Choice, Selector, SelectorSection, ascending
+from curation_assets.methods.selectors.candidates import Candidates, Keys, Selector, SelectorSection
 
 
 class Random(SelectorSection):
@@ -18,10 +17,8 @@ class Random(SelectorSection):
     seed: int = Field(0, ge=0, lt=2**63)
 
 
-def _random(selector: Random, found: Candidates) -> Choice:
-    places = np.flatnonzero(found.may)
-    drawn = uniform(found.pool["sample_id"].gather(places), selector.seed).to_numpy()
-    return Choice(places[ascending(drawn, found.pool["sample_id"], places, found.limit)])
+def _rank(selector: Random, found: Candidates) -> Keys:
+    return Keys(uniform(found.pool["sample_id"], selector.seed).to_numpy())
 
 
-SELECTORS = [Selector(Random, _random)]
+SELECTORS = [Selector(Random, rank=_rank)]

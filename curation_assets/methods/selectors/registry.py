@@ -33,19 +33,16 @@ def selector_of(section: SelectorSection) -> Selector:
     return SELECTORS[section.kind]
 
 
-def order_by(section: SelectorSection, candidates: Candidates) -> Choice:
-    """Return the order in which a selector takes samples."""
-    return selector_of(section).order(section, candidates)
-
-
 def order_by_stratum(section: SelectorSection, candidates: Candidates, stratum: NDArray[np.int64]) -> Choice:
     """Return the order in which a selector takes samples when it selects within each stratum [N] separately.
 
     The first of every stratum come first, then the second: what is left over goes round the strata.
     """
+    order = selector_of(section).order
+    assert order is not None, f"selector {section.kind} ranks rows by keys"
     ranks, orders, left_out = [], [], dict[str, int]()
     for number in np.unique(stratum[candidates.may]):
-        own = order_by(section, replace(candidates, may=candidates.may & (stratum == number)))
+        own = order(section, replace(candidates, may=candidates.may & (stratum == number)))
         orders.append(own.order)
         ranks.append(np.arange(len(own.order)))
         for reason, count in own.left_out.items():

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from curation_assets.methods.selectors.candidates import Candidates, Choice, Order, Selector, SelectorSection
+from curation_assets.methods.selectors.candidates import Candidates, Keys, Order, Selector, SelectorSection
 
 
 class Top(SelectorSection):
@@ -16,8 +16,8 @@ class Top(SelectorSection):
     order: Order | None = Field(None, description="order of the scores; default: the method's")
 
 
-def _top(selector: Top, found: Candidates) -> Choice:
-    return Choice(found.ranked(found.highest_first if selector.order is None else selector.order == "highest"))
+def _rank(selector: Top, found: Candidates) -> Keys:
+    return Keys(found.by_score(found.highest_first if selector.order is None else selector.order == "highest"))
 
 
-SELECTORS = [Selector(Top, _top)]
+SELECTORS = [Selector(Top, rank=_rank)]

@@ -56,6 +56,12 @@ class Spill:
         """Return all rows of a query with a small result."""
         return self._connection.execute(query).fetchall()
 
+    def frame(self, query: str) -> pl.DataFrame:
+        """Return all rows of a query, in memory."""
+        # DuckDB allows no other work on a connection whose last result was not read to its end.
+        with self._connection.cursor() as cursor:
+            return pl.DataFrame(cursor.sql(query).pl())
+
     def load(self, statement: str, frames: Iterable[pl.DataFrame]) -> None:
         """Execute a statement once per frame, which it refers to as `frame`; one frame at a time is in memory."""
         # The producer of the frames needs memory, too, and loading needs little.

@@ -1,11 +1,10 @@
-"""A whole pipeline whose subsets are chosen on disk: the same tables and releases as in memory."""
+"""Selecting in a whole pipeline: little memory, interruptions, and what is stored of a selection."""
 
 from __future__ import annotations
 
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from curation_assets import tables
 from curation_assets.releases.reproduce import reproduce
 from curation_assets.subsets import select as selecting
-from curation_assets.subsets.select import SelectionError, select, survey, write_subset
+from curation_assets.subsets.select import SelectionError, select, stored_selection, write_subset
 from curation_assets.workspace.workspace import Workspace, cache_folder
 from curation_resources.storage.table_writer import TableWriter
 from tests.pipeline.workspaces import make_workspace, release_subset, rows, run, stored
@@ -32,7 +31,7 @@ SHARDS = {
 
 
 def made(folder: Path, model: Path, in_memory: int) -> Workspace:
-    """A workspace that holds so many scores in memory."""
+    """A workspace that holds so many scores in memory at a time."""
     workspace = make_workspace(folder, model, SHARDS, corpus=FILTERS)
     file = workspace.config_file
     text = re.sub(r"subsets:\n.*\n", SUBSETS, file.read_text())
@@ -46,28 +45,35 @@ def nothing_is_left(workspace: Workspace) -> bool:
     return not workspace.warehouse.storage.unfinished() and not (place.exists() and list(place.iterdir()))
 
 
-def test_subsets_and_releases_are_those_of_memory(
+def test_a_release_takes_the_stored_facts_and_selects_nothing(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held, spilled = made(tmp_path / "held", tiny_model, 100), made(tmp_path / "spilled", tiny_model, 10)
-    run(held)
+    workspace = made(tmp_path, tiny_model, 10)
+    run(workspace)
+    for subset in workspace.settings.subsets:
+        assert len(workspace.warehouse.read_table(tables.subset_path(subset.name))) >= 4
+        assert stored_selection(workspace, subset).facts() == select(workspace, subset).selection.facts()
+    assert stored_selection(workspace, subset).facts()["duplicates_left_out"] == 2
+    assert nothing_is_left(workspace)
     with monkeypatch.context() as patch:
-        patch.setattr(selecting, "resolve_duplicates", None)  # what only choosing in memory calls
-        run(spilled)
-    for subset in held.settings.subsets:
-        path = tables.subset_path(subset.name)
-        here, there = held.warehouse, spilled.warehouse
-        assert len(here.read_table(path)) >= 4
-        assert there.read_table(path).equals(here.read_table(path))
-        assert there.table_metadata(path)["content_digest"] == here.table_metadata(path)["content_digest"]
-        assert survey(spilled, subset).facts() == survey(held, subset).facts()
-    assert survey(spilled, subset).facts()["duplicates_left_out"] == 2
-    assert nothing_is_left(spilled)
-    (one, _), (other, _) = release_subset(held), release_subset(spilled)
-    for said in ("content_digest", "subset_digest", "selection", "score_distribution"):
-        assert one.manifest[said] == other.manifest[said]
-    assert one.manifest["files"] == other.manifest["files"]  # pictures among them
-    assert reproduce(spilled, other.manifest, f"{tables.release_dir('best')}/1").identical
+        patch.setattr(selecting, "choose", None)
+        release, _ = release_subset(workspace)
+    assert reproduce(workspace, release.manifest, f"{tables.release_dir('best')}/1").identical
+
+
+def test_facts_of_another_selection_are_not_taken(tmp_path: Path, tiny_model: Path) -> None:
+    workspace = made(tmp_path, tiny_model, 10)
+    run(workspace)
+    best, path = workspace.settings.subset("best"), tables.selection_path("best")
+    document = workspace.warehouse.read_json(path)
+    right = stored_selection(workspace, best)
+    document["selection"]["duplicates"] = 99
+    workspace.warehouse.write_json(path, document | {"fingerprint": "another"})
+    assert stored_selection(workspace, best).facts() == right.facts()
+    workspace.warehouse.storage.remove(path)
+    assert stored_selection(workspace, best).facts() == right.facts()
+    workspace.warehouse.write_json(path, document)
+    assert stored_selection(workspace, best).duplicates == 99
 
 
 def test_a_choice_that_is_interrupted_leaves_the_former_subset(
@@ -90,7 +96,7 @@ def test_a_choice_that_is_interrupted_leaves_the_former_subset(
     assert workspace.warehouse.storage.read(path) == before
     assert stored(workspace) == files
     assert nothing_is_left(workspace)
-    assert write_subset(workspace, best).content_digest == select(workspace, best).told.content_digest
+    assert write_subset(workspace, best).content_digest == select(workspace, best).selection.content_digest
 
 
 def test_scores_of_another_configuration_are_refused(tmp_path: Path, tiny_model: Path) -> None:
@@ -99,7 +105,7 @@ def test_scores_of_another_configuration_are_refused(tmp_path: Path, tiny_model:
     workspace.config_file.write_text(workspace.config_file.read_text().replace("alpha: 0.7", "alpha: 0.2"))
     other = Workspace.load(workspace.config_file)
     with pytest.raises(SelectionError, match="are outdated"):
-        survey(other, other.settings.subset("best"))
+        select(other, other.settings.subset("best"))
     assert nothing_is_left(other)
 
 
@@ -115,6 +121,6 @@ def test_selectors_that_compare_vectors_say_that_they_stay_in_memory(
     run(workspace)
     caplog.clear()
     with caplog.at_level(logging.WARNING, "curation"):
-        told: Any = survey(workspace, workspace.settings.subset("best"))
-    assert told.summary.selected == 3
-    assert "subset best: selector k_center compares vectors, so its pool of 6 rows is held in memory" in caplog.text
+        found = select(workspace, workspace.settings.subset("best"))
+    assert len(found.rows) == 3
+    assert "subset best: selector k_center orders in memory; its 6 candidates are more than" in caplog.text

@@ -1,0 +1,466 @@
+"""Choose a subset of a pool of any size: the pool is a DuckDB table (`curation_resources.storage.spill`).
+
+Row-wise columns are computed on arrival. Ranking is a sort, and the best of each prompt a window over it; both spill to
+disk when they reach the memory limit. Only a selector that orders the candidates itself (`Selector.order`) gets them in
+memory. The budget is filled while the order streams by, and the subset's rows are emitted in pieces.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from curation_assets import tables
+from curation_assets.config.settings import Stratum, Subset
+from curation_assets.corpus.pool import ARRIVAL
+from curation_assets.methods.method import ScoreSection
+from curation_assets.methods.registry import method_of
+from curation_assets.methods.selectors.candidates import Candidates, Features, Keys, Selector, SelectorSection
+from curation_assets.methods.selectors.registry import order_by_stratum, selector_of
+from curation_assets.quality.filtered_pool import refuse_unknown
+from curation_assets.subsets.budget import BINS, STRATUM_LENGTHS, Prefix, Shares, samples_of
+from curation_assets.subsets.eligibility import LOW_SIGNAL_PERCENT, eligible
+from curation_assets.subsets.selection import Selection, SubsetDigest, subset_rows
+from curation_assets.subsets.summary import POINTS, POOL_FACTS, Summing
+from curation_resources.storage.spill import Spill
+
+logger = logging.getLogger("curation")
+
+Take = Callable[[pl.DataFrame], object]
+
+READ_ROWS = 250_000
+"""Rows of scores in memory at a time, in addition to those that Polars prefetches."""
+
+POOL_COLUMNS = [name for name in tables.SAMPLE_SCORES.columns if name != "flags"]
+"""Columns of `sample_scores` that selection reads, beside the score."""
+
+COLUMNS = {
+    "sample_id": "uuid",
+    "prompt_id": "uuid",
+    "shard": "varchar",
+    "row": "bigint",
+    "candidate": "integer",
+    "source": "varchar",
+    "domain": "varchar",
+    "generator": "varchar",
+    "correct": "boolean",
+    "verified": "boolean",
+    "reward": "double",
+    "n_steps": "integer",
+    "response_tokens": "integer",
+    "answer_norm": "float",
+    "score": "double",
+    "eligible": "boolean",
+    "may": "boolean",
+    "key": "double",
+    "allowed": "boolean",
+    "original": "boolean",
+    "held_out": "boolean",
+}
+"""Columns of table `pool`: those of `sample_scores`, of which ids become 128-bit numbers that sort like their texts;
+`eligible`; `may` (eligible with a score); `key`, `allowed` and `original` of a ranking (`Keys`); `held_out` (its prompt
+is in a validation set)."""
+
+NEEDED = {"sample_id", "source", "n_steps", "response_tokens", "answer_norm", "score"} | {
+    "eligible",
+    "may",
+    "key",
+    "allowed",
+    "original",
+    "held_out",
+}
+"""Columns that every selection needs; the others take space only if a selector or a stratum reads them."""
+
+ID = "replace(sample_id::varchar, '-', '') as sample_id"
+"""SQL expression for the text of an id."""
+
+LOW_SIGNAL = """coalesce(
+    answer_norm < (select answer_norm from lowest)
+    or answer_norm = (select answer_norm from lowest) and sample_id <= (select sample_id from lowest), false)"""
+"""SQL condition: the row is among the lowest percent; table `lowest` holds the last of these."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts of table `pool`: rows that are eligible, may be chosen, have a held-out prompt, and have a norm."""
+
+    eligible: int
+    may: int
+    held_out: int
+    norms: int
+
+
+def choose(
+    spill: Spill,
+    arrived: Iterable[pl.DataFrame],
+    score: ScoreSection,
+    section: SelectorSection,
+    subset: Subset,
+    take: Take,
+    known: pl.LazyFrame | None = None,
+    features: Features | None = None,
+    many: int | None = None,
+    duplicates: int | None = None,
+) -> Selection:
+    """Choose a subset of scored samples; deterministic to the bit, whatever the order and the pieces of the rows.
+
+    Args:
+        spill: an empty spill database.
+        arrived: rows of `sample_scores` (POOL_COLUMNS; `prompt_id` only if `reads_prompts`) with the score in column
+            `score`, in pieces, including exact duplicates.
+        score: the score's configuration.
+        section: the selector's parameters.
+        subset: filters, strata, budget.
+        take: receives the rows of table `subset`, best first, in pieces.
+        known: samples removed by the corpus' filters (table `pool` of the warehouse); None without filters.
+        features: embeddings and validation prompts, if the score's method has them.
+        many: number of candidates from which on holding them in memory is worth a warning.
+        duplicates: number of copies that were removed before; None: `arrived` may contain a sample more than once.
+
+    Raises:
+        QualityError: the corpus' filters have not been applied to some of the samples.
+        SpillError: memory or disk is too small for the pool.
+    """
+    selector = selector_of(section)
+    prompts = None if features is None or features.prompts is None else features.prompts()
+    _load_pool(spill, arrived, score, section, subset, prompts, distinct=duplicates is not None)
+    if duplicates is None:
+        duplicates = _remove_copies(spill)
+    filtered = _remove_filtered(spill, known)
+    counts = Counts(
+        *spill.row(
+            "select count(*) filter (eligible), count(*) filter (may), count(*) filter (held_out), count(answer_norm) "
+            "from pool"
+        )
+    )
+    _find_lowest(spill, counts.norms * LOW_SIGNAL_PERCENT // 100)
+    sizes = _create_strata(spill, subset.stratify, weight=_weight(subset))
+    if selector.rank is None:
+        if many is not None and counts.eligible > many:
+            # Vectors dominate memory and every step reads all of them, so sorting on disk would not help.
+            logger.warning(
+                "subset %s: selector %s orders in memory; its %d candidates are more than engine.rows_in_memory (%d).",
+                *(subset.name, selector.kind, counts.eligible, many),
+            )
+        left_out = _rank_in_memory(spill, section, score, subset, counts, features)
+    else:
+        left_out = _rank(spill, selector, section, subset, counts)
+    order = _Order(spill, selector, section, subset, counts, sizes)
+    points = f"select response_tokens, score from pool where isfinite(score) order by sample_id limit {POINTS}"
+    summing = Summing(lambda: spill.stream(f"select {', '.join(POOL_FACTS)} from pool"), spill.frame(points))
+    digest, before = SubsetDigest(), 0
+    for chosen in order.taken():
+        rows = subset_rows(chosen, score.name, before)
+        take(rows)
+        digest.add(rows)
+        summing.choose(chosen)
+        before += len(rows)
+    held_out = None if prompts is None else counts.held_out
+    return Selection(summing.summary(), digest.value(), duplicates, filtered, left_out, order.whole, held_out)
+
+
+def reads_prompts(section: SelectorSection, features: Features | None) -> bool:
+    """Return whether choosing reads the column `prompt_id`."""
+    selector = selector_of(section)
+    held_out = features is not None and features.prompts is not None
+    return held_out or selector.rank is None or selector.per_prompt is not None
+
+
+# The pool
+
+
+def _load_pool(
+    spill: Spill,
+    arrived: Iterable[pl.DataFrame],
+    score: ScoreSection,
+    section: SelectorSection,
+    subset: Subset,
+    prompts: Sequence[str] | None,
+    *,
+    distinct: bool,
+) -> None:
+    """Fill table `pool`."""
+    selector = selector_of(section)
+    kept = (
+        NEEDED
+        | (set() if distinct else {*ARRIVAL})
+        | {*subset.stratify}
+        | ({"prompt_id"} if selector.per_prompt else set())
+    )
+    if selector.rank is None:
+        kept |= {*POOL_COLUMNS}
+    columns = {name: kind for name, kind in COLUMNS.items() if name in kept}
+    spill.run(f"create table pool ({', '.join(f'{name} {kind}' for name, kind in columns.items())})")
+    values = ", ".join(f"{name}::{kind}" for name, kind in columns.items())
+    marked = (_marked(rows, score, section, subset, prompts) for rows in arrived)
+    spill.load(f"insert into pool select {values} from frame", marked)
+
+
+def _marked(
+    rows: pl.DataFrame,
+    score: ScoreSection,
+    section: SelectorSection,
+    subset: Subset,
+    prompts: Sequence[str] | None,
+) -> pl.DataFrame:
+    """Add the columns of table `pool` to rows."""
+    may_pass = rows.select(eligible(score, subset.filters)).to_series()
+    values = rows["score"].fill_null(float("nan")).to_numpy()
+    found = Candidates(rows, values, may_pass.to_numpy() & np.isfinite(values), method_of(score).highest_first)
+    rank = selector_of(section).rank
+    keys = Keys(np.zeros(len(rows))) if rank is None else rank(section, found)
+    held_out = pl.lit(value=False) if prompts is None else pl.col("prompt_id").is_in(list(prompts))
+    marks: dict[str, Any] = {
+        "eligible": may_pass,
+        "may": found.may,
+        "allowed": found.may if keys.allowed is None else keys.allowed,
+        "original": found.may if keys.original is None else keys.original,
+        # Turn -0.0 into 0.0, so that both sort as equal.
+        "key": keys.key + 0.0,
+    }
+    return rows.with_columns(
+        held_out=held_out,
+        answer_norm=pl.col("answer_norm").fill_nan(None),
+        **{name: pl.Series(name, mark) for name, mark in marks.items()},
+    )
+
+
+def _remove_copies(spill: Spill) -> int:
+    """Keep one row per sample_id: the lowest shard, then row, then candidate. Return the number of rows removed."""
+    spill.run("create table copied as select sample_id from pool group by sample_id having count(*) > 1")
+    spill.run(
+        "create table copies as select rowid as place from pool semi join copied using (sample_id) "
+        "qualify row_number() over (partition by sample_id order by shard, row, candidate) > 1"
+    )
+    spill.run("delete from pool where rowid in (select place from copies)")
+    count: int = spill.row("select count(*) from copies")[0]
+    return count
+
+
+def _remove_filtered(spill: Spill, known: pl.LazyFrame | None) -> dict[str, int]:
+    """Remove samples excluded by the corpus' filters from table `pool`; return their number by reason."""
+    if known is None:
+        return {}
+    spill.run("create table known (sample_id uuid, reason varchar)")
+    batches = known.select("sample_id", "reason").collect_batches(chunk_size=READ_ROWS, engine="streaming")
+    spill.load("insert into known select sample_id::uuid, reason from frame", batches)
+    refuse_unknown(spill.row("select count(*) from pool anti join known using (sample_id)")[0])
+    out = "pool join (select * from known where reason is not null) using (sample_id)"
+    counts = dict(spill.rows(f"select reason, count(*) from {out} group by reason order by reason"))
+    spill.run("delete from pool where sample_id in (select sample_id from known where reason is not null)")
+    return counts
+
+
+def _weight(subset: Subset) -> str:
+    """Return the expression for a row's weight in the budget."""
+    return "1" if subset.budget.tokens is None else "coalesce(response_tokens, 0)"
+
+
+def _find_lowest(spill: Spill, count: int) -> None:
+    """Create table `lowest` with the last of the `count` rows of lowest norm, ties by sample_id; it may be empty."""
+    spill.run(
+        "create table lowest as select answer_norm, sample_id from pool where answer_norm is not null "
+        f"order by answer_norm, sample_id limit {min(count, 1)} offset {max(count - 1, 0)}"
+    )
+
+
+# Strata
+
+
+def _create_strata(spill: Spill, stratify: Sequence[Stratum], weight: str) -> list[int]:
+    """Create view `parted` (eligible rows with their `stratum`); return the eligible weight of each stratum.
+
+    Strata are numbered in the order of their names. Without strata, all rows are in number 0 and no weight is returned.
+    """
+    parts = [
+        f"{_decile(spill, STRATUM_LENGTHS[name]) if name in STRATUM_LENGTHS else _named(name)} as part_{place}"
+        for place, name in enumerate(stratify)
+    ]
+    if not stratify:
+        spill.run("create view parted as select *, 0 as stratum from pool where eligible")
+        return []
+    # Only eligible rows need a stratum.
+    spill.run(f"create view named as select {', '.join(['*', *parts])} from pool where eligible")
+    names = ", ".join(f"part_{place}" for place in range(len(stratify)))
+    found = sorted(spill.rows(f"select {names}, sum({weight})::bigint from named group by {names}"))
+    columns = [*(f"part_{place}" for place in range(len(stratify))), "size"]
+    frame = pl.DataFrame(found, schema=columns, orient="row", infer_schema_length=None).with_row_index("stratum")
+    spill.run(f"create table strata as select stratum, {names} from named, (select 0 as stratum) limit 0")
+    spill.load(f"insert into strata select stratum, {names} from frame", [frame] if len(frame) else [])
+    spill.run(f"create view parted as select * from named join strata using ({names})")
+    return [int(size) for size in frame["size"]]
+
+
+def _named(column: str) -> str:
+    return f"coalesce({column}, '(none)')"
+
+
+def _decile(spill: Spill, column: str) -> str:
+    """Return an expression for the decile of a column among eligible rows; equal values share a decile."""
+    known = f"eligible and {column} is not null"
+    counts = spill.rows(f"select {column}, count(*) from pool where {known} group by {column} order by {column}")
+    whole = max(sum(count for _, count in counts), 1)
+    cases, before, last = [], 0, 0
+    for value, count in counts:
+        tenth = before * BINS // whole
+        if tenth != last:
+            cases.append(f"when {column} >= {value} then {tenth}")
+            last = tenth
+        before += count
+    # Highest first, since the first matching case wins. Null matches none and belongs to the first decile.
+    return f"case {' '.join(reversed(cases))} else 0 end" if cases else "0"
+
+
+# Ranking
+
+
+def _ranked_columns(subset: Subset) -> str:
+    return f"score, source, ({_weight(subset)})::bigint as weight, {LOW_SIGNAL} as low_signal, stratum"
+
+
+def _rank(spill: Spill, selector: Selector, section: SelectorSection, subset: Subset, counts: Counts) -> dict[str, int]:
+    """Create table `ranked` with the rows that may be taken, by `key`; return those that are omitted, by reason."""
+    most = samples_of(subset.budget, counts.eligible)
+    begins = selector.begins is not None and selector.begins(section, counts.eligible, counts.may)
+    whole_order = selector.per_prompt or begins or subset.stratify or most is None
+    candidates = _best_of_prompts(selector, section) if selector.per_prompt else "select * from parted where may"
+    spill.run(
+        f"create table ranked as select sample_id, {_ranked_columns(subset)} from ({candidates}) "
+        f"order by key, sample_id {'' if whole_order else f'limit {most}'}"
+    )
+    if not selector.per_prompt:
+        return {}
+    alone = spill.row(
+        "select count(*) from (select prompt_id from pool where may group by prompt_id having count(*) = 1)"
+    )[0]
+    left_out = {
+        "single_response": alone,
+        "not_of_its_prompt": counts.may - alone - spill.row("select count(*) from ranked")[0],
+    }
+    return {reason: count for reason, count in left_out.items() if count}
+
+
+def _best_of_prompts(selector: Selector, section: SelectorSection) -> str:
+    """Return the query for the rows that are taken of each prompt with two or more responses."""
+    assert selector.per_prompt is not None
+    most = selector.per_prompt(section)
+    columns = ["count(*) over (partition by prompt_id) as responses"]
+    conditions = ["responses > 1", "allowed"]
+    if most is not None:
+        columns.append("row_number() over (partition by prompt_id, allowed order by key, sample_id) as place")
+        if most == "original":
+            columns.append("count(*) filter (original) over (partition by prompt_id) as originals")
+        conditions.append(f"place <= {'originals' if most == 'original' else most}")
+    return f"select * from (select *, {', '.join(columns)} from parted where may) where {' and '.join(conditions)}"
+
+
+def _rank_in_memory(
+    spill: Spill,
+    section: SelectorSection,
+    score: ScoreSection,
+    subset: Subset,
+    counts: Counts,
+    features: Features | None,
+) -> dict[str, int]:
+    """Create table `ranked` in the order that a selector returns for all candidates; see `_rank`."""
+    selector = selector_of(section)
+    assert selector.order is not None
+    stored = ", ".join(name for name in POOL_COLUMNS if name not in ("sample_id", "prompt_id"))
+    frame = spill.frame(
+        f"select {ID}, replace(prompt_id::varchar, '-', '') as prompt_id, {stored}, may, "
+        f"{_ranked_columns(subset)} from parted order by sample_id"
+    )
+    # An order that is split among strata must be whole, except where the selector orders each of them.
+    limit = _most_samples(spill, subset, counts) if selector.vectors or not subset.stratify else None
+    highest_first, may = method_of(score).highest_first, frame["may"].to_numpy()
+    values = frame["score"].fill_null(float("nan")).to_numpy()
+    pool = frame.select(POOL_COLUMNS)
+    found = Candidates(pool, values, may, highest_first, limit, features)
+    if selector.vectors and subset.stratify:
+        choice = order_by_stratum(section, found, frame["stratum"].to_numpy())
+    else:
+        choice = selector.order(section, found)
+    spill.run(f"create table ranked as select sample_id, {_ranked_columns(subset)} from parted limit 0")
+    ranked = frame.select("sample_id", "score", "source", "weight", "low_signal", "stratum")[choice.order]
+    spill.load("insert into ranked select * replace (sample_id::uuid as sample_id) from frame", [ranked])
+    return choice.left_out
+
+
+def _most_samples(spill: Spill, subset: Subset, counts: Counts) -> int:
+    """Return how much of an order suffices to fill a budget: one sample more than fits, if it counts tokens."""
+    limit = samples_of(subset.budget, counts.eligible)
+    if limit is not None:
+        return limit
+    shortest = (
+        "select sum(coalesce(response_tokens, 0)) over (order by coalesce(response_tokens, 0), sample_id "
+        "rows unbounded preceding) as together from pool where eligible"
+    )
+    fit: int = spill.row(f"select count(*) from ({shortest}) where together <= {subset.budget.tokens}")[0]
+    return fit + 1
+
+
+class _Order:
+    """Streams table `ranked` and selects the rows that fit the budget.
+
+    Attributes:
+        whole: whether the budget is larger than all rows.
+    """
+
+    def __init__(
+        self,
+        spill: Spill,
+        selector: Selector,
+        section: SelectorSection,
+        subset: Subset,
+        counts: Counts,
+        sizes: Sequence[int],
+    ) -> None:
+        self._spill, self._sizes = spill, sizes
+        columns = f"select {ID}, score, source, low_signal, weight, stratum::bigint as stratum from ranked"
+        # DuckDB returns the rows of a table that was created in order in that order.
+        self._queries = [columns]
+        if selector.begins is not None and (begin := selector.begins(section, counts.eligible, counts.may)):
+            # A budget that reaches past the end continues upwards from the start of the band.
+            self._queries = [
+                f"{columns} where rowid >= {begin}",
+                f"{columns} where rowid < {begin} order by rowid desc",
+            ]
+        samples = samples_of(subset.budget, counts.eligible)
+        self._limit = int(subset.budget.tokens or 0) if samples is None else samples
+        self.whole = bool(spill.row("select coalesce(sum(weight), 0) from ranked")[0] < self._limit)
+        self._stratified = bool(subset.stratify)
+
+    def taken(self) -> Iterator[pl.DataFrame]:
+        """Yield the rows that fit the budget, in order."""
+        if self.whole:
+            yield from self._pieces()
+            return
+        shares = Shares(self._limit, self._sizes)
+        room = self._limit
+        if self._stratified:
+            # The remainder of the shares is known only after a complete pass.
+            for piece in self._pieces():
+                shares.take(*_numbers(piece))
+            room, shares = shares.room(), Shares(self._limit, self._sizes)
+        others = Prefix(room)
+        for piece in self._pieces():
+            weights, stratum = _numbers(piece)
+            taken = shares.take(weights, stratum) if self._stratified else np.zeros(len(piece), dtype=np.bool_)
+            taken[~taken] = others.take(weights[~taken])
+            yield piece.filter(pl.Series(taken))
+            if others.full and not self._stratified:
+                return
+
+    def _pieces(self) -> Iterator[pl.DataFrame]:
+        for query in self._queries:
+            yield from self._spill.stream(query)
+
+
+def _numbers(piece: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return piece["weight"].to_numpy(), piece["stratum"].to_numpy()
