@@ -59,11 +59,11 @@ class Engine(Section):
     rows_in_memory: int = Field(
         5_000_000,
         ge=0,
-        description="maximum number of scores that a subset is selected from in memory; larger pools are sorted "
-        "on disk",
+        description="rows whose scores a what-if recomputes at a time; more candidates of a selector that compares "
+        "vectors are worth a warning",
     )
     selection_memory_mib: int = Field(
-        2048, ge=256, description="memory for sorting on disk, in addition to about 700 MiB for reading and Python"
+        2048, ge=256, description="memory for selecting; beyond it, sorts continue on disk; reading and Python add about 700 MiB"
     )
     run_tags: dict[str, str | dict[str, Any]] = Field(
         {},
