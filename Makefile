@@ -14,7 +14,7 @@ else
   MAKE_VENV = $(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
 endif
 # Each process of the suite uses one thread.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder --durations 10
 
 .PHONY: help install demo ui test test-system check format constraints clean
 
@@ -44,10 +44,11 @@ ui: $(VENV)/.lean  ## Open the Dagster UI on the demo's instance
 	$(BIN)/curate ui --config $(DEMO)/curation.yaml --port $(PORT)
 
 test: install  ## Run the default test suite
-	$(PYTEST) -m 'not system'
+	$(PYTEST) -n 2 -m 'not system'
 
+# Daemons and clusters mostly wait, so more of them than cores run at once.
 test-system: install  ## Run the tests that start other systems: PostgreSQL, Slurm, Ray, browsers, benchmarks
-	$(PYTEST) -m system
+	$(PYTEST) -n 4 -m system
 
 check: install  ## Check format, lint, layers and types
 	$(BIN)/ruff format --check .

@@ -36,11 +36,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files with slow tests first: with one file at a time in each process, none is left over at the end."""
+    """Order and group the tests for several processes (`--dist loadgroup`).
+
+    A file's tests share a process, and with it the file's fixtures, except for those marked `alone`. Files with slow tests
+    come first, so that none is left over at the end.
+    """
     slow: dict[str, int] = {}
     for item in items:
         weight = 20 * (item.get_closest_marker("slow") is not None) + 100 * ("daemon" in item.nodeid)
         slow[str(item.path)] = slow.get(str(item.path), 0) + 1 + weight
+        if item.get_closest_marker("alone") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
     items.sort(key=lambda item: -slow[str(item.path)])
 
 
