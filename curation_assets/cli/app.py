@@ -117,13 +117,13 @@ def plan(
     config: ConfigOption = None,
     no_probe: Annotated[
         bool,
-        typer.Option("--no-probe", help="Do not load the model: estimate tokens and F, but neither seconds nor bytes."),
+        typer.Option("--no-probe", help="Do not load the model: estimate seconds and bytes only from stored runs."),
     ] = False,
 ) -> None:
     """Estimate the cost of a run now: samples, tokens, forward passes (F), time and bytes; compare with past runs.
 
-    Tokens are counted with the model's own tokenizer; time is estimated from a few measured batches. Nothing is
-    stored.
+    Tokens are counted with the model's own tokenizer; time is estimated from stored runs, else from a few measured
+    batches. Nothing is stored.
     """
     with clear_errors():
         from curation_assets.cli.show_cost import show_plan
