@@ -258,7 +258,7 @@ def test_a_footer_that_lies_about_the_packing_ends_no_process(tmp_path: Path) ->
 
 
 def test_looks_before_a_run_are_bounded_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A dry look and a plan read the heads of files: of a row no more than tells that it is too long."""
+    """A dry run and a plan read the heads of files: of a row no more than tells that it is too long."""
     landing = tmp_path / "landing"
     landing.mkdir()
     (landing / "a.jsonl.gz").write_bytes(gz(jsonl(GOOD) + b"x" * 20 * MIB))

@@ -1,4 +1,4 @@
-"""A dry look: the whole pipeline on a few rows in a temporary place, before a complete run."""
+"""A dry run: the whole pipeline on a few rows in a temporary place, before a complete run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from curation_resources.storage.landing import LandingError
 
 
 @dataclass(frozen=True)
-class DryLook:
-    """The result of a dry look.
+class DryRun:
+    """The result of a dry run.
 
     Attributes:
         summary: summary of the main job over the few rows.
         share: fraction of the landing area's bytes that was used.
         seconds: time taken, including loading the model.
-        workspace: the workspace that holds its tables; deleted when the look ends.
+        workspace: the workspace that holds its tables; deleted when the dry run ends.
     """
 
     summary: RunSummary
@@ -38,22 +38,24 @@ class DryLook:
 
 
 @contextmanager
-def dry_look(workspace: Workspace, rows: int, announce: Callable[[str], None] | None = None) -> Iterator[DryLook]:
+def dry_run(workspace: Workspace, rows: int, announce: Callable[[str], None] | None = None) -> Iterator[DryRun]:
     """Run the main job on the first rows of every file, about `rows` in total, and keep nothing.
 
     The rows are copied; images that they name are read in their original place.
     """
-    with tempfile.TemporaryDirectory(prefix="curation-look-") as folder:
+    with tempfile.TemporaryDirectory(prefix="curation-dry-run-") as folder:
         place = Path(folder)
         share = _copy_first_rows(workspace, place / "landing", rows)
-        small = _settings_for(workspace.settings, workspace.folder)
-        look = replace(workspace, config_file=place / "curation.yaml", settings=small, images_from=workspace.landing)
-        look.warehouse.prepare()
-        copy_purged(workspace.warehouse, look.warehouse)
+        settings = _settings_for(workspace.settings, workspace.folder)
+        small = replace(
+            workspace, config_file=place / "curation.yaml", settings=settings, images_from=workspace.landing
+        )
+        small.warehouse.prepare()
+        copy_purged(workspace.warehouse, small.warehouse)
         started = time.monotonic()
         with dg.DagsterInstance.ephemeral() as instance:
-            summary = MainJob(look, instance, announce).run()
-        yield DryLook(summary, share, time.monotonic() - started, look)
+            summary = MainJob(small, instance, announce).run()
+        yield DryRun(summary, share, time.monotonic() - started, small)
 
 
 def _settings_for(settings: Settings, folder: Path) -> Settings:
@@ -93,7 +95,7 @@ def _copy_first_rows(workspace: Workspace, out: Path, rows: int) -> float:
     """Copy the first rows of every file; return the fraction of the landing area's bytes that they stand for."""
     files = workspace.landing.files()
     if not files:
-        raise LandingError(f"there is no shard in {workspace.landing.place}. A dry look needs some rows: add a file.")
+        raise LandingError(f"there is no shard in {workspace.landing.place}. A dry run needs some rows: add a file.")
     each = max(1, -(-rows // len(files)))
     copied = 0.0
     for file in files:
