@@ -65,13 +65,13 @@ def gc(
     rows and releases are never removed. Removed data has to be measured again if the configuration needs it later.
     """
     with clear_errors():
-        from curation_assets.operations.gc import clear, look
+        from curation_assets.operations.gc import clear, find_unused
         from curation_resources.storage.landing import printable
         from curation_resources.text import size_text
 
         workspace = load_workspace(config)
         refuse_beside_a_run(workspace, "nothing can be removed now")
-        finds = look(workspace, older_than)
+        finds = find_unused(workspace, older_than)
         _show_finds(finds)
         removed = [find for find in finds if find.remove]
         size = size_text(sum(find.size for find in removed))

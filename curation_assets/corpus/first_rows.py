@@ -1,6 +1,7 @@
-"""Copy the first rows of a landing file into a small file of the same format, for plans and dry runs.
+"""Read or copy the first rows of landing files: for plans, dry runs and `curate init`.
 
-The copy is read like any other file, so its rows, formats and problems are those that a run reports.
+The first rows are copied into a small file of the same format, which is read like any other file. So its rows, formats
+and problems are those that a run reports.
 """
 
 from __future__ import annotations
@@ -8,14 +9,17 @@ from __future__ import annotations
 import gzip
 import io
 import shutil
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
+from curation_assets.config.corpus_settings import Corpus
 from curation_assets.corpus.parquet_rows import PARQUET_ERRORS, copy_first_parquet_rows
+from curation_assets.corpus.reading import ShardRows, read_shard
 from curation_resources.storage.landing import Landing, LandingFile
 
 PACKED_BLOCK = 2**12
@@ -23,6 +27,39 @@ PACKED_BLOCK = 2**12
 
 UNPACKED_RATIO = 16
 """Text compresses to about a tenth. Of a file that expands further, only this multiple of `size` is copied."""
+
+
+def read_first_rows(
+    landing: Landing,
+    file: LandingFile,
+    corpus: Corpus,
+    size: int,
+    images_root: Path,
+    keep_image: Callable[[str, bytes], None] | None = None,
+) -> tuple[ShardRows, float]:
+    """Read a file, or only about the first `size` bytes of a larger one.
+
+    Args:
+        landing: the landing area.
+        file: the file.
+        corpus: how to read it.
+        size: number of bytes of the file to read.
+        images_root: the folder that image paths are relative to.
+        keep_image: stores the bytes of an image inside a row under their digest; None to discard them.
+
+    Returns:
+        The rows, and the fraction of the file that they are.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    if file.size <= size:
+        whole = landing.path(file.shard)
+        return read_shard(whole, file.shard, file.name, corpus, images_root, keep_image), 1.0
+    with tempfile.TemporaryDirectory(prefix="curation-rows-") as folder:
+        head = Path(folder) / "head"
+        share = copy_first_rows(landing, file, head, corpus.max_row_bytes, size=size)
+        return read_shard(head, file.shard, file.name, corpus, images_root, keep_image), share
 
 
 def copy_first_rows(
@@ -55,9 +92,9 @@ def copy_first_rows(
         else:
             with target.open("wb") as out:
                 for line in _first_lines(stream, rows, longest):
-                    out.write(line)
-                    if size is not None and out.tell() >= size:
+                    if size is not None and out.tell() and out.tell() + len(line) > size:
                         break
+                    out.write(line)
             share = min(1.0, target.stat().st_size / file.size) if file.size else 1.0
     if share is None:
         shutil.copyfile(landing.path(file.shard), target)

@@ -17,10 +17,9 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.config.settings import Target
-from curation_assets.corpus.first_rows import copy_first_rows
+from curation_assets.corpus.first_rows import read_first_rows
 from curation_assets.corpus.held_out import read_validation
 from curation_assets.corpus.purging import rows_without_purged
-from curation_assets.corpus.reading import ShardRows, read_shard
 from curation_assets.corpus.samples import samples_of
 from curation_assets.methods.random_draws import draw_bits
 from curation_assets.methods.selectors.temp import STEPS
@@ -216,8 +215,7 @@ def read_pool(workspace: Workspace, scratch_folder: Path) -> Pool:
 
     Args:
         workspace: the configuration.
-        scratch_folder: an empty folder for the first rows of unread files and the images embedded in them; the caller
-            removes it.
+        scratch_folder: an empty folder for images embedded in rows of unread files; the caller removes it.
 
     Raises:
         LandingError: the landing folder is missing, or has lost too many files at once.
@@ -227,7 +225,7 @@ def read_pool(workspace: Workspace, scratch_folder: Path) -> Pool:
     copy_purged(workspace.warehouse, scratch.warehouse)
     files = workspace.landing.files()
     read = current_shards(workspace, workspace.landing.digests(files))
-    heads, problems = _read_heads(scratch, [file for file in files if file.shard not in set(read)], scratch_folder)
+    heads, problems = _read_heads(scratch, [file for file in files if file.shard not in set(read)])
     held_out, unusable = _validation_sets(scratch)
     workspace.cache.save()
     stored = workspace.warehouse.scan(tables.raw_corpus_dir(), read)
@@ -324,19 +322,21 @@ def segmented(signals: Sequence[SignalName]) -> bool:
     return not SEGMENTED_SIGNALS.isdisjoint(signals)
 
 
-def _read_heads(scratch: Workspace, files: Sequence[LandingFile], folder: Path) -> tuple[dict[str, Head], list[str]]:
+def _read_heads(scratch: Workspace, files: Sequence[LandingFile]) -> tuple[dict[str, Head], list[str]]:
     """Read the first rows of files, by shard; also return the problems of files as a whole."""
     heads: dict[str, Head] = {}
     problems: list[str] = []
     if not files:
         return heads, problems
     size = max(SMALLEST_HEAD, HEAD_BYTES // len(files))
+    corpus, purged = scratch.settings.corpus, PurgedList.read(scratch.warehouse).ids()
     with track("reading new files", len(files)) as advance:
         for file in files:
+            root = scratch.image_root(file.shard)
             try:
-                rows, weight = _read_head(scratch, file, size, folder)
+                rows, share = read_first_rows(scratch.landing, file, corpus, size, root, scratch.keep_image)
+                heads[file.shard] = Head(rows_without_purged(rows, purged).accepted, 1 / share)
                 problem = rows.file_problem
-                heads[file.shard] = Head(rows.accepted, weight)
             except OSError as error:
                 # A run stores an empty shard for it and reports the same problem.
                 problem = f"cannot be opened: {error.strerror or error}"
@@ -344,19 +344,6 @@ def _read_heads(scratch: Workspace, files: Sequence[LandingFile], folder: Path) 
                 problems.append(f"{printable(file.name)}: {problem}")
             advance(1)
     return heads, problems
-
-
-def _read_head(scratch: Workspace, file: LandingFile, size: int, folder: Path) -> tuple[ShardRows, float]:
-    """Return the first rows of a file, and how many rows each of them stands for."""
-    corpus, share = scratch.settings.corpus, 1.0
-    if file.size <= size:
-        path = scratch.landing.path(file.shard)
-    else:
-        path = folder / "head"
-        share = copy_first_rows(scratch.landing, file, path, corpus.max_row_bytes, size=size)
-    root = scratch.image_root(file.shard)
-    rows = read_shard(path, file.shard, file.name, corpus, root, scratch.keep_image)
-    return rows_without_purged(rows, PurgedList.read(scratch.warehouse).ids()), 1 / share
 
 
 def _kind() -> list[pl.Expr]:
