@@ -89,11 +89,11 @@ def run(
     """
     end_as_interrupted()
     with clear_errors():
-        from curation_assets.cli.run_summary import show_dry_look, show_summary
+        from curation_assets.cli.run_summary import show_dry_run, show_summary
 
         workspace = load_workspace(config)
         if sample is not None:
-            show_dry_look(workspace, sample, console)
+            show_dry_run(workspace, sample, console)
             return
         summary = run_main_job(workspace, accept_removals, None if until is None else until.value)
         show_summary(workspace, summary, console)
@@ -117,13 +117,13 @@ def plan(
     config: ConfigOption = None,
     no_probe: Annotated[
         bool,
-        typer.Option("--no-probe", help="Do not load the model: estimate tokens and F, but neither seconds nor bytes."),
+        typer.Option("--no-probe", help="Do not load the model: estimate seconds and bytes only from stored runs."),
     ] = False,
 ) -> None:
     """Estimate the cost of a run now: samples, tokens, forward passes (F), time and bytes; compare with past runs.
 
-    Tokens are counted with the model's own tokenizer; time is estimated from a few measured batches. Nothing is
-    stored.
+    Tokens are counted with the model's own tokenizer; time is estimated from stored runs, else from a few measured
+    batches. Nothing is stored.
     """
     with clear_errors():
         from curation_assets.cli.show_cost import show_plan
@@ -154,15 +154,20 @@ def select(
     change, add it to curation.yaml and use `curate run`.
     """
     with clear_errors():
-        from curation_assets.cli.show_subsets import show_what_if
         from curation_assets.subsets.stored_tables import pick, write_frame
         from curation_assets.subsets.what_if import what_if
+        from curation_resources.terminal import simple_table
 
         workspace = load_workspace(config)
         names = [subset.name for subset in workspace.settings.subsets]
         chosen = pick("subset", name, names, "its name: curate select NAME")
         found = what_if(workspace, chosen, changes or [], budget)
-        show_what_if(found, console)
+        console.print(simple_table(f"{chosen}, what if", ("what", "now", "what if"), found.side_by_side()))
+        console.print(found.difference_line())
+        sources = found.sources().head(20).iter_rows()
+        console.print(simple_table("by source", ("source", "pool", "now", "what if"), sources))
+        for remark in found.remarks():
+            console.print(remark, style="yellow", markup=False, highlight=False, soft_wrap=True)
         if to is not None:
             console.print(f"wrote {write_frame(found.rows.lazy(), to):,} rows to {to}", soft_wrap=True)
 
@@ -378,13 +383,13 @@ def ui(
     """Open the Dagster UI and daemon; files added to the landing folder are processed up to the subsets."""
     with clear_errors():
         from curation_assets.config.config_file import CONFIG_VARIABLE
-        from curation_assets.defs.dead_runs import bury_runs_of_a_dead_ui
+        from curation_assets.defs.dead_runs import fail_runs_of_dead_ui
         from curation_assets.defs.instance import open_instance
         from curation_assets.workspace.workspace import dagster_home
 
         workspace = load_workspace(config)
         with open_instance(workspace) as instance:
-            lock = bury_runs_of_a_dead_ui(instance, dagster_home(workspace))
+            lock = fail_runs_of_dead_ui(instance, dagster_home(workspace))
         if lock is None:
             raise UserError(f"another `curate ui` is running on {dagster_home(workspace)}. Stop it first.")
         environment = os.environ | {CONFIG_VARIABLE: str(workspace.config_file)}

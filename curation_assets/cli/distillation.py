@@ -45,7 +45,7 @@ def distill(
     the missing ones), so repeat the command when the corpus has grown. Ctrl-C loses no finished work.
     """
     with clear_errors("curate distill"):
-        from curation_assets.evaluation.distilled import Wish
+        from curation_assets.evaluation.distilled import GenerationRequest
         from curation_assets.evaluation.distilled import distill as ask
         from curation_resources.scoring.spec import Sampling
         from curation_resources.terminal import progress_bars
@@ -60,9 +60,9 @@ def distill(
             sampling = Sampling(temperature, top_p, seed)
         except ValueError as error:
             raise UserError(str(error)) from error
-        wish = Wish(responses, sampling, max_new_tokens, prompts)
+        request = GenerationRequest(responses, sampling, max_new_tokens, prompts)
         with progress_bars(console):
-            done = ask(workspace, workspace.settings.target(target or names[0]), wish, to, anew)
+            done = ask(workspace, workspace.settings.target(target or names[0]), request, to, anew)
         if not done.asked:
             where = ", ".join(done.files) or "no file: no response could be used"
             line = f"generator {done.generator}: all {done.before:,} prompts were answered before; responses are in "

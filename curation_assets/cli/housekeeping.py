@@ -65,13 +65,13 @@ def gc(
     rows and releases are never removed. Removed data has to be measured again if the configuration needs it later.
     """
     with clear_errors():
-        from curation_assets.cli.show_cost import size_text
-        from curation_assets.operations.gc import clear, look
+        from curation_assets.operations.gc import clear, find_unused
         from curation_resources.storage.landing import printable
+        from curation_resources.text import size_text
 
         workspace = load_workspace(config)
         refuse_beside_a_run(workspace, "nothing can be removed now")
-        finds = look(workspace, older_than)
+        finds = find_unused(workspace, older_than)
         _show_finds(finds)
         removed = [find for find in finds if find.remove]
         size = size_text(sum(find.size for find in removed))
@@ -92,8 +92,8 @@ def gc(
 def _show_finds(finds: Sequence[Find]) -> None:
     import time
 
-    from curation_assets.cli.show_cost import duration, size_text
     from curation_resources.terminal import simple_table
+    from curation_resources.text import duration, size_text
 
     now = time.time()
     rows = [
@@ -207,8 +207,8 @@ def import_measurements(
 
 
 def _show_moved(title: str, moved: Sequence[Moved]) -> None:
-    from curation_assets.cli.show_cost import size_text
     from curation_resources.terminal import simple_table
+    from curation_resources.text import size_text
 
     words = {True: "yes", False: "no", None: "model not available"}
     rows = [(one.folder, one.files, one.copied, size_text(one.size), words[one.wanted]) for one in moved]

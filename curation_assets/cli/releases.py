@@ -183,13 +183,13 @@ def push(
     tagged with its name; HF_TOKEN authenticates.
     """
     with clear_errors():
-        from curation_assets.cli.show_cost import size_text
         from curation_assets.releases.export import release_frame
         from curation_assets.releases.push import folder_of, hub_repository, pack, push_to_hub, push_to_storage
         from curation_resources.progress import track
         from curation_resources.storage.files import FolderStorage
         from curation_resources.storage.s3 import SCHEME
         from curation_resources.terminal import progress_bars, simple_table
+        from curation_resources.text import size_text
 
         storage, place = where(release, config)
         packed = pack(storage, place, release_frame(storage, place)[1])

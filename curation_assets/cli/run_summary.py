@@ -7,7 +7,7 @@ from rich.console import Console
 from curation_assets import tables
 from curation_assets.config.settings import Subset
 from curation_assets.corpus.held_out import overlap_with_pool, stored_validation
-from curation_assets.defs.dry_look import dry_look
+from curation_assets.defs.dry_run import dry_run
 from curation_assets.defs.main_job import RunSummary
 from curation_assets.methods.registry import method_of
 from curation_assets.quality.filtered_pool import reason_counts, stored_pool
@@ -94,11 +94,11 @@ def _show_subset(workspace: Workspace, subset: Subset, reselected: bool, console
         console.print(f"  differs from the source: {reason}", style="dim", soft_wrap=True)
 
 
-def show_dry_look(workspace: Workspace, sample: int, console: Console) -> None:
+def show_dry_run(workspace: Workspace, sample: int, console: Console) -> None:
     """Run the whole pipeline on about this many rows, and print what it would select."""
     with (
         progress_bars(console) as progress,
-        dry_look(workspace, sample, lambda line: progress.console.print(line, style="dim")) as look,
+        dry_run(workspace, sample, lambda line: progress.console.print(line, style="dim")) as look,
     ):
         progress.stop()
         for subset in look.workspace.settings.subsets:

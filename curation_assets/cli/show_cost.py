@@ -9,11 +9,11 @@ from rich.console import Console
 
 from curation_assets.config.running_settings import Limits
 from curation_assets.operations.plan import Plan, TargetPlan, make_plan
-from curation_assets.operations.plan_measured import MeasuredPass
+from curation_assets.operations.plan_seconds import MeasuredPass
 from curation_assets.workspace.limits import HOUR
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.terminal import progress_bars, simple_table
-from curation_resources.text import harmless
+from curation_resources.text import duration, harmless, size_text
 
 Row = tuple[str, object, object]
 
@@ -36,11 +36,10 @@ def show_plan(workspace: Workspace, console: Console, probe: bool = True) -> Non
 
 def limit_lines(plan: Plan, limits: Limits) -> list[str]:
     """Return a line for each limit that the plan exceeds, with the number of runs it would take."""
-    probes = [target.probe for target in plan.targets if target.probe is not None]
-    seconds = [target.seconds * target.probe.devices for target in plan.targets if target.probe and target.seconds]
+    seconds = [target.speed.seconds * target.speed.devices for target in plan.targets if target.speed is not None]
     amounts = [
         ("tokens", float(sum(target.tokens for target in plan.targets)), limits.tokens, "tokens"),
-        ("device_hours", sum(seconds) / HOUR if probes else 0.0, limits.device_hours, "device hours"),
+        ("device_hours", sum(seconds) / HOUR, limits.device_hours, "device hours"),
     ]
     return [
         f"exceeds limits.{key} of {limit:,} {unit}: a run stops there and leaves the rest due. The plan takes about "
@@ -84,27 +83,6 @@ def total_line(plan: Plan) -> str:
     if None not in sizes:
         parts.append(f"about {size_text(sum(size for size in sizes if size is not None))} to write")
     return "total: " + ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as text, with two units at most."""
-    if 0 < seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for name, length, below, below_name in (("d", 86400, 3600, "h"), ("h", 3600, 60, "min"), ("min", 60, 1, "s")):
-        if whole >= length:
-            rest = whole % length // below
-            return f"{whole // length} {name} {rest} {below_name}" if rest else f"{whole // length} {name}"
-    return f"{whole} s"
-
-
-def size_text(size: float) -> str:
-    """Return a size in bytes as text."""
-    for name in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} B" if name == "B" else f"{size:.1f} {name}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def _print_target(target: TargetPlan, console: Console) -> None:
@@ -168,27 +146,22 @@ def _warmup_text(samples: int, epochs: int) -> str:
 
 def _time_rows(target: TargetPlan) -> list[Row]:
     """Return the rows for seconds, speed, bytes and device."""
-    probe, done = target.probe, target.measured
+    speed, done = target.speed, target.measured
     took = sum(one.seconds for one in done)
     measured_speed = f"{sum(one.tokens for one in done) / took:,.0f}" if took else None
-    speed = f"{probe.tokens * probe.devices / probe.seconds:,.0f}" if probe and probe.seconds else None
     planned = None if target.seconds is None else duration(target.seconds)
     rows: list[Row] = [("time to measure", planned, duration(took) if done else None)]
-    if probe is not None:
-        rows.append(("time to load the model", duration(probe.load_seconds), None))
-        if target.warmup is not None and target.warmup.seconds is not None:
-            rows.append(("time to warm up, by its F", duration(target.warmup.seconds), None))
-    rows.append(("tokens per second", speed, measured_speed))
+    if target.probe is not None:
+        rows.append(("time to load the model", duration(target.probe.load_seconds), None))
+    if target.warmup is not None and target.warmup.seconds is not None:
+        rows.append(("time to warm up, by its F", duration(target.warmup.seconds), None))
+    rows.append(("tokens per second", speed and f"{speed.tokens_per_second:,.0f}", measured_speed))
     written = target.bytes_to_write
     stored = sum(signal.bytes_stored for signal in target.signals)
     rows.append(("bytes", None if written is None else size_text(written), size_text(stored)))
     devices = sorted({device for one in done for device in one.devices})
-    rows.append(("device", probe and _device_text(probe.device, probe.devices), ", ".join(devices) or None))
+    rows.append(("device", speed and speed.device, ", ".join(devices) or None))
     return rows
-
-
-def _device_text(name: str, count: int) -> str:
-    return name if count == 1 else f"{count} x {name}"
 
 
 def _sum_text(values: Sequence[int]) -> str | None:
@@ -232,8 +205,11 @@ def _notes(target: TargetPlan) -> list[str]:
         )
     probe = target.probe
     if probe is not None:
-        base = " measured with the base model, because the warm-up is not trained yet" if probe.base else ""
-        notes.append(f"time and bytes: estimated from {probe.batches} of {probe.of_batches} batches{base}")
+        base = ", measured with the base model, because the warm-up is not trained yet" if probe.base else ""
+        probed = f"{probe.batches} of {probe.of_batches} batches" if probe.batches else "one sample"
+        notes.append(f"time and bytes: estimated from {probed}{base}")
+    elif target.speed is not None:
+        notes.append("time and bytes: estimated from stored runs of the same signals on this device")
     if target.measured:
         notes.append("measured: the last visit to each shard, from its records")
     return notes

@@ -63,7 +63,9 @@ class Engine(Section):
         "vectors are worth a warning",
     )
     selection_memory_mib: int = Field(
-        2048, ge=256, description="memory for selecting; beyond it, sorts continue on disk; reading and Python add about 700 MiB"
+        2048,
+        ge=256,
+        description="memory for selecting; beyond it, sorts continue on disk; reading and Python add about 700 MiB",
     )
     run_tags: dict[str, str | dict[str, Any]] = Field(
         {},

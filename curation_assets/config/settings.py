@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import Field, field_validator, model_validator
 
 from curation_assets.config.checkpoint_settings import Perturbation, Warmup
-from curation_assets.config.compatibility import what_a_selector_lacks, what_apportioning_cannot
 from curation_assets.config.corpus_settings import Corpus, ValidationSet
 from curation_assets.config.evaluation_settings import Evaluation, refuse_unknown_names
-from curation_assets.config.gradient_settings import Gradients
-from curation_assets.config.judge_settings import Endpoint
 from curation_assets.config.running_settings import S3, Alerts, Engine, Freshness, Limits
-from curation_assets.methods.method import ScoreSection, TargetFacts, TrainingRun
+from curation_assets.methods.method import Method, ScoreSection, TargetFacts, TrainingRun
 from curation_assets.methods.registry import METHODS, method_of
-from curation_assets.methods.selectors.candidates import SelectorSection
-from curation_assets.methods.selectors.registry import SELECTORS
+from curation_assets.methods.selectors.candidates import Selector, SelectorSection
+from curation_assets.methods.selectors.registry import SELECTORS, selector_of
 from curation_assets.tables import SAMPLE_SCORES
 from curation_assets.tables.signals import ALONG_A_RUN, OF_KIND, Kind, SignalName
+from curation_resources.models.judge import DIFFICULTY_PROMPT, TAGS_PROMPT
+from curation_resources.scoring.gradient_spec import FeatureError, FeatureSpec, GradientWeights
 from curation_resources.scoring.samples import Proxy
 from curation_resources.scoring.spec import Template
 from curation_resources.sections import LocatedError, Name, Section, unknown
@@ -37,6 +36,75 @@ RESERVED_SCORE_NAMES = {*SAMPLE_SCORES.columns, "score"}
 def _or_null(schema: dict[str, Any]) -> None:
     """Accept null for the word none in the JSON Schema as well."""
     schema["anyOf"] = [*schema["anyOf"], {"type": "null"}]
+
+
+class Gradients(Section):
+    """Per-sample gradients (gradient_norms, gradient_features and those along a training run) and their projection
+    into one vector."""
+
+    weights: GradientWeights = Field(
+        "auto",
+        description="adapter: the LoRA matrices of the target's own run; layers: every linear layer of the decoder; "
+        "auto: the adapter if there is one, else the layers",
+    )
+    projection: int = Field(64, ge=1, description="p: keep p x p numbers of each matrix' gradient")
+    dimension: int = Field(
+        8192, ge=1, description="k: length of the vector into which these are summed, stored as int8"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the random signs")
+    parity: Literal["paper", "as_coded"] = Field(
+        "paper",
+        description="as_coded: put Adam's 1e-8 inside the root, as in LESS's released code, and compare spectra of "
+        "gradients of different shapes with equally many elements, as in the code of that paper",
+    )
+
+    @model_validator(mode="after")
+    def _it_fits(self) -> Gradients:
+        try:
+            self.spec()
+        except FeatureError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def spec(self) -> FeatureSpec:
+        """Return the settings in the form that the scoring code expects."""
+        return FeatureSpec(self.weights, self.projection, self.dimension, self.seed, self.parity == "as_coded")
+
+
+class Endpoint(Section):
+    """An OpenAI-compatible endpoint that serves a target's `model` as a judge; `limits.tokens` bounds its use."""
+
+    url: str = Field(
+        pattern=r"^https?://[^\s@]+$",
+        description="base URL, such as https://api.example.com/v1 or http://localhost:8000/v1",
+    )
+    key_variable: str | None = Field(
+        None,
+        pattern=r"^[A-Z_][A-Z0-9_]*$",
+        description="environment variable that holds the API key; never put the key itself here, because every "
+        "release contains this file",
+    )
+    tags_prompt: str = Field(
+        TAGS_PROMPT, description="prompt for instruction_tags; {prompt} is replaced by the sample's prompt"
+    )
+    difficulty_prompt: str = Field(
+        DIFFICULTY_PROMPT, description="prompt for difficulty; {prompt} is replaced by the sample's prompt"
+    )
+    temperature: float = Field(0.0, ge=0)
+    max_tokens: int = Field(512, ge=1, description="maximum tokens per reply")
+    workers: int = Field(8, ge=1, le=256, description="concurrent requests")
+    timeout_seconds: float = Field(120.0, gt=0, description="timeout of a request")
+    attempts: int = Field(5, ge=1, description="attempts per request if the failure may be transient")
+    ask_again: int = Field(
+        0, ge=0, description="increase to repeat only the requests that were refused or could not be parsed"
+    )
+
+    @field_validator("tags_prompt", "difficulty_prompt")
+    @classmethod
+    def _the_prompt_is_shown(cls, text: str) -> str:
+        if "{prompt}" not in text:
+            raise ValueError("the question does not contain the sample's prompt. Put {prompt} where the prompt goes.")
+        return text
 
 
 KIND_TEXT = {"embedding": "an embedding model", "reward": "a reward model", "judge": "a judge"}
@@ -385,11 +453,11 @@ class Settings(Section):
             if subset.score not in scores:
                 raise LocatedError(["subsets", position, "score"], unknown("score", subset.score, scores))
             score = self.score(subset.score)
-            lacks = what_a_selector_lacks(subset.selector, score)
+            lacks = selector_problem(subset.selector, score)
             if lacks is not None:
                 raise LocatedError(["subsets", position, "selector"], lacks)
             selector = subset.selector or method_of(score).selector
-            refused = what_apportioning_cannot(subset.budget.tokens is not None, bool(subset.stratify), selector)
+            refused = budget_problem(subset.budget.tokens is not None, bool(subset.stratify), selector)
             if refused is not None:
                 raise LocatedError(["subsets", position, refused[0]], refused[1])
         if self.evaluation is not None:
@@ -433,3 +501,40 @@ class Settings(Section):
         lengths."""
         wanted = {signal for score in self.scores_of(target.name) for signal in method_of(score).signals(score)}
         return [signal for signal in target.signals if signal in wanted] or target.signals[:1]
+
+
+def selector_problem(section: SelectorSection | None, score: ScoreSection) -> str | None:
+    """Return why a selector cannot be used with a score's method, with the fix; None if it can."""
+    if section is None:
+        return None
+    method, selector = method_of(score), selector_of(section)
+    if _fits(selector, method) and not (selector.validation and not method.validation(score)):
+        return None
+    *most, last = [other.name for other in METHODS.values() if _fits(selector, other)] or ["(none is installed)"]
+    return (
+        f"{section.kind} needs {selector.needs}, which method {method.name} does not have. Choose a score with method "
+        f"{', '.join(most) + ' or ' if most else ''}{last}, or another selector."
+    )
+
+
+def _fits(selector: Selector, method: Method) -> bool:
+    """Return True if scores of a method can have what a selector needs."""
+    if selector.validation and "validation" not in method.section.model_fields:
+        return False
+    if selector.signal is not None:
+        return method.vectors == selector.signal
+    return not selector.vectors or method.vectors is not None
+
+
+def budget_problem(by_tokens: bool, by_strata: bool, section: SelectorSection) -> tuple[str, str] | None:
+    """Return why a selector that apportions the budget itself cannot be used: the key and the message, or None."""
+    if not selector_of(section).apportions:
+        return None
+    if by_tokens:
+        return (
+            "budget",
+            f"selector {section.kind} apportions a number of samples. Set fraction or samples in the budget.",
+        )
+    if by_strata:
+        return "stratify", f"selector {section.kind} apportions the budget to groups itself. Remove stratify."
+    return None

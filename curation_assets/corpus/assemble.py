@@ -27,7 +27,7 @@ from curation_assets.corpus.fields import (
     text,
     to_json,
 )
-from curation_assets.corpus.image_fields import image_sources
+from curation_assets.corpus.images import image_sources
 from curation_assets.corpus.row_parts import SYSTEM_NAMES, Candidate, Reading, candidates_in, prompt_turns
 
 SHARED_NAMES: dict[str, tuple[str, ...]] = {

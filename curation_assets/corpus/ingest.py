@@ -66,7 +66,7 @@ def ingest_shard(workspace: Workspace, shard: str) -> IngestedShard:
     return ingested
 
 
-def ingest_deadly(workspace: Workspace, shard: str) -> IngestedShard:
+def ingest_unreadable(workspace: Workspace, shard: str) -> IngestedShard:
     """Write empty tables for a shard whose file ended the process that read it, with that as the file's problem.
 
     The file is read again when its content or the settings of reading change.

@@ -93,8 +93,8 @@ def record_batches(stream: IO[bytes], allowed: int) -> Iterator[pa.RecordBatch]:
         yield from reader.iter_batches(batch_size=plan.rows, row_groups=list(plan.groups))
 
 
-def copy_first_rows(stream: IO[bytes], count: int, out: Path | IO[bytes]) -> tuple[int, int]:
-    """Write the first rows of a Parquet file to another one; return their number and the total number of rows.
+def copy_first_parquet_rows(stream: IO[bytes], count: int, out: Path) -> int:
+    """Write the first rows of a Parquet file to another one; return their number.
 
     Raises:
         Refused: unpacks_too_far, damaged_parquet.
@@ -114,7 +114,7 @@ def copy_first_rows(stream: IO[bytes], count: int, out: Path | IO[bytes]) -> tup
             taken += head.num_rows
             if taken >= count:
                 break
-    return taken, parquet.metadata.num_rows
+    return taken
 
 
 def row_sizes(batch: pa.RecordBatch) -> Ints:

@@ -91,7 +91,7 @@ def _cause(event: dg.DagsterEvent) -> str:
 
 
 @contextmanager
-def refusals_told(workspace: Workspace, sensor: str) -> Iterator[None]:
+def report_refusals(workspace: Workspace, sensor: str) -> Iterator[None]:
     """Report errors that a user has to fix before a sensor can continue, once per unchanged problem.
 
     A sensor's failed tick starts no run, so the run-failure sensor does not see it.

@@ -9,9 +9,6 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-# Dagster's own API handles one partition at a time, and each call queries the event log for all of them.
-from dagster._core.execution.context.metadata_logging import AssetMetadataHandle, OutputMetadataAccumulator
-
 from curation_assets.config.running_settings import Freshness
 from curation_assets.tables import Table
 from curation_resources.text import escape_cell
@@ -62,26 +59,3 @@ def facts_table(facts: Mapping[str, object]) -> dg.MetadataValue[Any]:
 def finite(frame: pl.DataFrame, column: str) -> list[float]:
     """Return the finite values of a column, for a plot."""
     return [float(value) for value in frame[column].drop_nulls().to_list() if abs(value) < float("inf")]
-
-
-def tell_partitions(
-    context: dg.AssetExecutionContext, asset_key: dg.AssetKey, metadata: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Attach materialization metadata to every partition of a run: `add_asset_metadata` for all of them at once.
-
-    Calling it once per partition queries the event log for all partitions at each call;
-    tests/pipeline/test_partition_metadata.py verifies that both give the same result.
-
-    Args:
-        context: the context of the running asset.
-        asset_key: the key of the asset, or of one of several.
-        metadata: metadata by partition; the run materializes all of them.
-    """
-    step = context.get_step_execution_context()
-    per_partition = {
-        AssetMetadataHandle(asset_key=asset_key, partition_key=partition): dict(values)
-        for partition, values in metadata.items()
-    }
-    both = dict(step._metadata_accumulator.per_output_metadata)
-    both.update(per_partition)
-    step._metadata_accumulator = OutputMetadataAccumulator(per_output_metadata=both)

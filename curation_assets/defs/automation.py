@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from curation_assets.config.settings import Subset, Target
-from curation_assets.defs.alerts import alert_sensors, refusals_told
-from curation_assets.defs.dead_runs import UNFINISHED, bury_dead_runs, killed_runs
+from curation_assets.defs.alerts import alert_sensors, report_refusals
+from curation_assets.defs.dead_runs import UNFINISHED, fail_dead_runs, killed_runs
 from curation_assets.defs.landing_sensor import landing_sensor
 from curation_assets.defs.partitions import SHARDS, STAGE_TAG, range_tags, release_key, release_partitions
 from curation_assets.defs.placement import placed
@@ -81,12 +81,12 @@ def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
     def scoring(
         context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]
     ) -> dg.SensorResult | dg.SkipReason:
-        bury_dead_runs(context.instance)
+        fail_dead_runs(context.instance)
         unfinished = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
         stages = {run.tags[STAGE_TAG] for run in unfinished if STAGE_TAG in run.tags}
         if stages:
             return dg.SkipReason(f"runs in progress: {', '.join(sorted(stages))}")
-        with refusals_told(workspace, "scoring"), one_look():
+        with report_refusals(workspace, "scoring"), one_look():
             requests, reasons = scoring_requests(workspace, context.instance)
             waiting: dict[str, float] = {}
             if not unfinished:

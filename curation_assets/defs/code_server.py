@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from curation_assets.defs.dead_runs import bury_runs_of_a_dead_ui
+from curation_assets.defs.dead_runs import fail_runs_of_dead_ui
 from curation_assets.defs.instance import open_instance
 from curation_assets.workspace.workspace import Workspace, dagster_home
 
@@ -21,7 +21,7 @@ def serve(options: Sequence[str]) -> None:
     workspace = Workspace.load()
     with open_instance(workspace) as instance:
         # The lock is inherited by the process that this one becomes.
-        bury_runs_of_a_dead_ui(instance, dagster_home(workspace))
+        fail_runs_of_dead_ui(instance, dagster_home(workspace))
     os.execvp("dagster", ["dagster", "code-server", "start", *options])
 
 

@@ -6,9 +6,10 @@ from typing import Any
 import dagster as dg
 
 from curation_assets import tables
-from curation_assets.corpus.ingest import ingest_deadly, ingest_shard
+from curation_assets.corpus.ingest import ingest_shard, ingest_unreadable
 from curation_assets.corpus.many_shards import map_shards
-from curation_assets.defs.asset_metadata import OWNERS, column_schema, markdown_table, tell_partitions
+from curation_assets.defs.asset_metadata import OWNERS, column_schema, markdown_table
+from curation_assets.defs.partition_metadata import add_partition_metadata
 from curation_assets.defs.partitions import SHARDS
 from curation_assets.workspace.versions import CORPUS_VERSION
 from curation_assets.workspace.workspace import Workspace
@@ -63,7 +64,7 @@ def corpus(
     accepted: dict[str, dict[str, Any]] = {}
     rejected: dict[str, dict[str, Any]] = {}
     with track("reading shards", len(shards)) as advance:
-        for shard, ingested in zip(shards, map_shards(workspace, shards, ingest_shard, ingest_deadly), strict=True):
+        for shard, ingested in zip(shards, map_shards(workspace, shards, ingest_shard, ingest_unreadable), strict=True):
             found = ingested.account
             if not found.balanced:
                 unaccounted.append(shard)
@@ -79,8 +80,8 @@ def corpus(
             if ingested.reasons:
                 rejected[shard]["reasons"] = markdown_table(("reason", "rows"), ingested.reasons.items())
             advance(1)
-    tell_partitions(context, RAW_CORPUS_KEY, accepted)
-    tell_partitions(context, REJECTED_ROWS_KEY, rejected)
+    add_partition_metadata(context, RAW_CORPUS_KEY, accepted)
+    add_partition_metadata(context, REJECTED_ROWS_KEY, rejected)
     yield dg.MaterializeResult(
         asset_key=RAW_CORPUS_KEY,
         check_results=[

@@ -39,13 +39,13 @@ def process_tags() -> dict[str, str]:
     return {PROCESS_TAG: f"{socket.gethostname()}/{os.getpid()}/{_started(os.getpid())}", "dagster/max_retries": "0"}
 
 
-def bury_dead_runs(instance: dg.DagsterInstance) -> list[str]:
+def fail_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """Fail the unfinished runs of processes of this machine that are gone; return their ids."""
     dead = []
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
         tag = run.tags.get(PROCESS_TAG)
         if tag is not None and not _may_live(tag):
-            _bury(instance, run, "its process is gone; what it had measured is kept")
+            _fail(instance, run, "its process is gone; what it had measured is kept")
             dead.append(run.run_id)
     return dead
 
@@ -84,7 +84,7 @@ def refuse_while_running(instance: dg.DagsterInstance, what: str) -> None:
     Raises:
         RunInProgressError: there is such a run.
     """
-    bury_dead_runs(instance)
+    fail_dead_runs(instance)
     runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
     if runs:
         raise RunInProgressError(
@@ -93,7 +93,7 @@ def refuse_while_running(instance: dg.DagsterInstance, what: str) -> None:
         )
 
 
-def bury_runs_of_a_dead_ui(instance: dg.DagsterInstance, home: Path) -> int | None:
+def fail_runs_of_dead_ui(instance: dg.DagsterInstance, home: Path) -> int | None:
     """Take the lock that a `curate ui` holds for its lifetime, and fail the runs that a previous one left behind.
 
     Returns:
@@ -109,12 +109,12 @@ def bury_runs_of_a_dead_ui(instance: dg.DagsterInstance, home: Path) -> int | No
     launched = [status for status in UNFINISHED if status != dg.DagsterRunStatus.QUEUED]
     for run in instance.get_runs(dg.RunsFilter(statuses=launched)):
         if PROCESS_TAG not in run.tags:
-            _bury(instance, run, "the UI and daemon that it belonged to are gone; what it had measured is kept")
-    bury_dead_runs(instance)
+            _fail(instance, run, "the UI and daemon that it belonged to are gone; what it had measured is kept")
+    fail_dead_runs(instance)
     return descriptor
 
 
-def _bury(instance: dg.DagsterInstance, run: dg.DagsterRun, reason: str) -> None:
+def _fail(instance: dg.DagsterInstance, run: dg.DagsterRun, reason: str) -> None:
     instance.report_run_failed(run, f"The run was killed: {reason}.")
     instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 

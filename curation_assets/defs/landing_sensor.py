@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import dagster as dg
 
 from curation_assets.corpus.ingest import accept_listing
-from curation_assets.defs.alerts import refusals_told
+from curation_assets.defs.alerts import report_refusals
 from curation_assets.defs.checkpoints import base_model_key
 from curation_assets.defs.corpus import LANDING_KEY
 from curation_assets.defs.partitions import SHARDS
@@ -36,7 +36,7 @@ def landing_sensor() -> dg.SensorDefinition:
         description="Adds a partition for every new file, and reports new versions of files and base models.",
     )
     def landing(context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SensorResult:
-        with refusals_told(workspace, "landing"):
+        with report_refusals(workspace, "landing"):
             return _look(context, workspace)
 
     return landing

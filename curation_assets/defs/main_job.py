@@ -19,7 +19,7 @@ from curation_assets.corpus.ingest import accept_listing
 from curation_assets.definitions import build_definitions
 from curation_assets.defs.checkpoints import base_model_key
 from curation_assets.defs.corpus import LANDING_KEY
-from curation_assets.defs.dead_runs import bury_dead_runs, process_tags
+from curation_assets.defs.dead_runs import fail_dead_runs, process_tags
 from curation_assets.defs.evaluation import EVALUATION_KEY
 from curation_assets.defs.landing_sensor import DATA_VERSION_TAG, observation
 from curation_assets.defs.partitions import SHARDS, STAGE_TAG, range_tags, release_key, release_partitions
@@ -139,7 +139,7 @@ class MainJob:
             until: where to stop. corpus: after it is read and filtered. checkpoints: once all checkpoints for measuring
                 shards exist and held-out sets are measured.
         """
-        bury_dead_runs(self.instance)
+        fail_dead_runs(self.instance)
         self._check_models()
         with one_look():
             return self._run(until)
@@ -237,7 +237,7 @@ class MainJob:
 
     def evaluate(self, seeds: Sequence[int] = (), subsets: Sequence[str] = ()) -> None:
         """Run the missing parts of the configured evaluation; see `evaluation.summary.write_evaluation`."""
-        bury_dead_runs(self.instance)
+        fail_dead_runs(self.instance)
         name = "__".join(EVALUATION_KEY.path)
         config = {"ops": {name: {"config": {"seeds": list(seeds), "subsets": list(subsets)}}}}
         self._execute("evaluating subsets", "evaluation", [EVALUATION_KEY], config=config)

@@ -7,8 +7,9 @@ import dagster as dg
 from curation_assets import tables
 from curation_assets.config.corpus_settings import CorpusFilters
 from curation_assets.corpus.ingest import present_shards
-from curation_assets.defs.asset_metadata import OWNERS, column_schema, markdown_table, row_count, tell_partitions
+from curation_assets.defs.asset_metadata import OWNERS, column_schema, markdown_table, row_count
 from curation_assets.defs.corpus import RAW_CORPUS_KEY
+from curation_assets.defs.partition_metadata import add_partition_metadata
 from curation_assets.defs.partitions import SHARDS
 from curation_assets.quality.checks import check_shards
 from curation_assets.quality.filtered_pool import by_benchmark, reason_counts, write_pool
@@ -51,7 +52,7 @@ def _quality_asset() -> dg.AssetsDefinition:
             for shard, checked in zip(shards, check_shards(workspace, shards), strict=True):
                 metadata_by_shard[shard] = row_count(len(checked), partitioned=True)
                 advance(1)
-        tell_partitions(context, context.asset_key, metadata_by_shard)
+        add_partition_metadata(context, context.asset_key, metadata_by_shard)
         return dg.MaterializeResult()
 
     return sample_quality

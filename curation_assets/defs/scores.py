@@ -15,9 +15,9 @@ from curation_assets.defs.asset_metadata import (
     freshness_policy,
     markdown_table,
     row_count,
-    tell_partitions,
 )
 from curation_assets.defs.conditions import FOLLOW_UPSTREAM
+from curation_assets.defs.partition_metadata import add_partition_metadata
 from curation_assets.defs.partitions import SHARDS
 from curation_assets.defs.signals import signal_key
 from curation_assets.defs.steps import SEGMENTED_STEPS_KEY
@@ -102,7 +102,7 @@ def score_assets(workspace: Workspace, target: Target) -> list[dg.AssetsDefiniti
                     "without_score": markdown_table(("reason", "samples"), result.without_score.items()),
                 }
                 advance(1)
-        tell_partitions(context, sample_key, metadata_by_shard)
+        add_partition_metadata(context, sample_key, metadata_by_shard)
         if step_scores_key(target) in keys:
             yield dg.MaterializeResult(asset_key=step_scores_key(target))
         yield dg.MaterializeResult(asset_key=sample_key, check_results=_checks(scored))

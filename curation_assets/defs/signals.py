@@ -7,9 +7,10 @@ import dagster as dg
 
 from curation_assets import tables
 from curation_assets.config.settings import Target
-from curation_assets.defs.asset_metadata import OWNERS, column_schema, markdown_table, tell_partitions
+from curation_assets.defs.asset_metadata import OWNERS, column_schema, markdown_table
 from curation_assets.defs.checkpoints import measured_checkpoint_key, perturbation_key_of
 from curation_assets.defs.corpus import RAW_CORPUS_KEY
+from curation_assets.defs.partition_metadata import add_partition_metadata
 from curation_assets.defs.partitions import SHARDS
 from curation_assets.defs.steps import SEGMENTED_STEPS_KEY
 from curation_assets.signals.measure import measure_shards
@@ -59,7 +60,7 @@ def signal_assets(target: Target) -> list[dg.AssetsDefinition]:
             key = signal_key(target, signal)
             metadata_by_shard = {records[signal].shard: _metadata(records[signal]) for records in finished}
             if not left:
-                tell_partitions(context, key, metadata_by_shard)
+                add_partition_metadata(context, key, metadata_by_shard)
                 continue
             # A result would cover the whole range, so report only the finished shards.
             for shard, metadata in metadata_by_shard.items():

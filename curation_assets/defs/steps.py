@@ -6,8 +6,9 @@ import dagster as dg
 
 from curation_assets import tables
 from curation_assets.corpus.many_shards import map_shards
-from curation_assets.defs.asset_metadata import OWNERS, column_schema, tell_partitions
+from curation_assets.defs.asset_metadata import OWNERS, column_schema
 from curation_assets.defs.corpus import RAW_CORPUS_KEY
+from curation_assets.defs.partition_metadata import add_partition_metadata
 from curation_assets.defs.partitions import SHARDS
 from curation_assets.steps.segmentation import segment_shard
 from curation_assets.workspace.versions import SEGMENTATION_VERSION
@@ -45,5 +46,5 @@ def segmented_steps(
                 "merged_samples": made.merged_samples,
             }
             advance(1)
-    tell_partitions(context, context.asset_key, rows_by_shard)
+    add_partition_metadata(context, context.asset_key, rows_by_shard)
     return dg.MaterializeResult()

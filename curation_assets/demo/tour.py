@@ -16,8 +16,7 @@ from curation_assets import tables
 from curation_assets.defs.instance import open_instance
 from curation_assets.defs.main_job import MainJob, RunSummary
 from curation_assets.demo.corpus import write_corpus
-from curation_assets.operations.init_config import look_at, render_config, write_schema
-from curation_assets.operations.report_statistics import auroc
+from curation_assets.operations.init_config import inspect_folder, render_config, write_schema
 from curation_assets.releases.build import Release
 from curation_assets.subsets.select import pool_of
 from curation_assets.workspace.workspace import Workspace
@@ -37,7 +36,7 @@ def prepare(folder: Path) -> Path:
         landing = folder / "landing"
         write_corpus(landing)
         shutil.copytree(MODEL, folder / "model", dirs_exist_ok=True)
-        config.write_text(render_config(look_at(landing), "./landing", "./model", TARGET), encoding="utf-8")
+        config.write_text(render_config(inspect_folder(landing), "./landing", "./model", TARGET), encoding="utf-8")
         write_schema(folder)
     return config
 
@@ -132,3 +131,16 @@ def _last_line(summary: RunSummary, release: Release, judged: pl.DataFrame) -> d
 
 def _flawed(frame: pl.DataFrame) -> float:
     return len(frame.filter(pl.col("flaw") != CLEAN)) / max(1, len(frame))
+
+
+def auroc(positive: pl.Series, negative: pl.Series) -> float | None:
+    """Return the probability that a value of `positive` exceeds one of `negative`, counting ties half.
+
+    Return None if either is empty. Computed as the Mann-Whitney statistic over average ranks, in O(n log n).
+    """
+    n, m = len(positive), len(negative)
+    if not n or not m:
+        return None
+    values = pl.concat([positive.cast(pl.Float64), negative.cast(pl.Float64)])
+    ranks = values.rank("average").head(n)
+    return (float(ranks.sum()) - n * (n + 1) / 2) / (n * m)

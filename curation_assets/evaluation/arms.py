@@ -54,7 +54,9 @@ class Run:
         return f"{self.model}, {self.arm}" + ("" if self.seed is None else f", seed {self.seed}")
 
 
-def wished(workspace: Workspace, seeds: Sequence[int] | None, subsets: Sequence[str] | None) -> Evaluation:
+def configured_evaluation(
+    workspace: Workspace, seeds: Sequence[int] | None, subsets: Sequence[str] | None
+) -> Evaluation:
     """Return the configured evaluation, with other seeds or subsets if given.
 
     Raises:

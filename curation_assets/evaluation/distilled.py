@@ -38,7 +38,7 @@ class DistillationError(UserError):
 
 
 @dataclass(frozen=True)
-class Wish:
+class GenerationRequest:
     """Parameters of a generation.
 
     Attributes:
@@ -77,7 +77,7 @@ class Distilled:
     left_out: dict[str, int]
 
 
-def generator_of(workspace: Workspace, target: Target, wish: Wish) -> str:
+def generator_of(workspace: Workspace, target: Target, request: GenerationRequest) -> str:
     """Return the generator name of a checkpoint's responses, from the target and everything that they depend on.
 
     Raises:
@@ -88,7 +88,7 @@ def generator_of(workspace: Workspace, target: Target, wish: Wish) -> str:
         raise DistillationError(
             f"the checkpoint of target {target.name} is not trained yet. Use `curate run` before `curate distill`."
         )
-    asking = [asdict(wish.sampling), wish.max_new_tokens, target.template, target.max_length]
+    asking = [asdict(request.sampling), request.max_new_tokens, target.template, target.max_length]
     return f"{target.name}-{digest('distilled', weights, target.dtype, asking)[:12]}"
 
 
@@ -97,13 +97,15 @@ def record_path(generator: str) -> str:
     return f"distilled/{generator}.json"
 
 
-def distill(workspace: Workspace, target: Target, wish: Wish, to: str | None = None, anew: bool = False) -> Distilled:
+def distill(
+    workspace: Workspace, target: Target, request: GenerationRequest, to: str | None = None, anew: bool = False
+) -> Distilled:
     """Generate the missing responses, and write them as one file of rows in format `messages`.
 
     Args:
         workspace: the configuration.
         target: target whose checkpoint generates.
-        wish: parameters of the generation.
+        request: parameters of the generation.
         to: folder or s3://bucket/prefix of the file; default: the landing area.
         anew: whether to generate again for prompts that were answered before.
 
@@ -112,31 +114,33 @@ def distill(workspace: Workspace, target: Target, wish: Wish, to: str | None = N
     """
     if to is None:
         _refuse_unreadable(workspace)
-    generator = generator_of(workspace, target, wish)
+    generator = generator_of(workspace, target, request)
     work = workspace.work_folder(f"distill-{generator}")
     with alone(work):
         record: dict[str, Any] = workspace.warehouse.read_json(record_path(generator)) or {}
         before: dict[str, int] = {} if anew else record.get("asked", {})
-        rows = prompts_of_pool(workspace, wish, generator)
+        rows = prompts_of_pool(workspace, request, generator)
         count = pl.col("prompt_id").replace_strict(before, default=0, return_dtype=pl.Int64)
-        left = rows.with_columns(first=count).filter(pl.col("first") < wish.responses)
+        left = rows.with_columns(first=count).filter(pl.col("first") < request.responses)
         files = list(record.get("files", []))
         if not len(left):
             return Distilled(generator, "", 0, len(rows), files, 0, {})
-        found = list(_asked(workspace, target, wish, generator, left, work))
+        found = list(_responses(workspace, target, request, generator, left, work))
         _leave_out_known(workspace, found)
         kept = [line["row"] for line in found if line["reason"] is None]
         place = to or workspace.settings.corpus.landing
         storage = workspace.storage_at(place if "://" in place else str(workspace.folder / Path(place).expanduser()))
         # Named by the prompts, so that a call killed before it updated the record writes the same file again.
-        name = f"distilled-{generator}-{digest('asked', left.select('prompt_id', 'first').rows(), wish.responses)[:8]}"
+        name = (
+            f"distilled-{generator}-{digest('asked', left.select('prompt_id', 'first').rows(), request.responses)[:8]}"
+        )
         shown = storage.shown(f"{name}.jsonl")
         if kept:
             storage.prepare()
             storage.write(f"{name}.jsonl", b"".join(orjson.dumps(row) + b"\n" for row in kept))
         record |= {"target": target.name, "model": target.model, "checkpoint": checkpoint_digest(workspace, target)}
-        record |= {"max_new_tokens": wish.max_new_tokens} | asdict(wish.sampling)
-        record["asked"] = {**before, **dict.fromkeys(left["prompt_id"], wish.responses)}
+        record |= {"max_new_tokens": request.max_new_tokens} | asdict(request.sampling)
+        record["asked"] = {**before, **dict.fromkeys(left["prompt_id"], request.responses)}
         record["files"] = list(dict.fromkeys([*files, *([shown] if kept else [])]))
         workspace.warehouse.write_json(record_path(generator), record)
         shutil.rmtree(work, ignore_errors=True)
@@ -145,7 +149,7 @@ def distill(workspace: Workspace, target: Target, wish: Wish, to: str | None = N
     return Distilled(generator, shown if kept else "", len(left), len(rows) - len(left), files, len(kept), left_out)
 
 
-def prompts_of_pool(workspace: Workspace, wish: Wish, generator: str) -> pl.DataFrame:
+def prompts_of_pool(workspace: Workspace, request: GenerationRequest, generator: str) -> pl.DataFrame:
     """Return the pool's prompts without images, one row of `raw_corpus` each, sorted by prompt_id.
 
     The row is the first one by another generator, preferably with a correct answer.
@@ -153,9 +157,9 @@ def prompts_of_pool(workspace: Workspace, wish: Wish, generator: str) -> pl.Data
     rows = corpus_rows(workspace, trainable_rows(workspace)["sample_id"].to_list())
     rows = rows.sort(pl.col("generator").eq_missing(generator), pl.col("answer").is_null(), "sample_id")
     rows = rows.unique("prompt_id", keep="first", maintain_order=True)
-    if wish.prompts is not None:
-        rows = rows.with_columns(draw=uniform(rows["prompt_id"], wish.sampling.seed)).sort("draw", "prompt_id")
-        rows = rows.head(wish.prompts).drop("draw")
+    if request.prompts is not None:
+        rows = rows.with_columns(draw=uniform(rows["prompt_id"], request.sampling.seed)).sort("draw", "prompt_id")
+        rows = rows.head(request.prompts).drop("draw")
     return rows.sort("prompt_id")
 
 
@@ -170,27 +174,29 @@ def _refuse_unreadable(workspace: Workspace) -> None:
         )
 
 
-def _asked(
-    workspace: Workspace, target: Target, wish: Wish, generator: str, rows: pl.DataFrame, work: Path
+def _responses(
+    workspace: Workspace, target: Target, request: GenerationRequest, generator: str, rows: pl.DataFrame, work: Path
 ) -> Iterator[dict[str, Any]]:
     """Yield one line per response, part by part; parts finished by an earlier call are read back."""
     model: Generator | None = None
-    total = int((wish.responses - rows["first"]).sum())
+    total = int((request.responses - rows["first"]).sum())
     with track(f"{target.name}: generating", total) as advance:
         for piece in rows.iter_slices(PIECE):
             asking = [
                 (row, f"{row['prompt_id']}/{number}")
                 for row in piece.iter_rows(named=True)
-                for number in range(row["first"], wish.responses)
+                for number in range(row["first"], request.responses)
             ]
             names = [name for _, name in asking]
             part = work / f"{digest('piece', generator, names)}.jsonl"
             if part.is_file():
                 advance(len(names))
             else:
-                model = model or open_generator(_spec(workspace, target, wish))
+                model = model or open_generator(_spec(workspace, target, request))
                 turns = [json.loads(row["messages"]) for row, _ in asking]
-                _keep(part, [row for row, _ in asking], model.generate(turns, advance, wish.sampling, names), generator)
+                _keep(
+                    part, [row for row, _ in asking], model.generate(turns, advance, request.sampling, names), generator
+                )
             yield from (orjson.loads(line) for line in part.read_bytes().splitlines())
 
 
@@ -231,7 +237,7 @@ def _objection(answer: Generated) -> str | None:
     return None if answer.text.strip() else "blank"
 
 
-def _spec(workspace: Workspace, target: Target, wish: Wish) -> GenerationSpec:
+def _spec(workspace: Workspace, target: Target, request: GenerationRequest) -> GenerationSpec:
     """Return the specification for generating with the target's checkpoint, merged as it is measured, on one device."""
     model, adapter = workspace.model_folder(target), None
     checkpoint = None if target.warmup == "none" else warmup_checkpoint(workspace, target)
@@ -243,7 +249,7 @@ def _spec(workspace: Workspace, target: Target, wish: Wish) -> GenerationSpec:
         adapter,
         template=target.template,
         max_length=target.max_length,
-        max_new_tokens=wish.max_new_tokens,
+        max_new_tokens=request.max_new_tokens,
         device=engine.one_device,
         dtype=target.dtype,
         trust_remote_code=target.trust_remote_code,

@@ -19,10 +19,9 @@ from curation_assets.config.evaluation_settings import Evaluation
 from curation_assets.config.settings import Target
 from curation_assets.corpus.ingest import corpus_rows
 from curation_assets.corpus.samples import samples_of
-from curation_assets.evaluation.arms import Run, runs_of, wished
-from curation_assets.evaluation.benchmarks import EvaluationError, Problems, read_benchmark
+from curation_assets.evaluation.arms import Run, configured_evaluation, runs_of
+from curation_assets.evaluation.benchmarks import EvaluationError, Problems, judged, read_benchmark
 from curation_assets.evaluation.keys import answers_path, recipe_of_run, run_key
-from curation_assets.evaluation.matching import judged
 from curation_assets.signals.warmup import alone
 from curation_assets.tables.evaluation import POST_TRAINING_ANSWERS
 from curation_assets.workspace.workspace import Workspace
@@ -78,7 +77,7 @@ def plan_evaluation(
     Raises:
         EvaluationError: something is missing; the message names the fix.
     """
-    evaluation = wished(workspace, seeds, subsets)
+    evaluation = configured_evaluation(workspace, seeds, subsets)
     benchmarks = [read_benchmark(workspace, benchmark) for benchmark in evaluation.benchmarks]
     runs = [(run, run_key(workspace, run, evaluation)) for run in runs_of(workspace, evaluation)]
     lacking = {}
@@ -138,7 +137,7 @@ def _make_run(workspace: Workspace, run: Run, key: str, plan: Plan, step: Advanc
         lacking = _unanswered(workspace, key, plan.benchmarks, plan.evaluation)
         if lacking:
             facts, weights = _trained(workspace, run, plan.evaluation, work, step)
-            _ask(workspace, run, key, plan, lacking, weights, facts, answered)
+            _generate_answers(workspace, run, key, plan, lacking, weights, facts, answered)
         shutil.rmtree(work, ignore_errors=True)
 
 
@@ -184,7 +183,7 @@ def _training_spec(workspace: Workspace, target: Target) -> TrainingSpec:
     )
 
 
-def _ask(
+def _generate_answers(
     workspace: Workspace,
     run: Run,
     key: str,

@@ -1,4 +1,4 @@
-"""GRACE's scores from stored Gram matrices (arXiv 2605.13130, Eq. 6-8, 12, 13; docs/methods.md, section 1).
+"""GRACE's scores from stored Gram matrices (arXiv 2605.13130, Eq. 6-8, 12, 13; docs/methods.md, "GRACE").
 
 Let g_k be the proxy gradient of step k, and M the Gram matrix of the K steps and the answer. A step's alignment is
 cos(g_k, a), where a is the answer's gradient (or the mean over the tokens of several segments). Its consistency is

@@ -1,4 +1,4 @@
-"""GraNd: norm of a sample's gradient early in training (methods.md, 5)."""
+"""GraNd: norm of a sample's gradient early in training (docs/methods.md, "LESS, TAGCOS and GraNd")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""In-run influence: the effect of a training run's steps on the loss of validation samples (methods.md, 5)."""
+"""In-run influence: the effect of a training run's steps on the loss of validation samples.
+
+See docs/methods.md, "In-run influence".
+"""
 
 from __future__ import annotations
 

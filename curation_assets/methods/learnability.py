@@ -1,4 +1,7 @@
-"""Learnability: samples that a model has not learnt yet but learns when trained (methods.md, 5)."""
+"""Learnability: samples that a model has not learnt yet but learns when trained.
+
+See docs/methods.md, "Checkpoints".
+"""
 
 from __future__ import annotations
 

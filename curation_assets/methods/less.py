@@ -1,4 +1,7 @@
-"""LESS and TAGCOS: gradients at the checkpoints of a training run (arXiv 2402.04333; methods.md, 5)."""
+"""LESS and TAGCOS: gradients at the checkpoints of a training run (arXiv 2402.04333).
+
+See docs/methods.md, "LESS, TAGCOS and GraNd".
+"""
 
 from __future__ import annotations
 

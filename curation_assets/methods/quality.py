@@ -1,4 +1,7 @@
-"""Quality metrics by other models: a reward model's logit, and a judge's ratings of the prompt (methods.md, 3)."""
+"""Quality metrics by other models: a reward model's logit, and a judge's ratings of the prompt.
+
+See docs/methods.md, "Reward models and judges".
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""S2L: selects among samples whose losses fall alike during a small model's training (methods.md, 5)."""
+"""S2L: selects among samples whose losses fall alike during a small model's training.
+
+See docs/methods.md, "Checkpoints".
+"""
 
 from __future__ import annotations
 

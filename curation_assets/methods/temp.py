@@ -1,4 +1,4 @@
-"""TEMP: early losses at perturbed checkpoints (arXiv 2606.26797; methods.md, 2)."""
+"""TEMP: early losses at perturbed checkpoints (arXiv 2606.26797; docs/methods.md, "TEMP")."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class Named:
         return None if release is None else f"release {release} depends on it"
 
 
-def look(workspace: Workspace, older_than_days: float, clock: float | None = None) -> list[Find]:
+def find_unused(workspace: Workspace, older_than_days: float, clock: float | None = None) -> list[Find]:
     """List everything that can be removed, and whether it will be.
 
     Args:

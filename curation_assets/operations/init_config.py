@@ -10,12 +10,12 @@ from string import Template
 
 from curation_assets.config.config_file import json_schema, parse_settings
 from curation_assets.config.corpus_settings import Corpus
-from curation_assets.corpus.reading import ShardRows, read_shard
+from curation_assets.corpus.first_rows import read_first_rows
 from curation_resources.errors import UserError
 from curation_resources.storage.digests import DigestCache
-from curation_resources.storage.landing import FolderLanding, LandingFile
+from curation_resources.storage.landing import FolderLanding
 
-LOOKED_AT_BYTES = 1 << 20
+INSPECTED_BYTES = 1 << 20
 DEFAULT_MIN_POOL = 100
 TEMPLATE = Path(__file__).parent / "templates" / "curation.yaml"
 
@@ -25,7 +25,7 @@ class InitError(UserError):
 
 
 @dataclass(frozen=True)
-class FolderLook:
+class FolderSummary:
     """Findings from the first rows of a landing folder."""
 
     files: int
@@ -42,42 +42,28 @@ class FolderLook:
         return min(DEFAULT_MIN_POOL, usable) if usable > 0 else DEFAULT_MIN_POOL
 
 
-def look_at(folder: Path) -> FolderLook:
-    """Read the first mebibyte of every text file (and Parquet files up to that size) in a folder.
+def inspect_folder(folder: Path) -> FolderSummary:
+    """Read the first mebibyte of every file in a folder.
 
     Raises:
         LandingError: the folder does not exist.
     """
-    files = FolderLanding(folder, DigestCache()).files()
+    landing, corpus = FolderLanding(folder, DigestCache()), Corpus(landing=str(folder))
+    files = landing.files()
     formats: dict[str, int] = {}
     reasons: dict[str, int] = {}
     rows = 0
     for file in files:
-        shard = _first_rows(folder, file)
-        if shard is None:
-            continue
+        shard, _ = read_first_rows(landing, file, corpus, INSPECTED_BYTES, landing.folder(file.shard))
         formats[shard.format] = formats.get(shard.format, 0) + 1
         rows += shard.rows_in
         for reason in shard.rejected["reason"].to_list():
             reasons[reason] = reasons.get(reason, 0) + 1
     size = sum(file.size for file in files)
-    return FolderLook(len(files), size, formats, rows, sum(reasons.values()), dict(sorted(reasons.items())))
+    return FolderSummary(len(files), size, formats, rows, sum(reasons.values()), dict(sorted(reasons.items())))
 
 
-def _first_rows(folder: Path, file: LandingFile) -> ShardRows | None:
-    """Return the first rows of a file, read as in a run; None for a large Parquet file."""
-    path = folder / file.name
-    corpus = Corpus(landing=str(folder))
-    if file.size <= LOOKED_AT_BYTES:
-        return read_shard(path, file.shard, file.name, corpus)
-    if not file.name.endswith(".jsonl"):
-        return None
-    with path.open("rb") as stream:
-        head = stream.read(LOOKED_AT_BYTES)
-    return read_shard(head[: head.rfind(b"\n") + 1], file.shard, file.name, corpus, path.parent)
-
-
-def write_config(folder: Path, model: str, out: Path, force: bool = False) -> FolderLook:
+def write_config(folder: Path, model: str, out: Path, force: bool = False) -> FolderSummary:
     """Write curation.yaml, and beside it the JSON Schema that editors validate it with.
 
     Raises:
@@ -90,7 +76,7 @@ def write_config(folder: Path, model: str, out: Path, force: bool = False) -> Fo
         )
     if out.exists() and not force:
         raise InitError(f"{out} exists. Name another file with --to, or overwrite it with --force.")
-    look = look_at(folder)
+    found = inspect_folder(folder)
     out.parent.mkdir(parents=True, exist_ok=True)
     if Path(model).expanduser().is_dir():
         # The path is relative to the current folder, but the configuration file may be elsewhere.
@@ -98,13 +84,13 @@ def write_config(folder: Path, model: str, out: Path, force: bool = False) -> Fo
     elif model.startswith((".", "/", "~")):
         raise InitError(f"folder {model} not found. Correct --model (a folder, or a hub id such as Qwen/Qwen3-4B).")
     try:
-        data = render_config(look, _relative(folder, out.parent), model).encode()
+        data = render_config(found, _relative(folder, out.parent), model).encode()
     except UnicodeEncodeError as error:
         raise InitError(f"the name of {str(folder)!r} or {model!r} is not UTF-8. Rename the folder.") from error
     parse_settings(data, out)
     out.write_bytes(data)
     write_schema(out.parent)
-    return look
+    return found
 
 
 def write_schema(folder: Path) -> None:
@@ -112,17 +98,19 @@ def write_schema(folder: Path) -> None:
     (folder / "curation.schema.json").write_text(json.dumps(json_schema(), indent=1) + "\n")
 
 
-def render_config(look: FolderLook, landing: str, model: str, target: str = "base") -> str:
+def render_config(summary: FolderSummary, landing: str, model: str, target: str = "base") -> str:
     """Return the text of the configuration file."""
-    found = [f"  # Found: {look.files} files, {look.bytes / 2**20:.1f} MiB; formats {look.formats or 'unknown'}."]
-    if look.rejected:
-        found.append(f"  # {look.rejected} of {look.rows} inspected rows would be rejected: {look.reasons}")
+    found = [
+        f"  # Found: {summary.files} files, {summary.bytes / 2**20:.1f} MiB; formats {summary.formats or 'unknown'}."
+    ]
+    if summary.rejected:
+        found.append(f"  # {summary.rejected} of {summary.rows} inspected rows would be rejected: {summary.reasons}")
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         found="\n".join(found),
         landing=_quoted(landing),
         model=_quoted(model),
         target=target,
-        min_pool=look.min_pool,
+        min_pool=summary.min_pool,
     )
 
 

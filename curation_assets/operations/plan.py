@@ -1,6 +1,7 @@
-"""Plan a run: what it would measure for each target and signal, and at what cost. Nothing is stored.
+"""Plan a run: the samples to measure for each target and signal, and the cost. Nothing is stored.
 
-The recorded cost of past runs is in `curation_assets.operations.plan_measured`.
+`plan_tokens` reads the samples and counts their tokens, `plan_seconds` estimates the time and reads the cost of past
+runs, and `plan_formulas` holds the cost of each method by itself.
 """
 
 from __future__ import annotations
@@ -13,24 +14,27 @@ from pathlib import Path
 
 import polars as pl
 
+from curation_assets import tables
 from curation_assets.config.settings import Target
+from curation_assets.methods.apportionment import ceil_share
 from curation_assets.methods.registry import method_of
-from curation_assets.operations.plan_drawn import drawn_samples, trains_anew, untrained, waiting_for
 from curation_assets.operations.plan_formulas import FORMULAS, Formula, Sizes, formula_of, training
-from curation_assets.operations.plan_measured import (
+from curation_assets.operations.plan_seconds import (
     ALONE,
+    PROBE_SECONDS,
     MeasuredPass,
-    MeasuredWarmup,
+    Probe,
+    Speed,
     measured_passes,
-    measured_warmup,
+    speed_of,
     stored_bytes,
 )
-from curation_assets.operations.plan_pool import Pool, known_samples, look_at_pool
-from curation_assets.operations.plan_probe import Probe, run_probe
-from curation_assets.operations.plan_tokens import TokenCount, count_tokens
+from curation_assets.operations.plan_tokens import Pool, TokenCount, count_tokens, known_samples, read_pool
+from curation_assets.operations.stages import waits_for_pool
+from curation_assets.quality.filtered_pool import stored_pool
 from curation_assets.signals.held_out import validation_of
 from curation_assets.signals.store import SignalStore, signal_dir
-from curation_assets.signals.warmup import planned_checkpoints
+from curation_assets.signals.warmup import grown_pool, planned_checkpoints, release_rows_of, warmup_checkpoint
 from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.training.examples import steps_of
@@ -45,7 +49,7 @@ class SignalPlan:
         measured: samples of the pool that are stored under the current fingerprint.
         to_measure: samples of the pool that are not stored yet.
         bytes_stored: size of the stored parts under the current fingerprint.
-        bytes_to_write: size of the parts that a run would add; None without a probe.
+        bytes_to_write: size of the parts that a run would add; None if neither stored rows nor a probe can tell.
     """
 
     signal: SignalName
@@ -76,12 +80,12 @@ class PassPlan:
 
 @dataclass(frozen=True)
 class WarmupPlan:
-    """A warm-up that a run would train: samples drawn, epochs, `cost` = 3 |D| T in F, and the seconds it implies."""
+    """A warm-up: samples drawn, epochs, `cost` = 3 |D| T in F, and the seconds it implies, if they are estimated."""
 
     samples: int
     epochs: int
     cost: int
-    seconds: float | None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,8 @@ class ScorePlan:
     score: str
     method: str
     cost: str
-    checkpoint: Fraction | None
-    scoring: Fraction | None
+    checkpoint: int | Fraction | None
+    scoring: int | Fraction | None
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,8 @@ class TargetPlan:
         exact: whether every sample was seen and encoded, so that a run will count the same tokens.
         warmup: the warm-up that a run would train first; None if none is outdated.
         waiting: why a run would not measure yet, and the fix.
-        probe: the timing of a few batches; None if no probe was run.
-        seconds: time to measure, without loading the model; None without a probe.
+        speed: the speed that the time is estimated from; None if it is unknown or there is nothing to run.
+        seconds: time to measure; None if it is unknown.
         scores: the cost of each configured score by itself.
         measured: the passes of past runs, under the current fingerprints.
         measured_warmup: the warm-up that has been trained.
@@ -139,11 +143,11 @@ class TargetPlan:
     exact: bool
     warmup: WarmupPlan | None
     waiting: str | None
-    probe: Probe | None
+    speed: Speed | None
     seconds: float | None
     scores: tuple[ScorePlan, ...]
     measured: tuple[MeasuredPass, ...]
-    measured_warmup: MeasuredWarmup | None
+    measured_warmup: WarmupPlan | None
 
     @property
     def cost(self) -> float:
@@ -151,11 +155,17 @@ class TargetPlan:
         return sum(one.cost for one in self.passes) + (self.warmup.cost if self.warmup else 0)
 
     @property
+    def probe(self) -> Probe | None:
+        """The probe that the time is estimated from; None if there was none."""
+        return None if self.speed is None else self.speed.probe
+
+    @property
     def all_seconds(self) -> float | None:
-        """Time to train the warm-up, load the model and measure; None without a probe."""
-        if self.probe is None or self.seconds is None:
+        """Time to train the warm-up, load the model and measure; None if it is unknown."""
+        if self.seconds is None:
             return None
-        return self.seconds + self.probe.load_seconds + ((self.warmup and self.warmup.seconds) or 0.0)
+        loading = 0.0 if self.probe is None else self.probe.load_seconds
+        return self.seconds + loading + ((self.warmup and self.warmup.seconds) or 0.0)
 
     @property
     def bytes_to_write(self) -> int | None:
@@ -174,7 +184,6 @@ class Plan:
         samples: size of the pool: distinct samples of present shards.
         estimated: whether some new file is so large that its rows were extrapolated from its first rows.
         problems: files that cannot be read, or not completely, with the reason.
-        probed: whether a probe was requested.
         targets: the plan for each target.
     """
 
@@ -183,48 +192,56 @@ class Plan:
     samples: int
     estimated: bool
     problems: tuple[str, ...]
-    probed: bool
     targets: tuple[TargetPlan, ...]
 
 
 def make_plan(workspace: Workspace, probe: bool = True) -> Plan:
     """Plan what a run would measure now and what that would cost; store nothing.
 
-    Without a probe, or with nothing to measure, only the tokenizer is loaded, not the model.
+    The model is loaded only for a probe: if `probe` is set, something is to be measured, and stored runs do not show
+    how long that takes. Probes of several targets share PROBE_SECONDS.
 
     Raises:
         LandingError: the landing folder is missing, or has lost too many files at once.
         ModelError: a target's model is not available.
         ScoringError: a target's model cannot be used for measuring.
     """
+    targets: list[TargetPlan] = []
+    left = PROBE_SECONDS
     with tempfile.TemporaryDirectory(prefix="curation-plan-") as folder:
-        pool = look_at_pool(workspace, Path(folder))
-        targets = tuple(_plan_target(workspace, target, pool, probe) for target in workspace.settings.targets)
+        pool = read_pool(workspace, Path(folder))
+        for number, target in enumerate(workspace.settings.targets):
+            share = left / (len(workspace.settings.targets) - number)
+            planned = _plan_target(workspace, target, pool, share if probe else None)
+            left -= planned.probe.spent if planned.probe is not None else 0.0
+            targets.append(planned)
     problems = tuple(pool.problems)
-    return Plan(pool.shards, len(pool.heads), pool.size, pool.estimated, problems, probe, targets)
+    return Plan(pool.shards, len(pool.heads), pool.size, pool.estimated, problems, tuple(targets))
 
 
-def _plan_target(workspace: Workspace, target: Target, pool: Pool, probe: bool) -> TargetPlan:
-    anew = trains_anew(workspace, target, pool)
+def _plan_target(workspace: Workspace, target: Target, pool: Pool, probe_seconds: float | None) -> TargetPlan:
+    sizes = _drawable(workspace, pool)
+    anew = grown_pool(workspace, target, sizes[0]) is not None
     of_pool = _lacking(workspace, target, pool.known.with_columns(wanted=pl.lit("+".join(target.signals))), anew)
     held_out = _lacking(workspace, target, _held_out(workspace, target, pool), anew)
     lacking = pl.concat([of_pool, held_out])
-    drawn = drawn_samples(workspace, target, pool)
+    drawn = _drawn(workspace, target, sizes[0])
     count = count_tokens(workspace, target, pool, lacking, planned_checkpoints(workspace, target, drawn))
-    trains = anew or untrained(workspace, target)
-    probed = run_probe(workspace, target, pool, count, base=trains) if probe else None
-    if probed is not None:
-        seconds: float | None = probed.seconds_for(count.tokens)
-    else:
-        # With nothing to run, the time is zero; without a probe, it is unknown.
-        seconds = None if count.tokens else 0.0
-    parts = _parts(workspace, lacking, count, seconds, probed)
+    trained = None if target.warmup == "none" else warmup_checkpoint(workspace, target)
+    trains = anew or (target.warmup != "none" and trained is None)
+    measured = measured_passes(workspace, target)
+    speed = speed_of(workspace, target, pool, count, measured, base=trains, probe_seconds=probe_seconds)
+    seconds = speed.seconds if speed is not None else None if count.tokens else 0.0
+    measured_warmup = None
+    if trained is not None:
+        samples, epochs = trained.record["samples"], trained.record["recipe"]["epochs"]
+        measured_warmup = WarmupPlan(samples, epochs, training(samples, epochs))
     return TargetPlan(
         target=target.name,
         samples=round(float(lacking["weight"].sum())),
         held_out=len(held_out),
         signals=tuple(
-            _signal(workspace, target, signal, pool, of_pool, held_out, parts, probed)
+            _signal(workspace, target, signal, pool, of_pool, held_out, speed)
             for signal in workspace.settings.measured_signals(target)
         ),
         passes=tuple(_passes(workspace.settings.measured_signals(target), lacking, count)),
@@ -233,14 +250,37 @@ def _plan_target(workspace: Workspace, target: Target, pool: Pool, probe: bool) 
         encoded=len(count.rows),
         of=count.of,
         exact=count.exact,
-        warmup=_warmup(target, drawn, count, probed) if trains else None,
-        waiting=waiting_for(workspace, target, pool) if trains else None,
-        probe=probed,
+        warmup=_warmup(target, drawn, count, speed) if trains else None,
+        waiting=waits_for_pool(workspace, target, sizes),
+        speed=speed,
         seconds=seconds,
         scores=tuple(_scores(workspace, target, pool, drawn)),
-        measured=tuple(measured_passes(workspace, target)),
-        measured_warmup=measured_warmup(workspace, target),
+        measured=tuple(measured),
+        measured_warmup=measured_warmup,
     )
+
+
+def _drawable(workspace: Workspace, pool: Pool) -> tuple[int, int]:
+    """Return the number of text samples, which a warm-up can draw from, and of samples with images, which it cannot.
+
+    Samples known to be removed by filters are not counted; samples not filtered yet are.
+    """
+    known = pool.known
+    if stored_pool(workspace) is not None:
+        out = workspace.warehouse.read_table(tables.pool_path()).filter(pl.col("reason").is_not_null())
+        known = known.join(out, on="sample_id", how="anti")
+    of_text = pl.col("images") == 0
+    weights = (known.filter(of_text)["weight"], known.filter(~of_text)["weight"])
+    return round(float(weights[0].sum())), round(float(weights[1].sum()))
+
+
+def _drawn(workspace: Workspace, target: Target, of_text: int) -> int:
+    """Return the number of samples that the target's run is, or would be, trained on."""
+    if target.warmup == "none":
+        return 0
+    if target.warmup.release is not None:
+        return release_rows_of(workspace, target.warmup.release) or 0
+    return ceil_share(Fraction(str(target.warmup.fraction)), of_text)
 
 
 def _held_out(workspace: Workspace, target: Target, pool: Pool) -> pl.DataFrame:
@@ -295,21 +335,24 @@ def _signal(
     pool: Pool,
     lacking: pl.DataFrame,
     held_out: pl.DataFrame,
-    parts: int,
-    probe: Probe | None,
+    speed: Speed | None,
 ) -> SignalPlan:
-    of_sets = len(held_out.filter(_lacks(signal)))
+    of_sets, stored_rows = len(held_out.filter(_lacks(signal))), _stored_rows(workspace, target, signal)
     to_measure, size = round(float(lacking.filter(_lacks(signal))["weight"].sum())), pool.size
     if signal not in target.signals:
         # Measured on validation sets only, not on the pool.
-        to_measure = of_sets
-        size = of_sets + _stored_rows(workspace, target, signal)
+        to_measure, size = of_sets, of_sets + stored_rows
     rows = to_measure + (of_sets if signal in target.signals else 0)
     stored = stored_bytes(workspace, target, signal)
+    probe = None if speed is None else speed.probe
     written: int | None = None
     if not rows:
         written = 0
+    elif stored_rows:
+        written = round(rows * stored / stored_rows)
     elif probe is not None and signal in probe.row_bytes:
+        # A run leaves one part per shard.
+        parts = pl.concat([lacking, held_out]).filter(_lacks(signal))["shard"].n_unique()
         written = round(rows * probe.row_bytes[signal] + parts * probe.part_bytes[signal])
     return SignalPlan(signal, size - to_measure, to_measure, stored, written)
 
@@ -319,19 +362,6 @@ def _stored_rows(workspace: Workspace, target: Target, signal: SignalName) -> in
         return 0
     scan = SignalStore.of(workspace, target, signal).scan()
     return 0 if scan is None else int(scan.select(pl.col("sample_id").n_unique()).collect().item())
-
-
-def _parts(
-    workspace: Workspace, lacking: pl.DataFrame, count: TokenCount, seconds: float | None, probe: Probe | None
-) -> int:
-    """Return how many parts a run would write per signal: one per shard, plus one every `part_seconds`."""
-    shards, engine = lacking["shard"].n_unique(), workspace.settings.engine
-    if probe is None or seconds is None:
-        return shards
-    # A part holds at least one batch.
-    batches = max(probe.of_batches, count.tokens // engine.batch_tokens)
-    more = seconds / engine.part_seconds if engine.part_seconds else float("inf")
-    return max(shards, round(min(batches, shards + more)))
 
 
 def _passes(signals: Sequence[SignalName], lacking: pl.DataFrame, count: TokenCount) -> list[PassPlan]:
@@ -349,16 +379,16 @@ def _passes(signals: Sequence[SignalName], lacking: pl.DataFrame, count: TokenCo
     return passes
 
 
-def _warmup(target: Target, drawn: int, count: TokenCount, probe: Probe | None) -> WarmupPlan:
+def _warmup(target: Target, drawn: int, count: TokenCount, speed: Speed | None) -> WarmupPlan:
     assert target.warmup != "none"
     recipe = target.warmup.recipe()
     # max_steps may stop training before all samples are used.
     cost = training(min(drawn * recipe.epochs, steps_of(drawn, recipe) * recipe.batch_size))
     seconds = None
-    if probe is not None and probe.tokens and count.forward_rows:
+    if speed is not None and count.forward_rows:
         # Training runs on one device, however many devices measure.
-        one = probe.seconds / probe.tokens * count.forward_tokens / count.forward_rows
-        seconds = cost * one
+        per_second = speed.tokens_per_second / speed.devices
+        seconds = cost * count.forward_tokens / count.forward_rows / per_second
     return WarmupPlan(drawn, recipe.epochs, cost, seconds)
 
 
@@ -369,10 +399,10 @@ def _scores(workspace: Workspace, target: Target, pool: Pool, drawn: int) -> Seq
     for score in workspace.settings.scores_of(target.name):
         method = method_of(score)
         formula = formula_of(method.name, method.cost)
-        known = formula is not None and _configured(formula, target)
-        cost = formula.cost(sizes) if formula is not None and known else None
-        parts = (None, None) if cost is None else (cost.checkpoint.own, cost.scoring.own)
-        plans.append(ScorePlan(score.name, method.name, method.cost, *parts))
+        checkpoint, scoring = None, None
+        if formula is not None and _configured(formula, target):
+            checkpoint, scoring = formula.cost(sizes)
+        plans.append(ScorePlan(score.name, method.name, method.cost, checkpoint, scoring))
     return plans
 
 

@@ -1,26 +1,38 @@
-"""Count the tokens that a run would pass through a model, by encoding all samples or a random subset of them.
+"""Find the samples that a run would measure, and count the tokens that it would pass through a model.
 
-The weights are not loaded: the tokenizer, the processor and the model's configuration suffice. The code that decides
-what to run is shared with real runs.
+Samples come from `raw_corpus`, from files that have not been read, and from validation sets. Small unread files are
+read completely. Of large files only the first rows are read; each of them then stands for several rows, in proportion
+to the file's size. Tokens are counted by encoding all samples, or a random subset of them, with the code of real runs;
+the weights are not loaded. Nothing is stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
+from curation_assets import tables
 from curation_assets.config.settings import Target
+from curation_assets.corpus.first_rows import read_first_rows
+from curation_assets.corpus.held_out import read_validation
+from curation_assets.corpus.purging import rows_without_purged
+from curation_assets.corpus.samples import samples_of
 from curation_assets.methods.random_draws import draw_bits
 from curation_assets.methods.selectors.temp import STEPS
 from curation_assets.operations.plan_formulas import GRADIENT
-from curation_assets.operations.plan_pool import Pool
+from curation_assets.operations.stages import current_shards
+from curation_assets.signals.held_out import validation_of
 from curation_assets.signals.perturbation import perturbed_request
 from curation_assets.signals.requests import request_for
+from curation_assets.steps.segmentation import segment_frame
 from curation_assets.tables.signals import SEGMENTED_SIGNALS, SignalName
-from curation_assets.workspace.fingerprints import judge_spec
+from curation_assets.workspace.fingerprints import judge_spec, steps_fingerprint
+from curation_assets.workspace.held_out_files import ValidationSetError
+from curation_assets.workspace.purge_list import PurgedList, copy_purged
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.models.embedder import describe_text, text_limits
 from curation_resources.models.judge import JudgeSpec, tokens_by_bytes
@@ -29,9 +41,16 @@ from curation_resources.progress import track
 from curation_resources.quiet import quieten_transformers
 from curation_resources.scoring.images import ImageLimits
 from curation_resources.scoring.samples import UNRUNNABLE, Encoded, PerturbedRequest, Request, Sample
+from curation_resources.storage.landing import LandingFile, printable
 
 if TYPE_CHECKING:
     from curation_resources.scoring.encoding import Encoder
+
+HEAD_BYTES = 16 * 2**20
+"""Bytes of unread files to read in total."""
+
+SMALLEST_HEAD = 2**18
+"""Bytes to read of each unread file, however many there are."""
 
 EXACT_BYTES = 8 * 2**20
 """Amount of text that is encoded completely: about twenty seconds on a slow processor."""
@@ -48,11 +67,84 @@ LEAST_OF_KIND = 100
 CHUNK = 128
 SEED = 0
 
+KNOWN = {
+    "sample_id": pl.String,
+    "shard": pl.String,
+    "text_bytes": pl.Int64,
+    "images": pl.Int64,
+    "weight": pl.Float64,
+}
+
+
 Counted = tuple[str, int, int, int, int]
 """A sample's sample_id, length, tokens run with the prompt, tokens run of the response alone, and backward passes."""
 
 Counter = Callable[[Sequence[Sample], Request], Iterator[Counted]]
 """A function that counts what is run of each sample."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The first rows of a file that has not been read, and how many rows each of them stands for."""
+
+    rows: pl.DataFrame
+    weight: float
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The distinct samples of everything that is present.
+
+    Attributes:
+        workspace: the configuration.
+        scratch: the same with a temporary warehouse, which holds the images embedded in rows of unread files.
+        known: one row per sample seen: sample_id, shard, bytes of prompt and response, number of images, and the number
+            of samples it stands for (1, or more if its file was not parsed completely).
+        heads: by shard, the first rows of unread files.
+        held_out: the validation sets that scores need, by their shard name.
+        shards: number of present shards.
+        problems: files that cannot be read, or not completely, with the reason.
+    """
+
+    workspace: Workspace
+    scratch: Workspace
+    known: pl.DataFrame
+    heads: Mapping[str, Head]
+    held_out: Mapping[str, Head]
+    shards: int
+    problems: Sequence[str]
+
+    @property
+    def size(self) -> int:
+        """Number of samples; an estimate if `estimated`."""
+        return round(float(self.known["weight"].sum()))
+
+    @property
+    def estimated(self) -> bool:
+        """True if some file is so large that its rows were extrapolated from its first rows."""
+        return any(head.weight != 1.0 for head in self.heads.values())
+
+    def samples(self, shard: str, sample_ids: Collection[str], segmented: bool) -> list[Sample]:
+        """Return samples of a shard or validation set as a pass takes them, in order, with segments if requested."""
+        head = self.heads.get(shard) or self.held_out.get(shard)
+        stored = None if head is not None else self.workspace.warehouse.scan(tables.raw_corpus_dir(), [shard])
+        rows = tables.RAW_CORPUS.empty().lazy() if stored is None else stored
+        rows = rows if head is None else head.rows.lazy()
+        wanted = rows.filter(pl.col("sample_id").is_in(list(sample_ids))).collect()
+        wanted = wanted.unique("sample_id", keep="first", maintain_order=True)
+        steps = self._steps(shard, wanted) if segmented else None
+        return samples_of(self.workspace if head is None else self.scratch, wanted, steps)
+
+    def _steps(self, shard: str, rows: pl.DataFrame) -> pl.DataFrame:
+        """Return the segments of these rows: the stored ones if they are current, else new ones."""
+        if shard not in self.heads and shard not in self.held_out:
+            warehouse = self.workspace.warehouse
+            path = f"{tables.segmented_steps_dir()}/{shard}.parquet"
+            corpus = warehouse.table_metadata(f"{tables.raw_corpus_dir()}/{shard}.parquet")
+            wanted = steps_fingerprint(self.workspace, corpus["fingerprint"])
+            if warehouse.table_metadata(path).get("fingerprint") == wanted:
+                return warehouse.read_table(path).join(rows.select("sample_id"), on="sample_id", how="semi")
+        return segment_frame(rows, self.workspace.settings.corpus.segmentation)
 
 
 @dataclass(frozen=True)
@@ -118,6 +210,59 @@ class TokenCount:
         return round(float(self.rows.select((column * pl.col("weight")).sum()).item()))
 
 
+def read_pool(workspace: Workspace, scratch_folder: Path) -> Pool:
+    """Find the samples that are present, reading only ids and lengths of stored rows.
+
+    Args:
+        workspace: the configuration.
+        scratch_folder: an empty folder for images embedded in rows of unread files; the caller removes it.
+
+    Raises:
+        LandingError: the landing folder is missing, or has lost too many files at once.
+    """
+    settings = workspace.settings.model_copy(update={"warehouse": str(scratch_folder)})
+    scratch = replace(workspace, settings=settings)
+    copy_purged(workspace.warehouse, scratch.warehouse)
+    files = workspace.landing.files()
+    read = current_shards(workspace, workspace.landing.digests(files))
+    heads, problems = _read_heads(scratch, [file for file in files if file.shard not in set(read)])
+    held_out, unusable = _validation_sets(scratch)
+    workspace.cache.save()
+    stored = workspace.warehouse.scan(tables.raw_corpus_dir(), read)
+    parts = [known_samples(head.rows.lazy(), head.weight) for head in heads.values()]
+    parts += [] if stored is None else [known_samples(stored, 1.0)]
+    known = pl.concat([pl.DataFrame(schema=KNOWN), *parts]).sort("weight", "shard", maintain_order=True)
+    known = known.unique("sample_id", keep="first", maintain_order=True)
+    return Pool(workspace, scratch, known, heads, held_out, len(files), [*problems, *unusable])
+
+
+def _validation_sets(scratch: Workspace) -> tuple[dict[str, Head], list[str]]:
+    """Read the validation sets that scores need; also return the problems of those that cannot be used."""
+    heads: dict[str, Head] = {}
+    problems: list[str] = []
+    wanted = {name for target in scratch.settings.targets for name in validation_of(scratch, target)}
+    for name in sorted(wanted):
+        try:
+            rows = read_validation(scratch, scratch.settings.validation_set(name))
+        except ValidationSetError as error:
+            problems.append(str(error))
+            continue
+        heads[scratch.validation_shard(name)] = Head(rows.accepted, 1.0)
+    return heads, problems
+
+
+def known_samples(rows: pl.LazyFrame, weight: float) -> pl.DataFrame:
+    """Return the rows of `Pool.known` for rows of `raw_corpus`, each of which stands for `weight` rows."""
+    size = pl.col("messages").str.len_bytes() + pl.col("response").str.len_bytes()
+    return rows.select(
+        "sample_id",
+        "shard",
+        text_bytes=size.cast(pl.Int64),
+        images=pl.col("images").list.len().cast(pl.Int64),
+        weight=pl.lit(weight),
+    ).collect()
+
+
 def count_tokens(
     workspace: Workspace, target: Target, pool: Pool, lacking: pl.DataFrame, checkpoints: int = 0
 ) -> TokenCount:
@@ -175,6 +320,30 @@ def signals_in(lacking: str) -> list[SignalName]:
 def segmented(signals: Sequence[SignalName]) -> bool:
     """Return whether any of the signals depends on segments."""
     return not SEGMENTED_SIGNALS.isdisjoint(signals)
+
+
+def _read_heads(scratch: Workspace, files: Sequence[LandingFile]) -> tuple[dict[str, Head], list[str]]:
+    """Read the first rows of files, by shard; also return the problems of files as a whole."""
+    heads: dict[str, Head] = {}
+    problems: list[str] = []
+    if not files:
+        return heads, problems
+    size = max(SMALLEST_HEAD, HEAD_BYTES // len(files))
+    corpus, purged = scratch.settings.corpus, PurgedList.read(scratch.warehouse).ids()
+    with track("reading new files", len(files)) as advance:
+        for file in files:
+            root = scratch.image_root(file.shard)
+            try:
+                rows, share = read_first_rows(scratch.landing, file, corpus, size, root, scratch.keep_image)
+                heads[file.shard] = Head(rows_without_purged(rows, purged).accepted, 1 / share)
+                problem = rows.file_problem
+            except OSError as error:
+                # A run stores an empty shard for it and reports the same problem.
+                problem = f"cannot be opened: {error.strerror or error}"
+            if problem is not None:
+                problems.append(f"{printable(file.name)}: {problem}")
+            advance(1)
+    return heads, problems
 
 
 def _kind() -> list[pl.Expr]:

@@ -249,11 +249,14 @@ def unmeasured_shards(workspace: Workspace, target: Target, signal: SignalName, 
     ]
 
 
-def waits_for_pool(workspace: Workspace, target: Target) -> str | None:
-    """Return why a target cannot be measured yet, if its warm-up waits for more samples."""
+def waits_for_pool(workspace: Workspace, target: Target, sizes: tuple[int, int] | None = None) -> str | None:
+    """Return why a target cannot be measured yet, if its warm-up waits for more samples.
+
+    `sizes` are those of `too_few`, for a plan that also counts files which have not been read.
+    """
     if target.warmup == "none" or warmup_checkpoint(workspace, target) is not None:
         return None
-    return too_few(workspace, target)
+    return too_few(workspace, target, sizes)
 
 
 def waits_for_strength(workspace: Workspace, target: Target) -> str | None:
@@ -264,6 +267,16 @@ def waits_for_strength(workspace: Workspace, target: Target) -> str | None:
         f"target {target.name}: the strength of its random perturbation is searched for on the pool, which is still "
         "empty. Add traces, check what corpus.filters remove, or set perturbation.sigma."
     )
+
+
+def current_shards(workspace: Workspace, digests: Mapping[str, str]) -> list[str]:
+    """Return the present shards whose stored `raw_corpus` matches the current content of their files."""
+    stored, wanted = workspace.warehouse.folder_metadata(tables.raw_corpus_dir()), _wanted_corpus(workspace, digests)
+    return [
+        shard
+        for shard in present_shards(workspace)
+        if shard in wanted and stored.get(shard, {}).get("fingerprint") == wanted[shard]
+    ]
 
 
 def subset_rows(workspace: Workspace, subset: Subset) -> int:
@@ -293,16 +306,20 @@ def _all_if(outdated: bool) -> list[str]:
     return [ALL] if outdated else []
 
 
+def _wanted_corpus(workspace: Workspace, digests: Mapping[str, str]) -> dict[str, str]:
+    """Return the fingerprint that `raw_corpus` of each shard has once its file has been read."""
+    purged = PurgedList.read(workspace.warehouse)
+    return {shard: corpus_fingerprint(workspace, content, purged.ids_of(shard)) for shard, content in digests.items()}
+
+
 def _corpus_outdated(survey: Survey, _item: None) -> list[str]:
     """Shards whose `raw_corpus`, `rejected_rows` or `segmented_steps` is missing or has other content or settings."""
     workspace = survey.workspace
     rejected = workspace.warehouse.folder_metadata(tables.rejected_rows_dir())
     corpus = workspace.warehouse.folder_metadata(tables.raw_corpus_dir())
     steps = workspace.warehouse.folder_metadata(tables.segmented_steps_dir())
-    purged = PurgedList.read(workspace.warehouse)
     outdated = []
-    for shard, content in survey.digests.items():
-        wanted = corpus_fingerprint(workspace, content, purged.ids_of(shard))
+    for shard, wanted in _wanted_corpus(workspace, survey.digests).items():
         of_corpus, of_steps = corpus.get(shard, {}), steps.get(shard, {})
         if (
             of_corpus.get("fingerprint") != wanted

@@ -125,15 +125,31 @@ def grown_pool(workspace: Workspace, target: Target, size: int | None = None) ->
     return pool if pool >= trained.record["pool"] * (1.0 + target.warmup.retrain_growth) else None
 
 
-def too_few(workspace: Workspace, target: Target) -> str | None:
-    """Return why the target's run cannot be trained yet, and the fix; None if its training data is complete."""
+def too_few(workspace: Workspace, target: Target, sizes: tuple[int, int] | None = None) -> str | None:
+    """Return why the target's run cannot be trained yet, and the fix; None if its training data is complete.
+
+    Args:
+        workspace: the configuration.
+        target: the target whose run is checked.
+        sizes: number of text samples and of samples with images in the pool; default: those of the stored pool.
+    """
     assert isinstance(target.warmup, Warmup)
     waiting = waits_for_others(workspace, target)
     if waiting is not None or target.warmup.release is not None:
         return waiting
-    pool = pool_of(workspace)
-    with_images = int((pool["images"] > 0).sum())
-    return too_few_of(target, len(pool) - with_images, with_images)
+    if sizes is None:
+        images = pool_of(workspace)["images"]
+        sizes = int((images == 0).sum()), int((images > 0).sum())
+    size, with_images = sizes
+    if size >= target.warmup.min_pool:
+        return None
+    of_text, beside = ("", "")
+    if with_images:
+        of_text, beside = " of text only", f" (plus {with_images} with images, which no warm-up is trained on)"
+    return (
+        f"target {target.name}: the pool holds {size} samples{of_text}{beside}; its warm-up needs "
+        f"{target.warmup.min_pool}. Add traces{of_text}, lower targets.warmup.min_pool, or set warmup: none."
+    )
 
 
 def waits_for_others(workspace: Workspace, target: Target) -> str | None:
@@ -156,20 +172,6 @@ def release_rows_of(workspace: Workspace, release: str) -> int | None:
     subset, number = release.split("@")
     manifest = workspace.warehouse.read_json(f"{tables.release_dir(subset)}/{number}/manifest.json")
     return None if manifest is None else int(manifest["rows"])
-
-
-def too_few_of(target: Target, size: int, with_images: int) -> str | None:
-    """Return the same for a pool with `size` text samples and `with_images` samples with images."""
-    assert isinstance(target.warmup, Warmup)
-    if size >= target.warmup.min_pool:
-        return None
-    of_text, beside = ("", "")
-    if with_images:
-        of_text, beside = " of text only", f" (plus {with_images} with images, which no warm-up is trained on)"
-    return (
-        f"target {target.name}: the pool holds {size} samples{of_text}{beside}; its warm-up needs "
-        f"{target.warmup.min_pool}. Add traces{of_text}, lower targets.warmup.min_pool, or set warmup: none."
-    )
 
 
 def draw_samples(sample_ids: pl.Series, fraction: float, seed: int) -> list[str]:

@@ -1,6 +1,6 @@
 """Find the answer that a response states.
 
-Markers are tried in this order (docs/methods.md, section 1); the first that yields an answer wins:
+Markers are tried in this order (docs/methods.md, "GRACE"); the first that yields an answer wins:
 1. `field`: the row's explicit answer. Its last occurrence counts, as a whole word, and only if nothing but
    punctuation, markup and tags follows it. A label, `####` or `\\boxed{` right before it is its marker.
 2. `dagger`: the last `†Answer:`.

@@ -1,4 +1,4 @@
-"""Segmentation: a response becomes the spans of its steps and its answer (docs/methods.md, section 1).
+"""Segmentation: a response becomes the spans of its steps and its answer (docs/methods.md, "GRACE").
 
 Only the text before the answer's marker is cut. Text after the answer belongs to no segment. Tags such as `<think>`
 and `<|end_of_thought|>` belong to no step: they divide the text into regions, and a step lies inside one region.

@@ -1,4 +1,4 @@
-"""Make untrusted text safe to show in a terminal, in Markdown and in HTML."""
+"""Text for people: untrusted text made safe for a terminal, Markdown and HTML; durations and sizes."""
 
 from __future__ import annotations
 
@@ -43,3 +43,24 @@ def escape_cell(value: object) -> str:
     for character in MARKDOWN_CHARACTERS:
         text = text.replace(character, "\\" + character)
     return " ".join(text.split())
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as text, with two units at most."""
+    if 0 < seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for name, length, below, below_name in (("d", 86400, 3600, "h"), ("h", 3600, 60, "min"), ("min", 60, 1, "s")):
+        if whole >= length:
+            rest = whole % length // below
+            return f"{whole // length} {name} {rest} {below_name}" if rest else f"{whole // length} {name}"
+    return f"{whole} s"
+
+
+def size_text(size: float) -> str:
+    """Return a size in bytes as text."""
+    for name in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if name == "B" else f"{size:.1f} {name}"
+        size /= 1024
+    return f"{size:.1f} TiB"

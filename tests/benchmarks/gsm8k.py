@@ -20,8 +20,8 @@ from rich.console import Console
 
 from curation_assets.corpus.pool import resolve_duplicates
 from curation_assets.defs.main_job import MainJob
+from curation_assets.demo.tour import auroc
 from curation_assets.methods.registry import METHODS
-from curation_assets.operations.report_statistics import auroc
 from curation_assets.subsets.select import pool_of, select
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.workspace.workspace import Workspace

@@ -29,10 +29,9 @@ from curation_assets.corpus.samples import samples_of
 from curation_assets.defs.instance import open_instance
 from curation_assets.defs.main_job import MainJob
 from curation_assets.demo.corpus import write_corpus
-from curation_assets.demo.tour import CLEAN, MODEL
+from curation_assets.demo.tour import CLEAN, MODEL, auroc
 from curation_assets.operations.report_measured import measured_pool
 from curation_assets.operations.report_spectra import METRICS, of_samples
-from curation_assets.operations.report_statistics import auroc
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.terminal import progress_bars
 from curation_resources.training.trainer import Recipe, TrainingSpec, train

@@ -18,7 +18,7 @@ from curation_assets.config.settings import Settings
 from curation_assets.methods.grace import GraceScore
 from curation_assets.methods.gram import History
 from curation_assets.methods.registry import METHODS
-from curation_assets.operations.init_config import FolderLook, render_config
+from curation_assets.operations.init_config import FolderSummary, render_config
 
 FILE = Path("curation.yaml")
 GOOD = """\
@@ -479,7 +479,7 @@ def test_the_json_schema_is_one() -> None:
 
 
 def test_the_json_schema_accepts_what_loads() -> None:
-    look = FolderLook(1, 10, {"messages": 1}, 1, 0, {})
+    look = FolderSummary(1, 10, {"messages": 1}, 1, 0, {})
     rendered = render_config(look, "./landing", "org/model")
     written = ["warmup: none", "warmup: null", "warmup: {fraction: 0.5}", "max_length: null", "template: plain"]
     targets = [changed("    model:", f"    {line}\n    model:") for line in written]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from curation_assets.corpus import many_shards
-from curation_assets.corpus.ingest import IngestedShard, ingest_deadly, ingest_shard
+from curation_assets.corpus.ingest import IngestedShard, ingest_shard, ingest_unreadable
 from curation_assets.corpus.many_shards import WorkerDiedError, map_shards, processes_for
 from curation_assets.operations.stages import Survey, stage_named
 from curation_assets.steps.segmentation import segment_shard
@@ -60,7 +60,7 @@ def test_a_file_that_ends_its_process_is_not_read_by_this_one(
     own, shards = workspace(tmp_path / "w", "2")
     twin, _ = workspace(tmp_path / "twin", "1")
     monkeypatch.setenv(PARENT, str(os.getpid()))
-    found = dict(zip(shards, map_shards(own, shards, die_at_one, ingest_deadly), strict=True))
+    found = dict(zip(shards, map_shards(own, shards, die_at_one, ingest_unreadable), strict=True))
     expected = dict(zip(shards, map_shards(twin, shards, ingest_shard), strict=True))
     deadly = found.pop("part-1.jsonl")
     del expected["part-1.jsonl"]

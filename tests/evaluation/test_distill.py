@@ -15,7 +15,13 @@ from curation_assets.cli.app import app
 from curation_assets.config.settings import Filters
 from curation_assets.defs.main_job import MainJob
 from curation_assets.evaluation import distilled as responses
-from curation_assets.evaluation.distilled import DistillationError, Wish, distill, generator_of, record_path
+from curation_assets.evaluation.distilled import (
+    DistillationError,
+    GenerationRequest,
+    distill,
+    generator_of,
+    record_path,
+)
 from curation_assets.subsets.eligibility import passes
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.workspace.workspace import Workspace
@@ -25,7 +31,7 @@ from tests.models import write_tiny_model
 from tests.pipeline.workspaces import instance_of, make_workspace, rows, run, use_bucket, write_shard
 
 WARMUP = "{fraction: 0.5, min_pool: 4, batch_size: 4}"
-WISH = Wish(responses=3, sampling=Sampling(temperature=1.5, seed=2), max_new_tokens=12)
+REQUEST = GenerationRequest(responses=3, sampling=Sampling(temperature=1.5, seed=2), max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +56,7 @@ def written(workspace: Workspace, generator: str) -> list[dict[str, Any]]:
 def test_responses_land_run_through_and_are_asked_for_once(tmp_path: Path, ending_model: Path) -> None:
     workspace = measured(tmp_path, ending_model)
     target = workspace.settings.target("tiny")
-    done = distill(workspace, target, WISH)
+    done = distill(workspace, target, REQUEST)
     assert (done.asked, done.before) == (9, 0)
     assert done.written + sum(done.left_out.values()) == 27
     texts = [
@@ -70,11 +76,11 @@ def test_responses_land_run_through_and_are_asked_for_once(tmp_path: Path, endin
     record = workspace.warehouse.read_json(record_path(done.generator))
     assert (record["target"], record["temperature"], len(record["files"])) == ("tiny", 1.5, 1)
     # Nothing is asked twice, a new prompt alone is.
-    again = distill(workspace, target, WISH)
+    again = distill(workspace, target, REQUEST)
     assert (again.asked, again.files) == (0, [done.place])
     write_shard(workspace.folder / "landing" / "b.jsonl", rows(2, start=70))
     run(workspace)
-    more = distill(workspace, target, WISH)
+    more = distill(workspace, target, REQUEST)
     assert (more.asked, more.before, more.generator) == (2, 9, done.generator)
     assert more.place != done.place
 
@@ -84,28 +90,28 @@ def test_answers_are_those_of_the_checkpoint_and_depend_on_nothing_else(
 ) -> None:
     workspace = measured(tmp_path, ending_model)
     target = workspace.settings.target("tiny")
-    done = distill(workspace, target, WISH, str(tmp_path / "once"))
+    done = distill(workspace, target, REQUEST, str(tmp_path / "once"))
     first = Path(done.place).read_bytes()
     # In other pieces.
     monkeypatch.setattr(responses, "PIECE", 2)
-    again = distill(workspace, target, WISH, str(tmp_path / "again"), anew=True)
+    again = distill(workspace, target, REQUEST, str(tmp_path / "again"), anew=True)
     assert Path(again.place).read_bytes() == first
     # Whose checkpoint, and how it was asked, makes another generator.
     base = Workspace.load(make_workspace(tmp_path / "base", ending_model, {"a.jsonl": rows(9)}).config_file)
     run(base)
-    untrained = distill(base, base.settings.target("tiny"), WISH)
+    untrained = distill(base, base.settings.target("tiny"), REQUEST)
     assert untrained.generator != done.generator
     assert written(base, untrained.generator) != [json.loads(line) for line in first.splitlines()]
-    assert generator_of(workspace, target, replace(WISH, max_new_tokens=13)) != done.generator
+    assert generator_of(workspace, target, replace(REQUEST, max_new_tokens=13)) != done.generator
 
 
 def test_more_responses_are_those_that_are_missing(tmp_path: Path, ending_model: Path) -> None:
     workspace = measured(tmp_path, ending_model, "none")
     target = workspace.settings.target("tiny")
-    whole = distill(workspace, target, replace(WISH, responses=5), str(tmp_path / "whole"))
+    whole = distill(workspace, target, replace(REQUEST, responses=5), str(tmp_path / "whole"))
     expected = Path(whole.place).read_text().splitlines()
-    two = distill(workspace, target, replace(WISH, responses=2), str(tmp_path / "parts"), anew=True)
-    five = distill(workspace, target, replace(WISH, responses=5), str(tmp_path / "parts"))
+    two = distill(workspace, target, replace(REQUEST, responses=2), str(tmp_path / "parts"), anew=True)
+    five = distill(workspace, target, replace(REQUEST, responses=5), str(tmp_path / "parts"))
     assert two.generator == five.generator == whole.generator
     assert (two.asked, five.asked) == (9, 9)
     lines = [line for one in (two, five) for line in Path(one.place).read_text().splitlines()]
@@ -116,9 +122,9 @@ def test_more_responses_are_those_that_are_missing(tmp_path: Path, ending_model:
 def test_what_the_corpus_holds_is_left_out(tmp_path: Path, ending_model: Path) -> None:
     workspace = measured(tmp_path, ending_model, "none")
     target = workspace.settings.target("tiny")
-    first = distill(workspace, target, WISH)
+    first = distill(workspace, target, REQUEST)
     run(workspace)
-    again = distill(workspace, target, WISH, str(tmp_path / "again"), anew=True)
+    again = distill(workspace, target, REQUEST, str(tmp_path / "again"), anew=True)
     assert (again.written, again.place, again.files) == (0, "", [first.place])
     assert not (tmp_path / "again").exists()
     assert again.left_out["already_there"] == first.written + first.left_out.get("already_there", 0)
@@ -133,7 +139,7 @@ def test_a_killed_call_goes_on_after_its_last_piece(
 ) -> None:
     workspace = measured(tmp_path, ending_model)
     target = workspace.settings.target("tiny")
-    whole = distill(workspace, target, WISH, str(tmp_path / "whole"))
+    whole = distill(workspace, target, REQUEST, str(tmp_path / "whole"))
     workspace.warehouse.write_json(record_path(whole.generator), {})
     monkeypatch.setattr(responses, "PIECE", 2)
     generate = Generator.generate
@@ -147,9 +153,9 @@ def test_a_killed_call_goes_on_after_its_last_piece(
 
     monkeypatch.setattr(Generator, "generate", stopping)
     with pytest.raises(KeyboardInterrupt):
-        distill(workspace, target, WISH, str(tmp_path / "cut"))
+        distill(workspace, target, REQUEST, str(tmp_path / "cut"))
     assert not list(tmp_path.glob("cut/*"))
-    cut = distill(workspace, target, WISH, str(tmp_path / "cut"))
+    cut = distill(workspace, target, REQUEST, str(tmp_path / "cut"))
     # Two pieces of six answers were kept; nine prompts make five pieces.
     assert calls == [6, 6, 6, 6, 6, 3]
     assert Path(cut.place).read_bytes() == Path(whole.place).read_bytes()
@@ -159,24 +165,24 @@ def test_a_killed_call_goes_on_after_its_last_piece(
 def test_some_prompts_are_a_draw(tmp_path: Path, ending_model: Path) -> None:
     workspace = measured(tmp_path, ending_model, "none")
     target = workspace.settings.target("tiny")
-    some = distill(workspace, target, Wish(sampling=Sampling(seed=2), prompts=4))
+    some = distill(workspace, target, GenerationRequest(sampling=Sampling(seed=2), prompts=4))
     assert some.asked == 4
     # The draw of four is part of the draw of six.
-    more = distill(workspace, target, Wish(sampling=Sampling(seed=2), prompts=6))
+    more = distill(workspace, target, GenerationRequest(sampling=Sampling(seed=2), prompts=6))
     assert (more.asked, more.before) == (2, 4)
 
 
 def test_what_cannot_be_done_is_said_with_the_mend(tmp_path: Path, ending_model: Path) -> None:
     untrained = make_workspace(tmp_path / "new", ending_model, {"a.jsonl": rows(9)}, warmup=WARMUP)
     with pytest.raises(DistillationError, match="Use `curate run` before `curate distill`"):
-        distill(untrained, untrained.settings.target("tiny"), WISH)
+        distill(untrained, untrained.settings.target("tiny"), REQUEST)
     workspace = measured(tmp_path / "mapped", ending_model, "none")
     text = workspace.config_file.read_text()
     workspace.config_file.write_text(text.replace("landing: ", "columns: {prompt: prompt}, landing: ", 1))
     mapped = Workspace.load(workspace.config_file)
     with pytest.raises(DistillationError, match="write them elsewhere"):
-        distill(mapped, mapped.settings.target("tiny"), WISH)
-    assert distill(mapped, mapped.settings.target("tiny"), WISH, str(tmp_path / "elsewhere")).written
+        distill(mapped, mapped.settings.target("tiny"), REQUEST)
+    assert distill(mapped, mapped.settings.target("tiny"), REQUEST, str(tmp_path / "elsewhere")).written
 
 
 def test_the_command(tmp_path: Path, ending_model: Path) -> None:
@@ -206,7 +212,7 @@ def test_responses_land_in_a_bucket_where_the_landing_area_is_one(
     finally:
         use_bucket(None)
     run(workspace)
-    done = distill(workspace, workspace.settings.target("tiny"), WISH)
+    done = distill(workspace, workspace.settings.target("tiny"), REQUEST)
     assert done.place.startswith(f"{bucket}/")
     assert done.written
     # Not `run`, which has the bucket hold what the test's folder does.

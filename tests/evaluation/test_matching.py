@@ -8,10 +8,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from curation_assets.evaluation.intervals import ONE_RUN, interval, student_t
-from curation_assets.evaluation.matching import judged
+from curation_assets.evaluation.benchmarks import judged
 from curation_assets.evaluation.runs import STABILITY
-from curation_assets.evaluation.summary import NOTHING_DRAWN, summarise
+from curation_assets.evaluation.summary import NOTHING_DRAWN, ONE_RUN, interval, student_t, summarise
 from curation_assets.tables.evaluation import POST_TRAINING_RUNS, RELATIVE_AVERAGE
 
 

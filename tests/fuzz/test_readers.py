@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from curation_assets.corpus.drafts import REASONS, Refused
-from curation_assets.corpus.image_fields import image_sources
+from curation_assets.corpus.images import image_sources
 from curation_assets.corpus.parquet_pages import plans
 from curation_assets.corpus.reading import ShardRows
 from tests.corpus.helpers import Json, gz, jsonl, read

@@ -16,7 +16,7 @@ from curation_assets import tables
 from curation_assets.cli.app import app
 from curation_assets.corpus.images import STORED
 from curation_assets.defs.instance import open_instance
-from curation_assets.operations.gc import DAY, clear, look
+from curation_assets.operations.gc import DAY, clear, find_unused
 from curation_assets.releases.build import broken_files, make_release, read_release
 from curation_assets.releases.file_names import MANIFEST
 from curation_assets.signals.store import signal_dir
@@ -31,7 +31,7 @@ SIGNALS = ("step_gradients", "likelihoods", "embeddings_mean")
 
 def removed(workspace: Workspace, days: float = 7, clock: float | None = None) -> set[str]:
     """Look as if a month had passed, and clear away; gives what was."""
-    finds = look(workspace, days, time.time() + LATER if clock is None else clock)
+    finds = find_unused(workspace, days, time.time() + LATER if clock is None else clock)
     assert clear(workspace, finds) == []
     return {find.what for find in finds if find.remove}
 
@@ -189,7 +189,7 @@ def test_what_is_written_to_meanwhile_stays(tmp_path: Path, tiny_model: Path) ->
     run(made)
     other = configured(made, tiny_model, SIGNALS[:1], 300)
     run(other)
-    finds = look(other, 7, time.time() + LATER)
+    finds = find_unused(other, 7, time.time() + LATER)
     (former,) = [find for find in finds if find.remove]
     other.warehouse.storage.write(f"{former.what}/part-new.parquet", b"x")
     assert clear(other, finds) == [former]

@@ -18,13 +18,13 @@ from curation_assets.config.checkpoint_settings import Warmup
 from curation_assets.config.config_file import load_settings, parse_settings
 from curation_assets.config.settings import Settings
 from curation_assets.methods.grace import GraceScore
-from curation_assets.operations.init_config import FolderLook, InitError, look_at, render_config, write_config
+from curation_assets.operations.init_config import FolderSummary, InitError, inspect_folder, render_config, write_config
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.storage.landing import LandingError
 
 GSM8K = {"prompt": "How many?", "response": "Two and two.\nFour.\n#### 4"}
 CHAT = {"messages": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Four."}]}
-NOTHING_SEEN = FolderLook(0, 0, {}, 0, 0, {})
+NOTHING_SEEN = FolderSummary(0, 0, {}, 0, 0, {})
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
@@ -94,9 +94,9 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
 
 def test_of_a_large_file_the_first_whole_rows_are_read(landing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = len(json.dumps(GSM8K)) + 1
-    monkeypatch.setattr("curation_assets.operations.init_config.LOOKED_AT_BYTES", 3 * line + 5)
+    monkeypatch.setattr("curation_assets.operations.init_config.INSPECTED_BYTES", 3 * line + 5)
     write_rows(landing / "a.jsonl", *[GSM8K] * 10)
-    look = look_at(landing)
+    look = inspect_folder(landing)
     assert (look.rows, look.rejected, look.bytes) == (3, 0, 10 * line)
 
 

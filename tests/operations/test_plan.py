@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from curation_assets.cli.app import app
-from curation_assets.operations import plan_pool as pool_module
+from curation_assets.cli.show_cost import print_plan
+from curation_assets.operations import plan as plan_module
+from curation_assets.operations import plan_seconds as seconds_module
 from curation_assets.operations import plan_tokens as tokens_module
 from curation_assets.operations.plan import Plan, TargetPlan, make_plan
 from curation_assets.operations.plan_tokens import make_encoder
@@ -96,21 +99,56 @@ def test_the_tokens_of_step_gradients_alone_leave_out_what_cannot_be_run(tmp_pat
 
 
 def test_a_probe_measures_time_and_one_without_does_not(workspace: Workspace) -> None:
-    probed = only(make_plan(workspace)).probe
+    target = only(make_plan(workspace))
+    probed = target.probe
     assert probed is not None
     assert probed.seconds > 0
     assert (probed.samples, probed.batches) == (DISTINCT, probed.of_batches)
-    # The first batch's time less that of the same batch again: on a busy machine nothing may be left.
+    # The first sample's time less that of the same sample again: on a busy machine nothing may be left.
     assert probed.load_seconds >= 0
-    assert probed.seconds_for(2 * probed.tokens) == pytest.approx(2 * probed.seconds)
-    assert "CPU" in probed.device
+    assert probed.spent >= probed.seconds
+    assert target.speed is not None
+    assert target.seconds == pytest.approx(target.tokens / target.speed.tokens_per_second)
+    assert target.speed.tokens_per_second == pytest.approx(probed.tokens / probed.seconds)
+    assert "CPU" in target.speed.device
+
+
+def test_a_probe_without_time_measures_one_sample(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "PROBE_SECONDS", 0.0)
+    target = only(make_plan(workspace))
+    assert target.probe is not None
+    assert (target.probe.samples, target.probe.batches) == (1, 0)
+    assert target.seconds is not None
+    assert target.seconds > 0
+    console = Console(record=True, width=200)
+    print_plan(make_plan(workspace), console)
+    assert "time and bytes: estimated from one sample" in console.export_text()
+
+
+def test_stored_runs_of_the_same_signals_replace_the_probe(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(workspace)
+    write_shard(workspace.folder / "landing" / "c.jsonl", rows(7, start=30))
+    with monkeypatch.context() as patch:
+        patch.setattr(seconds_module, "run_probe", lambda *_: pytest.fail("a model would have been loaded"))
+        target = only(make_plan(again(workspace)))
+    (done,) = target.measured
+    assert target.probe is None
+    assert done.tokens_per_second is not None
+    assert target.seconds == pytest.approx(target.tokens / done.tokens_per_second)
+    for signal in target.signals:
+        assert signal.bytes_to_write == round(7 * signal.bytes_stored / DISTINCT)
+    # A run on another device shows nothing about this one.
+    monkeypatch.setattr(Scorer, "device_name", lambda _: "another device")
+    assert only(make_plan(again(workspace), probe=False)).seconds is None
 
 
 @pytest.mark.usefixtures("no_model")
 def test_without_a_probe_no_model_is_loaded(workspace: Workspace) -> None:
     target = only(make_plan(workspace, probe=False))
     assert target.tokens > 0
-    assert (target.probe, target.seconds, target.bytes_to_write) == (None, None, None)
+    assert (target.speed, target.seconds, target.bytes_to_write) == (None, None, None)
 
 
 def test_after_a_run_there_is_nothing_left_and_the_measured_figures_are_there(
@@ -307,9 +345,8 @@ def test_large_files_are_counted_by_their_first_rows(
         # Several members, as tools that compress in parallel write them.
         members = [gzip.compress(data[start : start + 9000]) for start in range(0, len(data), 9000)]
         path.write_bytes(b"".join(members) if suffix.endswith("gz") else data)
-    monkeypatch.setattr(pool_module, "LOOK_BYTES", 2**14)
-    monkeypatch.setattr(pool_module, "LEAST_HEAD", 2**14)
-    monkeypatch.setattr(pool_module, "BLOCK", 2**12)
+    monkeypatch.setattr(tokens_module, "HEAD_BYTES", 2**14)
+    monkeypatch.setattr(tokens_module, "SMALLEST_HEAD", 2**14)
     plan = make_plan(made, probe=False)
     assert plan.estimated
     assert not only(plan).exact
@@ -348,7 +385,7 @@ def test_what_cannot_be_read_is_named_and_stops_nothing(workspace: Workspace, mo
     (landing / "broken.parquet").write_bytes(b"no parquet")
     (landing / "large.jsonl.gz").write_bytes(b"no gzip" * 50_000)
     (landing / "large.parquet").write_bytes(b"no parquet" * 50_000)
-    monkeypatch.setattr(pool_module, "LOOK_BYTES", 0)
+    monkeypatch.setattr(tokens_module, "HEAD_BYTES", 0)
     plan = make_plan(workspace, probe=False)
     assert plan.samples == DISTINCT
     assert [problem.split(":")[0] for problem in plan.problems] == ["broken.parquet", "large.jsonl.gz", "large.parquet"]

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from curation_assets.defs import automation
 from curation_assets.defs.automation import rescue_requests
 from curation_assets.defs.dead_runs import MOST_KILLED
-from curation_assets.defs.dry_look import dry_look
+from curation_assets.defs.dry_run import dry_run
 from curation_assets.defs.partitions import STAGE_TAG
 from curation_assets.operations.plan import make_plan
 from curation_assets.signals import warmup
@@ -135,13 +135,13 @@ def test_a_killed_search_is_asked_for_again(tmp_path: Path, tiny_model: Path, in
     assert asked(daemon) == [PERTURBATION_KEY]
 
 
-def test_a_dry_look_finds_endpoints_and_does_without_releases(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_dry_run_finds_endpoints_and_does_without_releases(tmp_path: Path, tiny_model: Path) -> None:
     given = "{endpoint: ./endpoint, sigma: 0.05, radius_unit: distance, largest_radius: 1.0, probe_samples: 4}"
     workspace = of_temp(tmp_path, tiny_model, given, warmup="none")
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     next(iter(model.parameters())).data[0] += 1.0
     model.save_pretrained(tmp_path / "endpoint")
-    with dry_look(workspace, 6) as look:
+    with dry_run(workspace, 6) as look:
         assert look.summary.measured == {"tiny": 6}
         assert sigma_of(look.workspace, look.workspace.settings.target("tiny")) == 0.05
 

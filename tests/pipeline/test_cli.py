@@ -138,7 +138,7 @@ def test_show_finds_a_sample_by_the_beginning_of_its_id(workspace: Workspace) ->
     assert ": matches " in curate("show", "", workspace=workspace, code=1).output
 
 
-def test_a_dry_look_keeps_nothing(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_dry_run_keeps_nothing(tmp_path: Path, tiny_model: Path) -> None:
     workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(20), "sub/b.jsonl": rows(20, 50)}, warmup="{}")
     before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
     text = curate("run", "--sample", "10", workspace=workspace).output

@@ -16,7 +16,7 @@ from curation_assets.defs.main_job import MainJob
 from curation_assets.methods.less import mean_direction
 from curation_assets.methods.registry import method_of
 from curation_assets.methods.selectors.tagcos import tagcos
-from curation_assets.operations.gc import look
+from curation_assets.operations.gc import find_unused
 from curation_assets.operations.plan import make_plan
 from curation_assets.signals.measure import read_shard_samples
 from curation_assets.signals.warmup import trajectory_weights, warmup_checkpoint
@@ -117,7 +117,7 @@ def test_less_tagcos_and_grand(tmp_path: Path, tiny_model: Path, adapter: str) -
     assert len(set(held_out["sample_id"]) & set(stored["sample_id"])) == 1
     assert summary.tokens_measured > 0
     assert run(workspace).tokens_measured == 0
-    assert [find.what for find in look(workspace, 0.0) if find.remove] == []
+    assert [find.what for find in find_unused(workspace, 0.0) if find.remove] == []
     _keeps_what_a_release_rests_on(workspace)
 
 
@@ -128,7 +128,7 @@ def _keeps_what_a_release_rests_on(workspace: Workspace) -> None:
     gone = ("validation:", "name: words", "name: others", "name: less", "name: near")
     lines = [line for line in text.splitlines() if not any(word in line for word in gone)]
     workspace.config_file.write_text("\n".join(lines) + "\n")
-    removed = [find.what for find in look(Workspace.load(workspace.config_file), 0.0) if find.remove]
+    removed = [find.what for find in find_unused(Workspace.load(workspace.config_file), 0.0) if find.remove]
     assert [what for what in removed if "trajectories" in what or "validation" in what] == []
 
 

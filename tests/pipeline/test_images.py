@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from curation_assets.corpus.samples import samples_of
-from curation_assets.defs.dry_look import dry_look
+from curation_assets.defs.dry_run import dry_run
 from curation_assets.defs.main_job import MainJob
 from curation_assets.releases.data import ReleaseError
 from curation_assets.signals.warmup import CheckpointError, train_warmup
@@ -223,10 +223,10 @@ def test_a_release_whose_image_is_gone_says_how_to_have_it_again(
     assert (release_folder(workspace, release.number) / kept).read_bytes() == red
 
 
-def test_a_dry_look_sees_the_images_where_they_are(tmp_path: Path, vision_model: Path) -> None:
+def test_a_dry_run_sees_the_images_where_they_are(tmp_path: Path, vision_model: Path) -> None:
     put_image(tmp_path / "landing" / "sub", "images/red.png", png((200, 0, 0)))
     workspace = make_workspace(tmp_path, vision_model, {"sub/a.jsonl": [trace("images/red.png")]})
-    with dry_look(workspace, 1) as look:
+    with dry_run(workspace, 1) as look:
         assert look.summary.rejected == {}
         assert sample_scores(look.workspace)["flags"].to_list() == [[]]
 

@@ -1,17 +1,17 @@
-"""Metadata of many partitions told at once, against Dagster's own way, one at a time."""
+"""Metadata of many partitions attached at once, against Dagster's own way, one at a time."""
 
 from typing import Any
 
 import dagster as dg
 
-from curation_assets.defs.asset_metadata import tell_partitions
+from curation_assets.defs.partition_metadata import add_partition_metadata
 
 PARTITIONS = dg.DynamicPartitionsDefinition(name="parts")
 KEYS = [f"part-{number}" for number in range(6)]
 ASSETS = [dg.AssetKey(["a", "b"]), dg.AssetKey("c")]
 
 
-def told(at_once: bool) -> dict[tuple[str, str | None], dict[str, Any]]:
+def metadata_of_run(at_once: bool) -> dict[tuple[str, str | None], dict[str, Any]]:
     """Metadata of every materialization of a run over some partitions, by asset and partition."""
 
     @dg.multi_asset(
@@ -25,7 +25,7 @@ def told(at_once: bool) -> dict[tuple[str, str | None], dict[str, Any]]:
                 part: {"rows": len(part), "table": dg.MetadataValue.md(part)} for part in context.partition_keys
             }
             if at_once:
-                tell_partitions(context, key, metadata)
+                add_partition_metadata(context, key, metadata)
             else:
                 for part, values in metadata.items():
                     context.add_asset_metadata(values, asset_key=key, partition_key=part)
@@ -40,8 +40,8 @@ def told(at_once: bool) -> dict[tuple[str, str | None], dict[str, Any]]:
     return {(str(e.asset_key), e.partition): {name: value.value for name, value in e.metadata.items()} for e in events}
 
 
-def test_what_is_told_at_once_is_what_is_told_one_at_a_time() -> None:
-    found = told(at_once=True)
-    assert found == told(at_once=False)
+def test_metadata_attached_at_once_equals_that_attached_one_at_a_time() -> None:
+    found = metadata_of_run(at_once=True)
+    assert found == metadata_of_run(at_once=False)
     assert found["AssetKey(['c'])", "part-2"] == {"rows": 6, "table": "part-2", "whole": True}
     assert len(found) == 8

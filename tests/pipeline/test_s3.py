@@ -13,7 +13,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from curation_assets import tables
-from curation_assets.defs.dry_look import dry_look
+from curation_assets.defs.dry_run import dry_run
 from curation_assets.defs.main_job import MainJob
 from curation_assets.operations.doctor import examine
 from curation_assets.operations.init_config import InitError, write_config
@@ -182,7 +182,7 @@ def test_a_second_run_asks_s3_for_nothing_twice(
 def test_looks_before_a_run_work_on_s3(tmp_path: Path, tiny_model: Path, bucket: str) -> None:
     made = landed_in_s3(tmp_path, tiny_model, bucket, {"a.jsonl": rows(6), "b.jsonl": rows(6, start=30)})
     plan = make_plan(made, probe=False)
-    with dry_look(made, 4) as look:
+    with dry_run(made, 4) as look:
         assert look.summary.measured == {"tiny": 4}
         assert 0 < look.share < 1
     assert run(made).tokens_measured == plan.targets[0].tokens

@@ -17,7 +17,7 @@ from curation_assets.config.settings import Settings
 from curation_assets.defs.main_job import MainJob
 from curation_assets.methods.registry import method_of
 from curation_assets.methods.selectors.temp import losses_of, temp
-from curation_assets.operations.gc import look
+from curation_assets.operations.gc import find_unused
 from curation_assets.operations.plan import make_plan
 from curation_assets.operations.transfer import export_measurements, import_measurements
 from curation_assets.signals.warmup import warmup_checkpoint
@@ -180,7 +180,7 @@ def test_releases_name_the_checkpoints_and_housekeeping_keeps_them(tmp_path: Pat
     facts = release.manifest["checkpoints"]["perturbation"]
     assert facts["sigma"] == sigma_of(workspace, target)
     assert facts["radii"] == pytest.approx(radii(2.0))
-    assert not [found for found in look(workspace, older_than_days=0.0) if found.remove]
+    assert not [found for found in find_unused(workspace, older_than_days=0.0) if found.remove]
     # With its measurements the strength moves to another warehouse, where nothing is searched for or measured.
     export_measurements(workspace, str(tmp_path / "export"))
     other = of_temp(tmp_path / "other", tiny_model)

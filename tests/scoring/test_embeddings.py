@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from curation_resources.scoring.embeddings import pool
+from curation_resources.scoring.measuring import pool
 
 
 def test_poolings_equal_plain_sums() -> None:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from curation_resources.scoring.encoding import Encoder
 from curation_resources.scoring.factors import GradientError
-from curation_resources.scoring.features import BETA1, BETA2, EPSILON, Sketch, quantised
+from curation_resources.scoring.features import BETA1, BETA2, EPSILON, Projection, Sketch, quantised, signs
 from curation_resources.scoring.forward import ForwardPass
 from curation_resources.scoring.gradient_pass import GradientPass
 from curation_resources.scoring.gradient_spec import OPTIMIZER, FeatureError, FeatureSpec, GradientWeights
@@ -27,7 +27,6 @@ from curation_resources.scoring.head import StreamedHead
 from curation_resources.scoring.labels import segment_order
 from curation_resources.scoring.loading import Checkpoint, load_checkpoint
 from curation_resources.scoring.measuring import describe
-from curation_resources.scoring.rademacher import Projection, signs
 from curation_resources.scoring.results import GradientFeatures
 from curation_resources.scoring.samples import Encoded, Request
 from curation_resources.scoring.trained_matrices import linear_layers, trained_matrices

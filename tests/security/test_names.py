@@ -17,7 +17,7 @@ from rich.console import Console
 
 from curation_assets.cli.run_summary import show_summary
 from curation_assets.config.config_file import ConfigError, parse_settings
-from curation_assets.defs.dry_look import dry_look
+from curation_assets.defs.dry_run import dry_run
 from curation_assets.operations.sql import DuckDBTables, SqlError, _quoted, run_sql
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.workspace.workspace import Workspace
@@ -144,10 +144,10 @@ def test_files_with_odd_names_are_carried_through(place: str, tmp_path: Path, ti
     assert not [path for path in tmp_path.rglob("ran") if path.exists()]
 
 
-def test_a_dry_look_takes_them_too(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_dry_run_takes_them_too(tmp_path: Path, tiny_model: Path) -> None:
     workspace = make_workspace(tmp_path / "[a]", tiny_model, {})
     put(landed(workspace), [*NAMES, *REFUSED])
-    with dry_look(workspace, 1) as look:
+    with dry_run(workspace, 1) as look:
         paths = read_stored(look.workspace, "score_manifest").collect()["path"].to_list()
     assert sorted(paths) == sorted(set(NAMES) - HIDDEN)
 

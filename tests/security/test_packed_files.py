@@ -17,12 +17,12 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
 from curation_assets.corpus import parquet_pages, parquet_rows, raw_rows, reading
+from curation_assets.corpus.first_rows import copy_first_rows
 from curation_assets.corpus.ingest import ingest_shard
-from curation_assets.defs.dry_look import _copy_head
-from curation_assets.operations.plan_pool import look_at_pool
+from curation_assets.operations.plan_tokens import read_pool
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.storage.digests import DigestCache
-from curation_resources.storage.landing import FolderLanding, partition_key
+from curation_resources.storage.landing import FolderLanding
 from tests.corpus.helpers import gz, jsonl, read, reasons
 
 MIB = 2**20
@@ -258,7 +258,7 @@ def test_a_footer_that_lies_about_the_packing_ends_no_process(tmp_path: Path) ->
 
 
 def test_looks_before_a_run_are_bounded_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A dry look and a plan read the heads of files: of a row no more than tells that it is too long."""
+    """A dry run and a plan read the heads of files: of a row no more than tells that it is too long."""
     landing = tmp_path / "landing"
     landing.mkdir()
     (landing / "a.jsonl.gz").write_bytes(gz(jsonl(GOOD) + b"x" * 20 * MIB))
@@ -266,15 +266,15 @@ def test_looks_before_a_run_are_bounded_too(monkeypatch: pytest.MonkeyPatch, tmp
     (landing / "c.parquet").write_bytes(dictionary(MIB, 2000))
     area = FolderLanding(landing, DigestCache())
     sizes = {}
-    for name in ("a.jsonl.gz", "b.parquet", "c.parquet"):
-        _copy_head(area, partition_key(name), tmp_path / name, 5, 8_000_000)
-        sizes[name] = (tmp_path / name).stat().st_size
+    for file in area.files():
+        copy_first_rows(area, file, tmp_path / file.name, 8_000_000, rows=5)
+        sizes[file.name] = (tmp_path / file.name).stat().st_size
     with gzip.open(tmp_path / "a.jsonl.gz") as stream:
         assert len(stream.read()) == len(jsonl(GOOD)) + 8_000_002
     assert pl.read_parquet(tmp_path / "c.parquet").height == 5
     assert max(sizes.values()) < MIB
     workspace = make(tmp_path)
-    pool = look_at_pool(workspace, tmp_path / "scratch")
+    pool = read_pool(workspace, tmp_path / "scratch")
     assert sorted(problem.split(":")[0] for problem in pool.problems) == ["b.parquet", "c.parquet"]
 
 

@@ -13,7 +13,7 @@ from curation_assets.config.config_file import ConfigError
 from curation_assets.config.settings import Target
 from curation_assets.corpus.held_out import overlap_with_pool
 from curation_assets.defs.automation import scoring_requests
-from curation_assets.defs.dry_look import dry_look
+from curation_assets.defs.dry_run import dry_run
 from curation_assets.defs.main_job import MainJob
 from curation_assets.defs.validation import validation_set_key, validation_signals_key
 from curation_assets.methods.vectors import matrix
@@ -257,13 +257,13 @@ def test_a_set_that_cannot_be_used_is_an_error_that_names_it(
         run(made)
 
 
-def test_a_dry_look_finds_the_sets_and_benchmarks(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_dry_run_finds_the_sets_and_benchmarks(tmp_path: Path, tiny_model: Path) -> None:
     made = configured(tmp_path, tiny_model)
     (tmp_path / "bench.jsonl").write_text(json.dumps({"question": "What has never been asked of anyone before?"}))
     filters = "landing: ./landing, filters: {contamination: [./bench.jsonl]}"
     text = made.config_file.read_text().replace("landing: ./landing", filters)
     made.config_file.write_text(text)
-    with dry_look(Workspace.load(made.config_file), 6) as look:
+    with dry_run(Workspace.load(made.config_file), 6) as look:
         assert len(read_stored(look.workspace, "subset", subset="nearest").collect()) == 4
 
 

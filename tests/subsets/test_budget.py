@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation_assets.config.settings import Budget, Stratum
+from curation_assets.demo.tour import auroc
 from curation_assets.methods.apportionment import ceil_share, largest_remainders
-from curation_assets.operations.report_statistics import auroc
 from tests.subsets.in_memory import strata, take_within
 
 STRATA: list[Stratum] = ["source", "domain", "generator", "length", "steps"]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from curation_resources.errors import UserError
 
 ITERATIONS = 20
-"""Number of k-means iterations, as in S2L and TEMP (methods.md)."""
+"""Number of k-means iterations, as in S2L and TEMP (docs/methods.md)."""
 
 Labels = NDArray[np.int64]
 

@@ -1,4 +1,4 @@
-"""S2L's selection (methods.md, 5): clusters of loss trajectories, per source, smallest first, equal shares."""
+"""S2L's selection (docs/methods.md): clusters of loss trajectories, per source, smallest first, equal shares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""TAGCOS's selection (methods.md, 5): clusters of gradient features; each contributes the few that sum to its mean."""
+"""TAGCOS's selection: clusters of gradient features; each contributes the few that sum to its mean.
+
+See docs/methods.md, "LESS, TAGCOS and GraNd".
+"""
 
 from __future__ import annotations
 

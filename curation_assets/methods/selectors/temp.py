@@ -1,6 +1,7 @@
-"""TEMP's selection (arXiv 2606.26797; methods.md, 2): difficulty filter, budget per source, diversity, brittleness.
+"""TEMP's selection (arXiv 2606.26797): difficulty filter, budget per source, diversity, brittleness.
 
-The letters are those of methods.md: A (difficulty filter), C (budget per source), D (diversity and brittleness).
+The letters are those of docs/methods.md, "TEMP": A (difficulty filter), C (budget per source), D (diversity and
+brittleness).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An LLM judge behind any OpenAI-compatible endpoint: prompts, a content-addressed reply cache, and parsing.
 
 Questions are about a sample's prompt: how many intentions it has (InsTag), and how difficult it is. A reply that
-cannot be parsed yields no value. (methods.md, 3: the quality metrics.)
+cannot be parsed yields no value. See docs/methods.md, "Reward models and judges".
 """
 
 from __future__ import annotations

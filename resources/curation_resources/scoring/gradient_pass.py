@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
@@ -15,7 +17,6 @@ from torch import Tensor, nn
 from curation_resources.scoring.attention_layers import AttentionError
 from curation_resources.scoring.factors import GradientError, Taker, backward, reaches, segment_labels
 from curation_resources.scoring.features import Block, FeaturesOfBatch, NormsOfBatch, Sketch, quantised
-from curation_resources.scoring.freed_memory import keep_freed_memory
 from curation_resources.scoring.gradient_spec import FeatureSpec, GradientWeights
 from curation_resources.scoring.gram_of_steps import add_step_gradients
 from curation_resources.scoring.head import StreamedHead
@@ -29,6 +30,12 @@ from curation_resources.scoring.trained_matrices import Matrix, adam_moments, li
 
 SHARE = 8
 """Divisor of a batch's token budget for backward passes, which keep the activations of all layers."""
+
+KEPT_BYTES = 2**30
+"""Maximum free memory at the top of the heap, and the minimum size of a block with its own mapping."""
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""glibc's option numbers (mallopt(3))."""
 
 Add = Callable[[SampleSignals, int], bool]
 """Adds a sample's values to its result, given its number in the batch; returns whether they are finite."""
@@ -230,3 +237,18 @@ def _as_result(spectra: Spectra) -> GradientSpectra:
 
 def _with_none(values: Tensor) -> list[list[float | None]]:
     return [[None if math.isnan(value) else value for value in row] for row in values.tolist()]
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Ask glibc, once per process, to keep freed memory; return whether it agreed.
+
+    A forward and backward pass allocates and frees some megabytes for every operation of every layer. By default each
+    such block is mapped again, and the kernel clears each page on first touch.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return False
+    return all(library.mallopt(option, KEPT_BYTES) == 1 for option in (TRIM_THRESHOLD, MMAP_THRESHOLD))

@@ -7,7 +7,7 @@ mean residual times W, so residuals are summed per segment before the product wi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from curation_resources.scoring.collating import collate
-from curation_resources.scoring.embeddings import pool
 from curation_resources.scoring.gradient_pass import GradientPass
 from curation_resources.scoring.gram_of_steps import add_step_gradients, flag_non_finite
 from curation_resources.scoring.head import StreamedHead, TokenStatistics
@@ -25,8 +24,19 @@ from curation_resources.scoring.loading import Checkpoint
 from curation_resources.scoring.prefixes import cut_to_windows, reasons_without_windows
 from curation_resources.scoring.proxies import gram_of_gradients, linear_gram, lm_head_gram
 from curation_resources.scoring.results import Likelihoods, SequenceLikelihoods
-from curation_resources.scoring.samples import ANSWER, UNRUNNABLE, Encoded, PrefixWindows, Request, SampleSignals
-from curation_resources.scoring.unconditional import LEAST_TOKENS, add_unconditional, without_prompt
+from curation_resources.scoring.samples import (
+    ANSWER,
+    NON_FINITE,
+    UNRUNNABLE,
+    Encoded,
+    Pooling,
+    PrefixWindows,
+    Request,
+    SampleSignals,
+)
+
+LEAST_TOKENS = 2
+"""A response of one token has none that can be predicted without the prompt."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -256,3 +266,48 @@ def _add_prefix_losses(result: SampleSignals, labels: SampleLabels, nll: Floats,
         result.prefix_nll = means
     else:
         flag_non_finite(result)
+
+
+def pool(hidden: Tensor, poolings: Collection[Pooling]) -> dict[Pooling, Tensor]:
+    """Pool one sample's hidden states [T, d], after the final norm, into the requested vectors [d] in fp32.
+
+    All positions count: prompt, response and end-of-sequence token.
+
+        mean                h = mean of h_t                               K-center greedy, NV-Embed style
+        last                h = h_T                                       RDS
+        position_weighted   h = sum of w_t h_t, w_t = t / (1 + ... + T)   RDS+
+    """
+    pooled: dict[Pooling, Tensor] = {}
+    states = hidden.to(torch.float32) if set(poolings) - {"last"} else hidden
+    if "mean" in poolings:
+        pooled["mean"] = states.mean(dim=0)
+    if "last" in poolings:
+        pooled["last"] = states[-1].to(torch.float32)
+    if "position_weighted" in poolings:
+        positions = torch.arange(1, len(states) + 1, dtype=torch.float32, device=states.device)
+        pooled["position_weighted"] = (positions / positions.sum()) @ states
+    return pooled
+
+
+def without_prompt(encoded: Encoded) -> Encoded:
+    """Return the response's tokens as a sequence of their own, for IFD's second pass.
+
+    They are the tokens of the conditional pass, truncated at the same length, whatever tokens the text alone would
+    have; there is no BOS before them. So nothing predicts the first token, and IFD leaves it out of both passes (Cherry
+    LLM, arXiv 2308.12032; Superfiltering, arXiv 2402.00530).
+    """
+    end = encoded.prompt_tokens + encoded.response_tokens
+    ids = encoded.input_ids[encoded.prompt_tokens : end]
+    return Encoded(encoded.sample, ids, 0, len(ids), [-1] * len(ids))
+
+
+def add_unconditional(results: Sequence[SampleSignals], alone: Sequence[SampleSignals]) -> list[SampleSignals]:
+    """Return results with those of the pass without prompts added."""
+    added = []
+    for result, own in zip(results, alone, strict=True):
+        nll = None if own.token_nll is None else float(np.mean(own.token_nll, dtype=np.float64))
+        flags = result.flags
+        if nll is None and NON_FINITE not in flags:
+            flags = [*flags, NON_FINITE]
+        added.append(replace(result, unconditional_nll=nll, unconditional_tokens=own.tokens, flags=flags))
+    return added

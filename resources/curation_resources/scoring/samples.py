@@ -31,7 +31,7 @@ Proxy = Literal["bias", "linear", "lm_head", "projected"]
 """
 
 Pooling = Literal["mean", "last", "position_weighted", "text"]
-"""The pooling of a sample into one vector: see `curation_resources.scoring.embeddings`.
+"""The pooling of a sample into one vector: see `curation_resources.scoring.measuring.pool`.
 
 `text` is an embedding model's own (`curation_resources.models.embedder`).
 """
@@ -189,7 +189,7 @@ class Request:
         embeddings: poolings of the last layer's hidden states.
         token_likelihoods: -log p of every token of the response.
         unconditional: mean NLL of the response alone, without its prompt: a second, shorter pass
-            (`curation_resources.scoring.unconditional`).
+            (`curation_resources.scoring.measuring.without_prompt`).
         prefix_losses: mean NLL of the response's first tokens. Requested alone, only these tokens are run; otherwise
             they
             come from the pass of the other signals.

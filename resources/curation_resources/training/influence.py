@@ -1,7 +1,7 @@
 """In-run influence: how much each sample's training steps lower the loss of validation samples.
 
 To first order, a step of rate lr along -g_i lowers the validation loss by lr <g_val, g_i>; a sample's influence is the
-sum of that over its steps (In-Run Data Shapley, arXiv 2406.11011, first order; methods.md, 5). Per-sample gradients are
+sum of that over its steps (In-Run Data Shapley, arXiv 2406.11011, first order). Per-sample gradients are
 never materialized: with G_val the validation gradient of a layer's weight, <G_val, D_i^T X_i> = sum over t of
 (d_t G_val) . x_t, whose factors the step's own backward pass provides (ghost dot products).
 """

@@ -235,7 +235,7 @@ def _labels(piece: Sequence[Example], device: torch.device) -> tuple[Tensor, Ten
 
 
 def _likelihood_weights(nll: Tensor, owners: Tensor, count: int, recipe: Recipe) -> Tensor:
-    """Return sg[p(y_t)] of every label, with mean 1 per example if the recipe says so (methods.md, 4; token-level)."""
+    """Return sg[p(y_t)] of every label, with mean 1 per example if the recipe says so (token-level GRAPE)."""
     weights = torch.exp(-nll.detach())
     if recipe.normalise == "mean1":
         sums = torch.zeros(count, device=nll.device).index_add_(0, owners, weights)

@@ -1,4 +1,4 @@
-"""Recipes: the hyper-parameters of a fine-tuning run, and named presets from the papers (methods.md)."""
+"""Recipes: the hyper-parameters of a fine-tuning run, and named presets from the papers (docs/methods.md)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Normalise = Literal["none", "mean1"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """The hyper-parameters of a run. The defaults are those of GRACE's SFT (arXiv 2605.13130; methods.md, 1).
+    """The hyper-parameters of a run. The defaults are those of GRACE's SFT (arXiv 2605.13130).
 
     Attributes:
         adapter: `lora` trains an adapter, `full` every weight.
@@ -34,7 +34,7 @@ class Recipe:
         beta2: AdamW's.
         epsilon: AdamW's, outside the root.
         likelihood_weights: `current`: weight each token's loss by its probability under the model in training
-            (token-level GRAPE, methods.md, 4); no gradient flows through the weight.
+            (token-level GRAPE; docs/methods.md, "GRAPE"); no gradient flows through the weight.
         normalise: `mean1`: scale these weights to mean 1 within a sample.
         seed: seeds the order of samples, the adapter's initialization and dropout.
     """

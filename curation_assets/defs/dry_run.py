@@ -1,38 +1,34 @@
-"""A dry look: the whole pipeline on a few rows in a temporary place, before a complete run."""
+"""A dry run: the whole pipeline on a few rows in a temporary place, before a complete run."""
 
 from __future__ import annotations
 
-import gzip
-import shutil
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, cast
 
 import dagster as dg
 
 from curation_assets.config.running_settings import Limits
 from curation_assets.config.settings import Settings, Target
-from curation_assets.corpus.parquet_rows import PARQUET_ERRORS, copy_first_rows
+from curation_assets.corpus.first_rows import copy_first_rows
 from curation_assets.defs.main_job import MainJob, RunSummary
 from curation_assets.workspace.purge_list import copy_purged
 from curation_assets.workspace.workspace import Workspace
-from curation_resources.storage.landing import Landing, LandingError
+from curation_resources.storage.landing import LandingError
 
 
 @dataclass(frozen=True)
-class DryLook:
-    """The result of a dry look.
+class DryRun:
+    """The result of a dry run.
 
     Attributes:
         summary: summary of the main job over the few rows.
         share: fraction of the landing area's bytes that was used.
         seconds: time taken, including loading the model.
-        workspace: the workspace that holds its tables; deleted when the look ends.
+        workspace: the workspace that holds its tables; deleted when the dry run ends.
     """
 
     summary: RunSummary
@@ -42,22 +38,24 @@ class DryLook:
 
 
 @contextmanager
-def dry_look(workspace: Workspace, rows: int, announce: Callable[[str], None] | None = None) -> Iterator[DryLook]:
+def dry_run(workspace: Workspace, rows: int, announce: Callable[[str], None] | None = None) -> Iterator[DryRun]:
     """Run the main job on the first rows of every file, about `rows` in total, and keep nothing.
 
     The rows are copied; images that they name are read in their original place.
     """
-    with tempfile.TemporaryDirectory(prefix="curation-look-") as folder:
+    with tempfile.TemporaryDirectory(prefix="curation-dry-run-") as folder:
         place = Path(folder)
         share = _copy_first_rows(workspace, place / "landing", rows)
-        small = _settings_for(workspace.settings, workspace.folder)
-        look = replace(workspace, config_file=place / "curation.yaml", settings=small, images_from=workspace.landing)
-        look.warehouse.prepare()
-        copy_purged(workspace.warehouse, look.warehouse)
+        settings = _settings_for(workspace.settings, workspace.folder)
+        small = replace(
+            workspace, config_file=place / "curation.yaml", settings=settings, images_from=workspace.landing
+        )
+        small.warehouse.prepare()
+        copy_purged(workspace.warehouse, small.warehouse)
         started = time.monotonic()
         with dg.DagsterInstance.ephemeral() as instance:
-            summary = MainJob(look, instance, announce).run()
-        yield DryLook(summary, share, time.monotonic() - started, look)
+            summary = MainJob(small, instance, announce).run()
+        yield DryRun(summary, share, time.monotonic() - started, small)
 
 
 def _settings_for(settings: Settings, folder: Path) -> Settings:
@@ -94,48 +92,16 @@ def _absolute(folder: Path, path: str) -> str:
 
 
 def _copy_first_rows(workspace: Workspace, out: Path, rows: int) -> float:
-    """Copy the first rows of every file; return the fraction of bytes copied (for compressed files, of bytes read)."""
+    """Copy the first rows of every file; return the fraction of the landing area's bytes that they stand for."""
     files = workspace.landing.files()
     if not files:
-        raise LandingError(f"there is no shard in {workspace.landing.place}. A dry look needs some rows: add a file.")
-    each = max(1, -(-rows // max(len(files), 1)))
-    copied = total = 0
+        raise LandingError(f"there is no shard in {workspace.landing.place}. A dry run needs some rows: add a file.")
+    each = max(1, -(-rows // len(files)))
+    copied = 0.0
     for file in files:
         target = out / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        total += file.size
-        copied += _copy_head(workspace.landing, file.shard, target, each, workspace.settings.corpus.max_row_bytes)
+        longest = workspace.settings.corpus.max_row_bytes
+        copied += file.size * copy_first_rows(workspace.landing, file, target, longest, rows=each)
+    total = sum(file.size for file in files)
     return copied / total if total else 0.0
-
-
-def _copy_head(landing: Landing, shard: str, target: Path, rows: int, longest: int) -> int:
-    """Copy the first rows of a file; rows that are too long are cut just beyond the limit."""
-    if target.suffix == ".parquet":
-        source = landing.path(shard)
-        try:
-            with source.open("rb") as stream:
-                copy_first_rows(stream, rows, target)
-        except PARQUET_ERRORS:
-            # Not a valid Parquet file: copy it, so that the dry look reports what the run would.
-            shutil.copyfile(source, target)
-        return min(target.stat().st_size, source.stat().st_size)
-    if target.suffix == ".gz":
-        try:
-            with landing.open(shard) as packed, gzip.open(packed) as stream, gzip.open(target, "wb") as out:
-                out.writelines(_first_lines(cast(IO[bytes], stream), rows, longest))
-        except (EOFError, OSError, zlib.error):
-            shutil.copyfile(landing.path(shard), target)
-        return target.stat().st_size
-    with landing.open(shard) as stream, target.open("wb") as out:
-        out.writelines(_first_lines(stream, rows, longest))
-    return target.stat().st_size
-
-
-def _first_lines(stream: IO[bytes], count: int, longest: int) -> Iterator[bytes]:
-    """Yield the first lines, up to a line that is too long, of which only the beginning is returned."""
-    for _ in range(count):
-        # The limit, the line end, and one byte more.
-        line = stream.readline(longest + 2)
-        yield line
-        if not line.endswith(b"\n"):
-            return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from curation_assets.operations.plan_measured import visits
+from curation_assets.operations.plan_seconds import visits
 from curation_assets.tables.signals import SignalName
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

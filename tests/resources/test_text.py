@@ -1,10 +1,10 @@
-"""Figures as people read them."""
+"""Durations and sizes as text."""
 
 from __future__ import annotations
 
 import pytest
 
-from curation_assets.cli.show_cost import duration, size_text
+from curation_resources.text import duration, size_text
 
 
 @pytest.mark.parametrize(
