@@ -38,8 +38,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order and group the tests for several processes (`--dist loadgroup`).
 
-    A file's tests share a process, and with it the file's fixtures, except for those marked `alone`. Files with slow tests
-    come first, so that none is left over at the end.
+    A file's tests share a process, and with it the file's fixtures, except for those marked `alone`. Files with slow
+    tests come first, so that none is left over at the end.
     """
     slow: dict[str, int] = {}
     for item in items:
