@@ -64,7 +64,7 @@ def test_a_file_that_is_being_filled_is_not_there_yet(storage: Storage) -> None:
     assert [found.name for found in storage.files("a")] == ["b.txt"]
 
 
-@pytest.mark.parametrize("path", ["nothing", "a/nothing"])
+@pytest.mark.parametrize("path", ["nothing", "a/nothing", "a//nothing", "/nothing"])
 def test_what_is_not_there(storage: Storage, path: str) -> None:
     for look in (storage.read, lambda p: storage.open_end(p).__enter__()):
         with pytest.raises(FileNotFoundError):

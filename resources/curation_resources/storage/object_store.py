@@ -456,6 +456,8 @@ class ObjectStorage(Storage):
         ]
 
     def _listing(self, folder: str, *, deep: bool) -> _Listing:
+        if folder and not is_valid_path(folder):
+            return _Listing(())
         return remembered((*self._asker, "list", folder, deep), lambda: self._fetched_listing(folder, deep))
 
     def _fetched_listing(self, folder: str, deep: bool) -> _Listing:
