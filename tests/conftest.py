@@ -16,11 +16,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # The models are tiny: threads that wait for one another cost more than they do, most of all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from tests.azurite import azurite, container
 from tests.models import write_tiny_model
 from tests.pipeline import workspaces
 from tests.s3 import bucket, s3_server
 
-__all__ = ["bucket", "s3_server"]
+__all__ = ["azurite", "bucket", "container", "s3_server"]
 
 ROOT = Path(__file__).parent.parent
 

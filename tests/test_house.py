@@ -30,6 +30,8 @@ def lint(code: str, path: str) -> str:
         ("resources/curation_resources/new.py", "import torch", False),
         ("resources/curation_resources/new.py", "import polars", True),
         ("resources/curation_resources/storage/new.py", "import boto3", False),
+        ("resources/curation_resources/storage/new.py", "import obstore", True),
+        ("resources/curation_resources/storage/new.py", "import obstore.auth.boto3", False),
         ("resources/curation_resources/scoring/new.py", "import torch", True),
         ("curation_assets/methods/new.py", "import torch", False),
         ("curation_assets/methods/new.py", "import curation_resources.storage.warehouse", True),

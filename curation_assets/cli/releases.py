@@ -187,7 +187,7 @@ def push(
         from curation_assets.releases.push import folder_of, hub_repository, pack, push_to_hub, push_to_storage
         from curation_resources.progress import track
         from curation_resources.storage.files import FolderStorage
-        from curation_resources.storage.s3 import SCHEME
+        from curation_resources.storage.object_store import is_object_address
         from curation_resources.terminal import progress_bars, simple_table
         from curation_resources.text import size_text
 
@@ -206,7 +206,7 @@ def push(
                 f"pushed {packed.name}: {push_to_hub(packed, repository, private=not public)}", soft_wrap=True
             )
             return
-        there = load_workspace(config).storage_at(to) if to.startswith(SCHEME) else FolderStorage(folder_of(to, packed))
+        there = load_workspace(config).storage_at(to) if is_object_address(to) else FolderStorage(folder_of(to, packed))
         with progress_bars(console), track("copying", len(packed.files)) as advance:
             written = push_to_storage(packed, there, advance)
         console.print(f"pushed {packed.name} to {to}: {written} of {len(packed.files)} files written", soft_wrap=True)

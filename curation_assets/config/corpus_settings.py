@@ -166,7 +166,8 @@ class Corpus(Section):
     """The landing area and the way its rows are read."""
 
     landing: str = Field(
-        description="folder or s3://bucket/prefix; every .jsonl, .jsonl.gz and .parquet file below it is a shard"
+        description="folder, or prefix of a bucket (s3://, gs://, az://); every .jsonl, .jsonl.gz and .parquet file "
+        "below it is a shard"
     )
     format: Format = "auto"
     columns: Columns = Columns()

@@ -338,7 +338,9 @@ class Settings(Section):
 
     version: Literal[1] = 1
     corpus: Corpus
-    warehouse: str = Field("./warehouse", description="folder, or s3://bucket/prefix, that holds every table")
+    warehouse: str = Field(
+        "./warehouse", description="folder, or prefix of a bucket (s3://, gs://, az://), that holds every table"
+    )
     s3: S3 = S3()
     targets: list[Target] = Field(min_length=1)
     validation: list[ValidationSet] = Field(default=[])

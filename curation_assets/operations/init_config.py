@@ -69,7 +69,7 @@ def write_config(folder: Path, model: str, out: Path, force: bool = False) -> Fo
     Raises:
         InitError: the file exists and `force` is off, a name is not UTF-8, or the folder is in a bucket.
     """
-    if folder.parts[:1] == ("s3:",):
+    if folder.parts[:1] in {("s3:",), ("gs:",), ("az:",)}:
         raise InitError(
             "`curate init` can only inspect a local folder. Name a folder with a few of the files, then set "
             f"corpus.landing in {out} to the bucket's address (s3://BUCKET/PREFIX)."

@@ -12,7 +12,7 @@ from curation_assets.releases.file_names import MANIFEST
 from curation_assets.releases.verify import verify_release
 from curation_resources.errors import UserError, in_a_line
 from curation_resources.storage.files import FolderStorage, Storage, StoredFile, is_unfinished
-from curation_resources.storage.s3 import SCHEME
+from curation_resources.storage.object_store import ADDRESSES, is_object_address
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -156,10 +156,8 @@ def hub_repository(destination: str) -> str | None:
     name = destination.removeprefix(HUB).strip("/")
     if destination.startswith(HUB) and name.count("/") == 1:
         return name
-    if "://" in destination and not destination.startswith(SCHEME):
-        raise PushError(
-            f"{destination}: not a supported destination. Use {HUB}OWNER/NAME, {SCHEME}BUCKET/PREFIX or a folder."
-        )
+    if "://" in destination and not is_object_address(destination):
+        raise PushError(f"{destination}: not a supported destination. Use {HUB}OWNER/NAME, {ADDRESSES}, or a folder.")
     return None
 
 

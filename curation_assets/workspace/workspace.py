@@ -16,8 +16,8 @@ from curation_resources.models.model_files import check_kind, check_model_folder
 from curation_resources.storage.digests import DigestCache, bytes_digest
 from curation_resources.storage.files import FolderStorage, Storage
 from curation_resources.storage.landing import FolderLanding, Landing, LandingError
-from curation_resources.storage.s3 import SCHEME, S3Options, S3Storage
-from curation_resources.storage.s3_landing import S3Landing
+from curation_resources.storage.object_landing import ObjectLanding
+from curation_resources.storage.object_store import ADDRESSES, ObjectStorage, ObjectStoreOptions, is_object_address
 from curation_resources.storage.warehouse import Warehouse, WarehouseError
 
 HOME_VARIABLE = "DAGSTER_HOME"
@@ -35,6 +35,7 @@ class Workspace:
         images_from: landing area for relative image paths, if it differs from that of the files.
         only_shards: treat only these shards as present; None: all shards.
         allowance: what measuring may spend; None for runs that Dagster launched, which share the day's.
+        storage_options: replace the section `s3`; see `defs.object_storage`.
     """
 
     config_file: Path
@@ -43,9 +44,10 @@ class Workspace:
     images_from: Landing | None = None
     only_shards: frozenset[str] | None = None
     allowance: Allowance | None = field(default=None, compare=False)
+    storage_options: ObjectStoreOptions | None = field(default=None, compare=False)
 
     @classmethod
-    def load(cls, config: Path | None = None) -> Workspace:
+    def load(cls, config: Path | None = None, storage_options: ObjectStoreOptions | None = None) -> Workspace:
         """Load the given configuration file, else the one in CURATION_CONFIG, else ./curation.yaml.
 
         Raises:
@@ -54,7 +56,7 @@ class Workspace:
         """
         path = config_path(config)
         data = path.read_bytes()
-        workspace = cls(path, parse_settings(data, path), bytes_digest(data))
+        workspace = cls(path, parse_settings(data, path), bytes_digest(data), storage_options=storage_options)
         workspace.warehouse.prepare()
         return workspace
 
@@ -77,26 +79,26 @@ class Workspace:
             StorageError: its address is not valid.
         """
         place = self.settings.corpus.landing
-        if not place.startswith(SCHEME):
+        if not is_object_address(place):
             return FolderLanding(self._local(place, "corpus.landing"), self.cache)
         if f"{self.settings.warehouse}/".startswith(f"{place.rstrip('/')}/"):
             raise LandingError(
                 f"the warehouse {self.settings.warehouse} is inside the landing area {place}, so its tables would be "
                 "read as shards. Use another prefix in curation.yaml."
             )
-        return S3Landing(self._bucket(place), cache_folder() / "landing", self.settings.corpus.images.max_bytes)
+        return ObjectLanding(self._bucket(place), cache_folder() / "landing", self.settings.corpus.images.max_bytes)
 
     @cached_property
     def warehouse(self) -> Warehouse:
         """The warehouse, which holds all tables."""
         place = self.settings.warehouse
-        if not place.startswith(SCHEME):
+        if not is_object_address(place):
             return Warehouse(self._local(place, "warehouse"), self.cache)
         return Warehouse(self._bucket(place))
 
     def storage_at(self, place: str) -> Storage:
-        """Return the storage at s3://bucket/prefix, accessed with the section `s3`, or in a local folder."""
-        if not place.startswith(SCHEME):
+        """Return the storage at an address such as s3://bucket/prefix, or in a local folder."""
+        if not is_object_address(place):
             return FolderStorage(Path(place).expanduser().resolve())
         return self._bucket(place)
 
@@ -141,12 +143,13 @@ class Workspace:
         """Return a local folder for the state from which a killed run resumes; it may be deleted at any time."""
         return cache_folder() / "training" / name
 
-    def _bucket(self, place: str) -> S3Storage:
-        return S3Storage(place, S3Options(**self.settings.s3.model_dump()), cache_folder() / "s3")
+    def _bucket(self, place: str) -> ObjectStorage:
+        options = self.storage_options or ObjectStoreOptions(**self.settings.s3.model_dump())
+        return ObjectStorage(place, options, cache_folder() / "s3")
 
     def _local(self, place: str, key: str) -> Path:
         if "://" in place:
-            kinds = "only files can" if key == "validation" else "a folder or s3://BUCKET/PREFIX can"
+            kinds = "only files can" if key == "validation" else f"only a folder, {ADDRESSES} can"
             raise WarehouseError(f"{self.config_file}: {key}: {place}: {kinds} be used here in this version")
         return (self.folder / Path(place).expanduser()).resolve()
 

@@ -18,9 +18,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,13 +35,12 @@ from curation_resources.models.ray_engine import RayGroup, RayOptions, RayPool
 from curation_resources.scoring import units
 from curation_resources.scoring.units import Source, UnitQueue
 from curation_resources.storage.part_index import PartIndex
-from curation_resources.storage.s3 import S3Storage
 from tests.benchmarks.common import finish, parser, table
 from tests.benchmarks.orchestration import measured_workspace, our_seconds
 from tests.benchmarks.scheduler import MIXES, Costs, Outcome, shards_of, simulate
 from tests.models import write_tiny_model
 from tests.pipeline.workspaces import make_workspace, release_subset, run, use_bucket
-from tests.s3 import new_bucket, serve_s3
+from tests.s3 import new_bucket, serve_s3, watched
 
 SIGNALS: tuple[SignalName, ...] = ("step_gradients", "likelihoods")
 WORKERS = 1_000
@@ -167,26 +164,6 @@ def of_partitions(place: Path, sizes: Sequence[int]) -> float:
     return slope(took[0], took[1], sizes)
 
 
-@contextmanager
-def counted() -> Iterator[list[str]]:
-    """Methods of the requests that S3 is sent by storages that are made in this block."""
-    seen: list[str] = []
-    real = vars(S3Storage)["client"]
-
-    def client(storage: S3Storage) -> Any:
-        connected = real.func(storage)
-        connected.meta.events.register("before-send.s3", lambda request, **_: seen.append(request.method))
-        return connected
-
-    changed = cached_property(client)
-    changed.__set_name__(S3Storage, "client")
-    setattr(S3Storage, "client", changed)  # noqa: B010 (a method is given in its place)
-    try:
-        yield seen
-    finally:
-        setattr(S3Storage, "client", real)  # noqa: B010
-
-
 def of_requests(place: Path, model: Path, sizes: Sequence[int]) -> dict[str, float]:
     """Requests to S3 that one more shard costs: a first run, a look by a new process, a look by one that stays."""
     found: list[dict[str, int]] = []
@@ -196,7 +173,7 @@ def of_requests(place: Path, model: Path, sizes: Sequence[int]) -> dict[str, flo
             shards = {f"{n:03d}.jsonl": records(3, 1_000 + n) for n in range(number)}
             made = make_workspace(place / f"bucket-{number}", model, shards, signals=SIGNALS)
             counts = {}
-            with counted() as seen:
+            with watched() as seen:
                 first, second = Workspace.load(made.config_file), Workspace.load(made.config_file)
                 for name, one in (("first_run", first), ("new_process", second), ("same_process", second)):
                     seen.clear()

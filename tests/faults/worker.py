@@ -32,7 +32,7 @@ def start(config: Path, log: Path, environment: dict[str, str], kill_at_commit: 
 def finish(process: BaseProcess, seconds: float = 900.0) -> int:
     """The run's exit code; it is killed, and that is an error, if it takes longer.
 
-    A dead maker's claim on a folder in S3 is waited for, for five minutes (`curation_resources.storage.s3_claim`).
+    A dead maker's claim on a folder in a bucket is waited for, for five minutes (`storage.folder_claim`).
     """
     process.join(seconds)
     if process.is_alive():

@@ -24,7 +24,7 @@ from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.tables.signals import SIGNALS, SignalName
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.storage.digests import digest
-from curation_resources.storage.s3_landing import S3Landing
+from curation_resources.storage.object_landing import ObjectLanding
 
 OTHER_PASSES = (
     "text_embeddings",
@@ -89,7 +89,7 @@ def landed(workspace: Workspace) -> Path:
 
 def arrive(workspace: Workspace) -> None:
     """Make the landing area hold what `landed` holds, if it is another place."""
-    if not isinstance(workspace.landing, S3Landing):
+    if not isinstance(workspace.landing, ObjectLanding):
         return
     storage, folder = workspace.landing.storage, landed(workspace)
     there = {file.path: file.version for file in storage.objects()}
@@ -104,7 +104,7 @@ def arrive(workspace: Workspace) -> None:
 def content_digest(workspace: Workspace, name: str) -> str:
     """What stands for the content of a file that landed."""
     data = (landed(workspace) / name).read_bytes()
-    if isinstance(workspace.landing, S3Landing):
+    if isinstance(workspace.landing, ObjectLanding):
         return f"etag:{hashlib.md5(data).hexdigest()}"
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 

@@ -1,4 +1,4 @@
-"""The storage contract for files, and its implementation for a folder; `storage.s3` implements it for an S3 prefix.
+"""The storage contract for files, and its implementation for a folder; `object_store` has that for a bucket.
 
 Files are written atomically, created by exactly one of several writers, and small ones are replaced by
 compare-and-swap.
@@ -82,7 +82,7 @@ class Storage(ABC):
     @property
     @abstractmethod
     def place(self) -> str:
-        """The root for people: a folder, or s3://bucket/prefix."""
+        """The root for people: a folder, or an address such as s3://bucket/prefix."""
 
     @property
     def at_once(self) -> int:

@@ -1,6 +1,6 @@
 """The landing area for shards: its contract, the naming of partitions, and the implementation for a folder.
 
-`curation_resources.storage.s3_landing` implements a landing area in a bucket.
+`curation_resources.storage.object_landing` implements a landing area in a bucket.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Landing(ABC):
     @property
     @abstractmethod
     def place(self) -> str:
-        """The area for people: a folder, or s3://bucket/prefix."""
+        """The area for people: a folder, or an address such as s3://bucket/prefix."""
 
     @abstractmethod
     def files(self) -> list[LandingFile]:

@@ -13,10 +13,14 @@ import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from curation_resources.storage.digests import atomic_write, digest
 from curation_resources.storage.files import AccessRefusedError
-from curation_resources.storage.s3 import S3Storage
+from curation_resources.storage.object_store import ObjectStorage
+
+if TYPE_CHECKING:
+    from obstore import GetOptions
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Mirror:
         limit: of a larger file only `limit` + 1 bytes are kept, enough to see that it is too large.
     """
 
-    def __init__(self, storage: S3Storage, root: Path, limit: int) -> None:
+    def __init__(self, storage: ObjectStorage, root: Path, limit: int) -> None:
         self.root = root
         self._storage = storage
         self._limit = limit
@@ -53,12 +57,12 @@ class Mirror:
 
         Raises:
             OSError: the object does not exist, may not be read, or cannot be stored.
-            StorageError: S3 cannot be used.
+            StorageError: the bucket cannot be used.
         """
         known = self._known(path)
         if known is not None and known.digest == wanted:
             return known.digest
-        condition = {} if known is None else {"IfNoneMatch": f'"{known.version}"'}
+        condition: GetOptions | None = None if known is None else {"if_none_match": f'"{known.version}"'}
         path.parent.mkdir(parents=True, exist_ok=True)
         hashed = hashlib.blake2b(digest_size=16)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
@@ -69,7 +73,7 @@ class Mirror:
                     hashed.update(piece)
                     stream.write(piece[: max(0, self._limit + 1 - stream.tell())])
 
-                found = self._storage.download(path.relative_to(self.root).as_posix(), take, **condition)
+                found = self._storage.download(path.relative_to(self.root).as_posix(), take, condition)
             if found is None:
                 assert known is not None
                 return known.digest

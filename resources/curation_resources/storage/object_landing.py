@@ -1,4 +1,4 @@
-"""A prefix of an S3 bucket as a landing area.
+"""A prefix of a bucket as a landing area.
 
 Objects appear atomically and their ETag changes with their content, so a single listing shows what is new, without
 waiting, downloading or hashing. Objects that are read are copied to this machine, once for each ETag.
@@ -10,7 +10,7 @@ import contextlib
 import errno
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 from curation_resources.storage.digests import digest
@@ -27,7 +27,7 @@ from curation_resources.storage.landing import (
     told,
 )
 from curation_resources.storage.mirror import Mirror
-from curation_resources.storage.s3 import S3Storage
+from curation_resources.storage.object_store import ObjectStorage, is_valid_path
 
 ETAG = "etag:"
 """Prefix of an object's version, so that an ETag never equals the hash of a file."""
@@ -39,7 +39,7 @@ KEEP_SECONDS = 3600.0
 """Seconds for which copies of former versions stay, because another process may be reading them."""
 
 
-class S3Landing(Landing):
+class ObjectLanding(Landing):
     """Every object below a prefix whose key has a shard's suffix.
 
     Args:
@@ -50,7 +50,7 @@ class S3Landing(Landing):
 
     arrives_whole = True
 
-    def __init__(self, storage: S3Storage, cache: Path, image_bytes: int) -> None:
+    def __init__(self, storage: ObjectStorage, cache: Path, image_bytes: int) -> None:
         self.storage = storage
         place = cache / digest("landing", storage.options.endpoint_url, storage.place)
         self._copies = place / "shards"
@@ -60,7 +60,7 @@ class S3Landing(Landing):
 
     @property
     def place(self) -> str:
-        """s3://bucket/prefix."""
+        """The address, such as s3://bucket/prefix."""
         return self.storage.place
 
     def files(self) -> list[LandingFile]:
@@ -153,18 +153,14 @@ class S3Landing(Landing):
         """Yield objects that are neither hidden nor the folder markers that consoles create."""
         for file in self.storage.objects():
             parts = file.path.split("/")
-            hidden = _is_path(file.path) and any(part.startswith(HIDDEN) for part in parts)
+            hidden = is_valid_path(file.path) and any(part.startswith(HIDDEN) for part in parts)
             mark = not parts[-1] and not file.size
             if not hidden and not mark:
                 yield file
 
 
 def _objection(path: str) -> str | None:
-    return name_objection(path) if _is_path(path) else " (its key is not a valid file path)"
-
-
-def _is_path(key: str) -> bool:
-    return "\0" not in key and key == str(PurePosixPath(key)) and not {"", ".", ".."} & set(key.split("/"))
+    return name_objection(path) if is_valid_path(path) else " (its key is not a valid file path)"
 
 
 def _remove_other_versions(version: Path) -> None:
