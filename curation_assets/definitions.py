@@ -2,7 +2,6 @@
 
 import dagster as dg
 
-from curation_assets.defs.automation import sensors
 from curation_assets.defs.checkpoints import checkpoint_assets
 from curation_assets.defs.corpus import corpus, landing_files
 from curation_assets.defs.evaluation import evaluation_assets
@@ -11,6 +10,7 @@ from curation_assets.defs.quality import quality_assets
 from curation_assets.defs.releases import release_asset
 from curation_assets.defs.reports import report_assets
 from curation_assets.defs.scores import score_assets
+from curation_assets.defs.sensors import sensors
 from curation_assets.defs.signals import signal_assets
 from curation_assets.defs.steps import segmented_steps
 from curation_assets.defs.subsets import subset_asset

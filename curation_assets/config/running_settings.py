@@ -59,8 +59,8 @@ class Engine(Section):
     rows_in_memory: int = Field(
         5_000_000,
         ge=0,
-        description="rows whose scores a what-if recomputes at a time; more candidates of a selector that compares "
-        "vectors are worth a warning",
+        description="rows whose scores a what-if recomputes at a time; a warning is logged if a selector that compares "
+        "vectors has more candidates than this",
     )
     selection_memory_mib: int = Field(
         2048,

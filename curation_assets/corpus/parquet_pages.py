@@ -1,9 +1,12 @@
-"""What the pages of a Parquet file unpack to, by their headers: known before anything is unpacked.
+"""Determine from page headers how many bytes a Parquet file's pages unpack to, before anything is unpacked.
 
-Arrow unpacks a page as a whole, into as many bytes as its header says, and the footer may say anything else. So the
-headers are read here, each a structure in Thrift's compact protocol, and a group of rows whose pages unpack too far is
-refused. Two encodings make a value of few bytes, or none: a dictionary, and DELTA_BYTE_ARRAY, where a value repeats the
-beginning of the one before. How far they may go bounds how many rows are read together.
+Arrow unpacks a whole page into as many bytes as its header says, and the footer may say something else. So the headers
+are read here, each a structure in Thrift's compact protocol, and a row group whose pages unpack to too many bytes is
+refused, while the rows before it are kept. Two encodings represent a value by few bytes or none: a dictionary, and
+DELTA_BYTE_ARRAY, where a value repeats the beginning of the previous one. The size that they may reach limits how many
+rows are read together.
+
+A memory limit on the reading process alone would lose the rows before such a group, and the reason: the process dies.
 """
 
 from __future__ import annotations
@@ -18,19 +21,19 @@ from curation_assets.corpus.drafts import Refused
 from curation_assets.corpus.parquet_thrift import Thrift, read_footer, whole
 
 PAGE_BYTES = 2**26
-"""What any page may unpack to."""
+"""Bytes that any page may unpack to."""
 
 PAGE_RATIO = 100
-"""What a larger one may unpack to, in times its size."""
+"""A larger page may unpack to at most this many times its size."""
 
 VALUES = 2**24
 """Values, of all rows of a group together, that need not be backed by bytes; each takes a few bytes when read."""
 
 BATCH_BYTES = 2**26
-"""What rows that are read together may come to, unless it is one row."""
+"""Bytes of rows that are read together, unless it is one row."""
 
 TOGETHER_BYTES = 2**22
-"""What groups that are read together unpack to: each call of Arrow takes as long as some hundred rows."""
+"""Bytes that row groups read together unpack to: each call of Arrow takes as long as some hundred rows."""
 
 BATCH_ROWS = 256
 
@@ -164,7 +167,7 @@ class _Group:
 
 
 def _groups(stream: IO[bytes], columns: int) -> Iterator[_Group]:
-    """The groups of rows that the footer tells of."""
+    """Yield the row groups that the footer lists."""
     try:
         for group in read_footer(stream).get(4) or ():
             chunks = tuple(_chunk(chunk) for chunk in group.get(1) or ())
@@ -172,13 +175,13 @@ def _groups(stream: IO[bytes], columns: int) -> Iterator[_Group]:
                 raise ValueError(f"a group has {len(chunks)} columns, and the schema {columns}")
             yield _Group(whole(group.get(3)), chunks)
     except (ValueError, OverflowError, AttributeError, TypeError) as error:
-        raise Refused("damaged_parquet", f"the footer is damaged ({error})") from error
+        raise Refused("damaged_parquet", f"the footer is damaged ({error}); copy or write the file again") from error
 
 
 def _chunk(fields: dict[int, Any]) -> _Chunk:
-    """ColumnChunk: its meta_data is field 3, what encrypts it fields 8 and 9."""
+    """Return a ColumnChunk: its meta_data is field 3; fields 8 and 9 mean that it is encrypted."""
     if 8 in fields or 9 in fields:
-        raise ValueError("it says that a column is encrypted, which cannot be read")
+        raise ValueError("a column is encrypted, which is not supported")
     known = fields[3] if isinstance(fields.get(3), dict) else {}
     start, dictionary = whole(known.get(9)), known.get(11)
     if isinstance(dictionary, int) and 0 < dictionary < start:
@@ -191,7 +194,7 @@ def _plan(stream: IO[bytes], group: _Group, number: int, schema: Any, allowed: i
     columns = [_column(stream, chunk, schema.column(place)) for place, chunk in enumerate(group.chunks)]
     unpacked = sum(column.unpacked for column in columns)
     if unpacked > allowed:
-        raise _too_far(f"rows that lie together unpack to {unpacked:,} bytes, {allowed:,} are allowed")
+        raise _too_far(f"a row group unpacks to {unpacked:,} bytes; {allowed:,} are allowed")
     for column in columns:
         column.check_values(unpacked)
     dictionaries = tuple(column.path for column in columns if column.to_be_dictionary(allowed))
@@ -205,7 +208,7 @@ def _too_far(what: str) -> Refused:
 
 
 def _column(stream: IO[bytes], chunk: _Chunk, schema: Any) -> ColumnPages:
-    """The pages of one column of a group."""
+    """Return the pages of one column of a row group."""
     pages = ColumnPages(schema.path, schema.physical_type, nested=schema.max_repetition_level > 0)
     for header in _headers(stream, chunk.start, chunk.end, chunk.values):
         if header.unpacked > max(PAGE_BYTES, PAGE_RATIO * header.packed):
@@ -227,10 +230,10 @@ def _column(stream: IO[bytes], chunk: _Chunk, schema: Any) -> ColumnPages:
 
 
 def _longest_entry(stream: IO[bytes], header: PageHeader) -> int:
-    """The longest text of a dictionary in bytes, or what the whole dictionary comes to where that cannot be told.
+    """Return the length of a dictionary's longest text in bytes, or the dictionary's size if it cannot be determined.
 
-    By which codec it is packed the footer says, but pyarrow ends the process where that is none that there is. So all
-    are tried; what they agree on is as long as the dictionary should be.
+    The footer names the codec, but pyarrow aborts the process on an unknown one, so every codec is tried. The result of
+    the right one is as long as the header says.
     """
     if header.unpacked <= SMALL_DICTIONARY:
         return header.unpacked
@@ -253,12 +256,12 @@ def _unpackings(data: bytes, size: int) -> Iterator[bytes]:
         if len(plain) == size:
             yield plain
     if int.from_bytes(data[:4], "big") <= size and int.from_bytes(data[4:8], "big") <= len(data):
-        # It looks like the oldest codec, which is not tried: nothing is known of it.
+        # It looks like Hadoop's LZ4, which is not tried, so nothing is known about the content.
         yield b""
 
 
 def _longest_text(plain: bytes, count: int) -> int | None:
-    """The longest of so many texts, each behind its length in four bytes; None if the bytes are not these."""
+    """Return the longest of `count` texts, each after its length in four bytes; None if the bytes are not these."""
     longest = place = 0
     for _ in range(count):
         if place + 4 > len(plain):
@@ -270,7 +273,7 @@ def _longest_text(plain: bytes, count: int) -> int | None:
 
 
 def _headers(stream: IO[bytes], start: int, end: int, values: int) -> Iterator[PageHeader]:
-    """The headers of the pages between two places, until they tell of so many values, as Arrow reads them."""
+    """Yield the headers of the pages between two positions until they account for `values` values, as Arrow does."""
     seen = 0
     while start < end + _SLACK and seen < values:
         stream.seek(start)
@@ -285,10 +288,10 @@ def _headers(stream: IO[bytes], start: int, end: int, values: int) -> Iterator[P
 
 
 def read_header(thrift: Thrift) -> PageHeader:
-    """A page's header.
+    """Return a page's header.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the bytes are not a page header.
     """
     fields = thrift.struct()
     kind = whole(fields.get(1))

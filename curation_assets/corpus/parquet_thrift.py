@@ -1,6 +1,6 @@
-"""Thrift's compact protocol, as far as the structures of a Parquet file need it: page headers and the footer.
+"""Read Thrift's compact protocol as far as a Parquet file needs it: page headers and the footer.
 
-The footer is read here since pyarrow ends the process where a damaged one says that a column is encrypted.
+The footer is read here because pyarrow aborts the process on a damaged footer that declares an encrypted column.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _END = 8
 
 
 def read_footer(stream: IO[bytes]) -> dict[int, Any]:
-    """The footer of a Parquet file (FileMetaData).
+    """Return the footer of a Parquet file (FileMetaData).
 
     Raises:
-        ValueError: it is none.
+        ValueError: the bytes are not a footer.
     """
     size = stream.seek(0, io.SEEK_END)
     stream.seek(max(0, size - _END))
@@ -32,10 +32,10 @@ def read_footer(stream: IO[bytes]) -> dict[int, Any]:
 
 
 def whole(value: object) -> int:
-    """A size or a place.
+    """Return a size or position.
 
     Raises:
-        ValueError: it is missing, or negative.
+        ValueError: it is missing or negative.
     """
     if not isinstance(value, int) or value < 0:
         raise ValueError("a size is missing, or negative")
@@ -106,13 +106,13 @@ class Thrift:
         self._left -= 1
         data = self._stream.read(1)
         if not data or self._left < 0:
-            raise ValueError("it does not end")
+            raise ValueError("it ends in the middle of a value")
         return data[0]
 
     def _skip(self, count: int) -> None:
         self._left -= count
         if self._left < 0:
-            raise ValueError("it does not end")
+            raise ValueError("it ends in the middle of a value")
         self._stream.seek(count, 1)
 
     def _varint(self) -> int:

@@ -21,9 +21,9 @@ from curation_assets.defs.checkpoints import base_model_key
 from curation_assets.defs.corpus import LANDING_KEY
 from curation_assets.defs.dead_runs import fail_dead_runs, process_tags
 from curation_assets.defs.evaluation import EVALUATION_KEY
-from curation_assets.defs.landing_sensor import DATA_VERSION_TAG, observation
 from curation_assets.defs.partitions import SHARDS, STAGE_TAG, range_tags, release_key, release_partitions
 from curation_assets.defs.releases import release_asset_key
+from curation_assets.defs.sensors import DATA_VERSION_TAG, observation
 from curation_assets.defs.stage_assets import asset_keys, ranges_of, unrecorded_by, without_event
 from curation_assets.defs.validation import TOKENS_RUN, validation_signals_key
 from curation_assets.operations.stages import (

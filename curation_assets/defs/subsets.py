@@ -20,8 +20,8 @@ from curation_assets.defs.quality import POOL_KEY
 from curation_assets.defs.scores import score_manifest_key
 from curation_assets.releases.build import latest_release
 from curation_assets.releases.manifest import lineage
+from curation_assets.subsets.facts import Selection
 from curation_assets.subsets.select import parameters_digest, selector_of, write_subset
-from curation_assets.subsets.selection import Selection
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.plots import counted_histogram, scatter
 

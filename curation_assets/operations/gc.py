@@ -37,7 +37,7 @@ PLACES = (
     r"scores/[^/]+/step_scores/[^/]+(?=/)",
     r"scores/[^/]+/sample_scores(?=/)",
     r"scores/[^/]+/score_manifest\.parquet$",
-    r"subsets/[^/]+\.parquet$",
+    r"subsets/[^/]+\.(?:parquet|json)$",
     r"validation/[^/]+\.parquet$",
 )
 """Patterns of removable paths, following `curation_assets.tables`: folders with their contents, and single tables."""
@@ -157,7 +157,7 @@ def _find(
 def _wanted(workspace: Workspace) -> set[str]:
     """Return the folders and tables that the configuration wants now."""
     settings = workspace.settings
-    wanted = {tables.subset_path(subset.name) for subset in settings.subsets}
+    wanted = {path(subset.name) for subset in settings.subsets for path in (tables.subset_path, tables.selection_path)}
     wanted |= {tables.validation_path(validation.name) for validation in settings.validation}
     for target in settings.targets:
         wanted |= {tables.sample_scores_dir(target.name), tables.score_manifest_path(target.name)}
@@ -187,7 +187,8 @@ def _add_release(named: Named, release: str, manifest: dict[str, Any]) -> None:
     for signal, fingerprint in checkpoints["signal_fingerprints"].items():
         named.signals[target, signal, fingerprint] = release
     paths = [tables.sample_scores_dir(target), tables.score_manifest_path(target)]
-    paths += [tables.step_scores_dir(target, score["name"]), tables.subset_path(manifest["subset"])]
+    paths += [tables.step_scores_dir(target, score["name"])]
+    paths += [tables.subset_path(manifest["subset"]), tables.selection_path(manifest["subset"])]
     sets = score.get("validation") or []
     # Older manifests name a single set.
     paths += [tables.validation_path(name) for name in ([sets] if isinstance(sets, str) else sets)]

@@ -317,8 +317,18 @@ def _add(storage: Storage, path: str, data: bytes) -> bool:
     if storage.create(path, data):
         return True
     if storage.read(path) != data:
-        raise TransferError(f"{storage.shown(path)} exists with other bytes: it is damaged. Delete it and try again.")
+        raise TransferError(f"{storage.shown(path)} {_other_bytes(path)}")
     return False
+
+
+def _other_bytes(path: str) -> str:
+    """Return why a file that exists with other bytes stands in the way, and the fix."""
+    if re.search(r"/part-[0-9a-f]{32}\.parquet$", path):
+        return "does not match its name: it is damaged. Delete it and try again."
+    return (
+        "exists with other content, probably from another training of the same recipe. Export to another place, or "
+        "delete that folder there if nobody uses what was measured with it."
+    )
 
 
 def _import_part(workspace: Workspace, there: Storage, file: dict[str, Any], purged: Sequence[str]) -> bool:

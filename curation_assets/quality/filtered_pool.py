@@ -101,8 +101,8 @@ def refuse_unknown(count: int) -> None:
     """
     if count:
         raise QualityError(
-            f"{count} samples have not been checked by the pool's filters. Materialize sample_quality and pool, or "
-            "use `curate run`."
+            f"{count} samples have not been checked by the filters of the corpus (corpus.filters). Run `curate run`, "
+            "or materialize sample_quality and pool."
         )
 
 

@@ -207,7 +207,8 @@ def _create(workspace: Workspace, subset: Subset, number: int, run_id: str) -> N
         found = read_release(workspace, subset, number)
         if found.manifest["content_digest"] != content_digest(rows):
             raise ReleaseError(
-                f"release {subset.name}@{number} was made by another process in the meantime. Try again."
+                f"another process has made release {subset.name}@{number} with other content. Run `curate release "
+                f"{subset.name}`, which makes the next number."
             )
 
 

@@ -18,8 +18,8 @@ from curation_assets.methods.registry import method_of
 from curation_assets.releases.step_columns import steps_digest
 from curation_assets.signals.perturbation import wants_perturbation
 from curation_assets.signals.warmup import WarmupCheckpoint, warmup_checkpoint
+from curation_assets.subsets.facts import Selection
 from curation_assets.subsets.select import selector_of
-from curation_assets.subsets.selection import Selection
 from curation_assets.workspace.fingerprints import (
     base_digest,
     checkpoint_digest,

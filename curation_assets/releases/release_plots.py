@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from curation_assets.releases.file_names import PLOTS
-from curation_assets.subsets.selection import Selection
-from curation_assets.subsets.summary import Summary
+from curation_assets.subsets.facts import Selection, Summary
 from curation_resources.plots import counted_histogram, drawn_to, scatter, stacked_bars
 
 MOST_SOURCES = 12

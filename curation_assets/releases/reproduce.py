@@ -85,9 +85,9 @@ def reproduce(workspace: Workspace, manifest: Mapping[str, Any], folder: str) ->
     except SelectionError as error:
         why = f" ({'; '.join(differs)})" if differs else ""
         raise ReleaseError(
-            f"{release} cannot be reproduced from the current data: {error}{why}. To restore its configuration, use "
-            f"`curate reproduce {release} --settings-to FILE`, then `curate run --config FILE`, which scores from "
-            "stored measurements."
+            f"{release} cannot be reproduced from the current scores{why}: {error.cause}. To score as it was "
+            f"scored, use `curate reproduce {release} --settings-to FILE`, then `curate run --config FILE`: it measures "
+            "nothing again, and replaces the current scores until the next `curate run` with your own configuration."
         ) from error
     if all(files.values()):
         return Reproduced(release, files, None, damaged, differs)

@@ -15,7 +15,7 @@ from curation_assets.corpus.ingest import corpus_rows
 from curation_assets.methods.registry import METHODS, method_of
 from curation_assets.releases.export import release_frame
 from curation_assets.releases.step_columns import STEP_COLUMNS, VALUES, step_columns
-from curation_assets.subsets.eligibility import passes
+from curation_assets.subsets.reasons import reasons
 from curation_assets.subsets.select import pool_of, select, selector_of
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.storage.digests import digest
@@ -98,14 +98,15 @@ def subset_traces(
         SelectionError: there are no scores to select by.
     """
     score, chosen = workspace.settings.score(subset.score), select(workspace, subset).rows
-    pool = pool_of(workspace, subset, chosen).with_columns(shown_score())
+    exact = pool_of(workspace, subset, chosen)
+    pool = exact.with_columns(shown_score())
     shown = in_order(pool.filter("selected")) if chosen_only else draw_prompts(pool, most)
     selector = selector_of(workspace, subset)
     highest_first = takes_highest(selector.model_dump(mode="json"), method_of(score).highest_first)
     ids = shown["sample_id"]
     content = corpus_rows(workspace, ids.to_list()).select("sample_id", *CONTENT)
     rows = (
-        shown.with_columns(why=why_column(shown, pool, workspace, subset))
+        shown.with_columns(why=reasons(shown, exact, workspace, subset))
         .join(content, on="sample_id", how="left", maintain_order="left")
         .join(_flags(workspace, score.target, ids), on="sample_id", how="left", maintain_order="left")
         .join(step_columns(workspace, subset, ids), on="sample_id", how="left", maintain_order="left")
@@ -280,46 +281,6 @@ def survivors_of(rows: pl.DataFrame, highest_first: bool = True) -> Survivors:
     sums = [[0, *one.fill_null(0).cast(pl.Int64).cum_sum().to_list()] for one in (scored["n_steps"], lengths)]
     steps, length = ([total[count] for count in left] for total in sums)
     return Survivors(thresholds, left, steps, length, "characters" if characters else "tokens")
-
-
-def why_column(shown: pl.DataFrame, pool: pl.DataFrame, workspace: Workspace, subset: Subset) -> pl.Series:
-    """Return the reason why each row was or was not selected.
-
-    Args:
-        shown: rows of the pool.
-        pool: the pool with `rank`, `selected`, `score`, `reason`.
-        workspace: the configuration.
-        subset: the subset that was selected.
-    """
-    score = workspace.settings.score(subset.score)
-    chosen = pool.filter("selected").sort("rank")
-    with_chosen = set(chosen["prompt_id"])
-    selector = selector_of(workspace, subset)
-    by_score_alone = selector.kind == "top" and not subset.stratify
-    passing = shown.with_columns(passing=passes(subset.filters))["passing"].fill_null(value=False)
-    last = chosen["score"][-1] if len(chosen) else None
-    reasons = []
-    for row, passed in zip(shown.iter_rows(named=True), passing, strict=True):
-        if row["selected"]:
-            reasons.append(row["reason"])
-        elif row["n_steps"] is None or row["n_steps"] < score.min_steps:
-            reasons.append(f"not eligible: {row['n_steps'] or 0} steps, but {score.name} requires {score.min_steps}")
-        elif not passed:
-            reasons.append(f"not eligible: excluded by the filters of {subset.name}")
-        elif row["score"] is None:
-            reasons.append(f"not selected: {score.name} has no value, see its flags")
-        elif by_score_alone:
-            reasons.append(f"not selected: the last selected sample has {score.name} = {_rounded(last)}")
-        elif row["prompt_id"] in with_chosen:
-            reasons.append("not selected: other responses to its prompt were")
-        else:
-            strata = f" within its {', '.join(subset.stratify)}" if subset.stratify else ""
-            reasons.append(f"not selected: selector {selector.kind} preferred others{strata}")
-    return pl.Series("why", reasons, dtype=pl.String)
-
-
-def _rounded(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else "–"
 
 
 def _flags(workspace: Workspace, target: str, ids: pl.Series) -> pl.DataFrame:

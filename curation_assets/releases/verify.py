@@ -18,7 +18,7 @@ from curation_assets.releases.data import ReleaseError
 from curation_assets.releases.file_names import CARD, CHECKSUMS, DATA_JSONL, DATA_PARQUET, IMAGES, MANIFEST, PROVENANCE
 from curation_assets.releases.manifest import SCHEMA_VERSION
 from curation_assets.releases.step_columns import STEP_COLUMNS, steps_digest
-from curation_assets.subsets.selection import subset_digest
+from curation_assets.subsets.facts import subset_digest
 from curation_resources.storage.digests import bytes_digest
 from curation_resources.storage.files import Storage, is_unfinished
 

@@ -157,7 +157,10 @@ def waits_for_others(workspace: Workspace, target: Target) -> str | None:
     assert isinstance(target.warmup, Warmup)
     release, start = target.warmup.release, target.warmup.start
     if start is not None and warmup_checkpoint(workspace, workspace.settings.target(start)) is None:
-        return f"target {target.name}: its run starts from that of target {start}, which has not been trained yet"
+        return (
+            f"target {target.name}: its warm-up starts from the weights of target {start}, which has not been trained "
+            "yet. Run `curate run`, which trains both."
+        )
     if release is not None and release_rows_of(workspace, release) is None:
         subset, number = release.split("@")
         return (

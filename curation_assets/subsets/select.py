@@ -1,11 +1,11 @@
 """Select subsets from stored scores, and store them: what a run, a what-if, a release and a trace page share.
 
-`curation_assets.subsets.choose` holds the choice itself.
+`curation_assets.subsets.choose_in_duckdb` holds the choice itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -22,19 +22,29 @@ from curation_assets.methods.selectors.candidates import Features, SelectorSecti
 from curation_assets.quality.filtered_pool import pool_table, stored_pool, without_filtered
 from curation_assets.signals.held_out import validation_key, validation_vectors
 from curation_assets.signals.store import SignalStore, shard_records, signal_dir
-from curation_assets.subsets.choose import POOL_COLUMNS, READ_ROWS, Take, choose, reads_prompts
-from curation_assets.subsets.selection import Selection
+from curation_assets.subsets.choose_in_duckdb import POOL_COLUMNS, READ_ROWS, Take, choose, reads_prompts
+from curation_assets.subsets.facts import Selection
 from curation_assets.workspace.fingerprints import input_fingerprint, shard_scores_fingerprint
 from curation_assets.workspace.workspace import Workspace, cache_folder
 from curation_resources.errors import UserError
 from curation_resources.storage.digests import digest
+from curation_resources.storage.landing import file_name, printable
 from curation_resources.storage.spill import spilling
 
 SELECTION_VERSION = 3
 
 
 class SelectionError(UserError):
-    """A subset cannot be selected."""
+    """A subset cannot be selected.
+
+    Args:
+        cause: what is wrong, without a full stop; or the whole message.
+        fix: what to do about it.
+    """
+
+    def __init__(self, cause: str, fix: str = "") -> None:
+        super().__init__(f"{cause}. {fix}" if fix else cause)
+        self.cause = cause
 
 
 def parameters_digest(workspace: Workspace, subset: Subset) -> str:
@@ -209,7 +219,8 @@ def current_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
     path = tables.score_manifest_path(target.name)
     if not workspace.warehouse.table_metadata(path):
         raise SelectionError(
-            f"target {target.name} has no scores yet. Materialize {target.name}/score_manifest, or run `curate run`."
+            f"target {target.name} has no scores yet",
+            f"Run `curate run`, or materialize {target.name}/score_manifest.",
         )
     manifest = workspace.warehouse.read_table(path)
     stored = workspace.warehouse.folder_metadata(tables.sample_scores_dir(target.name))
@@ -226,10 +237,16 @@ def current_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
             behind.append(shard)
     if behind:
         raise SelectionError(
-            f"the scores of {len(behind)} shards of target {target.name} are outdated "
-            f"({', '.join(behind[:3])}). Materialize {target.name}/sample_scores, or run `curate run`."
+            f"the scores of {len(behind)} shards of target {target.name} are outdated ({_some(behind)})",
+            f"Run `curate run`, or materialize the outdated signals and {target.name}/sample_scores.",
         )
     return manifest
+
+
+def _some(shards: Sequence[str]) -> str:
+    """Return the first names of a list of shards, as their files are called."""
+    named = [printable(file_name(shard)) for shard in shards[:3]]
+    return ", ".join([*named, "..."] if len(shards) > 3 else named)
 
 
 def write_subset(workspace: Workspace, subset: Subset) -> Selection:

@@ -25,10 +25,9 @@ from curation_assets.methods.method import ScoreInputs, ScoreSection
 from curation_assets.methods.registry import METHODS, method_of
 from curation_assets.signals.held_out import validation_vectors
 from curation_assets.signals.store import SignalStore
-from curation_assets.subsets.choose import POOL_COLUMNS
+from curation_assets.subsets.choose_in_duckdb import POOL_COLUMNS
+from curation_assets.subsets.facts import LENGTHS, Selection
 from curation_assets.subsets.select import SelectionError, in_pieces, present_rows, select_from
-from curation_assets.subsets.selection import Selection
-from curation_assets.subsets.summary import LENGTHS
 from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.sections import unknown
@@ -225,16 +224,17 @@ def _validated(document: dict[str, Any], places: Container[tuple[object, object]
 def _check_validation(settings: Settings, score: ScoreSection) -> None:
     """Reject a set that no configured score uses with the same signal, since no run would measure it."""
     method = method_of(score)
+    signal = method.validation_signals(score)[0] if method.validation(score) else None
     measured = {
         (name, method_of(other).validation_signals(other)[0])
         for other in settings.scores_of(score.target)
         for name in method_of(other).validation(other)
     }
     for validation in method.validation(score):
-        if (validation, method.validation_signals(score)[0]) not in measured:
+        if (validation, signal) not in measured:
             raise SelectionError(
-                f"validation set {validation!r} is not measured for target {score.target!r}. Add a score with "
-                f"method: {method.name} and validation: {validation} to curation.yaml, and run `curate run`."
+                f"no score of target {score.target!r} measures {signal} of validation set {validation!r}. Add a score "
+                f"with method: {method.name} and validation: {validation} to curation.yaml, and run `curate run`."
             )
 
 

@@ -44,7 +44,7 @@ from curation_assets.methods.selectors.per_prompt import PerPrompt
 from curation_assets.methods.selectors.round_robin import round_robin
 from curation_assets.methods.selectors.top import Top
 from curation_assets.methods.vectors import unit
-from curation_assets.subsets.choose import POOL_COLUMNS, choose
+from curation_assets.subsets.choose_in_duckdb import POOL_COLUMNS, choose
 from curation_assets.subsets.what_if import derive
 from curation_assets.tables.signals import SignalName
 from curation_resources.storage.part_store import Measurements

@@ -18,7 +18,7 @@ from curation_assets.config.settings import Settings, Target
 from curation_assets.methods.method import Method, ScoreInputs, ScoreSection
 from curation_assets.methods.registry import METHODS
 from curation_assets.methods.selectors.candidates import Candidates, Features
-from curation_assets.subsets.choose import POOL_COLUMNS
+from curation_assets.subsets.choose_in_duckdb import POOL_COLUMNS
 from curation_assets.tables.signals import OF_KIND, SignalName
 from tests.subsets.in_memory import order_by
 

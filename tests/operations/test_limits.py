@@ -17,7 +17,7 @@ from curation_assets.cli.app import app
 from curation_assets.cli.run_summary import show_summary
 from curation_assets.cli.show_cost import limit_lines
 from curation_assets.config.running_settings import Limits
-from curation_assets.defs.automation import scoring_requests
+from curation_assets.defs.sensors import scoring_requests
 from curation_assets.operations.plan import make_plan
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.workspace.limits import HOUR, Allowance, DayAllowance, Spent, spent_today, waits_for_tomorrow

@@ -11,11 +11,11 @@ import dagster as dg
 import pytest
 from transformers import AutoModelForCausalLM
 
-from curation_assets.defs import automation
-from curation_assets.defs.automation import rescue_requests
+from curation_assets.defs import sensors
 from curation_assets.defs.dead_runs import MOST_KILLED
 from curation_assets.defs.dry_run import dry_run
 from curation_assets.defs.partitions import STAGE_TAG
+from curation_assets.defs.sensors import rescue_requests
 from curation_assets.operations.plan import make_plan
 from curation_assets.signals import warmup
 from curation_assets.signals.perturbation import search_sigma
@@ -202,7 +202,7 @@ def test_what_rests_on_a_model_that_is_here_is_rescued_beside_one_that_is_gone(
     lose(daemon.workspace, "subsets/best.parquet")
     late, _ = rescue_requests(daemon.workspace, instance, {}, now=0.0)
     assert late == []
-    monkeypatch.setattr(automation, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(sensors, "PATIENCE_SECONDS", 0.0)
     late, _ = rescue_requests(daemon.workspace, instance, {}, now=0.0)
     assert [list(request.asset_selection or []) for request in late] == [[dg.AssetKey(["subsets", "best"])]]
 

@@ -9,11 +9,11 @@ import dagster as dg
 import pytest
 
 from curation_assets.definitions import build_definitions
-from curation_assets.defs.automation import scoring_requests
 from curation_assets.defs.corpus import RAW_CORPUS_KEY
 from curation_assets.defs.dead_runs import MOST_KILLED
 from curation_assets.defs.partitions import SHARDS
 from curation_assets.defs.reports import COMPARISON_KEY
+from curation_assets.defs.sensors import scoring_requests
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.storage.landing import LandingError
 from tests.models import write_tiny_model, write_tiny_qwen3_vl

@@ -13,10 +13,10 @@ import dagster as dg
 import pytest
 
 from curation_assets.definitions import build_definitions
-from curation_assets.defs import automation
+from curation_assets.defs import sensors
 from curation_assets.defs.alerts import RETRIED_TAG, alert_sensors, failure_alert
-from curation_assets.defs.automation import PATIENCE_SECONDS, rescue_requests
 from curation_assets.defs.corpus import RAW_CORPUS_KEY
+from curation_assets.defs.sensors import PATIENCE_SECONDS, rescue_requests
 from curation_assets.tables import score_manifest_path
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.storage.landing import LandingError
@@ -161,7 +161,7 @@ def test_what_no_condition_asks_for_is_asked_for_after_a_while(daemon: Daemon, p
 def test_the_scoring_sensor_does_that(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     lose(daemon.workspace, "subsets/best.parquet")
     assert daemon.scoring() == []
-    monkeypatch.setattr(automation, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(sensors, "PATIENCE_SECONDS", 0.0)
     assert [list(request.asset_selection or []) for request in daemon.scoring()] == [[dg.AssetKey(["subsets", "best"])]]
     assert daemon.scoring() == []  # not run, and asked for once a day
 

@@ -69,7 +69,7 @@ def test_rounds_rest_on_one_another(tmp_path: Path, tiny_model: Path) -> None:
     assert summary.subsets == ["grape_1"]
     waits = "\n".join(summary.waiting)
     assert "round_1: its run trains on release 1 of grape_1, which does not exist. Run `curate release" in waits
-    assert "round_2: its run starts from that of target round_1, which has not been trained yet" in waits
+    assert "round_2: its warm-up starts from the weights of target round_1, which has not been trained yet" in waits
     job = MainJob(workspace, instance_of(workspace))
     first, _ = job.release(workspace.settings.subset("grape_1"))
     assert first.manifest["parent_release"] is None

@@ -123,4 +123,4 @@ def test_selectors_that_compare_vectors_say_that_they_stay_in_memory(
     with caplog.at_level(logging.WARNING, "curation"):
         found = select(workspace, workspace.settings.subset("best"))
     assert len(found.rows) == 3
-    assert "subset best: selector k_center orders in memory; its 6 candidates are more than" in caplog.text
+    assert "subset best: selector k_center holds all 6 candidates and their vectors in memory" in caplog.text

@@ -15,9 +15,9 @@ from polars.testing import assert_frame_equal
 
 from curation_assets import tables
 from curation_assets.definitions import build_definitions
-from curation_assets.defs.automation import scoring_requests
 from curation_assets.defs.main_job import MainJob
 from curation_assets.defs.partitions import SHARDS
+from curation_assets.defs.sensors import scoring_requests
 from curation_assets.signals.measure import groups_by_missing
 from curation_assets.signals.scorers import model_scorer
 from curation_assets.signals.store import SignalStore, signal_dir

@@ -14,7 +14,7 @@ from curation_assets import tables
 from curation_assets.config.config_file import ConfigError
 from curation_assets.config.corpus_settings import CorpusFilters
 from curation_assets.definitions import build_definitions
-from curation_assets.defs.automation import scoring_requests
+from curation_assets.defs.sensors import scoring_requests
 from curation_assets.quality import checks
 from curation_assets.quality.checks import QualityError, checks_key
 from curation_assets.quality.filtered_pool import apply, by_benchmark, pool_due, quality_due, without_filtered
@@ -250,7 +250,7 @@ def test_without_filters_nothing_is_looked_at(tmp_path: Path, tiny_model: Path) 
 
 def test_samples_that_were_not_checked_are_an_error_and_not_a_pass(workspace: Workspace) -> None:
     unknown = pl.DataFrame({"sample_id": ["0" * 32]})
-    with pytest.raises(QualityError, match="1 samples have not been checked by the pool's filters"):
+    with pytest.raises(QualityError, match="1 samples have not been checked by the filters of the corpus"):
         without_filtered(workspace, unknown)
 
 

@@ -62,7 +62,7 @@ def test_other_scores_are_said_and_come_back(made: Workspace, tmp_path: Path) ->
     run(other)
     code, said = reproduce(other)
     assert code == 1
-    assert "cannot be reproduced from the current data" in said
+    assert "cannot be reproduced from the current scores" in said
     assert "--settings-to FILE" in said
     assert "are relative to" in reproduce(other, "--settings-to", str(tmp_path / "no" / "then.yaml"))[1]
     file = tmp_path / "then.yaml"

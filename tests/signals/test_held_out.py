@@ -12,9 +12,9 @@ import pytest
 from curation_assets.config.config_file import ConfigError
 from curation_assets.config.settings import Target
 from curation_assets.corpus.held_out import overlap_with_pool
-from curation_assets.defs.automation import scoring_requests
 from curation_assets.defs.dry_run import dry_run
 from curation_assets.defs.main_job import MainJob
+from curation_assets.defs.sensors import scoring_requests
 from curation_assets.defs.validation import validation_set_key, validation_signals_key
 from curation_assets.methods.vectors import matrix
 from curation_assets.operations.share import Share, measure_share
@@ -118,7 +118,7 @@ def test_a_set_that_is_not_measured_is_refused_with_the_mend(workspace: Workspac
     only = workspace.settings.model_copy(
         update={"scores": workspace.settings.scores[:1], "subsets": workspace.settings.subsets[:1]}
     )
-    with pytest.raises(SelectionError, match=r"is not measured for target 'tiny'\. Add a score with method: rds_plus"):
+    with pytest.raises(SelectionError, match=r"^no score of target 'tiny' measures .* method: rds_plus"):
         changed(only, "nearest", ["method=rds_plus", "validation=held_out"], None)
     with pytest.raises(SelectionError, match="selector: round_robin needs validation samples, which method k_cen"):
         what_if(workspace, "cover", ["selector.kind=round_robin"])

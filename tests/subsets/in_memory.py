@@ -1,4 +1,4 @@
-"""Choosing in memory with numpy: the twin that `subsets.choose` is held against, row by row.
+"""Choosing in memory with numpy: the twin that `subsets.choose_in_duckdb` is held against, row by row.
 
 Its own selectors are held against loops over rows in `test_selectors`.
 """
@@ -33,8 +33,16 @@ from curation_assets.methods.selectors.registry import order_by_stratum, selecto
 from curation_assets.methods.selectors.top import Top
 from curation_assets.subsets.budget import BINS, STRATUM_LENGTHS, Prefix, Shares, samples_of
 from curation_assets.subsets.eligibility import LOW_SIGNAL_PERCENT, eligible
-from curation_assets.subsets.selection import Selection, subset_digest, subset_rows
-from curation_assets.subsets.summary import CHOSEN_FACTS, POINTS, POOL_FACTS, Summary, Summing
+from curation_assets.subsets.facts import (
+    CHOSEN_FACTS,
+    POINTS,
+    POOL_FACTS,
+    Selection,
+    Summary,
+    Summing,
+    subset_digest,
+    subset_rows,
+)
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from curation_assets.methods.selectors.random import Random
 from curation_assets.methods.selectors.top import Top
 from curation_assets.quality.checks import QualityError
 from curation_assets.subsets.budget import Prefix, Shares
-from curation_assets.subsets.choose import POOL_COLUMNS, choose
-from curation_assets.subsets.selection import Selection
+from curation_assets.subsets.choose_in_duckdb import POOL_COLUMNS, choose
+from curation_assets.subsets.facts import Selection
 from curation_resources.storage.digests import digest
 from curation_resources.storage.spill import spilling
 from tests.subsets import in_memory
@@ -242,7 +242,7 @@ def test_a_sample_that_was_not_held_against_the_filters_is_told(tmp_path: Path) 
     facts = {"shard": "a.jsonl", "prompt_id": PROMPTS[0], "n_steps": 3, "source": "old", "score": 1.0}
     arrived = arrived_frame([{"sample_id": name, **facts} for name in NAMES])
     subset = Subset(name="s", score="grace", budget=Budget(samples=1), selector=Top())
-    with pytest.raises(QualityError, match=r"^2 samples have not been checked by the pool's filters"):
+    with pytest.raises(QualityError, match=r"^2 samples have not been checked by the filters of the corpus"):
         with_duckdb(arrived, subset, tmp_path, known)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from curation_assets.subsets.choose import POOL_COLUMNS
+from curation_assets.subsets.choose_in_duckdb import POOL_COLUMNS
 from curation_assets.tables import sample_scores_dir
 from curation_assets.workspace.workspace import Workspace
 from tests.benchmarks.selection_scale import GIB, KINDS, in_own_process, look_at

@@ -52,8 +52,7 @@ class LandingFile:
     """A file in a listing of the landing area.
 
     `version` changes with its content if the listing provides one (in a bucket), and is empty if size and modification
-    time
-    have to suffice (in a folder). `modified_ns` is 0 if it is not needed.
+    time have to suffice (in a folder). `modified_ns` is 0 if it is not needed.
     """
 
     name: str
@@ -192,8 +191,8 @@ class FolderLanding(Landing):
         """Return the files that are not being written: size and time are equal at two looks.
 
         A file older than `SETTLE_SECONDS` needs no second look. With `wait`, the second look follows after
-        `SETTLE_SECONDS`;
-        without, fresh files are left for the next call.
+        `SETTLE_SECONDS`; without, fresh files are left for the next call. The landing sensor does not use this: it
+        compares with its previous scan (`curation_assets.defs.sensors`).
         """
         first = self.files()
         now = time.time_ns()

@@ -92,7 +92,7 @@ def spilling(place: Path, memory_mib: int) -> Iterator[Spill]:
         memory_mib: memory limit of the database.
 
     Raises:
-        SpillError: memory or disk space do not suffice.
+        SpillError: memory or disk space were not enough, or the disk failed.
     """
     place.mkdir(parents=True, exist_ok=True)
     _clear_abandoned(place)
@@ -112,8 +112,8 @@ def spilling(place: Path, memory_mib: int) -> Iterator[Spill]:
             # After its first line DuckDB recommends settings that users of this project cannot change.
             reason = str(error).splitlines()[0]
             raise SpillError(
-                f"{memory_mib} MiB of memory and the disk of {place} do not suffice ({reason}). Raise "
-                "engine.selection_memory_mib, or free disk space."
+                f"selecting failed with {memory_mib} MiB of memory and the disk of {place}: {reason}. Raise "
+                "engine.selection_memory_mib, free disk space, or set XDG_CACHE_HOME to a folder on another disk."
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Sensors: they request runs of outdated stages, and releases if the policy says so.
+"""Sensors: they observe the landing area, request runs of outdated stages, and releases if the policy says so.
 
 The scoring sensor is level-triggered: it walks the list of stages (`curation_assets.operations.stages`) and requests
 what is outdated, so it cannot lose an update. A run key holds what is wanted and what is stored, so a failing run is
@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import dagster as dg
 
 from curation_assets.config.settings import Subset, Target
+from curation_assets.corpus.ingest import accept_listing
 from curation_assets.defs.alerts import alert_sensors, report_refusals
+from curation_assets.defs.checkpoints import base_model_key
+from curation_assets.defs.corpus import LANDING_KEY
 from curation_assets.defs.dead_runs import UNFINISHED, fail_dead_runs, killed_runs
-from curation_assets.defs.landing_sensor import landing_sensor
 from curation_assets.defs.partitions import SHARDS, STAGE_TAG, range_tags, release_key, release_partitions
 from curation_assets.defs.placement import placed
 from curation_assets.defs.releases import release_asset_key
@@ -36,13 +38,17 @@ from curation_assets.operations.stages import (
 )
 from curation_assets.releases.build import latest_release, next_release
 from curation_assets.subsets.select import subset_due, wanted_fingerprint
-from curation_assets.workspace.fingerprints import signal_fingerprint
+from curation_assets.workspace.fingerprints import base_digest, signal_fingerprint
 from curation_assets.workspace.limits import waits_for_tomorrow
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError
 from curation_resources.models.model_files import ModelError
 from curation_resources.storage.digests import digest
+from curation_resources.storage.landing import LandingFile
 from curation_resources.storage.read_cache import one_look
+
+NEW_PARTITIONS_PER_TICK = 500
+DATA_VERSION_TAG = "dagster/data_version"
 
 PATIENCE_SECONDS = 120.0
 """Time that a stage with an automation condition stays outdated before the sensor requests it. Conditions are evaluated
@@ -51,7 +57,7 @@ every 15 seconds, and launching a run takes a while."""
 
 def sensors(workspace: Workspace) -> list[dg.SensorDefinition]:
     """Return all sensors of a configuration, running by default."""
-    made = [landing_sensor(), _scoring_sensor(workspace), _automation_sensor(), *alert_sensors(workspace)]
+    made = [_landing_sensor(), _scoring_sensor(workspace), _automation_sensor(), *alert_sensors(workspace)]
     if workspace.settings.releases.policy == "on_change":
         made += [_release_sensor(subset) for subset in workspace.settings.subsets]
     return made
@@ -260,3 +266,69 @@ def _release_sensor(subset: Subset) -> dg.SensorDefinition:
         )
 
     return release
+
+
+def observation(key: dg.AssetKey, version: str, partition: str | None = None) -> dg.AssetObservation:
+    """Return an observation of upstream data at a version."""
+    return dg.AssetObservation(asset_key=key, partition=partition, tags={DATA_VERSION_TAG: version})
+
+
+def _landing_sensor() -> dg.SensorDefinition:
+    """Return the sensor that scans the landing area."""
+
+    @dg.sensor(
+        name="landing",
+        minimum_interval_seconds=15,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Adds a partition for every new file, and reports new versions of files and base models.",
+    )
+    def landing(context: dg.SensorEvaluationContext, workspace: dg.ResourceParam[Workspace]) -> dg.SensorResult:
+        with report_refusals(workspace, "landing"):
+            return _look(context, workspace)
+
+    return landing
+
+
+def _look(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
+    """Scan once and compare with the last scan."""
+    before = json.loads(context.cursor) if context.cursor else {"files": {}, "models": {}}
+    accept_listing(workspace)
+    look, seen = workspace.landing.files(), before["files"]
+    whole = workspace.landing.arrives_whole
+    stable = [f for f in look if whole or seen.get(f.name, [None] * 3)[:2] == [f.size, f.modified_ns]]
+    digests = workspace.landing.digests(stable)
+    known = set(context.instance.get_dynamic_partitions(str(SHARDS.name)))
+    new = [f.shard for f in stable if f.shard not in known][:NEW_PARTITIONS_PER_TICK]
+    taken = [f for f in stable if f.shard in known or f.shard in new]
+    changed = [f for f in taken if seen.get(f.name, [None] * 3)[2] != digests[f.shard]]
+    models = before["models"] | _model_versions(context, workspace)
+    events = [observation(LANDING_KEY, digests[f.shard], f.shard) for f in changed]
+    events += [
+        observation(base_model_key(target), models[target.name])
+        for target in workspace.settings.targets
+        if before["models"].get(target.name) != models.get(target.name)
+    ]
+    return dg.SensorResult(
+        asset_events=events,
+        dynamic_partitions_requests=[SHARDS.build_add_request(new)] if new else [],
+        cursor=json.dumps({"files": _cursor_files(look, taken, digests), "models": models}),
+    )
+
+
+def _model_versions(context: dg.SensorEvaluationContext, workspace: Workspace) -> dict[str, str]:
+    """Return the version of every base model on this machine; log a warning for the others."""
+    versions = {}
+    for target in workspace.settings.targets:
+        try:
+            versions[target.name] = base_digest(workspace, target)
+        except ModelError as error:
+            context.log.warning(str(error))
+    return versions
+
+
+def _cursor_files(
+    look: Iterable[LandingFile], taken: Iterable[LandingFile], digests: Mapping[str, str]
+) -> dict[str, list[object]]:
+    """Return the state that the next scan compares with: size, time and reported version, by file name."""
+    reported = {f.name: digests[f.shard] for f in taken}
+    return {f.name: [f.size, f.modified_ns, reported.get(f.name)] for f in look}

@@ -26,8 +26,7 @@ from curation_assets.methods.selectors.registry import order_by_stratum, selecto
 from curation_assets.quality.filtered_pool import refuse_unknown
 from curation_assets.subsets.budget import BINS, STRATUM_LENGTHS, Prefix, Shares, samples_of
 from curation_assets.subsets.eligibility import LOW_SIGNAL_PERCENT, eligible
-from curation_assets.subsets.selection import Selection, SubsetDigest, subset_rows
-from curation_assets.subsets.summary import POINTS, POOL_FACTS, Summing
+from curation_assets.subsets.facts import POINTS, POOL_FACTS, Selection, SubsetDigest, Summing, subset_rows
 from curation_resources.storage.spill import Spill
 
 logger = logging.getLogger("curation")
@@ -120,7 +119,7 @@ def choose(
         take: receives the rows of table `subset`, best first, in pieces.
         known: samples removed by the corpus' filters (table `pool` of the warehouse); None without filters.
         features: embeddings and validation prompts, if the score's method has them.
-        many: number of candidates from which on holding them in memory is worth a warning.
+        many: a warning is logged if more candidates than this are held in memory.
         duplicates: number of copies that were removed before; None: `arrived` may contain a sample more than once.
 
     Raises:
@@ -145,8 +144,9 @@ def choose(
         if many is not None and counts.eligible > many:
             # Vectors dominate memory and every step reads all of them, so sorting on disk would not help.
             logger.warning(
-                "subset %s: selector %s orders in memory; its %d candidates are more than engine.rows_in_memory (%d).",
-                *(subset.name, selector.kind, counts.eligible, many),
+                "subset %s: selector %s holds all %d candidates and their vectors in memory. If memory runs out, "
+                "narrow the subset's filters, or choose another selector.",
+                *(subset.name, selector.kind, counts.eligible),
             )
         left_out = _rank_in_memory(spill, section, score, subset, counts, features)
     else:
