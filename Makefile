@@ -44,7 +44,7 @@ ui: $(VENV)/.lean  ## Open the Dagster UI on the demo's instance
 	$(BIN)/curate ui --config $(DEMO)/curation.yaml --port $(PORT)
 
 test: install  ## Run the default test suite
-	$(PYTEST) -n 2 -m 'not system'
+	$(PYTEST) -n auto --maxprocesses 4 -m 'not system'
 
 # Daemons and clusters mostly wait, so more of them than cores run at once.
 test-system: install  ## Run the tests that start other systems: PostgreSQL, Slurm, Ray, browsers, benchmarks

@@ -86,8 +86,8 @@ def reproduce(workspace: Workspace, manifest: Mapping[str, Any], folder: str) ->
         why = f" ({'; '.join(differs)})" if differs else ""
         raise ReleaseError(
             f"{release} cannot be reproduced from the current scores{why}: {error.cause}. To score as it was "
-            f"scored, use `curate reproduce {release} --settings-to FILE`, then `curate run --config FILE`: it measures "
-            "nothing again, and replaces the current scores until the next `curate run` with your own configuration."
+            f"scored, use `curate reproduce {release} --settings-to FILE`, then `curate run --config FILE`. That "
+            "measures nothing again, but replaces the current scores until the next `curate run` with your own configuration."
         ) from error
     if all(files.values()):
         return Reproduced(release, files, None, damaged, differs)
