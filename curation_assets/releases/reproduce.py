@@ -87,7 +87,7 @@ def reproduce(workspace: Workspace, manifest: Mapping[str, Any], folder: str) ->
         raise ReleaseError(
             f"{release} cannot be reproduced from the current scores{why}: {error.cause}. To score as it was "
             f"scored, use `curate reproduce {release} --settings-to FILE`, then `curate run --config FILE`. That "
-            "measures nothing again, but replaces the current scores until the next `curate run` with your own configuration."
+            "measures nothing again, but replaces the current scores until the next run with your own configuration."
         ) from error
     if all(files.values()):
         return Reproduced(release, files, None, damaged, differs)
