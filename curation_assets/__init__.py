@@ -1,4 +1,4 @@
-"""The asset graph: one folder a stage, in the order in which data flows."""
+"""The curation pipeline. Its packages are layers; CONTRIBUTING.md shows them."""
 
 import warnings
 

@@ -49,7 +49,9 @@ def verify(
         if problems:
             rows = [(problem.file, problem.what) for problem in problems]
             console.print(simple_table(f"{storage.shown(place)}", ("file", "problem"), rows))
-            raise DamagedError(f"{storage.shown(place)} is damaged: {len(problems)} problems")
+            raise DamagedError(
+                f"{storage.shown(place)} is damaged. Restore it from a copy, or delete it and release again."
+            )
         console.print(f"{storage.shown(place)} is intact", soft_wrap=True)
 
 

@@ -119,7 +119,7 @@ def refuse_unknown_names(
             raise LocatedError(
                 ["evaluation", "subsets", position],
                 f"subset {name} is selected by target {chosen_by[name]}, but evaluation.target is "
-                f"{evaluation.target}. Remove one of the two.",
+                f"{evaluation.target}. Remove {name} from evaluation.subsets, or remove evaluation.target.",
             )
     for position, name in enumerate(evaluation.models or []):
         if name not in targets:

@@ -32,7 +32,9 @@ def read_validation(workspace: Workspace, validation: ValidationSet) -> ShardRow
     rows = rows_without_purged(read, PurgedList.read(workspace.warehouse).ids())
     if rows.accepted.is_empty():
         reasons = ", ".join(sorted(set(rows.rejected["reason"].to_list()))) or rows.file_problem or "it is empty"
-        raise ValidationSetError(f"validation set {validation.name}: {path} has no usable sample: {reasons}")
+        raise ValidationSetError(
+            f"validation set {validation.name}: {path} has no usable sample ({reasons}). Correct the file."
+        )
     return rows
 
 

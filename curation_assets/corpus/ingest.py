@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.corpus.pool import resolve_duplicates
+from curation_assets.corpus.duplicates import resolve_duplicates
 from curation_assets.corpus.purging import drop_images, kept_images, without_purged
 from curation_assets.corpus.reading import UNKNOWN, Account, ShardReader, ShardRows, account
 from curation_assets.workspace.fingerprints import corpus_fingerprint

@@ -60,7 +60,10 @@ def map_shards(
                 done += 1
                 yield result
     except BrokenProcessPool:
-        logger.warning("a worker process died. The remaining %d shards are read one at a time.", len(shards) - done)
+        logger.warning(
+            "a worker process died, perhaps for lack of memory. The remaining %d shards are processed one at a time.",
+            len(shards) - done,
+        )
     while done < len(shards):
         try:
             with worker_processes(1, _prepare, arguments) as executor:

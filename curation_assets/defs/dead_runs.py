@@ -88,8 +88,8 @@ def refuse_while_running(instance: dg.DagsterInstance, what: str) -> None:
     runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
     if runs:
         raise RunInProgressError(
-            f"{what}: {len(runs)} runs are in progress or queued ({', '.join(run.run_id[:8] for run in runs[:3])}). "
-            "Wait for them, or terminate them in the UI."
+            f"{what}: {len(runs)} runs in progress or queued ({', '.join(r.run_id[:8] for r in runs[:3])}). "
+            "Wait until there is none, or terminate them in the UI."
         )
 
 

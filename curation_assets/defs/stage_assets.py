@@ -71,7 +71,7 @@ def _target_keys(
 def ranges_of(
     workspace: Workspace, instance: dg.DagsterInstance, stage: Stage, outdated: Sequence[str]
 ) -> list[list[str]]:
-    """Return the parts of a stage that one run each covers: contiguous ranges of shards, or all of it."""
+    """Group the parts of a stage, one group per run: contiguous ranges of shards, or all of it."""
     if not stage.by_shard:
         return [list(outdated)] if outdated else []
     keys = list(instance.get_dynamic_partitions(str(SHARDS.name)))
@@ -85,7 +85,7 @@ def without_event(instance: dg.DagsterInstance, key: dg.AssetKey, shards: Iterab
 
 
 def unrecorded_by(instance: dg.DagsterInstance, workspace: Workspace) -> Unrecorded:
-    """Return the function by which a survey asks an instance which parts of a stage it has no event of."""
+    """Return a function that lists the parts of a stage for which the instance has no materialization event."""
 
     def unrecorded(stage: Stage, item: Item, parts: Iterable[str], signal: SignalName | None) -> list[str]:
         keys = asset_keys(workspace, stage, item, None if signal is None else [signal])

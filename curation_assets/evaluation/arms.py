@@ -94,7 +94,10 @@ def runs_of(workspace: Workspace, evaluation: Evaluation) -> list[Run]:
     chosen = _chosen_by(workspace, evaluation)
     pool = trainable_rows(workspace)["sample_id"].sort()
     if pool.is_empty():
-        raise EvaluationError("the pool has no sample without images. Add traces and use `curate run`.")
+        raise EvaluationError(
+            "the pool has no sample to train on (samples with images are not used). Run `curate run` if the corpus has "
+            "changed; else add traces of text, or check what corpus.filters remove."
+        )
     subsets = {name: _samples_of_subset(workspace, name) for name in chosen}
     sizes = sorted({len(ids) for ids in subsets.values()}, reverse=True)
     orders = _baseline_orders(workspace, evaluation, pool)

@@ -1,6 +1,6 @@
 """GRACE: alignment of each step's gradient with the answer's and with earlier steps' (arXiv 2605.13130).
 
-This module holds parameters and data frames; the arithmetic on Gram matrices is in `curation_assets.methods.gram`.
+Parameters and data frames are here; the arithmetic on Gram matrices is in `curation_assets.methods.grace_gram`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from curation_assets import tables
-from curation_assets.methods.gram import Aggregate, GramOptions, History, Reduce, Reference, sample_and_step_scores
+from curation_assets.methods.grace_gram import (
+    Aggregate,
+    GramOptions,
+    History,
+    Reduce,
+    Reference,
+    sample_and_step_scores,
+)
 from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection, TargetFacts
 from curation_assets.methods.selectors.top import Top
 

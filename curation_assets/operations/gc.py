@@ -1,6 +1,6 @@
 """Find and remove stored data that nothing refers to any more: `curate gc`.
 
-Kept are whatever the configuration wants now, whatever a release depends on (according to its manifest), and anything
+It keeps whatever the configuration wants now, whatever a release depends on (according to its manifest), and anything
 recent, since another machine may be working with another configuration. Rows, rejected rows and releases are never
 considered.
 """

@@ -8,7 +8,7 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.config.settings import Target
-from curation_assets.corpus.pool import resolve_duplicates
+from curation_assets.corpus.duplicates import resolve_duplicates
 from curation_assets.quality.filtered_pool import stored_pool, without_filtered
 from curation_assets.signals.store import SignalStore, shard_records, signal_dir
 from curation_assets.subsets.manifest import present_scores

@@ -178,7 +178,7 @@ class Stage:
 
 
 def raise_if_global(error: UserError) -> None:
-    """Raise an error that concerns every stage: a refused listing. Any other one stops only the item that it names."""
+    """Re-raise an error that concerns every stage, that is, a refused listing; others stop only the item they name."""
     if isinstance(error, LandingError):
         raise error
 
@@ -380,7 +380,7 @@ def _perturbation_outdated(survey: Survey, target: Target) -> list[str]:
 
 
 def _validation_outdated(survey: Survey, target: Target) -> list[str]:
-    """The validation sets that the target's scores look at, if they have to be read or measured and can be."""
+    """Return the outdated validation sets that the target's scores use, if they can be read and measured now."""
     workspace = survey.workspace
     measurable = signal_dir(workspace, target, target.signals[0]) is not None
     unseen = survey.missing(stage_named("validation"), target, [ALL])

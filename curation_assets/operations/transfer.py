@@ -305,7 +305,10 @@ def _check_name(shown: str, path: str, digest: str) -> None:
     """Verify that a part's content matches the digest in its name."""
     name = re.fullmatch(r"part-([0-9a-f]{32})", path.rsplit("/", 1)[-1].removesuffix(TABLE))
     if name is not None and name[1] != digest:
-        raise TransferError(f"{shown} is damaged: its bytes do not match its name. Delete it and measure again.")
+        raise TransferError(
+            f"{shown} is damaged: its bytes do not match its name. Delete it where it was "
+            "measured, measure again there, and export again."
+        )
 
 
 def _add(storage: Storage, path: str, data: bytes) -> bool:

@@ -74,7 +74,10 @@ def release_rows(workspace: Workspace, subset: Subset, chosen: pl.DataFrame) -> 
     content = corpus_rows(workspace, chosen["sample_id"].to_list())
     rows = chosen.join(content, on="sample_id", how="left", maintain_order="left")
     if rows.is_empty():
-        raise ReleaseError(f"subset {subset.name} has no samples. An empty release cannot be made.")
+        raise ReleaseError(
+            f"subset {subset.name} has no samples, and an empty release cannot be made. Widen its "
+            "filters or budget, and use `curate run`."
+        )
     if rows["response"].null_count():
         raise ReleaseError(f"subset {subset.name} names samples that are missing from the corpus. Run `curate run`.")
     steps = step_columns(workspace, subset, rows["sample_id"])

@@ -139,10 +139,15 @@ def _vectors_of(workspace: Workspace, target: Target, name: str, score: ScoreSec
     frame = SIGNALS[signal].table.empty() if stored is None else stored
     joined = ids.join(frame, on="sample_id", how="inner", maintain_order="left")
     vectors = method.to_vectors(joined.drop_nulls(SIGNALS[signal].value))
-    if len(joined) < len(ids) or not len(vectors):
+    if len(joined) < len(ids):
         raise MeasuringError(
-            f"only {len(vectors)} of {len(ids)} samples of validation set {name} have {signal} of target "
-            f"{target.name}. Run `curate run`."
+            f"{signal} of target {target.name} is measured for only {len(joined)} of {len(ids)} samples of validation "
+            f"set {name}. Run `curate run`."
+        )
+    if not len(vectors):
+        raise MeasuringError(
+            f"none of the {len(ids)} samples of validation set {name} has a value of {signal} for target {target.name} "
+            f"(column flags of {signal} says why). Correct the set's file."
         )
     return vectors
 

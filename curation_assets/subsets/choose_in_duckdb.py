@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from curation_assets import tables
 from curation_assets.config.settings import Stratum, Subset
-from curation_assets.corpus.pool import ARRIVAL
+from curation_assets.corpus.duplicates import ARRIVAL
 from curation_assets.methods.method import ScoreSection
 from curation_assets.methods.registry import method_of
 from curation_assets.methods.selectors.candidates import Candidates, Features, Keys, Selector, SelectorSection
@@ -39,21 +39,20 @@ READ_ROWS = 250_000
 POOL_COLUMNS = [name for name in tables.SAMPLE_SCORES.columns if name != "flags"]
 """Columns of `sample_scores` that selection reads, beside the score."""
 
+TYPES: dict[Any, str] = {
+    pl.String: "varchar",
+    pl.Boolean: "boolean",
+    pl.Int32: "integer",
+    pl.Int64: "bigint",
+    pl.Float32: "float",
+    pl.Float64: "double",
+}
+"""DuckDB's types of columns."""
+
 COLUMNS = {
+    **{name: TYPES[tables.SAMPLE_SCORES.columns[name].dtype.base_type()] for name in POOL_COLUMNS},
     "sample_id": "uuid",
     "prompt_id": "uuid",
-    "shard": "varchar",
-    "row": "bigint",
-    "candidate": "integer",
-    "source": "varchar",
-    "domain": "varchar",
-    "generator": "varchar",
-    "correct": "boolean",
-    "verified": "boolean",
-    "reward": "double",
-    "n_steps": "integer",
-    "response_tokens": "integer",
-    "answer_norm": "float",
     "score": "double",
     "eligible": "boolean",
     "may": "boolean",

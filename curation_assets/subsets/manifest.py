@@ -6,8 +6,8 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.config.settings import Target
+from curation_assets.corpus.duplicates import resolve_duplicates
 from curation_assets.corpus.ingest import present_shards
-from curation_assets.corpus.pool import resolve_duplicates
 from curation_assets.quality.filtered_pool import without_filtered
 from curation_assets.signals.store import shard_records, signal_dir
 from curation_assets.workspace.fingerprints import scored_signals_fingerprint

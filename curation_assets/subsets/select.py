@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from curation_assets import tables
 from curation_assets.config.settings import Subset, Target
-from curation_assets.corpus.pool import resolve_duplicates
+from curation_assets.corpus.duplicates import resolve_duplicates
 from curation_assets.methods.method import ScoreSection
 from curation_assets.methods.registry import method_of
 from curation_assets.methods.selectors.candidates import Features, SelectorSection

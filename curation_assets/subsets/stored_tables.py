@@ -22,6 +22,14 @@ from curation_resources.sections import unknown
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
+NEEDS = {
+    "sample_quality": "corpus.filters",
+    "pool": "corpus.filters",
+    "preference": "a method that compares models",
+}
+"""What the configuration needs before a run makes a table that not every configuration has."""
+
+
 class TableRequestError(UserError):
     """A requested table does not exist or the request is ambiguous."""
 
@@ -46,7 +54,8 @@ def read_stored(
     frame = _scan(workspace, name, target, score, subset)
     if frame is None:
         command = "curate evaluate" if name in evaluation_tables.EVALUATION_TABLES else "curate run"
-        raise TableRequestError(f"table {name} is empty. Run `{command}` first.")
+        needs = f" It needs {NEEDS[name]}." if name in NEEDS else ""
+        raise TableRequestError(f"table {name} has not been made yet. Run `{command}`.{needs}")
     return frame
 
 

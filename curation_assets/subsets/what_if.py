@@ -20,7 +20,7 @@ from ruamel.yaml.error import YAMLError
 from curation_assets import tables
 from curation_assets.config.config_file import mistakes
 from curation_assets.config.settings import Budget, Filters, Settings, Subset, Target
-from curation_assets.corpus.pool import all_distinct, resolve_duplicates
+from curation_assets.corpus.duplicates import all_distinct, resolve_duplicates
 from curation_assets.methods.method import ScoreInputs, ScoreSection
 from curation_assets.methods.registry import METHODS, method_of
 from curation_assets.signals.held_out import validation_vectors

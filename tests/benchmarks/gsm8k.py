@@ -18,7 +18,7 @@ import dagster as dg
 import polars as pl
 from rich.console import Console
 
-from curation_assets.corpus.pool import resolve_duplicates
+from curation_assets.corpus.duplicates import resolve_duplicates
 from curation_assets.defs.main_job import MainJob
 from curation_assets.demo.tour import auroc
 from curation_assets.methods.registry import METHODS

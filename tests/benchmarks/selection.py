@@ -34,7 +34,7 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.config.settings import Budget, Subset
-from curation_assets.corpus.pool import resolve_duplicates
+from curation_assets.corpus.duplicates import resolve_duplicates
 from curation_assets.methods.grace import GraceScore
 from curation_assets.methods.grape import GrapeScore
 from curation_assets.methods.method import ScoreSection

@@ -16,7 +16,7 @@ from curation_assets.config.checkpoint_settings import Warmup
 from curation_assets.config.config_file import ConfigError, config_path, json_schema, load_settings, parse_settings
 from curation_assets.config.settings import Settings
 from curation_assets.methods.grace import GraceScore
-from curation_assets.methods.gram import History
+from curation_assets.methods.grace_gram import History
 from curation_assets.methods.registry import METHODS
 from curation_assets.operations.init_config import FolderSummary, render_config
 

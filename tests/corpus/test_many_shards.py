@@ -68,7 +68,7 @@ def test_a_file_that_ends_its_process_is_not_read_by_this_one(
     assert deadly.file_problem is not None
     assert "part-1.jsonl ended the process that read it" in deadly.file_problem
     assert own.warehouse.read_table("corpus/rejected_rows/part-1.jsonl.parquet")["reason"].to_list() == ["ends_process"]
-    assert "are read one at a time" in caplog.text
+    assert "are processed one at a time" in caplog.text
     # It has been seen: it is not outdated until its content changes.
     digests = own.landing.digests(own.landing.files())
     for shard in shards:

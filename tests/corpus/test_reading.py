@@ -8,7 +8,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation_assets.corpus.pool import resolve_duplicates
+from curation_assets.corpus.duplicates import resolve_duplicates
 from curation_assets.tables import RAW_CORPUS, REJECTED_ROWS
 from tests.corpus.helpers import columns, draft, jsonl, read
 

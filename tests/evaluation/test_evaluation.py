@@ -384,7 +384,7 @@ def test_subsets_that_are_empty_old_or_not_there(tmp_path: Path, tiny_model: Pat
     with pytest.raises(EvaluationError, match=r"has no evaluation\. Add the section"):
         plan_evaluation(workspace)
     workspace = with_evaluation(workspace)
-    with pytest.raises(EvaluationError, match=r"the pool has no sample without images|has not been selected yet"):
+    with pytest.raises(EvaluationError, match=r"the pool has no sample to train on|has not been selected yet"):
         plan_evaluation(workspace)
     run(workspace)
     assert len(plan_evaluation(workspace).runs) == 7
@@ -435,7 +435,7 @@ def test_a_run_that_cannot_be_trained_is_named(tmp_path: Path, tiny_model: Path)
             "is an embedding model, which cannot generate answers",
         ),
         ("{benchmarks: [{name: a, path: b}], subsets: [bets]}", "did you mean 'best'?"),
-        ("{benchmarks: [{name: a, path: b}], subsets: [best], target: minilm}", "Remove one of the two."),
+        ("{benchmarks: [{name: a, path: b}], subsets: [best], target: minilm}", "or remove evaluation.target."),
         ("{benchmarks: [{name: a, path: b}], baselines: [stepmin]}", "evaluation.baselines"),
         ("{benchmarks: [{name: a, path: b}], training: {preset: sgd}}", "evaluation.training.preset"),
         ("{benchmarks: [{name: a, path: b}]}", "subset close is selected by target minilm, an embedding model"),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from curation_assets import tables
 from curation_assets.methods.grace import GraceScore, grace_scores
-from curation_assets.methods.gram import GramOptions, History, StepScores, history_weights, sample_and_step_scores
+from curation_assets.methods.grace_gram import GramOptions, History, StepScores, history_weights, sample_and_step_scores
 
 Array = NDArray[np.float64]
 HISTORIES: list[History | Literal["uniform"]] = ["uniform", History(window=1), History(window=3), History(ema=0.5)]

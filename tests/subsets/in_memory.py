@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from curation_assets.config.settings import Budget, Stratum, Subset
-from curation_assets.corpus.pool import Pool
+from curation_assets.corpus.duplicates import Pool
 from curation_assets.methods.method import ScoreSection
 from curation_assets.methods.random_draws import uniform
 from curation_assets.methods.registry import method_of

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from curation_assets import tables
 from curation_assets.config.settings import Budget, Filters, Subset
-from curation_assets.corpus.pool import Pool, resolve_duplicates
+from curation_assets.corpus.duplicates import Pool, resolve_duplicates
 from curation_assets.methods.apportionment import largest_remainders
 from curation_assets.methods.grace import GraceScore
 from curation_assets.methods.selectors.band import Band

@@ -111,7 +111,10 @@ class ObjectLanding(Landing):
                 raise PermissionError(errno.EACCES, str(error)) from error
             _remove_other_versions(target.parent)
             return copied
-        raise FileChangedError(f"{self.storage.shown(file_name(shard))}: keeps changing while it is read")
+        raise FileChangedError(
+            f"{self.storage.shown(file_name(shard))}: replaced {ATTEMPTS} times while it was read. Run again once its "
+            "upload has ended."
+        )
 
     def open(self, shard: str) -> BinaryIO:
         """Open the object; only the parts that are read are fetched."""
