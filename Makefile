@@ -14,7 +14,7 @@ else
   MAKE_VENV = $(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
 endif
 # Each process of the suite uses one thread.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder --durations 10
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --durations 10
 
 .PHONY: help install demo ui test test-system check format constraints clean
 

@@ -36,19 +36,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engine", choices=("local", "ray"), default="local", help="what tests/pipeline measures with")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order and group the tests for several processes (`--dist loadgroup`).
+ALONE = "tests/benchmarks/test_benchmarks.py"
+"""File whose tests share no fixture, so that any process may run each of them."""
 
-    A file's tests share a process, and with it the file's fixtures, except for those marked `alone`. Files with slow
-    tests come first, so that none is left over at the end.
-    """
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep a file's tests, and with them its fixtures, in one process."""
+    from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
+
+    class ByFile(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if nodeid.startswith(ALONE) else str(super()._split_scope(nodeid))
+
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run files with slow tests first: with one file at a time in each process, none is left over at the end."""
     slow: dict[str, int] = {}
     for item in items:
         weight = 20 * (item.get_closest_marker("slow") is not None) + 100 * ("daemon" in item.nodeid)
         slow[str(item.path)] = slow.get(str(item.path), 0) + 1 + weight
-        if item.get_closest_marker("alone") is None:
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
     items.sort(key=lambda item: -slow[str(item.path)])
 
 

@@ -71,7 +71,6 @@ NEED_BROWSER = {"registering"}
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.parametrize("name", KEYS)
 def test_benchmark_ends_with_its_figures(name: str, request: pytest.FixtureRequest) -> None:
     if name in NEED_DATA:
