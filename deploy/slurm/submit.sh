@@ -21,6 +21,6 @@ submit() { sbatch --parsable --kill-on-invalid-dep=yes "$@"; }
 
 # Federated clusters print JOB;CLUSTER.
 prepare=$(submit "$@" "$CURATION_SLURM/prepare.sbatch")
-score=$(submit "$@" --dependency="afterok:${prepare%%;*}" --array="1-$UNITS" "$CURATION_SLURM/score.sbatch")
-finish=$(submit "$@" --dependency="afterok:${score%%;*}" "$CURATION_SLURM/finish.sbatch")
-echo "prepare ${prepare%%;*}, score ${score%%;*} (1-$UNITS), finish ${finish%%;*}"
+measure=$(submit "$@" --dependency="afterok:${prepare%%;*}" --array="1-$UNITS" "$CURATION_SLURM/measure.sbatch")
+finish=$(submit "$@" --dependency="afterok:${measure%%;*}" "$CURATION_SLURM/finish.sbatch")
+echo "prepare ${prepare%%;*}, measure ${measure%%;*} (1-$UNITS), finish ${finish%%;*}"

@@ -33,7 +33,7 @@ def tell(*said):
         stream.write(json.dumps(said) + "\\n")
 tell("begins", *words)
 try:
-    if words[0] == "score":
+    if words[0] == "measure":
         number, parts = map(int, words[words.index("--units") + 1].split("/"))
         for sample in range(number, 13, parts):
             stored = place / f"sample-{{sample}}"
@@ -110,7 +110,7 @@ ALL = list(range(1, 13))
 
 @pytest.mark.slow
 def test_the_steps_follow_one_another_and_every_part_is_measured_once(steps: Steps) -> None:
-    assert "score" in steps.submit("4")
+    assert "measure" in steps.submit("4")
     steps.wait("the end", lambda: ["ends", "run"] in steps.told())
     told = [said for said in steps.told() if said[0] != "measured"]
     assert told[:2] == [["begins", "run", "--until", "checkpoints"], ["ends", "run", "--until", "checkpoints"]]
@@ -119,17 +119,17 @@ def test_the_steps_follow_one_another_and_every_part_is_measured_once(steps: Ste
     assert steps.measured() == ALL
     steps.wait("an empty queue", lambda: not steps.cluster.waiting())
     logs = sorted(file.name.rsplit("-", 1)[0] for file in steps.place.glob("*.log"))
-    assert logs == ["curation-finish", "curation-prepare", *["curation-score"] * 4]
+    assert logs == ["curation-finish", "curation-prepare", *["curation-measure"] * 4]
 
 
 def running(steps: Steps) -> str:
     """The job of the first part, once it has measured something."""
     steps.wait("a first sample", steps.measured)
-    (line,) = [line for line in steps.cluster.waiting().splitlines() if " curation-score RUNNING" in line]
+    (line,) = [line for line in steps.cluster.waiting().splitlines() if " curation-measure RUNNING" in line]
     return line.split()[0]
 
 
-BEGINS: list[str | int] = ["begins", "score", "--units", "1/1"]
+BEGINS: list[str | int] = ["begins", "measure", "--units", "1/1"]
 
 
 @pytest.mark.slow
@@ -144,7 +144,7 @@ def test_a_part_that_is_interrupted_goes_on_after_what_it_stored(steps: Steps, h
     else:
         # What --signal=B:INT does before the time limit.
         steps.cluster.do("scancel", "--batch", "--signal=INT", job)
-        steps.wait("the command's own end", lambda: ["stopped", "score", "--units", "1/1"] in steps.told())
+        steps.wait("the command's own end", lambda: ["stopped", "measure", "--units", "1/1"] in steps.told())
     steps.wait("another turn", lambda: steps.told().count(BEGINS) == 2)
     steps.pace(0.1)
     steps.wait("the end", lambda: ["ends", "run"] in steps.told())
@@ -198,9 +198,9 @@ def test_curate_itself_comes_to_what_one_run_does(cluster: Cluster, tmp_path: Pa
         assert time.monotonic() < deadline, (cluster.waiting(), cluster.log())
         time.sleep(1)
     logs = {file.name.split("-")[1]: file.read_text() for file in sorted(tmp_path.glob("curation-*.log"))}
-    assert "tiny: share 2/2:" in logs["score"], logs
+    assert "tiny: share 2/2:" in logs["measure"], logs
     assert run(Workspace.load(made.config_file)).tokens_measured == 0
-    measured = [int(text.split(" tokens")[0].split()[-1].replace(",", "")) for text in _logs_of(tmp_path, "score")]
+    measured = [int(text.split(" tokens")[0].split()[-1].replace(",", "")) for text in _logs_of(tmp_path, "measure")]
     assert sum(measured) == total
     assert subset_ids(made) == subset_ids(one)
     assert len(subset_ids(made)) > 0
