@@ -103,6 +103,12 @@ class Probe:
     part_bytes: dict[SignalName, int] = field(default_factory=dict)
 
 
+LEAST_SECONDS = 60.0
+"""Recorded time from which on a speed is trusted for more tokens than were recorded.
+
+A record's time includes loading the model."""
+
+
 @dataclass(frozen=True)
 class Speed:
     """The estimated time of a run.
@@ -167,9 +173,14 @@ def speed_of(
 def recorded_seconds(count: TokenCount, measured: Sequence[MeasuredPass]) -> float | None:
     """Return the time that the counted tokens take at the speed of stored runs.
 
-    Return None if some signals have not been measured together before, as they would be now.
+    Return None if some signals have not been measured together before, as they would be now, or only in so few tokens
+    and so little time that loading the model may have taken most of it.
     """
-    speeds = {frozenset(one.signals): one.tokens_per_second for one in measured}
+    speeds = {
+        frozenset(one.signals): one.tokens_per_second
+        for one in measured
+        if one.seconds >= LEAST_SECONDS or one.tokens >= count.tokens
+    }
     seconds = 0.0
     for (lacking,), rows in count.rows.group_by("lacking"):
         tokens = rows.select(((pl.col("forward") + pl.col("alone")) * pl.col("weight")).sum()).item()

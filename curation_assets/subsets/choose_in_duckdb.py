@@ -331,7 +331,7 @@ def _rank(spill: Spill, selector: Selector, section: SelectorSection, subset: Su
     candidates = _best_of_prompts(selector, section) if selector.per_prompt else "select * from parted where may"
     spill.run(
         f"create table ranked as select sample_id, {_ranked_columns(subset)} from ({candidates}) "
-        f"order by key, sample_id {'' if whole_order else f'limit {most}'}"
+        f"order by key, sample_id {'' if whole_order else f'limit {min(most or 0, counts.eligible)}'}"
     )
     if not selector.per_prompt:
         return {}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -30,6 +31,8 @@ from curation_resources.errors import UserError
 from curation_resources.storage.digests import digest
 from curation_resources.storage.landing import file_name, printable
 from curation_resources.storage.spill import spilling
+
+logger = logging.getLogger("curation")
 
 SELECTION_VERSION = 3
 
@@ -265,24 +268,40 @@ def write_subset(workspace: Workspace, subset: Subset) -> Selection:
             "rows": str(selection.summary.selected),
             "whole": str(selection.whole),
         }
-    document = {"fingerprint": fingerprint, "selection": selection.document()}
-    workspace.warehouse.write_json(tables.selection_path(subset.name), document)
+    _store(workspace, subset, fingerprint, selection)
     return selection
+
+
+def _store(workspace: Workspace, subset: Subset, fingerprint: str, selection: Selection) -> None:
+    """Write the facts about the selection of the subset with this fingerprint."""
+    document = {"version": SELECTION_VERSION, "fingerprint": fingerprint, "selection": selection.document()}
+    workspace.warehouse.write_json(tables.selection_path(subset.name), document)
 
 
 def stored_selection(workspace: Workspace, subset: Subset) -> Selection:
     """Return the facts about the selection of the current subset, as they were stored with it.
 
-    A subset without them (from an earlier version, or written by a process that died) is selected again.
+    Where they are missing (a subset of an earlier version, or of a process that died) or cannot be read, the subset is
+    selected again, and they are stored if the result is the stored subset.
 
     Raises:
         SelectionError: see `select_into`.
     """
-    document = workspace.warehouse.read_json(tables.selection_path(subset.name))
-    stored = workspace.warehouse.table_metadata(tables.subset_path(subset.name)).get("fingerprint")
-    if document is not None and document["fingerprint"] == stored:
-        return Selection.of_document(document["selection"])
-    return select_into(workspace, subset, lambda _: None)
+    stored = workspace.warehouse.table_metadata(tables.subset_path(subset.name))
+    try:
+        document = workspace.warehouse.read_json(tables.selection_path(subset.name))
+        if document is not None and (document["version"], document["fingerprint"]) == (
+            SELECTION_VERSION,
+            stored.get("fingerprint"),
+        ):
+            return Selection.of_document(document["selection"])
+    except (ValueError, TypeError, KeyError) as error:
+        shown = workspace.warehouse.storage.shown(tables.selection_path(subset.name))
+        logger.warning("%s cannot be read (%s); the subset is selected again.", shown, error)
+    selection = select_into(workspace, subset, lambda _: None)
+    if selection.content_digest == stored.get("content_digest"):
+        _store(workspace, subset, stored["fingerprint"], selection)
+    return selection
 
 
 def subset_due(workspace: Workspace, subset: Subset) -> bool:

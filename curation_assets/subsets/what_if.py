@@ -23,6 +23,7 @@ from curation_assets.config.settings import Budget, Filters, Settings, Subset, T
 from curation_assets.corpus.duplicates import all_distinct, resolve_duplicates
 from curation_assets.methods.method import ScoreInputs, ScoreSection
 from curation_assets.methods.registry import METHODS, method_of
+from curation_assets.quality.filtered_pool import pool_table
 from curation_assets.signals.held_out import validation_vectors
 from curation_assets.signals.store import SignalStore
 from curation_assets.subsets.choose_in_duckdb import POOL_COLUMNS
@@ -153,7 +154,10 @@ def _unknown_names(workspace: Workspace, target: Target, filters: Filters) -> li
     found = []
     for column, named in (("source", {*(filters.sources or ())}), ("generator", generators)):
         if named:
-            values = _present(workspace, target)[0].select(pl.col(column).unique()).collect(engine="streaming")
+            rows, filtered = _present(workspace, target)[0], pool_table(workspace)
+            if filtered is not None:
+                rows = rows.join(filtered.filter(pl.col("reason").is_not_null()), on="sample_id", how="anti")
+            values = rows.select(pl.col(column).unique()).collect(engine="streaming")
             found += [(column, name) for name in sorted(named - set(values[column].to_list()))]
     return found
 

@@ -61,6 +61,26 @@ def test_a_release_takes_the_stored_facts_and_selects_nothing(
     assert reproduce(workspace, release.manifest, f"{tables.release_dir('best')}/1").identical
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b'{"version": 3', b"\xff", b"[]", b"{}", b'{"version": 3, "fingerprint": "x"}']
+)
+def test_facts_that_cannot_be_read_are_found_again_and_stored(tmp_path: Path, tiny_model: Path, content: bytes) -> None:
+    workspace = made(tmp_path, tiny_model, 10)
+    run(workspace)
+    best, path = workspace.settings.subset("best"), tables.selection_path("best")
+    right = workspace.warehouse.read_json(path)
+    workspace.warehouse.storage.write(path, content)
+    assert stored_selection(workspace, best).document() == right["selection"]
+    assert workspace.warehouse.read_json(path) == right
+    for change in ({"new_fact": 1}, {"whole": None}):
+        other = right | {
+            "selection": {**right["selection"], **change},
+            "version": right["version"] + ("whole" in change),
+        }
+        workspace.warehouse.write_json(path, other)
+        assert stored_selection(workspace, best).document() == right["selection"]
+
+
 def test_facts_of_another_selection_are_not_taken(tmp_path: Path, tiny_model: Path) -> None:
     workspace = made(tmp_path, tiny_model, 10)
     run(workspace)

@@ -135,6 +135,19 @@ def test_the_budget_is_a_share_of_what_is_left(workspace: Workspace) -> None:
     assert set(trainable_rows(workspace)["sample_id"]) == set(pool_of(workspace, subset, chosen)["sample_id"])
 
 
+def test_a_source_whose_samples_were_all_filtered_out_is_not_in_the_pool(tmp_path: Path, tiny_model: Path) -> None:
+    sources = {REPEATED: "echo", GERMAN: "german"}
+    rows_ = [{**row, "source": sources.get(row["response"], "other")} for row in records()]
+    repetition = "filters: {repetition: {limits: {duplicate_line_share: 0.5}}}"
+    made = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows_}, corpus=repetition)
+    run(made)
+    remarks = what_if(made, "best", ["filters.sources=[echo, german, nosuch]"]).remarks()
+    assert [remark for remark in remarks if "in the pool" in remark] == [
+        "no sample in the pool has source 'echo'",
+        "no sample in the pool has source 'nosuch'",
+    ]
+
+
 def test_a_second_run_does_nothing(workspace: Workspace) -> None:
     before = {path: path.stat().st_mtime_ns for path in workspace.warehouse.local("corpus").rglob("*.parquet")}
     summary = run(workspace)

@@ -7,6 +7,7 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3  # type: ignore[import-untyped]
@@ -552,3 +553,40 @@ def test_a_file_that_was_replaced_is_not_fetched_as_the_former_one(bucket: str, 
     with pytest.raises(FileChangedError):
         storage.fetch(file, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
+
+
+ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>Because of this.</Message></Error>"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (400, "AuthorizationHeaderMalformed", "the bucket is in another region: set s3.region"),
+        (400, "ExpiredToken", "the credentials have expired: renew them"),
+        (403, "RequestTimeTooSkewed", "the clock of this machine is wrong: correct it"),
+        (400, "InvalidBucketState", r"S3 failed \(InvalidBucketState\): Because of this\."),
+    ],
+)
+def test_what_the_service_explains_reaches_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: str, expected: str
+) -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = ERROR.format(code).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        storage = ObjectStorage("s3://b/p", ObjectStoreOptions(endpoint_url=address, region="us-east-1"), tmp_path)
+        with pytest.raises(StorageError, match=f"s3://b/p/a: {expected}"):
+            storage.read("a")
+        server.shutdown()

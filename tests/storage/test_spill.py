@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import polars as pl
@@ -63,8 +64,26 @@ def test_what_a_killed_process_left_goes_with_the_next_and_that_of_a_living_one_
 
 def test_too_little_memory_is_said_with_the_mend(tmp_path: Path) -> None:
     with (
-        pytest.raises(SpillError, match=r"^1 MiB .* Raise engine.selection_memory_mib"),
+        pytest.raises(SpillError, match=r"1 MiB .* Raise engine.selection_memory_mib"),
         spilling(tmp_path, 1) as spill,
     ):
         spill.run("create table texts as select md5(range::varchar) as t from range(1000000) order by t")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_replaced_and_foreign_files_do_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "instead").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "instead"))
+    with spilling(tmp_path / "file" / "selection", 512) as spill:
+        assert spill.row("select 1") == (1,)
+    (place,) = (tmp_path / "instead").iterdir()
+    (place / ".DS_Store").write_text("")
+    with spilling(tmp_path / "file" / "selection", 512) as spill:
+        assert spill.row("select 2") == (2,)
+    assert [file.name for file in place.iterdir()] == [".DS_Store"]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file" / "nowhere"))
+    with pytest.raises(SpillError, match="Set XDG_CACHE_HOME to a folder"), spilling(tmp_path / "file" / "x", 512):
+        pass

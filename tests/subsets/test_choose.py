@@ -237,6 +237,15 @@ def test_a_selector_with_an_order_of_its_own_gets_all_candidates(tmp_path: Path,
     assert_equal(held, pl.concat(pieces), found)
 
 
+@pytest.mark.parametrize("budget", [Budget(samples=10**20), Budget(tokens=10**45)])
+def test_a_budget_beyond_all_numbers_takes_everything(tmp_path: Path, budget: Budget) -> None:
+    arrived = many(40)
+    subset = Subset(name="s", score="grace", budget=budget, selector=Top())
+    rows, found = with_duckdb(arrived, subset, tmp_path)
+    assert found.whole
+    assert_equal(with_numpy(arrived, subset), rows, found)
+
+
 def test_a_sample_that_was_not_held_against_the_filters_is_told(tmp_path: Path) -> None:
     known = pl.DataFrame({"sample_id": NAMES[:1], "reason": pl.Series([None], dtype=pl.String)})
     facts = {"shard": "a.jsonl", "prompt_id": PROMPTS[0], "n_steps": 3, "source": "old", "score": 1.0}

@@ -78,9 +78,12 @@ FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 15.0
 """Seconds between two attempts that obstore does not make itself: doubled each time, up to the longest."""
 
+RETRY_TIMEOUT = timedelta(seconds=60)
+"""Time after which a request is not tried again. Python cannot interrupt a request, so Ctrl-C waits for its end."""
+
 TIMEOUTS: ClientConfig = {
     "connect_timeout": timedelta(seconds=10),
-    "read_timeout": timedelta(seconds=60),
+    "read_timeout": timedelta(seconds=30),
     # Of a request with its whole body: a large file takes as long as it takes.
     "timeout": timedelta(days=1),
 }
@@ -124,6 +127,16 @@ _NO_CREDENTIALS = ("credential provider", "token request", "Account must be spec
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _NO_ACCESS = frozenset({"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"})
 _LOST_UPLOAD = "NoSuchUpload"
+_OTHER_REGION = "the bucket is in another region: set s3.region"
+_FIXES = {
+    **dict.fromkeys(_NO_BUCKET, "there is no such bucket: create it, or correct the address"),
+    **dict.fromkeys(("AuthorizationHeaderMalformed", "PermanentRedirect"), _OTHER_REGION),
+    **dict.fromkeys(("ExpiredToken", "TokenRefreshRequired"), "the credentials have expired: renew them"),
+    _LOST_UPLOAD: "a multipart upload was lost several times: try again",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong: correct it",
+}
+"""By error code, what is wrong and the fix."""
+
 _TRANSIENT = frozenset({"408", "429"})
 
 
@@ -221,7 +234,7 @@ class ObjectStorage(Storage):
 
     def _connect(self, max_retries: int) -> S3Store | GCSStore | AzureStore:
         address = f"{self.scheme}://{self.bucket}"
-        retries: RetryConfig = {"max_retries": max_retries}
+        retries: RetryConfig = {"max_retries": max_retries, "retry_timeout": RETRY_TIMEOUT}
         with self._clear_errors(self.place):
             if self._service is _S3:
                 access = self._aws
@@ -272,7 +285,7 @@ class ObjectStorage(Storage):
             raise FileChangedError(f"{what}: changed while it was read") from error
         except BaseError as error:
             denied = isinstance(error, PermissionDeniedError | UnauthenticatedError) or _code(error) in _NO_ACCESS
-            if denied and not _lacks_credentials(error):
+            if denied and _code(error) not in _FIXES and not _lacks_credentials(error):
                 raise AccessRefusedError(
                     f"{what}: {self._service.name} refuses access ({_code(error)}): check credentials and the "
                     "bucket's policy"
@@ -282,17 +295,17 @@ class ObjectStorage(Storage):
     def _problem(self, error: Exception) -> str:
         """Return why the service cannot be used, with the fix."""
         name, detail, code = self._service.name, _first_line(error), _code(error)
-        if code in _NO_BUCKET:
-            return "there is no such bucket: create it, or correct the address"
-        if code == _LOST_UPLOAD:
-            return f"{name} lost a multipart upload several times: try again"
+        if code in _FIXES:
+            return _FIXES[code]
         if "redirect without LOCATION" in detail:
-            return "the bucket is in another region: set s3.region"
+            return _OTHER_REGION
         if _lacks_credentials(error):
             return f"no credentials for {name} ({detail}): {self._service.credentials}"
         if not code:
             return f"{name} cannot be reached ({detail}): check {self._service.endpoint} and the network"
-        return f"{name} failed after several attempts ({code}): {detail}"
+        explained = re.search(r"<Message>([^<]*)</Message>", str(error))
+        retried = " after several attempts" if re.search(r"after [1-9]\d* retries", str(error)) else ""
+        return f"{name} failed{retried} ({code}): {explained[1] if explained else detail}"
 
     def prepare(self) -> None:
         """Check that the bucket can be listed."""
@@ -374,6 +387,7 @@ class ObjectStorage(Storage):
         object, which has the same bytes. A first attempt that fails met another writer, even if the bytes are equal.
         """
         forget()
+        deadline = time.monotonic() + RETRY_TIMEOUT.total_seconds()
         for attempt in range(self.options.max_attempts):
             with self._clear_errors(self.shown(path)):
                 try:
@@ -388,7 +402,8 @@ class ObjectStorage(Storage):
                 except (AlreadyExistsError, PreconditionError):
                     return self._version_if(path, data) if attempt else None
                 except GenericError as error:
-                    if attempt + 1 == self.options.max_attempts or not _is_transient(error):
+                    last = attempt + 1 == self.options.max_attempts or time.monotonic() > deadline
+                    if last or not _is_transient(error):
                         raise
             time.sleep(_pause(attempt))
         raise AssertionError("the last attempt returns or raises")
@@ -646,11 +661,14 @@ class ObjectStorage(Storage):
     def scan_parquet(self, paths: Sequence[str], schema: dict[str, pl.DataType]) -> pl.LazyFrame:
         """Scan the objects in place. Polars has a client of its own, which uses the same configuration."""
         access: dict[str, Any] = {"storage_options": {"max_retries": self.options.max_attempts}}
+        # Of a request for one range with its whole body.
+        limits = {"connect_timeout": "10s", "timeout": "120s"}
         if self._service is _S3:
             with self._clear_errors(self.place):
                 access = self._aws.polars_options(self.options.max_attempts)
         else:
             access["credential_provider"] = None
+        access["storage_options"] = {**access["storage_options"], **limits}
         return pl.scan_parquet(
             [f"{self.scheme}://{self.bucket}/{self.key(path)}" for path in paths],
             schema=schema,

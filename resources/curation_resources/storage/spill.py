@@ -88,13 +88,14 @@ def spilling(place: Path, memory_mib: int) -> Iterator[Spill]:
     """Open a private database in a temporary folder, which is removed when the block ends, even by an error.
 
     Args:
-        place: parent of the temporary folders; those left by killed processes are removed.
+        place: parent of the temporary folders; those left by killed processes are removed. Where it cannot be written,
+            the system's folder for temporary files is used.
         memory_mib: memory limit of the database.
 
     Raises:
         SpillError: memory or disk space were not enough, or the disk failed.
     """
-    place.mkdir(parents=True, exist_ok=True)
+    place = _writable(place)
     _clear_abandoned(place)
     with tempfile.TemporaryDirectory(dir=place) as name, (Path(name) / "new").open("w") as lock:
         # Renamed only once it is locked, because cleaners remove folders whose lock is free.
@@ -117,13 +118,28 @@ def spilling(place: Path, memory_mib: int) -> Iterator[Spill]:
             ) from error
 
 
+def _writable(place: Path) -> Path:
+    """Return the folder, made if necessary, or one for temporary files if it cannot be written."""
+    own = f"curation-spill-{os.getuid()}"
+    for folder in (place, Path(tempfile.gettempdir()) / own):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error
+            continue
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+        reason = PermissionError(f"{folder} cannot be written")
+    raise SpillError(f"no folder for temporary files ({reason}). Set XDG_CACHE_HOME to a folder that can be written.")
+
+
 def _clear_abandoned(place: Path) -> None:
     """Remove the folders of killed processes, whose locks are free."""
-    for folder in place.iterdir():
+    for folder in filter(Path.is_dir, place.iterdir()):
         try:
             with (folder / LOCK).open("r+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder)
-        except (FileNotFoundError, BlockingIOError):
-            # The folder is just being created or removed, or its process is running.
+        except OSError:
+            # The folder is just being created or removed, its process is running, or it belongs to another user.
             continue
