@@ -51,6 +51,7 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.system
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_demo_separates_flawed_from_sound_and_repeats_itself(demo_folder: Path) -> None:
@@ -66,6 +67,7 @@ def test_the_demo_separates_flawed_from_sound_and_repeats_itself(demo_folder: Pa
     assert Path(first["release"]).is_dir()
 
 
+@pytest.mark.system
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -406,7 +406,7 @@ def test_no_subsets(tmp_path: Path, tiny_model: Path) -> None:
     with pytest.raises(EvaluationError, match=r"has no subset\. Add one under subsets"):
         plan_evaluation(workspace)
     assert "has no subset" in refused(workspace)
-    with pytest.raises(TableRequestError, match=r"is empty\. Run `curate evaluate` first"):
+    with pytest.raises(TableRequestError, match=r"has not been made yet\. Run `curate evaluate`"):
         read_stored(workspace, "post_training_eval")
 
 

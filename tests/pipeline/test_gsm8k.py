@@ -11,6 +11,7 @@ from curation_assets.methods.registry import METHODS
 from tests.benchmarks.gsm8k import GENERATORS, NOT_COMPARED, REFERENCE, make_workspace, measure, methods, preferred
 
 
+@pytest.mark.system
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.data
@@ -31,6 +32,7 @@ def test_model_solutions_go_through_and_the_outcome_is_the_documented_one(real_d
     assert scored["score"].is_between(-1, 1).all()
 
 
+@pytest.mark.system
 @pytest.mark.slow
 @pytest.mark.data
 def test_every_method_has_its_line_on_a_few_of_the_problems(real_data: Path, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_what_is_hidden_is_seen_and_pushed_nowhere(made: Workspace, tmp_path: Pa
     assert assert_refused_push.exit_code == 1
 
 
-@pytest.mark.parametrize("to", ["hf://owner/name", "gs://bucket/p", "hf://datasets/owner", "hf://models/a/b"])
+@pytest.mark.parametrize("to", ["hf://owner/name", "ftp://bucket/p", "hf://datasets/owner", "hf://models/a/b"])
 def test_addresses_that_are_not_known_are_refused(made: Workspace, tmp_path: Path, to: str) -> None:
     done = CliRunner().invoke(app, ["push", str(release_folder(made)), to, "--go"])
     assert "Use hf://datasets/OWNER/NAME" in done.stderr

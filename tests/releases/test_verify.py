@@ -252,6 +252,6 @@ def test_the_command_says_it(made: Workspace, tmp_path: Path, monkeypatch: pytes
     code, output = said(str(release))
     assert code == 1
     assert DATA_JSONL in output
-    assert "is damaged: " in output
+    assert "is damaged. Restore it" in output
     assert "there is no release best@9; releases are best@1" in said("best@9", *config)[1]
     assert "did you mean 'best'" in said("bes", *config)[1]

@@ -108,7 +108,7 @@ def test_an_unknown_table_is_refused_with_those_there_are(tmp_path: Path) -> Non
     ["raw_corpus", "rejected_rows", "segmented_steps", "sample_scores", "step_scores", "score_manifest", "subset"],
 )
 def test_a_table_that_holds_nothing_yet(tmp_path: Path, name: str) -> None:
-    with pytest.raises(TableRequestError, match=rf"table {name} is empty\. Run `curate run` first"):
+    with pytest.raises(TableRequestError, match=rf"table {name} has not been made yet\. Run `curate run`"):
         read_stored(make_workspace(tmp_path), name)
 
 

@@ -187,7 +187,7 @@ def test_a_signal_that_is_not_measured_is_named(tmp_path: Path, tiny_model: Path
 
 def test_before_there_are_scores_it_says_what_to_do(tmp_path: Path, tiny_model: Path) -> None:
     made = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(3)})
-    with pytest.raises(SelectionError, match=r"or run `curate run`\."):
+    with pytest.raises(SelectionError, match=r"has no scores yet\. Run `curate run`"):
         what_if(made, "best")
 
 
