@@ -48,7 +48,7 @@ test: install  ## Run the default test suite
 
 # Daemons and clusters mostly wait, so more of them than cores run at once.
 test-system: install  ## Run the tests that start other systems: PostgreSQL, Slurm, Ray, browsers, benchmarks
-	$(PYTEST) -n 4 -m system
+	$(PYTEST) -n 3 -m system
 
 check: install  ## Check format, lint, layers and types
 	$(BIN)/ruff format --check .

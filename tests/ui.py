@@ -25,7 +25,7 @@ class UI:
     address: str
     log: Path
 
-    def wait_for(self, what: str, there: Callable[[], object], seconds: float = 300) -> None:
+    def wait_for(self, what: str, there: Callable[[], object], seconds: float = 600) -> None:
         """Look once a second until something is there.
 
         Raises:

@@ -148,7 +148,7 @@ class Rehearsal:
         done = subprocess.run(command, env=self._environment(name), capture_output=True, check=False, timeout=60)
         return done.returncode == 0
 
-    def wait(self, what: str, there: Callable[[], object], seconds: float = 150) -> None:
+    def wait(self, what: str, there: Callable[[], object], seconds: float = 400.0) -> None:
         began = time.monotonic()
         deadline = began + seconds
         while not there():
@@ -212,7 +212,7 @@ def launched(instance: dg.DagsterInstance, stage: str, *statuses: dg.DagsterRunS
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_the_services_carry_files_through_and_outlive_the_code_server(
     rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
