@@ -16,7 +16,7 @@ from curation_assets.methods.registry import METHODS, method_of
 from curation_assets.releases.export import release_frame
 from curation_assets.releases.step_columns import STEP_COLUMNS, VALUES, step_columns
 from curation_assets.subsets.reasons import reasons
-from curation_assets.subsets.select import pool_of, select, selector_of
+from curation_assets.subsets.select import current_rows, pool_of, selector_of
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.storage.digests import digest
 from curation_resources.storage.files import Storage
@@ -97,7 +97,7 @@ def subset_traces(
     Raises:
         SelectionError: there are no scores to select by.
     """
-    score, chosen = workspace.settings.score(subset.score), select(workspace, subset).rows
+    score, chosen = workspace.settings.score(subset.score), current_rows(workspace, subset)
     exact = pool_of(workspace, subset, chosen)
     pool = exact.with_columns(shown_score())
     shown = in_order(pool.filter("selected")) if chosen_only else draw_prompts(pool, most)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -21,7 +21,7 @@ from curation_assets.config.settings import Stratum, Subset
 from curation_assets.corpus.duplicates import ARRIVAL
 from curation_assets.methods.method import ScoreSection
 from curation_assets.methods.registry import method_of
-from curation_assets.methods.selectors.candidates import Candidates, Features, Keys, Selector, SelectorSection
+from curation_assets.methods.selectors.candidates import Candidates, Features, Keys, SelectorSection
 from curation_assets.methods.selectors.registry import order_by_stratum, selector_of
 from curation_assets.quality.filtered_pool import refuse_unknown
 from curation_assets.subsets.budget import BINS, STRATUM_LENGTHS, Prefix, Shares, samples_of
@@ -65,13 +65,12 @@ COLUMNS = {
 `eligible`; `may` (eligible with a score); `key`, `allowed` and `original` of a ranking (`Keys`); `held_out` (its prompt
 is in a validation set)."""
 
-NEEDED = {"sample_id", "source", "n_steps", "response_tokens", "answer_norm", "score"} | {
-    "eligible",
-    "may",
-    "key",
-    "allowed",
-    "original",
-    "held_out",
+NEEDED = {name for name in COLUMNS if name not in POOL_COLUMNS} | {
+    "sample_id",
+    "source",
+    "n_steps",
+    "response_tokens",
+    "answer_norm",
 }
 """Columns that every selection needs; the others take space only if a selector or a stratum reads them."""
 
@@ -148,9 +147,11 @@ def choose(
                 *(subset.name, selector.kind, counts.eligible),
             )
         left_out = _rank_in_memory(spill, section, score, subset, counts, features)
+        begin = 0
     else:
-        left_out = _rank(spill, selector, section, subset, counts)
-    order = _Order(spill, selector, section, subset, counts, sizes)
+        begin = selector.begins(section, counts.eligible, counts.may) if selector.begins else 0
+        left_out = _rank(spill, section, subset, counts, whole_order=begin > 0)
+    order = _Order(spill, subset, counts, sizes, begin)
     points = f"select response_tokens, score from pool where isfinite(score) order by sample_id limit {POINTS}"
     summing = Summing(lambda: spill.stream(f"select {', '.join(POOL_FACTS)} from pool"), spill.frame(points))
     digest, before = SubsetDigest(), 0
@@ -323,17 +324,24 @@ def _ranked_columns(subset: Subset) -> str:
     return f"score, source, ({_weight(subset)})::bigint as weight, {LOW_SIGNAL} as low_signal, stratum"
 
 
-def _rank(spill: Spill, selector: Selector, section: SelectorSection, subset: Subset, counts: Counts) -> dict[str, int]:
-    """Create table `ranked` with the rows that may be taken, by `key`; return those that are omitted, by reason."""
-    most = samples_of(subset.budget, counts.eligible)
-    begins = selector.begins is not None and selector.begins(section, counts.eligible, counts.may)
-    whole_order = selector.per_prompt or begins or subset.stratify or most is None
-    candidates = _best_of_prompts(selector, section) if selector.per_prompt else "select * from parted where may"
+def _rank(
+    spill: Spill, section: SelectorSection, subset: Subset, counts: Counts, *, whole_order: bool
+) -> dict[str, int]:
+    """Create table `ranked` with the rows that may be taken, by `key`; return those that are omitted, by reason.
+
+    Only as many rows as the budget can take are kept, unless strata, prompts or `whole_order` need the others.
+    """
+    per_prompt, most = selector_of(section).per_prompt, samples_of(subset.budget, counts.eligible)
+    candidates, limit = "select * from parted where may", ""
+    if per_prompt is not None:
+        candidates = _best_of_prompts(per_prompt(section))
+    elif most is not None and not subset.stratify and not whole_order:
+        limit = f"limit {min(most, counts.eligible)}"
     spill.run(
         f"create table ranked as select sample_id, {_ranked_columns(subset)} from ({candidates}) "
-        f"order by key, sample_id {'' if whole_order else f'limit {min(most or 0, counts.eligible)}'}"
+        f"order by key, sample_id {limit}"
     )
-    if not selector.per_prompt:
+    if per_prompt is None:
         return {}
     alone = spill.row(
         "select count(*) from (select prompt_id from pool where may group by prompt_id having count(*) = 1)"
@@ -345,10 +353,8 @@ def _rank(spill: Spill, selector: Selector, section: SelectorSection, subset: Su
     return {reason: count for reason, count in left_out.items() if count}
 
 
-def _best_of_prompts(selector: Selector, section: SelectorSection) -> str:
-    """Return the query for the rows that are taken of each prompt with two or more responses."""
-    assert selector.per_prompt is not None
-    most = selector.per_prompt(section)
+def _best_of_prompts(most: int | Literal["original"] | None) -> str:
+    """Return the query for the rows that are taken of each prompt with two or more responses; see `Selector`."""
     columns = ["count(*) over (partition by prompt_id) as responses"]
     conditions = ["responses > 1", "allowed"]
     if most is not None:
@@ -411,20 +417,12 @@ class _Order:
         whole: whether the budget is larger than all rows.
     """
 
-    def __init__(
-        self,
-        spill: Spill,
-        selector: Selector,
-        section: SelectorSection,
-        subset: Subset,
-        counts: Counts,
-        sizes: Sequence[int],
-    ) -> None:
+    def __init__(self, spill: Spill, subset: Subset, counts: Counts, sizes: Sequence[int], begin: int) -> None:
         self._spill, self._sizes = spill, sizes
         columns = f"select {ID}, score, source, low_signal, weight, stratum::bigint as stratum from ranked"
         # DuckDB returns the rows of a table that was created in order in that order.
         self._queries = [columns]
-        if selector.begins is not None and (begin := selector.begins(section, counts.eligible, counts.may)):
+        if begin:
             # A budget that reaches past the end continues upwards from the start of the band.
             self._queries = [
                 f"{columns} where rowid >= {begin}",

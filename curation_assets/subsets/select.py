@@ -75,6 +75,18 @@ def wanted_fingerprint(workspace: Workspace, subset: Subset) -> str | None:
     return digest(parameters_digest(workspace, subset), manifest, stored_pool(workspace))
 
 
+def current_rows(workspace: Workspace, subset: Subset) -> pl.DataFrame:
+    """Return the rows that the subset has now: the stored ones if they are up to date, else selected without writing.
+
+    Raises:
+        SelectionError: see `select_into`.
+    """
+    path, wanted = tables.subset_path(subset.name), wanted_fingerprint(workspace, subset)
+    if wanted is not None and workspace.warehouse.table_metadata(path).get("fingerprint") == wanted:
+        return workspace.warehouse.read_table(path)
+    return select(workspace, subset).rows
+
+
 class Chosen(NamedTuple):
     """Rows of table `subset`, in memory, and the facts about their selection."""
 
@@ -96,14 +108,18 @@ def select_into(workspace: Workspace, subset: Subset, take: Take) -> Selection:
         SelectionError: the target has no manifest, or its scores were made with other parameters.
     """
     score = workspace.settings.score(subset.score)
-    rows, _ = present_rows(workspace, workspace.settings.target(score.target))
-    if rows is None:
-        rows = tables.SAMPLE_SCORES.empty().lazy().with_columns(pl.lit(None, dtype=pl.Float64).alias(score.name))
-    scored = rows.select(*POOL_COLUMNS, score=score.name)
+    scored = _scored_rows(workspace, score)
     if not reads_prompts(selector_of(workspace, subset), features_of(workspace, score)):
         # They take a fifth of all bytes.
         scored = scored.drop("prompt_id")
     return select_from(workspace, subset, score, in_pieces(scored), take)
+
+
+def _scored_rows(workspace: Workspace, score: ScoreSection) -> pl.LazyFrame:
+    """Return the rows that a subset of this score is selected from, with the stored score in column `score`."""
+    rows, count = present_rows(workspace, workspace.settings.target(score.target))
+    value = pl.col(score.name) if count else pl.lit(None, dtype=pl.Float64)
+    return rows.select(*POOL_COLUMNS, score=value)
 
 
 def in_pieces(rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
@@ -123,11 +139,7 @@ def pool_of(workspace: Workspace, subset: Subset, chosen: pl.DataFrame) -> pl.Da
         SelectionError: see `current_manifest`.
         QualityError: the corpus' filters have not been applied to some of the samples.
     """
-    score = workspace.settings.score(subset.score)
-    rows, _ = present_rows(workspace, workspace.settings.target(score.target))
-    if rows is None:
-        rows = tables.SAMPLE_SCORES.empty().lazy().with_columns(pl.lit(None, dtype=pl.Float64).alias(score.name))
-    pool = resolve_duplicates(rows.select(*POOL_COLUMNS, score=score.name)).rows
+    pool = resolve_duplicates(_scored_rows(workspace, workspace.settings.score(subset.score))).rows
     marks = chosen.select("sample_id", "rank", "reason")
     marked = without_filtered(workspace, pool)[0].join(marks, on="sample_id", how="left", maintain_order="left")
     return marked.with_columns(selected=pl.col("rank").is_not_null())
@@ -168,8 +180,8 @@ def select_from(
         )
 
 
-def present_rows(workspace: Workspace, target: Target) -> tuple[pl.LazyFrame | None, int]:
-    """Return the rows of `sample_scores` that a selection starts from, and their number; None if there is no table.
+def present_rows(workspace: Workspace, target: Target) -> tuple[pl.LazyFrame, int]:
+    """Return the rows of `sample_scores` that a selection starts from, and their number.
 
     These are the rows of the present shards, or of the workspace's `only_shards`.
 
@@ -179,9 +191,8 @@ def present_rows(workspace: Workspace, target: Target) -> tuple[pl.LazyFrame | N
     manifest = current_manifest(workspace, target).filter("present")
     if workspace.only_shards is not None:
         manifest = manifest.filter(pl.col("shard").is_in(list(workspace.only_shards)))
-    return workspace.warehouse.scan(tables.sample_scores_dir(target.name), manifest["shard"]), int(
-        manifest["rows"].sum()
-    )
+    rows = workspace.warehouse.scan(tables.sample_scores_dir(target.name), manifest["shard"])
+    return (tables.SAMPLE_SCORES.empty().lazy(), 0) if rows is None else (rows, int(manifest["rows"].sum()))
 
 
 def features_of(workspace: Workspace, score: ScoreSection) -> Features | None:

@@ -136,30 +136,34 @@ def what_if(workspace: Workspace, name: str, changes: Sequence[str] = (), budget
     subset, score = changed(workspace.settings, name, changes, budget)
     target = workspace.settings.target(score.target)
     pieces = [tables.SUBSET.empty()]
-    scored, duplicates = _scored(workspace, target, score)
+    present, count = present_rows(workspace, target)
+    scored, duplicates = _scored(workspace, target, score, present.select(POOL_COLUMNS), count)
     selection = select_from(workspace, subset, score, scored, pieces.append, duplicates)
     rows, path = pl.concat(pieces), tables.subset_path(name)
     stored = workspace.warehouse.read_table(path) if workspace.warehouse.table_metadata(path) else None
     ids = pl.concat([rows.select("sample_id"), *([] if stored is None else [stored.select("sample_id")])])
-    facts = _present(workspace, target)[0].select("sample_id", "source", *LENGTHS)
+    facts = present.select("sample_id", "source", *LENGTHS)
     samples = facts.join(ids.lazy(), on="sample_id", how="semi").unique("sample_id").collect(engine="streaming")
     unfaithful = method_of(score).unfaithful(target.facts(), score)
-    return WhatIf(
-        subset, score, rows, selection, stored, samples, _unknown_names(workspace, target, subset.filters), unfaithful
-    )
+    unknown_names = [
+        *(
+            ("source", name)
+            for name in sorted({*(subset.filters.sources or ())} - {*selection.summary.sources["source"]})
+        ),
+        *(("generator", name) for name in _unknown_generators(workspace, present, subset.filters)),
+    ]
+    return WhatIf(subset, score, rows, selection, stored, samples, unknown_names, unfaithful)
 
 
-def _unknown_names(workspace: Workspace, target: Target, filters: Filters) -> list[tuple[str, str]]:
-    generators = {*(filters.generators or ()), *(filters.exclude_generators or ())}
-    found = []
-    for column, named in (("source", {*(filters.sources or ())}), ("generator", generators)):
-        if named:
-            rows, filtered = _present(workspace, target)[0], pool_table(workspace)
-            if filtered is not None:
-                rows = rows.join(filtered.filter(pl.col("reason").is_not_null()), on="sample_id", how="anti")
-            values = rows.select(pl.col(column).unique()).collect(engine="streaming")
-            found += [(column, name) for name in sorted(named - set(values[column].to_list()))]
-    return found
+def _unknown_generators(workspace: Workspace, present: pl.LazyFrame, filters: Filters) -> list[str]:
+    """Return the generators in a subset's filters that no sample of the pool has."""
+    named = {*(filters.generators or ()), *(filters.exclude_generators or ())}
+    if not named:
+        return []
+    filtered = pool_table(workspace)
+    if filtered is not None:
+        present = present.join(filtered.filter(pl.col("reason").is_not_null()), on="sample_id", how="anti")
+    return sorted(named - {*present.select(pl.col("generator").unique()).collect(engine="streaming")["generator"]})
 
 
 def changed(settings: Settings, name: str, changes: Sequence[str], budget: str | None) -> tuple[Subset, ScoreSection]:
@@ -281,19 +285,14 @@ def _put(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
     document[path[-1]] = value
 
 
-def _present(workspace: Workspace, target: Target) -> tuple[pl.LazyFrame, int]:
-    rows, count = present_rows(workspace, target)
-    return (tables.SAMPLE_SCORES.empty().lazy() if rows is None else rows), count
-
-
-def _scored(workspace: Workspace, target: Target, score: ScoreSection) -> tuple[Iterable[pl.DataFrame], int | None]:
-    """Return the pool's rows with the score in column `score`, recomputed from stored signals, for `select_from`.
+def _scored(
+    workspace: Workspace, target: Target, score: ScoreSection, facts: pl.LazyFrame, count: int
+) -> tuple[Iterable[pl.DataFrame], int | None]:
+    """Return rows with the score in column `score`, recomputed from stored signals, as `select_from` takes them.
 
     Up to `engine.rows_in_memory` rows, copies are removed and each signal is read once as a whole. Beyond, copies stay,
     and signals are read for a batch of rows at a time.
     """
-    facts, count = _present(workspace, target)
-    facts = facts.select(POOL_COLUMNS)
     stores = {signal: SignalStore.of(workspace, target, signal) for signal in method_of(score).signals(score)}
     stored: dict[SignalName, pl.LazyFrame] = {}
     for signal, store in stores.items():

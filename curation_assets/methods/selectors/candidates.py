@@ -62,13 +62,15 @@ class Selector:
     apportions: bool = False
 
     def __post_init__(self) -> None:
-        """Check that the selector has exactly one of `order` and `rank`.
+        """Check that the selector is declared in one way.
 
         Raises:
-            ValueError: it has both or neither.
+            ValueError: it has both `order` and `rank`, or neither; or parts of a ranking that do not go together.
         """
         if (self.order is None) == (self.rank is None):
             raise ValueError(f"selector {self.kind}: set either order or rank")
+        if (self.per_prompt and self.begins) or ((self.per_prompt or self.begins) and self.rank is None):
+            raise ValueError(f"selector {self.kind}: set per_prompt or begins, and only with rank")
 
     @property
     def kind(self) -> str:

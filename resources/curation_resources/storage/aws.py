@@ -50,9 +50,9 @@ class AwsAccess:
     credentials: Callable[[], S3Credential]
     session: Any
 
-    def polars_options(self, max_attempts: int) -> dict[str, Any]:
-        """Return the arguments of Polars' scans."""
-        options: dict[str, Any] = {"aws_region": self.region, "max_retries": max_attempts}
+    def polars_options(self, client: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of Polars' scans, with these options of its client."""
+        options = {"aws_region": self.region, **client}
         if self.endpoint_url is not None:
             allow_http = str(self.endpoint_url.startswith("http://")).lower()
             options |= {"aws_endpoint_url": self.endpoint_url, "aws_allow_http": allow_http}

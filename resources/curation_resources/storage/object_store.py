@@ -660,15 +660,12 @@ class ObjectStorage(Storage):
 
     def scan_parquet(self, paths: Sequence[str], schema: dict[str, pl.DataType]) -> pl.LazyFrame:
         """Scan the objects in place. Polars has a client of its own, which uses the same configuration."""
-        access: dict[str, Any] = {"storage_options": {"max_retries": self.options.max_attempts}}
-        # Of a request for one range with its whole body.
-        limits = {"connect_timeout": "10s", "timeout": "120s"}
+        # `timeout` is that of a request for one range, with its body.
+        options = {"max_retries": self.options.max_attempts, "connect_timeout": "10s", "timeout": "120s"}
+        access: dict[str, Any] = {"storage_options": options, "credential_provider": None}
         if self._service is _S3:
             with self._clear_errors(self.place):
-                access = self._aws.polars_options(self.options.max_attempts)
-        else:
-            access["credential_provider"] = None
-        access["storage_options"] = {**access["storage_options"], **limits}
+                access = self._aws.polars_options(options)
         return pl.scan_parquet(
             [f"{self.scheme}://{self.bucket}/{self.key(path)}" for path in paths],
             schema=schema,
