@@ -21,10 +21,17 @@ from curation_assets.defs.scores import score_manifest_key
 from curation_assets.releases.build import latest_release
 from curation_assets.releases.manifest import lineage
 from curation_assets.subsets.facts import Selection
-from curation_assets.subsets.select import parameters_digest, selector_of, write_subset
+from curation_assets.subsets.select import (
+    OutdatedScoresError,
+    parameters_digest,
+    select_into,
+    selector_of,
+    write_subset,
+)
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.plots import counted_histogram, scatter
 
+AUTOMATION_TAG = "dagster/from_automation_condition"
 STRONG_CORRELATION = 0.5
 LARGE_DRIFT = 0.25
 
@@ -41,40 +48,67 @@ def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
     kind = selector_of(workspace, subset).kind
     budget = ", ".join(f"{name} {value}" for name, value in subset.budget if value is not None)
 
-    @dg.asset(
-        key=subset_key(subset),
-        deps=[score_manifest_key(target), *([POOL_KEY] if workspace.settings.corpus.filters.any else [])],
-        group_name="subsets",
-        description=f"Selected from the pool by {score.name} ({score.method}), selector {kind}; budget: {budget}.",
-        metadata=column_schema(tables.SUBSET),
-        owners=OWNERS,
-        kinds={"polars", "parquet"},
-        code_version=parameters_digest(workspace, subset),
-        automation_condition=FOLLOW_UPSTREAM,
-        freshness_policy=freshness_policy(workspace.settings.freshness),
-        check_specs=[
-            dg.AssetCheckSpec("length_correlation", asset=subset_key(subset)),
-            dg.AssetCheckSpec("score_drift", asset=subset_key(subset)),
-            dg.AssetCheckSpec("budget_filled", asset=subset_key(subset)),
+    key = subset_key(subset)
+    checks = [
+        dg.AssetCheckSpec("length_correlation", asset=key),
+        dg.AssetCheckSpec("score_drift", asset=key),
+        dg.AssetCheckSpec("budget_filled", asset=key),
+    ]
+
+    # Dagster requires a result for every check of a materialized asset, unless its function can be subset: this one
+    # returns nothing when the daemon's run meets scores that are about to be replaced.
+    @dg.multi_asset(
+        name="__".join(key.path),
+        specs=[
+            dg.AssetSpec(
+                key,
+                deps=[score_manifest_key(target), *([POOL_KEY] if workspace.settings.corpus.filters.any else [])],
+                skippable=True,
+                group_name="subsets",
+                description=f"Selected from the pool by {score.name} ({score.method}), selector {kind}; "
+                f"budget: {budget}.",
+                metadata=column_schema(tables.SUBSET),
+                owners=OWNERS,
+                kinds={"polars", "parquet"},
+                code_version=parameters_digest(workspace, subset),
+                automation_condition=FOLLOW_UPSTREAM,
+                freshness_policy=freshness_policy(workspace.settings.freshness),
+            )
         ],
+        check_specs=checks,
+        can_subset=True,
     )
-    def selected(workspace: dg.ResourceParam[Workspace]) -> Iterator[dg.MaterializeResult[Any]]:
-        selection = write_subset(workspace, subset)
-        metadata: dict[str, Any] = row_count(selection.summary.selected, partitioned=False) | {
-            "facts": facts_table(selection.facts()),
-            "lineage": markdown_table(("what", "version"), lineage(workspace, target)),
-            "traces": f"curate report {subset.name}, or materialize reports/traces",
-        }
-        metadata.update(_plots(selection, score.name))
-        yield dg.MaterializeResult(
-            data_version=dg.DataVersion(selection.content_digest),
-            metadata=metadata,
-            check_results=[
-                _length_check(selection),
-                _drift_check(workspace, subset, selection),
-                _budget_check(selection),
-            ],
-        )
+    def selected(
+        context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
+    ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+        checks_alone = key not in context.selected_asset_keys
+        try:
+            selection = (
+                select_into(workspace, subset, lambda _: None) if checks_alone else write_subset(workspace, subset)
+            )
+        except OutdatedScoresError as error:
+            if AUTOMATION_TAG not in context.run.tags:
+                raise
+            # A shard has changed since this run was requested; its new scores will request another.
+            context.log.warning(f"Not selected for now: {error}")
+            return
+        if not checks_alone:
+            metadata: dict[str, Any] = row_count(selection.summary.selected, partitioned=False) | {
+                "facts": facts_table(selection.facts()),
+                "lineage": markdown_table(("what", "version"), lineage(workspace, target)),
+                "traces": f"curate report {subset.name}, or materialize reports/traces",
+            }
+            metadata.update(_plots(selection, score.name))
+            yield dg.MaterializeResult(
+                asset_key=key, data_version=dg.DataVersion(selection.content_digest), metadata=metadata
+            )
+        results = [
+            _length_check(key, selection),
+            _drift_check(key, workspace, subset, selection),
+            _budget_check(key, selection),
+        ]
+        asked = {check.name for check in context.selected_asset_check_keys}
+        yield from (result for result in results if result.check_name in asked)
 
     return selected
 
@@ -94,11 +128,12 @@ def _plots(selection: Selection, score: str) -> dict[str, dg.MetadataValue[Any]]
     }
 
 
-def _length_check(selection: Selection) -> dg.AssetCheckResult:
+def _length_check(key: dg.AssetKey, selection: Selection) -> dg.AssetCheckResult:
     facts = selection.facts()
     found = [facts["correlation_with_steps"], facts["correlation_with_tokens"]]
     strong = any(value is not None and abs(value) > STRONG_CORRELATION for value in found)
     return dg.AssetCheckResult(
+        asset_key=key,
         check_name="length_correlation",
         passed=not strong,
         severity=dg.AssetCheckSeverity.WARN,
@@ -107,8 +142,9 @@ def _length_check(selection: Selection) -> dg.AssetCheckResult:
     )
 
 
-def _budget_check(selection: Selection) -> dg.AssetCheckResult:
+def _budget_check(key: dg.AssetKey, selection: Selection) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
+        asset_key=key,
         check_name="budget_filled",
         passed=not selection.whole,
         severity=dg.AssetCheckSeverity.WARN,
@@ -117,7 +153,7 @@ def _budget_check(selection: Selection) -> dg.AssetCheckResult:
     )
 
 
-def _drift_check(workspace: Workspace, subset: Subset, selection: Selection) -> dg.AssetCheckResult:
+def _drift_check(key: dg.AssetKey, workspace: Workspace, subset: Subset, selection: Selection) -> dg.AssetCheckResult:
     latest = latest_release(workspace, subset)
     before = None if latest is None else latest.manifest["score_distribution"]
     now = selection.score_distribution()
@@ -125,6 +161,7 @@ def _drift_check(workspace: Workspace, subset: Subset, selection: Selection) -> 
     if before is not None and before["std"] and now["mean"] is not None:
         shift = abs(now["mean"] - before["mean"]) / before["std"]
     return dg.AssetCheckResult(
+        asset_key=key,
         check_name="score_drift",
         passed=shift is None or shift <= LARGE_DRIFT,
         severity=dg.AssetCheckSeverity.WARN,

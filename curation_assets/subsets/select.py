@@ -50,6 +50,10 @@ class SelectionError(UserError):
         self.cause = cause
 
 
+class OutdatedScoresError(SelectionError):
+    """Signals or steps of some shards have changed since the scores were made."""
+
+
 def parameters_digest(workspace: Workspace, subset: Subset) -> str:
     """Return the digest of the selection's parameters: the code version of the subset's asset.
 
@@ -228,7 +232,8 @@ def current_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
     """Return a target's manifest of scores.
 
     Raises:
-        SelectionError: there is no manifest, or the scores were made with other signals or parameters.
+        SelectionError: there is no manifest.
+        OutdatedScoresError: the scores were made with other signals, steps or parameters.
     """
     path = tables.score_manifest_path(target.name)
     if not workspace.warehouse.table_metadata(path):
@@ -250,7 +255,7 @@ def current_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:
         if stored[shard]["fingerprint"] != wanted:
             behind.append(shard)
     if behind:
-        raise SelectionError(
+        raise OutdatedScoresError(
             f"the scores of {len(behind)} shards of target {target.name} are outdated ({_some(behind)})",
             f"Run `curate run`, or materialize the outdated signals and {target.name}/sample_scores.",
         )

@@ -14,6 +14,7 @@ from curation_assets.defs.dead_runs import MOST_KILLED
 from curation_assets.defs.partitions import SHARDS
 from curation_assets.defs.reports import COMPARISON_KEY
 from curation_assets.defs.sensors import scoring_requests
+from curation_assets.defs.subsets import AUTOMATION_TAG
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.storage.landing import LandingError
 from tests.models import write_tiny_model, write_tiny_qwen3_vl
@@ -175,6 +176,33 @@ def test_conditions_carry_signals_on_to_the_subset(daemon: Daemon) -> None:
     daemon.materialize(SUBSET, COMPARISON_KEY)
     daemon.conditions()
     assert daemon.conditions() == set()
+
+
+def test_a_shard_that_changes_before_the_subset_is_selected_is_no_failure(daemon: Daemon) -> None:
+    daemon.conditions()  # the first evaluation is the initial one
+    daemon.carry_through()
+    stored = daemon.workspace.warehouse.table_metadata("subsets/best.parquet")
+    write_shard(landed(daemon.workspace) / "a.jsonl", rows(3, start=300))
+    daemon.settle()  # read and measured, not scored yet
+    request = dg.RunRequest(asset_selection=[SUBSET, COMPARISON_KEY])
+    assert not daemon.run(request).success
+    ran = daemon.run(request.with_replaced_attrs(tags={AUTOMATION_TAG: "true"}))
+    assert ran.success
+    assert not ran.get_asset_materialization_events()
+    assert daemon.workspace.warehouse.table_metadata("subsets/best.parquet") == stored
+    assert "reports/subset_comparison+subsets/best" in daemon.carry_through()
+    assert daemon.workspace.warehouse.table_metadata("subsets/best.parquet") != stored
+
+
+def test_a_check_of_the_subset_can_be_run_alone(daemon: Daemon) -> None:
+    daemon.conditions()  # the first evaluation is the initial one
+    daemon.carry_through()
+    check = dg.AssetCheckKey(SUBSET, "budget_filled")
+    job = daemon.defs.resolve_implicit_global_asset_job_def()
+    subset = job.get_subset(asset_selection=set(), asset_check_selection={check})
+    ran = subset.execute_in_process(instance=daemon.instance)
+    assert [result.asset_check_key for result in ran.get_asset_check_evaluations()] == [check]
+    assert not ran.get_asset_materialization_events()
 
 
 def test_another_budget_asks_for_the_subset_alone(daemon: Daemon, tiny_model: Path) -> None:

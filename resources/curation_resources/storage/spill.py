@@ -107,7 +107,7 @@ def spilling(place: Path, memory_mib: int) -> Iterator[Spill]:
             "temp_directory": str(Path(name) / "temporary"),
         }
         try:
-            with duckdb.connect(str(Path(name) / "database"), config=options) as connection:
+            with duckdb.connect(":memory:", config=options) as connection:
                 yield Spill(connection, memory_mib)
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             # After its first line DuckDB recommends settings that users of this project cannot change.
