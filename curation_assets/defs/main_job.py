@@ -122,7 +122,7 @@ class MainJob:
         self._announce = announce or (lambda _line: None)
         self._accept_removals = accept_removals
         self._executed = 0
-        self._job = self._job_with(None)
+        self._job: dg.JobDefinition | None = None
 
     def _job_with(self, allowance: Allowance | None) -> dg.JobDefinition:
         """Return the job of all assets, which measure with an allowance."""
@@ -342,6 +342,7 @@ class MainJob:
         """Materialize assets in process; errors of the stage are raised unchanged."""
         self._announce(line)
         self._executed += 1
+        self._job = self._job or self._job_with(None)
         tags = {STAGE_TAG: stage, "curation/config": self.workspace.config_digest} | process_tags()
         # Long runs must see concurrent changes; afterwards everything is read again.
         with one_look(on=False):

@@ -80,7 +80,8 @@ def _comparison_asset(targets: Sequence[Target], subsets: list[dg.AssetKey]) -> 
         metadata: dict[str, Any] = row_count(len(frame), partitioned=False)
         for comparison, title in pictures.items():
             values, rows, columns = matrix(frame, comparison)
-            if values:
+            # A single subset overlaps with itself alone.
+            if values and not (rows == columns and len(rows) == 1):
                 metadata[comparison] = dg.MetadataValue.md(heat_map(values, rows, columns, title))
         metadata["composition"] = dg.MetadataValue.md(
             stacked_bars(_shares(frame), "subsets by source", "share of samples")

@@ -144,7 +144,7 @@ class _Scorer:
     """
 
     def __init__(self, k: int, options: GramOptions) -> None:
-        self.k, self.options = k, options
+        self.k, self.options, self._weights = k, options, history_weights(k, options.history)
         row, column = np.triu_indices(k + 1)
         self.size = len(row)
         self._place = np.empty((k + 1, k + 1), dtype=np.int64)
@@ -164,19 +164,19 @@ class _Scorer:
         """Return cos(g_k, a_k) [K, n], where a_k is the mean gradient over the reference tokens of step k."""
         k, squared = self.k, _diagonal(matrix)
         if self.options.align_with == "answer":
-            return np.stack([_cosine(matrix[step, k], squared[step], squared[k]) for step in range(k)])
+            return _cosine(matrix[:k, k], squared[:k], squared[k])
         # The mean over a union of segments has the direction of the sum over their tokens' gradients.
         matrix = _scaled(matrix, counts)
         own = _diagonal(matrix)
-        found = np.empty((k, matrix.shape[-1]))
+        products, references = np.empty((2, k, matrix.shape[-1]))
         summed, first = matrix[k].copy(), k
         for step in reversed(range(k)):
             begin = 0 if self.options.align_with == "cot_and_answer" else step + 1
             for segment in reversed(range(begin, first)):
                 summed += matrix[segment]
             first = begin
-            found[step] = _cosine(summed[step], own[step], _added(summed[begin:]), squared[step])
-        return found
+            products[step], references[step] = summed[step], _added(summed[begin:])
+        return _cosine(products, own[:k], references, squared[:k])
 
     def _consistency(self, matrix: Array, counts: Array) -> Array:
         """Return cos(g_k, r_k) [K, n], where r_k is the weighted sum of earlier steps; NaN for the first step."""
@@ -186,11 +186,11 @@ class _Scorer:
             matrix = _scaled(matrix, 1.0 / np.sqrt(np.maximum(squared, ZERO_NORM_SQUARED)))
         elif options.segment_reduce == "sum":
             matrix = _scaled(matrix, counts)
-        own, weights = _diagonal(matrix), history_weights(k, options.history)
-        found = np.full((k, matrix.shape[-1]), np.nan)
+        own = _diagonal(matrix)
+        products, histories = np.empty((2, max(k - 1, 0), matrix.shape[-1]))
         running = np.zeros_like(matrix[0])
         for step in range(1, k):
-            row = weights[step]
+            row = self._weights[step]
             if isinstance(options.history, History) and options.history.window is not None:
                 begin = max(0, step - options.history.window)
                 running, scale = _added(matrix[begin:step]), row[step - 1]
@@ -201,8 +201,9 @@ class _Scorer:
             # running is r_k G' up to the scale that gives the newest step its weight.
             past = zip(row[begin:step], running[begin:step], strict=True)
             with_history = _added([weight * product for weight, product in past])
-            found[step] = _cosine(scale * running[step], own[step], scale * with_history, squared[step])
-        return found
+            products[step - 1], histories[step - 1] = scale * running[step], scale * with_history
+        first = np.full((min(k, 1), matrix.shape[-1]), np.nan)
+        return np.concatenate([first, _cosine(products, own[1:k], histories, squared[1:k])])
 
     def sample(self, found: StepScores, tokens: NDArray[np.int32]) -> Array:
         """Return V [n] from step scores [K, n] and the steps' tokens [n, K]."""
@@ -235,7 +236,7 @@ def _added(rows: Sequence[Array] | Array) -> Array:
 
 
 def _cosine(product: Array, left_squared: Array, right_squared: Array, unscaled_squared: Array | None = None) -> Array:
-    """Return cosines [n] from products and squared norms; 0 if either norm is zero.
+    """Return cosines from products and squared norms, of shapes that broadcast; 0 if either norm is zero.
 
     `unscaled_squared` decides whether the left norm is zero if its gradient has been scaled.
     """

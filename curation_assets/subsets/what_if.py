@@ -334,9 +334,10 @@ def derive(
         validation: embeddings of the validation sets that the score compares with.
     """
     inputs = ScoreInputs(samples, signals, steps=False, validation=validation or {})
-    return samples.join(
-        method_of(score).score(inputs, score).values.rename({"value": "score"}), on="sample_id", how="left"
-    )
+    values = method_of(score).score(inputs, score).values
+    # Only ids are joined: gathering all other columns would take as long as the join.
+    found = samples.select("sample_id").join(values, on="sample_id", how="left", maintain_order="left")
+    return samples.with_columns(score=found["value"])
 
 
 def _once(rows: pl.DataFrame) -> pl.DataFrame:

@@ -42,9 +42,9 @@ def counted_histogram(edges: Sequence[float], groups: Mapping[str, Sequence[int]
     figure, axes = _figure(title)
     for color, (name, counts) in zip(COLORS, groups.items(), strict=False):
         label = f"{name} ({sum(counts):,})"
-        axes.hist(
-            list(edges[:-1]), bins=list(edges), weights=list(counts), color=color, alpha=0.75, label=_plain(label)
-        )
+        # One shape a group: a bar for every bin takes ten times as long to draw.
+        axes.stairs(list(counts), list(edges), fill=True, color=color, alpha=0.75, label=_plain(label))
+    axes.set_ylim(bottom=0)
     axes.set_xlabel(_plain(x_label))
     axes.set_ylabel("samples")
     if groups:

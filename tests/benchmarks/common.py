@@ -11,6 +11,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -107,21 +108,35 @@ def gsm8k_samples(count: int, vocabulary: int, skip: int = 0) -> list[Encoded]:
     return samples
 
 
-def alternate(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+@dataclass(frozen=True)
+class Clocks:
+    """Seconds of one side, by round: of the wall clock, and of this process' CPU."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+
+def alternate_clocks(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Clocks]:
     """Seconds of every side in every round; one round of warming up is not counted.
 
     The order turns from round to round, so that no side always runs first.
     """
     names = list(sides)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    clocks = {name: Clocks() for name in names}
     for number in range(rounds + 1):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             gc.collect()
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), time.process_time()
             sides[name]()
             if number:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+                clocks[name].wall.append(time.perf_counter() - started)
+                clocks[name].cpu.append(time.process_time() - cpu)
+    return clocks
+
+
+def alternate(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of the wall clock; see `alternate_clocks`."""
+    return {name: clocks.wall for name, clocks in alternate_clocks(sides, rounds).items()}
 
 
 def padding_fraction(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
@@ -133,6 +148,16 @@ def padding_fraction(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -
 def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
     """Median over rounds of the ratio within a round."""
     return round(statistics.median(a / b for a, b in zip(numerator, denominator, strict=True)), 3)
+
+
+def ratios(name: str, numerator: Clocks, denominator: Clocks) -> dict[str, object]:
+    """Median ratios of both clocks, and the lowest and highest ratio of CPU times."""
+    cpu = [a / b for a, b in zip(numerator.cpu, denominator.cpu, strict=True)]
+    return {
+        name: median_ratio(numerator.wall, denominator.wall),
+        f"{name}_cpu": median_ratio(numerator.cpu, denominator.cpu),
+        f"{name}_cpu_range": [round(min(cpu), 2), round(max(cpu), 2)],
+    }
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

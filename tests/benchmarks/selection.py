@@ -13,7 +13,7 @@
 - grape: selecting the best response of each prompt, of 1.3 million responses to 575,000 prompts, against DuckDB's
   `arg_max` by group over the same file.
 
-The last line is one JSON object.
+Ratios are of the wall clock, and (`_cpu`) of the CPU times of the process. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from curation_assets.tables.signals import SignalName
 from curation_resources.storage.part_store import Measurements
 from curation_resources.storage.spill import spilling
 from curation_resources.storage.warehouse import Warehouse
-from tests.benchmarks.common import alternate, finish, median_ratio, parser, table
+from tests.benchmarks.common import alternate_clocks, finish, parser, ratios, table
 
 Result = TypeVar("Result")
 
@@ -156,11 +156,11 @@ def what_if_figures(folder: Path, samples: int, rounds: int) -> dict[str, object
     """Time against reading, and peak memory."""
     write_workspace(folder, samples)
     assert len(what_if(folder)) == -(-samples // 5)
-    seconds = alternate({"read": lambda: read(folder), "what if": lambda: what_if(folder)}, rounds)
+    clocks = alternate_clocks({"read": lambda: read(folder), "what if": lambda: what_if(folder)}, rounds)
     command = [sys.executable, "-m", "tests.benchmarks.selection", "--what-if-in", str(folder)]
     peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
     return {
-        "what_if_over_read": median_ratio(seconds["what if"], seconds["read"]),
+        **ratios("what_if_over_read", clocks["what if"], clocks["read"]),
         "what_if_peak_gib": round(peak / GIB, 2),
         "what_if_samples": samples,
     }
@@ -175,8 +175,8 @@ def selection_figures(samples: int, rounds: int) -> dict[str, object]:
         "sort": lambda: pool.sort("score", descending=True),
         "select": lambda: chosen(pool, score, Top()),
     }
-    seconds = alternate(sides, rounds)
-    return {"select_over_sort": median_ratio(seconds["select"], seconds["sort"])}
+    clocks = alternate_clocks(sides, rounds)
+    return ratios("select_over_sort", clocks["select"], clocks["sort"])
 
 
 def grape_figures(folder: Path, responses: int, rounds: int) -> dict[str, object]:
@@ -203,8 +203,8 @@ def grape_figures(folder: Path, responses: int, rounds: int) -> dict[str, object
     singles = frame.group_by("prompt_id").len().filter(pl.col("len") == 1)
     expected = theirs().join(singles, on="prompt_id", how="anti")
     assert set(ours()["sample_id"].to_list()) == set(expected["sample_id"].to_list())
-    seconds = alternate({"DuckDB": theirs, "ours": ours}, rounds)
-    return {"grape_over_duckdb": median_ratio(seconds["ours"], seconds["DuckDB"])}
+    clocks = alternate_clocks({"DuckDB": theirs, "ours": ours}, rounds)
+    return ratios("grape_over_duckdb", clocks["ours"], clocks["DuckDB"])
 
 
 def k_center_figures(samples: int, dimension: int) -> dict[str, object]:
