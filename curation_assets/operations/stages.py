@@ -415,7 +415,10 @@ def _signals_state(survey: Survey, target: Target, shards: Sequence[str]) -> obj
     wanted = [signal_fingerprint(workspace, target, signal) for signal in asked]
     stored: list[object] = []
     for signal in target.signals:
-        folder = signal_dir(workspace, target, signal) or ""
+        folder = signal_dir(workspace, target, signal)
+        if folder is None:
+            # It waits for a checkpoint, so nothing of it can be stored.
+            continue
         stored += [workspace.warehouse.names(place) for place in (folder, left_out_dir(folder, limits))]
         stored += [workspace.warehouse.read_json(shard_record_path(folder, shard)) for shard in shards]
     return [limits, today_if_limited(workspace.settings.limits), asked, wanted, list(shards), stored]

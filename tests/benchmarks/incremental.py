@@ -125,7 +125,7 @@ def seconds_of(said: dict[str, Any], *shards: str) -> float:
     return sum(float(said["records"][f"{shard}.jsonl"]["seconds"]) for shard in shards)
 
 
-def measure(folder: Path, count: int) -> dict[str, object]:
+def measure(folder: Path, count: int, fixed_runs: int) -> dict[str, object]:
     """All runs of one round."""
     (folder / "curation.yaml").write_text(CONFIG)
     shards = {f"part-{n}": traces(count // SHARDS, f"part {n}") for n in range(SHARDS)}
@@ -133,7 +133,7 @@ def measure(folder: Path, count: int) -> dict[str, object]:
         land(folder, name, rows)
     first = run(folder)
     alone = []
-    for number in range(FIXED_RUNS):
+    for number in range(fixed_runs):
         land(folder, f"one-{number}", traces(1, f"one {number}"))
         alone.append(seconds_of(run(folder), f"one-{number}"))
     fixed = statistics.median(alone)
@@ -172,7 +172,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="curation-incremental-") as name:
         folder = Path(name)
         write_tiny_model(folder / "model", hidden=hidden, context=2048)
-        result = measure(folder, count)
+        result = measure(folder, count, 1 if options.small else FIXED_RUNS)
     print(table(("figure", "value"), list(result.items())))
     finish("incremental", result, options)
 

@@ -163,7 +163,7 @@ def main() -> None:
     """Register files and time the pages."""
     options = parser(__doc__)
     given = options.parse_args()
-    few, many = 10, 60 if given.small else 1_000
+    few, many = (5, 20) if given.small else (10, 1_000)
     before = os.environ.get(HOME_VARIABLE)
     with tempfile.TemporaryDirectory(prefix="curation-registering-") as place:
         folder = Path(place)

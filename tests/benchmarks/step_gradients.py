@@ -65,15 +65,15 @@ def make_workspace(folder: Path, model: Path, columns: str = "", template: str =
 
 def demo(folder: Path, small: bool) -> Workspace:
     """The demo's model and corpus."""
-    write_corpus(folder / "landing", n_prompts=12 if small else 150)
+    write_corpus(folder / "landing", n_prompts=8 if small else 150)
     return make_workspace(folder, MODEL)
 
 
-def stories(folder: Path, small: bool) -> Workspace:
+def stories(folder: Path, _small: bool) -> Workspace:
     """stories260k and model solutions of GSM8K."""
     (folder / "landing").mkdir(parents=True)
     source = DATA / "gsm8k" / "example_model_solutions.jsonl"
-    lines = source.read_text().splitlines(keepends=True)[: 6 if small else 100]
+    lines = source.read_text().splitlines(keepends=True)[:100]
     (folder / "landing" / source.name).write_text("".join(lines))
     return make_workspace(folder, DATA / "models" / "stories260k", COLUMNS)
 
@@ -145,7 +145,8 @@ def main() -> None:
     options = parser(__doc__).parse_args()
     torch.set_num_threads(options.threads or 1)
     result: dict[str, Any] = {}
-    makers = {"demo": demo} | ({"stories260k": stories} if (DATA / "gsm8k").is_dir() else {})
+    real = (DATA / "gsm8k").is_dir() and not options.small
+    makers = {"demo": demo} | ({"stories260k": stories} if real else {})
     rows = []
     for model, make in makers.items():
         folder = Path(tempfile.mkdtemp())
