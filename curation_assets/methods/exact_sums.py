@@ -8,8 +8,8 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-PIECE = 1 << 20
-"""Numbers per batch: the halves of this many mantissas sum exactly in 64 bits."""
+PIECE = 1 << 15
+"""Numbers per batch: few enough for the processor's cache, and for doubles to sum the halves of mantissas exactly."""
 
 MANTISSA = 53
 HALF = 26
@@ -40,11 +40,12 @@ class ExactSum:
             self._finite = False
             return
         fractions, exponents = np.frexp(values)
-        mantissas = np.ldexp(fractions, MANTISSA).astype(np.int64)
         places = exponents - LOWEST
-        high, low = mantissas >> HALF, mantissas & ((1 << HALF) - 1)
+        scaled = fractions * 2.0 ** (MANTISSA - HALF)
+        high = np.floor(scaled)
+        low = (scaled - high) * 2.0**HALF
         for part, shift in ((high, HALF), (low, 0)):
-            # Group by exponent: doubles hold these integer sums exactly.
+            # Grouped by exponent, both halves are integers.
             sums = np.bincount(places, weights=part)
             for place in np.flatnonzero(sums).tolist():
                 self._units += int(sums[place]) << (place + shift)

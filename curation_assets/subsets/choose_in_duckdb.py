@@ -1,8 +1,9 @@
 """Choose a subset of a pool of any size: the pool is a DuckDB table (`curation_resources.storage.spill`).
 
-Row-wise columns are computed on arrival. Ranking is a sort, and the best of each prompt a window over it; both spill to
-disk when they reach the memory limit. Only a selector that orders the candidates itself (`Selector.order`) gets them in
-memory. The budget is filled while the order streams by, and the subset's rows are emitted in pieces.
+Row-wise columns are computed on arrival. Ranking is a sort, and the best of each prompt a window over it; tables, sorts
+and windows spill to disk when they reach the memory limit. Only a selector that orders the candidates itself
+(`Selector.order`) gets them in memory. The budget is filled while the order streams by, and the subset's rows are
+emitted in pieces.
 """
 
 from __future__ import annotations
@@ -264,9 +265,16 @@ def _weight(subset: Subset) -> str:
 
 def _find_lowest(spill: Spill, count: int) -> None:
     """Create table `lowest` with the last of the `count` rows of lowest norm, ties by sample_id; it may be empty."""
+    # Sorting bare norms first takes two thirds of the time of sorting them with ids.
     spill.run(
-        "create table lowest as select answer_norm, sample_id from pool where answer_norm is not null "
-        f"order by answer_norm, sample_id limit {min(count, 1)} offset {max(count - 1, 0)}"
+        "create table norms as select answer_norm from pool where answer_norm is not null "
+        f"order by answer_norm limit {count}"
+    )
+    below = "(select count(*) from norms where answer_norm < (select max(answer_norm) from norms))"
+    spill.run(
+        "create table lowest as select answer_norm, sample_id from pool "
+        "where answer_norm = (select max(answer_norm) from norms) "
+        f"order by sample_id limit {min(count, 1)} offset {max(count - 1, 0)} - {below}"
     )
 
 
@@ -393,7 +401,8 @@ def _rank_in_memory(
         choice = selector.order(section, found)
     spill.run(f"create table ranked as select sample_id, {_ranked_columns(subset)} from parted limit 0")
     ranked = frame.select("sample_id", "score", "source", "weight", "low_signal", "stratum")[choice.order]
-    spill.load("insert into ranked select * replace (sample_id::uuid as sample_id) from frame", [ranked])
+    statement = "insert into ranked select * replace (sample_id::uuid as sample_id) from frame"
+    spill.load(statement, [ranked], in_order=True)
     return choice.left_out
 
 

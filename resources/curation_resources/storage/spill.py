@@ -1,6 +1,6 @@
-"""Tables that need not fit into memory: DuckDB with a memory limit, in a folder that exists only during the work.
+"""Tables that need not fit into memory: DuckDB with a memory limit, and a folder that exists only during the work.
 
-Sorts, groups and joins spill to that folder when they reach the limit.
+Tables, sorts, groups and joins spill to that folder when they reach the limit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SpillError(UserError):
 
 
 class Spill:
-    """SQL over tables on disk.
+    """SQL over tables in memory and, beyond the limit, on disk.
 
     Args:
         connection: connection to a database of its own.
@@ -62,16 +62,24 @@ class Spill:
         with self._connection.cursor() as cursor:
             return pl.DataFrame(cursor.sql(query).pl())
 
-    def load(self, statement: str, frames: Iterable[pl.DataFrame]) -> None:
-        """Execute a statement once per frame, which it refers to as `frame`; one frame at a time is in memory."""
+    def load(self, statement: str, frames: Iterable[pl.DataFrame], *, in_order: bool = False) -> None:
+        """Execute a statement once per frame, which it refers to as `frame`; one frame at a time is in memory.
+
+        Args:
+            statement: inserts the frame's rows into a table.
+            frames: the frames.
+            in_order: whether the table keeps the order of the rows, which takes a third longer.
+        """
         # The producer of the frames needs memory, too, and loading needs little.
         self._connection.execute(f"set memory_limit = '{self._memory_mib // 2}MiB'")
+        self._connection.execute(f"set preserve_insertion_order = {in_order}")
         try:
             for frame in frames:
                 self._connection.register("frame", frame)
                 self._connection.execute(statement)
                 self._connection.unregister("frame")
         finally:
+            self._connection.execute("set preserve_insertion_order = true")
             self._connection.execute(f"set memory_limit = '{self._memory_mib}MiB'")
 
     def stream(self, query: str) -> Iterator[pl.DataFrame]:
