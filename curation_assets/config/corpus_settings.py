@@ -24,6 +24,8 @@ _FORMATS = (
     "openthoughts",
     "m23k",
     "ultrainteract",
+    "s1k",
+    "stepwise",
     *plugin_names(FORMAT_PLUGINS),
 )
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ else:
     Format = Literal[_FORMATS]
 
 Strategy = Literal["auto", "explicit", "markers", "paragraphs", "lines", "sentences", "words"]
+REASONING = "<think>\n{reasoning}\n</think>\n\n{answer}"
+"""How reasoning that is stored beside an answer is joined with it."""
+
 FieldPath = Annotated[str, Field(min_length=1, description="field name; use dots for nested fields")]
 
 
@@ -39,12 +44,13 @@ class Columns(Section):
     """Paths of the fields to read from each row: `solution.text` is field `text` of field `solution`.
 
     `response` may be a list of paths; each path then yields one candidate response of the row's prompt group. In
-    that case `generator`, `correct`, `reward`, `answer` and `steps` may be lists of the same length (null: no
-    value).
+    that case `reasoning`, `generator`, `correct`, `reward`, `answer` and `steps` may be lists of the same length (null:
+    no value). `reasoning` is put before the response as `corpus.reasoning` says.
     """
 
     prompt: FieldPath | None = None
     response: FieldPath | list[FieldPath] | None = None
+    reasoning: FieldPath | list[FieldPath | None] | None = None
     answer: FieldPath | list[FieldPath | None] | None = None
     steps: FieldPath | list[FieldPath | None] | None = None
     source: FieldPath | None = None
@@ -57,7 +63,7 @@ class Columns(Section):
     @model_validator(mode="after")
     def _lists_match(self) -> Columns:
         count = len(self.response) if isinstance(self.response, list) else None
-        for name in ("answer", "steps", "generator", "correct", "reward"):
+        for name in ("reasoning", "answer", "steps", "generator", "correct", "reward"):
             value = getattr(self, name)
             if isinstance(value, list) and len(value) != count:
                 raise ValueError(
@@ -171,12 +177,25 @@ class Corpus(Section):
     )
     format: Format = "auto"
     columns: Columns = Columns()
+    reasoning: str = Field(
+        REASONING,
+        description="joins reasoning that a row stores beside the answer with it, as the target model writes both",
+    )
     segmentation: Segmentation = Field(default=Segmentation(), json_schema_extra=_or_strategy)
     max_row_bytes: int = Field(
         8_000_000, ge=1000, description="longer rows are rejected; embedded images count at their base64 size"
     )
     images: Images = Images()
     filters: CorpusFilters = CorpusFilters()
+
+    @field_validator("reasoning")
+    @classmethod
+    def _joins_both(cls, value: str) -> str:
+        before, reasoning, rest = value.partition("{reasoning}")
+        between, answer, after = rest.partition("{answer}")
+        if not (reasoning and answer) or any(mark in before + between + after for mark in ("{reasoning}", "{answer}")):
+            raise ValueError("name {reasoning} and then {answer} once each, as in '<think>{reasoning}</think>{answer}'")
+        return value
 
     @field_validator("segmentation", mode="before")
     @classmethod

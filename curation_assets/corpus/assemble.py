@@ -28,9 +28,18 @@ from curation_assets.corpus.fields import (
     to_json,
 )
 from curation_assets.corpus.images import image_sources
-from curation_assets.corpus.row_parts import SYSTEM_NAMES, Candidate, Reading, candidates_in, prompt_turns
+from curation_assets.corpus.row_parts import (
+    SYSTEM_NAMES,
+    Candidate,
+    Reading,
+    candidates_in,
+    is_short_answer,
+    prompt_turns,
+)
 
 SHARED_NAMES: dict[str, tuple[str, ...]] = {
+    # Formats find it beside the response.
+    "reasoning": (),
     "source": ("source", "data_source", "dataset"),
     "domain": ("domain", "subject", "task"),
     "generator": ("generator", "model"),
@@ -40,10 +49,7 @@ SHARED_NAMES: dict[str, tuple[str, ...]] = {
     "steps": ("steps",),
     "images": ("images", "image", "image_url", "image_path"),
 }
-# An explicit answer is short; a long text of that name is another solution and stays in `extra`.
-SHORT_ANSWER_CHARS = 200
-
-PER_CANDIDATE = ("answer", "steps", "generator", "correct", "reward")
+PER_CANDIDATE = ("reasoning", "answer", "steps", "generator", "correct", "reward")
 
 Spec = str | list[str | None] | list[str | bool | None] | None
 
@@ -63,8 +69,17 @@ def unclaimed(row: Row, claimed: frozenset[str]) -> Row:
     return {name: value for name, value in row.items() if name not in claimed} if claimed else row
 
 
-def assemble(reading: Reading, row: Row, columns: Columns, claimed: frozenset[str]) -> list[Draft | Refused]:
-    """Build drafts of a row's candidates, in order; see `formats.parse`. `claimed` is `claims(columns)`.
+def assemble(
+    reading: Reading, row: Row, columns: Columns, claimed: frozenset[str], reasoning: str
+) -> list[Draft | Refused]:
+    """Build drafts of a row's candidates, in order; see `formats.parse`.
+
+    Args:
+        reading: the parts that the format found.
+        row: the row.
+        columns: the mapped columns.
+        claimed: `claims(columns)`.
+        reasoning: `corpus.reasoning`.
 
     Raises:
         Refused: the row as a whole cannot be used.
@@ -81,7 +96,8 @@ def assemble(reading: Reading, row: Row, columns: Columns, claimed: frozenset[st
         source=optional_text(parts.single("source"), "source"),
         domain=optional_text(parts.single("domain"), "domain"),
         images=parts.images(),
-        left=parts.left(),
+        left={**parts.left(), **parts.label},
+        reasoning=reasoning,
     )
     plain = to_json(common.left)
     drafts: list[Draft | Refused] = []
@@ -104,6 +120,7 @@ class _Common:
     domain: str | None
     images: tuple[str | bytes, ...]
     left: Row
+    reasoning: str
 
 
 def _draft(candidate: Candidate, values: dict[str, object], common: _Common, extra: str) -> Draft:
@@ -115,12 +132,12 @@ def _draft(candidate: Candidate, values: dict[str, object], common: _Common, ext
     steps = step_list(_or(candidate.steps, values["steps"]), "steps")
     return Draft(
         turns=turns,
-        response=_response(candidate.response, steps),
+        response=_response(candidate.response, _or(candidate.reasoning, values["reasoning"]), steps, common.reasoning),
         answer=optional_text(_or(candidate.answer, values["answer"]), "answer"),
         steps=steps,
         source=common.source,
         domain=common.domain,
-        generator=optional_text(values["generator"], "generator"),
+        generator=optional_text(_or(candidate.generator, values["generator"]), "generator"),
         correct=boolean(values["correct"], "correct"),
         reward=number(values["reward"], "reward"),
         images=images,
@@ -137,6 +154,7 @@ class _Parts:
     columns: Columns
     claimed: frozenset[str]
     used: set[str] = field(default_factory=set)
+    label: Row = field(default_factory=dict)
     found_images: list[object] = field(default_factory=list)
 
     def prompt(self) -> tuple[Turn, ...]:
@@ -144,10 +162,12 @@ class _Parts:
         if path is None:
             self.used |= self.reading.prompt_fields
             self.found_images.extend(self.reading.images)
+            self.label.update(self.reading.label)
             return self.reading.turns
         self.used |= {path, *SYSTEM_NAMES}
         talk = prompt_turns(lookup(self.row, path), self.row, path)
         self.found_images.extend(talk.images)
+        self.label.update(talk.label())
         return talk.turns
 
     def candidates(self) -> list[Candidate]:
@@ -243,9 +263,11 @@ def _or(value: object, other: object) -> object:
     return other if value is MISSING else value
 
 
-def _response(value: object, steps: tuple[str, ...] | None) -> str:
+def _response(value: object, reasoning: object, steps: tuple[str, ...] | None, template: str) -> str:
     if isinstance(value, Refused):
         raise value
+    if not absent(reasoning):
+        value = _with_reasoning(value, reasoning, template)
     if absent(value) or (isinstance(value, str) and not value.strip() and steps):
         if steps is None:
             raise Refused("missing_response", "the response is missing. Map it with corpus.columns.response.")
@@ -261,6 +283,21 @@ def _response(value: object, steps: tuple[str, ...] | None) -> str:
     return response
 
 
+def _with_reasoning(value: object, reasoning: object, template: str) -> object:
+    """Return reasoning and response as one text; the response alone if it holds the reasoning already."""
+    texts = reasoning if isinstance(reasoning, list) else [reasoning]
+    thought = "\n\n".join(text(one, "reasoning").strip() for one in texts).strip()
+    said = "" if absent(value) else text(value, "response").strip()
+    if not thought or thought in said:
+        return value
+    before, _, rest = template.partition("{reasoning}")
+    between, _, after = rest.partition("{answer}")
+    if before.strip() and thought.startswith(before.strip()):
+        # The tags are there already.
+        return f"{thought}\n\n{said}".rstrip()
+    return f"{before}{thought}{between}{said}{after}".rstrip()
+
+
 def _fits(name: str, value: object) -> bool:
     """Return whether a value under a shared name has the type that this name usually holds."""
     if name in ("source", "domain", "generator"):
@@ -271,6 +308,4 @@ def _fits(name: str, value: object) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if name == "steps":
         return isinstance(value, list) and bool(value) and all(isinstance(step, str) for step in value)
-    if isinstance(value, str):
-        return 0 < len(value.strip()) <= SHORT_ANSWER_CHARS and "\n" not in value.strip()
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_short_answer(value)

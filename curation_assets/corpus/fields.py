@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import orjson
@@ -42,9 +42,13 @@ def lookup(row: Row, path: str) -> object:
     return value
 
 
-def first_of(row: Row, names: Iterable[str]) -> str | None:
-    """Return the first of the names for which the row has a value."""
-    return next((name for name in names if row.get(name) is not None), None)
+def first_of(row: Row, names: Sequence[str]) -> str | None:
+    """Return the field with the first of these lower-case names that has a value; `Response` counts as `response`."""
+    found = next((name for name in names if row.get(name) is not None), None)
+    if found is None and not all(map(str.islower, row)):
+        spelled = {field.lower(): field for field, value in row.items() if value is not None}
+        found = next((spelled[name] for name in names if name in spelled), None)
+    return found
 
 
 def absent(value: object) -> bool:

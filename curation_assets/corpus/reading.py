@@ -180,7 +180,7 @@ class ShardReader:
             form = detect(sample[:DETECTION_ROWS], self._corpus.columns)
         self.format = form or UNKNOWN
         columns = self._corpus.columns
-        shelf = _Shelf(self._shard, Parser(form, columns) if form else None, self._images)
+        shelf = _Shelf(self._shard, Parser(form, columns, self._corpus.reasoning) if form else None, self._images)
         for item in chain(head, self._items):
             shelf.put(item)
             if shelf.size >= PIECE_BYTES:

@@ -6,13 +6,23 @@ A format only finds them; `curation_assets.corpus.assemble` checks them and appl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from curation_assets.corpus.drafts import Refused, Turn
-from curation_assets.corpus.fields import MISSING, Row, absent, kind, text
+from curation_assets.corpus.fields import MISSING, Row, absent, first_of, kind, text
 
 PROMPT_NAMES = ("prompt", "question", "problem", "instruction", "query", "input")
 SYSTEM_NAMES = ("system", "system_prompt")
+REASONING_NAMES = (
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "thinking_content",
+    "thought",
+    "thoughts",
+    "complex_cot",
+)
+"""Fields, of a row or of a turn, that hold the reasoning before an answer which is stored beside it."""
 
 _ROLES = {
     "system": "system",
@@ -29,6 +39,12 @@ _ROLES = {
     "observation": "tool",
     "ipython": "tool",
 }
+SHORT_ANSWER_CHARS = 200
+"""A longer text under the name of an answer is another solution, and stays in `extra`."""
+
+_TURN_KEYS = frozenset({"role", "from", "content", "value"})
+_SPEAKS = frozenset({"tool_calls", "function_call", *REASONING_NAMES})
+"""Fields of a turn beside which its content may be null."""
 IMAGE_MARK = "<image>"
 
 
@@ -36,27 +52,33 @@ IMAGE_MARK = "<image>"
 class Candidate:
     """One response as found, unchecked: a text, or the Refused raised while finding it.
 
-    `turns` is the candidate's own prompt, if candidates have different ones, and `images` are those inside them;
-    `label` is added to `extra`.
+    `reasoning` is stored beside the response: a text, or a list of texts. `turns` is the candidate's own prompt, if
+    candidates have different ones, and `images` are those inside them; `label` is added to `extra`.
     """
 
     response: object = MISSING
+    reasoning: object = MISSING
     answer: object = MISSING
     steps: object = MISSING
+    generator: object = MISSING
     turns: tuple[Turn, ...] | None = None
     images: tuple[object, ...] = ()
-    label: Mapping[str, str] = field(default_factory=dict)
+    label: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The parts that a format found in a row: prompt turns, images inside turns, candidates, and the fields it used."""
+    """The parts that a format found in a row: prompt turns, images inside turns, candidates, and the fields it used.
+
+    `label` is added to `extra`.
+    """
 
     turns: tuple[Turn, ...]
     candidates: tuple[Candidate, ...]
     images: tuple[object, ...] = ()
     prompt_fields: frozenset[str] = frozenset()
     response_fields: frozenset[str] = frozenset()
+    label: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,16 +92,29 @@ class Format:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns, and the images inside them."""
+    """Turns, and the images inside them.
+
+    Attributes:
+        turns: role and text of each turn.
+        images: the images, in order.
+        reasoning: reasoning beside the text of the last turn, if that is the assistant's.
+        others: what else the turns hold, by position: tool calls, names, weights, earlier reasoning.
+    """
 
     turns: tuple[Turn, ...]
     images: tuple[object, ...] = ()
+    reasoning: object = MISSING
+    others: Mapping[str, Row] = field(default_factory=dict)
 
-    def split(self) -> tuple[tuple[Turn, ...], object]:
-        """Split off the response: the last turn if it is the assistant's, else MISSING."""
+    def split(self) -> tuple[tuple[Turn, ...], Candidate]:
+        """Split off the response: the last turn if it is the assistant's, else a candidate without one."""
         if self.turns and self.turns[-1].role == "assistant":
-            return self.turns[:-1], self.turns[-1].content
-        return self.turns, MISSING
+            return self.turns[:-1], Candidate(self.turns[-1].content, self.reasoning)
+        return self.turns, Candidate()
+
+    def label(self) -> dict[str, object]:
+        """Return what the turns hold beside role and text, as `extra` keeps it."""
+        return {"turns": dict(self.others)} if self.others else {}
 
 
 def is_conversation(value: object) -> bool:
@@ -95,7 +130,9 @@ def is_conversation(value: object) -> bool:
 def conversation(value: object, what: str) -> Conversation:
     """Parse the turns of a list of {role, content} or {from, value}.
 
-    Content given as a list of parts becomes one text: text parts unchanged, each image part as `<image>`.
+    Content given as a list of parts becomes one text: text parts unchanged, each image part as `<image>`. Thinking
+    parts, and fields of REASONING_NAMES, are reasoning. A turn's content may be null where the turn holds something
+    else, or is the system's.
 
     Raises:
         Refused: wrong_type, unknown_role, nul_byte.
@@ -104,6 +141,8 @@ def conversation(value: object, what: str) -> Conversation:
         raise Refused("wrong_type", f"{what} must be a list of turns, not {kind(value)}")
     turns: list[Turn] = []
     images: list[object] = []
+    others: dict[str, Row] = {}
+    thought: object = MISSING
     for index, item in enumerate(value):
         where = f"{what}[{index}]"
         if not isinstance(item, dict):
@@ -112,10 +151,24 @@ def conversation(value: object, what: str) -> Conversation:
         if not isinstance(role, str) or role.lower() not in _ROLES:
             said = repr(role[:50]) if isinstance(role, str) else kind(role)
             raise Refused("unknown_role", f"{where} has the unknown role {said}. Known roles: {', '.join(_ROLES)}.")
-        content, found = _content(item.get("content", item.get("value")), where)
-        turns.append(Turn(_ROLES[role.lower()], content))
+        role = _ROLES[role.lower()]
+        held = item.get("content", item.get("value"))
+        # Tables give every turn all keys, with null for missing values.
+        beside = {key: own for key, own in item.items() if own is not None and key not in _TURN_KEYS}
+        if held is None and (role == "system" or not _SPEAKS.isdisjoint(beside)):
+            held = ""
+        content, found, thoughts = _content(held, where)
+        name = first_of(beside, REASONING_NAMES)
+        thought = MISSING
+        if role == "assistant" and (thoughts or name is not None):
+            thought = "\n\n".join(thoughts) or beside.pop(name or "")
+            if index < len(value) - 1:
+                beside["reasoning"] = thought
+        if beside:
+            others[str(index)] = beside
+        turns.append(Turn(role, content))
         images.extend(found)
-    return Conversation(tuple(turns), tuple(images))
+    return Conversation(tuple(turns), tuple(images), thought, others)
 
 
 def prompt_turns(value: object, row: Row, what: str) -> Conversation:
@@ -129,7 +182,7 @@ def prompt_turns(value: object, row: Row, what: str) -> Conversation:
     if not isinstance(value, list):
         return Conversation((*system_turns(row), Turn("user", text(value, what))))
     talk = conversation(value, what)
-    return Conversation(system_turns(row) + talk.turns, talk.images)
+    return replace(talk, turns=system_turns(row) + talk.turns)
 
 
 def system_turns(row: Row) -> tuple[Turn, ...]:
@@ -156,30 +209,71 @@ def candidates_in(value: object, what: str) -> tuple[Candidate, ...]:
 
 
 def candidate_in(value: object, what: str) -> Candidate:
-    """Return the candidate in a text or a list of turns; the turns before the response are its own prompt."""
+    """Return the candidate in a text, a turn or a list of turns; turns before the response are its own prompt."""
+    if isinstance(value, dict) and is_conversation([value]):
+        value = [value]
     if not is_conversation(value):
         return Candidate(value)
     try:
         talk = conversation(value, what)
     except Refused as refusal:
         return Candidate(refusal)
-    own, response = talk.split()
-    return Candidate(response, turns=own or None, images=talk.images)
+    own, candidate = talk.split()
+    return replace(candidate, turns=own or None, images=talk.images, label=talk.label())
 
 
-def _content(value: object, where: str) -> tuple[str, list[object]]:
+def with_reasoning(row: Row, candidates: tuple[Candidate, ...]) -> tuple[tuple[Candidate, ...], frozenset[str]]:
+    """Add the reasoning that a row stores beside its responses; return the candidates, and the field it was in.
+
+    A field that does not hold one text, or list of texts, for each candidate stays in `extra`.
+    """
+    name = first_of(row, REASONING_NAMES)
+    if name is None:
+        return candidates, frozenset()
+    value = row[name]
+    each = value if isinstance(value, list) and len(value) == len(candidates) else [value]
+    if len(each) != len(candidates) or not all(map(is_reasoning, each)):
+        return candidates, frozenset()
+    found = (replace(one, reasoning=thought) for one, thought in zip(candidates, each, strict=True))
+    return tuple(found), frozenset({name})
+
+
+def is_reasoning(value: object) -> bool:
+    """Return whether a value is a text that is not blank, or a list of texts of which one is not."""
+    texts = value if isinstance(value, list) else [value]
+    return all(isinstance(one, str) for one in texts) and any(str(one).strip() for one in texts)
+
+
+def is_short_answer(value: object) -> bool:
+    """Return whether a value may be an explicit answer: a number, or a short text of one line."""
+    if isinstance(value, str):
+        return 0 < len(value.strip()) <= SHORT_ANSWER_CHARS and "\n" not in value.strip()
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _content(value: object, where: str) -> tuple[str, list[object], list[str]]:
+    """Return the text, the images and the reasoning in a turn's content."""
+    if isinstance(value, dict):
+        value = [value]
     if not isinstance(value, list):
-        return text(value, f"{where}.content"), []
+        return text(value, f"{where}.content"), [], []
     texts: list[str] = []
     images: list[object] = []
+    thoughts: list[str] = []
     for part in value:
+        said = part if isinstance(part, str) else None
+        if isinstance(part, dict):
+            said = next((part[key] for key in ("text", "content") if isinstance(part.get(key), str)), None)
         if isinstance(part, dict) and str(part.get("type")).startswith("image"):
             texts.append(IMAGE_MARK)
             # Tables give every part all keys, with null for missing values.
             held = (part[key] for key in ("image_url", "image", "url", "path") if not absent(part.get(key)))
             images.append(part if not absent(part.get("bytes")) else next(held, None))
-        elif isinstance(part, dict) and isinstance(part.get("text"), str):
-            texts.append(text(part["text"], f"{where}.content"))
+        elif isinstance(part, dict) and part.get("type") in ("thinking", "reasoning"):
+            thoughts.append(text(part.get("thinking", part.get("reasoning", said)), f"{where}.content"))
+        elif said is not None:
+            texts.append(text(said, f"{where}.content"))
         else:
-            raise Refused("wrong_type", f"{where}.content has a part that is neither text nor an image")
-    return "".join(texts), images
+            shown = repr(part.get("type")) if isinstance(part, dict) else kind(part)
+            raise Refused("wrong_type", f"{where}.content has a part that is neither text nor an image: {shown}")
+    return "".join(texts), images, thoughts

@@ -137,7 +137,7 @@ def _item(index: int, row: Row, columns: BenchmarkColumns) -> Item:
 
 def _reference(row: Row, columns: BenchmarkColumns, asked: str | None) -> str | None:
     """Return the correct answer of a row; None if it has none."""
-    name = columns.answer or first_of(row, (name for name in ANSWERS if name != asked))
+    name = columns.answer or first_of(row, [name for name in ANSWERS if name != asked])
     said = optional_text(lookup(row, name), name) if name else None
     if name is None and asked is not None and is_conversation(lookup(row, asked)):
         last = prompt_turns(lookup(row, asked), row, asked).turns[-1]

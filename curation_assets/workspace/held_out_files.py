@@ -23,7 +23,8 @@ def wanted_validation(workspace: Workspace, validation: ValidationSet) -> str:
         ValidationSetError: the file does not exist.
     """
     path = validation_path(workspace, validation)
-    reading = [validation.format, validation.columns.model_dump(mode="json"), workspace.settings.corpus.max_row_bytes]
+    corpus = workspace.settings.corpus
+    reading = [validation.format, validation.columns.model_dump(mode="json"), corpus.reasoning, corpus.max_row_bytes]
     purged = PurgedList.read(workspace.warehouse).ids_of(workspace.validation_shard(validation.name))
     parts = [reading, purged] if purged else [reading]
     return digest("validation", CORPUS_VERSION, workspace.cache.file_digest(path), *parts)

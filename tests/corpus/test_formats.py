@@ -7,7 +7,7 @@ import json
 import pytest
 
 from curation_assets.config.corpus_settings import Format
-from curation_assets.corpus.drafts import Refused, Turn
+from curation_assets.corpus.drafts import Draft, Refused, Turn
 from curation_assets.corpus.formats import FORMATS, detect, parse
 from tests.corpus.helpers import Json, columns, draft, drafts
 
@@ -27,6 +27,8 @@ ROWS: dict[str, Json] = {
         ],
     },
     "m23k": {"prompt": "2 + 2?", "reasoning": "hm", "distilled_answer_string": "4", "source": "medqa"},
+    "s1k": {"question": "2 + 2?", "solution": "4", "thinking_trajectories": ["hm"], "attempt": "It is 4."},
+    "stepwise": {"prompt": "2 + 2?", "completions": ["Add them.", "It is 4."], "labels": [True, True]},
     "ultrainteract": {
         "task": "Math_CoT",
         "dataset": "gsm8k",
@@ -279,3 +281,128 @@ def test_m23k_is_composed_of_reasoning_and_distilled_answer() -> None:
 def test_mmathcot_has_its_image() -> None:
     found = draft(ROWS["mmathcot"], "mmathcot")
     assert (found.turns, found.images, found.extra) == ((USER,), ("https://x.org/a.png",), "{}")
+
+
+THOUGHT = "First two.\n\nThen two more."
+JOINED = f"<think>\n{THOUGHT}\n</think>\n\nIt is 4."
+
+
+def beside(**turn: object) -> Json:
+    return {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", **turn}]}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        beside(content="It is 4.", reasoning_content=THOUGHT),
+        beside(content="\n\nIt is 4.", reasoning=THOUGHT + "\n"),
+        beside(content="It is 4.", thinking=THOUGHT, tool_calls=None),
+        beside(content=[{"type": "thinking", "thinking": THOUGHT}, {"type": "text", "text": "It is 4."}]),
+        {"prompt": "2 + 2?", "reasoning": THOUGHT, "response": "It is 4."},
+        {"question": "2 + 2?", "reasoning_content": THOUGHT, "content": "It is 4."},
+        {"input": "2 + 2?", "reasoning_content": THOUGHT, "content": "It is 4."},
+        {"instruction": "2 + 2?", "input": "", "thinking": THOUGHT, "output": "It is 4."},
+        {"Question": "2 + 2?", "Complex_CoT": THOUGHT, "Response": "It is 4."},
+        {"question": "2 + 2?", "thinking_trajectories": [THOUGHT], "attempt": "It is 4."},
+        {"prompt": "2 + 2?", "reasoning": THOUGHT, "distilled_answer_string": "It is 4."},
+    ],
+)
+def test_reasoning_beside_an_answer_is_part_of_the_response(row: Json) -> None:
+    name = detect([row])
+    assert name is not None
+    found = draft(row, name)
+    assert found.turns == (USER,)
+    assert found.response == JOINED
+    assert THOUGHT not in json.loads(found.extra).values()
+
+
+def test_reasoning_alone_is_the_response() -> None:
+    rows: list[Json] = [beside(content=None, reasoning_content=THOUGHT), {"prompt": "2 + 2?", "reasoning": THOUGHT}]
+    for row in rows:
+        assert draft(row, str(detect([row]))).response == f"<think>\n{THOUGHT}\n</think>"
+
+
+def test_reasoning_that_the_response_holds_already_is_not_put_twice() -> None:
+    assert draft(beside(content=JOINED, reasoning_content=THOUGHT), "messages").response == JOINED
+    tagged = beside(content="It is 4.", reasoning_content=f"<think>\n{THOUGHT}\n</think>")
+    assert draft(tagged, "messages").response == JOINED
+
+
+def test_reasoning_is_joined_as_configured() -> None:
+    row: Json = {"prompt": "2 + 2?", "reasoning": "{answer}", "response": "It is 4."}
+    (found,) = parse(row, "prompt_response", reasoning="[THINK]{reasoning}[/THINK]{answer}")
+    assert isinstance(found, Draft)
+    assert found.response == "[THINK]{answer}[/THINK]It is 4."
+
+
+def test_a_short_answer_after_reasoning_is_the_explicit_answer_too() -> None:
+    found = draft({"question": "2 + 2?", "reasoning": THOUGHT, "answer": "4"}, "prompt_response")
+    assert (found.response, found.answer) == (f"<think>\n{THOUGHT}\n</think>\n\n4", "4")
+
+
+def test_mapped_reasoning_goes_before_its_response() -> None:
+    row = {"q": "2 + 2?", "a": "It is 4.", "b": "Four.", "thoughts_of": {"a": THOUGHT}}
+    mapped = columns(prompt="q", response="a", reasoning="thoughts_of.a")
+    assert draft(row, "prompt_response", mapped).response == JOINED
+    both = columns(prompt="q", response=["a", "b"], reasoning=["thoughts_of.a", None])
+    assert [found.response for found in drafts(row, "prompt_response", both)] == [JOINED, "Four."]
+
+
+def test_what_is_no_reasoning_stays_in_extra() -> None:
+    row = {"prompt": "2 + 2?", "reasoning": {"effort": "high"}, "response": "It is 4."}
+    found = draft(row, "prompt_response")
+    assert (found.response, json.loads(found.extra)) == ("It is 4.", {"reasoning": {"effort": "high"}})
+    several = {"prompt": "2 + 2?", "reasoning": THOUGHT, "responses": ["It is 4.", "Four."]}
+    assert all(json.loads(one.extra) == {"reasoning": THOUGHT} for one in drafts(several, "prompt_response"))
+    each = {"prompt": "2 + 2?", "reasoning": [THOUGHT, "Hm."], "responses": ["It is 4.", "Four."]}
+    assert [one.response for one in drafts(each, "prompt_response")] == [JOINED, "<think>\nHm.\n</think>\n\nFour."]
+
+
+def test_every_writer_of_s1k_is_a_candidate() -> None:
+    row = {
+        "question": "2 + 2?",
+        "solution": "4",
+        "thinking_trajectories": [THOUGHT],
+        "attempt": "It is 4.",
+        "deepseek_thinking_trajectory": "Hm.",
+        "deepseek_attempt": "Four.",
+        "gemini_grade": "Yes",
+    }
+    first, second = drafts(row, "s1k")
+    assert (first.response, first.generator, first.answer) == (JOINED, None, "4")
+    assert (second.response, second.generator, second.answer) == ("<think>\nHm.\n</think>\n\nFour.", "deepseek", "4")
+    assert json.loads(first.extra) == {"gemini_grade": "Yes"}
+
+
+def test_stepwise_rows_are_one_response_with_steps() -> None:
+    found = draft(ROWS["stepwise"], "stepwise")
+    assert (found.response, found.steps) == ("Add them.\nIt is 4.", ("Add them.", "It is 4."))
+    assert json.loads(found.extra) == {"labels": [True, True]}
+
+
+def test_other_keys_of_turns_are_kept() -> None:
+    call = [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}]
+    turns = [
+        {"role": "system", "content": None},
+        {"role": "user", "content": "2 + 2?", "name": "ann", "weight": None},
+        {"role": "assistant", "content": None, "tool_calls": call, "reasoning_content": "I call."},
+        {"role": "tool", "content": "4", "tool_call_id": "c1"},
+        {"role": "assistant", "content": "It is 4."},
+    ]
+    found = draft({"messages": turns}, "messages")
+    assert json.loads(found.extra)["turns"] == {
+        "1": {"name": "ann"},
+        "2": {"tool_calls": call, "reasoning": "I call."},
+        "3": {"tool_call_id": "c1"},
+    }
+    assert refusal({"messages": [{"role": "user", "content": None, "name": "ann"}]}, "messages") == "wrong_type"
+
+
+def test_a_turn_that_is_no_list_may_be_chosen_or_rejected() -> None:
+    row: Json = {
+        "conversations": [{"from": "human", "value": "2 + 2?"}],
+        "chosen": {"from": "gpt", "value": "4"},
+        "rejected": {"from": "gpt", "value": "5"},
+    }
+    found = drafts(row, str(detect([row])))
+    assert [(one.turns, one.response) for one in found] == [((USER,), "4"), ((USER,), "5")]

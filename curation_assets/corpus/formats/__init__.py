@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from curation_assets.config.corpus_settings import FORMAT_PLUGINS, Columns
+from curation_assets.config.corpus_settings import FORMAT_PLUGINS, REASONING, Columns
 from curation_assets.corpus.assemble import assemble, claims, unclaimed
 from curation_assets.corpus.drafts import Draft, Refused
 from curation_assets.corpus.fields import Row
 from curation_assets.corpus.formats.conversations import MESSAGES, OPENTHOUGHTS, SHAREGPT
-from curation_assets.corpus.formats.instructions import ALPACA, M23K, MMATHCOT, PROMPT_RESPONSE
+from curation_assets.corpus.formats.instructions import ALPACA, M23K, MMATHCOT, PROMPT_RESPONSE, S1K, STEPWISE
 from curation_assets.corpus.formats.pairs import PREFERENCE, ULTRAINTERACT
 from curation_assets.corpus.row_parts import Format
 from curation_resources.plugins import plugins
@@ -28,6 +28,8 @@ FORMATS: dict[str, Format] = {
         PREFERENCE,
         OPENTHOUGHTS,
         M23K,
+        S1K,
+        STEPWISE,
         MMATHCOT,
         MESSAGES,
         SHAREGPT,
@@ -56,14 +58,15 @@ def detect(rows: Sequence[Row], columns: Columns | None = None) -> str | None:
 
 
 class Parser:
-    """Parses the rows of one file: a format and the mapped columns.
+    """Parses the rows of one file: a format, the mapped columns, and how reasoning is joined (`corpus.reasoning`).
 
     Raises:
         KeyError: there is no format of that name.
     """
 
-    def __init__(self, name: str, columns: Columns | None = None) -> None:
+    def __init__(self, name: str, columns: Columns | None = None, reasoning: str = REASONING) -> None:
         self._format = FORMATS[name]
+        self._reasoning = reasoning
         self._columns = columns or Columns()
         self._claimed = claims(self._columns)
 
@@ -74,9 +77,9 @@ class Parser:
             Refused: the row as a whole cannot be used.
         """
         reading = self._format.read(unclaimed(row, self._claimed))
-        return assemble(reading, row, self._columns, self._claimed)
+        return assemble(reading, row, self._columns, self._claimed, self._reasoning)
 
 
-def parse(row: Row, name: str, columns: Columns | None = None) -> list[Draft | Refused]:
+def parse(row: Row, name: str, columns: Columns | None = None, reasoning: str = REASONING) -> list[Draft | Refused]:
     """Parse a single row; see `Parser`."""
-    return Parser(name, columns).parse(row)
+    return Parser(name, columns, reasoning).parse(row)

@@ -6,10 +6,11 @@ system prompts and earlier assistant turns.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from curation_assets.corpus.fields import Row
 from curation_assets.corpus.row_parts import (
     SYSTEM_NAMES,
-    Candidate,
     Conversation,
     Format,
     Reading,
@@ -25,8 +26,8 @@ _THOUGHT_MARKS = ("<|begin_of_thought|>", "<think>")
 def _reading(talk: Conversation, fields: frozenset[str]) -> Reading:
     # Several data sets write a blank system turn if there is no system prompt.
     turns = tuple(turn for turn in talk.turns if turn.role != "system" or turn.content.strip())
-    prompt, response = Conversation(turns).split()
-    return Reading(prompt, (Candidate(response),), talk.images, prompt_fields=fields)
+    prompt, candidate = replace(talk, turns=turns).split()
+    return Reading(prompt, (candidate,), talk.images, prompt_fields=fields, label=talk.label())
 
 
 def _read(row: Row, name: str) -> Reading:
@@ -35,7 +36,7 @@ def _read(row: Row, name: str) -> Reading:
     if any(turn.role == "system" and turn.content.strip() for turn in talk.turns):
         # The conversation's own system prompt takes precedence; the field stays in `extra`.
         return _reading(talk, frozenset({name}))
-    return _reading(Conversation(system + talk.turns, talk.images), frozenset({name, *SYSTEM_NAMES}))
+    return _reading(replace(talk, turns=system + talk.turns), frozenset({name, *SYSTEM_NAMES}))
 
 
 def _matches_messages(row: Row) -> bool:

@@ -36,7 +36,7 @@ def _pair(row: Row, prompt: tuple[Turn, ...]) -> tuple[Candidate, ...]:
         turns = prompt + own
         if any(turn.role == "user" for turn in own):
             turns = own if any(turn.role == "system" for turn in own) else system_turns(row) + own
-        candidates.append(replace(found, turns=turns, label={"preference": name}))
+        candidates.append(replace(found, turns=turns, label={**found.label, "preference": name}))
     return tuple(candidates)
 
 
@@ -45,8 +45,10 @@ def _matches_preference(row: Row) -> bool:
 
 
 def _read_preference(row: Row) -> Reading:
-    """Read {prompt?, chosen, rejected}: texts or lists of turns."""
+    """Read {prompt? or conversations?, chosen, rejected}: texts, turns or lists of turns."""
     asked = first_of(row, PROMPT_NAMES)
+    if asked is None and is_conversation(row.get("conversations")):
+        asked = "conversations"
     talk = prompt_turns(row[asked] if asked else None, row, asked or "prompt")
     candidates = _pair(row, talk.turns)
     return Reading(
@@ -55,6 +57,7 @@ def _read_preference(row: Row) -> Reading:
         talk.images,
         prompt_fields=frozenset({asked, *SYSTEM_NAMES} if asked else SYSTEM_NAMES),
         response_fields=frozenset(_PAIR),
+        label=talk.label(),
     )
 
 
@@ -85,6 +88,7 @@ def _read_ultrainteract(row: Row) -> Reading:
         talk.images,
         prompt_fields=frozenset({asked, *SYSTEM_NAMES}),
         response_fields=frozenset(fields),
+        label=talk.label(),
     )
 
 
