@@ -38,8 +38,6 @@ from curation_assets.corpus.row_parts import (
 )
 
 SHARED_NAMES: dict[str, tuple[str, ...]] = {
-    # Formats find it beside the response.
-    "reasoning": (),
     "source": ("source", "data_source", "dataset"),
     "domain": ("domain", "subject", "task"),
     "generator": ("generator", "model"),
@@ -49,7 +47,7 @@ SHARED_NAMES: dict[str, tuple[str, ...]] = {
     "steps": ("steps",),
     "images": ("images", "image", "image_url", "image_path"),
 }
-PER_CANDIDATE = ("reasoning", "answer", "steps", "generator", "correct", "reward")
+PER_CANDIDATE = ("answer", "steps", "generator", "correct", "reward")
 
 Spec = str | list[str | None] | list[str | bool | None] | None
 
@@ -90,6 +88,8 @@ def assemble(
     if not candidates:
         raise Refused("missing_response", "the list of responses is empty")
     values = {name: parts.values(name, len(candidates)) for name in PER_CANDIDATE}
+    # Where it is not mapped, formats find it beside the response.
+    values["reasoning"] = parts.values("reasoning", len(candidates)) if columns.reasoning else [None] * len(candidates)
     common = _Common(
         turns=turns,
         own_turns=columns.prompt is None,
@@ -103,7 +103,7 @@ def assemble(
     drafts: list[Draft | Refused] = []
     for index, candidate in enumerate(candidates):
         try:
-            own = {name: values[name][index] for name in PER_CANDIDATE}
+            own = {name: each[index] for name, each in values.items()}
             drafts.append(_draft(candidate, own, common, plain))
         except Refused as refusal:
             drafts.append(refusal)

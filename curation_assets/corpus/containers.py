@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import IO, cast
 import orjson
 
 from curation_assets.corpus.drafts import Refused
-from curation_assets.corpus.fields import Row, kind
+from curation_assets.corpus.fields import Exact, Row, kind
 from curation_assets.corpus.parquet_rows import parquet_batches
 from curation_assets.corpus.raw_rows import RawRow, RowBatch, Unpacked, file_problem, line_excerpt
 
@@ -28,6 +29,14 @@ _HEAD = 1 << 18
 _BLOCK = 1 << 22
 _STREAM_ERRORS = (OSError, EOFError, zlib.error, Refused)
 _BOM = b"\xef\xbb\xbf"
+_CONSTANTS = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\bInfinity\b|\bNaN\b')
+"""Texts of JSON, and the constants that JSON does not have."""
+
+_LONG = b"0" * 19
+_DIGITS = bytes(ord("0") if byte in b"0123456789." else byte for byte in range(256))
+"""Maps digits and points to 0, so that `_LONG` finds numbers that a double or 64 bits may not hold: 17 digits fit a
+double, and 18 a 64-bit integer."""
+
 _HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
@@ -121,19 +130,76 @@ def _joined(pieces: list[bytes], too_long: bool) -> bytes:
     return line[:_HEAD] if too_long else line
 
 
-def decode(line: bytes) -> Row:
-    """Parse the JSON object of a line.
+def decode(line: bytes) -> tuple[Row, int]:
+    """Parse the JSON object of a line; return it, and the number of values NaN and Infinity, which become null.
+
+    Numbers keep every digit.
 
     Raises:
         Refused: nul_byte, invalid_utf8, invalid_unicode, nested_too_deep, not_json, not_object.
     """
+    not_finite = 0
     try:
         value = orjson.loads(line)
+        if _lossy(value, line):
+            value = _exact(line)
     except orjson.JSONDecodeError as error:
-        raise _json_refusal(line, error) from error
+        if b"NaN" not in line and b"Infinity" not in line:
+            raise _json_refusal(line, error) from error
+        try:
+            # orjson knows what else may be wrong with the line.
+            orjson.loads(_CONSTANTS.sub(_null_outside_texts, line))
+            value = _exact(line)
+            not_finite = sum(not found.startswith(b'"') for found in _CONSTANTS.findall(line))
+        except orjson.JSONDecodeError as other:
+            raise _json_refusal(line, other) from error
     if not isinstance(value, dict):
         raise Refused("not_object", f"the line is {kind(value)}, not an object. Write one JSON object per line.")
-    return value
+    return value, not_finite
+
+
+def _lossy(value: object, line: bytes) -> bool:
+    """Return whether a parsed line may have lost digits: orjson parses long integers as doubles, too."""
+    found = list(_doubles([value]))
+    return bool(found) and _LONG in line.translate(_DIGITS) and not all(_as_written(one, line) for one in found)
+
+
+def _doubles(values: Iterable[object]) -> Iterator[float]:
+    """Yield the doubles among values, at any depth."""
+    for value in values:
+        if type(value) is float:
+            yield value
+        elif type(value) is dict:
+            yield from _doubles(cast(Row, value).values())
+        elif type(value) is list:
+            yield from _doubles(cast(list[object], value))
+
+
+def _as_written(value: float, line: bytes) -> bool:
+    """Return whether the shortest text of a double is a value in the line, as most writers write it."""
+    text = repr(value).encode()
+    at = line.find(text)
+    while at > 0:
+        if line[at - 1] in b":[, \t" and line[at + len(text)] in b",]} \t\r":
+            return True
+        at = line.find(text, at + 1)
+    return False
+
+
+def _null_outside_texts(found: re.Match[bytes]) -> bytes:
+    return found[0] if found[0].startswith(b'"') else b"null"
+
+
+def _exact(line: bytes) -> object:
+    """Parse valid JSON (but for NaN and Infinity, which become null) with every digit of its numbers.
+
+    Raises:
+        Refused: nested_too_deep: orjson allows somewhat deeper nesting than this parser.
+    """
+    try:
+        return json.loads(line, parse_int=Exact.integer, parse_float=Exact.decimal, parse_constant=lambda _: None)
+    except RecursionError as error:
+        raise Refused("nested_too_deep", "the row's values are nested too deeply. Flatten the row.") from error
 
 
 def _json_batches(stream: IO[bytes], limit: int, unpacked: Unpacked | None = None) -> Iterator[RowBatch | RawRow]:
@@ -212,22 +278,29 @@ def _decoded(lines: list[bytes], start: int) -> Iterator[RowBatch | RawRow]:
 
     try:
         values = list(map(orjson.loads, lines))
-    except orjson.JSONDecodeError:
+        for position, line in enumerate(lines):
+            if _lossy(values[position], line):
+                values[position] = _exact(line)
+    except (orjson.JSONDecodeError, Refused):
         values = []
     if values and set(map(type, values)) == {dict}:
         yield RowBatch(range(start, start + len(lines)), values, excerpt)
         return
     good: list[tuple[int, Row]] = []
+    not_finite = 0
     for position, line in enumerate(lines):
         if not line.strip():
             continue
         try:
-            good.append((position, decode(line)))
+            row, constants = decode(line)
+            good.append((position, row))
+            not_finite += constants
         except Refused as refusal:
             yield RawRow(start + position, None, refusal, line_excerpt(line))
     if good:
         positions, rows = zip(*good, strict=True)
-        yield RowBatch([start + p for p in positions], list(rows), lambda number: excerpt(positions[number]))
+        indices = [start + position for position in positions]
+        yield RowBatch(indices, list(rows), lambda number: excerpt(positions[number]), not_finite)
 
 
 def _broken(error: Exception, index: int, excerpt: Callable[[], str], *, nothing_read: bool) -> RawRow:

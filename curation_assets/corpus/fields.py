@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from typing import Final
 
 import orjson
@@ -22,6 +23,38 @@ class _Missing:
 
 
 MISSING: Final = _Missing()
+
+
+LONGEST_INTEGER = 20
+"""Characters of the longest 64-bit integer."""
+
+
+class Exact(float):
+    """A number of JSON with more digits than a double or a 64-bit integer holds.
+
+    Attributes:
+        literal: the number as written.
+    """
+
+    def __new__(cls, literal: str) -> Exact:
+        """Make the nearest double, and keep the literal."""
+        made = super().__new__(cls, literal)
+        made.literal = literal
+        return made
+
+    literal: str
+
+    @classmethod
+    def integer(cls, literal: str) -> int | Exact:
+        """Return an integer of JSON."""
+        value = int(literal) if len(literal) <= LONGEST_INTEGER else None
+        return value if value is not None and -(2**63) <= value < 2**64 else cls(literal)
+
+    @classmethod
+    def decimal(cls, literal: str) -> float | Exact:
+        """Return a number of JSON with a fraction or an exponent."""
+        value = float(literal)
+        return value if Decimal(repr(value)) == Decimal(literal) else cls(literal)
 
 
 def lookup(row: Row, path: str) -> object:
@@ -45,7 +78,7 @@ def lookup(row: Row, path: str) -> object:
 def first_of(row: Row, names: Sequence[str]) -> str | None:
     """Return the field with the first of these lower-case names that has a value; `Response` counts as `response`."""
     found = next((name for name in names if row.get(name) is not None), None)
-    if found is None and not all(map(str.islower, row)):
+    if found is None and not "".join(row).islower():
         spelled = {field.lower(): field for field, value in row.items() if value is not None}
         found = next((spelled[name] for name in names if name in spelled), None)
     return found
@@ -77,6 +110,8 @@ def optional_text(value: object, what: str) -> str | None:
     """
     if absent(value):
         return None
+    if isinstance(value, Exact):
+        return value.literal
     if isinstance(value, float):
         # Tables with nulls store integers as floats: 72.0 was 72.
         return None if math.isnan(value) else str(int(value) if value.is_integer() else value)
@@ -146,7 +181,7 @@ def remainder(row: Row, used: Iterable[str]) -> Row:
 
 
 def to_json(value: object) -> str:
-    """Return JSON with sorted keys; bytes become base64, and values of other types become text.
+    """Return JSON with sorted keys and every digit of numbers; bytes become base64, values of other types text.
 
     Raises:
         Refused: nested_too_deep.
@@ -160,9 +195,11 @@ def to_json(value: object) -> str:
 def kind(value: object) -> str:
     """Return the JSON name of a value's type."""
     names: dict[type, str] = {bool: "a boolean", int: "a number", float: "a number", str: "text"}
-    names |= {list: "a list", dict: "an object", type(None): "null", _Missing: "missing"}
+    names |= {list: "a list", dict: "an object", type(None): "null", _Missing: "missing", Exact: "a number"}
     return names.get(type(value), type(value).__name__)
 
 
-def _foreign(value: object) -> str:
+def _foreign(value: object) -> str | orjson.Fragment:
+    if isinstance(value, Exact):
+        return orjson.Fragment(value.literal)
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)

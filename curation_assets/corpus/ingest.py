@@ -36,6 +36,7 @@ class IngestedShard:
         reasons: number of rejections by reason.
         format: see `ShardRows`.
         file_problem: see `ShardRows`.
+        not_finite: see `ShardRows`.
     """
 
     fingerprint: str
@@ -44,6 +45,7 @@ class IngestedShard:
     reasons: dict[str, int]
     format: str
     file_problem: str | None
+    not_finite: int = 0
 
 
 def ingest_shard(workspace: Workspace, shard: str) -> IngestedShard:
@@ -135,7 +137,8 @@ def _ingest(workspace: Workspace, shard: str, content: str, *, must_be_same: boo
         table.metadata = rejected.metadata = _facts(shard, fingerprint, content, reader, counts, images)
     # Image bytes are stored while a row is read, before we know whether it is accepted.
     drop_images(warehouse, taken_out)
-    return IngestedShard(fingerprint, content, found, dict(sorted(reasons.items())), reader.format, reader.file_problem)
+    by_reason, problem = dict(sorted(reasons.items())), reader.file_problem
+    return IngestedShard(fingerprint, content, found, by_reason, reader.format, problem, reader.not_finite)
 
 
 def _raw_path(shard: str) -> str:
@@ -168,6 +171,7 @@ def _facts(
         "rows": str(counts[0]),
         "rejected": str(counts[1]),
         "file_problem": rows.file_problem or "",
+        "not_finite": str(rows.not_finite),
         "images": digest("images", images) if images else "",
     }
 
@@ -190,8 +194,8 @@ def stored_shard_rows(workspace: Workspace, shard: str, facts: Mapping[str, str]
     accepted = workspace.warehouse.read_table(_raw_path(shard))
     rejected = workspace.warehouse.read_table(_rejected_path(shard))
     candidates = len(accepted) + len(rejected.filter(pl.col("candidate") >= 0))
-    problem = facts["file_problem"] or None
-    return ShardRows(accepted, rejected, int(facts["rows_in"]), candidates, facts["format"], problem)
+    problem, not_finite = facts["file_problem"] or None, int(facts.get("not_finite", 0))
+    return ShardRows(accepted, rejected, int(facts["rows_in"]), candidates, facts["format"], problem, not_finite)
 
 
 def _reasons(rejected: pl.DataFrame) -> dict[str, int]:

@@ -41,11 +41,15 @@ class RawRow:
 
 @dataclass(frozen=True)
 class RowBatch:
-    """Rows with values: `indices` and `values` correspond; `excerpt` returns the excerpt of one position."""
+    """Rows with values: `indices` and `values` correspond; `excerpt` returns the excerpt of one position.
+
+    `not_finite` counts values NaN, Infinity and -Infinity, which JSON does not have; they are read as null.
+    """
 
     indices: Sequence[int]
     values: list[Row]
     excerpt: Callable[[int], str]
+    not_finite: int = 0
 
     def row(self, position: int) -> RawRow:
         """Return one of the rows."""

@@ -46,6 +46,7 @@ class ShardRows:
         candidates_in: number of responses in rows that have an accepted one.
         format: the format's name, or "unknown".
         file_problem: the problem of the file as a whole, and its fix.
+        not_finite: number of values NaN and Infinity, which were read as null.
     """
 
     accepted: pl.DataFrame
@@ -54,6 +55,7 @@ class ShardRows:
     candidates_in: int
     format: str
     file_problem: str | None
+    not_finite: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def read_shard(
         candidates_in=reader.candidates_in,
         format=reader.format,
         file_problem=reader.file_problem,
+        not_finite=reader.not_finite,
     )
 
 
@@ -162,6 +165,7 @@ class ShardReader:
         self._images = ImageFolder(images_root, keep_image, fetch_image)
         self.rows_in = 0
         self.candidates_in = 0
+        self.not_finite = 0
         self.format = UNKNOWN
         self.file_problem: str | None = None
         if data is None:
@@ -187,7 +191,7 @@ class ShardReader:
                 yield shelf.piece()
         head.clear()
         shelf.close()
-        self.rows_in, self.candidates_in = shelf.rows_in, shelf.candidates_in
+        self.rows_in, self.candidates_in, self.not_finite = shelf.rows_in, shelf.candidates_in, shelf.not_finite
         self.file_problem = shelf.file_problem
         yield shelf.piece()
 
@@ -217,6 +221,7 @@ class _Shelf:
     rows_in: int = 0
     rows_accepted: int = 0
     candidates_in: int = 0
+    not_finite: int = 0
     size: int = 0
     file_problem: str | None = None
 
@@ -225,6 +230,7 @@ class _Shelf:
         if isinstance(item, RawRow):
             self.put_row(item)
         else:
+            self.not_finite += item.not_finite
             for position in range(len(item.values)):
                 self.put_row(item.row(position))
 

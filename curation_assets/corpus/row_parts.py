@@ -43,6 +43,9 @@ SHORT_ANSWER_CHARS = 200
 """A longer text under the name of an answer is another solution, and stays in `extra`."""
 
 _TURN_KEYS = frozenset({"role", "from", "content", "value"})
+PLAIN_TURN = 2
+"""Keys of a turn that holds its role and its text alone."""
+
 _SPEAKS = frozenset({"tool_calls", "function_call", *REASONING_NAMES})
 """Fields of a turn beside which its content may be null."""
 IMAGE_MARK = "<image>"
@@ -154,12 +157,14 @@ def conversation(value: object, what: str) -> Conversation:
         role = _ROLES[role.lower()]
         held = item.get("content", item.get("value"))
         # Tables give every turn all keys, with null for missing values.
-        beside = {key: own for key, own in item.items() if own is not None and key not in _TURN_KEYS}
+        beside: Row = {}
+        if len(item) > PLAIN_TURN:
+            beside = {key: own for key, own in item.items() if own is not None and key not in _TURN_KEYS}
         if held is None and (role == "system" or not _SPEAKS.isdisjoint(beside)):
             held = ""
         content, found, thoughts = _content(held, where)
-        name = first_of(beside, REASONING_NAMES)
         thought = MISSING
+        name = first_of(beside, REASONING_NAMES) if beside else None
         if role == "assistant" and (thoughts or name is not None):
             thought = "\n\n".join(thoughts) or beside.pop(name or "")
             if index < len(value) - 1:
@@ -222,12 +227,13 @@ def candidate_in(value: object, what: str) -> Candidate:
     return replace(candidate, turns=own or None, images=talk.images, label=talk.label())
 
 
-def with_reasoning(row: Row, candidates: tuple[Candidate, ...]) -> tuple[tuple[Candidate, ...], frozenset[str]]:
-    """Add the reasoning that a row stores beside its responses; return the candidates, and the field it was in.
+def with_reasoning(
+    row: Row, candidates: tuple[Candidate, ...], name: str | None
+) -> tuple[tuple[Candidate, ...], frozenset[str]]:
+    """Add the reasoning that field `name` stores beside the responses; return the candidates, and the field if used.
 
     A field that does not hold one text, or list of texts, for each candidate stays in `extra`.
     """
-    name = first_of(row, REASONING_NAMES)
     if name is None:
         return candidates, frozenset()
     value = row[name]

@@ -75,6 +75,7 @@ def corpus(
                 "dagster/partition_row_count": found.candidates_accepted,
                 "rows_in": found.rows_in,
                 "format": ingested.format,
+                "values_not_finite": ingested.not_finite,
             }
             rejected[shard] = shared | {"dagster/partition_row_count": sum(ingested.reasons.values())}
             if ingested.reasons:

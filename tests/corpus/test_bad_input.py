@@ -130,7 +130,7 @@ def test_long_rows_of_parquet() -> None:
     [
         (b"hello", "not_json"),
         (b'{"prompt": "q"', "not_json"),
-        (b'{"prompt": "q", "response": NaN}', "not_json"),
+        (b'{"prompt": "q", "response": NaN}', "missing_response"),
         (b"[1, 2]", "not_object"),
         (b'"text"', "not_object"),
         (b"null", "not_object"),
@@ -368,7 +368,39 @@ def test_a_reader_that_fails_ends_the_lines() -> None:
 
 
 def test_decode_takes_an_object() -> None:
-    assert decode(b' {"a": [1]} ') == {"a": [1]}
+    assert decode(b' {"a": [1]} ') == ({"a": [1]}, 0)
+
+
+def test_numbers_keep_every_digit() -> None:
+    line = (
+        b'{"prompt": "3 to the 50?", "response": "Large.", "answer": 717897987691852588770249, "reward": 0.5,'
+        b' "n": [3.14159265358979323846, 0.1, -18446744073709551616, 18446744073709551615], "id": "%s"}\n'
+    ) % (b"7" * 5000)
+    rows = read(line + LINE, "a.jsonl")
+    first = rows.accepted.row(0, named=True)
+    assert first["answer"] == "717897987691852588770249"
+    assert first["reward"] == 0.5
+    assert '"n":[3.14159265358979323846,0.1,-18446744073709551616,18446744073709551615]' in first["extra"]
+    assert rows.accepted.height == 2
+    huge = read(b'{"prompt": "p", "response": "r", "n": %s}\n' % (b"9" * 5000), "a.jsonl")
+    assert huge.accepted.height + huge.rejected.height == 1
+
+
+def test_nan_and_infinity_become_null_and_are_counted() -> None:
+    line = b'{"prompt": "NaN?", "response": "a \\"NaN\\" b, Infinity", "score": NaN, "n": [-Infinity, Infinity, 1]}\n'
+    rows = read(LINE + line + b'{"prompt": NaNa}\n' + b'{"a": NaN,}\n', "a.jsonl")
+    assert rows.not_finite == 3
+    found = rows.accepted.row(1, named=True)
+    assert found["response"] == 'a "NaN" b, Infinity'
+    assert found["extra"] == '{"n":[null,null,1],"score":null}'
+    assert reasons(rows) == [(2, -1, "not_json"), (3, -1, "not_json")]
+
+
+def test_deep_rows_with_long_numbers_are_refused_by_name() -> None:
+    deep = b'{"prompt": "p", "response": "r", "n": ' + b"[" * 900 + b"1" * 25 + b"]" * 900 + b"}\n"
+    rows = read(LINE + deep, "a.jsonl")
+    assert rows.accepted.height + rows.rejected.height == 2
+    assert set(rows.rejected["reason"]) <= {"nested_too_deep"}
 
 
 def test_reading_is_fast_enough() -> None:

@@ -26,7 +26,7 @@ _THOUGHT_MARKS = ("<|begin_of_thought|>", "<think>")
 def _reading(talk: Conversation, fields: frozenset[str]) -> Reading:
     # Several data sets write a blank system turn if there is no system prompt.
     turns = tuple(turn for turn in talk.turns if turn.role != "system" or turn.content.strip())
-    prompt, candidate = replace(talk, turns=turns).split()
+    prompt, candidate = Conversation(turns, talk.images, talk.reasoning).split()
     return Reading(prompt, (candidate,), talk.images, prompt_fields=fields, label=talk.label())
 
 
@@ -36,7 +36,9 @@ def _read(row: Row, name: str) -> Reading:
     if any(turn.role == "system" and turn.content.strip() for turn in talk.turns):
         # The conversation's own system prompt takes precedence; the field stays in `extra`.
         return _reading(talk, frozenset({name}))
-    return _reading(replace(talk, turns=system + talk.turns), frozenset({name, *SYSTEM_NAMES}))
+    if system:
+        talk = replace(talk, turns=system + talk.turns)
+    return _reading(talk, frozenset({name, *SYSTEM_NAMES}))
 
 
 def _matches_messages(row: Row) -> bool:

@@ -38,8 +38,8 @@ RESPONSE_NAMES = (
     "rationale",
     "answer",
 )
-BESIDE_REASONING = ("content", "attempt")
-"""Names that stand for a response only in rows that store its reasoning beside it."""
+NAMES_BESIDE_REASONING = (*RESPONSE_NAMES[:-1], "content", "attempt", RESPONSE_NAMES[-1])
+"""Names of the response in rows that store its reasoning beside it."""
 
 
 def _matches_alpaca(row: Row) -> bool:
@@ -55,7 +55,9 @@ def _read_alpaca(row: Row) -> Reading:
     said = _instruction(row)
     if said.strip():
         turns.append(Turn("user", said))
-    candidates, thought = with_reasoning(row, candidates_in(row.get("output", MISSING), "output"))
+    candidates, thought = with_reasoning(
+        row, candidates_in(row.get("output", MISSING), "output"), first_of(row, REASONING_NAMES)
+    )
     return Reading(
         tuple(turns) if said.strip() else (),
         candidates,
@@ -91,8 +93,8 @@ def _matches_prompt_response(row: Row) -> bool:
 def _read_prompt_response(row: Row) -> Reading:
     """Read the first known name of each field; a list of responses has one candidate per entry."""
     asked = first_of(row, PROMPT_NAMES)
-    beside = first_of(row, REASONING_NAMES) is not None
-    said = first_of(row, (*RESPONSE_NAMES[:-1], *(BESIDE_REASONING if beside else ()), RESPONSE_NAMES[-1]))
+    beside = first_of(row, REASONING_NAMES)
+    said = first_of(row, RESPONSE_NAMES if beside is None else NAMES_BESIDE_REASONING)
     # In a row of steps without a response, a short answer is the answer, not the response.
     if said == "answer" and isinstance(row.get("steps"), list):
         said = None
@@ -100,7 +102,7 @@ def _read_prompt_response(row: Row) -> Reading:
     joined = asked == "instruction" and isinstance(row["instruction"], str) and isinstance(row.get("input"), str)
     value = _instruction(row) if joined else row[asked] if asked else None
     talk = prompt_turns(value, row, asked or "prompt")
-    candidates, thought = with_reasoning(row, candidates_in(row[said], said) if said else (Candidate(),))
+    candidates, thought = with_reasoning(row, candidates_in(row[said], said) if said else (Candidate(),), beside)
     if thought and said == "answer":
         # What follows the reasoning is the explicit answer as well, if it is short.
         candidates = tuple(
@@ -123,7 +125,7 @@ def _matches_mmathcot(row: Row) -> bool:
 def _read_mmathcot(row: Row) -> Reading:
     """Read {image_url, instruction, output}; image fields are handled as in every format."""
     talk = prompt_turns(row.get("instruction"), row, "instruction")
-    candidates, thought = with_reasoning(row, (Candidate(row.get("output", MISSING)),))
+    candidates, thought = with_reasoning(row, (Candidate(row.get("output", MISSING)),), first_of(row, REASONING_NAMES))
     return Reading(
         talk.turns,
         candidates,
