@@ -12,7 +12,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,19 +160,24 @@ def decode(line: bytes) -> tuple[Row, int]:
 
 def _lossy(value: object, line: bytes) -> bool:
     """Return whether a parsed line may have lost digits: orjson parses long integers as doubles, too."""
-    found = list(_doubles([value]))
+    found = _doubles(value)
     return bool(found) and _LONG in line.translate(_DIGITS) and not all(_as_written(one, line) for one in found)
 
 
-def _doubles(values: Iterable[object]) -> Iterator[float]:
-    """Yield the doubles among values, at any depth."""
-    for value in values:
+def _doubles(row: object) -> list[float]:
+    """Return the doubles in a row, at any depth."""
+    # A stack of its own: rows may be nested as deeply as Python's.
+    found: list[float] = []
+    rest = [row]
+    while rest:
+        value = rest.pop()
         if type(value) is float:
-            yield value
+            found.append(value)
         elif type(value) is dict:
-            yield from _doubles(cast(Row, value).values())
+            rest.extend(cast(Row, value).values())
         elif type(value) is list:
-            yield from _doubles(cast(list[object], value))
+            rest.extend(cast(list[object], value))
+    return found
 
 
 def _as_written(value: float, line: bytes) -> bool:

@@ -171,8 +171,8 @@ def _facts(
         "rows": str(counts[0]),
         "rejected": str(counts[1]),
         "file_problem": rows.file_problem or "",
-        "not_finite": str(rows.not_finite),
         "images": digest("images", images) if images else "",
+        **({"not_finite": str(rows.not_finite)} if rows.not_finite else {}),
     }
 
 
