@@ -18,7 +18,7 @@ from tests.deploy.postgres import free_port
 from tests.pipeline.workspaces import make_workspace, rows
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
-pytestmark = [pytest.mark.system, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parent.parent.parent
 RAYCLUSTER = ROOT / "deploy" / "kubernetes" / "raycluster.yaml"
@@ -76,6 +76,11 @@ def test_runs_reach_the_cluster_with_its_token_and_not_without(tmp_path: Path, t
     refused = curate(workspace, "f" * 64)
     assert refused.returncode != 0
     done = curate(workspace, TOKEN)
+    for _ in range(2):
+        # On a busy machine the server for clients answers long after the cluster does.
+        if "connection timeout" not in done.stdout + done.stderr:
+            break
+        done = curate(workspace, TOKEN)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\b4\b", done.stdout)
     assert list((tmp_path / "warehouse" / "subsets").glob("best.parquet"))
