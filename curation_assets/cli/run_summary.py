@@ -32,7 +32,7 @@ def show_summary(workspace: Workspace, summary: RunSummary, console: Console) ->
             soft_wrap=True,
         )
     if summary.not_finite:
-        console.print(f"read as null: {summary.not_finite} values NaN or Infinity", style="yellow")
+        console.print(f"{summary.not_finite} values of NaN or Infinity were read as null", style="yellow")
     for target, signals in summary.without_signal.items():
         for signal, without in signals.items():
             counts = ", ".join(f"{count} x {reason}" for reason, count in without.items())

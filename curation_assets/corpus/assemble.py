@@ -9,6 +9,7 @@ in `extra`; a mapped one is rejected.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from curation_assets.config.corpus_settings import Columns
@@ -96,7 +97,7 @@ def assemble(
         source=optional_text(parts.single("source"), "source"),
         domain=optional_text(parts.single("domain"), "domain"),
         images=parts.images(),
-        left={**parts.left(), **parts.label},
+        left=_labelled(parts.left(), parts.label),
         reasoning=reasoning,
     )
     plain = to_json(common.left)
@@ -141,7 +142,7 @@ def _draft(candidate: Candidate, values: dict[str, object], common: _Common, ext
         correct=boolean(values["correct"], "correct"),
         reward=number(values["reward"], "reward"),
         images=images,
-        extra=to_json({**common.left, **candidate.label}) if candidate.label else extra,
+        extra=to_json(_labelled(common.left, candidate.label)) if candidate.label else extra,
     )
 
 
@@ -257,6 +258,16 @@ class _Parts:
         if name == "steps" and not all(item is None or isinstance(item, list) for item in value):
             return None
         return list(value)
+
+
+def _labelled(left: Row, label: Mapping[str, object]) -> Row:
+    """Add labels to a row's other fields; where a field has the name of a label, the label gets an underscore."""
+    found = dict(left)
+    for name, value in label.items():
+        while name in found:
+            name = f"_{name}"  # noqa: PLW2901 - the name that is free
+        found[name] = value
+    return found
 
 
 def _or(value: object, other: object) -> object:

@@ -185,7 +185,9 @@ def _as_written(value: float, line: bytes) -> bool:
     text = repr(value).encode()
     at = line.find(text)
     while at > 0:
-        if line[at - 1] in b":[, \t" and line[at + len(text)] in b",]} \t\r":
+        end = at + len(text)
+        # A slice, since a number by itself ends the line.
+        if line[at - 1] in b":[, \t" and line[end : end + 1] in b",]} \t\r":
             return True
         at = line.find(text, at + 1)
     return False

@@ -115,9 +115,9 @@ class Conversation:
             return self.turns[:-1], Candidate(self.turns[-1].content, self.reasoning)
         return self.turns, Candidate()
 
-    def label(self) -> dict[str, object]:
-        """Return what the turns hold beside role and text, as `extra` keeps it."""
-        return {"turns": dict(self.others)} if self.others else {}
+    def label(self, name: str = "turns") -> dict[str, object]:
+        """Return what the turns hold beside role and text, under the name that `extra` keeps it by."""
+        return {name: dict(self.others)} if self.others else {}
 
 
 def is_conversation(value: object) -> bool:
@@ -224,7 +224,7 @@ def candidate_in(value: object, what: str) -> Candidate:
     except Refused as refusal:
         return Candidate(refusal)
     own, candidate = talk.split()
-    return replace(candidate, turns=own or None, images=talk.images, label=talk.label())
+    return replace(candidate, turns=own or None, images=talk.images, label=talk.label("response_turns"))
 
 
 def with_reasoning(

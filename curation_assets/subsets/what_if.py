@@ -335,7 +335,7 @@ def derive(
     """
     inputs = ScoreInputs(samples, signals, steps=False, validation=validation or {})
     values = method_of(score).score(inputs, score).values
-    # Only ids are joined: gathering all other columns would take as long as the join.
+    # Only ids are joined, so that the other columns are not gathered again.
     found = samples.select("sample_id").join(values, on="sample_id", how="left", maintain_order="left")
     return samples.with_columns(score=found["value"])
 

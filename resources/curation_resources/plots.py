@@ -42,7 +42,7 @@ def counted_histogram(edges: Sequence[float], groups: Mapping[str, Sequence[int]
     figure, axes = _figure(title)
     for color, (name, counts) in zip(COLORS, groups.items(), strict=False):
         label = f"{name} ({sum(counts):,})"
-        # One shape a group: a bar for every bin takes ten times as long to draw.
+        # One shape for each group, because drawing a bar for every bin takes much longer.
         axes.stairs(list(counts), list(edges), fill=True, color=color, alpha=0.75, label=_plain(label))
     axes.set_ylim(bottom=0)
     axes.set_xlabel(_plain(x_label))

@@ -382,6 +382,7 @@ def test_numbers_keep_every_digit() -> None:
     assert first["reward"] == 0.5
     assert '"n":[3.14159265358979323846,0.1,-18446744073709551616,18446744073709551615]' in first["extra"]
     assert rows.accepted.height == 2
+    assert reasons(read(b" 0.00012345678901234567\n" + LINE, "a.jsonl")) == [(0, -1, "not_object")]
     huge = read(b'{"prompt": "p", "response": "r", "n": %s}\n' % (b"9" * 5000), "a.jsonl")
     assert huge.accepted.height + huge.rejected.height == 1
 

@@ -395,6 +395,16 @@ def test_other_keys_of_turns_are_kept() -> None:
         "2": {"tool_calls": call, "reasoning": "I call."},
         "3": {"tool_call_id": "c1"},
     }
+    own = {"messages": turns, "turns": 3}
+    assert json.loads(draft(own, "messages").extra)["turns"] == 3
+    assert json.loads(draft(own, "messages").extra)["_turns"]["1"] == {"name": "ann"}
+    chosen = [{"role": "assistant", "content": "4", "weight": 1}]
+    pair: Json = {"prompt": turns[1:2], "chosen": chosen, "rejected": "5"}
+    assert json.loads(drafts(pair, "preference")[0].extra) == {
+        "turns": {"0": {"name": "ann"}},
+        "response_turns": {"0": {"weight": 1}},
+        "preference": "chosen",
+    }
     assert refusal({"messages": [{"role": "user", "content": None, "name": "ann"}]}, "messages") == "wrong_type"
 
 

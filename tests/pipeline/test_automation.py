@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.storage.tags import AUTOMATION_CONDITION_TAG
 
 from curation_assets.definitions import build_definitions
 from curation_assets.defs.corpus import RAW_CORPUS_KEY
@@ -184,6 +185,7 @@ def test_a_shard_that_changes_before_the_subset_is_selected_is_no_failure(daemon
     stored = daemon.workspace.warehouse.table_metadata("subsets/best.parquet")
     write_shard(landed(daemon.workspace) / "a.jsonl", rows(3, start=300))
     daemon.settle()  # read and measured, not scored yet
+    assert AUTOMATION_TAG == AUTOMATION_CONDITION_TAG  # as the daemon tags its runs
     request = dg.RunRequest(asset_selection=[SUBSET, COMPARISON_KEY])
     assert not daemon.run(request).success
     ran = daemon.run(request.with_replaced_attrs(tags={AUTOMATION_TAG: "true"}))

@@ -97,7 +97,9 @@ def test_files_come_change_and_go_and_a_failure_is_told_of(
     # A run that cannot write its table fails, and is told of.
     (workspace.folder / "warehouse/steps/segmented_steps/h.jsonl.parquet").mkdir()
     write_shard(landed(workspace) / "h.jsonl", rows(1, start=800))
-    ui.wait_for("the alert", lambda: ("run_failed", ["h.jsonl", "h.jsonl"]) in alerts(workspace))
+    ui.wait_for("the alert", lambda: alerts(workspace))
+    told = (workspace.folder / "alerts.jsonl").read_text()
+    assert alerts(workspace)[0] == ("run_failed", ["h.jsonl", "h.jsonl"]), told
 
     # The subset has been made a moment ago: its freshness policy passes.
     monkeypatch.setenv("DAGSTER_HOME", str(workspace.folder / ".dagster"))

@@ -68,7 +68,7 @@ class Spill:
         Args:
             statement: inserts the frame's rows into a table.
             frames: the frames.
-            in_order: whether the table keeps the order of the rows, which takes a third longer.
+            in_order: whether the table keeps the order of the rows, which takes longer.
         """
         # The producer of the frames needs memory, too, and loading needs little.
         self._connection.execute(f"set memory_limit = '{self._memory_mib // 2}MiB'")
