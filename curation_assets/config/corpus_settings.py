@@ -37,6 +37,11 @@ Strategy = Literal["auto", "explicit", "markers", "paragraphs", "lines", "senten
 REASONING = "<think>\n{reasoning}\n</think>\n\n{answer}"
 """How reasoning that is stored beside an answer is joined with it."""
 
+TOOL_CALL = "<tool_call>\n{call}\n</tool_call>"
+"""How a tool call of the response is written."""
+
+Role = Literal["system", "user", "assistant", "tool"]
+
 FieldPath = Annotated[str, Field(min_length=1, description="field name; use dots for nested fields")]
 
 
@@ -181,6 +186,14 @@ class Corpus(Section):
         REASONING,
         description="joins reasoning that a row stores beside the answer with it, as the target model writes both",
     )
+    tool_call: str = Field(
+        TOOL_CALL,
+        description="writes a tool call of the response, as the target model writes it; {call} is a JSON object with "
+        "name and arguments",
+    )
+    roles: dict[str, Role] = Field(
+        default={}, description="roles of turns by the names that the rows use, such as environment: tool"
+    )
     segmentation: Segmentation = Field(default=Segmentation(), json_schema_extra=_or_strategy)
     max_row_bytes: int = Field(
         8_000_000, ge=1000, description="longer rows are rejected; embedded images count at their base64 size"
@@ -196,6 +209,17 @@ class Corpus(Section):
         if not (reasoning and answer) or any(mark in before + between + after for mark in ("{reasoning}", "{answer}")):
             raise ValueError("name {reasoning} and then {answer} once each, as in '<think>{reasoning}</think>{answer}'")
         return value
+
+    @field_validator("tool_call")
+    @classmethod
+    def _holds_call(cls, value: str) -> str:
+        if value.count("{call}") != 1:
+            raise ValueError("name {call} once, as in '<tool_call>{call}</tool_call>'")
+        return value
+
+    def call_text(self, call: str) -> str:
+        """Return a tool call, a JSON object with name and arguments, as `tool_call` writes it."""
+        return self.tool_call.replace("{call}", call)
 
     @field_validator("segmentation", mode="before")
     @classmethod

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from curation_assets.config.corpus_settings import Columns
+from curation_assets.config.corpus_settings import Columns, Corpus
 from curation_assets.corpus.drafts import Draft, Refused, Turn
 from curation_assets.corpus.explicit_steps import locate_steps
 from curation_assets.corpus.fields import (
@@ -68,21 +68,19 @@ def unclaimed(row: Row, claimed: frozenset[str]) -> Row:
     return {name: value for name, value in row.items() if name not in claimed} if claimed else row
 
 
-def assemble(
-    reading: Reading, row: Row, columns: Columns, claimed: frozenset[str], reasoning: str
-) -> list[Draft | Refused]:
-    """Build drafts of a row's candidates, in order; see `formats.parse`.
+def assemble(reading: Reading, row: Row, corpus: Corpus, claimed: frozenset[str]) -> list[Draft | Refused]:
+    """Build drafts of a row's candidates, in order; see `formats.Parser`.
 
     Args:
         reading: the parts that the format found.
         row: the row.
-        columns: the mapped columns.
-        claimed: `claims(columns)`.
-        reasoning: `corpus.reasoning`.
+        corpus: the mapped columns, and the conventions for reasoning and tool calls.
+        claimed: `claims(corpus.columns)`.
 
     Raises:
         Refused: the row as a whole cannot be used.
     """
+    columns = corpus.columns
     parts = _Parts(reading, row, columns, claimed)
     turns = parts.prompt()
     candidates = parts.candidates()
@@ -98,7 +96,7 @@ def assemble(
         domain=optional_text(parts.single("domain"), "domain"),
         images=parts.images(),
         left=_labelled(parts.left(), parts.label),
-        reasoning=reasoning,
+        corpus=corpus,
     )
     plain = to_json(common.left)
     drafts: list[Draft | Refused] = []
@@ -121,7 +119,7 @@ class _Common:
     domain: str | None
     images: tuple[str | bytes, ...]
     left: Row
-    reasoning: str
+    corpus: Corpus
 
 
 def _draft(candidate: Candidate, values: dict[str, object], common: _Common, extra: str) -> Draft:
@@ -131,9 +129,10 @@ def _draft(candidate: Candidate, values: dict[str, object], common: _Common, ext
     if not images and not any(turn.content.strip() for turn in turns):
         raise Refused("missing_prompt", "the prompt is missing or blank. Map it with corpus.columns.prompt.")
     steps = step_list(_or(candidate.steps, values["steps"]), "steps")
+    reasoning = _or(candidate.reasoning, values["reasoning"])
     return Draft(
         turns=turns,
-        response=_response(candidate.response, _or(candidate.reasoning, values["reasoning"]), steps, common.reasoning),
+        response=_response(candidate, reasoning, steps, common.corpus),
         answer=optional_text(_or(candidate.answer, values["answer"]), "answer"),
         steps=steps,
         source=common.source,
@@ -274,14 +273,18 @@ def _or(value: object, other: object) -> object:
     return other if value is MISSING else value
 
 
-def _response(value: object, reasoning: object, steps: tuple[str, ...] | None, template: str) -> str:
+def _response(candidate: Candidate, reasoning: object, steps: tuple[str, ...] | None, corpus: Corpus) -> str:
+    value = candidate.response
     if isinstance(value, Refused):
         raise value
+    if candidate.calls:
+        said = "" if absent(value) else text(value, "response")
+        value = "\n".join([*([said] if said.strip() else []), *map(corpus.call_text, candidate.calls)])
     if not absent(reasoning):
-        value = _with_reasoning(value, reasoning, template)
+        value = _with_reasoning(value, reasoning, corpus.reasoning)
     if absent(value) or (isinstance(value, str) and not value.strip() and steps):
         if steps is None:
-            raise Refused("missing_response", "the response is missing. Map it with corpus.columns.response.")
+            raise Refused("missing_response", candidate.missing)
         return "\n".join(steps)
     response = text(value, "response")
     if not response.strip():

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import orjson
+
 REASONS: dict[str, str] = {
     "empty_file": "the file holds no rows",
     "unknown_extension": "the file extension is not .jsonl, .jsonl.gz or .parquet",
@@ -28,6 +30,7 @@ REASONS: dict[str, str] = {
     "unknown_format": "no format matches the row's fields",
     "wrong_type": "a field has a value of the wrong type",
     "unknown_role": "a turn's role is unknown",
+    "not_trained": "every assistant turn is marked with loss: false or weight: 0",
     "missing_prompt": "the row has no prompt",
     "missing_response": "the row has no response",
     "empty_response": "the response is blank",
@@ -52,10 +55,20 @@ class Refused(ValueError):  # noqa: N818 - it is a verdict that is stored, not o
 
 
 class Turn(NamedTuple):
-    """One turn of the prompt; the role is system, user, assistant or tool."""
+    """One turn of the prompt; the role is system, user, assistant or tool.
+
+    `beside` is a JSON object of what chat templates read beside the text (`tool_calls`, `tool_call_id`, `name`), or
+    empty.
+    """
 
     role: str
     content: str
+    beside: str = ""
+
+    def record(self) -> dict[str, object]:
+        """Return the turn as rows and chat templates hold it."""
+        found: dict[str, object] = {"role": self.role, "content": self.content}
+        return found | orjson.loads(self.beside) if self.beside else found
 
 
 @dataclass(frozen=True)

@@ -36,15 +36,17 @@ def identify(
     """Return both ids.
 
     The sample's encoding is the list [tag, turns, images, response, answer, steps], the prompt's the list
-    [tag, turns, images]; a turn is the list [role, content].
+    [tag, turns, images]; a turn is the list [role, content], or [role, content, beside] if it has tool calls or a name.
 
     Raises:
         UnicodeEncodeError: a text contains half of a surrogate pair.
     """
     parts = [b"l%d:" % len(turns)]
-    for role, content in turns:
+    for role, content, beside in turns:
         raw = content.encode()
-        parts += (b"l2:", _text(role), b"s%d:" % len(raw), raw)
+        parts += (b"l3:" if beside else b"l2:", _text(role), b"s%d:" % len(raw), raw)
+        if beside:
+            parts.append(_text(beside))
     parts.append(_texts(image_digests))
     prompt = b"".join(parts)
     # The response is long: hash it separately instead of copying it.

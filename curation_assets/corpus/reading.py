@@ -183,8 +183,7 @@ class ShardReader:
             sample = [row for item in head if isinstance(item, RowBatch) for row in item.values]
             form = detect(sample[:DETECTION_ROWS], self._corpus.columns)
         self.format = form or UNKNOWN
-        columns = self._corpus.columns
-        shelf = _Shelf(self._shard, Parser(form, columns, self._corpus.reasoning) if form else None, self._images)
+        shelf = _Shelf(self._shard, Parser(form, self._corpus) if form else None, self._images)
         for item in chain(head, self._items):
             shelf.put(item)
             if shelf.size >= PIECE_BYTES:
@@ -287,7 +286,7 @@ class _Shelf:
             draft.source or self.shard,
             draft.domain,
             draft.generator,
-            orjson.dumps([{"role": role, "content": content} for role, content in draft.turns]).decode(),
+            orjson.dumps([turn.record() for turn in draft.turns]).decode(),
             [reference for reference, _ in images],
             [digest_of_bytes(identity) for _, identity in images],
             draft.response,

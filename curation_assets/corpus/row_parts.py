@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from curation_assets.corpus.drafts import Refused, Turn
-from curation_assets.corpus.fields import MISSING, Row, absent, first_of, kind, text
+from curation_assets.corpus.fields import MISSING, Row, absent, first_of, kind, text, to_json
+from curation_resources.scoring.samples import calls_of
 
 PROMPT_NAMES = ("prompt", "question", "problem", "instruction", "query", "input")
 SYSTEM_NAMES = ("system", "system_prompt")
@@ -29,13 +30,19 @@ _ROLES = {
     "developer": "system",
     "user": "user",
     "human": "user",
+    "prompter": "user",
     "assistant": "assistant",
+    "ai": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
     "model": "assistant",
     "bot": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
     "tool": "tool",
     "function": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
     "observation": "tool",
     "ipython": "tool",
 }
@@ -55,8 +62,10 @@ IMAGE_MARK = "<image>"
 class Candidate:
     """One response as found, unchecked: a text, or the Refused raised while finding it.
 
-    `reasoning` is stored beside the response: a text, or a list of texts. `turns` is the candidate's own prompt, if
-    candidates have different ones, and `images` are those inside them; `label` is added to `extra`.
+    `missing` is the detail of the refusal where there is no response. `reasoning` is stored beside the response: a
+    text, or a list of texts. `calls` are tool calls after the text, as
+    JSON objects with name and arguments. `turns` is the candidate's own prompt, if candidates have different ones, and
+    `images` are those inside them; `label` is added to `extra`.
     """
 
     response: object = MISSING
@@ -67,6 +76,8 @@ class Candidate:
     turns: tuple[Turn, ...] | None = None
     images: tuple[object, ...] = ()
     label: Mapping[str, object] = field(default_factory=dict)
+    calls: tuple[str, ...] = ()
+    missing: str = "the response is missing. Map it with corpus.columns.response."
 
 
 @dataclass(frozen=True)
@@ -98,22 +109,39 @@ class Conversation:
     """Turns, and the images inside them.
 
     Attributes:
-        turns: role and text of each turn.
+        turns: the turns, each with what chat templates read beside its text.
         images: the images, in order.
         reasoning: reasoning beside the text of the last turn, if that is the assistant's.
-        others: what else the turns hold, by position: tool calls, names, weights, earlier reasoning.
+        others: what else the turns hold, by position: weights, earlier reasoning, tool calls of the last turn.
+        untrained: whether the last turn is marked with `loss: false`, `train: false` or `weight: 0`.
     """
 
     turns: tuple[Turn, ...]
     images: tuple[object, ...] = ()
     reasoning: object = MISSING
     others: Mapping[str, Row] = field(default_factory=dict)
+    untrained: bool = False
 
     def split(self) -> tuple[tuple[Turn, ...], Candidate]:
-        """Split off the response: the last turn if it is the assistant's, else a candidate without one."""
-        if self.turns and self.turns[-1].role == "assistant":
-            return self.turns[:-1], Candidate(self.turns[-1].content, self.reasoning)
-        return self.turns, Candidate()
+        """Split off the response: the last turn if it is the assistant's, else a candidate without one.
+
+        Raises:
+            Refused: not_trained: the last turn is marked as one not to train on.
+        """
+        if not self.turns or self.turns[-1].role != "assistant":
+            ends = f"the last turn is the {self.turns[-1].role}'s" if self.turns else "the conversation has no turns"
+            return self.turns, Candidate(
+                missing=f"{ends}, so there is no response. End it with the assistant's turn, or map "
+                "corpus.columns.response."
+            )
+        if self.untrained:
+            raise Refused(
+                "not_trained",
+                "the last turn is marked as one not to train on (loss or train false, or weight 0), and no other turn "
+                "can be the response. End the conversation with the turn to train on.",
+            )
+        last = self.turns[-1]
+        return self.turns[:-1], Candidate(last.content, calls=tuple(calls_of(last.record())), reasoning=self.reasoning)
 
     def label(self, name: str = "turns") -> dict[str, object]:
         """Return what the turns hold beside role and text, under the name that `extra` keeps it by."""
@@ -146,6 +174,7 @@ def conversation(value: object, what: str) -> Conversation:
     images: list[object] = []
     others: dict[str, Row] = {}
     thought: object = MISSING
+    untrained = False
     for index, item in enumerate(value):
         where = f"{what}[{index}]"
         if not isinstance(item, dict):
@@ -153,7 +182,11 @@ def conversation(value: object, what: str) -> Conversation:
         role = item.get("role", item.get("from"))
         if not isinstance(role, str) or role.lower() not in _ROLES:
             said = repr(role[:50]) if isinstance(role, str) else kind(role)
-            raise Refused("unknown_role", f"{where} has the unknown role {said}. Known roles: {', '.join(_ROLES)}.")
+            raise Refused(
+                "unknown_role",
+                f"{where} has the unknown role {said}. Map it under corpus.roles, e.g. environment: tool. Known roles: "
+                f"{', '.join(_ROLES)}.",
+            )
         role = _ROLES[role.lower()]
         held = item.get("content", item.get("value"))
         # Tables give every turn all keys, with null for missing values.
@@ -162,6 +195,10 @@ def conversation(value: object, what: str) -> Conversation:
             beside = {key: own for key, own in item.items() if own is not None and key not in _TURN_KEYS}
         if held is None and (role == "system" or not _SPEAKS.isdisjoint(beside)):
             held = ""
+        untrained = bool(beside) and switched_off(beside)
+        # The calls of a response become part of its text, so that their ids stay in `extra`.
+        response = role == "assistant" and index == len(value) - 1
+        rendered = _rendered(dict(beside) if response else beside) if beside else ""
         content, found, thoughts = _content(held, where)
         thought = MISSING
         name = first_of(beside, REASONING_NAMES) if beside else None
@@ -171,9 +208,9 @@ def conversation(value: object, what: str) -> Conversation:
                 beside["reasoning"] = thought
         if beside:
             others[str(index)] = beside
-        turns.append(Turn(role, content))
+        turns.append(Turn(role, content, rendered))
         images.extend(found)
-    return Conversation(tuple(turns), tuple(images), thought, others)
+    return Conversation(tuple(turns), tuple(images), thought, others, untrained)
 
 
 def prompt_turns(value: object, row: Row, what: str) -> Conversation:
@@ -219,12 +256,13 @@ def candidate_in(value: object, what: str) -> Candidate:
         value = [value]
     if not is_conversation(value):
         return Candidate(value)
+    value, after = until_trained(value)
     try:
         talk = conversation(value, what)
+        own, candidate = talk.split()
     except Refused as refusal:
         return Candidate(refusal)
-    own, candidate = talk.split()
-    return replace(candidate, turns=own or None, images=talk.images, label=talk.label("response_turns"))
+    return replace(candidate, turns=own or None, images=talk.images, label=talk.label("response_turns") | after)
 
 
 def with_reasoning(
@@ -255,6 +293,85 @@ def is_short_answer(value: object) -> bool:
     if isinstance(value, str):
         return 0 < len(value.strip()) <= SHORT_ANSWER_CHARS and "\n" not in value.strip()
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def with_roles(row: Row, roles: Mapping[str, str]) -> Row:
+    """Return a row with the roles of turns replaced by those that they are mapped to, at any depth."""
+
+    def mapped(value: object) -> object:
+        if isinstance(value, list):
+            return [mapped(one) for one in value]
+        if not isinstance(value, dict):
+            return value
+        found = {name: mapped(one) if isinstance(one, (dict, list)) else one for name, one in value.items()}
+        for name in ("role", "from"):
+            if isinstance(said := found.get(name), str) and said.lower() in roles:
+                found[name] = roles[said.lower()]
+        return found
+
+    return {name: mapped(value) if isinstance(value, (dict, list)) else value for name, value in row.items()}
+
+
+def until_trained(value: object) -> tuple[object, dict[str, object]]:
+    """Return a conversation up to the last assistant turn to train on, and the turns after it as a label.
+
+    A conversation whose last turn is not marked as one not to train on, or without a turn to train on, stays whole.
+    """
+    if not isinstance(value, list) or not value or not isinstance(value[-1], dict) or not switched_off(value[-1]):
+        return value, {}
+    roles = [
+        _ROLES.get(str(turn.get("role", turn.get("from"))).lower()) if isinstance(turn, dict) else None
+        for turn in value
+    ]
+    last = max(
+        (at for at, role in enumerate(roles) if role == "assistant" and not switched_off(value[at])),
+        default=None,
+    )
+    return (value, {}) if last is None else (value[: last + 1], {"following_turns": value[last + 1 :]})
+
+
+def switched_off(turn: Row) -> bool:
+    """Return whether a turn is marked as one not to train on."""
+    return turn.get("loss") is False or turn.get("train") is False or turn.get("weight") in (0, False)
+
+
+def _rendered(beside: Row) -> str:
+    """Take what chat templates read beside a turn's text out of `beside`; return it as JSON, or an empty text.
+
+    Tool calls are written as OpenAI's interface does: {id, type, function: {name, arguments}}, arguments as JSON text.
+    Calls of another shape stay in `beside`.
+    """
+    found: Row = {}
+    name = next((name for name in ("tool_calls", "function_call") if name in beside), None)
+    if name is not None:
+        held = beside[name]
+        calls = [_call(one) for one in (held if isinstance(held, list) else [held])]
+        if calls and None not in calls:
+            found["tool_calls"] = calls
+            del beside[name]
+    for key in ("name", "tool_call_id"):
+        if isinstance(beside.get(key), str):
+            found[key] = beside.pop(key)
+    return to_json(found) if found else ""
+
+
+def _call(value: object) -> Row | None:
+    """Return a tool call in OpenAI's shape; None if it has another, or fields beside it."""
+    if not isinstance(value, dict):
+        return None
+    function = value.get("function", value)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        return None
+    known = {"name", "arguments", *(("id", "type") if function is value else ())}
+    outer = value.keys() - {"id", "type", "function"} if function is not value else set()
+    if outer or any(function[key] is not None for key in function.keys() - known):
+        return None
+    arguments = function.get("arguments")
+    said = arguments if isinstance(arguments, str) else to_json({} if arguments is None else arguments)
+    call: Row = {"type": value.get("type") or "function", "function": {"name": function["name"], "arguments": said}}
+    if value.get("id") is not None:
+        call["id"] = value["id"] if isinstance(value["id"], str) else to_json(value["id"])
+    return call
 
 
 def _content(value: object, where: str) -> tuple[str, list[object], list[str]]:

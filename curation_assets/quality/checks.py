@@ -19,6 +19,7 @@ from curation_assets.workspace.fingerprints import input_fingerprint
 from curation_assets.workspace.versions import QUALITY_VERSION
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError
+from curation_resources.scoring.samples import turn_text
 from curation_resources.storage.digests import digest, now
 
 
@@ -137,7 +138,7 @@ def check(rows: pl.DataFrame, filters: CorpusFilters, index: BenchmarkIndex | No
 
 
 def _prompts(messages: pl.Series) -> pl.Series:
-    texts = ["\n".join(turn["content"] for turn in json.loads(turns)) for turns in messages]
+    texts = ["\n".join(map(turn_text, json.loads(turns))) for turns in messages]
     return pl.Series("prompt", texts, dtype=pl.String)
 
 

@@ -9,7 +9,7 @@ import polars as pl
 from pydantic import ValidationError
 
 from curation_assets import tables
-from curation_assets.releases.data import MESSAGES_TYPE, RELEASE
+from curation_assets.releases.data import MESSAGES_TYPE, MESSAGES_WITH_CALLS_TYPE, RELEASE
 from curation_assets.releases.manifest import SCHEMA_VERSION
 from curation_assets.releases.manifest_schema import Manifest
 from curation_assets.releases.step_columns import STEP_COLUMNS, VALUES
@@ -43,6 +43,8 @@ def wrong_with_rows(frame: pl.DataFrame) -> Iterator[str]:
     Step columns may be missing, because early releases do not have them.
     """
     types: dict[str, Any] = {name: RELEASE.columns[name].dtype for name in NEEDED} | {"messages": MESSAGES_TYPE}
+    if frame.schema.get("messages") == MESSAGES_WITH_CALLS_TYPE:
+        types["messages"] = MESSAGES_WITH_CALLS_TYPE
     missing = [name for name in NEEDED if name not in frame.columns]
     if missing:
         yield f"has no column {', '.join(missing)}"

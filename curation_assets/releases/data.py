@@ -22,7 +22,15 @@ from curation_resources.errors import UserError
 from curation_resources.storage.digests import bytes_digest
 from curation_resources.storage.landing import file_name, printable
 
-MESSAGES_TYPE = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+_TURN = {"role": pl.String(), "content": pl.String()}
+_CALL = pl.Struct(
+    {"id": pl.String, "type": pl.String, "function": pl.Struct({"name": pl.String, "arguments": pl.String})}
+)
+MESSAGES_TYPE = pl.List(pl.Struct(_TURN))
+MESSAGES_WITH_CALLS_TYPE = pl.List(
+    pl.Struct({**_TURN, "name": pl.String(), "tool_call_id": pl.String(), "tool_calls": pl.List(_CALL)})
+)
+"""The type of a release in which some turn has tool calls or a name."""
 
 RELEASE = tables.Table(
     "release",
@@ -100,7 +108,9 @@ def write_data(workspace: Workspace, place: Path, rows: pl.DataFrame) -> pl.Data
     rows = _with_images(workspace, place, rows)
     (place / "data").mkdir()
     records = [trainer_record(row) for row in rows.iter_rows(named=True)]
-    messages = pl.Series("messages", [record["messages"] for record in records], dtype=MESSAGES_TYPE)
+    turns = [record["messages"] for record in records]
+    plain = all(turn.keys() == _TURN.keys() for each in turns for turn in each)
+    messages = pl.Series("messages", turns, dtype=MESSAGES_TYPE if plain else MESSAGES_WITH_CALLS_TYPE)
     written = rows.with_columns(messages)
     write_parquet(written, place / DATA_PARQUET)
     with (place / DATA_JSONL).open("w", encoding="utf-8", newline="\n") as stream:
@@ -118,7 +128,7 @@ def write_parquet(rows: pl.DataFrame, path: Path) -> None:
 
 def trainer_record(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return one record of the messages export: prompt turns and response in the trainers' format, and the id."""
-    turns = [{"role": turn["role"], "content": turn["content"]} for turn in json.loads(row["messages"])]
+    turns = json.loads(row["messages"])
     record: dict[str, Any] = {"messages": [*turns, {"role": "assistant", "content": row["response"]}]}
     if row["images"]:
         record["images"] = list(row["images"])

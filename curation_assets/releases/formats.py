@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from curation_resources.plugins import plugins
+from curation_resources.scoring.samples import without_nulls
 
 GROUP = "curation_assets.exports"
 """Entry points of this group name a `Format`."""
@@ -41,9 +42,10 @@ class Format:
     once_a_prompt: bool = False
 
 
-def prompt_turns(row: Row) -> list[dict[str, str]]:
+def prompt_turns(row: Row) -> list[dict[str, Any]]:
     """Return all turns but the response."""
-    return [dict(turn) for turn in row["messages"][:-1]]
+    turns: list[dict[str, Any]] = without_nulls(row["messages"][:-1])
+    return turns
 
 
 def step_parts(row: Row, threshold: float) -> list[tuple[str, bool]]:
@@ -107,7 +109,9 @@ def _sharegpt(row: Row, _threshold: float) -> dict[str, Any]:
     return _with_images(row, {"conversations": said})
 
 
-def _unknown_role(row: Row) -> str | None:
+def _not_sharegpt(row: Row) -> str | None:
+    if any("tool_calls" in turn for turn in prompt_turns(row)):
+        return "ShareGPT has no tool calls"
     unknown = {turn["role"] for turn in prompt_turns(row)} - SHAREGPT_ROLES.keys()
     return f"ShareGPT has no role {sorted(unknown)[0]}" if unknown else None
 
@@ -149,8 +153,7 @@ def _not_stepwise(row: Row) -> str | None:
 def _axolotl(row: Row, threshold: float) -> dict[str, Any]:
     parts = [{"type": "text", "text": text, "train": learned} for text, learned in step_parts(row, threshold)]
     turns: list[dict[str, Any]] = [
-        {"role": turn["role"], "content": [{"type": "text", "text": turn["content"], "train": False}]}
-        for turn in prompt_turns(row)
+        {**turn, "content": [{"type": "text", "text": turn["content"], "train": False}]} for turn in prompt_turns(row)
     ]
     return {"messages": [*turns, {"role": "assistant", "content": parts}], "sample_id": row["sample_id"]}
 
@@ -208,7 +211,7 @@ FORMATS = {
             "LLaMA-Factory and others",
             "train.jsonl",
             _sharegpt,
-            _unknown_role,
+            _not_sharegpt,
             STEPS_LOST,
             {"formatting": "sharegpt", "columns": {"messages": "conversations"}},
         ),

@@ -15,6 +15,7 @@ import polars as pl
 
 from curation_assets.releases.trace_images import Picture, Pictures, no_pictures
 from curation_assets.releases.traces import DIGITS, Survivors, Traces
+from curation_resources.scoring.samples import turn_text
 
 FILES = Path(__file__).parent / "page"
 BLOCK = 200
@@ -164,7 +165,7 @@ def utf16_places(text: str) -> Callable[[int], int]:
 
 
 def _turns(messages: str) -> list[dict[str, str]]:
-    return [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in json.loads(messages)]
+    return [{"role": str(turn["role"]), "content": turn_text(turn)} for turn in json.loads(messages)]
 
 
 def _preview(messages: str) -> str:

@@ -18,6 +18,7 @@ from curation_assets.releases.step_columns import STEP_COLUMNS, VALUES, step_col
 from curation_assets.subsets.reasons import reasons
 from curation_assets.subsets.select import current_rows, pool_of, selector_of
 from curation_assets.workspace.workspace import Workspace
+from curation_resources.scoring.samples import without_nulls
 from curation_resources.storage.digests import digest
 from curation_resources.storage.files import Storage
 
@@ -151,7 +152,7 @@ def traces_of(frame: pl.DataFrame, manifest: Mapping[str, Any], most: int | None
         flags=pl.lit([], dtype=pl.List(pl.String)),
         why=pl.col("reason"),
         # In the corpus' format.
-        messages=pl.Series([json.dumps(turns) for turns in frame.select(_prompt_turns()).to_series().to_list()]),
+        messages=pl.Series([json.dumps(turns[:-1]) for turns in without_nulls(frame["messages"].to_list())]),
     )
     parameters = manifest["parameters"]
     facts = [
@@ -292,9 +293,3 @@ def _flags(workspace: Workspace, target: str, ids: pl.Series) -> pl.DataFrame:
         .unique("sample_id", keep="first")
         .collect()
     )
-
-
-def _prompt_turns() -> pl.Expr:
-    """Return the turns before the response, which is the last of a release's messages."""
-    messages = pl.col("messages")
-    return messages.list.head(messages.list.len() - 1)

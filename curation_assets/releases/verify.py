@@ -19,6 +19,7 @@ from curation_assets.releases.file_names import CARD, CHECKSUMS, DATA_JSONL, DAT
 from curation_assets.releases.manifest import SCHEMA_VERSION
 from curation_assets.releases.step_columns import STEP_COLUMNS, steps_digest
 from curation_assets.subsets.facts import subset_digest
+from curation_resources.scoring.samples import without_nulls
 from curation_resources.storage.digests import bytes_digest
 from curation_resources.storage.files import Storage, is_unfinished
 
@@ -162,7 +163,7 @@ def _data(found: Found, manifest: Mapping[str, Any]) -> None:
         return
     if [line.get("sample_id") for line in lines] != frame["sample_id"].to_list():
         found.say(DATA_JSONL, "does not contain the samples of the Parquet file in the same order")
-    elif [line.get("messages") for line in lines] != frame["messages"].to_list():
+    elif [line.get("messages") for line in lines] != without_nulls(frame["messages"].to_list()):
         found.say(DATA_JSONL, "has messages that differ from the Parquet file")
 
 

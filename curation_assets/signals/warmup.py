@@ -39,7 +39,7 @@ from curation_assets.workspace.fingerprints import (
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError
 from curation_resources.progress import track
-from curation_resources.scoring.samples import Sample
+from curation_resources.scoring.samples import Sample, without_nulls
 from curation_resources.storage.digests import digest
 from curation_resources.training.examples import steps_in_epoch, steps_of
 from curation_resources.training.files import INFLUENCE, RECORD, TRAINED_ON
@@ -257,7 +257,9 @@ def training_samples(workspace: Workspace, target: Target) -> list[Sample]:
     # Sorted by sample_id, like draws: the training order does not depend on ranks.
     return [
         # A run is trained on text and skips samples with images, so a placeholder is enough.
-        Sample(sample_id, messages[:-1], messages[-1]["content"], images=[b"image" for _ in images or ()])
+        Sample(
+            sample_id, without_nulls(messages[:-1]), messages[-1]["content"], images=[b"image" for _ in images or ()]
+        )
         for sample_id, messages, images in rows.sort("sample_id").iter_rows()
     ]
 

@@ -26,7 +26,9 @@ RAW_CORPUS = Table(
         "domain": Column(pl.String, "subject named by the row", nullable=True),
         "generator": Column(pl.String, "author of the response, usually a model's name", nullable=True),
         "messages": Column(
-            pl.String, "JSON list of the prompt's turns: {role, content}; <image> marks the place of an image"
+            pl.String,
+            "JSON list of the prompt's turns: {role, content}, and where a turn has them tool_calls, tool_call_id and "
+            "name; <image> marks the place of an image",
         ),
         "images": Column(
             pl.List(pl.String),

@@ -57,7 +57,8 @@ def corpus_fingerprint(workspace: Workspace, content_digest: str, purged: Sequen
         purged: samples purged from this shard (`workspace.purge_list.PurgedList.ids_of`).
     """
     corpus = workspace.settings.corpus
-    reading = [corpus.format, corpus.columns.model_dump(mode="json"), corpus.reasoning, corpus.max_row_bytes]
+    texts = [corpus.reasoning, corpus.tool_call, dict(sorted(corpus.roles.items()))]
+    reading = [corpus.format, corpus.columns.model_dump(mode="json"), *texts, corpus.max_row_bytes]
     whole = digest("raw_corpus", CORPUS_VERSION, content_digest, reading)
     return digest("purged", whole, list(purged)) if purged else whole
 

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curation_resources.progress import shown_on
+from curation_resources.scoring.samples import turn_text
 from curation_resources.text import LONGEST_CELL, harmless, shortened
 
 LONG_LIST = 6
@@ -178,7 +179,7 @@ def _fact(value: object) -> str:
 def _prompt(row: dict[str, object]) -> Panel:
     turns = json.loads(str(row["messages"]))
     text = Text("\n").join(
-        Text.assemble((f"{harmless(turn['role'])}: ", "bold"), harmless(turn["content"])) for turn in turns
+        Text.assemble((f"{harmless(turn['role'])}: ", "bold"), harmless(turn_text(turn))) for turn in turns
     )
     return Panel(text, title="prompt", title_align="left")
 

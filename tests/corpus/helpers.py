@@ -14,7 +14,7 @@ import pytest
 
 from curation_assets.config.corpus_settings import Columns, Corpus
 from curation_assets.corpus.drafts import Draft, Refused
-from curation_assets.corpus.formats import parse
+from curation_assets.corpus.formats import Parser
 from curation_assets.corpus.reading import Account, ShardRows, account, read_shard
 
 Json = dict[str, Any]
@@ -63,6 +63,11 @@ def accounted(rows: ShardRows) -> Account:
 def reasons(rows: ShardRows) -> list[tuple[int, int, str]]:
     """(row, candidate, reason) of everything rejected."""
     return rows.rejected.select("row", "candidate", "reason").rows()
+
+
+def parse(row: Json, name: str, mapped: Columns | None = None, **settings: object) -> list[Draft | Refused]:
+    """Parses one row of a named format."""
+    return Parser(name, corpus(format=name, columns=mapped or Columns(), **settings)).parse(row)
 
 
 def drafts(row: Json, name: str, mapped: Columns | None = None) -> list[Draft]:

@@ -8,8 +8,8 @@ import pytest
 
 from curation_assets.corpus.drafts import Refused, Turn
 from curation_assets.corpus.fields import MISSING, lookup, remainder
-from curation_assets.corpus.formats import detect, parse
-from tests.corpus.helpers import Json, columns, data_file, draft, drafts, read
+from curation_assets.corpus.formats import detect
+from tests.corpus.helpers import Json, columns, data_file, draft, drafts, parse, read
 
 SOLUTIONS = ["6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification"]
 MAPPED = {

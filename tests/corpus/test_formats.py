@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from curation_assets.config.corpus_settings import Format
 from curation_assets.corpus.drafts import Draft, Refused, Turn
-from curation_assets.corpus.formats import FORMATS, detect, parse
-from tests.corpus.helpers import Json, columns, draft, drafts
+from curation_assets.corpus.formats import FORMATS, detect
+from tests.corpus.helpers import Json, columns, draft, drafts, jsonl, parse, read
 
 USER = Turn("user", "2 + 2?")
 ROWS: dict[str, Json] = {
@@ -390,22 +391,133 @@ def test_other_keys_of_turns_are_kept() -> None:
         {"role": "assistant", "content": "It is 4."},
     ]
     found = draft({"messages": turns}, "messages")
-    assert json.loads(found.extra)["turns"] == {
-        "1": {"name": "ann"},
-        "2": {"tool_calls": call, "reasoning": "I call."},
-        "3": {"tool_call_id": "c1"},
-    }
+    assert json.loads(found.extra)["turns"] == {"2": {"reasoning": "I call."}}
+    # What chat templates read stays in the turns, and is part of the prompt's identity.
+    assert [turn.record() for turn in found.turns] == [
+        {"role": "user", "content": "2 + 2?", "name": "ann"},
+        {"role": "assistant", "content": "", "tool_calls": call},
+        {"role": "tool", "content": "4", "tool_call_id": "c1"},
+    ]
     own = {"messages": turns, "turns": 3}
     assert json.loads(draft(own, "messages").extra)["turns"] == 3
-    assert json.loads(draft(own, "messages").extra)["_turns"]["1"] == {"name": "ann"}
+    assert json.loads(draft(own, "messages").extra)["_turns"]["2"] == {"reasoning": "I call."}
     chosen = [{"role": "assistant", "content": "4", "weight": 1}]
     pair: Json = {"prompt": turns[1:2], "chosen": chosen, "rejected": "5"}
     assert json.loads(drafts(pair, "preference")[0].extra) == {
-        "turns": {"0": {"name": "ann"}},
         "response_turns": {"0": {"weight": 1}},
         "preference": "chosen",
     }
     assert refusal({"messages": [{"role": "user", "content": None, "name": "ann"}]}, "messages") == "wrong_type"
+
+
+CALL = {"name": "add", "arguments": {"a": 2, "b": 2}}
+
+
+@pytest.mark.parametrize(
+    ("held", "kept"),
+    [
+        ({"tool_calls": [{"id": "c1", "type": "function", "function": CALL}]}, "c1"),
+        ({"tool_calls": [CALL]}, None),
+        ({"function_call": CALL | {"arguments": '{"a": 2,"b": 2}'}}, None),
+    ],
+    ids=["openai", "plain", "legacy"],
+)
+def test_calls_of_a_turn_have_one_shape(held: Json, kept: str | None) -> None:
+    turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": None} | held]
+    asked = draft({"messages": [*turns, {"role": "tool", "content": "4"}, *ANSWERED]}, "messages")
+    call: Any
+    (call,) = asked.turns[1].record()["tool_calls"]  # type: ignore[misc]
+    assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("add", {"a": 2, "b": 2})
+    assert call.get("id") == kept
+    assert asked.extra == "{}"
+
+
+ANSWERED = [{"role": "assistant", "content": "It is 4."}]
+
+
+def test_calls_of_an_odd_shape_are_kept_as_they_are() -> None:
+    for odd in ([{"function": {"name": "add"}, "cost": 1}], ["add"], [], "add(2, 2)", [{"name": 5}]):
+        turns = [{"role": "assistant", "content": "I call.", "tool_calls": odd}, *ANSWERED]
+        found = draft({"messages": [{"role": "user", "content": "2 + 2?"}, *turns]}, "messages")
+        assert json.loads(found.extra)["turns"]["1"]["tool_calls"] == odd
+        assert found.turns[1].beside == ""
+
+
+def test_a_response_may_consist_of_tool_calls() -> None:
+    calls = [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 2}'}}] * 2
+    turns: list[Json] = [USER.record(), {"role": "assistant", "content": None, "tool_calls": calls}]
+    found = draft({"messages": turns}, "messages")
+    written = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 2}}\n</tool_call>'
+    assert found.response == f"{written}\n{written}"
+    assert json.loads(found.extra)["turns"]["1"]["tool_calls"] == calls
+    turns[-1] |= {"content": "I add.", "reasoning_content": "Two numbers."}
+    (found,) = parse({"messages": turns}, "messages", tool_call="[{call}]")  # type: ignore[assignment]
+    assert found.response.startswith("<think>\nTwo numbers.\n</think>\n\nI add.\n[{")
+    # Arguments that are no object stay as they are.
+    turns[-1]["tool_calls"] = [{"function": {"name": "say", "arguments": 'not "JSON"'}}]
+    assert json.loads(draft({"messages": turns}, "messages").response.split("\n")[-2]) == {
+        "name": "say",
+        "arguments": 'not "JSON"',
+    }
+
+
+def test_turns_that_are_not_trained_on_are_no_response() -> None:
+    asked, said = USER.record(), {"role": "assistant", "content": "4"}
+    switches: list[Json] = [{"loss": False}, {"train": False}, {"weight": 0}]
+    for off in switches:
+        assert refusal({"messages": [asked, said | off]}, "messages") == "not_trained"
+        assert draft({"messages": [asked, said | off, asked, said]}, "messages").response == "4"
+        # The last turn to train on is the response; what follows is kept.
+        following = [asked, {"role": "assistant", "content": "5"} | off]
+        found = draft({"messages": [asked, said, *following]}, "messages")
+        assert (found.turns, found.response) == ((USER,), "4")
+        assert json.loads(found.extra) == {"following_turns": following}
+        pair: Json = {"prompt": "2 + 2?", "chosen": [said | off], "rejected": [said]}
+        first, second = parse(pair, "preference")
+        assert isinstance(first, Refused)
+        assert first.reason == "not_trained"
+        assert isinstance(second, Draft)
+
+
+def test_roles_are_mapped() -> None:
+    turns = [
+        {"role": "user", "content": "List."},
+        {"role": "Environment", "content": "a.txt"},
+        {"role": "Agent", "content": "It is a.txt."},
+    ]
+    with pytest.raises(Refused, match=r"corpus\.roles"):
+        parse({"messages": turns}, "messages")
+    (found,) = parse({"messages": turns}, "messages", roles={"environment": "tool", "agent": "assistant"})
+    assert isinstance(found, Draft)
+    assert [turn.role for turn in found.turns] == ["user", "tool"]
+    assert found.response == "It is a.txt."
+    lines = [
+        {"from": "human", "value": "2 + 2?"},
+        {"from": "function_call", "value": '{"name": "add"}'},
+        {"from": "observation", "value": "4"},
+        {"from": "gpt", "value": "4"},
+    ]
+    assert [turn.role for turn in draft({"conversations": lines}, "sharegpt").turns] == ["user", "assistant", "tool"]
+
+
+def test_each_row_of_a_file_is_read_by_its_own_shape() -> None:
+    rows = [dict.fromkeys(["prompt", "messages", "instruction", "output", "conversations"]) | row for row in MIXED]
+    for given in (MIXED, rows):
+        found = read(jsonl(*given))
+        assert found.accepted["response"].to_list() == ["4"] * len(MIXED)
+    # Whoever names a format means all rows.
+    assert read(jsonl(*MIXED), format="alpaca").accepted.height == 1
+
+
+MIXED: list[Json] = [ROWS["messages"], ROWS["messages"], ROWS["alpaca"], ROWS["sharegpt"], ROWS["prompt_response"]]
+
+
+def test_refusals_name_the_shape() -> None:
+    asked = {"role": "user", "content": "2 + 2?"}
+    found = read(jsonl(ROWS["messages"], {"messages": [asked]}, {"messages": []}, {"other": 1}))
+    details = found.rejected["detail"].to_list()
+    assert "the last turn is the user's" in details[0]
+    assert all("(Read as messages.)" in detail for detail in details)
 
 
 def test_a_turn_that_is_no_list_may_be_chosen_or_rejected() -> None:

@@ -18,11 +18,14 @@ from typer.testing import CliRunner
 
 from curation_assets.cli import command
 from curation_assets.cli.app import app
+from curation_assets.corpus.ingest import pool_rows
 from curation_assets.releases.export import ExportError, export_release, token_weights
 from curation_assets.releases.file_names import DATA_PARQUET
 from curation_assets.releases.formats import FORMATS, NAMES, step_parts
+from curation_assets.releases.verify import verify_release
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.workspace.workspace import Workspace
+from curation_resources.scoring.samples import without_nulls
 from curation_resources.storage.files import FolderStorage
 from tests.pipeline.workspaces import make_workspace, release_folder, release_subset, rows, run
 
@@ -270,6 +273,34 @@ def test_images_travel_with_the_rows(release: Path, tmp_path: Path) -> None:
     folder = exported(with_an_image(release, tmp_path / "copy"), "messages", tmp_path / "out")
     first = json.loads((folder / "train.jsonl").read_text().splitlines()[0])
     assert (folder / first["images"][0]).read_bytes() == b"picture"
+
+
+def test_tool_calls_travel_with_the_rows(tmp_path: Path, tiny_model: Path) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 2}'}}
+    turns = [
+        {"role": "user", "content": "2 + 2?", "name": "ann"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "4", "tool_call_id": "c1"},
+    ]
+    asking = [{"messages": [*turns, {"role": "assistant", "content": row["response"]}]} for row in rows(4)]
+    workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": asking})
+    run(workspace)
+    release_subset(workspace)
+    release = release_folder(workspace)
+    assert verify_release(FolderStorage(release.parent), release.name) == []
+    prompts = {"messages": "messages", "prompt-completion": "prompt", "weights": "prompt", "verl": "prompt"}
+    for form, name in prompts.items():
+        held = [without_nulls(row[name]) for row in loaded(exported(release, form, tmp_path / form))]
+        assert turns in [prompt[:3] for prompt in held], form
+    lines = (release / "data" / "train.jsonl").read_text().splitlines()
+    assert turns in [json.loads(line)["messages"][:3] for line in lines]
+    # What is read back is the same sample.
+    back = make_workspace(tmp_path / "back", tiny_model, {"b.jsonl": [json.loads(line) for line in lines]})
+    run(back)
+    pooled, before = (set(pool_rows(one)["sample_id"]) for one in (back, workspace))
+    assert pooled < before
+    with pytest.raises(ExportError, match="ShareGPT has no tool calls"):
+        exported(release, "sharegpt", tmp_path / "sharegpt")
 
 
 def test_other_steps_of_the_same_choice_are_another_release(tmp_path: Path, tiny_model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from curation_resources.scoring.batching import plan_batches
 from curation_resources.scoring.encoding import Encoder, EncodingError, anchors_of, segment_of_anchors
 from curation_resources.scoring.samples import Sample, Segment
 from tests.benchmarks.common import padding_fraction
-from tests.models import byte_tokenizer
+from tests.models import byte_tokenizer, byte_tokenizer_with
 from tests.scoring.cases import make_sample
 
 
@@ -34,6 +35,31 @@ def test_plain_template_joins_turns_with_newlines() -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How many?"}]
     (encoded,) = Encoder(tokenizer, "auto", 500).encode([Sample("s", turns, "4")])
     assert tokenizer.decode(encoded.input_ids) == "Be brief.\nHow many?\n4<eos>"
+
+
+WITH_CALLS = (
+    "{% for turn in messages %}{{ turn.role }}{{ turn.tool_call_id }}: {{ turn.content }}"
+    "{% for call in turn.tool_calls or [] %}[{{ call.function.name }} {{ call.function.arguments | tojson }}]"
+    "{% endfor %}{{ '\\n' }}{% endfor %}assistant: "
+)
+
+
+@pytest.mark.parametrize(("arguments", "shown"), [('{"a": 2}', '{"a": 2}'), ("2 + 2", '"2 + 2"')])
+def test_tool_calls_reach_the_template(arguments: str, shown: str) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": arguments}}
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": "How many?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "4", "tool_call_id": "c1"},
+    ]
+    encoder = Encoder(byte_tokenizer_with([], WITH_CALLS), "auto", 500)
+    assert encoder.render_prompt(Sample("s", turns, "4")) == (
+        f"user: How many?\nassistant: [add {shown}]\ntoolc1: 4\nassistant: "
+    )
+    plain = Encoder(byte_tokenizer(chat=False), "auto", 500).render_prompt(Sample("s", turns, "4"))
+    assert plain == f'How many?\n{{"name": "add", "arguments": {shown}}}\n4\n'
+    # The turns stay as they are.
+    assert turns[1]["tool_calls"] == [call]
 
 
 def test_chat_template_that_is_not_there_is_an_error() -> None:

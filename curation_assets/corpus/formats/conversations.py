@@ -17,28 +17,30 @@ from curation_assets.corpus.row_parts import (
     conversation,
     is_conversation,
     system_turns,
+    until_trained,
 )
 
 _SHAREGPT_FIELDS = ("conversations", "conversation")
 _THOUGHT_MARKS = ("<|begin_of_thought|>", "<think>")
 
 
-def _reading(talk: Conversation, fields: frozenset[str]) -> Reading:
+def _reading(talk: Conversation, fields: frozenset[str], after: Row) -> Reading:
     # Several data sets write a blank system turn if there is no system prompt.
     turns = tuple(turn for turn in talk.turns if turn.role != "system" or turn.content.strip())
-    prompt, candidate = Conversation(turns, talk.images, talk.reasoning).split()
-    return Reading(prompt, (candidate,), talk.images, prompt_fields=fields, label=talk.label())
+    prompt, candidate = replace(talk, turns=turns).split()
+    return Reading(prompt, (candidate,), talk.images, prompt_fields=fields, label=talk.label() | after)
 
 
 def _read(row: Row, name: str) -> Reading:
-    talk = conversation(row.get(name), name)
+    value, after = until_trained(row.get(name))
+    talk = conversation(value, name)
     system = system_turns(row)
     if any(turn.role == "system" and turn.content.strip() for turn in talk.turns):
         # The conversation's own system prompt takes precedence; the field stays in `extra`.
-        return _reading(talk, frozenset({name}))
+        return _reading(talk, frozenset({name}), after)
     if system:
         talk = replace(talk, turns=system + talk.turns)
-    return _reading(talk, frozenset({name, *SYSTEM_NAMES}))
+    return _reading(talk, frozenset({name, *SYSTEM_NAMES}), after)
 
 
 def _matches_messages(row: Row) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from curation_resources.errors import UserError
 from curation_resources.models.model_files import ModelError
-from curation_resources.scoring.samples import NON_FINITE, Request, Sample, SampleSignals
+from curation_resources.scoring.samples import NON_FINITE, Request, Sample, SampleSignals, turn_text
 from curation_resources.scoring.spec import PassSpec
 
 WINDOW = 512
@@ -141,7 +141,7 @@ def _length_limit(longest: int, asked: int | None) -> int:
 
 def prompt_of(sample: Sample) -> str:
     """Return the prompt's turns, one per line, up to where the response starts."""
-    return "".join(turn["content"] + "\n" for turn in sample.messages)
+    return "".join(turn_text(turn) + "\n" for turn in sample.messages)
 
 
 def refuse_pickled_modules(folder: Path) -> None:

@@ -23,7 +23,7 @@ import urllib3
 
 from curation_resources.errors import UserError
 from curation_resources.scoring.results import Judgement
-from curation_resources.scoring.samples import Question, Request, Sample, SampleSignals
+from curation_resources.scoring.samples import Question, Request, Sample, SampleSignals, turn_text
 from curation_resources.storage.digests import digest, replacing
 
 TAGS_PROMPT = """\
@@ -116,7 +116,7 @@ class JudgeSpec:
 
     def about(self, kind: Question, sample: Sample) -> str:
         """Return the question about a sample's prompt."""
-        return self.question(kind).replace("{prompt}", "\n".join(turn["content"] for turn in sample.messages))
+        return self.question(kind).replace("{prompt}", "\n".join(map(turn_text, sample.messages)))
 
 
 class JudgeScorer:

@@ -10,7 +10,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from curation_resources.errors import UserError
-from curation_resources.scoring.samples import NON_FINITE, Request, Sample, SampleSignals
+from curation_resources.scoring.samples import NON_FINITE, Request, Sample, SampleSignals, template_turn, turn_text
 from curation_resources.scoring.spec import PassSpec
 
 WINDOW = 512
@@ -133,7 +133,7 @@ def conversation_ids(tokenizer: Any, sample: Sample) -> list[int] | None:
 
     None if the template rejects the turns (a system turn, say).
     """
-    turns = [*sample.messages, {"role": "assistant", "content": sample.response}]
+    turns = [*map(template_turn, sample.messages), {"role": "assistant", "content": sample.response}]
     if tokenizer.chat_template:
         try:
             rendered = tokenizer.apply_chat_template(turns, tokenize=False)
@@ -141,7 +141,7 @@ def conversation_ids(tokenizer: Any, sample: Sample) -> list[int] | None:
             return None
         ids: list[int] = tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
     else:
-        ids = tokenizer("\n".join(turn["content"] for turn in turns), verbose=False)["input_ids"]
+        ids = tokenizer("\n".join(map(turn_text, [*sample.messages, turns[-1]])), verbose=False)["input_ids"]
     return ids
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from curation_resources.scoring import vision
 from curation_resources.scoring.errors import ScoringError
 from curation_resources.scoring.images import ImageError, ImageLimits, open_image
-from curation_resources.scoring.samples import ANSWER, UNRUNNABLE, Encoded, Sample, Segment
+from curation_resources.scoring.samples import ANSWER, UNRUNNABLE, Encoded, Sample, Segment, template_turn, turn_text
 from curation_resources.scoring.spec import Template
 
 FIXED_DATE = date(2024, 7, 26)
@@ -101,6 +101,7 @@ class Encoder:
         lines = [{**turn, "content": vision.in_line(turn["content"], mark)} for turn in turns]
         if self.chat:
             return self._render(lines)
+        lines = [{"role": turn["role"], "content": turn_text(turn)} for turn in lines]
         if self.question_answer:
             return "Question: " + "\n".join(turn["content"] for turn in lines) + " \n Answer: "
         return "".join(turn["content"] + "\n" for turn in lines)
@@ -153,7 +154,7 @@ class Encoder:
         # Some templates write today's date, but a measurement must not depend on its day.
         try:
             rendered = self.tokenizer.apply_chat_template(
-                [dict(turn) for turn in turns],
+                [template_turn(turn) for turn in turns],
                 chat_template=self._template,
                 tokenize=False,
                 add_generation_prompt=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -75,7 +76,8 @@ class Sample:
 
     Attributes:
         sample_id: the key that the result carries.
-        messages: the prompt's turns, `{"role": ..., "content": ...}`.
+        messages: the prompt's turns, `{"role": ..., "content": ...}`; some also have `tool_calls` (in OpenAI's shape,
+            arguments as JSON text), `tool_call_id` or `name`.
         response: the response verbatim.
         segments: spans to measure, disjoint.
         images: the prompt's images in the order in which it shows them. A turn shows an image at each `<image>` in its
@@ -83,10 +85,54 @@ class Sample:
     """
 
     sample_id: str
-    messages: Sequence[dict[str, str]]
+    messages: Sequence[dict[str, Any]]
     response: str
     segments: Sequence[Segment] = ()
     images: Sequence[ImageSource] = ()
+
+
+def without_nulls(turns: Any) -> Any:
+    """Return turns read from a table, which gives every turn the keys of all, without the keys that are null."""
+    if isinstance(turns, Mapping):
+        return {name: without_nulls(one) for name, one in turns.items() if one is not None}
+    return [without_nulls(one) for one in turns] if isinstance(turns, list) else turns
+
+
+def calls_of(turn: Mapping[str, Any]) -> list[str]:
+    """Return a turn's tool calls, each as a JSON object with name and arguments, in this order."""
+    texts: list[str] = []
+    for call in turn.get("tool_calls") or ():
+        function = call["function"]
+        arguments = _arguments(function)
+        written = function["arguments"].strip() if isinstance(arguments, dict) else json.dumps(arguments)
+        texts.append(f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "arguments": {written}}}')
+    return texts
+
+
+def turn_text(turn: Mapping[str, Any]) -> str:
+    """Return a turn as text, without a chat template: its content, and each of its tool calls on a line."""
+    content, calls = str(turn["content"]), calls_of(turn)
+    return "\n".join([*([content] if content.strip() or not calls else []), *calls])
+
+
+def template_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a turn as chat templates expect it: the arguments of tool calls as objects, not as JSON text."""
+    if not turn.get("tool_calls"):
+        return dict(turn)
+    calls = [
+        call | {"function": call["function"] | {"arguments": _arguments(call["function"])}}
+        for call in turn["tool_calls"]
+    ]
+    return {**turn, "tool_calls": calls}
+
+
+def _arguments(function: Mapping[str, Any]) -> object:
+    """Return the arguments of a call as an object; as the text that they are if they are not JSON of an object."""
+    try:
+        found = json.loads(function["arguments"])
+    except ValueError:
+        return function["arguments"]
+    return found if isinstance(found, dict) else function["arguments"]
 
 
 @dataclass(frozen=True)
