@@ -32,6 +32,7 @@ from curation_assets.operations.plan_seconds import (
 from curation_assets.operations.plan_tokens import Pool, TokenCount, count_tokens, known_samples, read_pool
 from curation_assets.operations.stages import waits_for_pool
 from curation_assets.quality.filtered_pool import stored_pool
+from curation_assets.signals.carrying import carried
 from curation_assets.signals.held_out import validation_of
 from curation_assets.signals.store import SignalStore, signal_dir
 from curation_assets.signals.warmup import grown_pool, planned_checkpoints, release_rows_of, warmup_checkpoint
@@ -314,6 +315,7 @@ def _lacking(workspace: Workspace, target: Target, known: pl.DataFrame, anew: bo
         stays = not anew or signal == "base_likelihoods"
         if stays and signal_dir(workspace, target, signal) is not None:
             missing = SignalStore.of(workspace, target, signal).missing(known["sample_id"])
+            missing -= carried(workspace, target, signal, missing)
             lacks &= pl.col("sample_id").is_in(sorted(missing))
         names.append(pl.when(lacks).then(pl.lit(signal)))
     lacking = pl.concat_str(names, separator="+", ignore_nulls=True)

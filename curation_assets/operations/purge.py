@@ -207,7 +207,8 @@ def _rewrite_steps(workspace: Workspace, shard: str, sample_id: str) -> None:
     ids = PurgedList.read(warehouse).ids_of(shard)
     former = corpus_fingerprint(workspace, corpus["content_digest"], [known for known in ids if known != sample_id])
     if stored["fingerprint"] == steps_fingerprint(workspace, former):
-        facts = {"fingerprint": steps_fingerprint(workspace, corpus["fingerprint"]), "images": corpus["images"]}
+        own = {"fingerprint": steps_fingerprint(workspace, corpus["fingerprint"]), "images": corpus["images"]}
+        facts = stored | own
     else:
         facts = stored | {"fingerprint": digest("purged", stored["fingerprint"], sample_id)}
     warehouse.write_table(path, kept, facts)

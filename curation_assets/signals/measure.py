@@ -17,6 +17,7 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.config.settings import Target
+from curation_assets.signals.carrying import carry_over
 from curation_assets.signals.engine import Engine, Lack, Stores, open_engine
 from curation_assets.signals.parts import Done
 from curation_assets.signals.store import ShardMeasurement, SignalStore, shard_record_path
@@ -221,9 +222,15 @@ def measure_shards(
     """
     stores = stores_of(workspace, target, signals)
     segmented = not SEGMENTED_SIGNALS.isdisjoint(stores)
-    inputs = ((shard, read_shard_samples(workspace, shard, segmented)) for shard in shards)
+
+    def inputs() -> Iterator[tuple[str, ShardSamples]]:
+        for shard in shards:
+            for signal, store in stores.items():
+                carry_over(workspace, target, shard, store, signal)
+            yield shard, read_shard_samples(workspace, shard, segmented)
+
     with open_engine(workspace, target, stores) as engine:
-        for visit in measure_all(workspace, target, inputs, stores, engine):
+        for visit in measure_all(workspace, target, inputs(), stores, engine):
             records = records_of(workspace, target, visit, stores, engine)
             for signal, record in records.items():
                 workspace.warehouse.write_json(shard_record_path(stores[signal].folder, visit.name), asdict(record))

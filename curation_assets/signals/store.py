@@ -23,6 +23,7 @@ from curation_assets.workspace.fingerprints import (
     input_fingerprint,
     signal_fingerprint,
 )
+from curation_assets.workspace.versions import SEGMENTATION_VERSION
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError
 from curation_resources.storage.digests import digest
@@ -88,9 +89,14 @@ def role_of(target: Target) -> str:
     return BASE_ROLE if target.warmup == "none" else WARMUP_ROLE
 
 
-def signal_dir(workspace: Workspace, target: Target, signal: SignalName) -> str | None:
-    """Return the folder of a signal's current table; None while a checkpoint that it depends on is missing."""
-    fingerprint = signal_fingerprint(workspace, target, signal)
+def signal_dir(
+    workspace: Workspace, target: Target, signal: SignalName, segmentation: int = SEGMENTATION_VERSION
+) -> str | None:
+    """Return the folder of a signal's table; None while a checkpoint that it depends on is missing.
+
+    `segmentation` is the version that cut the steps: the current one, or an earlier one.
+    """
+    fingerprint = signal_fingerprint(workspace, target, signal, segmentation)
     return None if fingerprint is None else tables.signal_dir(target.name, role_of(target), signal, fingerprint)
 
 

@@ -4,14 +4,21 @@ Markers are tried in this order (docs/methods.md, "GRACE"); the first that yield
 1. `field`: the row's explicit answer. Its last occurrence counts, as a whole word, and only if nothing but
    punctuation, markup and tags follows it. A label, `####` or `\\boxed{` right before it is its marker.
 2. `dagger`: the last `†Answer:`.
-3. `label`: the last of `Final Answer`, `Answer:` or `A:`. `Final Answer` needs a colon or the end of its line after
-   it, the others a colon; `A:` must be at the start of a line ("Plan A: go" is no answer) and must not be followed by
-   a line that starts with `B:` (a list of options).
-4. `think`: everything after the last `</think>`.
+3. `label`: the last of `Final Answer`, `Answer:` or `A:`, of their counterparts in other languages, or of a phrase.
+   `Final Answer` needs a colon or the end of its line after it, `Answer` a colon or a heading or bold line of its own;
+   `A:` must be at the start of a line ("Plan A: go" is no answer) and must not be followed by a line that starts with
+   `B:` (a list of options). Other languages: `答案：`, `答え：`, `정답:`, `الجواب:`, `उत्तर:`, `คำตอบ:`, `Réponse :` and
+   the like. A phrase is `the answer is`, `the correct option is` and its like (`答案是`, `答えは`), with or without a
+   colon; its answer ends with the sentence. A phrase without a colon counts only if a short text follows it (at most
+   PHRASE_WORDS words, or formulas and digits), and no `####` or box after it. Labels inside a fenced code block that is
+   followed by more text do not count.
+4. `think`: everything after the end of the last thought: `</think>`, `</thinking>`, `</thought>`, `</seed:think>`,
+   `[/THINK]`, or the start of harmony's channel `final`.
 5. `hashes`: the text after the last `####`, if that is the last line with content (a level-four heading is followed by
    text).
-6. `boxed`: the content of the last `\\boxed{}`, with balanced braces; one that never closes is no answer.
-Markers 2 and 3 are searched for in the final part only: after the last `</think>` and inside the last
+6. `boxed`: the content of the last `\\boxed{}` or `\\fbox{}`, with balanced braces (one that never closes is no
+   answer), or the word after a `\\boxed` without braces.
+Markers 2 and 3 are searched for in the final part only: after the end of the last thought and inside the last
 `<|begin_of_solution|>` block, if there is one. A solution block is OpenThoughts' counterpart of the text after
 `</think>`, but it is a worked solution rather than an answer. Therefore its `####` and `\\boxed{}` are tried after the
 labels, and only then the block as a whole (`solution`); all of this comes before marker 4. A label's answer is the rest
@@ -27,27 +34,65 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-# Tags that delimit parts of a response. They belong to no step and to no answer.
-TAGS = re.compile(r"</?think>|<\|(?:begin|end)_of_(?:thought|solution)\|>|</?answer>")
+from curation_assets.steps.cutting import code_blocks, count_words, outside_blocks
 
-_THINK_END = "</think>"
+# Tags that delimit parts of a response. They belong to no step and to no answer.
+TAGS = re.compile(
+    r"<(?:/?(?:think|thinking|thought|seed:think|answer|output)>"
+    r"|\|(?:start\|>assistant<\|)?channel\|>\w{1,20}(?:<\|message\|>)?"
+    r"|\|(?:(?:begin|end)_of_(?:thought|solution)|end|return|message|start)\|>)|\[/?THINK\]"
+)
+
+_THINK_END = re.compile(r"</(?:think|thinking|thought|seed:think)>|\[/THINK\]|<\|channel\|>final<\|message\|>")
 _SOLUTION = "<|begin_of_solution|>"
 _SOLUTION_END = "<|end_of_solution|>"
-_EDGE_TAG_START = re.compile(r"(?:</?[a-zA-Z]\w{0,19}>|<\|\w{1,30}\|>)")
-_EDGE_TAG_END = re.compile(r"(?:</?[a-zA-Z]\w{0,19}>|<\|\w{1,30}\|>)\Z")
+_EDGE_TAG_START = re.compile(r"(?:</?[a-zA-Z][\w:]{0,19}>|<\|\w{1,30}\|>)")
+_EDGE_TAG_END = re.compile(r"(?:</?[a-zA-Z][\w:]{0,19}>|<\|\w{1,30}\|>)\Z")
 _LONGEST_TAG = 34
 _EMPHASIS = "*`"
 _OPENING = " \t*_#>`$([{\\"
 # Each pattern begins with a distinctive letter or sign, so that a search takes linear time on any text.
 _DAGGER = re.compile(r"†[ \t]*Answer[*_`]*[ \t]*[:\uff1a]", re.IGNORECASE)
 _LABEL = re.compile(
-    r"\bFinal[ \t]+Answer[*_`]*[ \t]*(?:[:\uff1a]|\r?$)|\bAnswer[*_`]*[ \t]*[:\uff1a]",
+    r"\bFinal[ \t]+Answer[*_`]*[ \t]*(?:[:\uff1a]|\r?$)"
+    r"|\b(?:Answer|Respuesta|Resposta|Risposta|Antwort)[*_`]*[ \t]*[:\uff1a]"
+    r"|^[ \t]*(?:#{1,6}[ \t]*+(?:\*\*)?|\*\*|__)Answer[*_]*[ \t]*\r?$",
     re.IGNORECASE | re.MULTILINE,
 )
+_PHRASE = re.compile(
+    r"\b(?:answer|(?<=correct )(?:option|choice)|(?<=best )(?:option|choice))[ \t]+(?:is|would[ \t]+be|=)"
+    r"(?:[ \t]+(?:therefore|thus|then|simply|just))?[ \t]*+([:\uff1a]?)",
+    re.IGNORECASE,
+)
+# What precedes the phrase belongs to it. It is searched for at its end, since most texts have no phrase.
+_PHRASE_LEAD = re.compile(
+    r"(?:\b(?:so|thus|hence|therefore),?[ \t]+)?(?:\b(?:the|my|our)[ \t]+)?(?:\b(?:final|correct|right|best)[ \t]+)?\Z"
+    r"|(?:所以|因此|故|综上|したがって|よって|ดังนั้น)?[\uff0c,\u3001 \t]*(?:正确|最终|最終)?\Z",
+    re.IGNORECASE,
+)
+_LONGEST_LEAD = 40
+_LABEL_ABROAD = re.compile(
+    r"(?:答案|答え|回答|정답|الجواب|الإجابة|उत्तर|คำตอบ|Ответ|Réponse)"
+    r"[*_`]*[ \t]*[:\uff1a]|^[ \t*_#>`]*(?:答|답)[*_`]*[ \t]*[:\uff1a]",
+    re.MULTILINE,
+)
+_PHRASE_ABROAD = re.compile(
+    r"(?:(?:答案|答え|正解|정답)[ \t]*(?:应该|應該|应|應)?(?:是|为|為|は|은)|คำตอบ(?:คือ|เป็น))[ \t]*+([:\uff1a]?)"
+)
+_COPULA = re.compile(r"(?:です|である|になります|となります|입니다|이다)\Z")
+_SENTENCE_END = re.compile(r"[.!?](?=[\s*_\"')\u201d\u2019]|\Z)|[\u3002\uff01\uff1f\uff61\u0964\u061f]")
+PHRASE_WORDS = 5
+"""Words after `the answer is` without a colon, unless they are formulas."""
+
+LAST_PHRASES = 3
+"""Number of phrases to try, from the end: more would take a long text quadratic time."""
+
+_NO_TEXT = " \t\r\n`~.*_"
 _LETTER = re.compile(r"^[ \t*_#>`]*A[*_`]*[ \t]*[:\uff1a]", re.MULTILINE)
 _OPTION_B = re.compile(r"^[ \t*_#>`]*B[*_`]*[ \t]*[:\uff1a]", re.MULTILINE)
 _HASHES = re.compile(r"(?<!#)####(?!#)")
-_BOXED = re.compile(r"\\boxed[ \t]*\{")
+# Without braces, only what cannot be the next word of a sentence: a number, or a letter that ends a formula.
+_BOXED = re.compile(r"\\(?:boxed|fbox)[ \t]*(?:\{|([-+]?\d+(?:[.,/]\d+)*)|(?<=[ \t])([A-Za-z])(?=[ \t]*[$.,)\\\n]|\Z))")
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
 
 
@@ -73,8 +118,8 @@ def find_answer(response: str, answer_field: str | None = None) -> Answer | None
 
 
 def _by_markers(response: str) -> Iterator[Answer | None]:
-    thought_end = response.rfind(_THINK_END)
-    final = thought_end + len(_THINK_END) if thought_end >= 0 else 0
+    thought = _last(_THINK_END, response, 0, len(response))
+    thought_end, final = thought.span() if thought else (-1, 0)
     solution = response.find(_SOLUTION, final) if thought_end >= 0 else response.rfind(_SOLUTION)
     end = len(response)
     inside = final
@@ -119,9 +164,12 @@ def _whole_word(response: str, start: int, said: str) -> bool:
     """Return whether the answer does not begin inside a word or a number: 7 in 17, 5 in 3.5, 9 in 40_9."""
     if start == 0 or not said[0].isalnum():
         return True
-    before = response[start - 1]
-    inside = before in ".,_" and start >= 2 and response[start - 2].isalnum()
-    return not (before.isalnum() or inside)
+    before, earlier = response[start - 1], response[start - 2 : start - 1]
+    inside = before in ".,_/^" and earlier.isalnum()
+    # -5 is another number than 5, and the 2 of \\frac{1}{2} is none; 7-5 is a difference.
+    negative = before in "-\u2212" and said[0].isdigit() and not earlier.isalnum()
+    in_fraction = before == "{" and earlier in ("}", "^", "_")
+    return not (before.isalnum() or inside or negative or in_fraction)
 
 
 def _dagger(response: str, start: int, end: int) -> Answer | None:
@@ -130,12 +178,57 @@ def _dagger(response: str, start: int, end: int) -> Answer | None:
 
 
 def _label(response: str, start: int, end: int) -> Answer | None:
-    found = [_last(_LABEL, response, start, end), _last(_LETTER, response, start, end)]
-    letter = found[1]
-    if letter is not None and _OPTION_B.search(response, letter.end(), end):
-        found[1] = None
-    last = max((match for match in found if match is not None), key=lambda match: match.end(), default=None)
-    return None if last is None else _labelled(response, last, end, "label")
+    patterns = (_LABEL, _LETTER, _PHRASE, *(() if response.isascii() else (_LABEL_ABROAD, _PHRASE_ABROAD)))
+    text_end = len(response[:end].rstrip(_NO_TEXT))
+    blocks = [block for block in code_blocks(response) if block[1] < text_end]
+    found: list[re.Match[str]] = []
+    for pattern in patterns:
+        matches = list(pattern.finditer(response, start, end))
+        outside = set(outside_blocks([match.start() for match in matches], blocks))
+        matches = [match for match in matches if match.start() in outside]
+        if pattern is _LETTER and matches and _OPTION_B.search(response, matches[-1].end(), end):
+            continue
+        if pattern in (_PHRASE, _PHRASE_ABROAD):
+            matches = [match for match in matches[-LAST_PHRASES:] if _phrase(response, match, end) is not None]
+        found += matches[-1:]
+    last = max(found, key=lambda match: match.end(), default=None)
+    if last is None:
+        return None
+    phrase = last.re in (_PHRASE, _PHRASE_ABROAD)
+    answer = _phrase(response, last, end) if phrase else _labelled(response, last, end, "label")
+    # MetaMath states the answer twice: `#### 12`, and on the next line `The answer is: 12`.
+    hashes = answer and _last(_HASHES, response, start, answer.marker_start)
+    if answer is None or hashes is None or "\n" in response[hashes.end() : answer.marker_start].strip():
+        return answer
+    return answer._replace(marker_start=hashes.start())
+
+
+def _phrase(response: str, match: re.Match[str], end: int) -> Answer | None:
+    """Return the answer of a phrase such as `the answer is`; None if what follows it is none."""
+    lead = _PHRASE_LEAD.search(response, max(0, match.start() - _LONGEST_LEAD), match.start())
+    marker_start = lead.start() if lead else match.start()
+    line_end = response.find("\n", match.end(), end)
+    line_end = end if line_end < 0 else line_end
+    if any(match.groups()):
+        if not response[match.end() : line_end].strip():
+            below = _labelled(response, match, end, "label")
+            return below and below._replace(marker_start=marker_start)
+    elif _HASHES.search(response, line_end, end):
+        return None
+    sentence = _SENTENCE_END.search(response, match.end(), line_end)
+    stop = sentence.start() if sentence else line_end
+    copula = _COPULA.search(response, match.end(), stop)
+    stop = copula.start() if copula else stop
+    answer = _unboxed(response, _trimmed(response, match.end(), stop, marker_start, "label"))
+    if answer is None:
+        return None
+    box = None if any(match.groups()) else _BOXED.search(response, match.end(), end)
+    if box and answer.start < box.end():
+        return None
+    said = response[answer.start : answer.end]
+    formal = any(character.isdigit() or character in "$\\" for character in said)
+    short = count_words(said) <= PHRASE_WORDS and not said.lower().startswith("not ")
+    return answer if any(match.groups()) or formal or short else None
 
 
 def _labelled(response: str, match: re.Match[str], end: int, name: str) -> Answer | None:
@@ -166,6 +259,9 @@ def _boxed(response: str, start: int, end: int) -> Answer | None:
     last = _last(_BOXED, response, start, end)
     if last is None:
         return None
+    if last.lastindex is not None:
+        # TeX boxes only the next sign; whoever writes so means the whole number.
+        return _trimmed(response, *last.span(last.lastindex), _back_over(response, last.start(), _OPENING), "boxed")
     depth = 1
     position = last.end()
     while position < end:

@@ -2,7 +2,8 @@
 
 Only the text before the answer's marker is cut. Text after the answer belongs to no segment. Tags such as `<think>`
 and `<|end_of_thought|>` belong to no step: they divide the text into regions, and a step lies inside one region.
-Offsets are in characters and words are separated by white space, so segments are the same for every model.
+Offsets are in characters and words are those of `cutting.count_words`, so segments are the same for every model. No
+strategy but `explicit` cuts inside a fenced code block.
 
 `auto` uses the first strategy of AUTO_ORDER that yields two or more steps. Where tags make several regions, the
 strategy must cut the region with the most words (or, if none can, any region); otherwise a long thought would be one
@@ -17,7 +18,7 @@ segments are merged evenly with their neighbours, which may then cross tags.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -27,9 +28,23 @@ from curation_assets import tables
 from curation_assets.config.corpus_settings import Segmentation
 from curation_assets.corpus.explicit_steps import locate_steps
 from curation_assets.steps.answers import TAGS, Answer, find_answer
-from curation_assets.steps.cutting import Cutter, cut_lines, cut_markers, cut_paragraphs, cut_sentences, window_cutter
-from curation_assets.workspace.fingerprints import steps_fingerprint
+from curation_assets.steps.cutting import (
+    Cutter,
+    code_blocks,
+    count_words,
+    cut_lines,
+    cut_markers,
+    cut_paragraphs,
+    cut_sentences,
+    outside_blocks,
+    window_cutter,
+)
+from curation_assets.workspace.fingerprints import segmentation_key, steps_fingerprint
+from curation_assets.workspace.versions import SEGMENTATION_VERSION
 from curation_assets.workspace.workspace import Workspace
+
+VERSION, SETTINGS = "segmentation_version", "segmentation_settings"
+"""Metadata of a table: the version of the rules that cut it, and a key of the settings."""
 
 Span = tuple[int, int]
 Regions = list[list[Span]]
@@ -134,7 +149,10 @@ def _apply(
         "sentences": cut_sentences,
         "words": window_cutter(settings.window_words),
     }
-    return [list(_between(response, region, cutters[name](response, *region))) for region in regions]
+    blocks = code_blocks(response)
+    return [
+        list(_between(response, region, outside_blocks(cutters[name](response, *region), blocks))) for region in regions
+    ]
 
 
 def _between(response: str, region: Span, cuts: list[int]) -> Iterator[Span]:
@@ -197,7 +215,7 @@ def _trim(response: str, start: int, end: int) -> Span:
 
 
 def _words(response: str, span: Span) -> int:
-    return len(response[span[0] : span[1]].split())
+    return count_words(response[span[0] : span[1]])
 
 
 def segment_frame(raw_corpus: pl.DataFrame, settings: Segmentation) -> pl.DataFrame:
@@ -224,6 +242,29 @@ def _rows(frame: pl.DataFrame, settings: Segmentation) -> Iterator[tuple[str, in
             yield sample_id, index, "step", start, end, found.strategy, found.merged
 
 
+def version_of(facts: Mapping[str, str] | None, settings: str) -> int | None:
+    """Return the version of the rules that cut a table, from its metadata; None if it had other settings.
+
+    Args:
+        facts: the metadata; None if there is no table.
+        settings: `segmentation_key(workspace, 0)`.
+    """
+    # Tables of version 1 name neither their version nor their settings.
+    if not facts or facts.get(SETTINGS, settings) != settings:
+        return None
+    return int(facts.get(VERSION, "1"))
+
+
+def _keep_earlier(workspace: Workspace, shard: str) -> None:
+    """Keep a shard's table of the version before this one, by which measurements stay valid (`signals.carrying`)."""
+    path, kept = (f"{folder}/{shard}.parquet" for folder in (tables.segmented_steps_dir(), tables.earlier_steps_dir()))
+    settings = segmentation_key(workspace, 0)
+    version = version_of(workspace.warehouse.table_metadata(path), settings)
+    if version == SEGMENTATION_VERSION - 1:
+        facts = {VERSION: str(version), SETTINGS: settings}
+        workspace.warehouse.write_table(kept, workspace.warehouse.read_table(path), facts)
+
+
 class SegmentedShard(NamedTuple):
     """Counts of one shard's table `segmented_steps`."""
 
@@ -243,7 +284,13 @@ def segment_shard(workspace: Workspace, shard: str) -> SegmentedShard:
     if not metadata:
         return SegmentedShard(0, 0, 0, 0)
     rows = segment_frame(workspace.warehouse.read_table(source), workspace.settings.corpus.segmentation)
-    facts = {"fingerprint": steps_fingerprint(workspace, metadata["fingerprint"]), "images": metadata["images"]}
+    facts = {
+        "fingerprint": steps_fingerprint(workspace, metadata["fingerprint"]),
+        "images": metadata["images"],
+        SETTINGS: segmentation_key(workspace, 0),
+        VERSION: str(SEGMENTATION_VERSION),
+    }
+    _keep_earlier(workspace, shard)
     workspace.warehouse.write_table(f"{tables.segmented_steps_dir()}/{shard}.parquet", rows, facts)
     return SegmentedShard(
         rows=len(rows),

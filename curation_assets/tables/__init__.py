@@ -17,6 +17,7 @@ from curation_assets.tables.corpus import (
 from curation_assets.tables.evaluation import EVALUATION_TABLES
 from curation_assets.tables.paths import (
     checkpoint_dir,
+    earlier_steps_dir,
     images_dir,
     pool_path,
     purged_path,
@@ -123,6 +124,7 @@ __all__ = [
     "Table",
     "TableError",
     "checkpoint_dir",
+    "earlier_steps_dir",
     "images_dir",
     "pool_path",
     "preference_path",

@@ -53,6 +53,14 @@ def segmented_steps_dir() -> str:
     return "steps/segmented_steps"
 
 
+def earlier_steps_dir() -> str:
+    """Return the folder of what `segmented_steps` held before the version of segmentation was raised.
+
+    Samples whose steps are the same in both keep their measurements (`signals.carrying`).
+    """
+    return "steps/earlier_segmented_steps"
+
+
 def signal_dir(target: str, role: str, signal: str, fingerprint: str) -> str:
     """Return the folder of one signal's measurements at one checkpoint, under one fingerprint."""
     return f"signals/{target}/{role}/{signal}/{fingerprint}"

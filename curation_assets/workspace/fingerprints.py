@@ -72,10 +72,10 @@ def input_fingerprint(facts: Mapping[str, str]) -> str:
     return digest("input", facts["fingerprint"], images) if images else facts["fingerprint"]
 
 
-def segmentation_key(workspace: Workspace) -> str:
-    """Return the key of the segmentation settings."""
+def segmentation_key(workspace: Workspace, version: int = SEGMENTATION_VERSION) -> str:
+    """Return the key of the segmentation: its settings, and the version of its rules."""
     settings = workspace.settings.corpus.segmentation.model_dump(mode="json")
-    return digest("segmentation", SEGMENTATION_VERSION, settings)
+    return digest("segmentation", version, settings)
 
 
 def steps_fingerprint(workspace: Workspace, corpus_fp: str) -> str:
@@ -223,7 +223,8 @@ def sigma_folder(workspace: Workspace, target: Target) -> str:
     encoding = [tokenizer_digest(folder, workspace.cache), target.template, target.max_length, target.dtype]
     processor = processor_digest(folder, workspace.cache)
     versions = [SIGMA_VERSION, SIGNAL_VERSIONS["perturbed_losses"]]
-    parts = [versions, encoding, processor, segmentation_key(workspace), search]
+    # A strength that was found stays valid when answers are found better: it is not searched for again.
+    parts = [versions, encoding, processor, segmentation_key(workspace, 1), search]
     key = digest("sigma", base_digest(workspace, target), parts)
     return tables.checkpoint_dir(target.name, PERTURBED_ROLE, key)
 
@@ -280,8 +281,13 @@ AT: dict[Checkpoint, Callable[[Workspace, Target], str | None]] = {
 """Digest of the weights that a signal is measured at, by its declared checkpoint."""
 
 
-def signal_fingerprint(workspace: Workspace, target: Target, signal: SignalName) -> str | None:
-    """Return the fingerprint of one signal of a target; None until its warm-up is trained."""
+def signal_fingerprint(
+    workspace: Workspace, target: Target, signal: SignalName, segmentation: int = SEGMENTATION_VERSION
+) -> str | None:
+    """Return the fingerprint of one signal of a target; None until its warm-up is trained.
+
+    `segmentation` is the version that cut the steps; an earlier one gives the fingerprint of earlier measurements.
+    """
     weights = AT[SIGNALS[signal].checkpoint](workspace, target)
     if weights is None:
         return None
@@ -297,7 +303,7 @@ def signal_fingerprint(workspace: Workspace, target: Target, signal: SignalName)
     if processor is not None:
         parts.append(processor)
     if signal in SEGMENTED_SIGNALS:
-        parts.append(segmentation_key(workspace))
+        parts.append(segmentation_key(workspace, segmentation))
     if signal in PROXY_SIGNALS:
         parts.append(target.proxy)
     gradients = gradient_facts(target, signal)

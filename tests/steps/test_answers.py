@@ -55,14 +55,58 @@ def found(response: str, field: str | None = None) -> tuple[str, str, str] | Non
         ("Answer:\n\\boxed{}\n#### 7", "\\boxed{}\n#### 7", "", "label"),
         ("Work.\n#### 7\nAnswer:   ", "Answer:", "Work.\n#### 7\n", "none"),
         ("the final answer is not here, \\boxed{3}", "3", "the final answer is not here, ", "boxed"),
+        # Phrases, with or without a colon.
+        ("Pens.\nThe answer is: 6", "6", "Pens.", "label"),
+        ("Pens.\n#### 12\nThe answer is: 12", "12", "Pens.", "label"),
+        ("Add. So the final answer is $6$. Done.", "$6$", "Add. ", "label"),
+        ("Add.\nSo the answer is (B).", "(B)", "Add.", "label"),
+        ("Add.\nTherefore, the correct option is C.", "C", "Add.", "label"),
+        ("Add.\nThe answer is 3.5 m. That is long.", "3.5 m", "Add.", "label"),
+        ("The answer is 3, I thought.\nNo.\n#### 4", "4", "The answer is 3, I thought.\nNo.\n", "hashes"),
+        ("My answer is correct since all of these steps hold.\nSo \\boxed{4}", "4", None, "boxed"),
+        ("The answer is not clear at all.\nSo \\boxed{4}", "4", None, "boxed"),
+        ("Add.\nThe answer is: \n\n4 m", "4 m", "Add.", "label"),
+        ("Add.\n\n**Answer**\n\n42", "42", "Add.", "label"),
+        ("Add.\n## Answer\n42", "42", "Add.", "label"),
+        ("So $\\boxed 5$.", "5", "So ", "boxed"),
+        ("So \\boxed5", "5", "So ", "boxed"),
+        ("So \\boxed x.", "x", "So ", "boxed"),
+        ("So \\fbox{5}.", "5", "So ", "boxed"),
+        # Other scripts and languages.
+        ("先算。\n\n答案：12", "12", "先算。", "label"),
+        ("先算，等于十二。所以答案是12。", "12", "先算，等于十二。", "label"),
+        ("因此，答案为\\boxed{13}。", "13", "", "label"),
+        ("答：12", "12", "", "label"),
+        ("十二です。答えは12です。", "12", "十二です。", "label"),
+        ("계산합니다. 정답은 12입니다.", "12", "계산합니다. ", "label"),
+        ("أولا نضرب. الجواب: 12", "12", "أولا نضرب. ", "label"),
+        ("परिणाम बारह है। उत्तर: 12", "12", "परिणाम बारह है। ", "label"),
+        ("ดังนั้นคำตอบคือเก้า", "เก้า", "", "label"),
+        ("Addition.\nRéponse : 12", "12", "Addition.", "label"),
+        # Thinking marks of other models.
+        ("<thinking>Add: 1.\nAnswer: 1</thinking>\n<output>4</output>", "4", "<thinking>Add: 1.\nAnswer: 1", "think"),
+        ("[THINK]Answer: 1[/THINK]It is 4.", "It is 4.", "[THINK]Answer: 1", "think"),
+        ("<seed:think>Add.</seed:think>It is 4.", "It is 4.", "<seed:think>Add.", "think"),
+        (
+            "<|channel|>analysis<|message|>Add.<|end|><|start|>assistant<|channel|>final<|message|>It is 4.<|return|>",
+            "It is 4.",
+            "<|channel|>analysis<|message|>Add.<|end|><|start|>assistant",
+            "think",
+        ),
+        # Code that prints a label is no answer, unless nothing follows it.
+        ("```\nprint('Answer: 4')\n```\nSo \\boxed{5}", "5", None, "boxed"),
+        ("It prints:\n```\nAnswer: 4\n```", "4", "It prints:\n```", "label"),
     ],
 )
-def test_markers(response: str, answer: str, before: str, marker: str) -> None:
+def test_markers(response: str, answer: str, before: str | None, marker: str) -> None:
     if marker == "none":
         # The label is empty, and text follows the hashes: nothing is an answer.
         assert found(response) is None
     else:
-        assert found(response) == (answer, before.rstrip(), marker)
+        expected = (answer, None if before is None else before.rstrip(), marker)
+        shown = found(response)
+        assert shown is not None
+        assert (shown[0], before and shown[1], shown[2]) == expected
 
 
 @pytest.mark.parametrize(
@@ -109,6 +153,12 @@ def test_openthoughts_solution_blocks() -> None:
         ("It is 3.5", "5", None),
         ("It is 1,005", "005", None),
         ("It is 42.5", "42", None),
+        ("It is -5", "5", None),
+        ("It is 7-5", "5", ("5", "It is 7-", "field")),
+        ("It is 1/2", "2", None),
+        ("It is x^5", "5", None),
+        ("It is $\\frac{1}{2}$", "2", None),
+        ("So the answer is 42.", "42", ("42", "", "field")),
         ("It is 42.\nAnswer: 43", "42", ("43", "It is 42.\n", "label")),
         ("Answer: 7", "", ("7", "", "label")),
     ],
@@ -120,7 +170,20 @@ def test_explicit_answers(response: str, field: str, expected: tuple[str, str, s
 
 
 PIECES = ["Answer:", "A:", "†Answer:", "Final Answer", "####", "\\boxed{", "}", "</think>", "<think>", "\n", "\n\n"]
-PIECES += [" ", "4", "**", "x y z", "<|begin_of_solution|>", "<|end_of_solution|>", ".", "B:", "<answer>", "\\"]
+PIECES += [
+    " ",
+    "4",
+    "**",
+    "x y z",
+    "<|begin_of_solution|>",
+    "<|end_of_solution|>",
+    ".",
+    "B:",
+    "<answer>",
+    "\\",
+    "```\n",
+    "answer is ",
+]
 TEXTS = st.lists(st.sampled_from(PIECES), max_size=14).map("".join) | st.text(max_size=30)
 
 

@@ -66,7 +66,31 @@ def test_the_strategies_of_the_settings_are_there() -> None:
         ("It is 3.5 m. Then it grows.", "sentences", ["It is 3.5 m.", "Then it grows."]),
         ("From Step 2 we know this. Step 2 is done now.", "sentences", None),
         ("we know 3.5 is more than 2.5 m", "whole", ["we know 3.5 is more than 2.5 m"]),
-        ("\u7b2c\u4e00 \u6b65 \u52a0\u3002\u7b2c\u4e8c \u6b65 \u51cf\u3002", "sentences", None),
+        ("Step One: read the file.\nStep Two: count.", "markers", ["Step One: read the file.", "Step Two: count."]),
+        ("第一步，先算乘法。第二步，再加一。", "markers", ["第一步，先算乘法。", "第二步，再加一。"]),
+        ("步骤1：先算乘法。\n步骤2：再加一。", "markers", ["步骤1：先算乘法。", "步骤2：再加一。"]),
+        ("ステップ1 足します。\nステップ2 引きます。", "markers", ["ステップ1 足します。", "ステップ2 引きます。"]),
+        ("1단계: 둘을 더해\n2단계: 셋을 빼 봅니다", "markers", ["1단계: 둘을 더해", "2단계: 셋을 빼 봅니다"]),
+        ("先算乘法得到十二。再加一得到十三。", "sentences", ["先算乘法得到十二。", "再加一得到十三。"]),
+        ("まず数を数えます。\n\n次に引きます。", "paragraphs", ["まず数を数えます。", "次に引きます。"]),
+        ("परिणाम बारह ही है। अब एक जोड़ें।", "sentences", ["परिणाम बारह ही है।", "अब एक जोड़ें।"]),
+        ("هل هذا هو العدد؟ نعم هذا هو العدد", "sentences", ["هل هذا هو العدد؟", "نعم هذا هو العدد"]),
+        (
+            "Use this one loop.\n\n```python\ntotal = 0\n\nfor i in range(n):\n    total += i\n```\n\nIt sums them up.",
+            "paragraphs",
+            [
+                "Use this one loop.",
+                "```python\ntotal = 0\n\nfor i in range(n):\n    total += i\n```",
+                "It sums them up.",
+            ],
+        ),
+        # A fence that is never closed opens no block.
+        (
+            "Use this loop.\n\n```\none two three\n\nfour five six",
+            "paragraphs",
+            ["Use this loop.", "```\none two three", "four five six"],
+        ),
+        ("[THINK]Add two and two.\n\nIt is four.[/THINK]", "paragraphs", ["Add two and two.", "It is four."]),
     ],
 )
 def test_auto_takes_the_first_strategy_that_yields_two(response: str, name: str, steps: list[str] | None) -> None:
