@@ -92,7 +92,8 @@ def _show_subset(workspace: Workspace, subset: Subset, reselected: bool, console
     if facts.get("whole") == "True":
         console.print("  its budget exceeds the eligible pool, so all of it is selected", style="yellow")
     score = workspace.settings.score(subset.score)
-    for reason in method_of(score).unfaithful(workspace.settings.target(score.target).facts(), score):
+    reasons = method_of(score).unfaithful(workspace.settings.target(score.target).facts(), score)
+    for reason in [*reasons, *([facts["warnings"]] if "warnings" in facts else [])]:
         console.print(f"  differs from the source: {reason}", style="dim", soft_wrap=True)
 
 

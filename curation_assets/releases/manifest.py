@@ -76,7 +76,7 @@ def release_manifest(
         "selection": selection.facts(),
         "score_distribution": selection.score_distribution(),
         "changes": changes,
-        "parameters": _parameters(workspace, subset),
+        "parameters": _parameters(workspace, subset, selection),
         "checkpoints": _checkpoints(workspace, target),
         "inputs": inputs.to_dicts(),
         "config": {"digest": workspace.config_digest, "settings": workspace.settings.model_dump(mode="json")},
@@ -86,8 +86,8 @@ def release_manifest(
     }
 
 
-def _parameters(workspace: Workspace, subset: Subset) -> dict[str, Any]:
-    """Return all parameters of the selection, including defaults."""
+def _parameters(workspace: Workspace, subset: Subset, selection: Selection) -> dict[str, Any]:
+    """Return all parameters of the selection, including defaults, and how it differs from the method's source."""
     score = workspace.settings.score(subset.score)
     target = workspace.settings.target(score.target)
     method = method_of(score)
@@ -97,7 +97,7 @@ def _parameters(workspace: Workspace, subset: Subset) -> dict[str, Any]:
         "selector": selector_of(workspace, subset).model_dump(mode="json"),
         "target": target.model_dump(mode="json"),
         "method": {"name": method.name, "source": method.source, "summary": method.summary},
-        "unfaithful": list(method.unfaithful(target.facts(), score)),
+        "unfaithful": [*method.unfaithful(target.facts(), score), *selection.warnings],
     }
 
 

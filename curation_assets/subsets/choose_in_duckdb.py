@@ -147,11 +147,13 @@ def choose(
                 "narrow the subset's filters, or choose another selector.",
                 *(subset.name, selector.kind, counts.eligible),
             )
-        left_out = _rank_in_memory(spill, section, score, subset, counts, features)
+        left_out, warnings = _rank_in_memory(spill, section, score, subset, counts, features)
+        for warning in warnings:
+            logger.warning("subset %s: %s.", subset.name, warning)
         begin = 0
     else:
         begin = selector.begins(section, counts.eligible, counts.may) if selector.begins else 0
-        left_out = _rank(spill, section, subset, counts, whole_order=begin > 0)
+        left_out, warnings = _rank(spill, section, subset, counts, whole_order=begin > 0), ()
     order = _Order(spill, subset, counts, sizes, begin)
     points = f"select response_tokens, score from pool where isfinite(score) order by sample_id limit {POINTS}"
     summing = Summing(lambda: spill.stream(f"select {', '.join(POOL_FACTS)} from pool"), spill.frame(points))
@@ -163,7 +165,7 @@ def choose(
         summing.choose(chosen)
         before += len(rows)
     held_out = None if prompts is None else counts.held_out
-    return Selection(summing.summary(), digest.value(), duplicates, filtered, left_out, order.whole, held_out)
+    return Selection(summing.summary(), digest.value(), duplicates, filtered, left_out, order.whole, held_out, warnings)
 
 
 def reads_prompts(section: SelectorSection, features: Features | None) -> bool:
@@ -380,8 +382,11 @@ def _rank_in_memory(
     subset: Subset,
     counts: Counts,
     features: Features | None,
-) -> dict[str, int]:
-    """Create table `ranked` in the order that a selector returns for all candidates; see `_rank`."""
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Create table `ranked` in the order that a selector returns for all candidates; see `_rank`.
+
+    Return the samples left out, by reason, and the selector's warnings.
+    """
     selector = selector_of(section)
     assert selector.order is not None
     stored = ", ".join(name for name in POOL_COLUMNS if name not in ("sample_id", "prompt_id"))
@@ -403,7 +408,7 @@ def _rank_in_memory(
     ranked = frame.select("sample_id", "score", "source", "weight", "low_signal", "stratum")[choice.order]
     statement = "insert into ranked select * replace (sample_id::uuid as sample_id) from frame"
     spill.load(statement, [ranked], in_order=True)
-    return choice.left_out
+    return choice.left_out, choice.warnings
 
 
 def _most_samples(spill: Spill, subset: Subset, counts: Counts) -> int:

@@ -7,7 +7,7 @@ not grow with the pool.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -242,6 +242,7 @@ class Selection:
         left_out: eligible samples with a score that the selector takes under no budget, by reason.
         whole: whether the budget is larger than everything that could be chosen.
         held_out: samples of the pool whose prompt is in a validation set of the score; None without a set.
+        warnings: properties of the pool that the method's source excludes, each as a clause.
     """
 
     summary: Summary
@@ -251,6 +252,7 @@ class Selection:
     left_out: Mapping[str, int]
     whole: bool
     held_out: int | None = None
+    warnings: Sequence[str] = ()
 
     def document(self) -> dict[str, Any]:
         """Return everything as JSON; `of_document` is the inverse."""

@@ -19,6 +19,7 @@ from curation_assets.config.settings import Subset, Target
 from curation_assets.corpus.duplicates import resolve_duplicates
 from curation_assets.methods.method import ScoreSection
 from curation_assets.methods.registry import method_of
+from curation_assets.methods.selectors import registry as selectors
 from curation_assets.methods.selectors.candidates import Features, SelectorSection
 from curation_assets.quality.filtered_pool import pool_table, stored_pool, without_filtered
 from curation_assets.signals.held_out import validation_key, validation_vectors
@@ -61,8 +62,11 @@ def parameters_digest(workspace: Workspace, subset: Subset) -> str:
     new scores instead of being selected from old ones.
     """
     eligibility = workspace.settings.score(subset.score).min_steps
-    selector = selector_of(workspace, subset).model_dump(mode="json")
-    return digest("subset", SELECTION_VERSION, subset.model_dump(mode="json"), selector, eligibility)
+    section = selector_of(workspace, subset)
+    parts = [subset.model_dump(mode="json"), section.model_dump(mode="json"), eligibility]
+    version = selectors.selector_of(section).version
+    # Added from version 2 on, so that subsets of the other selectors stay up to date.
+    return digest("subset", SELECTION_VERSION, *parts, *([version] if version > 1 else []))
 
 
 def selector_of(workspace: Workspace, subset: Subset) -> SelectorSection:
@@ -283,6 +287,7 @@ def write_subset(workspace: Workspace, subset: Subset) -> Selection:
             "content_digest": selection.content_digest,
             "rows": str(selection.summary.selected),
             "whole": str(selection.whole),
+            **({"warnings": "; ".join(selection.warnings)} if selection.warnings else {}),
         }
     _store(workspace, subset, fingerprint, selection)
     return selection

@@ -48,7 +48,7 @@ class WhatIf:
         current: table `subset` as stored; None if it has not been made.
         samples: `sample_id`, `source` and LENGTHS of the samples in either.
         unknown: names in the filters of sources or generators that no sample has: column and name.
-        unfaithful: differences between target or parameters and the method's source.
+        unfaithful: differences between target, parameters or pool and the method's source.
     """
 
     subset: Subset
@@ -144,7 +144,7 @@ def what_if(workspace: Workspace, name: str, changes: Sequence[str] = (), budget
     ids = pl.concat([rows.select("sample_id"), *([] if stored is None else [stored.select("sample_id")])])
     facts = present.select("sample_id", "source", *LENGTHS)
     samples = facts.join(ids.lazy(), on="sample_id", how="semi").unique("sample_id").collect(engine="streaming")
-    unfaithful = method_of(score).unfaithful(target.facts(), score)
+    unfaithful = [*method_of(score).unfaithful(target.facts(), score), *selection.warnings]
     unknown_names = [
         *(
             ("source", name)

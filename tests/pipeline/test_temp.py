@@ -113,7 +113,7 @@ def test_losses_are_those_of_the_perturbed_checkpoints_and_temp_chooses_by_them(
     assert losses.path is not None
     sources = corpus["source"].rank("dense").cast(int).to_numpy()
     chosen = temp(losses.random, losses.path, corpus["sample_id"], np.zeros(26, dtype=np.int64), sources, 9, 0)
-    assert subset_ids(workspace) == corpus["sample_id"].gather(chosen).to_list()
+    assert subset_ids(workspace) == corpus["sample_id"].gather(chosen.order).to_list()
     brittle = dict(sample_scores(workspace).select("sample_id", "early").iter_rows())
     for sample_id, path in stored.select("sample_id", "directional_1000").iter_rows():
         assert brittle[sample_id] == pytest.approx(path[-1] - path[0], abs=1e-6)

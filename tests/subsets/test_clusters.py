@@ -43,16 +43,20 @@ def test_two_means_on_bimodal_values() -> None:
 def test_k_means_finds_groups_and_repeats_itself() -> None:
     draw = np.random.default_rng(1)
     vectors = np.concatenate([draw.normal(center, 0.05, (40, 3)) for center in (0.0, 1.0, 2.0)])
-    labels = k_means(vectors, 3, seed=5)
+    labels, centroids = k_means(vectors, 3, seed=5)
     assert [len(set(labels[start : start + 40])) for start in (0, 40, 80)] == [1, 1, 1]
     assert len(set(labels)) == 3
-    assert np.array_equal(labels, k_means(vectors, 3, seed=5))
+    assert np.array_equal(labels, k_means(vectors, 3, seed=5).labels)
+    for label in range(3):
+        assert centroids[label] == pytest.approx(vectors[labels == label].mean(axis=0))
 
 
 @pytest.mark.parametrize(("rows", "clusters", "found"), [(0, 5, 0), (1, 5, 1), (3, 5, 3), (4, 1, 1)])
 def test_k_means_of_few(rows: int, clusters: int, found: int) -> None:
     vectors = np.arange(rows * 2, dtype=float).reshape(rows, 2)
-    assert len(set(k_means(vectors, clusters, seed=0))) == found
+    labels, centroids = k_means(vectors, clusters, seed=0)
+    assert len(set(labels)) == found
+    assert len(centroids) == found
 
 
 def test_k_means_refuses_what_is_not_finite() -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from curation_assets.methods.random_draws import uniform
 from curation_assets.methods.selectors.clusters import k_means
-from curation_assets.methods.selectors.s2l import s2l
+from curation_assets.methods.selectors.s2l import from_clusters, s2l
 
 CLUSTERS, SEED = 9, 4
 
@@ -35,17 +35,17 @@ def plain(vectors: NDArray[np.float64], ids: pl.Series, sources: NDArray[np.int6
         quota = left // (len(groups) - place)
         taken = list(names)
         if len(names) > quota:
-            labels = k_means(vectors[[row_of[name] for name in names]], CLUSTERS, SEED)
+            labels = k_means(vectors[[row_of[name] for name in names]], CLUSTERS, SEED).labels
             clusters: dict[int, list[str]] = {}
             for name, label in zip(names, labels.tolist(), strict=True):
                 clusters.setdefault(label, []).append(name)
-            ordered = sorted(clusters.values(), key=lambda own: (len(own) <= 2, len(own), own[0]))
+            ordered = sorted((own for own in clusters.values() if len(own) > 2), key=lambda own: (len(own), own[0]))
             taken = []
             for number, own in enumerate(ordered):
                 share = (quota - len(taken)) // (len(ordered) - number)
                 taken += sorted(own, key=lambda name: drawn[name])[:share]
-            others = sorted(set(names) - set(taken), key=lambda name: drawn[name])
-            taken += others[: quota - len(taken)]
+            tiny = [name for own in clusters.values() if len(own) <= 2 for name in own]
+            taken += sorted(tiny, key=lambda name: drawn[name])[: quota - len(taken)]
         chosen += taken
         left -= len(taken)
     return chosen
@@ -71,7 +71,23 @@ def test_sources_smaller_than_their_quota_come_whole() -> None:
     largest = np.argmax(np.bincount(sources))
     own = np.flatnonzero(sources == largest)
     own = own[np.argsort(ids.gather(own).to_numpy())]
-    labels = dict(zip(own.tolist(), k_means(vectors[own], CLUSTERS, SEED).tolist(), strict=True))
+    labels = dict(zip(own.tolist(), k_means(vectors[own], CLUSTERS, SEED).labels.tolist(), strict=True))
     counts = np.bincount([labels[row] for row in chosen.tolist() if row in labels], minlength=CLUSTERS)
     sizes = np.bincount(list(labels.values()))
     assert counts[sizes > counts].std() <= 1.0
+
+
+def test_clusters_of_at_most_two_have_no_share() -> None:
+    labels = np.repeat([0, 1, 2, 3], [1, 2, 3, 10])
+    drawn = np.random.default_rng(0).random(16)
+    # With a share for the tiny ones, the largest cluster would give three fewer.
+    assert np.bincount(labels[from_clusters(labels, drawn, 8)], minlength=4).tolist() == [0, 0, 3, 5]
+    assert np.bincount(labels[from_clusters(labels, drawn, 13)], minlength=4).tolist() == [0, 0, 3, 10]
+    drawn_last = from_clusters(labels, drawn, 15)
+    assert np.bincount(labels[drawn_last], minlength=4)[2:].tolist() == [3, 10]
+    assert drawn_last[-2:].tolist() == np.argsort(drawn[:3])[:2].tolist()
+
+
+def test_a_source_of_tiny_clusters_alone_is_drawn_from() -> None:
+    drawn = np.array([0.4, 0.1, 0.3, 0.2])
+    assert from_clusters(np.array([0, 0, 1, 2]), drawn, 3).tolist() == [1, 3, 2]

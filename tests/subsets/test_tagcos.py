@@ -19,7 +19,7 @@ def plain_pursuit(rows: np.ndarray, aim: np.ndarray, most: int) -> list[int]:
     chosen: list[int] = []
     residual = aim.copy()
     for _ in range(most):
-        if np.linalg.norm(residual) <= TOLERANCE * np.linalg.norm(aim):
+        if np.linalg.norm(residual) / np.linalg.norm(aim) < TOLERANCE:
             return chosen
         agreement = [float(row @ residual) for row in rows]
         best = agreement.index(max(agreement))
@@ -32,9 +32,11 @@ def plain_pursuit(rows: np.ndarray, aim: np.ndarray, most: int) -> list[int]:
             while True:
                 a = rows[chosen]
                 x = np.linalg.inv(a @ a.T + LAMBDA * np.eye(len(chosen))) @ (a @ aim)
-                if x.min() >= 0 or len(chosen) == 1:
+                if x.min() >= 0:
                     break
-                del chosen[int(x.argmin())]
+                dropped = chosen.pop(int(x.argmin()))
+                if dropped == best:
+                    return chosen
         residual = aim - sum(weight * rows[row] for weight, row in zip(x, chosen, strict=True))
     return chosen
 
@@ -87,13 +89,26 @@ def test_each_cluster_gives_its_share() -> None:
     ids = pl.Series([f"{number:032x}" for number in range(40)])
     chosen = tagcos(vectors, ids, 8, 2, 0)
     assert (chosen < 30).sum() == 6
-    labels = k_means(vectors, 2, 0)
+    labels, centroids = k_means(vectors, 2, 0)
     for label in (0, 1):
         own = np.flatnonzero(labels == label)
-        expected = own[pursue(vectors[own], 6 if len(own) == 30 else 2)]
+        expected = own[pursue(vectors[own], centroids[label], 6 if len(own) == 30 else 2)]
         assert chosen[labels[chosen] == label].tolist() == expected.tolist()
 
 
 def test_rows_that_point_nowhere_are_taken_one_after_another() -> None:
-    assert pursue(np.zeros((5, 3)), 3).tolist() == [0, 1, 2]
+    assert pursue(np.zeros((5, 3)), np.zeros(3), 3).tolist() == [0, 1, 2]
     assert tagcos(np.zeros((4, 3)), pl.Series(["b", "a", "d", "c"]), 2, 1, 0).tolist() == [1, 0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 30))
+def test_every_round_pursues_the_same_centroid_for_what_the_quota_lacks(seed: int, quota: int) -> None:
+    rows = np.random.default_rng(seed).normal(size=(30, 4)) + 0.5
+    centroid = rows.mean(axis=0)
+    left, expected = list(range(30)), list[int]()
+    while len(expected) < quota:
+        picked = plain_pursuit(rows[left], centroid, quota - len(expected)) or [0]
+        expected += [left[place] for place in picked]
+        left = [row for place, row in enumerate(left) if place not in picked]
+    assert pursue(rows, centroid, quota).tolist() == expected

@@ -59,6 +59,17 @@ def test_shares_are_the_softmax_where_there_is_room() -> None:
     assert [abs(quota - share) < 3 for quota, share in zip(quotas, wanted, strict=True)] == [True] * 3
 
 
+def test_a_share_is_rounded_down_of_what_smaller_groups_leave() -> None:
+    # Thirds of 10: 3, then half of 7, then the rest.
+    assert allocate(10, [20, 30, 40], [1.0, 1.0, 1.0]) == [3, 3, 4]
+    assert allocate(11, [20, 30, 40], [1.0, 1.0, 1.0]) == [3, 4, 4]
+
+
+def test_a_source_above_its_share_does_not_change_the_share_of_the_next() -> None:
+    # Both exceed the share of 1, although 2 would be left for the second.
+    assert difficult(np.array([1.0, 3.0, 1.0, 3.0]), np.array([0, 0, 1, 1]), 3).tolist() == [False, True] * 2
+
+
 def test_a_small_group_is_taken_whole_and_the_rest_is_shared_again() -> None:
     assert allocate(100, [10, 500, 500], [0.0, 0.0, 0.0]) == [10, 45, 45]
     assert allocate(101, [10, 500, 600], [0.0, 0.0, 0.0]) == [10, 45, 46]  # the largest group takes what is left
@@ -77,15 +88,14 @@ def test_the_filter_keeps_small_sources_whole_and_of_others_the_hard_cluster() -
     kept = difficult(random_losses, sources, budget)
     left, sizes = budget, sorted((int((sources == s).sum()), s) for s in range(5))
     whole = 0
-    for place, (size, source) in enumerate(sizes):
+    for size, source in sizes:
         own = sources == source
-        if size <= left // (5 - place):
+        if size <= left // (5 - whole):
             assert kept[own].all()
-            whole += 1
+            whole, left = whole + 1, left - size
         else:
             assert np.array_equal(kept[own], two_means(random_losses[own]))
             assert 0 < kept[own].sum() < size
-        left -= min(size, left // (5 - place))
     assert 0 < whole < 5
 
 
@@ -100,7 +110,7 @@ def test_of_each_cluster_the_most_brittle_smallest_clusters_first() -> None:
 
 def plain(curve: NDArray[np.float64], drawn: NDArray[np.float64], quota: int) -> list[int]:
     """Section D, row by row."""
-    labels = k_means(curve, max(1, len(curve) // 4), 3).tolist()
+    labels = k_means(curve, max(1, quota // 4), 3).labels.tolist()
     groups: dict[int, list[int]] = {}
     for row, label in enumerate(labels):
         groups.setdefault(label, []).append(row)
@@ -129,10 +139,29 @@ def test_the_sign_is_flipped_where_a_cluster_falls() -> None:
     assert brittleness(rising[:, ::-1]).tolist() == [1.0, 3.0]
 
 
+def test_clusters_follow_the_quota_and_not_the_pool() -> None:
+    _, path, _, _, _ = made(400, seed=2)
+    drawn = np.random.default_rng(0).random(400)
+    labels = k_means(path.curve, 5, 3).labels
+    chosen = diverse(path.curve, drawn, 20, seed=3)
+    # Five clusters for a quota of 20; a hundred if the pool counted.
+    assert (np.bincount(labels) >= 4).all()
+    assert np.bincount(labels[chosen]).tolist() == [4] * 5
+
+
+def test_a_path_whose_loss_is_not_highest_at_its_end_is_reported() -> None:
+    random_losses, path, ids, domains, sources = made(200)
+    assert temp(random_losses, path, ids, domains, sources, 20, seed=1).warnings == ()
+    early = path.early.copy()
+    early[:, 5] += 10.0
+    (warning,) = temp(random_losses, Path(early, path.curve), ids, domains, sources, 20, seed=1).warnings
+    assert warning == "the mean early loss is highest at directional checkpoint 6 of 8, not at the last one"
+
+
 @pytest.mark.parametrize("budget", [0, 1, 7, 40, 120, 399, 400, 1000])
 def test_a_budget_is_filled_as_far_as_survivors_reach(budget: int) -> None:
     random_losses, path, ids, domains, sources = made(400)
-    chosen = temp(random_losses, path, ids, domains, sources, budget, seed=1)
+    chosen = temp(random_losses, path, ids, domains, sources, budget, seed=1).order
     survivors = int(difficult(random_losses, sources, budget).sum())
     assert len(chosen) == len(set(chosen.tolist())) == min(budget, survivors)
 
@@ -140,9 +169,9 @@ def test_a_budget_is_filled_as_far_as_survivors_reach(budget: int) -> None:
 def test_the_order_of_rows_does_not_matter() -> None:
     random_losses, path, ids, domains, sources = made(300)
     mixed = np.array(random.Random(0).sample(range(300), 300))
-    shuffled = Path(path.first[mixed], path.last[mixed], path.curve[mixed])
-    first = temp(random_losses, path, ids, domains, sources, 50, seed=1)
-    second = temp(random_losses[mixed], shuffled, ids.gather(mixed), domains[mixed], sources[mixed], 50, seed=1)
+    shuffled = Path(path.early[mixed], path.curve[mixed])
+    first = temp(random_losses, path, ids, domains, sources, 50, seed=1).order
+    second = temp(random_losses[mixed], shuffled, ids.gather(mixed), domains[mixed], sources[mixed], 50, seed=1).order
     assert sorted(ids.gather(first)) == sorted(ids.gather(mixed).gather(second))
 
 
@@ -150,7 +179,8 @@ def test_rows_of_losses_are_taken_apart() -> None:
     rows = np.arange(34, dtype=np.float32).reshape(2, 17)
     found = losses_of(rows)
     assert found.path is not None
-    assert (found.random.tolist(), found.path.first.tolist(), found.path.last.tolist()) == ([0, 17], [1, 18], [8, 25])
+    assert found.random.tolist() == [0, 17]
+    assert found.path.early.tolist() == rows[:, 1:9].tolist()
     assert found.path.curve.tolist() == rows[:, 9:].tolist()
     alone = losses_of(rows[:, :1])
     assert isinstance(alone, Losses)

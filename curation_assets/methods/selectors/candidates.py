@@ -48,6 +48,7 @@ class Selector:
         validation: True if it needs the vectors of validation samples.
         needs: what it needs, in words, for the message about a method that does not have it.
         apportions: True if it apportions a number of samples to groups itself: no token budgets, no strata.
+        version: raised when it selects other samples from the same input, so that its subsets are selected again.
     """
 
     section: type[SelectorSection]
@@ -60,6 +61,7 @@ class Selector:
     validation: bool = False
     needs: str = ""
     apportions: bool = False
+    version: int = 1
 
     def __post_init__(self) -> None:
         """Check that the selector is declared in one way.
@@ -146,10 +148,12 @@ class Choice:
     Attributes:
         order: positions in the pool, best first.
         left_out: eligible samples that the selector takes under no budget, by reason.
+        warnings: properties of the pool that the method's source excludes, each as a clause.
     """
 
     order: Positions
     left_out: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def ascending(

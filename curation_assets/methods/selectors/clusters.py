@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,14 +15,27 @@ ITERATIONS = 20
 Labels = NDArray[np.int64]
 
 
+class Clusters(NamedTuple):
+    """The clusters of n vectors: the cluster of each vector [n], and the centroid of each cluster [k, d] in fp64."""
+
+    labels: Labels
+    centroids: NDArray[np.float64]
+
+
 class ClusteringError(UserError):
     """Samples cannot be clustered."""
 
 
-def k_means(vectors: NDArray[np.floating], clusters: int, seed: int) -> Labels:
-    """Return the cluster [n] of each vector [n, d]: Lloyd's algorithm from a seeded k-means++ start, in one thread.
+def k_means(vectors: NDArray[np.floating], clusters: int, seed: int, iterations: int = ITERATIONS) -> Clusters:
+    """Cluster vectors [n, d] by Lloyd's algorithm from a seeded k-means++ start, in one thread.
 
     The result depends on the order of rows: sort them by sample_id first.
+
+    Args:
+        vectors: the vectors.
+        clusters: number of clusters; there are never more than vectors.
+        seed: seed of the start.
+        iterations: maximum number of iterations; fewer are run once the centroids stop moving.
 
     Raises:
         ClusteringError: the extra `clusters` is not installed, or a vector is not finite.
@@ -29,9 +44,10 @@ def k_means(vectors: NDArray[np.floating], clusters: int, seed: int) -> Labels:
         raise ClusteringError("a vector used for clustering is not finite. Measure these samples again.")
     count = min(clusters, len(vectors))
     if count < 2:
-        return np.zeros(len(vectors), dtype=np.int64)
+        centroid = vectors.astype(np.float64).mean(axis=0, keepdims=True) if count else np.empty((0, vectors.shape[-1]))
+        return Clusters(np.zeros(len(vectors), dtype=np.int64), centroid)
     try:
-        # Slow to import, and needed by two selectors only.
+        # Slow to import, and needed by three selectors only.
         from sklearn.cluster import KMeans  # type: ignore[import-untyped]  # noqa: PLC0415
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # noqa: PLC0415
     except ImportError as error:
@@ -41,9 +57,8 @@ def k_means(vectors: NDArray[np.floating], clusters: int, seed: int) -> Labels:
         ) from error
     # The summation order of several threads would change with their number.
     with threadpool_limits(limits=1):
-        found = KMeans(count, n_init=1, max_iter=ITERATIONS, random_state=seed % 2**32).fit(vectors.astype(np.float64))
-    labels: Labels = found.labels_.astype(np.int64)
-    return labels
+        found = KMeans(count, n_init=1, max_iter=iterations, random_state=seed % 2**32).fit(vectors.astype(np.float64))
+    return Clusters(found.labels_.astype(np.int64), found.cluster_centers_.astype(np.float64))
 
 
 def two_means(values: NDArray[np.floating]) -> NDArray[np.bool_]:

@@ -40,13 +40,14 @@ def order_by_stratum(section: SelectorSection, candidates: Candidates, stratum: 
     """
     order = selector_of(section).order
     assert order is not None, f"selector {section.kind} ranks rows by keys"
-    ranks, orders, left_out = [], [], dict[str, int]()
+    ranks, orders, left_out, warnings = [], [], dict[str, int](), dict[str, None]()
     for number in np.unique(stratum[candidates.may]):
         own = order(section, replace(candidates, may=candidates.may & (stratum == number)))
         orders.append(own.order)
         ranks.append(np.arange(len(own.order)))
         for reason, count in own.left_out.items():
             left_out[reason] = left_out.get(reason, 0) + count
+        warnings |= dict.fromkeys(own.warnings)
     if not orders:
         return Choice(np.empty(0, dtype=np.int64))
-    return Choice(np.concatenate(orders)[np.argsort(np.concatenate(ranks), kind="stable")], left_out)
+    return Choice(np.concatenate(orders)[np.argsort(np.concatenate(ranks), kind="stable")], left_out, tuple(warnings))

@@ -11,10 +11,10 @@ from pydantic import Field
 
 from curation_assets.methods.random_draws import uniform
 from curation_assets.methods.selectors.candidates import Candidates, Choice, Selector, SelectorSection, features_of
-from curation_assets.methods.selectors.clusters import k_means
+from curation_assets.methods.selectors.clusters import Labels, k_means
 
 TINY_CLUSTER = 2
-"""Clusters of at most this many points come last."""
+"""Clusters of at most this many points have no share; they are drawn from if others do not fill the budget."""
 
 Positions = NDArray[np.int64]
 
@@ -57,22 +57,33 @@ def _of_source(
     vectors: NDArray[np.floating], drawn: NDArray[np.float64], quota: int, clusters: int, seed: int
 ) -> Positions:
     """Return `quota` rows of one source."""
-    labels = k_means(vectors, clusters, seed)
+    return from_clusters(k_means(vectors, clusters, seed).labels, drawn, quota)
+
+
+def from_clusters(labels: Labels, drawn: NDArray[np.float64], quota: int) -> Positions:
+    """Return `quota` rows of one source: an equal number per cluster, smallest first; tiny clusters come last.
+
+    Args:
+        labels: the cluster of each row [n], rows ordered by sample_id.
+        drawn: a seeded random number per row [n].
+        quota: number of rows wanted; at most n.
+    """
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    members.sort(key=lambda own: (len(own) <= TINY_CLUSTER, len(own), int(own[0])))
-    taken: list[Positions] = []
+    sharing = sorted((own for own in members if len(own) > TINY_CLUSTER), key=lambda own: (len(own), int(own[0])))
+    taken: list[Positions] = [np.empty(0, dtype=np.int64)]
     left = quota
-    for place, own in enumerate(members):
-        share = left // (len(members) - place)
-        # Draw without replacement: the lowest per-sample random numbers.
-        taken.append(own[np.argsort(drawn[own], kind="stable")[:share]])
+    for place, own in enumerate(sharing):
+        taken.append(_draw(own, drawn, left // (len(sharing) - place)))
         left -= len(taken[-1])
-    chosen = np.concatenate(taken)
-    if left:
-        # Fill the remainder that tiny clusters at the end could not.
-        others = np.setdiff1d(np.arange(len(labels)), chosen)
-        chosen = np.concatenate([chosen, others[np.argsort(drawn[others], kind="stable")[:left]]])
-    return chosen.astype(np.int64)
+    # All others have been taken completely if anything is left, because the last cluster may take all of it.
+    tiny = np.concatenate([np.empty(0, dtype=np.int64), *(own for own in members if len(own) <= TINY_CLUSTER)])
+    taken.append(_draw(np.sort(tiny), drawn, left))
+    return np.concatenate(taken)
+
+
+def _draw(rows: Positions, drawn: NDArray[np.float64], count: int) -> Positions:
+    """Draw rows without replacement: those with the lowest random numbers."""
+    return rows[np.argsort(drawn[rows], kind="stable")[:count]]
 
 
 class S2L(SelectorSection):
@@ -94,4 +105,6 @@ def _s2l(selector: S2L, found: Candidates) -> Choice:
     return Choice(places[s2l(vectors, own["sample_id"], sources, limit, selector.clusters, selector.seed)])
 
 
-SELECTORS = [Selector(S2L, _s2l, vectors=True, signal="loss_trajectories", needs="loss trajectories", apportions=True)]
+SELECTORS = [
+    Selector(S2L, _s2l, vectors=True, signal="loss_trajectories", needs="loss trajectories", apportions=True, version=2)
+]

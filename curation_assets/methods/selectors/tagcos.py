@@ -1,4 +1,4 @@
-"""TAGCOS's selection: clusters of gradient features; each contributes the few that sum to its mean.
+"""TAGCOS's selection: clusters of gradient features; each contributes the few that sum to its centroid.
 
 See docs/methods.md, "LESS, TAGCOS and GraNd".
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from curation_assets.methods.selectors.candidates import Candidates, Choice, Selector, SelectorSection, features_of
-from curation_assets.methods.selectors.clusters import k_means
+from curation_assets.methods.selectors.clusters import Clusters, k_means
 
 LAMBDA = 1.0
 """Ridge parameter when solving for weights."""
@@ -21,8 +21,8 @@ LAMBDA = 1.0
 TOLERANCE = 1e-4
 """Relative length of the residual below which matching pursuit stops."""
 
-PICKS_DIVISOR = 20
-"""A twentieth of a cluster is picked at a time, and at least one sample."""
+ITERATIONS = 300
+"""Maximum number of k-means iterations, as in the released code; most runs converge before."""
 
 Positions = NDArray[np.int64]
 Matrix = NDArray[np.float64]
@@ -40,11 +40,21 @@ def tagcos(vectors: NDArray[np.floating], sample_ids: pl.Series, budget: int, cl
     """
     by_id = np.argsort(sample_ids.to_numpy())
     ordered = vectors[by_id].astype(np.float64)
-    labels = k_means(ordered, clusters, seed)
-    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    quotas = shares([len(own) for own in members], min(budget, len(ordered)))
-    taken = [own[pursue(ordered[own], quota)] for own, quota in zip(members, quotas, strict=True)]
-    return by_id[np.concatenate(taken)].astype(np.int64) if taken else np.empty(0, dtype=np.int64)
+    found = k_means(ordered, clusters, seed, ITERATIONS)
+    taken = from_clusters(ordered, found, min(budget, len(ordered)))
+    return by_id[taken].astype(np.int64)
+
+
+def from_clusters(rows: Matrix, found: Clusters, budget: int) -> Positions:
+    """Return the chosen rows [n, k], cluster by cluster, given their clusters."""
+    labels = np.unique(found.labels)
+    members = [np.flatnonzero(found.labels == label) for label in labels]
+    quotas = shares([len(own) for own in members], budget)
+    chosen = [
+        own[pursue(rows[own], found.centroids[label], quota)]
+        for label, own, quota in zip(labels, members, quotas, strict=True)
+    ]
+    return np.concatenate([np.empty(0, dtype=np.int64), *chosen])
 
 
 def shares(sizes: list[int], budget: int) -> list[int]:
@@ -58,17 +68,16 @@ def shares(sizes: list[int], budget: int) -> list[int]:
     return quotas
 
 
-def pursue(rows: Matrix, quota: int) -> Positions:
-    """Pick `quota` of a cluster's rows [n, k] by repeated matching pursuit of the mean of the remaining rows."""
+def pursue(rows: Matrix, centroid: NDArray[np.float64], quota: int) -> Positions:
+    """Pick `quota` of a cluster's rows [n, k] by repeated matching pursuit of its centroid [k] with the rows left."""
     left = np.arange(len(rows))
     chosen: list[Positions] = []
     wanted = min(quota, len(rows))
     while wanted:
-        most = min(wanted, max(1, len(rows) // PICKS_DIVISOR))
         own = rows[left]
-        picked = matching_pursuit(own, own.mean(axis=0), most)
+        picked = matching_pursuit(own, centroid, wanted)
         if not len(picked):
-            # No row correlates with a mean of zero: take the first one.
+            # Nothing correlates with a centroid of zero. The released code would not end; we take the first row.
             picked = np.array([0])
         chosen.append(left[picked])
         left = np.delete(left, picked)
@@ -80,41 +89,47 @@ def matching_pursuit(rows: Matrix, aim: NDArray[np.float64], most: int) -> Posit
     """Non-negative orthogonal matching pursuit: find rows [n, k] whose weighted sum approximates an aim [k].
 
     Each iteration adds the row that correlates most with the residual, and solves for all weights again with a ridge
-    (as coded, the first one without); rows with a negative weight are dropped. It stops when the residual is small,
-    when the best row is already picked, or after `most` picks.
+    (as coded, without one if it is the only row); the row with the most negative weight is dropped until there is none.
+    It stops when the residual is small, when the best row is already picked or is itself dropped, or after `most`
+    iterations.
     """
     scale = float(np.linalg.norm(aim))
     picked: list[int] = []
     residual = aim
     for _ in range(most):
-        if scale == 0.0 or float(np.linalg.norm(residual)) <= TOLERANCE * scale:
+        if scale == 0.0 or float(np.linalg.norm(residual)) / scale < TOLERANCE:
             break
-        best = int(np.argmax(rows @ residual))
+        agreement = rows @ residual
+        best = int(np.argmax(agreement))
         if best in picked:
             break
         picked.append(best)
-        picked, weights = _solve(rows, aim, picked)
+        if len(picked) == 1:
+            square = float(rows[best] @ rows[best])
+            if not square:
+                return np.empty(0, dtype=np.int64)
+            weights = np.array([agreement[best] / square])
+        else:
+            weights = _weights(rows[picked], aim)
+            while weights.min() < 0.0:
+                picked.pop(worst := int(np.argmin(weights)))
+                if worst == len(picked):
+                    # The newest row: it would be picked and dropped again.
+                    return np.array(picked, dtype=np.int64)
+                weights = _weights(rows[picked], aim)
         residual = aim - weights @ rows[picked]
     return np.array(picked, dtype=np.int64)
 
 
-def _solve(rows: Matrix, aim: NDArray[np.float64], picked: list[int]) -> tuple[list[int], NDArray[np.float64]]:
-    """Return the non-negative weights of the picked rows, and the rows that remain."""
-    if len(picked) == 1:
-        row = rows[picked[0]]
-        square = float(row @ row)
-        return picked, np.array([float(row @ aim) / square if square else 0.0])
-    while True:
-        own = rows[picked]
-        gram = own @ own.T + LAMBDA * np.eye(len(own))
-        weights = np.asarray(np.linalg.solve(gram, own @ aim), dtype=np.float64)
-        if len(picked) == 1 or weights.min() >= 0.0:
-            return picked, weights
-        picked = [row for place, row in enumerate(picked) if place != int(np.argmin(weights))]
+def _weights(rows: Matrix, aim: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the weights of rows whose sum approximates an aim, with a ridge."""
+    gram = rows @ rows.T + LAMBDA * np.eye(len(rows))
+    weights: NDArray[np.float64] = np.linalg.solve(gram, rows @ aim)
+    return weights
 
 
 class Tagcos(SelectorSection):
-    """Select from clusters of gradients, in proportion to their size, by matching pursuit of the cluster mean
+    """Select from clusters of gradients, in proportion to their size, by matching pursuit of its centroid
     (TAGCOS)."""
 
     kind: Literal["tagcos"] = "tagcos"
@@ -139,5 +154,6 @@ SELECTORS = [
         signal="adam_feature_trajectories",
         needs="gradients along a run",
         apportions=True,
+        version=2,
     )
 ]

@@ -7,7 +7,7 @@ brittleness).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,10 +17,10 @@ from pydantic import Field
 
 from curation_assets.methods.random_draws import uniform
 from curation_assets.methods.selectors.candidates import Candidates, Choice, Selector, SelectorSection, features_of
-from curation_assets.methods.selectors.clusters import k_means, two_means
+from curation_assets.methods.selectors.clusters import Labels, k_means, two_means
 
 SAMPLES_A_CLUSTER = 4
-"""k-means makes max(1, n // 4) clusters per source."""
+"""k-means makes max(1, quota // 4) clusters per source, of which each gives about four samples."""
 
 Positions = NDArray[np.int64]
 
@@ -34,13 +34,11 @@ class Path:
     """Early losses of n samples at the directional checkpoints, in nats.
 
     Attributes:
-        first: l_100 at the first of them [n].
-        last: l_100 at the last one [n].
+        early: l_100 at each of them [n, 8].
         curve: l_1000 at each of them [n, 8].
     """
 
-    first: NDArray[np.float64]
-    last: NDArray[np.float64]
+    early: NDArray[np.float64]
     curve: NDArray[np.float64]
 
 
@@ -58,7 +56,7 @@ def losses_of(vectors: NDArray[np.floating]) -> Losses:
     if rows.shape[1] == 1:
         return Losses(rows[:, 0], None)
     assert rows.shape[1] == 1 + 2 * STEPS, rows.shape
-    return Losses(rows[:, 0], Path(rows[:, 1], rows[:, STEPS], rows[:, 1 + STEPS :]))
+    return Losses(rows[:, 0], Path(rows[:, 1 : 1 + STEPS], rows[:, 1 + STEPS :]))
 
 
 def temp(
@@ -69,8 +67,8 @@ def temp(
     sources: NDArray[np.int64],
     budget: int,
     seed: int,
-) -> Positions:
-    """Return the positions of the chosen samples, source by source.
+) -> Choice:
+    """Choose samples, source by source.
 
     Args:
         random: l_100 of each row at the randomly perturbed checkpoint [n].
@@ -83,28 +81,35 @@ def temp(
     """
     by_id = np.argsort(sample_ids.to_numpy())
     survivors = by_id[difficult(random[by_id], sources[by_id], budget)]
+    if not len(survivors):
+        return Choice(survivors)
     pairs = domains[survivors] * (int(sources.max(initial=0)) + 1) + sources[survivors]
     drawn = uniform(sample_ids, seed).to_numpy()
     chosen = [np.empty(0, dtype=np.int64)]
     for pair, quota in _quotas(path, survivors, domains, pairs, budget).items():
         own = survivors[pairs == pair]
         chosen.append(own[diverse(path.curve[own], drawn[own], quota, seed)])
-    return np.concatenate(chosen)
+    highest = int(path.early[survivors].mean(axis=0).argmax()) + 1
+    falls = f"the mean early loss is highest at directional checkpoint {highest} of {STEPS}, not at the last one"
+    return Choice(np.concatenate(chosen), warnings=() if highest == STEPS else (falls,))
 
 
 def difficult(random_loss: NDArray[np.float64], sources: NDArray[np.int64], budget: int) -> NDArray[np.bool_]:
     """A: return the surviving rows [n]: each source's high-loss cluster, or all of a source that fits its share.
 
-    Sources are processed by size, smallest first. A source's share is the remaining budget over the remaining sources.
+    Sources are processed by size, smallest first. A source's share is the budget over the sources, without those that
+    are kept completely.
     """
     kept = np.zeros(len(sources), dtype=np.bool_)
     names, sizes = np.unique(sources, return_counts=True)
-    left = budget
-    for place, which in enumerate(np.argsort(sizes, kind="stable")):
+    left, remaining = budget, len(names)
+    for which in np.argsort(sizes, kind="stable"):
         own = np.flatnonzero(sources == names[which])
-        share = left // (len(names) - place)
-        kept[own] = True if len(own) <= share else two_means(random_loss[own])
-        left -= min(len(own), share)
+        if len(own) <= left // remaining:
+            kept[own] = True
+            left, remaining = left - len(own), max(1, remaining - 1)
+        else:
+            kept[own] = two_means(random_loss[own])
     return kept
 
 
@@ -116,34 +121,22 @@ def difference(first: float, last: float) -> float:
 def allocate(budget: int, sizes: Sequence[int], differences: Sequence[float]) -> list[int]:
     """C: return the quota of each group: softmax of the differences, capped by its size; the sum equals the budget.
 
-    Groups smaller than their share are taken completely, smallest first, and the rest is divided again among others.
-    The remainder from rounding down goes to the largest group with room.
+    From the smallest group on, each gets its share, rounded down, of what is left; so a group smaller than its share is
+    taken completely, and the others share the rest. What they all leave goes to the largest group with room.
     """
     quotas = [0] * len(sizes)
-    left = min(budget, sum(sizes))
-    open_groups = sorted(range(len(sizes)), key=lambda group: (sizes[group], group))
-    while open_groups:
-        shares = _softmax([differences[group] for group in open_groups])
-        small = next((g for g, share in zip(open_groups, shares, strict=True) if sizes[g] <= left * share), None)
-        if small is None:
-            for group, share in zip(open_groups, shares, strict=True):
-                quotas[group] = int(left * share)
-            break
-        quotas[small] = sizes[small]
-        left -= sizes[small]
-        open_groups.remove(small)
-    missing = min(budget, sum(sizes)) - sum(quotas)
-    for group in sorted(range(len(sizes)), key=lambda group: (-sizes[group], group)):
-        more = min(missing, sizes[group] - quotas[group])
+    ascending = sorted(range(len(sizes)), key=lambda group: (sizes[group], group))
+    weights = np.exp(np.array(differences) - max(differences, default=0.0)).tolist()
+    left = budget
+    for place, group in enumerate(ascending):
+        share = weights[group] / sum(weights[other] for other in ascending[place:])
+        quotas[group] = min(sizes[group], int(share * left))
+        left -= quotas[group]
+    for group in reversed(ascending):
+        more = min(left, sizes[group] - quotas[group])
         quotas[group] += more
-        missing -= more
+        left -= more
     return quotas
-
-
-def _softmax(values: Sequence[float]) -> list[float]:
-    powers = np.exp(np.array(values) - max(values))
-    shares: list[float] = (powers / powers.sum()).tolist()
-    return shares
 
 
 def _quotas(
@@ -161,7 +154,8 @@ def _quotas(
 
 
 def _shares(losses: Path, groups: Sequence[Positions], budget: int) -> list[int]:
-    differences = [difference(float(losses.first[own].mean()), float(losses.last[own].mean())) for own in groups]
+    means = [losses.early[own].mean(axis=0) for own in groups]
+    differences = [difference(float(mean[0]), float(mean[-1])) for mean in means]
     return allocate(budget, [len(own) for own in groups], differences)
 
 
@@ -174,9 +168,13 @@ def diverse(curve: NDArray[np.float64], drawn: NDArray[np.float64], quota: int, 
         quota: number of rows wanted; at most n.
         seed: seed of k-means.
     """
-    if quota >= len(curve):
-        return np.arange(len(curve))
-    labels = k_means(curve, max(1, len(curve) // SAMPLES_A_CLUSTER), seed)
+    if quota in (0, len(curve)):
+        return np.arange(quota)
+    return from_clusters(k_means(curve, max(1, quota // SAMPLES_A_CLUSTER), seed).labels, curve, drawn, quota)
+
+
+def from_clusters(labels: Labels, curve: NDArray[np.float64], drawn: NDArray[np.float64], quota: int) -> Positions:
+    """D: return rows of one source, given the cluster of each row [n]; see `diverse`."""
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     clusters = sorted((own for own in members if len(own) > 1), key=lambda own: (len(own), int(own[0])))
     ranked = [own[np.argsort(-brittleness(curve[own]), kind="stable")] for own in clusters]
@@ -195,9 +193,9 @@ def diverse(curve: NDArray[np.float64], drawn: NDArray[np.float64], quota: int, 
 
 
 def brittleness(curve: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return l_1000(theta_8) - l_1000(theta_1) of a cluster's rows [n], negated if the cluster's mean falls."""
+    """Return l_1000(theta_8) - l_1000(theta_1) of a cluster's rows [n], negated unless the cluster's mean rises."""
     change: NDArray[np.float64] = curve[:, -1] - curve[:, 0]
-    return -change if change.mean() < 0.0 else change
+    return change if change.mean() > 0.0 else -change
 
 
 def _round_robin(lists: Sequence[Positions], count: int) -> Positions:
@@ -229,11 +227,18 @@ def _temp(selector: Temp, found: Candidates) -> Choice:
     if losses.path is None:
         hard = places[difficult(losses.random, sources, limit)]
         return Choice(found.ranked(True, hard))
-    return Choice(places[temp(losses.random, losses.path, own["sample_id"], domains, sources, limit, selector.seed)])
+    choice = temp(losses.random, losses.path, own["sample_id"], domains, sources, limit, selector.seed)
+    return replace(choice, order=places[choice.order])
 
 
 SELECTORS = [
     Selector(
-        Temp, _temp, vectors=True, signal="perturbed_losses", needs="losses at perturbed checkpoints", apportions=True
+        Temp,
+        _temp,
+        vectors=True,
+        signal="perturbed_losses",
+        needs="losses at perturbed checkpoints",
+        apportions=True,
+        version=2,
     )
 ]
