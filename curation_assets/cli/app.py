@@ -61,6 +61,12 @@ def init(
             console.print(f"ignored (not .jsonl, .jsonl.gz or .parquet): {', '.join(ignored[:5])}", markup=False)
         if look.rejected:
             console.print(f"{look.rejected} of {look.rows} inspected rows would be rejected: {look.reasons}")
+        if look.right < look.marked:
+            console.print(
+                f"{look.right} of {look.marked} inspected responses with a mark are marked right; to select only from "
+                f"those, add filters: {{correct: true}} to the subset in {to}",
+                soft_wrap=True,
+            )
         console.print(f"wrote {to}; next: curate run --config {to} --sample 200", soft_wrap=True)
 
 

@@ -12,7 +12,8 @@ from curation_assets.defs.main_job import RunSummary
 from curation_assets.methods.registry import method_of
 from curation_assets.quality.filtered_pool import reason_counts, stored_pool
 from curation_assets.signals.held_out import validation_of
-from curation_assets.subsets.select import stored_selection
+from curation_assets.subsets.facts import right_text
+from curation_assets.subsets.select import SelectionError, stored_selection, subset_due
 from curation_assets.tables.signals import SIGNALS
 from curation_assets.workspace.workspace import Workspace, config_flag
 from curation_resources.terminal import progress_bars, simple_table
@@ -89,11 +90,25 @@ def _show_subset(workspace: Workspace, subset: Subset, reselected: bool, console
         console.print(f"{line}: no sample passes its filters and has a score", style="yellow", soft_wrap=True)
         return
     console.print(f"{line}; to release it: curate release {subset.name}{config_flag(workspace)}", soft_wrap=True)
+    right = _right(workspace, subset)
+    if right is not None:
+        console.print(f"  marked right: {right}", highlight=False, soft_wrap=True)
     if facts.get("whole") == "True":
         console.print("  its budget exceeds the eligible pool, so all of it is selected", style="yellow")
     score = workspace.settings.score(subset.score)
     for reason in method_of(score).unfaithful(workspace.settings.target(score.target).facts(), score):
         console.print(f"  differs from the source: {reason}", style="dim", soft_wrap=True)
+
+
+def _right(workspace: Workspace, subset: Subset) -> str | None:
+    """Return the shares marked right of an up-to-date subset and its pool; None if no sample is marked."""
+    if subset_due(workspace, subset):
+        return None
+    try:
+        return right_text(stored_selection(workspace, subset).facts())
+    except SelectionError:
+        # The scores are outdated: the run has stopped before them.
+        return None
 
 
 def show_dry_run(workspace: Workspace, sample: int, console: Console) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from curation_assets.releases.changes import changes_text
 from curation_assets.releases.file_names import DATA_PARQUET
+from curation_assets.subsets.facts import right_text
 from curation_resources.text import escape_cell
 
 MOST_SOURCES = 100
@@ -195,6 +196,7 @@ def _facts(manifest: dict[str, Any]) -> list[tuple[str, object]]:
     score = manifest["parameters"]["score"]
     target, method = manifest["parameters"]["target"], manifest["parameters"]["method"]
     unfaithful = manifest["parameters"]["unfaithful"]
+    right = right_text(manifest["selection"])
     return [
         ("rows", manifest["rows"]),
         ("prompts", manifest["prompts"]),
@@ -209,6 +211,7 @@ def _facts(manifest: dict[str, Any]) -> list[tuple[str, object]]:
         ("measured with", target["model"]),
         ("warm-up", "none" if target["warmup"] == "none" else _warmup(manifest)),
         ("mean score, subset / pool", _pair(manifest, "mean_score_selected", "mean_score_pool")),
+        *([] if right is None else [("marked right", right)]),
         (
             "correlation of the score with steps / tokens",
             _pair(manifest, "correlation_with_steps", "correlation_with_tokens"),
