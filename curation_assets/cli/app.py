@@ -78,7 +78,7 @@ def run(
     config: ConfigOption = None,
     sample: Annotated[
         int | None,
-        typer.Option(min=1, help="Dry run on about this many rows, in a temporary folder."),
+        typer.Option(min=1, help="Dry run on this many rows, in a temporary folder."),
     ] = None,
     accept_removals: Annotated[
         bool,

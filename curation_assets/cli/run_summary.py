@@ -5,11 +5,13 @@ from __future__ import annotations
 from rich.console import Console
 
 from curation_assets import tables
+from curation_assets.cli.show_cost import total_line
 from curation_assets.config.settings import Subset
 from curation_assets.corpus.held_out import overlap_with_pool, stored_validation
 from curation_assets.defs.dry_run import dry_run
 from curation_assets.defs.main_job import RunSummary
 from curation_assets.methods.registry import method_of
+from curation_assets.operations.plan import make_plan
 from curation_assets.quality.filtered_pool import reason_counts, stored_pool
 from curation_assets.signals.held_out import validation_of
 from curation_assets.subsets.facts import right_text
@@ -112,12 +114,15 @@ def _right(workspace: Workspace, subset: Subset) -> str | None:
 
 
 def show_dry_run(workspace: Workspace, sample: int, console: Console) -> None:
-    """Run the whole pipeline on about this many rows, and print what it would select."""
+    """Run the whole pipeline on this many rows, and print what it would select and what a plan of the whole says."""
     with (
         progress_bars(console) as progress,
         dry_run(workspace, sample, lambda line: progress.console.print(line, style="dim")) as look,
     ):
         progress.stop()
+        if look.summary.rejected:
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in look.summary.rejected.items())
+            console.print(f"rejected: {reasons}", style="yellow", soft_wrap=True)
         for subset in look.workspace.settings.subsets:
             facts = stored_selection(look.workspace, subset).facts()
             console.print(
@@ -129,5 +134,8 @@ def show_dry_run(workspace: Workspace, sample: int, console: Console) -> None:
             )
     tokens = look.summary.tokens_measured
     console.print(f"{tokens:,} tokens measured in {look.seconds:.0f} s, from {look.share:.1%} of the landing area")
-    if look.share > 0:
-        console.print(f"estimated total: {tokens / look.share:,.0f} tokens; nothing from this dry run was kept")
+    console.print("nothing from this dry run was kept")
+    with progress_bars(console):
+        plan = make_plan(workspace)
+    console.print("a run of everything, as `curate plan` estimates it:")
+    console.print(total_line(plan), soft_wrap=True)
