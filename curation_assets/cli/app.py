@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import importlib.util
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -61,6 +64,12 @@ def init(
             console.print(f"ignored (not .jsonl, .jsonl.gz or .parquet): {', '.join(ignored[:5])}", markup=False)
         if look.rejected:
             console.print(f"{look.rejected} of {look.rows} inspected rows would be rejected: {look.reasons}")
+        if look.right < look.marked:
+            console.print(
+                f"{look.right} of {look.marked} inspected responses with a mark are marked right; to select only from "
+                f"those, add filters: {{correct: true}} to the subset in {to}",
+                soft_wrap=True,
+            )
         console.print(f"wrote {to}; next: curate run --config {to} --sample 200", soft_wrap=True)
 
 
@@ -69,7 +78,7 @@ def run(
     config: ConfigOption = None,
     sample: Annotated[
         int | None,
-        typer.Option(min=1, help="Dry run on about this many rows, in a temporary folder."),
+        typer.Option(min=1, help="Dry run on this many rows, in a temporary folder."),
     ] = None,
     accept_removals: Annotated[
         bool,
@@ -326,6 +335,8 @@ def doctor(config: ConfigOption = None) -> None:
     wrong = 0
     for finding in examine(config):
         mark = Text("ok   ", style="green") if finding.ok else Text("WRONG", style="bold red")
+        if finding.warning:
+            mark = Text("slow ", style="yellow")
         console.print(mark, Text(harmless(f"{finding.what}: {finding.found}")), soft_wrap=True)
         wrong += not finding.ok
     raise typer.Exit(1 if wrong else 0)
@@ -383,11 +394,13 @@ def ui(
     """Open the Dagster UI and daemon; files added to the landing folder are processed up to the subsets."""
     with clear_errors():
         from curation_assets.config.config_file import CONFIG_VARIABLE
+
+        workspace = load_workspace(config)
+        check_ui(host, port)
         from curation_assets.defs.dead_runs import fail_runs_of_dead_ui
         from curation_assets.defs.instance import open_instance
         from curation_assets.workspace.workspace import dagster_home
 
-        workspace = load_workspace(config)
         with open_instance(workspace) as instance:
             lock = fail_runs_of_dead_ui(instance, dagster_home(workspace))
         if lock is None:
@@ -398,6 +411,34 @@ def ui(
         console.print(f"http://{host}:{port}")
         console.print(f"{workspace.config_file} is read at startup; restart after editing it", style="dim")
         os.execve(sys.executable, command, environment)
+
+
+def check_ui(host: str, port: int) -> None:
+    """Check that the UI can start, before anything does.
+
+    Raises:
+        UserError: its package is not installed, or the address cannot be listened on.
+    """
+    if importlib.util.find_spec("dagster_webserver") is None:
+        raise UserError(
+            "the UI needs the package dagster-webserver, which is not installed. Install the extra `ui`, or run "
+            "`pip install dagster-webserver`."
+        )
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        # As the web server does: an address whose last connections are still closing is free.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UserError(
+                    f"port {port} of {host} is in use. Stop the program that uses it, or pass another --port."
+                ) from error
+            raise UserError(
+                f"{host}:{port} cannot be listened on ({error.strerror or error}). Pass another --host or --port."
+            ) from error
+        except OverflowError as error:
+            raise UserError(f"{port} is not a port. Pass --port from 1 to 65535.") from error
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from curation_resources.errors import UserError
+from curation_resources.errors import UserError, in_a_line
 from curation_resources.scoring.errors import ScoringError
 from curation_resources.text import harmless
 
@@ -30,6 +31,8 @@ ConfigOption = Annotated[
     ),
 ]
 INTERRUPTED = 130
+FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "database or disk is full")
+"""Parts of messages about a full disk, of the operating system and of SQLite."""
 
 
 class Stop(StrEnum):
@@ -48,10 +51,50 @@ def clear_errors(again: str = "curate run") -> Iterator[None]:
         errors.print(f"error: {harmless(error)}", style="red", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     except BaseException as error:
+        if is_disk_full(error):
+            errors.print(
+                f"error: no space is left on the device ({harmless(_full_place(error))}). Free some space, or set "
+                f"warehouse or TMPDIR to another disk. Finished work is kept. To resume: `{again}`",
+                style="red",
+                highlight=False,
+                soft_wrap=True,
+            )
+            raise typer.Exit(1) from None
         if not _is_interrupt(error):
             raise
         errors.print(f"interrupted; finished work is kept. To resume: `{again}`")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error, or one that it was raised from, is about a full disk or a quota.
+
+    Libraries in other languages report it only as text.
+    """
+    return any(_says_full(one) for one in _chain(error))
+
+
+def _says_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return isinstance(error, Exception) and any(text in str(error) for text in FULL_TEXTS)
+
+
+def _full_place(error: BaseException) -> str:
+    """Return the file that could not be written, or the message about it."""
+    found = next(one for one in _chain(error) if _says_full(one))
+    name = getattr(found, "filename", None)
+    return str(name) if name else in_a_line(found) if isinstance(found, Exception) else type(found).__name__
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those that it was raised from."""
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        yield found
+        found = found.__cause__ or found.__context__
 
 
 def end_as_interrupted() -> None:

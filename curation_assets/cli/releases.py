@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,8 +68,12 @@ def export(
     ],
     to: Annotated[Path, typer.Option(help="Folder to create.")],
     step_threshold: Annotated[
-        float, typer.Option(help="Steps with a lower score are labelled bad, masked, or given weight 0.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            help="Steps with a lower score are labelled bad, masked, or given weight 0. Default: 0; stepwise and "
+            "axolotl refuse the default if it labels all steps alike."
+        ),
+    ] = None,
     leave_out: Annotated[
         bool, typer.Option("--leave-out", help="Skip rows that the format cannot represent, and report their number.")
     ] = False,
@@ -84,14 +89,24 @@ def export(
     """
     with clear_errors():
         from curation_assets.releases.export import export_release
+        from curation_assets.releases.ground_truth import corpus_siblings
 
         storage, place = where(release, config)
         made = export_release(
-            storage, place, form, to, threshold=step_threshold, leave_out=leave_out, tokenizer=tokenizer
+            storage,
+            place,
+            form,
+            to,
+            threshold=step_threshold,
+            leave_out=leave_out,
+            tokenizer=tokenizer,
+            siblings=None if Path(release).is_dir() else partial(corpus_siblings, load_workspace(config)),
         )
         console.print(
             f"wrote {made.rows:,} rows to {made.folder}; not included in this format: {made.loses}", soft_wrap=True
         )
+        for note in made.notes:
+            console.print(note, highlight=False, soft_wrap=True)
         for reason, count in made.left_out.items():
             console.print(f"skipped {count:,} rows: {reason}", style="yellow", soft_wrap=True)
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from rich.console import Console
 
 from curation_assets import tables
+from curation_assets.cli.show_cost import total_line
 from curation_assets.config.settings import Subset
 from curation_assets.corpus.held_out import overlap_with_pool, stored_validation
 from curation_assets.defs.dry_run import dry_run
 from curation_assets.defs.main_job import RunSummary
 from curation_assets.methods.registry import method_of
+from curation_assets.operations.plan import make_plan
 from curation_assets.quality.filtered_pool import reason_counts, stored_pool
 from curation_assets.signals.held_out import validation_of
-from curation_assets.subsets.select import stored_selection
+from curation_assets.subsets.facts import right_text
+from curation_assets.subsets.select import SelectionError, stored_selection, subset_due
 from curation_assets.tables.signals import SIGNALS
 from curation_assets.workspace.workspace import Workspace, config_flag
 from curation_resources.terminal import progress_bars, simple_table
@@ -89,6 +92,9 @@ def _show_subset(workspace: Workspace, subset: Subset, reselected: bool, console
         console.print(f"{line}: no sample passes its filters and has a score", style="yellow", soft_wrap=True)
         return
     console.print(f"{line}; to release it: curate release {subset.name}{config_flag(workspace)}", soft_wrap=True)
+    right = _right(workspace, subset)
+    if right is not None:
+        console.print(f"  marked right: {right}", highlight=False, soft_wrap=True)
     if facts.get("whole") == "True":
         console.print("  its budget exceeds the eligible pool, so all of it is selected", style="yellow")
     score = workspace.settings.score(subset.score)
@@ -97,13 +103,27 @@ def _show_subset(workspace: Workspace, subset: Subset, reselected: bool, console
         console.print(f"  differs from the source: {reason}", style="dim", soft_wrap=True)
 
 
+def _right(workspace: Workspace, subset: Subset) -> str | None:
+    """Return the shares marked right of an up-to-date subset and its pool; None if no sample is marked."""
+    if subset_due(workspace, subset):
+        return None
+    try:
+        return right_text(stored_selection(workspace, subset).facts())
+    except SelectionError:
+        # The scores are outdated: the run has stopped before them.
+        return None
+
+
 def show_dry_run(workspace: Workspace, sample: int, console: Console) -> None:
-    """Run the whole pipeline on about this many rows, and print what it would select."""
+    """Run the whole pipeline on this many rows, and print what it would select and what a plan of the whole says."""
     with (
         progress_bars(console) as progress,
         dry_run(workspace, sample, lambda line: progress.console.print(line, style="dim")) as look,
     ):
         progress.stop()
+        if look.summary.rejected:
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in look.summary.rejected.items())
+            console.print(f"rejected: {reasons}", style="yellow", soft_wrap=True)
         for subset in look.workspace.settings.subsets:
             facts = stored_selection(look.workspace, subset).facts()
             console.print(
@@ -115,5 +135,8 @@ def show_dry_run(workspace: Workspace, sample: int, console: Console) -> None:
             )
     tokens = look.summary.tokens_measured
     console.print(f"{tokens:,} tokens measured in {look.seconds:.0f} s, from {look.share:.1%} of the landing area")
-    if look.share > 0:
-        console.print(f"estimated total: {tokens / look.share:,.0f} tokens; nothing from this dry run was kept")
+    console.print("nothing from this dry run was kept")
+    with progress_bars(console):
+        plan = make_plan(workspace)
+    console.print("a run of everything, as `curate plan` estimates it:")
+    console.print(total_line(plan), soft_wrap=True)

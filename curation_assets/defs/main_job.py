@@ -21,7 +21,14 @@ from curation_assets.defs.checkpoints import base_model_key
 from curation_assets.defs.corpus import LANDING_KEY
 from curation_assets.defs.dead_runs import fail_dead_runs, process_tags
 from curation_assets.defs.evaluation import EVALUATION_KEY
-from curation_assets.defs.partitions import SHARDS, STAGE_TAG, range_tags, release_key, release_partitions
+from curation_assets.defs.partitions import (
+    SHARDS,
+    STAGE_TAG,
+    add_partitions,
+    range_tags,
+    release_key,
+    release_partitions,
+)
 from curation_assets.defs.releases import release_asset_key
 from curation_assets.defs.sensors import DATA_VERSION_TAG, observation
 from curation_assets.defs.stage_assets import asset_keys, ranges_of, unrecorded_by, without_event
@@ -267,8 +274,7 @@ class MainJob:
         name = str(SHARDS.name)
         known = set(self.instance.get_dynamic_partitions(name))
         new = [shard for shard in digests if shard not in known]
-        if new:
-            self.instance.add_dynamic_partitions(name, new)
+        add_partitions(self.instance, name, new)
         for shard in Survey(self.workspace, digests).outdated(stage_named("corpus"), None):
             self._observe(observation(LANDING_KEY, digests[shard], shard))
         summary.new_shards = len(new)

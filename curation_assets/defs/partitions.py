@@ -11,6 +11,16 @@ SHARDS = dg.DynamicPartitionsDefinition(name="shards")
 """One partition per landing file; see `curation_resources.storage.landing.partition_key`."""
 
 
+PARTITIONS_AT_ONCE = 10_000
+"""Partitions to add in one call: Dagster queries for all of them, and SQLite limits the variables of a query."""
+
+
+def add_partitions(instance: dg.DagsterInstance, name: str, keys: Sequence[str]) -> None:
+    """Add dynamic partitions, however many."""
+    for begin in range(0, len(keys), PARTITIONS_AT_ONCE):
+        instance.add_dynamic_partitions(name, list(keys[begin : begin + PARTITIONS_AT_ONCE]))
+
+
 def release_partitions(subset: str) -> dg.DynamicPartitionsDefinition:
     """Return the partitions of a subset's releases, one per release: `<subset>@<n>`."""
     return dg.DynamicPartitionsDefinition(name=f"releases/{subset}")

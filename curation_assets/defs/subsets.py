@@ -98,6 +98,7 @@ def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
                 "lineage": markdown_table(("what", "version"), lineage(workspace, target)),
                 "traces": f"curate report {subset.name}, or materialize reports/traces",
             }
+            metadata.update(_shares_right(selection))
             metadata.update(_plots(selection, score.name))
             yield dg.MaterializeResult(
                 asset_key=key, data_version=dg.DataVersion(selection.content_digest), metadata=metadata
@@ -111,6 +112,13 @@ def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
         yield from (result for result in results if result.check_name in asked)
 
     return selected
+
+
+def _shares_right(selection: Selection) -> dict[str, float]:
+    """Return the shares marked right as numbers, which the UI plots over time."""
+    facts = selection.facts()
+    names = ("share_right_pool", "share_right_selected")
+    return {name: float(value) for name in names if (value := facts.get(name)) is not None}
 
 
 def _plots(selection: Selection, score: str) -> dict[str, dg.MetadataValue[Any]]:

@@ -18,8 +18,9 @@ from curation_assets.corpus.held_out import read_validation
 from curation_assets.quality.checks import benchmark_files
 from curation_assets.signals.warmup import warmup_checkpoint
 from curation_assets.workspace.workspace import Workspace, dagster_home
-from curation_resources.errors import UserError
+from curation_resources.errors import UserError, in_a_line
 from curation_resources.models.model_files import check_weights, processor_digest
+from curation_resources.quiet import quieten_transformers
 from curation_resources.storage.files import FolderStorage
 
 NEEDED = ("dagster", "torch", "transformers", "polars", "pyarrow")
@@ -36,14 +37,18 @@ OPTIONAL = {
 }
 LITTLE_DISK_GIB = 2.0
 
+FAST_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""Features of CPUs that compute in bfloat16: of x86, and of ARM."""
+
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check."""
+    """The result of one check; a warning is about speed, and does not make the setup wrong."""
 
     what: str
     found: str
     ok: bool = True
+    warning: bool = False
 
 
 def examine(config: Path | None) -> Iterator[Finding]:
@@ -65,6 +70,7 @@ def examine(config: Path | None) -> Iterator[Finding]:
     for held_out in workspace.settings.validation:
         yield _attempt(f"validation set {held_out.name}", partial(_validation, workspace, held_out))
     yield _engine(workspace)
+    yield from _slow_cpu(workspace)
     yield _alerts(workspace)
     for target in workspace.settings.targets:
         if target.endpoint is not None:
@@ -105,7 +111,7 @@ def _device() -> Finding:
 
 def _engine(workspace: Workspace) -> Finding:
     """Check that every device in `engine.device` is available."""
-    from curation_resources.scoring.devices import devices_of
+    from curation_resources.scoring.device_names import devices_of
     from curation_resources.scoring.errors import ScoringError
 
     engine = workspace.settings.engine
@@ -116,6 +122,43 @@ def _engine(workspace: Workspace) -> Finding:
         return Finding("engine.device", f"{asked}: {', '.join(devices_of(asked))}")
     except ScoringError as error:
         return Finding("engine.device", f"{error}. Correct engine.device in curation.yaml.", ok=False)
+
+
+def _slow_cpu(workspace: Workspace) -> Iterator[Finding]:
+    """Warn of settings that make measuring on a CPU slow."""
+    import torch
+
+    if workspace.settings.engine.kind == "ray" or torch.cuda.is_available():
+        return
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    policy = os.environ.get("OMP_WAIT_POLICY", "")
+    if load > cores and policy.upper() != "PASSIVE":
+        yield Finding(
+            "OMP_WAIT_POLICY",
+            f"{policy or 'not set'}, while {load:.1f} processes on average are at work on {cores} cores: threads that "
+            "wait for others keep their core busy. Set OMP_WAIT_POLICY=PASSIVE, or OMP_NUM_THREADS to fewer threads.",
+            warning=True,
+        )
+    half = [target.name for target in workspace.settings.targets if target.dtype == "bfloat16"]
+    flags = cpu_flags()
+    if half and flags is not None and not flags & FAST_BFLOAT16:
+        yield Finding(
+            "dtype",
+            f"bfloat16 for target {', '.join(half)}: this CPU has neither AVX512-BF16 nor AMX, so bfloat16 is slower "
+            "than float32. Use dtype: float32, or a GPU.",
+            warning=True,
+        )
+
+
+def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> frozenset[str] | None:
+    """Return the features of the CPU; None if the system does not list them."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return None
+    # x86 calls them flags, ARM calls them features.
+    listed = next((line for line in lines if line.lower().startswith(("flags", "features"))), None)
+    return None if listed is None else frozenset(listed.partition(":")[2].split())
 
 
 def _alerts(workspace: Workspace) -> Finding:
@@ -167,6 +210,7 @@ def _model(workspace: Workspace, target: Target) -> str:
     """Return the folders of a target's model and its warm-up, after checking their weights."""
     folder = workspace.model_folder(target)
     check_weights(folder)
+    _check_loading(folder, target)
     if target.warmup == "none":
         return str(folder)
     trained = warmup_checkpoint(workspace, target)
@@ -175,6 +219,33 @@ def _model(workspace: Workspace, target: Target) -> str:
     own = workspace.warehouse.local(trained.folder)
     check_weights(own)
     return f"{folder}; its warm-up is in {own}"
+
+
+def _check_loading(folder: Path, target: Target) -> None:
+    """Check that transformers knows the architecture, and that the chat template can be used.
+
+    Raises:
+        UserError: the model could not be loaded, or none of its prompts could be rendered.
+    """
+    quieten_transformers()
+    from transformers import AutoTokenizer
+
+    from curation_resources.scoring.complete_weights import load_config
+    from curation_resources.scoring.encoding import Encoder
+    from curation_resources.scoring.errors import ScoringError
+
+    if target.kind == "embedding":
+        return
+    try:
+        config = load_config(folder, target.trust_remote_code)
+        # A vision-language model's template is its processor's, which is slow to load.
+        if target.kind == "language" and getattr(config, "vision_config", None) is None:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=target.trust_remote_code)
+            Encoder(tokenizer, target.template, max_length=64)
+    except ScoringError as error:
+        raise UserError(str(error)) from error
+    except (OSError, ValueError, LookupError) as error:
+        raise UserError(f"the tokenizer in {folder} cannot be loaded ({in_a_line(error)}). Copy it again.") from error
 
 
 def _images(workspace: Workspace, target: Target) -> str:

@@ -34,6 +34,8 @@ class FolderSummary:
     rows: int
     rejected: int
     reasons: dict[str, int]
+    marked: int = 0
+    right: int = 0
 
     @property
     def min_pool(self) -> int:
@@ -52,15 +54,19 @@ def inspect_folder(folder: Path) -> FolderSummary:
     files = landing.files()
     formats: dict[str, int] = {}
     reasons: dict[str, int] = {}
-    rows = 0
+    rows = marked = right = 0
     for file in files:
         shard, _ = read_first_rows(landing, file, corpus, INSPECTED_BYTES, landing.folder(file.shard))
         formats[shard.format] = formats.get(shard.format, 0) + 1
         rows += shard.rows_in
+        marked += shard.accepted["correct"].count()
+        right += int(shard.accepted["correct"].sum() or 0)
         for reason in shard.rejected["reason"].to_list():
             reasons[reason] = reasons.get(reason, 0) + 1
     size = sum(file.size for file in files)
-    return FolderSummary(len(files), size, formats, rows, sum(reasons.values()), dict(sorted(reasons.items())))
+    return FolderSummary(
+        len(files), size, formats, rows, sum(reasons.values()), dict(sorted(reasons.items())), marked, right
+    )
 
 
 def write_config(folder: Path, model: str, out: Path, force: bool = False) -> FolderSummary:
@@ -111,6 +117,18 @@ def render_config(summary: FolderSummary, landing: str, model: str, target: str 
         model=_quoted(model),
         target=target,
         min_pool=summary.min_pool,
+        right=_right_only(summary),
+    )
+
+
+def _right_only(summary: FolderSummary) -> str:
+    """Return the comment that proposes to select only from responses that are marked right."""
+    if summary.right == summary.marked:
+        return ""
+    return (
+        f"  # {summary.right} of {summary.marked} inspected responses with a mark are marked right. Select only from "
+        "those:\n"
+        "  # - {name: grace_20, score: grace, budget: {fraction: 0.2}, filters: {correct: true}}\n"
     )
 
 

@@ -319,7 +319,7 @@ def run_probe(
     batches = run_batches(count, workspace.settings.engine.batch_tokens)
     if not batches:
         return None
-    from curation_resources.scoring.devices import devices_of  # noqa: PLC0415
+    from curation_resources.scoring.device_names import devices_of  # noqa: PLC0415
 
     started = time.perf_counter()
     devices = devices_of(workspace.settings.engine.device)

@@ -293,13 +293,14 @@ def count_tokens(
 def make_encoder(workspace: Workspace, target: Target) -> Encoder:
     """Return the encoder that a run would use for a target, without loading the weights."""
     quieten_transformers()
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
+    from curation_resources.scoring.complete_weights import load_config  # noqa: PLC0415
     from curation_resources.scoring.encoding import Encoder  # noqa: PLC0415
     from curation_resources.scoring.loading import context_length, load_processor, reads_images  # noqa: PLC0415
 
     folder, trust = workspace.model_folder(target), target.trust_remote_code
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    config = load_config(folder, trust)
     context = context_length(config)
     images = workspace.settings.corpus.images
     return Encoder(
@@ -442,13 +443,14 @@ def _text_counter(workspace: Workspace, target: Target) -> Counter:
 def _conversation_counter(workspace: Workspace, target: Target) -> Counter:
     """Return a counter for a reward model."""
     quieten_transformers()
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
+    from curation_resources.scoring.complete_weights import load_config  # noqa: PLC0415
     from curation_resources.scoring.loading import context_length  # noqa: PLC0415
 
     folder, trust = workspace.model_folder(target), target.trust_remote_code
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
-    longest = context_length(AutoConfig.from_pretrained(folder, trust_remote_code=trust))
+    longest = context_length(load_config(folder, trust))
 
     def count(samples: Sequence[Sample], _request: Request) -> Iterator[Counted]:
         for sample in samples:

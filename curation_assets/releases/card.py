@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from curation_assets.releases.changes import changes_text
+from curation_assets.releases.file_names import DATA_PARQUET
+from curation_assets.subsets.facts import right_text
 from curation_resources.text import escape_cell
 
 MOST_SOURCES = 100
@@ -35,7 +37,9 @@ def dataset_card(manifest: dict[str, Any], plots: Mapping[str, str] | None = Non
     """
     name = f"{manifest['subset']}@{manifest['number']}"
     lines = [
-        *_front_matter(manifest),
+        *dataset_header(
+            manifest, f"{manifest['subset']}, release {manifest['number']}", manifest["rows"], DATA_PARQUET
+        ),
         f"# {manifest['subset']}, release {manifest['number']}",
         "",
         f"Reasoning traces selected by {escape_cell(manifest['parameters']['method']['name'])}. Open `traces.html` "
@@ -98,13 +102,22 @@ def license_of(licenses: Mapping[str, str | None]) -> str | None:
     return found.pop() if len(found) == 1 else OTHER
 
 
-def _front_matter(manifest: dict[str, Any]) -> list[str]:
-    """Return the YAML front matter; strings are written as JSON, so that no content can end one."""
-    size = next((name for limit, name in SIZES if manifest["rows"] < limit), "n>1M")
+def dataset_header(manifest: Mapping[str, Any], title: str, rows: int, file: str, form: str = "") -> list[str]:
+    """Return the YAML front matter that dataset hubs read; strings are written as JSON, so that no content can end one.
+
+    Args:
+        manifest: the release's manifest.
+        title: name to display.
+        rows: number of rows.
+        file: path of the data file, or a pattern.
+        form: export format, if it is not the release itself.
+    """
+    size = next((name for limit, name in SIZES if rows < limit), "n>1M")
     found = license_of(manifest["licenses"])
+    name = (manifest["subset"], str(manifest["number"]), manifest["content_digest"][:12], form)
     return [
         "---",
-        f"pretty_name: {json.dumps(manifest['subset'] + ', release ' + str(manifest['number']))}",
+        f"pretty_name: {json.dumps(title)}",
         *([f"license: {json.dumps(found)}"] if found is not None else []),
         *(["license_name: by-source"] if found == OTHER else []),
         "task_categories:",
@@ -113,11 +126,11 @@ def _front_matter(manifest: dict[str, Any]) -> list[str]:
         f"- {size}",
         "configs:",
         # `datasets` keys its cache by the folder's name and this name: with a constant name, it would confuse the
-        # releases of different subsets.
-        f"- config_name: {manifest['subset']}-{manifest['number']}-{manifest['content_digest'][:12]}",
+        # releases of different subsets, and exports of one in different formats.
+        f"- config_name: {'-'.join(part for part in name if part)}",
         "  data_files:",
         "  - split: train",
-        "    path: data/train.parquet",
+        f"    path: {json.dumps(file)}",
         "tags:",
         "- reasoning",
         "- curated",
@@ -183,6 +196,7 @@ def _facts(manifest: dict[str, Any]) -> list[tuple[str, object]]:
     score = manifest["parameters"]["score"]
     target, method = manifest["parameters"]["target"], manifest["parameters"]["method"]
     unfaithful = manifest["parameters"]["unfaithful"]
+    right = right_text(manifest["selection"])
     return [
         ("rows", manifest["rows"]),
         ("prompts", manifest["prompts"]),
@@ -197,6 +211,7 @@ def _facts(manifest: dict[str, Any]) -> list[tuple[str, object]]:
         ("measured with", target["model"]),
         ("warm-up", "none" if target["warmup"] == "none" else _warmup(manifest)),
         ("mean score, subset / pool", _pair(manifest, "mean_score_selected", "mean_score_pool")),
+        *([] if right is None else [("marked right", right)]),
         (
             "correlation of the score with steps / tokens",
             _pair(manifest, "correlation_with_steps", "correlation_with_tokens"),

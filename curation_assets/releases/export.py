@@ -8,17 +8,19 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from curation_assets.releases.card import dataset_header
 from curation_assets.releases.checking import wrong_with_manifest, wrong_with_rows
 from curation_assets.releases.file_names import DATA_PARQUET, IMAGES, MANIFEST
-from curation_assets.releases.formats import DATASETS, FORMATS, NAMES, Format, records
+from curation_assets.releases.formats import DATASETS, FORMATS, NAMES, Format, Row, scores_of
+from curation_assets.releases.ground_truth import ORIGINS, with_ground_truth
 from curation_assets.releases.step_columns import STEP_COLUMNS
 from curation_resources.errors import UserError, in_a_line
 from curation_resources.scoring.samples import Segment
@@ -28,6 +30,12 @@ from curation_resources.storage.landing import printable
 
 PLAIN_NAME = re.compile(r"[0-9a-zA-Z_-]+")
 """Names of images in a release: hashes."""
+
+
+DEFAULT_THRESHOLD = 0.0
+
+LOW_SHARES = (0.2, 0.5, 0.8)
+"""Shares of steps below the thresholds to propose; the first one that separates the scores is proposed."""
 
 
 class ExportError(UserError):
@@ -41,14 +49,16 @@ class Exported:
     Attributes:
         folder: the exported folder.
         rows: number of rows.
-        left_out: number of rows that the format cannot represent, by reason.
+        left_out: number of rows that do not belong into the format, or that it cannot represent, by reason.
         loses: description of the content that the format omits.
+        notes: further counts, such as the share of steps on each side of the threshold.
     """
 
     folder: Path
     rows: int
     left_out: Mapping[str, int]
     loses: str
+    notes: Sequence[str] = ()
 
 
 def release_frame(storage: Storage, place: str) -> tuple[pl.DataFrame, dict[str, Any]]:
@@ -86,9 +96,10 @@ def export_release(
     form: str,
     to: Path,
     *,
-    threshold: float = 0.0,
+    threshold: float | None = None,
     leave_out: bool = False,
     tokenizer: str | None = None,
+    siblings: Callable[[Sequence[str]], pl.DataFrame] | None = None,
 ) -> Exported:
     """Export a release to a format.
 
@@ -97,13 +108,15 @@ def export_release(
         place: its folder there.
         form: one of NAMES.
         to: a folder that does not exist, or is empty.
-        threshold: steps with a lower score are labelled bad, masked, or given weight 0, depending on the format.
+        threshold: steps with a lower score are labelled bad, masked, or given weight 0, depending on the format. None:
+            DEFAULT_THRESHOLD, unless the format labels steps and it gives all of them the same label.
         leave_out: skip and count rows that the format cannot represent, instead of raising an error.
         tokenizer: folder or hub id; format `weights` then has token_ids and token_weights [T] for every response.
+        siblings: returns further responses to these prompts, for `with_ground_truth`; None: only the release's rows.
 
     Raises:
-        ExportError: the format is unknown, the folder is not empty, a row cannot be represented, or a required
-            package is not installed.
+        ExportError: the format is unknown, the folder is not empty, a row cannot be represented, the default threshold
+            labels all steps alike, or a required package is not installed.
     """
     if form not in NAMES:
         raise ExportError(unknown("format", form, NAMES))
@@ -122,39 +135,40 @@ def export_release(
         if form == DATASETS:
             exported = _write_datasets(frame, folder)
         else:
+            if FORMATS[form].needs_truth:
+                others = None if siblings is None else siblings(frame["prompt_id"].unique().to_list())
+                frame = with_ground_truth(frame, others)
             exported = _write(frame, FORMATS[form], folder, threshold, leave_out, tokenizer)
         _copy_images(storage, place, frame, folder)
-        release = f"{manifest['subset']}@{manifest['number']}"
-        (folder / "README.md").write_text(_readme(release, manifest, form, threshold, exported), encoding="utf-8")
+        (folder / "README.md").write_text(_readme(manifest, form, exported), encoding="utf-8")
         if to.exists():
             to.rmdir()
         folder.replace(to)
-    return Exported(to, exported.rows, exported.left_out, exported.loses)
+    return replace(exported, folder=to)
 
 
 def _write(
-    frame: pl.DataFrame, form: Format, folder: Path, threshold: float, leave_out: bool, tokenizer: str | None
+    frame: pl.DataFrame, form: Format, folder: Path, threshold: float | None, leave_out: bool, tokenizer: str | None
 ) -> Exported:
-    made, left_out, first, asked = [], Counter[str](), dict[str, str](), set[str]()
-    for row, record in records(frame.iter_rows(named=True), form, threshold):
-        # Rows are sorted best first, so this keeps each prompt's best representable row.
-        if form.once_a_prompt and row["prompt_id"] in asked:
-            continue
-        if isinstance(record, str):
-            left_out[record] += 1
-            first.setdefault(record, row["sample_id"])
-        else:
-            made.append(record)
-            asked.add(row["prompt_id"])
-    if left_out and not leave_out:
-        why = "; ".join(f"{count} rows: {reason} (such as {first[reason]})" for reason, count in left_out.items())
+    rows, skipped, lacking = _rows_of(frame, form)
+    if lacking and not leave_out:
+        why = "; ".join(f"{len(ids)} rows: {reason} (such as {ids[0]})" for reason, ids in lacking.items())
         raise ExportError(
             f"{form.name} cannot represent {why}. Choose another format, or skip these rows with --leave-out."
         )
-    if not made:
+    left_out = skipped | {reason: len(ids) for reason, ids in lacking.items()}
+    if not rows:
         raise ExportError(
             f"no row of the release can be represented as {form.name}: {'; '.join(left_out) or 'it is empty'}"
         )
+    limit = DEFAULT_THRESHOLD if threshold is None else threshold
+    notes = []
+    if form.threshold != "unused":
+        notes.append(_sides(rows, form, limit, explicit=threshold is not None or form.threshold == "weighs"))
+    if form.needs_truth:
+        origins = Counter(row["ground_truth_from"] for row in rows)
+        notes.append(f"ground truth: {', '.join(f'{origins[one]} from {one}' for one in ORIGINS if origins[one])}")
+    made = [form.record(row, limit) for row in rows]
     if tokenizer is not None:
         made = _with_token_weights(made, tokenizer)
     path = folder / form.file
@@ -165,7 +179,67 @@ def _write(
             stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in made)
     if form.registers is not None:
         _register(made, form, folder)
-    return Exported(folder, len(made), left_out, form.loses)
+    return Exported(folder, len(made), left_out, form.loses, notes)
+
+
+def _rows_of(frame: pl.DataFrame, form: Format) -> tuple[list[Row], dict[str, int], dict[str, list[str]]]:
+    """Return the rows to export, the number of rows that do not belong into the format, and the ids of those that it
+    cannot represent; both by reason."""
+    rows, skipped, lacking, asked = list[Row](), dict[str, int](), dict[str, list[str]](), set[str]()
+    for row in frame.iter_rows(named=True):
+        # Rows are sorted best first, so this keeps each prompt's best representable row.
+        if form.once_a_prompt and row["prompt_id"] in asked:
+            continue
+        if (reason := form.skips(row)) is not None:
+            skipped[reason] = skipped.get(reason, 0) + 1
+        elif (reason := form.cannot(row)) is not None:
+            lacking.setdefault(reason, []).append(row["sample_id"])
+        else:
+            rows.append(row)
+            asked.add(row["prompt_id"])
+    return rows, skipped, lacking
+
+
+def _sides(rows: Sequence[Row], form: Format, threshold: float, *, explicit: bool) -> str:
+    """Return the share of steps on each side of the threshold.
+
+    Raises:
+        ExportError: all are on one side, and the threshold was not given explicitly.
+    """
+    scores = [score for row in rows for score in scores_of(row) if score is not None]
+    if not scores:
+        if not explicit:
+            raise ExportError(
+                f"no step of the release has a score, so {form.name} would label all steps alike. Choose another "
+                "format, release a subset by a score of steps (method: grace), or pass --step-threshold 0 to export "
+                "anyway."
+            )
+        return "no step has a score, so the threshold has no effect"
+    high = sum(score >= threshold for score in scores)
+    low = len(scores) - high
+    if not explicit and not (high and low):
+        raise ExportError(
+            f"all {len(scores):,} steps have a score {'of at least' if high else 'below'} {threshold:g}, the default "
+            f"threshold, so {form.name} would label all of them alike. {_proposal(scores)}, or pass --step-threshold "
+            f"{threshold:g} to export anyway."
+        )
+    return (
+        f"steps with a score of at least {threshold:g}: {high:,} of {len(scores):,} ({high / len(scores):.1%}); "
+        f"below: {low:,} ({low / len(scores):.1%})"
+    )
+
+
+def _proposal(scores: Sequence[float]) -> str:
+    """Return a threshold to propose: a quantile with scores on both sides of it."""
+    values = np.sort(np.array(scores))
+    for share in LOW_SHARES:
+        limit = float(f"{np.quantile(values, share, method='higher'):.6g}")
+        low = float((values < limit).mean())
+        if 0 < low < 1:
+            return f"Pass --step-threshold {limit:g}, which {low:.0%} of the scores are below"
+    return (
+        f"No threshold separates them well (they are between {values[0]:g} and {values[-1]:g}): choose another format"
+    )
 
 
 def _register(made: list[dict[str, Any]], form: Format, folder: Path) -> None:
@@ -217,7 +291,8 @@ def _write_datasets(frame: pl.DataFrame, folder: Path) -> Exported:
         import datasets  # type: ignore[import-untyped]  # noqa: PLC0415 - optional
     except ImportError as error:
         raise ExportError("format datasets requires `pip install datasets`") from error
-    datasets.Dataset.from_polars(frame).save_to_disk(str(folder / "train"))
+    # As a dictionary of one split, so that both the folder and `train` in it can be loaded.
+    datasets.DatasetDict({"train": datasets.Dataset.from_polars(frame)}).save_to_disk(str(folder))
     return Exported(folder, len(frame), {}, "nothing")
 
 
@@ -239,11 +314,21 @@ def _copy_images(storage: Storage, place: str, frame: pl.DataFrame, folder: Path
             ) from error
 
 
-def _readme(release: str, manifest: dict[str, Any], form: str, threshold: float, made: Exported) -> str:
-    left = "".join(f"- skipped {count} rows: {reason}\n" for reason, count in made.left_out.items())
-    summary = FORMATS[form].summary if form in FORMATS else "datasets.load_from_disk"
-    return (
-        f"# {release} as {form}\n\nFor {summary}.\n\n- content digest of the release: `{manifest['content_digest']}`\n"
-        f"- rows: {made.rows}\n- threshold of step scores, if the format uses them: {threshold}\n{left}"
-        f"- not included in this format: {made.loses}\n"
-    )
+def _readme(manifest: dict[str, Any], form: str, made: Exported) -> str:
+    release = f"{manifest['subset']}@{manifest['number']}"
+    file = FORMATS[form].file if form in FORMATS else "train/*.arrow"
+    consumer = FORMATS[form].summary if form in FORMATS else 'datasets.load_from_disk("FOLDER")["train"]'
+    lines = [
+        *dataset_header(manifest, f"{release} as {form}", made.rows, file, form),
+        f"# {release} as {form}",
+        "",
+        f"For {consumer}.",
+        "",
+        f"- content digest of the release: `{manifest['content_digest']}`",
+        f"- rows: {made.rows}",
+        *(f"- {note}" for note in made.notes),
+        *(f"- skipped {count} rows: {reason}" for reason, count in made.left_out.items()),
+        f"- not included in this format: {made.loses}",
+        "",
+    ]
+    return "\n".join(lines)

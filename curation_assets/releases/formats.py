@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from curation_resources.plugins import plugins
 from curation_resources.scoring.samples import without_nulls
@@ -30,6 +30,10 @@ class Format:
         loses: description of the content that the format omits.
         once_a_prompt: keep only each prompt's best row, because responses are not trained on.
         registers: column mapping for LLaMA-Factory's `dataset_info.json`, if the format is its own.
+        threshold: whether the threshold is unused, sets weights, or labels steps; a default threshold that gives all
+            steps the same label is an error.
+        skips: returns why a row does not belong into the format, so that it is left out and counted; None if it does.
+        needs_truth: rows have `ground_truth` and `ground_truth_from` (`releases.ground_truth`).
     """
 
     name: str
@@ -40,6 +44,9 @@ class Format:
     loses: str
     registers: Mapping[str, Any] | None = None
     once_a_prompt: bool = False
+    threshold: Literal["unused", "weighs", "labels"] = "unused"
+    skips: Callable[[Row], str | None] = lambda _row: None
+    needs_truth: bool = False
 
 
 def prompt_turns(row: Row) -> list[dict[str, Any]]:
@@ -57,7 +64,7 @@ def step_parts(row: Row, threshold: float) -> list[tuple[str, bool]]:
     """
     response = row["response"]
     parts: list[tuple[str, bool]] = []
-    spans = [(span["start"], score) for span, score in zip(row["step_spans"] or [], _scores(row), strict=True)]
+    spans = [(span["start"], score) for span, score in zip(row["step_spans"] or [], scores_of(row), strict=True)]
     answer = row["answer_span"]
     marks = [(start, score is None or score >= threshold) for start, score in spans]
     if answer is not None and all(answer["start"] >= span["end"] for span in row["step_spans"] or []):
@@ -79,10 +86,11 @@ def step_parts(row: Row, threshold: float) -> list[tuple[str, bool]]:
 
 def step_weights(row: Row, threshold: float) -> list[float]:
     """Return, for every step [K], 1 if its score is at least the threshold or missing, else 0."""
-    return [float(score is None or score >= threshold) for score in _scores(row)]
+    return [float(score is None or score >= threshold) for score in scores_of(row)]
 
 
-def _scores(row: Row) -> list[float | None]:
+def scores_of(row: Row) -> list[float | None]:
+    """Return the score of every step [K], None where it has none."""
     return list(row["step_scores"] or [None] * len(row["step_spans"] or []))
 
 
@@ -145,7 +153,7 @@ def _not_stepwise(row: Row) -> str | None:
         return "stepwise supervision supports one prompt text, not turns"
     if not row["step_spans"]:
         return "the response has no steps"
-    if None in _scores(row):
+    if None in scores_of(row):
         return "some steps have no score: stepwise labels need a subset by a score of steps (method: grace)"
     return None
 
@@ -167,21 +175,19 @@ def _verl(row: Row, _threshold: float) -> dict[str, Any]:
         "data_source": row["source"],
         "prompt": prompt_turns(row),
         "ability": row["domain"] or "reasoning",
-        "reward_model": {"style": "rule", "ground_truth": _ground_truth(row)},
+        "reward_model": {"style": "rule", "ground_truth": row["ground_truth"]},
         "extra_info": {"split": "train", "index": row["rank"], "response": row["response"]},
     }
     return _with_images(row, record, lambda image: {"image": image})
 
 
-def _ground_truth(row: Row) -> str | None:
-    """Return the answer given in the row, else the one found in its response."""
-    span = row["answer_span"]
-    said = row["response"][span["start"] : span["end"]] if span is not None else None
-    return row["answer"] if row["answer"] is not None else said
+def _marked_wrong(row: Row) -> str | None:
+    wrong = row["correct"] is False and not row["ground_truth"]
+    return "the response is marked wrong, and no response to its prompt is marked right" if wrong else None
 
 
 def _no_ground_truth(row: Row) -> str | None:
-    return None if _ground_truth(row) else "there is no reference answer for rollouts"
+    return None if row["ground_truth"] else "there is no reference answer for rollouts"
 
 
 def _weights(row: Row, threshold: float) -> dict[str, Any]:
@@ -239,6 +245,7 @@ FORMATS = {
             _stepwise,
             _not_stepwise,
             f"text between the steps, and the answer, which has no score; {OTHERS}",
+            threshold="labels",
         ),
         Format(
             "axolotl",
@@ -247,6 +254,7 @@ FORMATS = {
             _axolotl,
             _no_images,
             f"the scores themselves; {OTHERS}",
+            threshold="labels",
         ),
         Format(
             "verl",
@@ -256,6 +264,8 @@ FORMATS = {
             _no_ground_truth,
             f"all responses of a prompt but the best one; {STEPS_LOST}",
             once_a_prompt=True,
+            skips=_marked_wrong,
+            needs_truth=True,
         ),
         Format(
             "weights",
@@ -264,6 +274,7 @@ FORMATS = {
             _weights,
             _anything,
             OTHERS,
+            threshold="weighs",
         ),
         *plugins(GROUP, Format),
     )
@@ -273,10 +284,3 @@ DATASETS = "datasets"
 """The format of the library `datasets`, which writes every column itself."""
 
 NAMES = (*FORMATS, DATASETS)
-
-
-def records(rows: Iterator[Row], form: Format, threshold: float) -> Iterator[tuple[Row, dict[str, Any] | str]]:
-    """Yield every row with its record, or with the reason why it has none."""
-    for row in rows:
-        reason = form.cannot(row)
-        yield row, form.record(row, threshold) if reason is None else reason

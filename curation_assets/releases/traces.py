@@ -15,6 +15,8 @@ from curation_assets.corpus.ingest import corpus_rows
 from curation_assets.methods.registry import METHODS, method_of
 from curation_assets.releases.export import release_frame
 from curation_assets.releases.step_columns import STEP_COLUMNS, VALUES, step_columns
+from curation_assets.subsets.eligibility import marked_right
+from curation_assets.subsets.facts import Marks, right_facts, right_text
 from curation_assets.subsets.reasons import reasons
 from curation_assets.subsets.select import current_rows, pool_of, selector_of
 from curation_assets.workspace.workspace import Workspace
@@ -118,6 +120,12 @@ def subset_traces(
         ("selected", f"{len(chosen):,} of {len(pool):,}"),
         ("selector", selector.kind),
     ]
+    marks, selected_marks = (
+        Marks().adding(rows.select(marked_right()).to_series()) for rows in (exact, exact.filter("selected"))
+    )
+    right = right_text(right_facts(marks, selected_marks))
+    if right is not None:
+        facts.append(("marked right", right))
     title = f"subset {subset.name}"
     of = len(rows) if chosen_only else len(pool)
     return Traces(
@@ -161,6 +169,9 @@ def traces_of(frame: pl.DataFrame, manifest: Mapping[str, Any], most: int | None
         ("rows", f"{len(frame):,} of a pool of {manifest['selection']['pool']:,}"),
         ("content digest", manifest["content_digest"]),
     ]
+    right = right_text(manifest["selection"])
+    if right is not None:
+        facts.append(("marked right", right))
     method = METHODS.get(parameters["method"]["name"])
     highest_first = takes_highest(parameters["selector"], method is None or method.highest_first)
     rows = in_order(frame) if most is None else draw_prompts(frame, most)

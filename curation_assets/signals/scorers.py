@@ -87,7 +87,7 @@ def model_scorer(workspace: Workspace, target: Target, device: str | None = None
 def find_strength(workspace: Workspace, target: Target) -> dict[str, Any]:
     """Search for the strength of a target's random perturbation; see `curation_assets.signals.perturbation`."""
     quieten_transformers()
-    from curation_resources.scoring.devices import devices_of  # noqa: PLC0415
+    from curation_resources.scoring.device_names import devices_of  # noqa: PLC0415
     from curation_resources.scoring.perturbed import make_perturbed_pass  # noqa: PLC0415
 
     plain = model_scorer(workspace, target.model_copy(update={"warmup": "none", "signals": ["likelihoods"]})).spec

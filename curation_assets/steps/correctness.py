@@ -27,13 +27,14 @@ _CHOICE = re.compile(r"\(?([A-Za-z])(?:[).:]|$)")
 def verified(rows: pl.DataFrame) -> pl.Series:
     """Return whether each response's own answer equals its row's answer; null if either is missing."""
     verdicts = [
-        None if reference is None else _verdict(response, reference)
+        None if reference is None else verdict(response, reference)
         for response, reference in rows.select("response", "answer").iter_rows()
     ]
     return pl.Series("verified", verdicts, dtype=pl.Boolean)
 
 
-def _verdict(response: str, reference: str) -> bool | None:
+def verdict(response: str, reference: str) -> bool | None:
+    """Return whether a response's own answer equals a reference answer; None if the response gives none."""
     answer = find_answer(response)
     return None if answer is None else same_answer(response[answer.start : answer.end], reference)
 

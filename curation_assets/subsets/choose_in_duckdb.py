@@ -26,8 +26,16 @@ from curation_assets.methods.selectors.candidates import Candidates, Features, K
 from curation_assets.methods.selectors.registry import order_by_stratum, selector_of
 from curation_assets.quality.filtered_pool import refuse_unknown
 from curation_assets.subsets.budget import BINS, STRATUM_LENGTHS, Prefix, Shares, samples_of
-from curation_assets.subsets.eligibility import LOW_SIGNAL_PERCENT, eligible
-from curation_assets.subsets.facts import POINTS, POOL_FACTS, Selection, SubsetDigest, Summing, subset_rows
+from curation_assets.subsets.eligibility import LOW_SIGNAL_PERCENT, eligible, marked_right
+from curation_assets.subsets.facts import (
+    CHOSEN_FACTS,
+    POINTS,
+    POOL_FACTS,
+    Selection,
+    SubsetDigest,
+    Summing,
+    subset_rows,
+)
 from curation_resources.storage.spill import Spill
 
 logger = logging.getLogger("curation")
@@ -61,10 +69,11 @@ COLUMNS = {
     "allowed": "boolean",
     "original": "boolean",
     "held_out": "boolean",
+    "marked_right": "boolean",
 }
 """Columns of table `pool`: those of `sample_scores`, of which ids become 128-bit numbers that sort like their texts;
 `eligible`; `may` (eligible with a score); `key`, `allowed` and `original` of a ranking (`Keys`); `held_out` (its prompt
-is in a validation set)."""
+is in a validation set); `marked_right`."""
 
 NEEDED = {name for name in COLUMNS if name not in POOL_COLUMNS} | {
     "sample_id",
@@ -229,6 +238,7 @@ def _marked(
     }
     return rows.with_columns(
         held_out=held_out,
+        marked_right=marked_right(),
         answer_norm=pl.col("answer_norm").fill_nan(None),
         **{name: pl.Series(name, mark) for name, mark in marks.items()},
     )
@@ -331,7 +341,8 @@ def _decile(spill: Spill, column: str) -> str:
 
 
 def _ranked_columns(subset: Subset) -> str:
-    return f"score, source, ({_weight(subset)})::bigint as weight, {LOW_SIGNAL} as low_signal, stratum"
+    weight = f"({_weight(subset)})::bigint as weight"
+    return f"score, source, {weight}, {LOW_SIGNAL} as low_signal, marked_right, stratum"
 
 
 def _rank(
@@ -405,7 +416,9 @@ def _rank_in_memory(
     else:
         choice = selector.order(section, found)
     spill.run(f"create table ranked as select sample_id, {_ranked_columns(subset)} from parted limit 0")
-    ranked = frame.select("sample_id", "score", "source", "weight", "low_signal", "stratum")[choice.order]
+    ranked = frame.select("sample_id", "score", "source", "weight", "low_signal", "marked_right", "stratum")[
+        choice.order
+    ]
     statement = "insert into ranked select * replace (sample_id::uuid as sample_id) from frame"
     spill.load(statement, [ranked], in_order=True)
     return choice.left_out, choice.warnings
@@ -433,7 +446,7 @@ class _Order:
 
     def __init__(self, spill: Spill, subset: Subset, counts: Counts, sizes: Sequence[int], begin: int) -> None:
         self._spill, self._sizes = spill, sizes
-        columns = f"select {ID}, score, source, low_signal, weight, stratum::bigint as stratum from ranked"
+        columns = f"select {ID}, {', '.join(CHOSEN_FACTS)}, weight, stratum::bigint as stratum from ranked"
         # DuckDB returns the rows of a table that was created in order in that order.
         self._queries = [columns]
         if begin:

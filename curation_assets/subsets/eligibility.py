@@ -11,6 +11,11 @@ LOW_SIGNAL_PERCENT = 1
 """Percent of gradient norms of answers that count as low."""
 
 
+def marked_right() -> pl.Expr:
+    """Return whether a row is marked right, by its own mark, else by comparing answers; null if neither is known."""
+    return pl.coalesce("correct", "verified")
+
+
 def eligible(score: ScoreSection, filters: Filters) -> pl.Expr:
     """Return whether a row has the number of steps that the score requires and passes a subset's filters."""
     return ((pl.col("n_steps") >= score.min_steps) & passes(filters)).fill_null(value=False)
@@ -25,8 +30,7 @@ def passes(filters: Filters) -> pl.Expr:
     if filters.exclude_generators is not None:
         conditions.append(~pl.col("generator").is_in(filters.exclude_generators).fill_null(value=False))
     if filters.correct is not None:
-        said = pl.coalesce("correct", "verified")
-        conditions.append((said == filters.correct).fill_null(value=False))
+        conditions.append((marked_right() == filters.correct).fill_null(value=False))
     for column, least, most in (
         ("response_tokens", filters.min_tokens, filters.max_tokens),
         ("n_steps", filters.min_steps, filters.max_steps),

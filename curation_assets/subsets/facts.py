@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -24,15 +24,32 @@ POINTS = 10_000
 """Maximum number of samples in a scatter plot: those with the lowest ids, which are hashes."""
 
 LENGTHS = ("n_steps", "response_tokens")
-POOL_FACTS = ("source", "score", "eligible", *LENGTHS)
+POOL_FACTS = ("source", "score", "eligible", "marked_right", *LENGTHS)
 """Columns of the pool that a summary reads; of chosen rows it reads CHOSEN_FACTS."""
-CHOSEN_FACTS = ("source", "score", "low_signal")
+CHOSEN_FACTS = ("source", "score", "low_signal", "marked_right")
 
 SOURCES: dict[str, Any] = {"source": pl.String, "pool": pl.Int64, "selected": pl.Int64}
 POINT_FACTS: dict[str, Any] = {"response_tokens": pl.Int32, "score": pl.Float64}
 """Columns of a summary's two frames."""
 
 Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Numbers of samples that are marked, and of those marked right (`eligibility.marked_right`)."""
+
+    marked: int = 0
+    right: int = 0
+
+    @property
+    def share(self) -> float | None:
+        """The share of marked samples that are marked right; None without any."""
+        return self.right / self.marked if self.marked else None
+
+    def adding(self, marks: pl.Series) -> Marks:
+        """Return the numbers with those of further samples."""
+        return Marks(self.marked + marks.count(), self.right + int(marks.sum() or 0))
 
 
 @dataclass(frozen=True)
@@ -53,6 +70,8 @@ class Summary:
         edges: bin edges of a histogram of finite scores [BINS + 1].
         pool_counts: scores of the pool in each bin.
         selected_counts: scores of the subset in each bin.
+        marks: marks of the pool.
+        selected_marks: marks of the subset.
         sources: one row per source: `source`, samples in the `pool`, samples `selected`; sorted by source.
         points: `response_tokens` and `score` of up to POINTS samples with a finite score.
     """
@@ -70,6 +89,8 @@ class Summary:
     edges: list[float]
     pool_counts: list[int]
     selected_counts: list[int]
+    marks: Marks
+    selected_marks: Marks
     sources: pl.DataFrame
     points: pl.DataFrame
 
@@ -77,7 +98,8 @@ class Summary:
         """Return the summary as JSON; `of_document` is the inverse."""
         frames = {"sources": self.sources, "points": self.points}
         columns = {name: frame.to_dict(as_series=False) for name, frame in frames.items()}
-        return {field.name: getattr(self, field.name) for field in fields(self)} | columns
+        marks = {name: asdict(getattr(self, name)) for name in ("marks", "selected_marks")}
+        return {field.name: getattr(self, field.name) for field in fields(self)} | columns | marks
 
     @classmethod
     def of_document(cls, document: Mapping[str, Any]) -> Summary:
@@ -85,7 +107,8 @@ class Summary:
         sources, points = (
             pl.DataFrame(document[name], schema) for name, schema in (("sources", SOURCES), ("points", POINT_FACTS))
         )
-        return cls(**{**document, "sources": sources, "points": points})
+        marks = {name: Marks(**document[name]) for name in ("marks", "selected_marks")}
+        return cls(**{**document, **marks, "sources": sources, "points": points})
 
 
 class Bins:
@@ -116,6 +139,7 @@ class Summing:
         self._points = points
         self._pool = self._eligible = self._low_signal = 0
         self._scores, self._ranked, self._selected = ExactSum(), ExactSum(), ExactSum()
+        self._marks = self._selected_marks = Marks()
         self._pairs = {name: (ExactSum(), ExactSum()) for name in LENGTHS}
         self._sources = {"pool": _no_sources(), "selected": _no_sources()}
         low, high = math.inf, -math.inf
@@ -133,6 +157,7 @@ class Summing:
     def _first_look(self, rows: pl.DataFrame) -> None:
         self._pool += len(rows)
         self._eligible += int(rows["eligible"].sum())
+        self._marks = self._marks.adding(rows["marked_right"])
         self._count_sources("pool", rows)
         self._scores.add(_finite(rows["score"]))
         ranked = _ranked(rows)
@@ -160,6 +185,7 @@ class Summing:
     def choose(self, rows: pl.DataFrame) -> None:
         """Add rows of the subset (CHOSEN_FACTS)."""
         self._low_signal += int(rows["low_signal"].sum())
+        self._selected_marks = self._selected_marks.adding(rows["marked_right"])
         self._count_sources("selected", rows)
         scores = rows["score"].to_numpy()
         self._selected.add(scores)
@@ -185,6 +211,8 @@ class Summing:
             edges=self._pool_bins.edges(),
             pool_counts=self._pool_bins.counts.tolist(),
             selected_counts=self._selected_bins.counts.tolist(),
+            marks=self._marks,
+            selected_marks=self._selected_marks,
             sources=sources.join(chosen, on="source", how="left", nulls_equal=True)
             .with_columns(pl.col("selected").fill_null(0))
             .sort("source"),
@@ -268,7 +296,8 @@ class Selection:
         return {"mean": self.summary.mean, "std": self.summary.deviation}
 
     def facts(self) -> dict[str, float | int | None]:
-        """Return counts, and the biases known of GRACE: corr(V, K) and corr(V, tokens)."""
+        """Return counts, the shares marked right if any sample of the pool is marked, and the biases known of GRACE:
+        corr(V, K) and corr(V, tokens)."""
         summary = self.summary
         return {
             "pool": summary.pool,
@@ -280,11 +309,34 @@ class Selection:
             "selected": summary.selected,
             "low_signal_selected": summary.low_signal,
             **{f"left_out_{reason}": count for reason, count in sorted(self.left_out.items())},
+            **right_facts(summary.marks, summary.selected_marks),
             "correlation_with_steps": summary.correlations["n_steps"],
             "correlation_with_tokens": summary.correlations["response_tokens"],
             "mean_score_selected": summary.mean_selected,
             "mean_score_pool": summary.mean_ranked,
         }
+
+
+def right_facts(pool: Marks, selected: Marks) -> dict[str, float | int | None]:
+    """Return the shares marked right; nothing if no sample of the pool is marked."""
+    if not pool.marked:
+        return {}
+    return {
+        "marked_right_or_wrong": pool.marked,
+        "share_right_pool": pool.share,
+        "share_right_selected": selected.share,
+    }
+
+
+def right_text(facts: Mapping[str, Any]) -> str | None:
+    """Return the shares marked right of subset and pool, from `Selection.facts`; None if no sample is marked."""
+    if facts.get("share_right_pool") is None:
+        return None
+    selected = facts.get("share_right_selected")
+    return (
+        f"{'–' if selected is None else f'{selected:.1%}'} of the subset, {facts['share_right_pool']:.1%} of the pool "
+        f"({facts['marked_right_or_wrong']:,} samples of it are marked)"
+    )
 
 
 class SubsetDigest:

@@ -37,6 +37,9 @@ logger = logging.getLogger("curation")
 
 SELECTION_VERSION = 3
 
+FACTS_VERSION = 4
+"""Version of the facts that are stored with a subset; facts of another version are computed again."""
+
 
 class SelectionError(UserError):
     """A subset cannot be selected.
@@ -295,7 +298,7 @@ def write_subset(workspace: Workspace, subset: Subset) -> Selection:
 
 def _store(workspace: Workspace, subset: Subset, fingerprint: str, selection: Selection) -> None:
     """Write the facts about the selection of the subset with this fingerprint."""
-    document = {"version": SELECTION_VERSION, "fingerprint": fingerprint, "selection": selection.document()}
+    document = {"version": FACTS_VERSION, "fingerprint": fingerprint, "selection": selection.document()}
     workspace.warehouse.write_json(tables.selection_path(subset.name), document)
 
 
@@ -312,7 +315,7 @@ def stored_selection(workspace: Workspace, subset: Subset) -> Selection:
     try:
         document = workspace.warehouse.read_json(tables.selection_path(subset.name))
         if document is not None and (document["version"], document["fingerprint"]) == (
-            SELECTION_VERSION,
+            FACTS_VERSION,
             stored.get("fingerprint"),
         ):
             return Selection.of_document(document["selection"])

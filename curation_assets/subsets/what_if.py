@@ -27,6 +27,7 @@ from curation_assets.quality.filtered_pool import pool_table
 from curation_assets.signals.held_out import validation_vectors
 from curation_assets.signals.store import SignalStore
 from curation_assets.subsets.choose_in_duckdb import POOL_COLUMNS
+from curation_assets.subsets.eligibility import marked_right
 from curation_assets.subsets.facts import LENGTHS, Selection
 from curation_assets.subsets.select import SelectionError, in_pieces, present_rows, select_from
 from curation_assets.tables.signals import SignalName
@@ -46,7 +47,7 @@ class WhatIf:
         rows: table `subset` as it would be.
         selection: the facts about its selection.
         current: table `subset` as stored; None if it has not been made.
-        samples: `sample_id`, `source` and LENGTHS of the samples in either.
+        samples: `sample_id`, `source`, LENGTHS and `marked_right` of the samples in either.
         unknown: names in the filters of sources or generators that no sample has: column and name.
         unfaithful: differences between target, parameters or pool and the method's source.
     """
@@ -62,23 +63,26 @@ class WhatIf:
 
     def difference(self) -> dict[str, int | float | None]:
         """Return how the subset would differ from the current one; None for values that do not exist."""
-        found: dict[str, int | float | None] = {"selected": len(self.rows), **self._lengths(self.rows, "")}
+        found: dict[str, int | float | None] = {"selected": len(self.rows), **self._means(self.rows, "")}
         if self.current is None:
             return found
         kept = len(self.rows.join(self.current, on="sample_id", how="semi"))
         union = len(self.rows) + len(self.current) - kept
         return found | {
             "selected_now": len(self.current),
-            **self._lengths(self.current, "_now"),
+            **self._means(self.current, "_now"),
             "kept": kept,
             "added": len(self.rows) - kept,
             "removed": len(self.current) - kept,
             "overlap_jaccard": kept / union if union else None,
         }
 
-    def _lengths(self, rows: pl.DataFrame, suffix: str) -> dict[str, float | None]:
+    def _means(self, rows: pl.DataFrame, suffix: str) -> dict[str, float | None]:
+        """Return mean lengths, and the share marked right if any sample of the pool is marked."""
         own = self.samples.join(rows, on="sample_id", how="semi")
         means = {"mean_tokens": own["response_tokens"].mean(), "mean_steps": own["n_steps"].mean()}
+        if self.selection.summary.marks.marked:
+            means["share_right"] = own["marked_right"].mean()
         return {f"{name}{suffix}": float(mean) if isinstance(mean, float) else None for name, mean in means.items()}
 
     def side_by_side(self) -> list[tuple[str, int | float | None, int | float | None]]:
@@ -86,8 +90,10 @@ class WhatIf:
         found, facts = self.difference(), self.selection.facts()
         rows: list[tuple[str, int | float | None, int | float | None]] = [
             (name.replace("_", " "), found.get(f"{name}_now"), found[name])
-            for name in ("selected", "mean_tokens", "mean_steps")
+            for name in ("selected", "mean_tokens", "mean_steps", "share_right")
+            if name in found
         ]
+        facts.pop("share_right_selected", None)
         now = None if self.current is None else self.current["score"].mean()
         rows.append(("mean score", now if isinstance(now, float) else None, facts.pop("mean_score_selected")))
         return rows + [(name.replace("_", " "), None, value) for name, value in facts.items() if name != "selected"]
@@ -142,7 +148,7 @@ def what_if(workspace: Workspace, name: str, changes: Sequence[str] = (), budget
     rows, path = pl.concat(pieces), tables.subset_path(name)
     stored = workspace.warehouse.read_table(path) if workspace.warehouse.table_metadata(path) else None
     ids = pl.concat([rows.select("sample_id"), *([] if stored is None else [stored.select("sample_id")])])
-    facts = present.select("sample_id", "source", *LENGTHS)
+    facts = present.select("sample_id", "source", *LENGTHS, marked_right=marked_right())
     samples = facts.join(ids.lazy(), on="sample_id", how="semi").unique("sample_id").collect(engine="streaming")
     unfaithful = [*method_of(score).unfaithful(target.facts(), score), *selection.warnings]
     unknown_names = [

@@ -40,6 +40,27 @@ def landing(tmp_path: Path) -> Path:
     return folder
 
 
+def test_where_responses_are_marked_wrong_a_filter_is_proposed(landing: Path, tmp_path: Path) -> None:
+    write_rows(landing / "a.jsonl", GSM8K, *({**GSM8K, "correct": mark} for mark in (True, True, False)))
+    look = write_config(landing, "org/model", tmp_path / "curation.yaml")
+    assert (look.marked, look.right) == (3, 2)
+    text = (tmp_path / "curation.yaml").read_text()
+    assert "  # 2 of 3 inspected responses with a mark are marked right. Select only from those:\n" in text
+    proposal = "- {name: grace_20, score: grace, budget: {fraction: 0.2}, filters: {correct: true}}"
+    # What is proposed loads in place of the subset.
+    own = "  - {name: grace_20, score: grace, budget: {fraction: 0.2}}\n"
+    used = text.replace(own, "").replace(f"# {proposal}", proposal)
+    (subset,) = parse_settings(used.encode(), tmp_path / "curation.yaml").subsets
+    assert subset.filters.correct is True
+
+
+@pytest.mark.parametrize("marks", [[], [True, True]])
+def test_where_nothing_is_marked_wrong_no_filter_is_proposed(landing: Path, tmp_path: Path, marks: list[bool]) -> None:
+    write_rows(landing / "a.jsonl", GSM8K, *({**GSM8K, "correct": mark} for mark in marks))
+    write_config(landing, "org/model", tmp_path / "curation.yaml")
+    assert "# - {name: grace_20" not in (tmp_path / "curation.yaml").read_text()
+
+
 def test_a_folder_of_one_format(landing: Path, tmp_path: Path) -> None:
     write_rows(landing / "a.jsonl", GSM8K, GSM8K)
     write_rows(landing / "deep" / "b.jsonl", GSM8K)

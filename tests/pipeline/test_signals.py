@@ -24,7 +24,7 @@ from curation_assets.signals.store import SignalStore, signal_dir
 from curation_assets.subsets.stored_tables import TableRequestError, find_trace, read_stored
 from curation_assets.tables.signals import SIGNALS, SignalName
 from curation_assets.workspace.workspace import Workspace
-from curation_resources.scoring import devices, forward, measuring, units
+from curation_resources.scoring import device_names, forward, measuring, units
 from curation_resources.scoring.images import ImageLimits
 from curation_resources.scoring.samples import Request, Sample, SampleSignals
 from tests.pipeline.test_interruptions import stored_ids
@@ -306,7 +306,7 @@ def test_several_devices_make_the_tables_of_one(
     one = make_workspace(tmp_path / "one", tiny_model, SHARD_ROWS, signals=ALL)
     run(one)
     # Two processes on the CPU stand for two CUDA devices.
-    monkeypatch.setattr(devices, "devices_of", lambda name: ["cpu", "cpu"])
+    monkeypatch.setattr(device_names, "devices_of", lambda name: ["cpu", "cpu"])
     two = make_workspace(tmp_path / "two", tiny_model, SHARD_ROWS, signals=ALL)
     run(two)
     for signal in ALL:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,17 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from curation_assets.cli import command
 from curation_assets.cli.app import app
 from curation_assets.corpus.ingest import pool_rows
-from curation_assets.releases.export import ExportError, export_release, token_weights
+from curation_assets.releases.export import Exported, ExportError, export_release, token_weights
 from curation_assets.releases.file_names import DATA_PARQUET
 from curation_assets.releases.formats import FORMATS, NAMES, step_parts
+from curation_assets.releases.ground_truth import GIVEN, RIGHT, SIBLING, UNMARKED, with_ground_truth
+from curation_assets.releases.step_columns import SPAN
 from curation_assets.releases.verify import verify_release
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.workspace.workspace import Workspace
@@ -52,7 +56,11 @@ def release(made: Workspace) -> Path:
 
 
 def exported(release: Path, form: str, to: Path, **options: Any) -> Path:
-    return export_release(FolderStorage(release.parent), release.name, form, to, **options).folder
+    return made_of(release, form, to, **{"threshold": 0.0} | options).folder
+
+
+def made_of(release: Path, form: str, to: Path, **options: Any) -> Exported:
+    return export_release(FolderStorage(release.parent), release.name, form, to, **options)
 
 
 def loaded(folder: Path) -> list[dict[str, Any]]:
@@ -78,12 +86,21 @@ def sample(**changes: Any) -> dict[str, Any]:
         "step_scores": [0.5, -0.5],
         "answer_span": {"start": 10, "end": 11},
         "answer": None,
+        "correct": None,
         "source": "s",
         "domain": None,
         "weight": 1.0,
         "rank": 1,
     }
     return row | changes
+
+
+def with_truth(*rows: dict[str, Any], siblings: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """The rows with their ground truth."""
+    frame = pl.DataFrame([row | {"prompt_id": row.get("prompt_id", "p")} for row in rows], infer_schema_length=None)
+    others = None if siblings is None else pl.DataFrame([row | {"prompt_id": "p"} for row in siblings])
+    typed = frame.with_columns(pl.col("answer_span").cast(SPAN))
+    return with_ground_truth(typed, None if others is None else others.select(*SIBLING)).to_dicts()
 
 
 def test_releases_say_where_steps_stand_and_how_they_scored(made: Workspace, release: Path) -> None:
@@ -139,9 +156,160 @@ def test_verl_asks_each_prompt_once(release: Path, tmp_path: Path) -> None:
     assert "all responses of a prompt but the best one" in (folder / "README.md").read_text()
 
 
+WRONG = {"response": "Add.\nSum.\n6", "correct": False}
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        # What nothing marks is its own truth, and says so.
+        ([{}], [("5", UNMARKED)]),
+        ([{"answer": "five"}], [("five", GIVEN)]),
+        ([{"correct": True}], [("5", RIGHT)]),
+        # A reference answer is one, whether the response is right or wrong.
+        ([WRONG | {"answer": "5"}], [("5", GIVEN)]),
+        ([WRONG], [(None, None)]),
+        # A sibling that is marked right gives the truth; one that is not marked does not.
+        ([WRONG, {"correct": True}], [("5", RIGHT), ("5", RIGHT)]),
+        ([WRONG, {"correct": True, "answer": "5.0"}], [("5.0", RIGHT), ("5.0", GIVEN)]),
+        ([WRONG, {}], [(None, None), ("5", UNMARKED)]),
+        ([{"response": "Add.\nSum.\n7"}, {"correct": True}], [("5", RIGHT), ("5", RIGHT)]),
+        # Answer fields that differ, or that a wrong response gives itself, are claims of the responses.
+        ([WRONG | {"answer": "6"}, {"answer": "5", "correct": True}], [("5", RIGHT), ("5", GIVEN)]),
+        ([WRONG | {"answer": "6", "response": "Add.\nSum.\n#### 6"}], [(None, None)]),
+    ],
+)
+def test_a_wrong_response_is_never_the_ground_truth(
+    rows: list[dict[str, Any]], expected: list[tuple[str | None, str | None]]
+) -> None:
+    found = with_truth(*(sample(**row) for row in rows))
+    assert [(row["ground_truth"], row["ground_truth_from"]) for row in found] == expected
+    skipped = [FORMATS["verl"].skips(row) is not None for row in found]
+    assert skipped == [text is None for text, _ in expected]
+
+
+def test_a_right_response_of_the_corpus_gives_the_truth_too() -> None:
+    (row,) = with_truth(sample(**WRONG), siblings=[sample(correct=True)])
+    assert (row["ground_truth"], row["ground_truth_from"]) == ("5", RIGHT)
+
+
+def marked(release: Path, to: Path, correct: Sequence[bool | None]) -> Path:
+    """A copy of the release whose first rows are marked."""
+    shutil.copytree(release, to)
+    frame = pl.read_parquet(release / DATA_PARQUET)
+    marks = pl.Series("correct", [*correct, *[None] * (len(frame) - len(correct))], dtype=pl.Boolean)
+    frame.with_columns(marks).write_parquet(to / DATA_PARQUET)
+    return resummed(to)
+
+
+def test_rows_marked_wrong_are_left_out_of_verl_and_counted(release: Path, tmp_path: Path) -> None:
+    copy = marked(release, tmp_path / "copy", [False, True, False])
+    made = export_release(FolderStorage(tmp_path), "copy", "verl", tmp_path / "out")
+    assert made.left_out == {"the response is marked wrong, and no response to its prompt is marked right": 2}
+    rows = stored(copy)
+    assert [row["sample_id"] for row in loaded(made.folder)] == [rows[1]["sample_id"], *ids_of(rows[3:])]
+    said = (made.folder / "README.md").read_text()
+    assert "skipped 2 rows: the response is marked wrong" in said
+    others = f"{len(rows) - 3} from the response itself, which nothing marks as right or wrong"
+    assert f"ground truth: 1 from a response marked right, {others}" in said
+
+
+def ids_of(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["sample_id"] for row in rows]
+
+
+def test_truth_comes_from_the_whole_corpus_of_a_release_in_its_warehouse(tmp_path: Path, tiny_model: Path) -> None:
+    steps = "Step 1: Two is 2.\nStep 2: Three is 3.\nStep 3: Add them.\nAnswer: "
+    traces = [{"prompt": "2+3?", "response": f"{steps}{n}", "correct": n == 5} for n in (5, 6)]
+    config = make_workspace(tmp_path, tiny_model, {"a.jsonl": [*rows(6), *traces]}).config_file
+    config.write_text(config.read_text().replace("{fraction: 0.5}", "{samples: 1}, filters: {correct: false}"))
+    made = Workspace.load(config)
+    run(made)
+    release_subset(made)
+    found = CliRunner().invoke(
+        app, ["export", "best", "--format", "verl", "--to", str(tmp_path / "out"), "-c", str(config)]
+    )
+    assert "ground truth: 1 from a response marked right" in found.output
+    assert [row["reward_model"]["ground_truth"] for row in loaded(tmp_path / "out")] == ["5"]
+    # A copy has only its own rows.
+    with pytest.raises(ExportError, match=r"no row of the release .* marked wrong"):
+        exported(release_folder(made), "verl", tmp_path / "other")
+
+
+@pytest.mark.parametrize("form", NAMES)
+def test_readmes_begin_with_front_matter_that_loads_the_export(release: Path, tmp_path: Path, form: str) -> None:
+    folder = exported(release, form, tmp_path / form)
+    _, header, _ = (folder / "README.md").read_text().split("---\n", 2)
+    card = YAML(typ="safe").load(header)
+    (config,) = card["configs"]
+    (files,) = config["data_files"]
+    assert files["split"] == "train"
+    assert list(folder.glob(files["path"]))
+    assert card["pretty_name"] == f"best@1 as {form}"
+    if form != "datasets":
+        found = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))["train"]
+        assert len(found) == len(loaded(folder))
+
+
+def scored(release: Path, to: Path, shift: float) -> Path:
+    """A copy of the release whose step scores are 0, 1, 2, ... plus a shift."""
+    shutil.copytree(release, to)
+    frame = pl.read_parquet(release / DATA_PARQUET)
+    counts = frame["step_scores"].list.len().to_list()
+    scores = iter(range(sum(counts)))
+    column = pl.Series("step_scores", [[next(scores) + shift for _ in range(count)] for count in counts])
+    frame.with_columns(column).write_parquet(to / DATA_PARQUET)
+    return resummed(to)
+
+
+@pytest.mark.parametrize("form", ["stepwise", "axolotl"])
+def test_a_default_threshold_that_labels_all_steps_alike_is_refused(release: Path, tmp_path: Path, form: str) -> None:
+    copy = scored(release, tmp_path / "copy", 1.0)
+    total = int(pl.read_parquet(copy / DATA_PARQUET)["step_scores"].list.len().sum())
+    with pytest.raises(ExportError, match=rf"all {total} steps have a score of at least 0, the default") as found:
+        made_of(copy, form, tmp_path / "out")
+    words = str(found.value).partition("Pass --step-threshold ")[2].split()
+    # The threshold that is proposed separates them as the message says.
+    proposed = float(words[0].rstrip(","))
+    low = sum(score + 1 < proposed for score in range(total))
+    assert 0 < low < total
+    assert f"which {low / total:.0%} of the scores are below" in str(found.value)
+    made = export_release(FolderStorage(tmp_path), "copy", form, tmp_path / "split", threshold=proposed)
+    share = f"{total - low} of {total} ({(total - low) / total:.1%}); below: {low} ({low / total:.1%})"
+    assert made.notes == [f"steps with a score of at least {proposed:g}: {share}"]
+    assert share in (made.folder / "README.md").read_text()
+    # What is asked for explicitly is done.
+    alike = export_release(FolderStorage(tmp_path), "copy", form, tmp_path / "alike", threshold=0.0)
+    assert alike.notes == [f"steps with a score of at least 0: {total} of {total} (100.0%); below: 0 (0.0%)"]
+
+
+def test_without_step_scores_no_step_can_be_masked(release: Path, tmp_path: Path) -> None:
+    shutil.copytree(release, tmp_path / "copy")
+    frame = pl.read_parquet(release / DATA_PARQUET)
+    nothing = pl.lit(None, dtype=pl.List(pl.Float64)).alias("step_scores")
+    frame.with_columns(nothing).write_parquet(tmp_path / "copy" / DATA_PARQUET)
+    resummed(tmp_path / "copy")
+    with pytest.raises(ExportError, match="no step of the release has a score, so axolotl would label"):
+        made_of(tmp_path / "copy", "axolotl", tmp_path / "out")
+    assert loaded(exported(tmp_path / "copy", "axolotl", tmp_path / "out"))
+    # Weights of samples are of use without scores of steps.
+    assert loaded(exported(tmp_path / "copy", "weights", tmp_path / "weights"))
+
+
+def test_steps_that_all_score_the_same_have_no_threshold(release: Path, tmp_path: Path) -> None:
+    shutil.copytree(release, tmp_path / "copy")
+    frame = pl.read_parquet(release / DATA_PARQUET)
+    frame.with_columns(pl.col("step_scores").list.eval(pl.lit(0.5))).write_parquet(tmp_path / "copy" / DATA_PARQUET)
+    with pytest.raises(ExportError, match="No threshold separates them"):
+        made_of(resummed(tmp_path / "copy"), "stepwise", tmp_path / "out")
+
+
 def test_a_datasets_folder_holds_every_column(release: Path, tmp_path: Path) -> None:
     folder = exported(release, "datasets", tmp_path / "d")
-    found = datasets.load_from_disk(str(folder / "train"))
+    # The README names the folder and the split in it.
+    assert 'datasets.load_from_disk("FOLDER")["train"]' in (folder / "README.md").read_text()
+    found = datasets.load_from_disk(str(folder))["train"]
+    assert len(datasets.load_from_disk(str(folder / "train"))) == len(found)
     assert list(found["sample_id"]) == [row["sample_id"] for row in stored(release)]
     assert set(found.column_names) == set(pl.read_parquet_schema(release / DATA_PARQUET))
 
@@ -205,8 +373,8 @@ def test_token_weights_are_of_the_tokenizers_tokens(release: Path, tmp_path: Pat
     ],
 )
 def test_what_a_form_cannot_hold_has_a_reason(form: str, changes: dict[str, Any], why: str) -> None:
-    assert FORMATS[form].cannot(sample()) is None
-    reason = FORMATS[form].cannot(sample(**changes))
+    assert FORMATS[form].cannot(with_truth(sample())[0]) is None
+    reason = FORMATS[form].cannot(with_truth(sample(**changes))[0])
     assert reason is not None
     assert why in reason
 

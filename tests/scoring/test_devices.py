@@ -14,7 +14,8 @@ import torch
 
 from curation_resources.scoring import devices, units
 from curation_resources.scoring.complete_weights import LoadingError
-from curation_resources.scoring.devices import DeviceGroup, WorkerError, devices_of, make_pass
+from curation_resources.scoring.device_names import devices_of
+from curation_resources.scoring.devices import DeviceGroup, WorkerError, make_pass
 from curation_resources.scoring.errors import ScoringError
 from curation_resources.scoring.samples import SampleSignals
 from curation_resources.scoring.spec import PassSpec

@@ -87,7 +87,10 @@ def choose(
     selected = np.zeros(len(pool), dtype=np.bool_)
     selected[taken.positions] = True
     marks = {"eligible": may_pass, "low_signal": low_signal(pool), "selected": selected}
-    pool = pool.with_columns(pl.Series(name, mark) for name, mark in marks.items())
+    right = [mark if mark is not None else other for mark, other in pool.select("correct", "verified").iter_rows()]
+    pool = pool.with_columns(
+        *(pl.Series(name, mark) for name, mark in marks.items()), pl.Series("marked_right", right, dtype=pl.Boolean)
+    )
     rows = subset_rows(pool[taken.positions], score.name)
     held_out = (
         None if features is None or features.prompts is None else int(pool["prompt_id"].is_in(features.prompts()).sum())

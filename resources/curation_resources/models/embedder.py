@@ -14,6 +14,7 @@ import numpy as np
 
 from curation_resources.errors import UserError
 from curation_resources.models.model_files import ModelError
+from curation_resources.scoring.complete_weights import load_config
 from curation_resources.scoring.samples import NON_FINITE, Request, Sample, SampleSignals, turn_text
 from curation_resources.scoring.spec import PassSpec
 
@@ -120,7 +121,7 @@ def text_limits(folder: Path, max_length: int | None, trust_remote_code: bool) -
         max_length: the target's own limit, if it has one.
         trust_remote_code: run Python code that the folder ships.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     modules = folder / "modules.json"
     first = folder / str(json.loads(modules.read_text())[0]["path"]) if modules.is_file() else folder
@@ -128,7 +129,7 @@ def text_limits(folder: Path, max_length: int | None, trust_remote_code: bool) -
     settings = first / "sentence_bert_config.json"
     longest = json.loads(settings.read_text()).get("max_seq_length") if settings.is_file() else None
     if longest is None:
-        config = AutoConfig.from_pretrained(first, trust_remote_code=trust_remote_code)
+        config = load_config(first, trust_remote_code)
         longest = min(
             getattr(config, "max_position_embeddings", tokenizer.model_max_length), tokenizer.model_max_length
         )

@@ -25,6 +25,7 @@ TOKENIZER_FILES = (
 )
 # Additional files of a vision-language model: image preprocessing and its own chat template.
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "chat_template.json")
+ADAPTER_SETTINGS = "adapter_config.json"
 CLASSIFIER = "ForSequenceClassification"
 INDEX_FILE = "model.safetensors.index.json"
 # Keys of config.json that record who wrote it and do not affect what the model computes.
@@ -95,6 +96,12 @@ def check_model_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise ModelError(f"model folder {folder} does not exist. Correct targets.model in curation.yaml.")
     if not (folder / "config.json").is_file():
+        if (folder / ADAPTER_SETTINGS).is_file():
+            base = _read_json_object(folder / ADAPTER_SETTINGS).get("base_model_name_or_path") or "a base model"
+            raise ModelError(
+                f"model folder {folder} holds a LoRA adapter of {base}, not a whole model. Name {base} in "
+                "targets.model, or merge the adapter into it (merge_and_unload of peft) and name the merged folder."
+            )
         raise ModelError(
             f"model folder {folder} has no config.json. Name a transformers model folder in targets.model."
         )
@@ -227,7 +234,7 @@ def modules_digest(folder: Path, cache: DigestCache) -> str:
 
 def adapter_digest(folder: Path, cache: DigestCache) -> str:
     """Return the hash of a LoRA adapter: the settings that scale it, and its weights' bytes."""
-    config = json.loads((folder / "adapter_config.json").read_text())
+    config = json.loads((folder / ADAPTER_SETTINGS).read_text())
     settings = {key: config.get(key) for key in ("r", "lora_alpha", "use_rslora", "target_modules")}
     settings["target_modules"] = sorted(settings["target_modules"] or [])
     weights = [cache.file_digest(path) for path in weight_files(folder)]

@@ -63,7 +63,7 @@ class Scorer:
 
     @cached_property
     def _devices(self) -> list[str]:
-        from curation_resources.scoring.devices import devices_of  # noqa: PLC0415
+        from curation_resources.scoring.device_names import devices_of  # noqa: PLC0415
 
         return devices_of(self.device)
 

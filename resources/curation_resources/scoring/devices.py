@@ -31,23 +31,6 @@ class WorkerError(ScoringError):
     """Worker processes died repeatedly over the same samples."""
 
 
-def devices_of(name: str) -> list[str]:
-    """Return the names of single devices: `auto` is every visible CUDA device, else the CPU; `a,b` are a and b.
-
-    Raises:
-        ScoringError: a requested CUDA device does not exist.
-    """
-    count = torch.cuda.device_count()
-    if name == "auto":
-        return [f"cuda:{number}" for number in range(count)] or ["cpu"]
-    devices = [part.strip() for part in name.split(",")]
-    for device in devices:
-        parsed = torch.device(device)
-        if parsed.type == "cuda" and (parsed.index or 0) >= count:
-            raise ScoringError(f"device {device} not found: {count} CUDA devices are visible")
-    return devices
-
-
 def device_name(device: str) -> str:
     """Return a device's human-readable name."""
     if torch.device(device).type == "cuda":

@@ -8,7 +8,7 @@ from datetime import date
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from torch import Tensor
 
 from curation_resources.scoring import vision
@@ -36,6 +36,22 @@ class EncodingError(ScoringError):
     """The tokenizer lacks a feature that encoding needs."""
 
 
+def _default_template(chat_template: str | Mapping[str, str]) -> str:
+    """Return the chat template to use: the only one, or the one named `default`.
+
+    Raises:
+        EncodingError: no template is named `default`.
+    """
+    if not isinstance(chat_template, str):
+        if "default" not in chat_template:
+            raise EncodingError(
+                f"the tokenizer has chat templates named {', '.join(sorted(chat_template))}, but none named default. "
+                "Name one of them default in the model's folder, or use template: plain."
+            )
+        chat_template = chat_template["default"]
+    return chat_template
+
+
 class Encoder:
     """Encodes samples with one tokenizer, template and maximum length.
 
@@ -57,7 +73,7 @@ class Encoder:
         limits: restrictions on the images to open.
 
     Raises:
-        EncodingError: the tokenizer provides no offsets, or lacks the requested chat template.
+        EncodingError: the tokenizer provides no offsets, or its chat template is missing or invalid.
     """
 
     def __init__(
@@ -81,7 +97,7 @@ class Encoder:
         self.max_length = max_length
         self.vocabulary = vocabulary
         self.limits = limits or ImageLimits()
-        self._template = chat_template.get("default") if isinstance(chat_template, dict) else chat_template
+        self._template = _default_template(chat_template) if self.chat else None
         self._parts = self.chat and self._reads_parts()
         self._media = vision.media_tokens(processor) if processor is not None else frozenset[str]()
         # The first call sets the tokenizer's padding and truncation; after that, threads only read.
@@ -180,6 +196,11 @@ class Encoder:
     def _probed(self, content: Any) -> str:
         try:
             return self._render([{"role": "user", "content": content}])
+        except TemplateSyntaxError as error:
+            raise EncodingError(
+                f"the tokenizer's chat template is not valid Jinja (line {error.lineno}: {error.message}). Correct it, "
+                "or use template: plain."
+            ) from error
         except TemplateError:
             return ""
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from curation_resources.scoring.complete_weights import LoadingError, load_whole, some
+from curation_resources.scoring.complete_weights import LoadingError, load_config, load_whole, some
 from curation_resources.scoring.errors import ScoringError
 from curation_resources.scoring.loading import reads_images
 from curation_resources.scoring.weights import Weight, weights_of
@@ -142,8 +142,9 @@ def _load(folder: Path, trust_remote_code: bool) -> tuple[dict[str, Weight], set
 
     Raises:
         EndpointError: the files do not match the folder's configuration.
+        LoadingError: the configuration cannot be used.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    config = load_config(folder, trust_remote_code)
     loader: Any = AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
     try:
         model, unexpected = load_whole(

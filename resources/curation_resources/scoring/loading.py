@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -29,7 +28,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from curation_resources.scoring.attention_layers import Projections, attention_projections
-from curation_resources.scoring.complete_weights import LoadingError, load_whole
+from curation_resources.scoring.complete_weights import LoadingError, load_config, load_whole, non_finite_weight
 from curation_resources.scoring.head import Head
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -125,7 +124,7 @@ def load_checkpoint(
             implementation is not available.
     """
     target = pick_device(device)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    config = load_config(folder, trust_remote_code)
     if target.type == "cuda" and dtype == "float32":
         # By default, convolutions (the patch embeddings of vision towers) would round their inputs to 10 bits.
         torch.backends.cudnn.allow_tf32 = False
@@ -330,6 +329,17 @@ def _check_logits(model: Any, checkpoint: Checkpoint) -> None:
         found = head.uncapped(hidden[0]).unsqueeze(0)
         if head.soft_cap is not None:
             found = head.soft_cap * torch.tanh(found / head.soft_cap)
+    if not expected.isfinite().all():
+        damaged = non_finite_weight(model)
+        if damaged is not None:
+            raise LoadingError(
+                f"tensor {damaged} of the model in {checkpoint.folder} contains NaN or Infinity. Copy or download the "
+                "model again, or name an earlier checkpoint."
+            )
+        raise LoadingError(
+            f"the logits of the model in {checkpoint.folder} are not finite in {head.weight.dtype}, although its "
+            "weights are. Use dtype: float32 or bfloat16."
+        )
     tolerance = 1e-3 if head.weight.dtype == torch.float32 else 5e-2
     if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())):
         raise LoadingError(

@@ -25,6 +25,7 @@ from transformers import get_scheduler
 
 from curation_resources.scoring.batching import plan_batches
 from curation_resources.scoring.collating import collate
+from curation_resources.scoring.complete_weights import non_finite_weight
 from curation_resources.scoring.gradient_spec import MOMENTS
 from curation_resources.storage.digests import replacing
 from curation_resources.training.examples import Example, TrainingError, order_of_epoch, steps_in_epoch, steps_of
@@ -116,6 +117,12 @@ class Loop:
             loss += float(part.detach())
         if not math.isfinite(loss):
             self.optimizer.zero_grad()
+            damaged = non_finite_weight(self.model)
+            if damaged is not None:
+                raise TrainingError(
+                    f"tensor {damaged} of the model contains NaN or Infinity, so it cannot be trained. Copy or "
+                    "download the model again, or name an earlier checkpoint."
+                )
             raise TrainingError(f"the loss is {loss} at step {number + 1}. Lower learning_rate.")
         limit = recipe.max_grad_norm or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.trained.values()), limit))

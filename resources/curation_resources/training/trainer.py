@@ -221,7 +221,7 @@ def _link(source: str, target: str) -> str:
 
 def _check_device(device: str) -> None:
     """Check that a device exists before a model is loaded for it."""
-    from curation_resources.scoring.devices import devices_of  # noqa: PLC0415
+    from curation_resources.scoring.device_names import devices_of  # noqa: PLC0415
     from curation_resources.scoring.errors import ScoringError  # noqa: PLC0415
 
     try:
@@ -258,15 +258,15 @@ def _prepare(
 ) -> tuple[Loop, list[Encoded]]:
     """Load the model with its trainable weights onto its device, and tokenize the samples."""
     import torch
-    import transformers
 
+    from curation_resources.scoring.complete_weights import load_config  # noqa: PLC0415
     from curation_resources.scoring.encoding import Encoder  # noqa: PLC0415
     from curation_resources.scoring.loading import encoding_parts, load_model, pick_device  # noqa: PLC0415
     from curation_resources.training.influence import Watched  # noqa: PLC0415
     from curation_resources.training.loop import Loop  # noqa: PLC0415
 
     torch.manual_seed(recipe.seed)
-    config = transformers.AutoConfig.from_pretrained(spec.model_folder, trust_remote_code=spec.trust_remote_code)
+    config = load_config(spec.model_folder, spec.trust_remote_code)
     half = spec.dtype != "float32"
     # Whole models are trained in fp32 whatever their saved dtype: bfloat16 rounds small updates away.
     dtype = spec.dtype if recipe.adapter == "lora" else "float32"
