@@ -42,6 +42,7 @@ from curation_assets.steps.cutting import (
 from curation_assets.workspace.fingerprints import segmentation_key, steps_fingerprint
 from curation_assets.workspace.versions import SEGMENTATION_VERSION
 from curation_assets.workspace.workspace import Workspace
+from curation_resources.storage.warehouse import WarehouseError
 
 VERSION, SETTINGS = "segmentation_version", "segmentation_settings"
 """Metadata of a table: the version of the rules that cut it, and a key of the settings."""
@@ -261,8 +262,13 @@ def _keep_earlier(workspace: Workspace, shard: str) -> None:
     settings = segmentation_key(workspace, 0)
     version = version_of(workspace.warehouse.table_metadata(path), settings)
     if version == SEGMENTATION_VERSION - 1:
+        try:
+            earlier = workspace.warehouse.read_table(path)
+        except WarehouseError:
+            # A damaged table vouches for nothing; it is written again below.
+            return
         facts = {VERSION: str(version), SETTINGS: settings}
-        workspace.warehouse.write_table(kept, workspace.warehouse.read_table(path), facts)
+        workspace.warehouse.write_table(kept, earlier, facts)
 
 
 class SegmentedShard(NamedTuple):

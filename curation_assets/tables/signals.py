@@ -7,6 +7,7 @@ and the documentation of tables. A new signal is a declaration here, the pass th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -66,9 +67,14 @@ class Signal:
         return self.table.conform(made)
 
     def reasons(self, stored: pl.DataFrame) -> dict[str, int]:
-        """Return the number of stored samples without a value, by flags."""
-        without = stored.filter(pl.col(self.value).is_null()).select(pl.col("flags").list.join("+"))
-        return dict(sorted(without.group_by("flags").len().iter_rows()))
+        """Return the number of stored samples without a value, by flags; `template_refused` with what it said."""
+        without = stored.filter(pl.col(self.value).is_null()).select(pl.col("flags").list.join("\n"))
+        counts: Counter[str] = Counter()
+        for joined, count in without.group_by("flags").len().iter_rows():
+            flags = joined.split("\n")
+            said = [flag for flag in flags if not any(other.startswith(f"{flag}: ") for other in flags)]
+            counts["+".join(said)] += count
+        return dict(sorted(counts.items()))
 
 
 def _mean(meaning: str, unit: str = "") -> Column:

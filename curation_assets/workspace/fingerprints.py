@@ -35,6 +35,7 @@ from curation_resources.models.model_files import (
     ModelError,
     adapter_digest,
     modules_digest,
+    opens_thought,
     processor_digest,
     tokenizer_digest,
     weights_digest,
@@ -131,6 +132,8 @@ def recipe_key(workspace: Workspace, target: Target) -> str:
     encoding = [target.template, target.max_length, target.dtype]
     folder = workspace.model_folder(target)
     parts: list[object] = [tokenizer_digest(folder, workspace.cache), recipe, encoding]
+    if target.template in ("auto", "chat") and opens_thought(folder, workspace.cache):
+        parts.append("thought opened once")
     processor = processor_digest(folder, workspace.cache)
     if processor is not None:
         # It may include a chat template, and determines whether the tokenizer adds BOS.
@@ -304,6 +307,8 @@ def signal_fingerprint(
         parts.append(processor)
     if signal in SEGMENTED_SIGNALS:
         parts.append(segmentation_key(workspace, segmentation))
+    if signal != "rewards" and target.template in ("auto", "chat") and opens_thought(folder, workspace.cache):
+        parts.append("thought opened once")
     if signal in PROXY_SIGNALS:
         parts.append(target.proxy)
     gradients = gradient_facts(target, signal)

@@ -15,7 +15,7 @@ from curation_assets.config.corpus_settings import Segmentation, Strategy
 from curation_assets.corpus.explicit_steps import locate_steps
 from curation_assets.steps.answers import TAGS, find_answer
 from curation_assets.steps.segmentation import Segments, segment
-from curation_resources.scoring import encoding
+from curation_resources.scoring import tags
 from tests.steps.texts import ANSWERS, MARKS, SENTENCES, SPACES, STEPS
 
 ODD_SPACES = ["\u200b", "\u2060", "\ufeff", "\u180e", "\u3000", "\u2007", "\u202f", "\u205f", "\u1680", "\u2029"]
@@ -144,7 +144,7 @@ def test_white_space_around_tags_takes_no_more_than_linear_time() -> None:
         for space in (" ", "\n", "\u3000"):
 
             def find(size: int, text: str = text, space: str = space) -> None:
-                list(encoding.TAGS.finditer(text + "x" + space * size + "x"))
+                list(tags.TAGS.finditer(text + "x" + space * size + "x"))
 
             assert_no_worse_than_linear(find, 10_000)
 
@@ -153,7 +153,7 @@ def test_white_space_around_tags_takes_no_more_than_linear_time() -> None:
 @given(st.lists(st.sampled_from(["<think>", "</think>", " ", "\n\u3000", "x", "think>"]), max_size=12).map("".join))
 def test_tags_are_found_as_plainly(text: str) -> None:
     plain = re.compile(r"\s*</?think>\s*")
-    assert [tag.span() for tag in encoding.TAGS.finditer(text)] == [tag.span() for tag in plain.finditer(text)]
+    assert [tag.span() for tag in tags.TAGS.finditer(text)] == [tag.span() for tag in plain.finditer(text)]
 
 
 @pytest.mark.parametrize("piece", ADVERSARIAL)

@@ -289,7 +289,7 @@ def test_rows_that_the_chat_template_refuses_stop_nothing(tmp_path: Path, tiny_m
     workspace = make_workspace(tmp_path / "w", model, shards, warmup="{min_pool: 1, fraction: 1.0}")
     assert run(workspace).measured == {"tiny": 7}
     flags = sample_scores(workspace).filter(pl.col("shard") == "a.jsonl")["flags"].item().to_list()
-    assert flags == ["template_refused"]
+    assert flags == ["template_refused", "template_refused: no system turns"]
 
 
 def test_a_release_names_the_file_that_is_there(workspace: Workspace) -> None:

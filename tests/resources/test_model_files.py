@@ -18,6 +18,7 @@ from curation_resources.models.model_files import (
     check_kind,
     check_model_folder,
     check_weights,
+    opens_thought,
     processor_digest,
     resolve_model,
     tokenizer_digest,
@@ -292,3 +293,28 @@ def test_an_adapter_is_its_weights_and_what_scales_them(tmp_path: Path) -> None:
     edit_json(tmp_path / "adapter_config.json", lora_alpha=32)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"WEIGHTS")
     assert adapter_digest(tmp_path, DigestCache()) != before
+
+
+OPENS = "{% for turn in messages %}{{ turn.content }}{% endfor %}{% if add_generation_prompt %}<think>\n{% endif %}"
+CLOSED = "{{ messages[0].content }}{% if not thinks %}<think>\n\n</think>\n\n{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "opens"),
+    [
+        ("chat_template.jinja", OPENS, True),
+        ("chat_template.jinja", CLOSED, False),
+        ("chat_template.jinja", "{{ messages[0].content }}", False),
+        ("chat_template.jinja", "{{ raise_exception('never') }}<think>", False),
+        ("tokenizer_config.json", json.dumps({"chat_template": OPENS}), True),
+        ("tokenizer_config.json", json.dumps({"chat_template": [{"name": "default", "template": OPENS}]}), True),
+        ("tokenizer_config.json", json.dumps({"chat_template": [{"name": "tools", "template": OPENS}]}), False),
+        ("tokenizer_config.json", "{}", False),
+    ],
+)
+def test_templates_that_open_a_thought_are_known(tmp_path: Path, file: str, text: str, opens: bool) -> None:
+    (tmp_path / file).write_text(text)
+    assert opens_thought(tmp_path, DigestCache()) == opens
+    # A template that is changed is looked at again.
+    (tmp_path / "chat_template.jinja").write_text(OPENS + " ")
+    assert opens_thought(tmp_path, DigestCache())

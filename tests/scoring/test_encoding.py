@@ -62,6 +62,35 @@ def test_tool_calls_reach_the_template(arguments: str, shown: str) -> None:
     assert turns[1]["tool_calls"] == [call]
 
 
+OPENS = "{% for turn in messages %}{{ turn.content }}|{% endfor %}<think>{{ '\\n' }}"
+
+
+@pytest.mark.parametrize(
+    ("response", "text"),
+    [
+        ("<think>\nTwo.\n</think>\n4", "q|<think>\nTwo.\n</think>\n4"),
+        (" <think>Two.</think>4", "q| <think>Two.</think>4"),
+        ("Two.\n</think>\n4", "q|<think>\nTwo.\n</think>\n4"),
+        ("4", "q|<think>\n4"),
+    ],
+)
+def test_a_thought_that_the_template_opens_is_not_opened_twice(response: str, text: str) -> None:
+    tokenizer = byte_tokenizer_with([], OPENS)
+    (encoded,) = Encoder(tokenizer, "auto", 500).encode([Sample("s", [{"role": "user", "content": "q"}], response)])
+    assert tokenizer.decode(encoded.input_ids) == f"{text}<eos>"
+    assert encoded.response_tokens == len(response)
+
+
+def test_what_a_template_says_is_kept() -> None:
+    says = "{{ raise_exception('System role not\\n supported') }}"
+    refuses = f"{{% if messages[0].role == 'system' %}}{says}{{% endif %}}{{{{ messages[0].content }}}}"
+    encoder = Encoder(byte_tokenizer_with([], refuses), "chat", 500)
+    (encoded,) = encoder.encode([Sample("s", [{"role": "system", "content": "q"}], "4")])
+    with pytest.raises(EncodingError, match="refuses even a single turn of the user: System role not"):
+        Encoder(byte_tokenizer_with([], says), "chat", 500)
+    assert encoded.flags == ("template_refused", "template_refused: System role not supported")
+
+
 def test_chat_template_that_is_not_there_is_an_error() -> None:
     with pytest.raises(EncodingError, match="template: plain"):
         Encoder(byte_tokenizer(chat=False), "chat", 500)

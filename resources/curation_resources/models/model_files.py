@@ -6,11 +6,16 @@ Free of torch, because the Dagster code server computes fingerprints every 30 se
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from curation_resources.errors import UserError
 from curation_resources.scoring.gradient_spec import OPTIMIZER
+from curation_resources.scoring.tags import OPENED_THOUGHT
 from curation_resources.storage.digests import DigestCache, digest
 
 TOKENIZER_FILES = (
@@ -247,6 +252,48 @@ def tokenizer_digest(folder: Path, cache: DigestCache) -> str:
     files = {name: cache.file_digest(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
     cache.save()
     return digest("tokenizer", files)
+
+
+def opens_thought(folder: Path, cache: DigestCache) -> bool:
+    """Return whether a model's chat template ends the prompt of a plain question with an opened thought (`<think>`).
+
+    Responses that begin with the same tag are measured with one of the two (`scoring.encoding`), so measurements from
+    before that was so are not valid for such a model.
+    """
+    names = (*TOKENIZER_FILES, *PROCESSOR_FILES)
+    found = {name: cache.file_digest(folder / name) for name in names if (folder / name).is_file()}
+    return _opens_thought(folder, digest("templates", found))
+
+
+@lru_cache(maxsize=64)
+def _opens_thought(folder: Path, _content: str) -> bool:
+    text = _chat_template(folder)
+    if text is None or "think" not in text.lower():
+        return False
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    asked = [{"role": "user", "content": "probe"}]
+    try:
+        prompt = environment.from_string(text).render(messages=asked, add_generation_prompt=True)
+    except (TemplateError, TypeError):
+        # It needs more than the standard environment has, such as transformers' tag `generation`.
+        return False
+    return OPENED_THOUGHT.search(prompt) is not None
+
+
+def _chat_template(folder: Path) -> str | None:
+    """Return a model's chat template as its files state it: the processor's, its own file, or the tokenizer's."""
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if name == "tokenizer_config.json" and (folder / "chat_template.jinja").is_file():
+            return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        stated = _read_json_object(folder / name).get("chat_template") if (folder / name).is_file() else None
+        if isinstance(stated, list):
+            named = {one.get("name"): one.get("template") for one in stated if isinstance(one, dict)}
+            stated = named.get("default")
+        if isinstance(stated, str):
+            return stated
+    return None
 
 
 def processor_digest(folder: Path, cache: DigestCache) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from typing import Any
@@ -16,6 +15,7 @@ from curation_resources.scoring.errors import ScoringError
 from curation_resources.scoring.images import ImageError, ImageLimits, open_image
 from curation_resources.scoring.samples import ANSWER, UNRUNNABLE, Encoded, Sample, Segment, template_turn, turn_text
 from curation_resources.scoring.spec import Template
+from curation_resources.scoring.tags import OPENED_THOUGHT, TAGS
 
 FIXED_DATE = date(2024, 7, 26)
 """The date for chat templates that write the current date."""
@@ -23,10 +23,9 @@ FIXED_DATE = date(2024, 7, 26)
 SPACES = np.array([code for code in range(0x10000) if chr(code).isspace()], dtype=np.uint32)
 """All code points that Python considers white space; there are none outside the basic plane."""
 
-# Possessive matching starts at the beginning of white space, because restarting at each character would make long runs
-# quadratic. White space after a previous tag already belongs to that match.
-TAGS = re.compile(r"(?<!\s)\s*+</?think>\s*+|</?think>\s*+")
-"""Matches the tags that a chat template may write around the reasoning in the assistant's turn."""
+LONGEST_OPENING = 40
+LONGEST_REASON = 200
+"""Characters of a chat template's refusal that are kept."""
 
 PROBE = "probe"
 """A turn for testing whether a chat template reads contents as text or as parts."""
@@ -140,8 +139,10 @@ class Encoder:
                     texts.append((position, prompt))
             except ImageError as error:
                 results[position] = Encoded(sample, [], 0, 0, [], (error.flag,))
-            except TemplateError:
-                results[position] = Encoded(sample, [], 0, 0, [], ("template_refused",))
+            except TemplateError as error:
+                said = " ".join(str(error).split())[:LONGEST_REASON]
+                flags = ("template_refused", *([f"template_refused: {said}"] if said else []))
+                results[position] = Encoded(sample, [], 0, 0, [], flags)
         for position, encoded in self._texts(samples, texts):
             results[position] = encoded
         return [encoded for encoded in results if encoded is not None]
@@ -156,7 +157,7 @@ class Encoder:
         if self.processor is None:
             if sample.images:
                 raise ImageError("images_not_supported")
-            return self.render_prompt(sample)
+            return _without_opened_thought(self.render_prompt(sample), sample.response)
         texts = [part.get("text", "") for turn in vision.turns_in_parts(sample) for part in turn["content"]]
         if any(token in text for token in self._media for text in (*texts, sample.response)):
             # It would be tokenized as an image that does not exist.
@@ -164,7 +165,7 @@ class Encoder:
         prompt = self.render_prompt(sample)
         if sample.images and prompt.count(vision.placeholder_token(self.processor)) != len(sample.images):
             raise TemplateError("the chat template does not show the images")
-        return prompt
+        return _without_opened_thought(prompt, sample.response)
 
     def _render(self, turns: Sequence[Mapping[str, Any]]) -> str:
         # Some templates write today's date, but a measurement must not depend on its day.
@@ -188,21 +189,27 @@ class Encoder:
         plain text.
         A text model's template that can read text gets text.
         """
-        as_text = self._probed(PROBE)
-        as_parts = self._probed([{"type": "text", "text": PROBE}])
+        as_text, refusal = self._probed(PROBE)
+        as_parts, refusal_of_parts = self._probed([{"type": "text", "text": PROBE}])
+        if refusal and refusal_of_parts:
+            raise EncodingError(
+                f"the tokenizer's chat template refuses even a single turn of the user: {refusal}. Correct it, or use "
+                "template: plain."
+            )
         reads_parts = PROBE in as_parts and "'type'" not in as_parts
         return reads_parts and (self.processor is not None or PROBE not in as_text)
 
-    def _probed(self, content: Any) -> str:
+    def _probed(self, content: Any) -> tuple[str, str]:
+        """Return a user turn as rendered, and what the template says if it refuses the turn."""
         try:
-            return self._render([{"role": "user", "content": content}])
+            return self._render([{"role": "user", "content": content}]), ""
         except TemplateSyntaxError as error:
             raise EncodingError(
                 f"the tokenizer's chat template is not valid Jinja (line {error.lineno}: {error.message}). Correct it, "
                 "or use template: plain."
             ) from error
-        except TemplateError:
-            return ""
+        except TemplateError as error:
+            return "", str(error) or type(error).__name__
 
     def _adds_special(self, prompt: str) -> bool:
         """Return True if the tokenizer adds its special tokens (BOS) to a prompt.
@@ -311,6 +318,17 @@ def segment_of_anchors(anchors: np.ndarray, segments: Iterable[Segment]) -> np.n
     inside = (slot >= 0) & (anchors < ends[np.maximum(slot, 0)])
     result[inside] = indices[slot[inside]]
     return result
+
+
+def _without_opened_thought(prompt: str, response: str) -> str:
+    """Return the prompt without the thinking tag at its end, if the response begins with the same tag.
+
+    Several chat templates open the thought themselves; a stored response has the tag too, and is measured verbatim.
+    """
+    opened = OPENED_THOUGHT.search(prompt[-LONGEST_OPENING:])
+    if opened is None or not response.lstrip().startswith(opened[1]):
+        return prompt
+    return prompt[: len(prompt) - len(opened[0])]
 
 
 def _tag_tokens(anchors: np.ndarray, response: str) -> np.ndarray:
