@@ -18,6 +18,7 @@ REASONS: dict[str, str] = {
     "truncated_gzip": "the compressed stream ends too early; the last row is lost",
     "damaged_gzip": "the compressed stream is corrupt from this row on",
     "not_parquet": "the file has the extension of Parquet, but not its content",
+    "duplicate_columns": "several columns of the file have the same name",
     "damaged_parquet": "the file is corrupt from this row on",
     "unpacks_too_far": "the packed file unpacks to far more than its size; reading stopped at this row",
     "row_too_long": "the row is longer than corpus.max_row_bytes",

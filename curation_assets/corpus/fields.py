@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import math
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
@@ -95,6 +96,10 @@ def text(value: object, what: str) -> str:
     Raises:
         Refused: wrong_type, nul_byte.
     """
+    if isinstance(value, bytes):
+        # Writers without logical types store texts as bytes.
+        with contextlib.suppress(UnicodeDecodeError):
+            value = value.decode()
     if not isinstance(value, str):
         raise Refused("wrong_type", f"{what} must be text, not {kind(value)}. Correct the row or map another field.")
     if "\0" in value:

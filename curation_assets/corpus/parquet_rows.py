@@ -8,7 +8,9 @@ values are created.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +21,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from curation_assets.corpus.drafts import Refused
-from curation_assets.corpus.fields import Row, to_json
+from curation_assets.corpus.fields import Exact, Row, to_json
 from curation_assets.corpus.parquet_pages import plans
 from curation_assets.corpus.raw_rows import ROW_BYTES, RawRow, RowBatch, Unpacked, file_problem, text_excerpt
 
@@ -50,7 +52,7 @@ def parquet_batches(stream: IO[bytes], limit: int) -> Iterator[RowBatch | RawRow
     unpacked = Unpacked(size)
     index = 0
     try:
-        for batch in record_batches(stream, unpacked.allowed):
+        for batch in map(plain_types, record_batches(stream, unpacked.allowed)):
             sizes = row_sizes(batch)
             for start, end in _parts(sizes, SIGN_BYTES * limit):
                 part = sizes[start:end]
@@ -86,6 +88,12 @@ def record_batches(stream: IO[bytes], allowed: int) -> Iterator[pa.RecordBatch]:
         PARQUET_ERRORS: the file is damaged.
     """
     parquet = pq.ParquetFile(stream)
+    names = parquet.schema_arrow.names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise Refused(
+            "duplicate_columns",
+            f"several columns have the name {', '.join(map(repr, twice))[:200]}. Rename or remove all but one of each.",
+        )
     for plan in plans(stream, parquet.schema, allowed):
         reader = parquet
         if plan.as_dictionaries:
@@ -106,7 +114,7 @@ def copy_first_parquet_rows(stream: IO[bytes], count: int, out: Path) -> int:
     with pq.ParquetWriter(out, parquet.schema_arrow) as writer:
         for batch in record_batches(stream, allowed):
             head = batch.slice(0, count - taken)
-            allowed -= int(row_sizes(head).sum())
+            allowed -= int(row_sizes(plain_types(head)).sum())
             if allowed < 0:
                 raise Refused("unpacks_too_far", "the first rows unpack to far more than the file's size")
             # Restore the original type of columns that were read as dictionaries.
@@ -145,7 +153,7 @@ def _sizes(array: Any) -> Ints:
     elif pa.types.is_fixed_size_list(kind):
         ends = np.append(0, np.cumsum(_sizes(array.values)))
         sizes += np.diff(ends[(np.arange(len(array) + 1) + array.offset) * kind.list_size])
-    elif pa.types.is_fixed_size_binary(kind):
+    elif pa.types.is_fixed_size_binary(kind) or pa.types.is_decimal(kind):
         sizes += kind.byte_width
     elif not pa.types.is_primitive(kind) and not pa.types.is_null(kind):
         sizes += pc.binary_length(array).fill_null(0).to_numpy().astype(np.int64)
@@ -172,15 +180,14 @@ def _values(batch: pa.RecordBatch, start: int, end: int, limit: int) -> list[Row
     part = batch.slice(start, end - start)
     if end - start == 1 and row_sizes(part)[0] > SIGN_BYTES * limit:
         return [_too_long(limit)]
-    part = _whole_microseconds(part)
     try:
-        rows: list[Row | Refused] = part.to_pylist()
+        return list(_rows(part))
     except UnicodeDecodeError:
         # Some row has invalid text: convert them one by one.
-        rows = []
+        rows: list[Row | Refused] = []
         for position in range(part.num_rows):
             try:
-                rows.extend(part.slice(position, 1).to_pylist())
+                rows.extend(_rows(part.slice(position, 1)))
             except UnicodeDecodeError as error:
                 rows.append(
                     Refused("invalid_utf8", f"a text of the row is not UTF-8 ({error.reason}). Write it again.")
@@ -188,13 +195,146 @@ def _values(batch: pa.RecordBatch, start: int, end: int, limit: int) -> list[Row
     return rows
 
 
-def _whole_microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Convert timestamps to microseconds: Python has no finer ones, and would reject the whole file."""
-    for position, field in enumerate(batch.schema):
-        if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
-            times = batch.column(position).cast(pa.timestamp("us", field.type.tz), safe=False)
-            batch = batch.set_column(position, field.name, times)
-    return batch
+def _rows(batch: pa.RecordBatch) -> Iterator[Row]:
+    """Yield rows as Python values; decimals keep their digits."""
+    names, columns = batch.schema.names, [_column(column) for column in batch.columns]
+    for values in zip(*columns, strict=True):
+        yield dict(zip(names, values, strict=True))
+
+
+def _column(array: Any) -> list[Any]:
+    if pa.types.is_decimal(array.type):
+        scale = array.type.scale
+        read = Exact.integer if scale <= 0 else Exact.decimal
+        return [None if value is None else read(format(value, "f")) for value in array.to_pylist()]
+    found: list[Any] = array.to_pylist()
+    return found
+
+
+def plain_types(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Convert columns to types that Python has values for; see `_plain`.
+
+    A column that nobody uses must not make a file unreadable, so one that cannot be converted becomes text, and if that
+    fails, a text that says so.
+    """
+    columns, names = [], batch.schema.names
+    for name, column in zip(names, batch.columns, strict=True):
+        converted = column
+        try:
+            wanted = _plain(column.type)
+            if wanted != column.type:
+                converted = column.cast(wanted, safe=False)
+                try:
+                    converted.validate()
+                except pa.ArrowInvalid:
+                    # Arrow 26 gives a list view that it casts one offset too few.
+                    converted = pa.array(column.to_pylist(), wanted)
+            if _beyond_python(converted):
+                converted = _as_text(converted)
+        except (pa.ArrowException, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            said = str(error).split("\n", maxsplit=1)[0][:100]
+            converted = pa.array([f"column {name} of type {column.type} cannot be read: {said}"] * len(column))
+        columns.append(converted)
+    return pa.RecordBatch.from_arrays(columns, names=names)
+
+
+def _plain(kind: Any) -> Any:
+    """Return the type to read a type as.
+
+    Views become plain texts and lists, times and durations whole microseconds (Python has no finer ones), decimals
+    inside lists and structs text, and timestamps of a time zone that is not known here UTC.
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        return kind
+    return next((wanted(kind) for holds, wanted in _PLAIN if holds(kind)), kind)
+
+
+def _plain_timestamp(kind: Any) -> Any:
+    zone = kind.tz if kind.tz is None or _is_zone(kind.tz) else "UTC"
+    return pa.timestamp("us" if kind.unit == "ns" else kind.unit, zone)
+
+
+def _plain_field(field: Any) -> Any:
+    inner = pa.string() if pa.types.is_decimal(field.type) else _plain(field.type)
+    return field.with_type(inner)
+
+
+@cache
+def _is_zone(name: str) -> bool:
+    """Return whether Arrow can give timestamps of a time zone to Python."""
+    try:
+        pa.scalar(0, pa.timestamp("s", name)).as_py()
+    except (KeyError, ValueError, pa.ArrowException):
+        return False
+    return True
+
+
+_PLAIN: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
+    (pa.types.is_string_view, lambda _: pa.large_string()),
+    (pa.types.is_binary_view, lambda _: pa.large_binary()),
+    (pa.types.is_timestamp, _plain_timestamp),
+    (pa.types.is_time64, lambda _: pa.time64("us")),
+    (pa.types.is_duration, lambda kind: pa.duration("us") if kind.unit == "ns" else kind),
+    (pa.types.is_struct, lambda kind: pa.struct([_plain_field(kind.field(at)) for at in range(kind.num_fields)])),
+    (pa.types.is_list, lambda kind: pa.list_(_plain_field(kind.value_field))),
+    (pa.types.is_list_view, lambda kind: pa.list_(_plain_field(kind.value_field))),
+    (pa.types.is_large_list, lambda kind: pa.large_list(_plain_field(kind.value_field))),
+    (pa.types.is_large_list_view, lambda kind: pa.large_list(_plain_field(kind.value_field))),
+    (pa.types.is_fixed_size_list, lambda kind: pa.list_(_plain_field(kind.value_field), kind.list_size)),
+    (pa.types.is_map, lambda kind: pa.map_(_plain_field(kind.key_field), _plain_field(kind.item_field))),
+)
+
+
+def _beyond_python(array: Any) -> bool:
+    """Return whether a column, or a value inside it, is a date or time that Python has none for."""
+    kind = array.type
+    if inner := _inner(array):
+        return any(map(_beyond_python, inner))
+    if pa.types.is_duration(kind):
+        counts = pc.min_max(array.cast(pa.int64())).as_py()
+        longest = timedelta.max // timedelta(**{_UNITS[kind.unit]: 1})
+        return bool(max(abs(count or 0) for count in counts.values()) > longest)
+    if not (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
+        return False
+    extremes = pc.min_max(array)
+    try:
+        extremes.as_py()
+    except (OverflowError, ValueError):
+        return True
+    return False
+
+
+_UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds"}
+
+
+def _inner(array: Any) -> list[Any]:
+    """Return the arrays that a column of a nested type consists of."""
+    kind = array.type
+    if isinstance(array, pa.ExtensionArray):
+        return [array.storage]
+    if pa.types.is_dictionary(kind):
+        return [array.dictionary]
+    if pa.types.is_struct(kind):
+        return [array.field(number) for number in range(kind.num_fields)]
+    if pa.types.is_map(kind):
+        return [array.keys, array.items]
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return [array.values] if any(is_list(kind) for is_list in lists) else []
+
+
+def _as_text(array: Any) -> Any:
+    """Return a column as text; structs and lists are written value by value."""
+    kind = array.type
+    if pa.types.is_struct(kind):
+        inner = [array.field(number) for number in range(kind.num_fields)]
+        inner = [_as_text(one) if _beyond_python(one) else one for one in inner]
+        names = [kind.field(number).name for number in range(kind.num_fields)]
+        return pa.StructArray.from_arrays(inner, names=names, mask=array.is_null())
+    if pa.types.is_duration(kind):
+        return array.cast(pa.int64()).cast(pa.string())
+    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+        return array.cast(pa.string())
+    raise pa.ArrowNotImplementedError(f"dates beyond the year 9999 inside {kind}")
 
 
 def _raw_row(row: Row | Refused, index: int, limit: int) -> RawRow:

@@ -6,8 +6,11 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterable
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
+import orjson
 import polars as pl
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
@@ -244,6 +247,87 @@ def test_detection_gives_up_on_a_file_of_broken_lines() -> None:
     assert reasons(rows)[-1] == (1500, -1, "unknown_format")
     assert rows.file_problem is not None
     assert "1500 times not_json" in rows.file_problem
+
+
+ODD_COLUMNS: dict[str, tuple[Any, object]] = {
+    "decimal": (pa.array([Decimal("1.10")], pa.decimal128(38, 2)), 1.1),
+    "long decimal": (pa.array([Decimal("1234567890123456789.25")], pa.decimal128(38, 2)), "1234567890123456789.25"),
+    "wide integer": (pa.array([Decimal(10**60)], pa.decimal256(61, 0)), str(10**60)),
+    "decimals in a list": (pa.array([[Decimal("1.10")]], pa.list_(pa.decimal128(9, 2))), ["1.10"]),
+    "decimals in a struct": (pa.array([{"cost": Decimal("1.10")}]), {"cost": "1.10"}),
+    "text view": (pa.array(["u"], pa.string_view()), "u"),
+    "bytes view": (pa.array([b"u"], pa.binary_view()), "dQ=="),
+    "list of text views": (pa.array([["u"]], pa.list_(pa.string_view())), ["u"]),
+    "list view": (pa.array([["a"]], pa.list_view(pa.string())), ["a"]),
+    "zone of an odd spelling": (pa.array([0], pa.timestamp("us", "UTC+08:00")), "1970-01-01T00:00:00+00:00"),
+    "zone Z": (pa.array([0], pa.timestamp("us", "Z")), "1970-01-01T00:00:00+00:00"),
+    "nanoseconds": (pa.array([1001], pa.timestamp("ns")), "1970-01-01T00:00:00.000001"),
+    "nanoseconds in a struct": (
+        pa.array([{"t": 1001}], pa.struct({"t": pa.timestamp("ns")})),
+        {"t": "1970-01-01T00:00:00.000001"},
+    ),
+    "time in nanoseconds": (pa.array([1000], pa.time64("ns")), "00:00:00.000001"),
+    "duration in nanoseconds": (pa.array([10**9], pa.duration("ns")), "0:00:01"),
+    "duration of millions of years": (pa.array([2**62], pa.duration("s")), str(2**62)),
+    "year 10000": (pa.array([254402300800000000], pa.timestamp("us")), "10031-09-09 01:46:40.000000"),
+    "date in year 10000": (pa.array([2932897], pa.date32()), "10000-01-01"),
+    "year 10000 in a struct": (
+        pa.array([{"d": 2932897}], pa.struct({"d": pa.date32()})),
+        {"d": "10000-01-01"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD_COLUMNS)
+@pytest.mark.parametrize("nulls", [False, True])
+def test_a_column_that_nobody_uses_makes_no_file_unreadable(tmp_path: Path, name: str, nulls: bool) -> None:
+    column, shown = ODD_COLUMNS[name]
+    if nulls:
+        column, shown = pa.nulls(1, column.type), None
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"prompt": ["q"], "response": ["One. Two."], "x": column}), path)
+    found = read(path, "a.parquet")
+    assert found.file_problem is None
+    extra = orjson.loads(found.accepted["extra"].item())
+    if name in ("long decimal", "wide integer") and not nulls:
+        # A number with more digits than a double holds.
+        assert f'"x":{shown}' in found.accepted["extra"].item()
+    else:
+        assert extra.get("x") == shown
+
+
+def test_a_column_inside_which_nothing_can_be_read_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    far = pa.array([[2932897]], pa.list_(pa.date32()))
+    pq.write_table(pa.table({"prompt": ["q"], "response": ["One. Two."], "x": far}), path)
+    found = read(path, "a.parquet")
+    assert "column x of type list" in orjson.loads(found.accepted["extra"].item())["x"]
+
+
+def test_decimals_are_answers_and_rewards(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    digits = pa.array([Decimal("717897987691852588770249")], pa.decimal128(38, 0))
+    reward = pa.array([Decimal("0.25")], pa.decimal128(9, 2))
+    table = {"prompt": ["q"], "response": ["One. Two."], "answer": digits, "reward": reward}
+    pq.write_table(pa.table(table), path)
+    found = read(path, "a.parquet").accepted
+    assert found["answer"].item() == "717897987691852588770249"
+    assert found["reward"].item() == 0.25
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    texts = [pa.array(["q"]), pa.array(["One."]), pa.array(["Two."])]
+    pq.write_table(pa.Table.from_arrays(texts, names=["prompt", "response", "response"]), path)
+    found = read(path, "a.parquet")
+    assert reasons(found) == [(-1, -1, "duplicate_columns")]
+    assert "'response'" in str(found.file_problem)
+
+
+def test_texts_stored_as_bytes_are_texts(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"prompt": [b"q"], "response": ["Größe".encode()]}), path)
+    assert read(path, "a.parquet").accepted["response"].to_list() == ["Größe"]
 
 
 def test_parquet_text_that_is_not_utf8() -> None:
