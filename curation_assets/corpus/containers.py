@@ -23,7 +23,7 @@ import orjson
 from curation_assets.corpus.drafts import Refused
 from curation_assets.corpus.fields import Exact, Row, kind
 from curation_assets.corpus.parquet_rows import parquet_batches
-from curation_assets.corpus.raw_rows import RawRow, RowBatch, Unpacked, file_problem, line_excerpt
+from curation_assets.corpus.raw_rows import RawRow, RowBatch, Unpacked, file_problem, is_trouble, line_excerpt
 
 _HEAD = 1 << 18
 _BLOCK = 1 << 22
@@ -98,6 +98,8 @@ def line_groups(read: Callable[[int], bytes], limit: int) -> Iterator[list[bytes
         try:
             block = read(_BLOCK)
         except _STREAM_ERRORS as error:
+            if is_trouble(error):
+                raise
             yield Line(_joined(pending, size > limit), size > limit, error)
             return
         first, end, rest = block.partition(b"\n")

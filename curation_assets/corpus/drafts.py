@@ -17,6 +17,8 @@ REASONS: dict[str, str] = {
     "not_gzip": "the file has the extension of gzip, but not its content",
     "truncated_gzip": "the compressed stream ends too early; the last row is lost",
     "damaged_gzip": "the compressed stream is corrupt from this row on",
+    "ends_process": "reading the file ended the process that read it",
+    "reader_failed": "reading the file raised an exception; report it",
     "not_parquet": "the file has the extension of Parquet, but not its content",
     "duplicate_columns": "several columns of the file have the same name",
     "damaged_parquet": "the file is corrupt from this row on",

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from curation_assets.config.corpus_settings import Corpus
 from curation_assets.corpus.parquet_rows import PARQUET_ERRORS, copy_first_parquet_rows
+from curation_assets.corpus.raw_rows import is_trouble
 from curation_assets.corpus.reading import ShardRows, read_shard
 from curation_resources.storage.landing import Landing, LandingFile
 
@@ -109,7 +110,9 @@ def _copy_parquet(stream: BinaryIO, target: Path, rows: int | None, size: int | 
             count = parquet.metadata.num_rows
         wanted = count if size is None else max(1, round(count * size / of_size))
         copied = copy_first_parquet_rows(stream, wanted if rows is None else min(wanted, rows), target)
-    except PARQUET_ERRORS:
+    except PARQUET_ERRORS as error:
+        if is_trouble(error):
+            raise
         return None
     return copied / count if count else 1.0
 

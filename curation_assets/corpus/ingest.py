@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +13,15 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.corpus.duplicates import resolve_duplicates
 from curation_assets.corpus.purging import drop_images, kept_images, without_purged
-from curation_assets.corpus.reading import UNKNOWN, Account, ShardReader, ShardRows, account
+from curation_assets.corpus.reading import UNKNOWN, Account, Piece, ShardReader, ShardRows, account
 from curation_assets.workspace.fingerprints import corpus_fingerprint
 from curation_assets.workspace.purge_list import PurgedList
 from curation_assets.workspace.workspace import Workspace
+from curation_resources.errors import UserError, in_a_line
 from curation_resources.storage.digests import digest
 from curation_resources.storage.landing import UNREADABLE, LandingError, file_name, printable
 
+logger = logging.getLogger("curation")
 READ_ATTEMPTS = 3
 LARGEST_LOSS = 0.2
 LISTING = "corpus/listing.json"
@@ -59,10 +62,20 @@ def ingest_shard(workspace: Workspace, shard: str) -> IngestedShard:
         return _gone(workspace, shard)
     for attempt in range(READ_ATTEMPTS):
         last = attempt == READ_ATTEMPTS - 1
+        content = landing.digest(shard)
         try:
-            ingested = _ingest(workspace, shard, landing.digest(shard), must_be_same=not last)
+            ingested = _ingest(workspace, shard, content, must_be_same=not last)
         except _ChangedError:
             continue
+        except _ContentError as error:
+            # One odd file must not stop the others, nor the run.
+            cause = error.cause
+            logger.exception("reading %s failed", printable(file_name(shard)), exc_info=cause)
+            problem = (
+                f"{printable(file_name(shard))} cannot be read: {type(cause).__name__}: {in_a_line(cause)[:300]}. This "
+                "is a fault of curation-assets: please report it. Write the file in another way, or remove it."
+            )
+            ingested = _without_rows(workspace, shard, content, "reader_failed", problem)
         break
     workspace.cache.save()
     return ingested
@@ -73,21 +86,53 @@ def ingest_unreadable(workspace: Workspace, shard: str) -> IngestedShard:
 
     The file is read again when its content or the settings of reading change.
     """
-    content = workspace.landing.digest(shard)
     problem = (
         f"reading {printable(file_name(shard))} ended the process that read it: the file is damaged, or needs more "
         "memory than there is. Write the file again, or split it into smaller ones."
     )
-    refused = pl.DataFrame([(shard, -1, -1, "ends_process", problem, "")], tables.REJECTED_ROWS.schema, orient="row")
+    return _without_rows(workspace, shard, workspace.landing.digest(shard), "ends_process", problem)
+
+
+def _without_rows(workspace: Workspace, shard: str, content: str, reason: str, problem: str) -> IngestedShard:
+    """Write empty tables for a shard, with the problem of its file."""
+    refused = pl.DataFrame([(shard, -1, -1, reason, problem, "")], tables.REJECTED_ROWS.schema, orient="row")
     rows = ShardRows(tables.RAW_CORPUS.empty(), tables.REJECTED_ROWS.conform(refused), 0, 0, UNKNOWN, problem)
     fingerprint = corpus_fingerprint(workspace, content, PurgedList.read(workspace.warehouse).ids_of(shard))
     write_shard_rows(workspace, shard, rows, fingerprint, content)
     found = account(rows.accepted, rows.rejected, 0, 0)
-    return IngestedShard(fingerprint, content, found, {"ends_process": 1}, UNKNOWN, problem)
+    return IngestedShard(fingerprint, content, found, {reason: 1}, UNKNOWN, problem)
 
 
 class _ChangedError(Exception):
     """The file changed after reading began."""
+
+
+class _ContentError(Exception):
+    """Reading raised an exception, the cause, because of the file's content."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+def _pieces(reader: ShardReader) -> Iterator[Piece]:
+    """Yield a reader's pieces.
+
+    Raises:
+        _ContentError: the file's content is such that the reader fails. Trouble of the storage, of memory or of the
+            disk is raised as it is.
+    """
+    pieces = reader.pieces()
+    while True:
+        try:
+            piece = next(pieces, None)
+        except (OSError, MemoryError, UserError):
+            raise
+        except Exception as error:
+            raise _ContentError(error) from error
+        if piece is None:
+            return
+        yield piece
 
 
 def _ingest(workspace: Workspace, shard: str, content: str, *, must_be_same: bool) -> IngestedShard:
@@ -118,7 +163,7 @@ def _ingest(workspace: Workspace, shard: str, content: str, *, must_be_same: boo
         warehouse.writing_table(_raw_path(shard), tables.RAW_CORPUS.schema) as table,
         warehouse.writing_table(_rejected_path(shard), tables.REJECTED_ROWS.schema) as rejected,
     ):
-        for piece in reader.pieces():
+        for piece in _pieces(reader):
             kept = without_purged(piece.accepted, piece.rejected, purged.ids())
             table.add(kept.accepted)
             rejected.add(kept.rejected)

@@ -23,7 +23,15 @@ from numpy.typing import NDArray
 from curation_assets.corpus.drafts import Refused
 from curation_assets.corpus.fields import Exact, Row, to_json
 from curation_assets.corpus.parquet_pages import plans
-from curation_assets.corpus.raw_rows import ROW_BYTES, RawRow, RowBatch, Unpacked, file_problem, text_excerpt
+from curation_assets.corpus.raw_rows import (
+    ROW_BYTES,
+    RawRow,
+    RowBatch,
+    Unpacked,
+    file_problem,
+    is_trouble,
+    text_excerpt,
+)
 
 PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError)
 """Exceptions that Arrow raises on damaged files."""
@@ -68,6 +76,8 @@ def parquet_batches(stream: IO[bytes], limit: int) -> Iterator[RowBatch | RawRow
         else:
             yield RawRow(index, None, refusal, str, ends_file=True)
     except PARQUET_ERRORS as error:
+        if is_trouble(error):
+            raise
         why = str(error).split("\n", maxsplit=1)[0][:200]
         if index == 0:
             yield file_problem("not_parquet", f"the file is not readable Parquet ({why}). Write it again.")

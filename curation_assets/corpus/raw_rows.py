@@ -96,6 +96,11 @@ def file_problem(reason: str, detail: str) -> RawRow:
     return RawRow(-1, None, Refused(reason, detail), str, ends_file=True)
 
 
+def is_trouble(error: BaseException) -> bool:
+    """Return whether an error is one of memory or disk, which says nothing about the file (Arrow's have no errno)."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+
+
 def line_excerpt(data: bytes) -> Callable[[], str]:
     """Return a function that gives the beginning of a line, as displayed."""
     # Keep only the head alive; a character takes at most four bytes.

@@ -10,12 +10,11 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
 
-from curation_assets.defs.partitions import STAGE_TAG
 from curation_resources.errors import UserError
 
 UNFINISHED = [
@@ -27,7 +26,12 @@ UNFINISHED = [
 ]
 PROCESS_TAG = "curation/process"
 UI_LOCK = ".ui.lock"
-MOST_KILLED = 3
+STATE_TAG = "curation/state"
+"""Tag of a run that a sensor requested: the state of the stage that it is to bring up to date."""
+
+MOST_ATTEMPTS = 12
+FIRST_PAUSE, PAUSE_FACTOR, LONGEST_PAUSE = 30.0, 4.0, 86400.0
+"""Seconds before a failed run is requested again: 30, then 4 times as long after each failure, at most a day."""
 
 
 class RunInProgressError(UserError):
@@ -50,32 +54,38 @@ def fail_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     return dead
 
 
-def killed_runs(
-    instance: dg.DagsterInstance, stage: str, key: dg.AssetKey, tags: Mapping[str, str] | None = None
-) -> int:
-    """Count the runs of a stage that made an asset and ended without a failed step; at most `MOST_KILLED`.
+@dataclass(frozen=True)
+class Attempts:
+    """The failed or killed runs that a sensor requested for one state of a stage.
 
-    This stops a sensor from requesting a run that is killed every time, for example because memory runs out.
-
-    Args:
-        instance: the Dagster instance.
-        stage: the stage of the runs.
-        key: an asset that they make.
-        tags: additional tags that they have, such as those of a range of shards.
+    Attributes:
+        count: their number, at most `MOST_ATTEMPTS`.
+        last: when the last one ended, in seconds since 1970.
+        run: its id; empty if there is none.
+        killed: whether it ended without a failed step.
     """
-    wanted = {STAGE_TAG: stage, **(tags or {})}
-    failed = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags=wanted))
-    killed = 0
-    for run in failed:
-        if key in (run.asset_selection or ()) and not _failed_by_itself(instance, run):
-            killed += 1
-        if killed == MOST_KILLED:
-            break
-    return killed
+
+    count: int
+    last: float
+    run: str
+    killed: bool
+
+    def wait(self, now: float) -> float:
+        """Return the seconds until the next attempt: longer after each failure, at most a day."""
+        if not self.count:
+            return 0.0
+        pause = min(FIRST_PAUSE * PAUSE_FACTOR ** (self.count - 1), LONGEST_PAUSE)
+        return max(0.0, self.last + pause - now)
 
 
-def _failed_by_itself(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    return bool(instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE))
+def failed_attempts(instance: dg.DagsterInstance, state: str) -> Attempts:
+    """Return the failed runs of a state, which a run names in `STATE_TAG`."""
+    wanted = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags={STATE_TAG: state})
+    records = instance.get_run_records(wanted, limit=MOST_ATTEMPTS)
+    ends = [record.end_time or record.update_timestamp.timestamp() for record in records]
+    last = records[0].dagster_run.run_id if records else ""
+    killed = bool(last) and not instance.all_logs(last, of_type=dg.DagsterEventType.STEP_FAILURE)
+    return Attempts(len(records), max(ends, default=0.0), last, killed)
 
 
 def refuse_while_running(instance: dg.DagsterInstance, what: str) -> None:

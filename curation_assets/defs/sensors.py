@@ -1,10 +1,12 @@
 """Sensors: they observe the landing area, request runs of outdated stages, and releases if the policy says so.
 
 The scoring sensor is level-triggered: it walks the list of stages (`curation_assets.operations.stages`) and requests
-what is outdated, so it cannot lose an update. A run key holds what is wanted and what is stored, so a failing run is
-not requested in a loop. Stages after the signals follow by automation conditions (`curation_assets.defs.conditions`).
-A condition requests a run once for each change: if that run is killed, or a table is lost later, it has nothing to
-react to. So the sensor also requests such stages once they have been outdated for a while although nothing runs.
+what is outdated, so it cannot lose an update. A run key holds what is wanted, what is stored, and the number of failed
+attempts: a failing run is requested again after a pause that grows, not in a loop. A range of shards that failed is
+requested in halves, so that one shard does not stop the others. Stages after the signals follow by automation
+conditions (`curation_assets.defs.conditions`). A condition requests a run once for each change: if that run is killed,
+or a table is lost later, it has nothing to react to. So the sensor also requests such stages once they have been
+outdated for a while although nothing runs.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from curation_assets.corpus.ingest import accept_listing
 from curation_assets.defs.alerts import alert_sensors, report_refusals
 from curation_assets.defs.checkpoints import base_model_key
 from curation_assets.defs.corpus import LANDING_KEY
-from curation_assets.defs.dead_runs import UNFINISHED, fail_dead_runs, killed_runs
+from curation_assets.defs.dead_runs import STATE_TAG, UNFINISHED, fail_dead_runs, failed_attempts
 from curation_assets.defs.partitions import SHARDS, STAGE_TAG, range_tags, release_key, release_partitions
 from curation_assets.defs.placement import placed
 from curation_assets.defs.releases import release_asset_key
@@ -44,7 +46,7 @@ from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError
 from curation_resources.models.model_files import ModelError
 from curation_resources.storage.digests import digest
-from curation_resources.storage.landing import LandingFile
+from curation_resources.storage.landing import LandingFile, file_name, printable
 from curation_resources.storage.read_cache import one_look
 
 NEW_PARTITIONS_PER_TICK = 500
@@ -93,7 +95,7 @@ def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
         if stages:
             return dg.SkipReason(f"runs in progress: {', '.join(sorted(stages))}")
         with report_refusals(workspace, "scoring"), one_look():
-            requests, reasons = scoring_requests(workspace, context.instance)
+            requests, reasons = scoring_requests(workspace, context.instance, time.time())
             waiting: dict[str, float] = {}
             if not unfinished:
                 # Even next to other requests: a run that always fails is requested at every tick, but not launched.
@@ -103,6 +105,8 @@ def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
         context.update_cursor(json.dumps(waiting))
         if not requests:
             return dg.SkipReason("; ".join(dict.fromkeys(reasons)) or "nothing is outdated")
+        for reason in dict.fromkeys(reasons):
+            context.log.info(reason)
         return dg.SensorResult(run_requests=placed(workspace, requests))
 
     return scoring
@@ -115,11 +119,18 @@ def _survey(workspace: Workspace, instance: dg.DagsterInstance) -> Survey:
     return Survey(workspace, workspace.landing.digests(files), unrecorded_by(instance, workspace))
 
 
-def scoring_requests(workspace: Workspace, instance: dg.DagsterInstance) -> tuple[list[dg.RunRequest], list[str]]:
+def scoring_requests(
+    workspace: Workspace, instance: dg.DagsterInstance, now: float
+) -> tuple[list[dg.RunRequest], list[str]]:
     """Return runs that bring shards up to their signals, and the reasons why something has to wait.
 
     A target whose model or validation set is missing does not stop the others, nor does a missing benchmark file.
     Once the day's allowance is spent, nothing is requested that measures.
+
+    Args:
+        workspace: the configuration.
+        instance: the Dagster instance.
+        now: seconds since 1970.
     """
     survey = _survey(workspace, instance)
     resting = waits_for_tomorrow(workspace.settings.limits, workspace.warehouse)
@@ -139,31 +150,52 @@ def scoring_requests(workspace: Workspace, instance: dg.DagsterInstance) -> tupl
         if outdated and stage.measures and resting:
             reasons.append(resting)
         elif outdated:
-            requests += _requests(survey, instance, stage, item, outdated, resting is None)
+            made, waiting = _requests(survey, instance, stage, item, outdated, resting is None, now)
+            requests += made
+            reasons += waiting
     return requests, reasons
 
 
 def _requests(
-    survey: Survey, instance: dg.DagsterInstance, stage: Stage, item: Item, outdated: Sequence[str], may_measure: bool
-) -> list[dg.RunRequest]:
-    """Return the runs of one stage; each run key encodes the wanted and stored state, and the number of kills."""
+    survey: Survey,
+    instance: dg.DagsterInstance,
+    stage: Stage,
+    item: Item,
+    outdated: Sequence[str],
+    may_measure: bool,
+    now: float,
+) -> tuple[list[dg.RunRequest], list[str]]:
+    """Return the runs of one stage, and what waits because its run failed."""
     workspace = survey.workspace
-    requests = []
-    for parts in ranges_of(workspace, instance, stage, outdated):
+    ready = _measurable(workspace) if stage.name == "corpus" and may_measure else {}
+    requests: list[dg.RunRequest] = []
+    waiting: list[str] = []
+    ranges = ranges_of(workspace, instance, stage, outdated)[::-1]
+    while ranges:
+        parts = ranges.pop()
         selection, state = asset_keys(workspace, stage, item), _state(survey, stage, item, parts)
         if stage.name == "signals" and isinstance(item, Target):
             signals = signals_to_measure(survey.lacking_signals(item), parts)
             selection = asset_keys(workspace, stage, item, signals)
-        tags = range_tags(parts) if stage.by_shard else {}
-        # A run that was killed before it stored anything is requested again too.
-        killed = killed_runs(instance, stage.name, selection[0], tags)
         if stage.name == "corpus":
-            ready = _measurable(workspace) if may_measure else {}
             selection = [*selection, *(key for keys in ready.values() for key in keys[0])]
             state = [state, {name: keys[1] for name, keys in ready.items()}]
-        run_key = digest(stage.name, "" if item is None else item.name, state, killed)
-        requests.append(dg.RunRequest(run_key=run_key, asset_selection=selection, tags={STAGE_TAG: stage.name, **tags}))
-    return requests
+        key = digest(stage.name, "" if item is None else item.name, state)
+        attempts = failed_attempts(instance, key)
+        if attempts.count and not attempts.killed and stage.by_shard and len(parts) > 1:
+            middle = len(parts) // 2
+            ranges += [parts[middle:], parts[:middle]]
+            continue
+        if pause := attempts.wait(now):
+            what = file_name(parts[0]) if stage.by_shard else selection[0].to_user_string()
+            waiting.append(
+                f"{stage.name}: {printable(what)} failed (run {attempts.run[:8]}, attempt {attempts.count}) and is "
+                f"requested again in {max(1, round(pause / 60))} min"
+            )
+            continue
+        tags = {STAGE_TAG: stage.name, STATE_TAG: key, **(range_tags(parts) if stage.by_shard else {})}
+        requests.append(dg.RunRequest(run_key=digest(key, attempts.count), asset_selection=selection, tags=tags))
+    return requests, waiting
 
 
 def _state(survey: Survey, stage: Stage, item: Item, parts: Sequence[str]) -> object:

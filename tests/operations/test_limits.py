@@ -172,7 +172,7 @@ def test_new_files_are_read_though_the_day_is_spent(tmp_path: Path, tiny_model: 
         daemon.settle()
         write_shard(tmp_path / "landing" / "d.jsonl", rows(2, start=90))
         assert daemon.settle() == ["raw_corpus+rejected_rows+segmented_steps"]
-        requests, reasons = scoring_requests(made, instance)
+        requests, reasons = scoring_requests(made, instance, 0.0)
         assert (requests, len(reasons)) == ([], 1)
         assert "`curate run`" in reasons[0]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
@@ -11,10 +13,10 @@ import dagster as dg
 import pytest
 from transformers import AutoModelForCausalLM
 
+from curation_assets.corpus import reading
 from curation_assets.defs import sensors
-from curation_assets.defs.dead_runs import MOST_KILLED
+from curation_assets.defs.dead_runs import FIRST_PAUSE, PAUSE_FACTOR
 from curation_assets.defs.dry_run import dry_run
-from curation_assets.defs.partitions import STAGE_TAG
 from curation_assets.defs.sensors import rescue_requests
 from curation_assets.operations.plan import make_plan
 from curation_assets.signals import warmup
@@ -54,11 +56,29 @@ def asked(daemon: Daemon) -> list[dg.AssetKey]:
     return [key for request in daemon.scoring() for key in request.asset_selection or []]
 
 
-def kill(daemon: Daemon, stage: str, key: dg.AssetKey) -> None:
+def kill(daemon: Daemon, request: dg.RunRequest) -> None:
     """Leave behind what a run does whose process was killed: a failure, and no step that failed."""
     job = daemon.defs.resolve_implicit_global_asset_job_def()
-    run = daemon.instance.create_run_for_job(job, tags={STAGE_TAG: stage}, asset_selection=frozenset({key}))
+    selection = frozenset(request.asset_selection or ())
+    run = daemon.instance.create_run_for_job(job, tags=dict(request.tags), asset_selection=selection)
     daemon.instance.report_run_failed(run, "killed")
+
+
+class Clock:
+    """The sensors' clock, which tests move."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def time(self) -> float:
+        return time.time() + self.ahead
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(sensors, "time", made)
+    return made
 
 
 def test_another_recipe_asks_for_another_run(tmp_path: Path, tiny_model: Path, instance: dg.DagsterInstance) -> None:
@@ -71,18 +91,74 @@ def test_another_recipe_asks_for_another_run(tmp_path: Path, tiny_model: Path, i
     assert asked(daemon) == [WARMUP_KEY]
 
 
-def test_a_killed_run_is_asked_for_again_and_not_for_ever(
-    tmp_path: Path, tiny_model: Path, instance: dg.DagsterInstance
+def test_a_killed_run_is_asked_for_again_after_pauses_that_grow(
+    tmp_path: Path, tiny_model: Path, instance: dg.DagsterInstance, clock: Clock
 ) -> None:
     daemon = registered(make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(8)}, warmup=WARMUP), instance)
-    found = []
-    for _ in range(MOST_KILLED + 2):
-        found.append(asked(daemon))
-        kill(daemon, "warmup", WARMUP_KEY)
-    assert found == [[WARMUP_KEY]] * (MOST_KILLED + 1) + [[]]
+    pause = FIRST_PAUSE
+    for attempt in range(1, 5):
+        (request,) = daemon.scoring()
+        assert request.asset_selection == [WARMUP_KEY]
+        kill(daemon, request)
+        clock.ahead = pause - 5
+        waits = daemon.tick("scoring")
+        assert isinstance(waits, dg.SkipReason)
+        assert f"tiny/warmup_checkpoint failed (run {instance.get_runs(limit=1)[0].run_id[:8]}" in str(waits)
+        assert f"attempt {attempt}) and is requested again in " in str(waits)
+        clock.ahead = pause + 1
+        pause *= PAUSE_FACTOR
 
 
-def test_a_run_that_failed_by_itself_is_not_asked_for_again(
+def test_a_shard_that_fails_the_run_does_not_stop_the_others(
+    tmp_path: Path, tiny_model: Path, instance: dg.DagsterInstance, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = {f"{name}.jsonl": rows(2) for name in "abcmyz"}
+    daemon = Daemon(make_workspace(tmp_path, tiny_model, shards), instance)
+    for _ in range(2):
+        daemon.tick("landing")
+    pieces = reading.ShardReader.pieces
+
+    def failing(self: reading.ShardReader) -> Iterator[reading.Piece]:
+        if self._shard == "m.jsonl":
+            raise OSError(errno.EIO, "the disk is broken")
+        yield from pieces(self)
+
+    monkeypatch.setattr(reading.ShardReader, "pieces", failing)
+    for _ in range(8):
+        for request in daemon.scoring():
+            daemon.run(request)
+    stored = set(daemon.workspace.warehouse.names("corpus/raw_corpus"))
+    # The partition of the shard stays as it was: without a table.
+    assert stored == {f"{name}.jsonl" for name in "abcyz"}
+    assert "corpus: m.jsonl failed" in str(daemon.tick("scoring"))
+    monkeypatch.setattr(reading.ShardReader, "pieces", pieces)
+    clock.ahead = 86_400
+    requests = daemon.scoring()
+    assert requests
+    assert all(daemon.run(request).success for request in requests)
+    assert "m.jsonl" in daemon.workspace.warehouse.names("corpus/raw_corpus")
+
+
+def test_a_file_that_the_reader_cannot_take_is_an_empty_partition(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(2), "m.jsonl": rows(3), "z.jsonl": rows(4, 10)})
+    pieces = reading.ShardReader.pieces
+
+    def failing(self: reading.ShardReader) -> Iterator[reading.Piece]:
+        yield from pieces(self)
+        if self._shard == "m.jsonl":
+            raise RuntimeError("no reader is ready for this")
+
+    monkeypatch.setattr(reading.ShardReader, "pieces", failing)
+    summary = run(workspace)
+    assert summary.measured == {"tiny": 6}
+    refused = workspace.warehouse.read_table("corpus/rejected_rows/m.jsonl.parquet")
+    assert refused["reason"].to_list() == ["reader_failed"]
+    assert "m.jsonl cannot be read: RuntimeError: no reader is ready for this" in refused["detail"].item()
+
+
+def test_a_run_that_failed_by_itself_is_not_asked_for_at_once(
     tmp_path: Path, tiny_model: Path, instance: dg.DagsterInstance
 ) -> None:
     diverging = "{min_pool: 4, fraction: 1.0, batch_size: 1, learning_rate: 1.0e+30, adapter: full, warmup_ratio: 0}"
@@ -127,11 +203,15 @@ def test_with_an_empty_pool_the_rest_is_measured_and_the_reason_is_told(tmp_path
         SignalStore.of(workspace, target, "perturbed_losses")
 
 
-def test_a_killed_search_is_asked_for_again(tmp_path: Path, tiny_model: Path, instance: dg.DagsterInstance) -> None:
+def test_a_killed_search_is_asked_for_again(
+    tmp_path: Path, tiny_model: Path, instance: dg.DagsterInstance, clock: Clock
+) -> None:
     workspace = of_temp(tmp_path, tiny_model, "{directional: false, probe_samples: 12}", warmup="none")
     daemon = registered(workspace, instance)
-    assert asked(daemon) == [PERTURBATION_KEY]
-    kill(daemon, "perturbation", PERTURBATION_KEY)
+    (request,) = daemon.scoring()
+    assert request.asset_selection == [PERTURBATION_KEY]
+    kill(daemon, request)
+    clock.ahead = FIRST_PAUSE + 1
     assert asked(daemon) == [PERTURBATION_KEY]
 
 

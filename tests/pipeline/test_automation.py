@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import dagster as dg
 import pytest
 from dagster._core.storage.tags import AUTOMATION_CONDITION_TAG
 
 from curation_assets.definitions import build_definitions
+from curation_assets.defs import sensors
 from curation_assets.defs.corpus import RAW_CORPUS_KEY
-from curation_assets.defs.dead_runs import MOST_KILLED
 from curation_assets.defs.partitions import SHARDS
 from curation_assets.defs.reports import COMPARISON_KEY
 from curation_assets.defs.sensors import scoring_requests
@@ -93,10 +95,12 @@ def test_a_failure_does_not_loop_and_a_change_asks_again(daemon: Daemon, tiny_mo
     assert daemon.scoring() == []
 
 
-def test_a_run_that_is_killed_before_it_stored_anything_is_asked_for_again(daemon: Daemon) -> None:
+def test_a_run_that_is_killed_before_it_stored_anything_is_asked_for_again(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
     daemon.tick("landing")
     daemon.tick("landing")
-    for _ in range(1 + MOST_KILLED):
+    for _ in range(2):
         (request,) = daemon.scoring()
         # As the daemon launches it; then its machine goes.
         job = daemon.defs.resolve_implicit_global_asset_job_def()
@@ -104,8 +108,9 @@ def test_a_run_that_is_killed_before_it_stored_anything_is_asked_for_again(daemo
         run = daemon.instance.create_run_for_job(job, tags=dict(request.tags), asset_selection=selection)
         assert daemon.scoring() == []
         daemon.instance.report_run_failed(run)
-    # What is killed time and again is not asked for for ever.
-    assert daemon.scoring() == []
+        assert daemon.scoring() == []
+        # After a while; the pauses grow (tests/pipeline/test_asked_again.py).
+        monkeypatch.setattr(sensors, "time", SimpleNamespace(time=lambda: time.time() + 60))
 
 
 def test_a_signal_that_is_added_is_asked_for_alone(daemon: Daemon, tiny_model: Path) -> None:
@@ -135,7 +140,7 @@ def test_a_missing_event_is_asked_for_again_and_measures_nothing(daemon: Daemon)
     daemon.settle()
     with dg.DagsterInstance.ephemeral() as fresh:
         fresh.add_dynamic_partitions(str(SHARDS.name), ["a.jsonl", "b.jsonl", "c.jsonl"])
-        requests, _ = scoring_requests(daemon.workspace, fresh)
+        requests, _ = scoring_requests(daemon.workspace, fresh, 0.0)
         assert RAW_CORPUS_KEY in (requests[0].asset_selection or [])
         daemon.instance = fresh
         daemon.settle()
@@ -260,5 +265,5 @@ def test_a_missing_event_of_any_corpus_asset_is_asked_for(daemon: Daemon) -> Non
         for key in (RAW_CORPUS_KEY, dg.AssetKey("rejected_rows"), GRADIENTS):
             for shard in ("a.jsonl", "b.jsonl", "c.jsonl"):
                 other.report_runless_asset_event(dg.AssetMaterialization(key, partition=shard))
-        (request,), _ = scoring_requests(daemon.workspace, other)
+        (request,), _ = scoring_requests(daemon.workspace, other, 0.0)
         assert RAW_CORPUS_KEY in (request.asset_selection or [])

@@ -254,7 +254,7 @@ def test_selecting_one_asset_measures_that_signal_alone(tmp_path: Path, tiny_mod
     assert instance_of(workspace).get_materialized_partitions(dg.AssetKey(["tiny", "likelihoods"])) == set(SHARD_ROWS)
     assert not instance_of(workspace).get_materialized_partitions(dg.AssetKey(["tiny", "step_gradients"]))
     # The sensor asks for all of the target's other signals together.
-    requests, reasons = scoring_requests(workspace, instance_of(workspace))
+    requests, reasons = scoring_requests(workspace, instance_of(workspace), 0.0)
     assert not reasons
     (request,) = requests
     others = {f"tiny/{signal}" for signal in ALL if signal != "likelihoods"}

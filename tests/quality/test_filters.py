@@ -207,12 +207,12 @@ def test_a_benchmark_that_is_gone_stops_no_measuring(tmp_path: Path, tiny_model:
     write_shard(tmp_path / "landing" / "b.jsonl", rows(2, 40))
     instance = instance_of(made)
     instance.add_dynamic_partitions("shards", ["b.jsonl"])
-    (reading,), _ = scoring_requests(made, instance)
+    (reading,), _ = scoring_requests(made, instance, 0.0)
     assert reading.tags["curation/stage"] == "corpus"
     job = build_definitions(made).resolve_implicit_global_asset_job_def()
     tags = dict(reading.tags)
     job.execute_in_process(instance=instance, asset_selection=list(reading.asset_selection or []), tags=tags)
-    _, reasons = scoring_requests(made, instance)
+    _, reasons = scoring_requests(made, instance, 0.0)
     assert "matches no file" in reasons[0]
 
 
@@ -223,7 +223,7 @@ def test_a_pool_that_goes_back_and_forth_is_asked_for_each_time(tmp_path: Path, 
     keys = []
     for filters in (loose, FILTERS, loose):
         changed = configured(tmp_path, tiny_model, filters)
-        requests, _ = scoring_requests(changed, instance_of(made))
+        requests, _ = scoring_requests(changed, instance_of(made), 0.0)
         keys += [request.run_key for request in requests if request.tags["curation/stage"] == "pool"]
         run(changed)
     assert len(set(keys)) == 3
@@ -235,7 +235,7 @@ def test_a_pool_that_dagster_never_saw_is_asked_for(workspace: Workspace) -> Non
         fresh.report_runless_asset_event(dg.AssetMaterialization("sample_quality", partition="a.jsonl"))
         for key in ("raw_corpus", "rejected_rows", "segmented_steps"):
             fresh.report_runless_asset_event(dg.AssetMaterialization(key, partition="a.jsonl"))
-        requests, _ = scoring_requests(workspace, fresh)
+        requests, _ = scoring_requests(workspace, fresh, 0.0)
     assert "pool" in [request.tags["curation/stage"] for request in requests]
 
 

@@ -132,7 +132,7 @@ def test_a_mended_set_and_one_that_went_back_and_forth_are_asked_for(tmp_path: P
     keys = []
     for text in ("{}\n", other, first, other):
         path.write_text(text)
-        ((request,), _) = scoring_requests(made, instance)
+        ((request,), _) = scoring_requests(made, instance, 0.0)
         assert request.tags["curation/stage"] == "validation"
         keys.append(request.run_key)
         if text != "{}\n":
@@ -271,7 +271,7 @@ def test_a_set_that_is_gone_stops_no_sensor(tmp_path: Path, tiny_model: Path) ->
     made = configured(tmp_path, tiny_model)
     run(made)
     (tmp_path / "held_out.jsonl").unlink()
-    requests, reasons = scoring_requests(made, instance_of(made))
+    requests, reasons = scoring_requests(made, instance_of(made), 0.0)
     assert requests == []
     assert "not found. Correct its path in" in reasons[0]
 
