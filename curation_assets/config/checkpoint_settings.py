@@ -10,7 +10,7 @@ from curation_resources.scoring.spec import SOURCE_RADII, RadiusUnit
 from curation_resources.sections import Name, Section
 from curation_resources.training.recipe import PRESETS, Adapter, Likelihood, Normalise, Recipe, Schedule, recipe_of
 
-Preset = Literal["grace", "temp", "grape", "s2l", "less"]
+Preset = Literal["grace", "temp", "grape", "s2l", "less", "tagcos"]
 assert set(get_args(Preset)) == set(PRESETS)
 
 RELEASE = r"^[a-z][a-z0-9_]*@[1-9][0-9]*$"
@@ -28,7 +28,12 @@ class FineTuning(Section):
     learning_rate: float | None = Field(None, gt=0)
     schedule: Schedule | None = Field(None, description="learning-rate schedule: cosine, linear or constant")
     epochs: int | None = Field(None, ge=1)
-    max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps, regardless of epochs")
+    max_steps: int | None = Field(
+        None, ge=1, description="number of optimizer steps, if fewer than the epochs take; the schedule ends with them"
+    )
+    stop_after: int | None = Field(
+        None, ge=1, description="stop after this many optimizer steps, inside the schedule of all epochs (TAGCOS)"
+    )
     warmup_ratio: float | None = Field(
         None, ge=0, lt=1, description="share of the steps used for learning-rate warm-up"
     )

@@ -54,8 +54,9 @@ class Gradients(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the random signs")
     parity: Literal["paper", "as_coded"] = Field(
         "paper",
-        description="as_coded: put Adam's 1e-8 inside the root, as in LESS's released code, and compare spectra of "
-        "gradients of different shapes with equally many elements, as in the code of that paper",
+        description="as_coded: put Adam's 1e-8 inside the root and weigh checkpoints by the logged learning rates, as "
+        "in LESS's released code, and compare spectra of gradients of different shapes with equally many elements, as "
+        "in the code of that paper",
     )
 
     @model_validator(mode="after")
@@ -141,7 +142,8 @@ class Target(Section):
     template: Template = Field(
         "auto",
         description="auto: the tokenizer's chat template if it has one; plain: turns joined by newlines; "
-        "question_answer: GRAPE's `Question: {prompt} \\n Answer: {response}`",
+        "question_answer: GRAPE's `Question: {prompt} \\n Answer: {response}`; "
+        "alpaca: Stanford Alpaca's, as in Cherry LLM",
     )
     max_length: int | None = Field(None, ge=16, description="maximum length in tokens; default: the model's context")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -32,7 +32,7 @@ def run_key(workspace: Workspace, run: Run, evaluation: Evaluation) -> str:
     encoding = [target.template, target.max_length, target.dtype]
     files = [tokenizer_digest(folder, workspace.cache), processor_digest(folder, workspace.cache)]
     recipe = recipe_of_run(run, evaluation)
-    trained = None if recipe is None else [TRAINER_VERSION, vars(recipe), list(run.sample_ids)]
+    trained = None if recipe is None else [TRAINER_VERSION, recipe.facts(), list(run.sample_ids)]
     return digest("post_training", base_digest(workspace, target), files, encoding, trained)
 
 

@@ -1,4 +1,4 @@
-"""GraNd: norm of a sample's gradient early in training (docs/methods.md, "LESS, TAGCOS and GraNd")."""
+"""GraNd: norm of a sample's gradient early in training (docs/methods.md, "LESS, TAGCOS, GraNd and EL2N")."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """LESS and TAGCOS: gradients at the checkpoints of a training run (arXiv 2402.04333).
 
-See docs/methods.md, "LESS, TAGCOS and GraNd".
+See docs/methods.md, "LESS, TAGCOS, GraNd and EL2N".
 """
 
 from __future__ import annotations
@@ -96,41 +96,41 @@ def _tagcos(inputs: ScoreInputs, _section: TagcosScore) -> Scored:
 
 
 ANY = ("seed", "adapter")
-"""Hyper-parameters that may differ from LESS's recipe."""
+"""Hyper-parameters that may differ from the source's recipe."""
 
-LENGTH = ("epochs", "max_steps")
-"""Hyper-parameters that TAGCOS sets differently: 30 steps."""
-
-
-LESS_FRACTION = 0.05
-"""Share of the pool that LESS trains on."""
+FRACTION = 0.05
+"""Share of the pool that LESS and TAGCOS train on."""
 
 
 def _less_unfaithful(target: TargetFacts, _section: LessScore) -> Sequence[str]:
-    return _parts_from_source(target, ANY)
+    return _differences(target, "LESS", "epoch")
 
 
 def _tagcos_unfaithful(target: TargetFacts, _section: TagcosScore) -> Sequence[str]:
-    return _parts_from_source(target, (*ANY, *LENGTH))
+    return _differences(target, "TAGCOS", 10)
 
 
-def _parts_from_source(target: TargetFacts, free: Sequence[str]) -> list[str]:
-    """Return how a target's run and vectors deviate from LESS, apart from the names in `free`."""
-    if target.warmup is None:
-        return []
-    own, source = vars(target.warmup.recipe), vars(PRESETS["less"])
-    differ = [name for name in source if name not in free and own[name] != source[name]]
-    reasons = [f"the run is trained with {name} {own[name]} (LESS: {source[name]})" for name in differ]
+def _differences(target: TargetFacts, source: str, save_every: int | str) -> list[str]:
+    """Return how a target's run and vectors deviate from a source, whose preset has its name in lower case."""
     run = target.warmup
-    if run.release is None and run.fraction != LESS_FRACTION:
-        reasons.append(f"the run is trained on {run.fraction:g} of the pool (LESS: {LESS_FRACTION:g})")
-    if run.save_every != "epoch":
-        reasons.append(f"checkpoints are saved every {run.save_every} steps (LESS: every epoch)")
+    if run is None:
+        return []
+    own, wanted = vars(run.recipe), vars(PRESETS[source.lower()])
+    differ = [name for name in wanted if name not in ANY and own[name] != wanted[name]]
+    reasons = [f"the run is trained with {name} {own[name]} ({source}: {wanted[name]})" for name in differ]
+    if run.release is None and run.fraction != FRACTION:
+        reasons.append(f"the run is trained on {run.fraction:g} of the pool ({source}: {FRACTION:g})")
+    if run.save_every != save_every:
+        reasons.append(f"checkpoints are saved every {_interval(run.save_every)} ({source}: {_interval(save_every)})")
     if own["adapter"] != "lora":
         reasons.append("gradients are taken for all linear layers, not for an adapter")
     if target.gradient_dimension != 8192:
-        reasons.append(f"vectors have {target.gradient_dimension} numbers (LESS: 8192)")
+        reasons.append(f"vectors have {target.gradient_dimension} numbers ({source}: 8192)")
     return reasons
+
+
+def _interval(save_every: int | str | None) -> str:
+    return str(save_every) if save_every == "epoch" else f"{save_every} steps"
 
 
 METHODS = [

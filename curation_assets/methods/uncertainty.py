@@ -19,8 +19,8 @@ class UncertaintyScore(ScoreSection):
 
     parity: Literal["paper", "as_coded"] = Field(
         "paper",
-        description="as_coded: compute over the whole sequence, including the prompt, with margin and least "
-        "confidence of raw logits",
+        description="as_coded: compute over all positions of the sequence, including the prompt and the one after the "
+        "last token, with margin and least confidence of raw logits",
     )
 
 

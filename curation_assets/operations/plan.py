@@ -367,9 +367,9 @@ def _stored_rows(workspace: Workspace, target: Target, signal: SignalName) -> in
 
 
 def _passes(signals: Sequence[SignalName], lacking: pl.DataFrame, count: TokenCount) -> list[PassPlan]:
-    """Return the passes of a run: one for all signals together, plus one over responses alone if that is lacking."""
+    """Return the passes of a run: one for all signals together, plus those over responses alone that are lacking."""
     wanted = [signal for signal in signals if lacking.select(_lacks(signal).any()).item()]
-    together = tuple(signal for signal in wanted if signal != ALONE)
+    together = tuple(signal for signal in wanted if signal not in ALONE)
     passes = []
     if count.forward_tokens:
         rows = count.forward_rows
@@ -377,7 +377,8 @@ def _passes(signals: Sequence[SignalName], lacking: pl.DataFrame, count: TokenCo
     if count.alone_tokens:
         # In units of the whole sample's forward pass, assuming that cost is proportional to tokens.
         cost = count.alone_rows * count.alone_tokens / count.alone_length
-        passes.append(PassPlan("response alone", (ALONE,), count.alone_rows, count.alone_tokens, cost))
+        alone = tuple(signal for signal in wanted if signal in ALONE)
+        passes.append(PassPlan("response alone", alone, count.alone_rows, count.alone_tokens, cost))
     return passes
 
 

@@ -89,6 +89,11 @@ FORMULAS: dict[str, Formula] = {
         "3 m N F",
         lambda sizes: (sizes.inits * training(sizes.data), GRADIENT * sizes.inits * sizes.samples),
     ),
+    "el2n": Formula(
+        "m C(theta, D, 1)",
+        "m N F",
+        lambda sizes: (sizes.inits * training(sizes.data), sizes.inits * sizes.samples),
+    ),
     "perplexity": Formula(
         "C(theta_ref, D_ref, 1)", "N F_ref", lambda sizes: (training(sizes.reference_data), sizes.samples)
     ),
@@ -113,7 +118,7 @@ FORMULAS: dict[str, Formula] = {
     "spectra": Formula("0", "3 N F", lambda sizes: (0, GRADIENT * sizes.samples)),
     "random": Formula("0", "0", lambda _sizes: (0, 0)),
 }
-"""Formulas by method: those of Table 13, and GRACE, TEMP, IFD, spectra and Random in its units."""
+"""Formulas by method: those of Table 13, and GRACE, TEMP, IFD, EL2N, spectra and Random in its units."""
 
 PLAIN: dict[str, Formula] = {formula.scoring: formula for formula in map(FORMULAS.__getitem__, ("grape", "ifd"))}
 """Formulas without checkpoints, by the text of their cost."""

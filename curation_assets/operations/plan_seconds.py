@@ -38,8 +38,12 @@ BATCHES = 8
 
 SEED = 0
 
-ALONE: SignalName = "unconditional_likelihoods"
-"""The signal that needs a pass of its own, over the responses alone."""
+ALONE: tuple[SignalName, ...] = (
+    "unconditional_likelihoods",
+    "direct_answer_likelihoods",
+    "headed_answer_likelihoods",
+)
+"""Signals that each need a pass of their own, over the responses alone."""
 
 ROUNDING = timedelta(milliseconds=2)
 """Tolerance when comparing times: records store seconds to the millisecond."""
@@ -244,7 +248,7 @@ def mean_length(workspace: Workspace, target: Target) -> float | None:
     """Return the mean tokens of a sample run with its prompt, according to the stored signal with the most samples."""
     most: tuple[int, float] | None = None
     for signal in workspace.settings.measured_signals(target):
-        if signal == ALONE or signal_dir(workspace, target, signal) is None:
+        if signal in ALONE or signal_dir(workspace, target, signal) is None:
             continue
         stored = SignalStore.of(workspace, target, signal).scan()
         if stored is None:

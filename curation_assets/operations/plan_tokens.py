@@ -421,7 +421,8 @@ def _pass_counter(workspace: Workspace, target: Target, checkpoints: int) -> Cou
 
     def count(samples: Sequence[Sample], request: Request) -> Iterator[Counted]:
         for encoded in encoder.encode(samples):
-            yield (encoded.sample.sample_id, len(encoded), *_tokens_run(encoded, request, checkpoints, perturbation))
+            found = _tokens_run(encoder, encoded, request, checkpoints, perturbation)
+            yield (encoded.sample.sample_id, len(encoded), *found)
 
     return count
 
@@ -475,7 +476,7 @@ def _question_counter(spec: JudgeSpec) -> Counter:
 
 
 def _tokens_run(
-    encoded: Encoded, request: Request, checkpoints: int, perturbation: PerturbedRequest
+    encoder: Encoder, encoded: Encoded, request: Request, checkpoints: int, perturbation: PerturbedRequest
 ) -> tuple[int, int, int]:
     """Return the tokens run of a sample with the prompt, those of the response alone, and the backward passes."""
     from curation_resources.scoring.measuring import describe, narrowed  # noqa: PLC0415
@@ -487,10 +488,11 @@ def _tokens_run(
     # Values recorded by a training run are looked up, not computed.
     wanted = narrowed(replace(request, in_run=False), describe(encoded, 0))
     steps = len(describe(encoded, 0).segment_tokens)
-    there, back = _passes(replace(wanted.here, unconditional=False), steps)
+    there, back = _passes(replace(wanted.here, unconditional=False, direct=frozenset()), steps)
     there_on_the_way, back_on_the_way = _passes(wanted.on_the_way, steps)
     passes = there + wanted.base_likelihoods + checkpoints * there_on_the_way
     alone = encoded.response_tokens if wanted.unconditional else 0
+    alone += sum(len(encoder.direct_answer(encoded, prefix)[0]) for prefix in wanted.direct)
     return len(encoded) * passes + perturbed, alone, back + checkpoints * back_on_the_way
 
 

@@ -66,4 +66,5 @@ class Parts:
 
 def tokens_run(result: SampleSignals) -> int:
     """Return the tokens run through models for a sample, in all passes."""
-    return result.tokens + result.unconditional_tokens + result.backward_tokens + result.elsewhere_tokens
+    direct = sum(answer.tokens for answer in result.direct.values())
+    return result.tokens + result.unconditional_tokens + direct + result.backward_tokens + result.elsewhere_tokens

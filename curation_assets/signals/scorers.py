@@ -54,7 +54,8 @@ def model_scorer(workspace: Workspace, target: Target, device: str | None = None
         model, adapter = checkpoint.weights(workspace, base)
         folder = workspace.warehouse.local(checkpoint.folder)
         trajectory = tuple(step_folder(folder, step) for step in checkpoint.record["checkpoints"])
-        weights = trajectory_weights(checkpoint.record) if trajectory else ()
+        as_logged = target.gradients.parity == "as_coded"
+        weights = trajectory_weights(checkpoint.record, as_logged) if trajectory else ()
         trained_on = folder / TRAINED_ON
     engine, images = workspace.settings.engine, workspace.settings.corpus.images
     spec = PassSpec(

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,9 @@ from curation_resources.errors import UserError
 from curation_resources.progress import track
 from curation_resources.scoring.samples import Sample, without_nulls
 from curation_resources.storage.digests import digest
-from curation_resources.training.examples import steps_in_epoch, steps_of
+from curation_resources.training.examples import scheduled_steps, steps_of
 from curation_resources.training.files import INFLUENCE, RECORD, TRAINED_ON
+from curation_resources.training.recipe import Recipe
 from curation_resources.training.trainer import TrainingSpec, Trajectory, step_folder, train
 
 logger = logging.getLogger("curation")
@@ -314,7 +316,7 @@ def _train(workspace: Workspace, target: Target, training: Sequence[Sample], pla
             trained_weights(workspace, step_folder(place, step), recipe.adapter) for step in record.checkpoints
         ],
         "distance": _distances(workspace, target, place, record.checkpoints),
-        "recipe": vars(recipe),
+        "recipe": recipe.facts(),
         "base": target.model,
         "influence": None if record.influence is None else digest("influence", trained_on.to_dict(as_series=False)),
         "release": warmup.release,
@@ -335,19 +337,27 @@ def _trajectory(target: Target) -> Trajectory:
     return Trajectory(every=target.warmup.save_every or 0, optimizer=wants_moments(target))
 
 
-def trajectory_weights(record: Mapping[str, Any]) -> tuple[float, ...]:
-    """Return the weight of each intermediate checkpoint: the mean learning rate of its epoch, normalised to sum to 1.
+def trajectory_weights(record: Mapping[str, Any], as_logged: bool = False) -> tuple[float, ...]:
+    """Return the weight of each intermediate checkpoint, normalised to sum to 1.
 
-    LESS weighs checkpoints this way (arXiv 2402.04333, Definition 3.1).
+    It is the mean learning rate of the steps since the previous checkpoint: in LESS the mean rate of an epoch (arXiv
+    2402.04333, Definition 3.1), in TAGCOS of ten steps.
+
+    Args:
+        record: record of the training run.
+        as_logged: count for each step the rate that transformers' Trainer logs, as the released code does: the rate of
+            the next step.
     """
-    steps = steps_in_epoch(record["samples"], record["recipe"]["batch_size"])
-    rates = record["learning_rates"]
-    means = []
-    for step in record["checkpoints"]:
-        first = (step - 1) // steps * steps
-        epoch = rates[first : first + steps]
-        means.append(sum(epoch) / len(epoch))
+    rates: list[float] = record["learning_rates"]
+    if as_logged:
+        recipe = Recipe(**record["recipe"])
+        last = recipe.learning_rate * recipe.share_of_rate(len(rates), scheduled_steps(record["samples"], recipe))
+        rates = [*rates[1:], last]
+    means = [sum(rates[first:last]) / (last - first) for first, last in pairwise([0, *record["checkpoints"]])]
     total = sum(means)
+    if not total:
+        # A run of a single step logs a rate of 0.
+        return (1.0 / len(means),) * len(means)
     return tuple(mean / total for mean in means)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from curation_resources.scoring.results import GradientFeatures, Likelihoods, SequenceLikelihoods
-from curation_resources.scoring.samples import NON_FINITE, UNRUNNABLE, Pooling, Question, SampleSignals
+from curation_resources.scoring.samples import NON_FINITE, UNRUNNABLE, AnswerPrefix, Pooling, Question, SampleSignals
 
 HALF_MAXIMUM = float(np.finfo(np.float16).max)
 
@@ -123,6 +123,27 @@ def unconditional_likelihoods(results: Sequence[SampleSignals]) -> Rows:
                 "unconditional_nll": result.unconditional_nll,
                 "response_tokens": result.response_tokens,
                 "tokens": result.unconditional_tokens,
+                "flags": flags,
+            }
+        )
+    return rows
+
+
+def direct_answers(prefix: AnswerPrefix, results: Sequence[SampleSignals]) -> Rows:
+    """Return rows of the likelihood of the response as a text of its own."""
+    rows = []
+    for result in results:
+        found = result.direct.get(prefix)
+        flags = _flags_without_segments(result, found is None)
+        if found is None and not set(flags) & {*UNRUNNABLE, NON_FINITE}:
+            flags.append("single_token_response")
+        rows.append(
+            {
+                "sample_id": result.sample_id,
+                "direct_nll": None if found is None else found.nll,
+                "after_special": None if found is None else found.after_special,
+                "response_tokens": result.response_tokens,
+                "tokens": 0 if found is None else found.tokens,
                 "flags": flags,
             }
         )

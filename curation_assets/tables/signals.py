@@ -17,7 +17,7 @@ import polars as pl
 
 from curation_assets.tables import signal_rows as rows
 from curation_assets.tables.schema import RESPONSE_TOKENS, RUN_TOKENS, SAMPLE_ID, SIGNAL_FLAGS, Column, Table
-from curation_resources.scoring.samples import Pooling, SampleSignals
+from curation_resources.scoring.samples import AnswerPrefix, Pooling, SampleSignals
 
 Kind = Literal["language", "embedding", "reward", "judge"]
 """The kind of model behind a target: causal language model, embedding model, reward model or LLM judge."""
@@ -135,13 +135,14 @@ LIKELIHOODS = Table(
 
 SEQUENCE_LIKELIHOODS = _signal(
     "sequence_likelihoods",
-    "likelihood and uncertainty of each whole sequence: means over all tokens but the first, including prompt, "
-    "images and EOS; null if not measured",
+    "likelihood and uncertainty of each whole sequence, including prompt, images and EOS; null if not measured",
     {
-        "sequence_nll": _mean("negative log-likelihood", "nats"),
-        "sequence_entropy": _mean("entropy of the predicted distribution", "nats"),
-        "largest_logit": _mean("the largest logit"),
-        "logit_margin": _mean("the largest minus the second largest logit"),
+        "sequence_nll": _mean("negative log-likelihood, for all but the first", "nats"),
+        "sequence_entropy": _mean(
+            "entropy of the distribution predicted after each token, the last one included", "nats"
+        ),
+        "largest_logit": _mean("the largest logit after each"),
+        "logit_margin": _mean("the largest minus the second largest logit after each"),
     },
 )
 
@@ -191,6 +192,30 @@ UNCONDITIONAL_LIKELIHOODS = _signal(
 )
 
 
+def _direct_answers(name: str, how: str) -> Table:
+    """Return the table of a likelihood of each response as a text of its own."""
+    tokens = Column(pl.Int32, "tokens processed for this signal: the response and what precedes it", "tokens")
+    columns = {
+        "direct_nll": _mean("negative log-likelihood of the response; its first token counts if anything precedes it"),
+        "after_special": Column(
+            pl.Boolean, "whether the tokenizer put a special token (BOS) first; null if not measured", nullable=True
+        ),
+    }
+    return _signal(name, f"likelihood of each response as a text of its own, tokenized anew{how}", columns, tokens)
+
+
+DIRECT_ANSWER_LIKELIHOODS = _direct_answers("direct_answer_likelihoods", ": IFD as in Superfiltering's released code")
+HEADED_ANSWER_LIKELIHOODS = _direct_answers(
+    "headed_answer_likelihoods", " after `### Response:`: IFD as in Cherry LLM's released code"
+)
+
+ERROR_NORMS = _signal(
+    "error_norms",
+    "distance of each response's predictions from its tokens (EL2N)",
+    {"error_norm": _mean("norm of p - y, where y is 1 at the token and 0 elsewhere")},
+)
+
+
 def _embeddings(name: str, how: str) -> Table:
     vector = Column(
         pl.List(pl.Float16),
@@ -210,11 +235,11 @@ TEXT_EMBEDDINGS = _embeddings("text_embeddings", "prompt and response, encoded b
 
 LOSS_TRAJECTORIES = _signal(
     "loss_trajectories",
-    "mean NLL of each response at the intermediate checkpoints of the target's training run (S2L)",
+    "mean NLL of each response and EOS at the intermediate checkpoints of the target's training run (S2L)",
     {
         "losses": Column(
             pl.List(pl.Float32),
-            "mean NLL of the response at each checkpoint, ordered by training step; null if not measured",
+            "mean NLL of the response and EOS at each checkpoint, ordered by training step; null if not measured",
             "nats",
             nullable=True,
         )
@@ -316,7 +341,7 @@ def _features_along_a_run(name: str, of: str) -> Table:
             "scales": Column(pl.List(pl.Float32), "value of one unit of each vector [T]", nullable=True),
             "weights": Column(
                 pl.List(pl.Float32),
-                "weight of each checkpoint [T]: mean learning rate of its epoch, divided by the sum of these",
+                "weight of each checkpoint [T]: mean learning rate since the previous one, divided by the sum of these",
                 nullable=True,
             ),
         },
@@ -380,6 +405,11 @@ def _flag(field: str) -> Callable[[Any], Mapping[str, object]]:
     return lambda _target: {field: True}
 
 
+def _direct(prefix: AnswerPrefix) -> Callable[[Any], Mapping[str, object]]:
+    """Return a request for the likelihood of responses as texts of their own."""
+    return lambda _target: {"direct": frozenset({prefix})}
+
+
 def _proxy(field: str) -> Callable[[Any], Mapping[str, object]]:
     """Return a request for Gram matrices under the target's proxy."""
     return lambda target: {
@@ -424,9 +454,23 @@ _DECLARED = (
         "sequence_nll",
         rows.means(lambda result: result.sequence_likelihoods),
         _flag("sequence_likelihoods"),
+        version=2,
     ),
     Signal(TOKEN_LIKELIHOODS, "log_likelihoods", rows.token_likelihoods, _flag("token_likelihoods")),
     Signal(UNCONDITIONAL_LIKELIHOODS, "unconditional_nll", rows.unconditional_likelihoods, _flag("unconditional")),
+    Signal(DIRECT_ANSWER_LIKELIHOODS, "direct_nll", partial(rows.direct_answers, ""), _direct("")),
+    Signal(
+        HEADED_ANSWER_LIKELIHOODS,
+        "direct_nll",
+        partial(rows.direct_answers, "### Response:"),
+        _direct("### Response:"),
+    ),
+    Signal(
+        ERROR_NORMS,
+        "error_norm",
+        partial(rows.elsewhere, "error_norm", lambda result: result.error_norm),
+        _flag("error_norms"),
+    ),
     _embedding(EMBEDDINGS_MEAN, "mean", version=2),
     _embedding(EMBEDDINGS_LAST, "last", version=2),
     _embedding(EMBEDDINGS_POSITION_WEIGHTED, "position_weighted", version=2),
@@ -436,6 +480,7 @@ _DECLARED = (
         "losses",
         partial(rows.elsewhere, "losses", lambda result: result.trajectory),
         _flag("trajectory"),
+        version=2,
         checkpoint="trajectory",
     ),
     Signal(
@@ -475,6 +520,7 @@ _DECLARED = (
         "features",
         rows.of_gradients(partial(rows.along, lambda result: result.trajectory_features)),
         _vectors("trajectory_features"),
+        version=2,
         checkpoint="trajectory",
         projected=True,
     ),
@@ -483,6 +529,7 @@ _DECLARED = (
         "features",
         rows.of_gradients(partial(rows.along, lambda result: result.trajectory_adam_features)),
         _vectors("trajectory_adam_features"),
+        version=2,
         checkpoint="trajectory",
         projected=True,
     ),

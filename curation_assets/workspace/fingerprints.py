@@ -122,7 +122,7 @@ def recipe_key(workspace: Workspace, target: Target) -> str:
     # Releases are immutable, so the name identifies the content.
     trained_on = str(run.fraction) if run.release is None else run.release
     start = None if run.start is None else warmup_key(workspace, workspace.settings.target(run.start))
-    recipe = [vars(run.recipe()), trained_on, run.save_every, start, *([run.generation] if run.generation else [])]
+    recipe = [run.recipe().facts(), trained_on, run.save_every, start, *([run.generation] if run.generation else [])]
     if run.influence:
         held_out = [workspace.settings.validation_set(name) for name in run.influence]
         recipe.append(digest([wanted_validation(workspace, one) for one in held_out]))
@@ -323,9 +323,11 @@ def gradient_facts(target: Target, signal: SignalName) -> object:
     """Return the settings in a target's section `gradients` that a signal depends on; None if it depends on none."""
     projected = signal in PROXY_SIGNALS and target.proxy == "projected"
     if signal in FEATURE_SIGNALS or projected:
-        inside = signal == "adam_feature_trajectories" and target.gradients.parity == "as_coded"
+        # Adam's epsilon, and the weights of checkpoints.
+        as_coded = SIGNALS[signal].checkpoint == "trajectory" and target.gradients.parity == "as_coded"
         sketch = target.gradients
-        return [gradient_weights(target), sketch.projection, sketch.dimension, sketch.seed, inside]
+        along = not projected and as_coded
+        return [gradient_weights(target), sketch.projection, sketch.dimension, sketch.seed, along]
     if signal == "gradient_spectra" and target.gradients.parity == "as_coded":
         return "flattened cosines"
     return gradient_weights(target) if signal == "gradient_norms" else None

@@ -35,12 +35,13 @@ def section_of(method: Method, **options: Any) -> ScoreSection:
 
 
 def choices_of(method: Method) -> list[dict[str, Any]]:
-    """The defaults, and every other value of each parameter that is a choice."""
+    """The defaults, every other value of each parameter that is a choice, and all of these together."""
     found: list[dict[str, Any]] = [{}]
     for name, parameter in method.section.model_fields.items():
         choices = get_args(parameter.annotation) if get_origin(parameter.annotation) is Literal else ()
         found += [{name: choice} for choice in choices if choice not in (parameter.default, method.name)]
-    return found
+    last = {name: choice for options in found for name, choice in options.items()}
+    return found if last in found else [*found, last]
 
 
 every_choice = pytest.mark.parametrize(
@@ -91,6 +92,8 @@ def signal_rows(signal: SignalName, rng: random.Random, ids: list[str]) -> pl.Da
             "base_nll": 4.0 + k / 10,
             "first_nll": rng.random(),
             "unconditional_nll": 4.0 + rng.random(),
+            "direct_nll": 4.5,
+            "after_special": False,
             "response_tokens": rng.randint(2, 50),
             "tokens": rng.randint(50, 90),
             "flags": ["no_answer"] if last else [],
@@ -311,11 +314,16 @@ def test_ifd_is_a_ratio_over_the_same_tokens_and_null_outside_its_range(formula:
     ids = list(alone)
     likelihoods = pl.DataFrame({"sample_id": ids, "mean_nll": [2.0] * 4, "first_nll": [3.0] * 4, "response_tokens": 3})
     unconditional = [None if nll is None else sum(nll) / 2 for nll in alone.values()]
-    second = pl.DataFrame({"sample_id": ids, "unconditional_nll": unconditional})
+    column = "unconditional_nll" if parity == "paper" else "direct_nll"
+    second = pl.DataFrame({"sample_id": ids, column: unconditional})
     section = METHODS["ifd"].section.model_validate(
         {"name": "m", "target": "t", "method": "ifd", "formula": formula, "parity": parity}
     )
-    given = ScoreInputs(facts(random.Random(0), ids), {"likelihoods": likelihoods, "unconditional_likelihoods": second})
+    first, other = METHODS["ifd"].signals(section)
+    headed = formula == "loss_ratio"
+    as_coded = "headed_answer_likelihoods" if headed else "direct_answer_likelihoods"
+    assert other == ("unconditional_likelihoods" if parity == "paper" else as_coded)
+    given = ScoreInputs(facts(random.Random(0), ids), {first: likelihoods, other: second})
     found = dict(METHODS["ifd"].score(given, section).values.iter_rows())
     for name, nll in alone.items():
         if nll is None:

@@ -376,7 +376,7 @@ def test_the_encoder_of_a_plan_is_that_of_a_run(workspace: Workspace) -> None:
     target = workspace.settings.targets[0]
     planned = make_encoder(workspace, target)
     real = make_pass(model_scorer(workspace, target).spec, "cpu").encoder
-    for name in ("max_length", "vocabulary", "chat", "question_answer", "limits"):
+    for name in ("max_length", "vocabulary", "chat", "question_answer", "alpaca", "limits"):
         assert getattr(planned, name) == getattr(real, name), name
 
 

@@ -1,4 +1,4 @@
-"""Gradients through the pipeline: LESS, TAGCOS and GraNd on a run that keeps Adam's moments."""
+"""Gradients through the pipeline: LESS, TAGCOS, GraNd and EL2N on a run that keeps Adam's moments."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_less_tagcos_and_grand(tmp_path: Path, tiny_model: Path, adapter: str) -
     for number, step in enumerate(steps):
         own = step_folder(folder, step)
         at = PassSpec(tiny_model, own) if adapter == "lora" else PassSpec(own)
-        for result in make_pass(at, "cpu").measure(samples, Request(adam_features=spec)):
+        for result in make_pass(at, "cpu").measure(samples, Request(adam_features=spec, with_eos=True)):
             row = features[result.sample_id]
             assert result.adam_features is not None
             off = np.abs(np.array(row["features"][number]) - result.adam_features.values.astype(int))

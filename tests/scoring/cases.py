@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ ALL_SIGNALS = Request(
     embeddings=frozenset(("mean", "last", "position_weighted")),
     token_likelihoods=True,
     unconditional=True,
+    direct=frozenset(("", "### Response:")),
+    error_norms=True,
     prefix_losses=PrefixWindows((4, 100, 1000)),
 )
 
@@ -127,6 +129,7 @@ class NaiveStatistics:
     embeddings: dict[str, np.ndarray]
     token_nll: list[float]
     unconditional_nll: float | None
+    error_norm: float
     prefix_nll: dict[int, float]
 
 
@@ -135,7 +138,7 @@ def naive_statistics(checkpoint: Checkpoint, encoded: Encoded) -> NaiveStatistic
     with torch.no_grad():
         hidden = checkpoint.decoder(input_ids=torch.tensor([encoded.input_ids])).last_hidden_state[0].double()
     losses: dict[int, float] = {}
-    response: dict[str, list[float]] = {"nll": [], "entropy": [], "least_confidence": [], "margin": []}
+    response: dict[str, list[float]] = {"nll": [], "entropy": [], "least_confidence": [], "margin": [], "error": []}
     end = encoded.prompt_tokens + encoded.response_tokens
     for position in range(max(1, encoded.prompt_tokens), len(encoded)):
         p = F.softmax(checkpoint.head.weight.double() @ hidden[position - 1], dim=0)
@@ -146,6 +149,8 @@ def naive_statistics(checkpoint: Checkpoint, encoded: Encoded) -> NaiveStatistic
             response["entropy"].append(-sum(x * float(np.log(x)) for x in ordered if x > 0))
             response["least_confidence"].append(1 - ordered[0])
             response["margin"].append(ordered[0] - ordered[1])
+            target = F.one_hot(torch.tensor(encoded.input_ids[position]), len(p))
+            response["error"].append(float((p - target).norm()))
     windows = list(losses.values())
     states = hidden.numpy()
     weights = np.arange(1, len(states) + 1) / sum(range(1, len(states) + 1))
@@ -171,23 +176,25 @@ def naive_statistics(checkpoint: Checkpoint, encoded: Encoded) -> NaiveStatistic
         },
         token_nll=response["nll"],
         unconditional_nll=_naive_unconditional(checkpoint, encoded.input_ids[encoded.prompt_tokens : end]),
+        error_norm=float(np.mean(response["error"])),
         prefix_nll=naive_prefix_losses(losses, encoded, PrefixWindows((4, 100, 1000))),
     )
 
 
 def _naive_sequence(checkpoint: Checkpoint, encoded: Encoded, hidden: Tensor) -> dict[str, float]:
-    """Means over every token but the first, one after another."""
+    """The loss of every token but the first, and the uncertainty after every token, one after another."""
     found: dict[str, list[float]] = {
         "sequence_nll": [],
         "sequence_entropy": [],
         "largest_logit": [],
         "logit_margin": [],
     }
-    for position in range(1, len(encoded)):
-        logits = checkpoint.head.weight.double() @ hidden[position - 1]
+    for position in range(len(encoded)):
+        logits = checkpoint.head.weight.double() @ hidden[position]
         p = F.softmax(logits, dim=0)
         ordered = sorted(logits.tolist(), reverse=True)
-        found["sequence_nll"].append(-float(p[encoded.input_ids[position]].log()))
+        if position + 1 < len(encoded):
+            found["sequence_nll"].append(-float(p[encoded.input_ids[position + 1]].log()))
         found["sequence_entropy"].append(-sum(x * float(np.log(x)) for x in p.tolist() if x > 0))
         found["largest_logit"].append(ordered[0])
         found["logit_margin"].append(ordered[0] - ordered[1])
@@ -203,6 +210,15 @@ def _naive_unconditional(checkpoint: Checkpoint, ids: list[int]) -> float | None
         p = F.softmax(checkpoint.head.weight.double() @ hidden, dim=0)
         losses.append(-float(p[ids[position]].log()))
     return float(np.mean(losses)) if losses else None
+
+
+def naive_direct_answer(checkpoint: Checkpoint, response: str, prefix: str) -> float:
+    """Mean NLL of a response's tokens as a text of its own, as transformers computes it from labels."""
+    ids = checkpoint.tokenizer(prefix + response, return_tensors="pt").input_ids
+    labels = ids.clone()
+    labels[:, : len(checkpoint.tokenizer(prefix).input_ids)] = -100
+    with torch.no_grad():
+        return float(checkpoint.model(input_ids=ids, labels=labels).loss)
 
 
 def naive_prefix_losses(losses: dict[int, float], encoded: Encoded, windows: PrefixWindows) -> dict[int, float]:
@@ -232,6 +248,7 @@ def assert_same_signals(found: SampleSignals, expected: SampleSignals) -> None:
         "sequence_likelihoods",
         "token_nll",
         "unconditional_nll",
+        "error_norm",
         "prefix_nll",
     )
     for name in measured:
@@ -242,6 +259,10 @@ def assert_same_signals(found: SampleSignals, expected: SampleSignals) -> None:
             for first, second in zip(*map(_columns, numbers), strict=True):
                 scale = float(np.abs(second).max(initial=0.0))
                 np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-5 * scale, err_msg=name)
+    assert found.direct.keys() == expected.direct.keys()
+    for prefix, answer in found.direct.items():
+        assert replace(answer, nll=expected.direct[prefix].nll) == expected.direct[prefix]
+        np.testing.assert_allclose(answer.nll, expected.direct[prefix].nll, rtol=1e-5)
     assert found.embeddings.keys() == expected.embeddings.keys()
     for pooling, vector in found.embeddings.items():
         scale = float(np.abs(expected.embeddings[pooling]).max())

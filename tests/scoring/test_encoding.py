@@ -198,3 +198,15 @@ def test_similar_lengths_run_together(real_data: Path) -> None:
     lines = (real_data / "gsm8k" / "train.jsonl").read_bytes().splitlines()
     lengths = [len(row["question"]) + len(row["answer"]) for row in map(orjson.loads, lines)]
     assert padding_fraction(lengths, plan_batches(lengths, 16384)) < 0.05
+
+
+def test_alpacas_prompt_ends_where_the_response_begins() -> None:
+    tokenizer = byte_tokenizer()
+    sample = Sample("s", [{"role": "user", "content": "How {many}?"}], " 4")
+    (encoded,) = Encoder(tokenizer, "alpaca", 500).encode([sample])
+    prompt = (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nHow {many}?\n\n### Response:"
+    )
+    assert tokenizer.decode(encoded.input_ids) == f"{prompt} 4<eos>"
+    assert encoded.prompt_tokens == len(prompt)

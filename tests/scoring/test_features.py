@@ -152,6 +152,19 @@ def test_those_of_an_adapter_are_those_of_its_own_two_matrices(tmp_path: Path, c
         assert result.gradient_norm == pytest.approx(norm, rel=1e-4)
 
 
+def test_eos_counts_in_the_loss_where_it_is_requested(tmp_path: Path) -> None:
+    checkpoint = with_adapter(tmp_path)
+    batch = encoded_samples(checkpoint, 4)
+    # One of them was cut before its EOS.
+    batch[1] = replace(batch[1], input_ids=batch[1].input_ids[:-1], segment_of_token=batch[1].segment_of_token[:-1])
+    found = measured(checkpoint, batch, Request(features=SPEC, with_eos=True))
+    for number, (encoded, result) in enumerate(zip(batch, found, strict=True)):
+        last = encoded.prompt_tokens + encoded.response_tokens
+        assert len(encoded) == last + (number != 1)
+        places = [*range(max(1, encoded.prompt_tokens), len(encoded))]
+        assert_is(result.features, sketched(checkpoint, gradients_of_adapter(checkpoint, encoded, places), SPEC))
+
+
 def test_of_experts_only_an_adapters_gradients_are_known(tmp_path: Path) -> None:
     plain = made(tmp_path / "moe", "qwen2_moe")
     with pytest.raises(GradientError, match=r"gradients of .*experts\..* are not supported, .* not of linear layers"):

@@ -22,11 +22,13 @@ from curation_resources.scoring.forward import ForwardPass, OutOfMemoryError
 from curation_resources.scoring.head import Head, StreamedHead
 from curation_resources.scoring.loading import Checkpoint, load_checkpoint
 from curation_resources.scoring.samples import Encoded, PrefixWindows, Request, Sample, SampleSignals, Segment
+from tests.models import byte_tokenizer_with
 from tests.scoring.cases import (
     ALL_SIGNALS,
     assert_same_signals,
     autograd_gradients,
     make_sample,
+    naive_direct_answer,
     naive_gradients,
     naive_statistics,
     packed,
@@ -86,10 +88,53 @@ def test_every_statistic_equals_the_naive_loop(checkpoint: Checkpoint, encoder: 
             np.testing.assert_allclose(vector, twin.embeddings[pooling], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(np.asarray(result.token_nll), twin.token_nll, rtol=1e-4, atol=1e-6)
         assert result.unconditional_nll == pytest.approx(twin.unconditional_nll, rel=1e-4)
+        assert result.error_norm == pytest.approx(twin.error_norm, rel=1e-5)
+        for prefix, answer in result.direct.items():
+            assert answer.nll == pytest.approx(naive_direct_answer(checkpoint, item.sample.response, prefix), rel=1e-4)
+            assert answer.tokens == item.response_tokens + len(prefix)
+            assert not answer.after_special
         assert result.prefix_nll == pytest.approx(twin.prefix_nll, rel=1e-4)
         assert result.unconditional_tokens == item.response_tokens
         assert result.tokens == len(item)
         assert result.response_tokens == item.response_tokens
+
+
+def test_error_norms_of_confident_predictions_do_not_cancel(checkpoint: Checkpoint) -> None:
+    weight = checkpoint.head.weight
+    hidden = 60.0 * weight[[5, 9, 9]] / weight[[5, 9, 9]].norm(dim=1, keepdim=True) ** 2
+    for cap in (None, 90.0):
+        head = StreamedHead(replace(checkpoint.head, soft_cap=cap))
+        targets = torch.tensor([5, 9, 7])
+        found, _ = head.run(hidden, targets, (), statistics=True, uncertainty=False, error_norms=True)
+        logits = weight.double() @ hidden.double().T
+        logits = cap * torch.tanh(logits / cap) if cap else logits
+        p = torch.softmax(logits.T, dim=1)
+        others = p.clone()
+        others[torch.arange(3), targets] = 0.0
+        error = torch.sqrt(others.square().sum(dim=1) + others.sum(dim=1) ** 2)
+        assert error.min() < 1e-6 < error.max()
+        assert found.error_norm is not None
+        torch.testing.assert_close(found.error_norm.double(), error, rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_direct_answer_follows_the_tokenizer(tiny_model: Path, bos: bool) -> None:
+    checkpoint = load_checkpoint(tiny_model, device="cpu")
+    tokenizer = byte_tokenizer_with([], "", bos=bos)
+    checkpoint = replace(checkpoint, tokenizer=tokenizer)
+    encoder = Encoder(tokenizer, "alpaca", 200)
+    samples = [make_sample(["one two three"], "4", name="a"), make_sample(["more"], "5", "Why? " * 11, name="b")]
+    results = ForwardPass(checkpoint, encoder).measure(samples, Request(direct=frozenset({"", "### Response:"})))
+    for sample, result, encoded in zip(samples, results, encoder.encode(samples), strict=True):
+        for prefix, answer in result.direct.items():
+            ids = tokenizer(prefix + sample.response).input_ids
+            # As long as beside the prompt; without a prompt, the first token is not counted.
+            room = 200 - encoded.prompt_tokens + max(1, len(prefix) + bos)
+            kept = str(tokenizer.decode(ids[bos:room]))[len(prefix) :]
+            assert answer.after_special == bos
+            assert answer.tokens == min(len(ids), room)
+            assert answer.nll == pytest.approx(naive_direct_answer(checkpoint, kept, prefix), rel=1e-4)
+    assert results[1].direct[""].tokens < len(tokenizer(samples[1].response).input_ids)
 
 
 def test_eos_counts_in_the_windows_and_nowhere_else(checkpoint: Checkpoint, encoder: Encoder) -> None:
@@ -110,6 +155,9 @@ SINGLE = [
     Request(embeddings=frozenset({"last", "position_weighted"})),
     Request(token_likelihoods=True),
     Request(unconditional=True),
+    Request(direct=frozenset({""})),
+    Request(direct=frozenset({"### Response:"}), likelihoods=True),
+    Request(error_norms=True),
     Request(prefix_losses=PrefixWindows((4, 100, 1000))),
 ]
 
@@ -138,6 +186,8 @@ def test_a_signal_alone_is_what_it_is_among_all(checkpoint: Checkpoint, encoder:
         assert alone.embeddings.keys() == request_.embeddings
         assert (alone.token_nll is None) == (not request_.token_likelihoods)
         assert (alone.unconditional_nll is None) == (not request_.unconditional)
+        assert alone.direct.keys() == request_.direct
+        assert (alone.error_norm is None) == (not request_.error_norms)
         assert (alone.prefix_nll is None) == (request_.prefix_losses is None)
         expected = replace(
             among,
@@ -149,6 +199,8 @@ def test_a_signal_alone_is_what_it_is_among_all(checkpoint: Checkpoint, encoder:
             embeddings={pooling: among.embeddings[pooling] for pooling in request_.embeddings},
             token_nll=among.token_nll if request_.token_likelihoods else None,
             unconditional_nll=among.unconditional_nll if request_.unconditional else None,
+            direct={prefix: among.direct[prefix] for prefix in request_.direct},
+            error_norm=among.error_norm if request_.error_norms else None,
             prefix_flags=among.prefix_flags if request_.prefix_losses else [],
             prefix_nll=among.prefix_nll if request_.prefix_losses else None,
         )

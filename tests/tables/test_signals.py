@@ -17,7 +17,7 @@ from curation_assets.signals.store import SignalStore
 from curation_assets.tables.signals import SIGNALS, SignalName
 from curation_resources.scoring.gradient_spec import FeatureSpec
 from curation_resources.scoring.results import GradientFeatures, Likelihoods, StepGradients
-from curation_resources.scoring.samples import PerturbedSignals, Pooling, Request, SampleSignals
+from curation_resources.scoring.samples import AnswerPrefix, PerturbedSignals, Pooling, Request, SampleSignals
 from curation_resources.storage.warehouse import Warehouse
 
 MEASURED = SampleSignals(
@@ -172,6 +172,8 @@ def test_a_request_asks_for_nothing_but_the_signals() -> None:
         embeddings=frozenset(get_args(Pooling)),
         token_likelihoods=True,
         unconditional=True,
+        direct=frozenset(get_args(AnswerPrefix)),
+        error_norms=True,
         trajectory=True,
         trajectory_gradients="lm_head",
         base_likelihoods=True,

@@ -27,7 +27,14 @@ from curation_resources.scoring.encoding import Encoder
 from curation_resources.scoring.loading import encoding_parts
 from curation_resources.scoring.samples import Encoded
 from curation_resources.storage.digests import hash_file
-from curation_resources.training.examples import LossWeights, TrainingError, make_examples, order_of_epoch, steps_of
+from curation_resources.training.examples import (
+    LossWeights,
+    TrainingError,
+    make_examples,
+    order_of_epoch,
+    scheduled_steps,
+    steps_of,
+)
 from curation_resources.training.loop import Loop
 from curation_resources.training.recipe import PRESETS, Recipe, recipe_of
 from curation_resources.training.saving import save_checkpoint
@@ -169,6 +176,31 @@ def test_the_learning_rate_is_transformers_own(tiny_model: Path, tmp_path: Path,
         optimizer.step()
         theirs.step()
     assert record.learning_rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_a_run_may_stop_inside_its_schedule(tiny_model: Path, tmp_path: Path, schedule: Any) -> None:
+    recipe = replace(FULL, schedule=schedule, warmup_ratio=0.3)
+    whole = run(tiny_model, tmp_path / "whole", recipe)
+    part = run(tiny_model, tmp_path / "part", replace(recipe, stop_after=3))
+    assert part.steps == 3 < whole.steps
+    assert part.learning_rates == whole.learning_rates[:3]
+    assert part.losses == whole.losses[:3]
+    # `max_steps` ends the schedule too.
+    assert run(tiny_model, tmp_path / "short", replace(recipe, max_steps=3)).learning_rates != part.learning_rates
+    rates = [recipe.learning_rate * recipe.share_of_rate(step, whole.steps) for step in range(whole.steps)]
+    assert whole.learning_rates == pytest.approx(rates)
+
+
+def test_tagcos_stops_while_the_rate_rises() -> None:
+    # 5 % of a million samples: 391 steps an epoch.
+    steps = scheduled_steps(50_000, PRESETS["tagcos"])
+    assert (steps_of(50_000, PRESETS["tagcos"]), steps) == (30, 1564)
+    rising = [PRESETS["tagcos"].share_of_rate(step, steps) for step in range(31)]
+    assert rising == sorted(rising)
+    assert 1.0e-5 < PRESETS["tagcos"].learning_rate * rising[30] < 1.3e-5
+    assert "stop_after" not in Recipe().facts()
+    assert PRESETS["tagcos"].facts() == {**PRESETS["less"].facts(), "stop_after": 30}
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])

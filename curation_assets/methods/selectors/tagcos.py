@@ -1,6 +1,6 @@
 """TAGCOS's selection: clusters of gradient features; each contributes the few that sum to its centroid.
 
-See docs/methods.md, "LESS, TAGCOS and GraNd".
+See docs/methods.md, "LESS, TAGCOS, GraNd and EL2N".
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ def matching_pursuit(rows: Matrix, aim: NDArray[np.float64], most: int) -> Posit
     scale = float(np.linalg.norm(aim))
     picked: list[int] = []
     residual = aim
+    weights: NDArray[np.float64]
     for _ in range(most):
         if scale == 0.0 or float(np.linalg.norm(residual)) / scale < TOLERANCE:
             break
@@ -108,7 +109,7 @@ def matching_pursuit(rows: Matrix, aim: NDArray[np.float64], most: int) -> Posit
             square = float(rows[best] @ rows[best])
             if not square:
                 return np.empty(0, dtype=np.int64)
-            weights = np.array([agreement[best] / square])
+            weights = np.array([agreement[best] / square], dtype=np.float64)
         else:
             weights = _weights(rows[picked], aim)
             while weights.min() < 0.0:
@@ -124,8 +125,7 @@ def matching_pursuit(rows: Matrix, aim: NDArray[np.float64], most: int) -> Posit
 def _weights(rows: Matrix, aim: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the weights of rows whose sum approximates an aim, with a ridge."""
     gram = rows @ rows.T + LAMBDA * np.eye(len(rows))
-    weights: NDArray[np.float64] = np.linalg.solve(gram, rows @ aim)
-    return weights
+    return np.asarray(np.linalg.solve(gram, rows @ aim), dtype=np.float64)
 
 
 class Tagcos(SelectorSection):

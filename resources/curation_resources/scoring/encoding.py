@@ -27,6 +27,13 @@ LONGEST_OPENING = 40
 LONGEST_REASON = 200
 """Characters of a chat template's refusal that are kept."""
 
+
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{}\n\n### Response:"
+)
+"""Stanford Alpaca's prompt for an instruction without input; the response follows directly."""
+
 PROBE = "probe"
 """A turn for testing whether a chat template reads contents as text or as parts."""
 
@@ -65,7 +72,8 @@ class Encoder:
         template: `auto` uses the chat template of the processor or tokenizer if there is one, else `plain`, which joins
             the turns' contents and the response with newlines. `question_answer` is the GRAPE paper's (arXiv
             2502.04194):
-            `Question: {prompt} \n Answer: {response}`, turns joined by newlines.
+            `Question: {prompt} \n Answer: {response}`, turns joined by newlines. `alpaca` is Stanford Alpaca's for an
+            instruction without input, which Cherry LLM uses (arXiv 2308.12032), turns joined by blank lines.
         max_length: longest sequence in tokens; longer ones are truncated on the right.
         processor: the model's processor; without one, samples with images cannot be run.
         vocabulary: rows of the model's input embedding; token ids beyond them are flagged.
@@ -93,6 +101,7 @@ class Encoder:
         self.processor = processor
         self.chat = template == "chat" or (template == "auto" and chat_template is not None)
         self.question_answer = template == "question_answer"
+        self.alpaca = template == "alpaca"
         self.max_length = max_length
         self.vocabulary = vocabulary
         self.limits = limits or ImageLimits()
@@ -119,6 +128,8 @@ class Encoder:
         lines = [{"role": turn["role"], "content": turn_text(turn)} for turn in lines]
         if self.question_answer:
             return "Question: " + "\n".join(turn["content"] for turn in lines) + " \n Answer: "
+        if self.alpaca:
+            return ALPACA.format("\n\n".join(turn["content"] for turn in lines))
         return "".join(turn["content"] + "\n" for turn in lines)
 
     def encode(self, samples: Sequence[Sample]) -> list[Encoded]:
@@ -146,6 +157,29 @@ class Encoder:
         for position, encoded in self._texts(samples, texts):
             results[position] = encoded
         return [encoded for encoded in results if encoded is not None]
+
+    def direct_answer(self, encoded: Encoded, prefix: str) -> tuple[Encoded, bool]:
+        """Return the response of an encoded sample as a text of its own, and whether a special token (BOS) precedes it.
+
+        It is tokenized anew, without EOS. Special tokens that the tokenizer adds to any text and a prefix take the
+        place of the prompt. Without either, nothing predicts the first token. Truncation leaves as many tokens as
+        beside the prompt.
+        """
+        text = prefix + encoded.sample.response
+        ids = self._own_tokens(text)
+        special = len(ids) - len(self._own_tokens(text, special=False))
+        first = len(self._own_tokens(prefix)) if prefix else special
+        kept = ids[: max(0, self.max_length - encoded.prompt_tokens) + max(1, first)]
+        answer = Encoded(encoded.sample, kept, first, max(0, len(kept) - first), [-1] * len(kept))
+        return answer, special > 0
+
+    def _own_tokens(self, text: str, special: bool = True) -> list[int]:
+        """Return a text's tokens, with the tokenizer's special tokens except a final EOS."""
+        found = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+        ids, offsets = list(found["input_ids"]), found["offset_mapping"]
+        if ids and special and ids[-1] == self.tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]:
+            ids.pop()
+        return ids
 
     def _checked_prompt(self, sample: Sample) -> str:
         """Return the rendered prompt if the model can process the sample.

@@ -67,9 +67,13 @@ def reaches(batch: Sequence[Encoded]) -> list[int]:
     return [encoded.prompt_tokens + encoded.response_tokens - 1 for encoded in batch]
 
 
-def response_labels(batch: Sequence[Encoded], device: torch.device) -> ResponseLabels:
-    """Return labels of the responses' tokens without EOS; the first token of a sequence has no prediction."""
-    spans = [range(max(1, one.prompt_tokens), reach + 1) for one, reach in zip(batch, reaches(batch), strict=True)]
+def response_labels(batch: Sequence[Encoded], device: torch.device, with_eos: bool = False) -> ResponseLabels:
+    """Return labels of the responses' tokens, and of EOS if requested and not cut off.
+
+    The first token of a sequence has no prediction.
+    """
+    ends = map(len, batch) if with_eos else (reach + 1 for reach in reaches(batch))
+    spans = [range(max(1, one.prompt_tokens), end) for one, end in zip(batch, ends, strict=True)]
     return _labels(batch, spans, device)
 
 

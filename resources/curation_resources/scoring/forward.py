@@ -134,7 +134,11 @@ class ForwardPass:
             f"sample {described[0].sample_id} of {len(encoded[0])} tokens does not fit into the memory of "
             f"{self.checkpoint.device}. Lower the target's max_length, or use a smaller dtype or head_memory."
         )
-        measure = partial(measure_batch, self.checkpoint, self._head, self._gradients, encoded, described, request)
+        measure = partial(
+            measure_batch,
+            *(self.checkpoint, self._head, self._gradients, encoded, described, request),
+            direct_answer=self.encoder.direct_answer,
+        )
         return attempted(measure, self.checkpoint.device, alone if len(batch) == 1 else None)
 
 

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from curation_resources.scoring.attention_layers import AttentionError
-from curation_resources.scoring.factors import GradientError, Taker, backward, reaches, segment_labels
+from curation_resources.scoring.factors import (
+    GradientError,
+    ResponseLabels,
+    Taker,
+    backward,
+    reaches,
+    response_labels,
+    segment_labels,
+)
 from curation_resources.scoring.features import Block, FeaturesOfBatch, NormsOfBatch, Sketch, quantised
 from curation_resources.scoring.gradient_spec import FeatureSpec, GradientWeights
 from curation_resources.scoring.gram_of_steps import add_step_gradients
@@ -72,7 +80,10 @@ class GradientPass:
             GradientError: the requested gradients are not available for this model or checkpoint.
         """
         takers = self._takers(batch, request)
-        added = self._of_responses(batch, results, takers) if takers else [_copy_of(result) for result in results]
+        added = [_copy_of(result) for result in results]
+        if takers:
+            labels = response_labels(batch, self.checkpoint.device, request.with_eos)
+            added = self._of_responses(batch, results, takers, labels)
         if request.step_features is not None:
             most = len(batch) * max(len(encoded) for encoded in batch)
             for encoded, result in zip(batch, added, strict=True):
@@ -81,9 +92,13 @@ class GradientPass:
         return added
 
     def _of_responses(
-        self, batch: Sequence[Encoded], results: Sequence[SampleSignals], made: list[tuple[Taker, Add]]
+        self,
+        batch: Sequence[Encoded],
+        results: Sequence[SampleSignals],
+        made: list[tuple[Taker, Add]],
+        labels: ResponseLabels,
     ) -> list[SampleSignals]:
-        losses = backward(self.checkpoint, self.head, batch, [taker for taker, _ in made]).tolist()
+        losses = backward(self.checkpoint, self.head, batch, [taker for taker, _ in made], labels).tolist()
         added = []
         for row, (encoded, result, loss) in enumerate(zip(batch, results, losses, strict=True)):
             own = _copy_of(result)

@@ -101,10 +101,14 @@ class Uncertainty:
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """Statistics per label row: `nll` [N] in fp32, -log p(y) in nats, and the uncertainty if requested."""
+    """Statistics per label row: `nll` [N] in fp32, -log p(y) in nats; the others if requested.
+
+    `error_norm` [N] in fp32 is the norm of p - y.
+    """
 
     nll: Tensor
     uncertainty: Uncertainty | None = None
+    error_norm: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,14 @@ class StreamedHead:
         return self._buffers[number][:rows]
 
     def run(
-        self, hidden: Tensor, targets: Tensor, segment_rows: Sequence[int], *, statistics: bool, uncertainty: bool
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        segment_rows: Sequence[int],
+        *,
+        statistics: bool,
+        uncertainty: bool,
+        error_norms: bool = False,
     ) -> tuple[TokenStatistics, Tensor]:
         """Return statistics of label rows and mean proxy gradients of their segments, from one pass over the rows.
 
@@ -167,6 +178,7 @@ class StreamedHead:
                 all segments come last.
             statistics: compute losses.
             uncertainty: also compute entropy, least confidence, margins and the largest logit.
+            error_norms: also compute the norm of p - y.
 
         Returns:
             Statistics [N] (of no rows if not requested), and G [S, d] in fp32, g = mean over the segment's rows of
@@ -178,6 +190,7 @@ class StreamedHead:
             Uncertainty(*hidden.new_empty(len(fields(Uncertainty)), count, dtype=torch.float32))
             if statistics and uncertainty
             else None,
+            hidden.new_empty(count, dtype=torch.float32) if statistics and error_norms else None,
         )
         gradients = torch.zeros(len(segment_rows), hidden.shape[1], dtype=torch.float32, device=hidden.device)
         sums = _SegmentSums(self, gradients)
@@ -188,6 +201,8 @@ class StreamedHead:
             chunk = self._chunk(hidden[rows], targets[rows], found.uncertainty, start)
             if statistics:
                 found.nll[rows] = chunk.nll()
+            if found.error_norm is not None:
+                found.error_norm[rows] = chunk.error_norm()
             if start < in_segments:
                 weights = chunk.finish_residual()
                 for segment, begin, end in pieces[start // self.rows]:
@@ -265,6 +280,12 @@ class _Chunk:
         others, total = self.normaliser.others, self.normaliser.total
         likely = torch.log1p(others / self.target_exponential)
         return torch.where(self.target_exponential > others, likely, torch.log(total) - self.target_shifted)
+
+    def error_norm(self) -> Tensor:
+        """Return the norm of p - y [n]; y's own part is the sum of the other probabilities, as 1 - p_y would cancel."""
+        return torch.hypot(torch.linalg.vector_norm(self.exponentials, dim=1), self.normaliser.others) / (
+            self.normaliser.total
+        )
 
     def finish_residual(self) -> Tensor:
         """Turn `exponentials` into the residual J * (p - y), up to a factor per row, which is returned [n].

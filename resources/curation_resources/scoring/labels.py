@@ -28,7 +28,8 @@ class SampleLabels:
         in_segments: label rows of all segments, one segment after another.
         response: label rows of the response's tokens in order, without EOS; empty if not requested.
         eos: label row of EOS, if it exists and was requested.
-        sequence: label rows of all tokens but the first, in order; empty if not requested.
+        sequence: label rows of all tokens but the first, in order, then of the position after the last token, whose
+            target is arbitrary; empty if not requested.
         window: label rows of the tokens in the longest prefix window, in order; empty if not requested.
     """
 
@@ -99,15 +100,16 @@ def _wanted(encoded: Encoded, request: Request) -> _Wanted:
     segments = segment_order(encoded) if wants_segments else []
     begin = max(1, encoded.prompt_tokens)
     end = encoded.prompt_tokens + encoded.response_tokens
-    # EOS counts only in windows.
-    until = len(encoded) if request.likelihoods else end if request.token_likelihoods else begin
+    # EOS counts in windows, and along a training run.
+    eos = request.likelihoods or (request.token_likelihoods and request.with_eos)
+    until = len(encoded) if eos else end if request.token_likelihoods or request.error_norms else begin
     windows = request.prefix_losses
     return _Wanted(
         segments,
         [np.flatnonzero(owners[1:] == segment) + 1 for segment in segments],
         response=np.arange(begin, min(until, end), dtype=np.int64),
         eos=np.arange(max(begin, end), until, dtype=np.int64),
-        sequence=np.arange(1, len(encoded) if request.sequence_likelihoods else 1, dtype=np.int64),
+        sequence=np.arange(1, len(encoded) + 1 if request.sequence_likelihoods else 1, dtype=np.int64),
         window=np.empty(0, dtype=np.int64) if windows is None else window_positions(encoded, windows),
     )
 
@@ -121,7 +123,7 @@ def label_batch(batch: Sequence[Encoded], request: Request) -> Labels:
     tokens = np.concatenate([tokens for _, tokens in rows])
     longest = max(len(encoded) for encoded in batch)
     # Label row of every (sample, token position).
-    place = np.full((len(batch), longest), -1, dtype=np.int64)
+    place = np.full((len(batch), longest + 1), -1, dtype=np.int64)
     place[batch_rows, tokens] = np.arange(len(tokens))
     samples = [
         SampleLabels(
@@ -135,7 +137,7 @@ def label_batch(batch: Sequence[Encoded], request: Request) -> Labels:
         )
         for row, plan in enumerate(plans)
     ]
-    ids = [np.asarray(encoded.input_ids, dtype=np.int64) for encoded in batch]
+    ids = [np.asarray([*encoded.input_ids, 0], dtype=np.int64) for encoded in batch]
     targets = np.concatenate([ids[row][tokens] for row, tokens in rows])
     counts = [count for sample in samples for count in sample.segment_rows]
     return Labels(batch_rows, tokens - 1, targets, counts, samples)

@@ -7,7 +7,7 @@ mean residual times W, so residuals are summed per segment before the product wi
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,11 +23,12 @@ from curation_resources.scoring.labels import Labels, SampleLabels, label_batch,
 from curation_resources.scoring.loading import Checkpoint
 from curation_resources.scoring.prefixes import cut_to_windows, reasons_without_windows
 from curation_resources.scoring.proxies import gram_of_gradients, linear_gram, lm_head_gram
-from curation_resources.scoring.results import Likelihoods, SequenceLikelihoods
+from curation_resources.scoring.results import DirectAnswer, Likelihoods, SequenceLikelihoods
 from curation_resources.scoring.samples import (
     ANSWER,
     NON_FINITE,
     UNRUNNABLE,
+    AnswerPrefix,
     Encoded,
     Pooling,
     PrefixWindows,
@@ -83,8 +84,8 @@ def narrowed(request: Request, described: SampleSignals) -> Request:
         request = replace(request, step_gradients=None, trajectory_gradients=None, step_features=None)
     if not described.labels:
         request = request.forward
-    if request.unconditional and described.response_tokens < LEAST_TOKENS:
-        request = replace(request, unconditional=False)
+    if described.response_tokens < LEAST_TOKENS:
+        request = replace(request, unconditional=False, direct=frozenset())
     if described.prefix_flags:
         request = replace(request, prefix_losses=None)
     return request if described.segment_tokens else replace(request, segment_likelihoods=False)
@@ -105,20 +106,33 @@ def measure_batch(
     batch: Sequence[Encoded],
     described: Sequence[SampleSignals],
     request: Request,
+    direct_answer: Callable[[Encoded, str], tuple[Encoded, bool]],
 ) -> list[SampleSignals]:
-    """Run a batch, with backward pass or without prompts if requested; see `_measure`."""
+    """Run a batch, with backward pass or without prompts if requested; see `_measure`.
+
+    `direct_answer` tokenizes a response as a text of its own (`Encoder.direct_answer`).
+    """
     if request.forward != request:
         results = list(described)
         if request.forward != Request():
-            results = measure_batch(checkpoint, head, gradients, batch, described, request.forward)
+            results = measure_batch(checkpoint, head, gradients, batch, described, request.forward, direct_answer)
         return gradients.add(batch, results, request)
-    if not request.unconditional:
-        return _measure(checkpoint, head, batch, described, request)
-    given = replace(request, unconditional=False)
+    given = replace(request, unconditional=False, direct=frozenset())
     results = list(described) if given == Request() else _measure(checkpoint, head, batch, described, given)
-    alone = [without_prompt(encoded) for encoded in batch]
-    own = [describe(encoded, known.position) for encoded, known in zip(alone, described, strict=True)]
-    return add_unconditional(results, _measure(checkpoint, head, alone, own, Request(token_likelihoods=True)))
+    if request.unconditional:
+        alone = [without_prompt(encoded) for encoded in batch]
+        results = add_unconditional(results, _nll_of(checkpoint, head, alone))
+    for prefix in sorted(request.direct):
+        answers = [direct_answer(encoded, prefix) for encoded in batch]
+        measured = _nll_of(checkpoint, head, [answer for answer, _ in answers])
+        results = add_direct(results, measured, prefix, [special for _, special in answers])
+    return results
+
+
+def _nll_of(checkpoint: Checkpoint, head: StreamedHead, batch: Sequence[Encoded]) -> list[SampleSignals]:
+    """Return token likelihoods of responses without their prompts."""
+    described = [describe(encoded, position) for position, encoded in enumerate(batch)]
+    return _measure(checkpoint, head, batch, described, Request(token_likelihoods=True))
 
 
 def _measure(
@@ -157,9 +171,11 @@ def _measure(
         if request.likelihoods:
             _add_likelihoods(result, own, statistics)
         if request.token_likelihoods:
-            _add_token_likelihoods(result, own, statistics["nll"])
+            _add_token_likelihoods(result, own, statistics["nll"], request.with_eos)
         if request.sequence_likelihoods:
             _add_sequence_likelihoods(result, own, statistics)
+        if request.error_norms:
+            _add_error_norm(result, statistics["error_norm"][own.response])
         if request.segment_likelihoods:
             _add_segment_likelihoods(result, own, statistics["nll"])
         if request.prefix_losses is not None:
@@ -182,7 +198,7 @@ def _apply_head(
     targets = torch.from_numpy(labels.targets).to(device)
     uncertainty = request.likelihoods or request.sequence_likelihoods
     per_token = request.segment_likelihoods or request.token_likelihoods or request.prefix_losses is not None
-    wants_statistics = uncertainty or per_token
+    wants_statistics = uncertainty or per_token or request.error_norms
     bias = request.step_gradients == "bias"
     statistics = TokenStatistics(torch.empty(0))
     gram: list[Floats] = []
@@ -193,6 +209,7 @@ def _apply_head(
             labels.segment_rows if bias else (),
             statistics=wants_statistics,
             uncertainty=uncertainty,
+            error_norms=request.error_norms,
         )
         if bias:
             counts = [len(sample.segments) for sample in labels.samples]
@@ -207,6 +224,8 @@ def _apply_head(
 
 def _to_numpy(statistics: TokenStatistics) -> dict[str, Floats]:
     columns = {"nll": statistics.nll} | (vars(statistics.uncertainty) if statistics.uncertainty else {})
+    if statistics.error_norm is not None:
+        columns["error_norm"] = statistics.error_norm
     return {name: column.cpu().numpy().astype(np.float64) for name, column in columns.items()}
 
 
@@ -229,16 +248,28 @@ def _add_likelihoods(result: SampleSignals, labels: SampleLabels, statistics: di
         flag_non_finite(result)
 
 
-def _add_token_likelihoods(result: SampleSignals, labels: SampleLabels, nll: Floats) -> None:
-    losses = nll[labels.response].astype(np.float32)
+def _add_token_likelihoods(result: SampleSignals, labels: SampleLabels, nll: Floats, with_eos: bool) -> None:
+    rows = np.concatenate([labels.response, labels.eos]) if with_eos else labels.response
+    losses = nll[rows].astype(np.float32)
     if np.isfinite(losses).all():
         result.token_nll = losses
     else:
         flag_non_finite(result)
 
 
+def _add_error_norm(result: SampleSignals, norms: Floats) -> None:
+    mean = float(norms.mean())
+    if math.isfinite(mean):
+        result.error_norm = mean
+    else:
+        flag_non_finite(result)
+
+
 def _add_sequence_likelihoods(result: SampleSignals, labels: SampleLabels, statistics: dict[str, Floats]) -> None:
-    means = {name: float(column[labels.sequence].mean()) for name, column in statistics.items()}
+    means = {
+        name: float(statistics[name][labels.sequence].mean()) for name in ("entropy", "largest_logit", "logit_margin")
+    }
+    means["nll"] = float(statistics["nll"][labels.sequence[:-1]].mean())
     if all(math.isfinite(value) for value in means.values()):
         result.sequence_likelihoods = SequenceLikelihoods(
             sequence_nll=means["nll"],
@@ -310,4 +341,23 @@ def add_unconditional(results: Sequence[SampleSignals], alone: Sequence[SampleSi
         if nll is None and NON_FINITE not in flags:
             flags = [*flags, NON_FINITE]
         added.append(replace(result, unconditional_nll=nll, unconditional_tokens=own.tokens, flags=flags))
+    return added
+
+
+def add_direct(
+    results: Sequence[SampleSignals],
+    alone: Sequence[SampleSignals],
+    prefix: AnswerPrefix,
+    after_special: Sequence[bool],
+) -> list[SampleSignals]:
+    """Return results with those of the pass over responses as texts of their own added."""
+    added = []
+    for result, own, special in zip(results, alone, after_special, strict=True):
+        if own.token_nll is None or not len(own.token_nll):
+            flags = result.flags if NON_FINITE in result.flags else [*result.flags, NON_FINITE]
+            added.append(replace(result, flags=flags))
+            continue
+        nll = float(np.mean(own.token_nll, dtype=np.float64))
+        found = DirectAnswer(nll, special, own.tokens)
+        added.append(replace(result, direct={**result.direct, prefix: found}))
     return added

@@ -76,6 +76,21 @@ class Judgement:
 
 
 @dataclass(frozen=True)
+class DirectAnswer:
+    """The likelihood of a response as a text of its own, as IFD's released code measures it.
+
+    Attributes:
+        nll: mean of -log p over its tokens, in nats; the first token counts only if something precedes it.
+        after_special: whether the tokenizer put a special token (BOS) first.
+        tokens: tokens run.
+    """
+
+    nll: float
+    after_special: bool
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Likelihoods:
     """The model's likelihoods of a sample's response; nats, means over tokens.
 
@@ -102,12 +117,13 @@ class Likelihoods:
 
 @dataclass(frozen=True)
 class SequenceLikelihoods:
-    """The model's likelihoods of a whole sequence; means over all tokens but the first, which nothing predicts.
+    """The model's likelihoods of a whole sequence.
 
     Prompt tokens count like response tokens, including special tokens, EOS and image tokens.
 
     Attributes:
-        sequence_nll: mean of -log p, in nats.
+        sequence_nll: mean of -log p over all tokens but the first, which nothing predicts, in nats. The other means are
+            over the predictions at all positions, including the one after the last token.
         sequence_entropy: mean of H(p_t), in nats.
         largest_logit: mean of the largest logit.
         logit_margin: mean of the largest minus the second largest logit.

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from curation_resources.scoring.errors import ScoringError
 from curation_resources.scoring.gradient_spec import FeatureSpec, GradientWeights
 from curation_resources.scoring.results import (
+    DirectAnswer,
     GradientFeatures,
     GradientSpectra,
     Judgement,
@@ -37,6 +38,9 @@ Pooling = Literal["mean", "last", "position_weighted", "text"]
 `text` is an embedding model's own (`curation_resources.models.embedder`).
 """
 
+
+AnswerPrefix = Literal["", "### Response:"]
+"""Text before a response whose prompt is left out: none (Superfiltering), or Alpaca's heading (Cherry LLM)."""
 
 Question = Literal["instruction_tags", "difficulty"]
 """A judge's question about a prompt: see `curation_resources.models.judge`."""
@@ -256,6 +260,11 @@ class Request:
         in_run: influence recorded by the training run (`models.scorer`; a single pass ignores it).
         rewards: the reward (`models.reward`); only for reward models.
         questions: questions to a judge (`curation_resources.models.judge`).
+        direct: prefixes after which the likelihood of the response as a text of its own is measured, tokenized anew
+            (IFD as released): a pass over the response for each (`curation_resources.scoring.measuring`).
+        error_norms: norm of p - y at every token of the response, averaged (EL2N).
+        with_eos: count EOS in `token_likelihoods` and in the loss that `features` and `adam_features` are gradients of,
+            as LESS, TAGCOS and S2L do; always so along a trajectory.
     """
 
     step_gradients: Proxy | None = None
@@ -281,6 +290,9 @@ class Request:
     in_run: bool = False
     rewards: bool = False
     questions: tuple[Question, ...] = ()
+    direct: frozenset[AnswerPrefix] = frozenset()
+    error_norms: bool = False
+    with_eos: bool = False
 
     @property
     def along(self) -> bool:
@@ -296,6 +308,7 @@ class Request:
             step_features=self.step_features if self.trajectory_gradients == "projected" else None,
             features=self.trajectory_features,
             adam_features=self.trajectory_adam_features,
+            with_eos=self.trajectory or bool(self.trajectory_features or self.trajectory_adam_features),
         )
 
     @property
@@ -324,6 +337,7 @@ class Request:
             gradient_norms=None,
             features=None,
             adam_features=None,
+            with_eos=self.with_eos and self.token_likelihoods,
         )
 
 
@@ -350,11 +364,12 @@ class SampleSignals:
         segment_nll: mean NLL of each segment of `segment_tokens`, in nats; also None if there is no segment.
         sequence_likelihoods: see `SequenceLikelihoods`.
         embeddings: vectors [d] in fp32 by pooling.
-        token_nll: -log p of every token of the response [response_tokens] in fp32, without EOS. The first one is
-            missing
-            if nothing precedes it.
+        token_nll: -log p of every token of the response [response_tokens] in fp32, then of EOS if requested
+            (`with_eos`). The first one is missing if nothing precedes it.
         unconditional_nll: mean -log p of the response's second to last token, given only the response's own tokens.
         unconditional_tokens: tokens run for it.
+        direct: see `DirectAnswer`, by prefix.
+        error_norm: mean over the response's tokens of the norm of p - y.
         spectra: see `GradientSpectra`.
         gradient_norm: norm of the gradient.
         features: see `GradientFeatures`.
@@ -362,7 +377,7 @@ class SampleSignals:
         response_loss: mean -log p of the response, the loss that all these gradients are of, in nats.
         backward_tokens: tokens run for them, forward and backward.
         prefix_nll: mean -log p, in nats, by window length.
-        trajectory: mean -log p of the response at each checkpoint of a trajectory, in nats.
+        trajectory: mean -log p of the response and EOS at each checkpoint of a trajectory, in nats.
         trajectory_gradients: see `StepGradients`, at each checkpoint of a trajectory.
         trajectory_gradient_flags: `gradient_flags` of these.
         trajectory_features: see `GradientFeatures`, at each checkpoint of a trajectory.
@@ -395,6 +410,8 @@ class SampleSignals:
     token_nll: npt.NDArray[np.float32] | None = None
     unconditional_nll: float | None = None
     unconditional_tokens: int = 0
+    direct: dict[AnswerPrefix, DirectAnswer] = field(default_factory=dict)
+    error_norm: float | None = None
     spectra: GradientSpectra | None = None
     gradient_norm: float | None = None
     features: GradientFeatures | None = None

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from curation_resources.scoring.images import ImageLimits
 
-Template = Literal["auto", "chat", "plain", "question_answer"]
+Template = Literal["auto", "chat", "plain", "question_answer", "alpaca"]
 
 RadiusUnit = Literal["absolute", "distance"]
 """Radii of perturbed checkpoints are absolute, or fractions of the endpoint's distance from the base."""

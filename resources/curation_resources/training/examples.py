@@ -114,5 +114,11 @@ def steps_in_epoch(count: int, batch_size: int) -> int:
 
 def steps_of(count: int, recipe: Recipe) -> int:
     """Return the optimizer steps of a run."""
+    steps = scheduled_steps(count, recipe)
+    return steps if recipe.stop_after is None else min(steps, recipe.stop_after)
+
+
+def scheduled_steps(count: int, recipe: Recipe) -> int:
+    """Return the optimizer steps that a run's schedule is made for."""
     steps = steps_in_epoch(count, recipe.batch_size) * recipe.epochs
     return steps if recipe.max_steps is None else min(steps, recipe.max_steps)

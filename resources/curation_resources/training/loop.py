@@ -28,7 +28,14 @@ from curation_resources.scoring.collating import collate
 from curation_resources.scoring.complete_weights import non_finite_weight
 from curation_resources.scoring.gradient_spec import MOMENTS
 from curation_resources.storage.digests import replacing
-from curation_resources.training.examples import Example, TrainingError, order_of_epoch, steps_in_epoch, steps_of
+from curation_resources.training.examples import (
+    Example,
+    TrainingError,
+    order_of_epoch,
+    scheduled_steps,
+    steps_in_epoch,
+    steps_of,
+)
 from curation_resources.training.influence import Influence, Watched
 from curation_resources.training.recipe import Recipe
 
@@ -75,12 +82,12 @@ class Loop:
         self.trained: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer = self._optimizer()
         self.total = steps_of(len(examples), recipe)
+        scheduled = scheduled_steps(len(examples), recipe)
         schedule: Any = get_scheduler(
             recipe.schedule if recipe.schedule != "constant" else "constant_with_warmup",
             self.optimizer,
-            # The first warm-up step has a rate of 0, so a run with a single step would train nothing.
-            num_warmup_steps=min(math.ceil(recipe.warmup_ratio * self.total), self.total - 1),
-            num_training_steps=self.total,
+            num_warmup_steps=recipe.rising_steps(scheduled),
+            num_training_steps=scheduled,
         )
         self._share_of_rate = schedule.lr_lambdas[0]
         self._order = lru_cache(maxsize=1)(lambda epoch: order_of_epoch(self.lengths, recipe, epoch))

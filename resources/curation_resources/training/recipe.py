@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,7 +26,9 @@ class Recipe:
         schedule: decay after the warm-up: to 0 by a cosine or linearly, or constant.
         warmup_ratio: share of the steps in which the rate rises from 0, rounded up; never all of them.
         epochs: passes over the samples.
-        max_steps: number of optimizer steps; None: as many as the epochs take.
+        max_steps: number of optimizer steps, in which the schedule ends; None: as many as the epochs take.
+        stop_after: number of optimizer steps after which the run ends, inside a schedule that is made for all of its
+            steps; None: it does not stop before the schedule ends.
         batch_size: samples per optimizer step; micro-batches follow from memory and do not change the result.
         length_grouped: samples of similar length share a batch.
         max_grad_norm: gradients are clipped to this norm; 0: never.
@@ -59,6 +62,26 @@ class Recipe:
     likelihood_weights: Likelihood = "none"
     normalise: Normalise = "none"
     seed: int = 0
+    stop_after: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the hyper-parameters that identify a run; `stop_after` only if it is set, as it came later."""
+        return {name: value for name, value in vars(self).items() if name != "stop_after" or value is not None}
+
+    def share_of_rate(self, step: int, total: int) -> float:
+        """Return the learning rate after a step, as a share of the peak, in a schedule of `total` steps."""
+        rising = self.rising_steps(total)
+        if step < rising:
+            return step / max(1, rising)
+        progress = (step - rising) / max(1, total - rising)
+        if self.schedule == "constant":
+            return 1.0
+        return 0.5 * (1.0 + math.cos(math.pi * progress)) if self.schedule == "cosine" else max(0.0, 1.0 - progress)
+
+    def rising_steps(self, total: int) -> int:
+        """Return the number of steps in which the rate rises, in a schedule of `total` steps."""
+        # The first of them has a rate of 0, so a run with a single step would train nothing.
+        return min(math.ceil(self.warmup_ratio * total), total - 1)
 
 
 GRACE = Recipe()
@@ -77,14 +100,24 @@ LESS = Recipe(
     batch_size=128,
 )
 
-PRESETS: dict[str, Recipe] = {"grace": GRACE, "temp": TEMP, "grape": GRAPE, "s2l": S2L, "less": LESS}
+TAGCOS = replace(LESS, stop_after=30)
+
+PRESETS: dict[str, Recipe] = {
+    "grace": GRACE,
+    "temp": TEMP,
+    "grape": GRAPE,
+    "s2l": S2L,
+    "less": LESS,
+    "tagcos": TAGCOS,
+}
 """Recipes by the name of their method.
 
 grace: LoRA of all linear layers, one epoch (the paper's SFT). temp: the same, for a target without a given endpoint
 (our
 choice: the source assumes a fine-tuned model). grape: full fine-tuning, one epoch, lr 1e-5, batch 256 (arXiv
 2502.04194). s2l: full fine-tuning of a small reference model, four epochs, batch 128, cosine 2e-5, 3 % warm-up. less:
-LoRA r 128 on the attention's projections, dropout 0.1, four epochs, linear 2e-5.
+LoRA r 128 on the attention's projections, dropout 0.1, four epochs, linear 2e-5. tagcos: the same, stopped after 30
+steps, while the rate still rises.
 """
 
 

@@ -340,7 +340,7 @@ def _save(loop: Loop, spec: TrainingSpec, out: Path) -> None:
 
 def _facts(spec: TrainingSpec, recipe: Recipe, trajectory: Trajectory) -> list[object]:
     """Return the settings that a saved state must match to be resumed."""
-    return [str(spec.model_folder), spec.template, spec.max_length, spec.dtype, vars(recipe), vars(trajectory)]
+    return [str(spec.model_folder), spec.template, spec.max_length, spec.dtype, recipe.facts(), vars(trajectory)]
 
 
 def _examples_digests(loop: Loop) -> list[str]:
