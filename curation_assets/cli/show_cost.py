@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from curation_assets.config.running_settings import Limits
-from curation_assets.operations.plan import Plan, TargetPlan, make_plan
+from curation_assets.operations.plan import Plan, TargetPlan, WarmupPlan, make_plan
 from curation_assets.operations.plan_seconds import MeasuredPass
 from curation_assets.workspace.limits import HOUR
 from curation_assets.workspace.workspace import Workspace
@@ -118,15 +118,20 @@ def _with_commas(rows: Sequence[Sequence[object]]) -> list[list[object]]:
 def _cost_rows(target: TargetPlan) -> list[Row]:
     """Return the rows for samples, tokens and F."""
     done = target.measured
+    more, about = (target.unrecorded, "about ") if target.unrecorded[0] else ((), "")
     planned = f"{target.tokens:,}"
     if target.tokens and target.exact:
         planned += " (exact)"
     elif target.tokens:
         planned = f"about {planned}" + (f" ± {target.tokens_margin:,.0f}" if target.tokens_margin >= 1 else "")
     rows: list[Row] = [
-        ("samples", f"{target.samples:,}", _sum_text([one.samples for one in done])),
+        ("samples", f"{target.samples:,}", _sum_text([*(one.samples for one in done), *more[:1]])),
         *([("of validation sets", f"{target.held_out:,}", None)] if target.held_out else []),
-        ("tokens", planned, _sum_text([one.tokens for one in done])),
+        (
+            "tokens",
+            planned,
+            about + tokens if (tokens := _sum_text([*(one.tokens for one in done), *more[1:]])) else None,
+        ),
     ]
     if len(target.passes) > 1:
         rows += [(f"tokens {one.name}", f"{one.tokens:,}, {one.cost:,.0f} F", None) for one in target.passes]
@@ -153,8 +158,9 @@ def _time_rows(target: TargetPlan) -> list[Row]:
     rows: list[Row] = [("time to measure", planned, duration(took) if done else None)]
     if target.probe is not None:
         rows.append(("time to load the model", duration(target.probe.load_seconds), None))
-    if target.warmup is not None and target.warmup.seconds is not None:
-        rows.append(("time to warm up, by its F", duration(target.warmup.seconds), None))
+    warmups = [_seconds(target.warmup), _seconds(target.measured_warmup)]
+    if any(warmups):
+        rows.append(("time to warm up", warmups[0], warmups[1]))
     rows.append(("tokens per second", speed and f"{speed.tokens_per_second:,.0f}", measured_speed))
     written = target.bytes_to_write
     stored = sum(signal.bytes_stored for signal in target.signals)
@@ -162,6 +168,10 @@ def _time_rows(target: TargetPlan) -> list[Row]:
     devices = sorted({device for one in done for device in one.devices})
     rows.append(("device", speed and speed.device, ", ".join(devices) or None))
     return rows
+
+
+def _seconds(warmup: WarmupPlan | None) -> str | None:
+    return None if warmup is None or warmup.seconds is None else duration(warmup.seconds)
 
 
 def _sum_text(values: Sequence[int]) -> str | None:
@@ -206,10 +216,19 @@ def _notes(target: TargetPlan) -> list[str]:
     probe = target.probe
     if probe is not None:
         base = ", measured with the base model, because the warm-up is not trained yet" if probe.base else ""
-        probed = f"{probe.batches} of {probe.of_batches} batches" if probe.batches else "one sample"
-        notes.append(f"time and bytes: estimated from {probed}{base}")
+        probed = "one sample"
+        if probe.batches:
+            probed = f"{probe.samples:,} samples of {probe.batches} of {probe.of_batches} batches"
+        notes.append(
+            f"time and bytes: estimated from {probed} ({probe.tokens:,} tokens in {duration(probe.seconds)}){base}"
+        )
     elif target.speed is not None:
         notes.append("time and bytes: estimated from stored runs of the same signals on this device")
+    if target.unrecorded[0]:
+        notes.append(
+            f"measured: {target.unrecorded[0]:,} samples are of visits that were interrupted, or that a later visit to "
+            "their shard replaced; their time is not known"
+        )
     if target.measured:
         notes.append("measured: the last visit to each shard, from its records")
     return notes

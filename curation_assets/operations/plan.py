@@ -28,6 +28,7 @@ from curation_assets.operations.plan_seconds import (
     measured_passes,
     speed_of,
     stored_bytes,
+    unrecorded,
 )
 from curation_assets.operations.plan_tokens import Pool, TokenCount, count_tokens, known_samples, read_pool
 from curation_assets.operations.stages import waits_for_pool
@@ -81,7 +82,7 @@ class PassPlan:
 
 @dataclass(frozen=True)
 class WarmupPlan:
-    """A warm-up: samples drawn, epochs, `cost` = 3 |D| T in F, and the seconds it implies, if they are estimated."""
+    """A warm-up: samples drawn, epochs, `cost` = 3 |D| T in F, and the seconds it implies or took, if known."""
 
     samples: int
     epochs: int
@@ -129,6 +130,8 @@ class TargetPlan:
         seconds: time to measure; None if it is unknown.
         scores: the cost of each configured score by itself.
         measured: the passes of past runs, under the current fingerprints.
+        unrecorded: samples that are stored, but that no record describes, and about how many tokens they took: from
+            visits that were interrupted, or whose record a later visit replaced.
         measured_warmup: the warm-up that has been trained.
     """
 
@@ -148,6 +151,7 @@ class TargetPlan:
     seconds: float | None
     scores: tuple[ScorePlan, ...]
     measured: tuple[MeasuredPass, ...]
+    unrecorded: tuple[int, int]
     measured_warmup: WarmupPlan | None
 
     @property
@@ -236,7 +240,8 @@ def _plan_target(workspace: Workspace, target: Target, pool: Pool, probe_seconds
     measured_warmup = None
     if trained is not None:
         samples, epochs = trained.record["samples"], trained.record["recipe"]["epochs"]
-        measured_warmup = WarmupPlan(samples, epochs, training(samples, epochs))
+        # Early warm-ups recorded no time.
+        measured_warmup = WarmupPlan(samples, epochs, training(samples, epochs), trained.record.get("seconds"))
     return TargetPlan(
         target=target.name,
         samples=round(float(lacking["weight"].sum())),
@@ -257,6 +262,7 @@ def _plan_target(workspace: Workspace, target: Target, pool: Pool, probe_seconds
         seconds=seconds,
         scores=tuple(_scores(workspace, target, pool, drawn)),
         measured=tuple(measured),
+        unrecorded=unrecorded(workspace, target, measured),
         measured_warmup=measured_warmup,
     )
 

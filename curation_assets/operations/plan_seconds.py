@@ -6,6 +6,7 @@ Its tokens and seconds are therefore counted once for all of them. A record desc
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from curation_resources.scoring.samples import PrefixWindows, Request, Sample, S
 from curation_resources.storage.warehouse import parquet_bytes
 
 PROBE_SECONDS = 20.0
-"""Maximum time of all probes of a plan; only loading a model and measuring one sample may take longer."""
+"""Maximum time of all probes of a plan; only loading a model and measuring one short sample may take longer."""
 
 BATCHES = 8
 """Number of batches to probe, spread evenly over all of them, from long samples to short ones."""
@@ -87,7 +88,7 @@ class Probe:
         of_batches: number of batches to choose from.
         load_seconds: time to load the model.
         spent: time that the probe took, including loading the model.
-        seconds: time to measure the batches, including encoding.
+        seconds: time to measure the batches, or what fits into the time of them, including encoding.
         tokens: tokens of these batches.
         samples: samples of these batches.
         batches: number of batches measured; 0 if only one sample was measured in the time allowed.
@@ -260,6 +261,23 @@ def mean_length(workspace: Workspace, target: Target) -> float | None:
     return None if most is None else most[1]
 
 
+def unrecorded(workspace: Workspace, target: Target, measured: Sequence[MeasuredPass]) -> tuple[int, int]:
+    """Return the number of stored samples that no pass in `measured` contains, and about how many tokens they took."""
+    most = (0, 0)
+    for signal in workspace.settings.measured_signals(target):
+        stored = (
+            None if signal_dir(workspace, target, signal) is None else SignalStore.of(workspace, target, signal).scan()
+        )
+        if stored is None:
+            continue
+        tokens = pl.col("tokens") if "tokens" in stored.collect_schema() else pl.lit(0)
+        counted = stored.unique("sample_id").select(pl.len(), mean=tokens.mean().fill_null(0)).collect()
+        rows, mean = counted.row(0)
+        more = rows - sum(one.samples for one in measured if signal in one.signals)
+        most = max(most, (more, round(more * mean)))
+    return most
+
+
 def stored_bytes(workspace: Workspace, target: Target, signal: SignalName) -> int:
     """Return the size of a signal's parts under its current fingerprint, in bytes."""
     folder = signal_dir(workspace, target, signal)
@@ -305,12 +323,25 @@ class Batch:
     Attributes:
         lacking: the signals that they lack, joined by +.
         sample_ids: their shards and ids.
-        tokens: tokens to run.
+        sizes: tokens to run of each.
     """
 
     lacking: str
     sample_ids: list[tuple[str, str]]
-    tokens: int
+    sizes: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to run."""
+        return sum(self.sizes)
+
+    def within(self, tokens: float) -> Batch:
+        """Return the first samples that take no more tokens than this, but at least one."""
+        together, count = self.sizes[0], 1
+        while count < len(self.sizes) and together + self.sizes[count] <= tokens:
+            together += self.sizes[count]
+            count += 1
+        return Batch(self.lacking, self.sample_ids[:count], self.sizes[:count])
 
 
 def run_probe(
@@ -318,7 +349,7 @@ def run_probe(
 ) -> Speed | None:
     """Measure a few of the batches that a run would make, within `limit` seconds; see `speed_of`.
 
-    A single sample comes first: it loads the model, and its speed shows which batches the remaining time allows.
+    The shortest sample comes first: its speed shows how much of each batch fits into an equal share of the time left.
     """
     batches = run_batches(count, workspace.settings.engine.batch_tokens)
     if not batches:
@@ -330,28 +361,39 @@ def run_probe(
     measured = target.model_copy(update={"warmup": "none"}) if base else target
     results: list[tuple[str, list[SampleSignals]]] = []
     probe = Probe(base, len(batches))
+
+    def left() -> float:
+        return limit - (time.perf_counter() - started)
+
     # One device suffices to measure its speed; loading the model on all of them would only take longer.
     with Scorer(model_scorer(workspace, measured).spec, devices[0]) as scorer:
         device = scorer.device_name()
-        chosen = chosen_batches(batches)
-        with track(f"{target.name}: probing {device}", len(chosen)) as advance:
-            single = replace(chosen[0], sample_ids=chosen[0].sample_ids[:1])
-            loading, _ = _measure(scorer, target, pool, single, base)
+        with track(f"{target.name}: loading the model onto {device}", 1) as advance:
+            scorer.load()
+            probe.load_seconds = time.perf_counter() - started
+            advance(1)
+        chosen, single = chosen_batches(batches), _shortest(batches)
+        with track(f"{target.name}: measuring for at most {max(0.0, left()):.0f} s", len(chosen)) as advance:
             seconds, found = _measure(scorer, target, pool, single, base)
-            probe.load_seconds = max(0.0, loading - seconds)
+            if seconds < left():
+                # The first call also sets up the device, and loads the checkpoints along a run.
+                again, found = _measure(scorer, target, pool, single, base)
+                probe.load_seconds += max(0.0, seconds - again)
+                seconds = again
             tokens = sum(map(tokens_run, found))
-            for batch in chosen:
-                left = limit - (time.perf_counter() - started)
-                if left < (seconds * batch.tokens / tokens if tokens else 0.0):
+            for place, batch in enumerate(chosen):
+                per_second = tokens / seconds if tokens else math.inf
+                part = batch.within(per_second * left() / (len(chosen) - place))
+                advance(1)
+                if left() <= part.tokens / per_second:
                     continue
-                took, results_of_batch = _measure(scorer, target, pool, batch, base)
+                took, results_of_batch = _measure(scorer, target, pool, part, base)
                 results.append((batch.lacking, results_of_batch))
                 probe.seconds += took
                 probe.tokens += sum(map(tokens_run, results_of_batch))
                 probe.samples += len(results_of_batch)
                 probe.batches += 1
                 seconds, tokens = probe.seconds, probe.tokens
-                advance(1)
     if not results:
         results = [(single.lacking, found)]
         probe.seconds, probe.tokens, probe.samples = seconds, tokens, len(found)
@@ -375,8 +417,15 @@ def run_batches(count: TokenCount, batch_tokens: int) -> list[Batch]:
         tokens = (rows["forward"] + rows["alone"]).to_list()
         for positions in plan_batches(rows["length"].to_list(), batch_tokens, keys):
             samples = [ids[position] for position in positions]
-            batches.append(Batch(rows["lacking"][0], samples, sum(tokens[position] for position in positions)))
+            batches.append(Batch(rows["lacking"][0], samples, [tokens[position] for position in positions]))
     return batches
+
+
+def _shortest(batches: Sequence[Batch]) -> Batch:
+    """Return the sample with the fewest tokens, as a batch of its own."""
+    batch = min(batches, key=lambda one: min(one.sizes))
+    place = batch.sizes.index(min(batch.sizes))
+    return Batch(batch.lacking, [batch.sample_ids[place]], [batch.sizes[place]])
 
 
 def chosen_batches(batches: list[Batch]) -> list[Batch]:

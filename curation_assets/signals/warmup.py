@@ -49,8 +49,8 @@ from curation_resources.training.trainer import TrainingSpec, Trajectory, step_f
 
 logger = logging.getLogger("curation")
 
-FEW_STEPS = 5
-"""Number of optimizer steps below which a run logs a warning."""
+FEW_STEPS = 20
+"""Number of optimizer steps below which a run logs a warning, and proposes a smaller batch."""
 
 
 class CheckpointError(UserError):
@@ -278,6 +278,7 @@ def _train(workspace: Workspace, target: Target, training: Sequence[Sample], pla
         dtype=target.dtype,
         trust_remote_code=target.trust_remote_code,
     )
+    _warn_of_few_steps(target, len(training))
     with track(f"{target.name}: training its checkpoint", steps_of(len(training), recipe)) as advance:
         record = train(
             spec,
@@ -289,14 +290,6 @@ def _train(workspace: Workspace, target: Target, training: Sequence[Sample], pla
             work=work,
             progress=advance,
         )
-    if record.steps < FEW_STEPS:
-        logger.warning(
-            "target %s: its checkpoint took only %d optimizer steps on %d samples, which is hardly a training run. "
-            "Raise warmup.fraction or warmup.epochs, lower warmup.batch_size, or raise warmup.generation later.",
-            target.name,
-            record.steps,
-            len(record.sample_ids),
-        )
     influence = {} if record.influence is None else {INFLUENCE: record.influence}
     trained_on = pl.DataFrame({"sample_id": record.sample_ids, **influence})
     trained_on.write_parquet(place / TRAINED_ON)
@@ -307,6 +300,7 @@ def _train(workspace: Workspace, target: Target, training: Sequence[Sample], pla
         "samples": len(record.sample_ids),
         "steps": record.steps,
         "tokens": record.tokens,
+        "seconds": round(record.seconds, 3),
         "losses": record.losses,
         "gradient_norms": record.gradient_norms,
         "learning_rates": record.learning_rates,
@@ -323,6 +317,22 @@ def _train(workspace: Workspace, target: Target, training: Sequence[Sample], pla
         "start": warmup.start,
     }
     (place / RECORD).write_text(json.dumps(document, indent=1, sort_keys=True))
+
+
+def _warn_of_few_steps(target: Target, samples: int) -> None:
+    """Warn of a run with few optimizer steps before it starts, and propose a batch size that gives more."""
+    assert isinstance(target.warmup, Warmup)
+    recipe = target.warmup.recipe()
+    steps = steps_of(samples, recipe)
+    if steps >= FEW_STEPS or recipe.max_steps is not None:
+        return
+    smaller = samples * recipe.epochs // FEW_STEPS
+    proposal = f"lower warmup.batch_size from {recipe.batch_size} to {smaller}" if smaller else "add samples"
+    logger.warning(
+        "target %s: its checkpoint takes only %d optimizer steps on %d samples. For %d or more, %s, or raise "
+        "warmup.fraction or warmup.epochs. To train again later, raise warmup.generation.",
+        *(target.name, steps, samples, FEW_STEPS, proposal),
+    )
 
 
 def _validation_samples(workspace: Workspace, names: Sequence[str]) -> dict[str, list[Sample]]:

@@ -90,10 +90,15 @@ def _signal(name: str, meaning: str, columns: Mapping[str, Column], tokens: Colu
 STEPS = {
     "sample_id": SAMPLE_ID,
     "n_steps": Column(pl.Int32, "number of steps K that have tokens"),
-    "step_indices": Column(pl.List(pl.Int32), "step_index of each measured step, in order"),
+    "step_indices": Column(
+        pl.List(pl.Int32),
+        "step_index of each measured step, in order [K]; the answer, last in the other lists, has none",
+    ),
 }
 WITHOUT_MATRIX = Column(pl.List(pl.String), "why the sample has no matrix, or warnings about it")
-SEGMENT_TOKENS = Column(pl.List(pl.Int32), "tokens of steps 1..K, then the answer", "tokens")
+SEGMENT_TOKENS = Column(
+    pl.List(pl.Int32), "tokens of steps 1..K, then of the answer [K + 1], or [K] if it has none", "tokens"
+)
 
 STEP_GRADIENTS = Table(
     "step_gradients",
@@ -105,7 +110,7 @@ STEP_GRADIENTS = Table(
             "upper triangle, row by row, of M = G G^T over steps 1..K, then the answer; null if not measured",
             nullable=True,
         ),
-        "norms": Column(pl.List(pl.Float32), "gradient norms of steps 1..K, then the answer", nullable=True),
+        "norms": Column(pl.List(pl.Float32), "gradient norms of steps 1..K, then the answer [K + 1]", nullable=True),
         "segment_tokens": SEGMENT_TOKENS,
         "response_tokens": RESPONSE_TOKENS,
         "tokens": RUN_TOKENS,
@@ -150,13 +155,16 @@ SEGMENT_LIKELIHOODS = _signal(
     "segment_likelihoods",
     "mean negative log-likelihood of each step and of the answer",
     {
-        "step_indices": Column(pl.List(pl.Int32), "step_index of each step that has tokens, in order"),
+        "step_indices": Column(
+            pl.List(pl.Int32),
+            "step_index of each step that has tokens, in order [K]; the answer, last in the other lists, has none",
+        ),
         "segment_tokens": Column(
-            pl.List(pl.Int32), "tokens of these steps, then of the answer if it has any", "tokens"
+            pl.List(pl.Int32), "tokens of these steps, then of the answer [K + 1], or [K] if it has none", "tokens"
         ),
         "segment_nll": Column(
             pl.List(pl.Float64),
-            "mean -log p over the tokens of these steps, then of the answer if it has any; null if not measured",
+            "mean -log p over the tokens of each entry of segment_tokens, so of the same length; null if not measured",
             "nats",
             nullable=True,
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from curation_assets.operations import plan_seconds as seconds_module
 from curation_assets.operations import plan_tokens as tokens_module
 from curation_assets.operations.plan import Plan, TargetPlan, make_plan
 from curation_assets.operations.plan_tokens import make_encoder
+from curation_assets.signals import measure as measure_module
+from curation_assets.signals.parts import tokens_run
 from curation_assets.signals.scorers import model_scorer
 from curation_assets.signals.store import signal_dir
 from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.models.scorer import Scorer
 from curation_resources.scoring.devices import make_pass
+from curation_resources.scoring.samples import SampleSignals
 from curation_resources.storage.landing import LandingError
 from tests.models import write_tiny_model, write_tiny_qwen3_vl
 from tests.pipeline.test_images import png, trace
@@ -104,8 +108,7 @@ def test_a_probe_measures_time_and_one_without_does_not(workspace: Workspace) ->
     assert probed is not None
     assert probed.seconds > 0
     assert (probed.samples, probed.batches) == (DISTINCT, probed.of_batches)
-    # The first sample's time less that of the same sample again: on a busy machine nothing may be left.
-    assert probed.load_seconds >= 0
+    assert probed.load_seconds > 0
     assert probed.spent >= probed.seconds
     assert target.speed is not None
     assert target.seconds == pytest.approx(target.tokens / target.speed.tokens_per_second)
@@ -123,6 +126,72 @@ def test_a_probe_without_time_measures_one_sample(workspace: Workspace, monkeypa
     console = Console(record=True, width=200)
     print_plan(make_plan(workspace), console)
     assert "time and bytes: estimated from one sample" in console.export_text()
+
+
+class Clock:
+    """A clock that only measuring advances: 3 s to load a model, and so many tokens a second."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tokens_per_second: float) -> None:
+        self.now, self.taken = 0.0, list[int]()
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+        load, measure = Scorer.load, seconds_module._measure
+
+        def slow_load(scorer: Scorer) -> None:
+            load(scorer)
+            self.now += 3.0
+
+        def slow_measure(*arguments: Any) -> tuple[float, list[SampleSignals]]:
+            results = measure(*arguments)[1]
+            self.taken.append(len(results))
+            took = sum(map(tokens_run, results)) / tokens_per_second
+            self.now += took
+            return took, results
+
+        monkeypatch.setattr(Scorer, "load", slow_load)
+        monkeypatch.setattr(seconds_module, "_measure", slow_measure)
+
+
+@pytest.mark.parametrize("tokens_per_second", [1e6, 200.0, 40.0, 8.0])
+def test_a_probe_ends_in_time_however_slow_the_model(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tokens_per_second: float
+) -> None:
+    clock = Clock(monkeypatch, tokens_per_second)
+    target = only(make_plan(workspace))
+    assert target.probe is not None
+    assert target.probe.load_seconds == pytest.approx(3.0)
+    assert target.probe.spent == clock.now <= 20.0
+    assert target.speed is not None
+    assert target.speed.tokens_per_second == pytest.approx(tokens_per_second)
+    # What does not fit as a whole is measured in part.
+    whole = tokens_per_second == 1e6
+    assert (target.probe.samples == DISTINCT) == whole
+    assert target.probe.batches == (0 if tokens_per_second == 8.0 else target.probe.of_batches)
+
+
+def test_measured_figures_include_visits_that_were_interrupted(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        # The rows of the first shard are stored; its records are not.
+        patch.setattr(measure_module, "records_of", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(workspace)
+    target = only(make_plan(again(workspace), probe=False))
+    stored = target.signals[0].measured
+    assert stored > 0
+    assert target.measured == ()
+    assert target.unrecorded[0] == stored
+    assert target.unrecorded[1] > 0
+    console = Console(record=True, width=200)
+    print_plan(make_plan(again(workspace), probe=False), console)
+    shown = console.export_text()
+    assert f"{stored:,} samples are of visits that were interrupted" in shown
+    run(again(workspace))
+    after = only(make_plan(again(workspace), probe=False))
+    assert sum(one.samples for one in after.measured) + after.unrecorded[0] == DISTINCT
 
 
 def test_stored_runs_of_the_same_signals_replace_the_probe(
@@ -241,6 +310,13 @@ def test_a_warm_up_is_planned_at_its_price_and_probed_with_the_base_model(tmp_pa
     assert after.warmup is None
     assert after.measured_warmup is not None
     assert (after.measured_warmup.samples, after.measured_warmup.epochs) == (drawn, 2)
+    # Its time is planned, and measured.
+    assert target.warmup.seconds is not None
+    assert after.measured_warmup.seconds is not None
+    assert after.measured_warmup.seconds > 0
+    console = Console(record=True, width=200)
+    print_plan(make_plan(again(made)), console)
+    assert "time to warm up" in console.export_text()
 
 
 def test_a_warm_up_that_waits_says_for_what(tmp_path: Path, tiny_model: Path) -> None:

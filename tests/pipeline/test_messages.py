@@ -25,9 +25,11 @@ from curation_assets.cli.app import app
 from curation_assets.cli.command import clear_errors, is_disk_full
 from curation_assets.defs import partitions
 from curation_assets.defs.partitions import SHARDS, add_partitions
+from curation_assets.subsets.stored_tables import read_stored
+from curation_assets.tables import ALL_TABLES
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.storage.warehouse import Warehouse
-from tests.pipeline.workspaces import make_workspace, rows
+from tests.pipeline.workspaces import make_workspace, rows, run
 
 
 def refused(workspace: Workspace, *words: str) -> str:
@@ -183,3 +185,23 @@ def test_more_partitions_than_sqlite_has_variables(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(partitions, "PARTITIONS_AT_ONCE", len(keys))
         with pytest.raises(Exception, match="too many SQL variables"):
             add_partitions(instance, "others", keys)
+
+
+def test_lists_of_segments_have_one_length_and_that_of_steps_says_why_not(tmp_path: Path, tiny_model: Path) -> None:
+    without = {"prompt": "Say.", "response": "Words.\nMore words."}
+    workspace = make_workspace(
+        tmp_path, tiny_model, {"a.jsonl": [*rows(3), without]}, signals=("step_gradients", "segment_likelihoods")
+    )
+    run(workspace)
+    answers = 0
+    for table, column in (("step_gradients", "norms"), ("segment_likelihoods", "segment_nll")):
+        for steps, tokens, values in (
+            read_stored(workspace, table).select("step_indices", "segment_tokens", column).collect().iter_rows()
+        ):
+            assert len(tokens) in (len(steps), len(steps) + 1)
+            answers += len(tokens) - len(steps)
+            assert values is None or len(values) == len(tokens)
+        columns = ALL_TABLES[table].columns
+        assert "the answer, last in the other lists, has none" in columns["step_indices"].meaning
+        assert "[K + 1], or [K] if it has none" in columns["segment_tokens"].meaning
+    assert answers == 2 * 3

@@ -43,6 +43,9 @@ from tests.models import write_tiny_qwen3_vl
 from tests.scoring.cases import random_samples
 
 SAMPLES = random_samples(11, seed=3)
+VOCABULARY = 258
+"""Rows of the tiny model's LM head: no other layer has as many."""
+
 FULL = Recipe(adapter="full", learning_rate=1e-3, batch_size=4, epochs=2, weight_decay=0.1, max_grad_norm=0.5)
 
 
@@ -401,3 +404,23 @@ def test_a_preset_is_changed_where_something_is_said() -> None:
     assert recipe_of("less", seed=3, epochs=None) == replace(PRESETS["less"], seed=3)
     with pytest.raises(KeyError):
         recipe_of("no such preset")
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_logits_are_computed_for_response_tokens_only(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: Any
+) -> None:
+    """The logits of prompts and padding took most of the memory of a run."""
+    rows: list[int] = []
+    linear = F.linear
+
+    def counted(states: torch.Tensor, weight: torch.Tensor, *more: Any) -> torch.Tensor:
+        if len(weight) == VOCABULARY:
+            rows.append(math.prod(states.shape[:-1]))
+        return linear(states, weight, *more)
+
+    monkeypatch.setattr(F, "linear", counted)
+    items = encoded(tiny_model)
+    run(tiny_model, tmp_path, replace(FULL, adapter=adapter, epochs=1))
+    assert sum(rows) == sum(example.labels for example in make_examples(items, None))
+    assert sum(rows) < sum(map(len, items))

@@ -123,6 +123,10 @@ class Scorer:
             return [partial(self._loaded, spec) for spec in specs]
         return [_kept(self._workers.enter_context(self._loaded(spec))) for spec in specs]
 
+    def load(self) -> None:
+        """Load the model now, and not with the first samples."""
+        _ = self._pass
+
     def device_name(self) -> str:
         """Return a human-readable name of the devices."""
         from curation_resources.scoring.devices import device_name  # noqa: PLC0415

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import get_scheduler
 
@@ -160,13 +160,37 @@ class Loop:
         """Return the sum over a micro-batch's labels of weight times -log p; `weighed` applies likelihood weights."""
         encoded = [example.encoded for example in piece]
         inputs = collate(encoded, self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            logits: Tensor = self.model(**inputs, use_cache=False).logits
         rows, places, weights, owners = _labels(piece, self.device)
-        nll = F.cross_entropy(logits[rows, places - 1].float(), inputs["input_ids"][rows, places], reduction="none")
+        logits = self._logits_at(inputs, rows, places - 1)
+        nll = F.cross_entropy(logits.float(), inputs["input_ids"][rows, places], reduction="none")
         if weighed and self.recipe.likelihood_weights == "current":
             weights = weights * _likelihood_weights(nll, owners, len(piece), self.recipe)
         return (weights * nll).sum()
+
+    def _logits_at(self, inputs: dict[str, Tensor], rows: Tensor, places: Tensor) -> Tensor:
+        """Return the logits at these positions of a padded micro-batch [labels, V].
+
+        The LM head sees only their hidden states: logits of a whole batch, prompts and padding included, take more
+        memory than anything else. Influence needs those of every token, by sample.
+        """
+        head, gathered = self.model.get_output_embeddings(), False
+
+        def gather(_head: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            nonlocal gathered
+            if states[0].shape[:2] != inputs["input_ids"].shape:
+                return None
+            gathered = True
+            return states[0][rows, places].unsqueeze(0), *states[1:]
+
+        by_label = isinstance(head, nn.Module) and self.influence is None
+        handle = head.register_forward_pre_hook(gather) if by_label else None
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                logits: Tensor = self.model(**inputs, use_cache=False).logits
+        finally:
+            if handle is not None:
+                handle.remove()
+        return logits[0] if gathered else logits[rows, places]
 
     def _optimizer(self) -> torch.optim.AdamW:
         recipe = self.recipe

@@ -117,6 +117,7 @@ class TrainingRecord:
         sample_ids: ids of the training samples.
         checkpoints: steps with an intermediate checkpoint.
         influence: influence of each of `sample_ids` on each validation set, if requested.
+        seconds: time of all steps; those of a process that was killed count at the speed of this one.
     """
 
     steps: int
@@ -127,6 +128,7 @@ class TrainingRecord:
     sample_ids: list[str] = field(default_factory=list)
     checkpoints: list[int] = field(default_factory=list)
     influence: list[list[float]] | None = None
+    seconds: float = 0.0
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -186,8 +188,10 @@ def train(
         (progress or _ignore_progress)(loop.done)
     elif place.exists():
         shutil.rmtree(place)
+    started, before = time.monotonic(), loop.done
     try:
         checkpoints = _run(loop, spec, wanted, place, identity, progress or _ignore_progress)
+        took = time.monotonic() - started
         _save(loop, spec, out)
     except TrainingError as error:
         if work is None or not (place / STATE).exists():
@@ -207,6 +211,7 @@ def train(
         sample_ids=[item.sample.sample_id for item in encoded],
         checkpoints=checkpoints,
         influence=None if loop.influence is None else loop.influence.values.tolist(),
+        seconds=took * loop.done / max(1, loop.done - before),
     )
 
 
