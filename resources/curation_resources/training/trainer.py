@@ -128,7 +128,7 @@ class TrainingRecord:
     sample_ids: list[str] = field(default_factory=list)
     checkpoints: list[int] = field(default_factory=list)
     influence: list[list[float]] | None = None
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
 
 
 def step_folder(folder: Path, step: int) -> Path:
