@@ -3,7 +3,7 @@
 import dagster as dg
 
 from curation_assets.defs.checkpoints import checkpoint_assets
-from curation_assets.defs.corpus import corpus, landing_files
+from curation_assets.defs.corpus import accept_removals, corpus, landing_files
 from curation_assets.defs.evaluation import evaluation_assets
 from curation_assets.defs.placement import placed_jobs
 from curation_assets.defs.quality import quality_assets
@@ -39,7 +39,7 @@ def build_definitions(workspace: Workspace) -> dg.Definitions:
     return dg.Definitions(
         assets=assets,
         sensors=sensors(workspace),
-        jobs=placed_jobs(workspace),
+        jobs=[accept_removals, *placed_jobs(workspace)],
         resources={"workspace": workspace, "duckdb": DuckDBTables(workspace)},
         # One process a run: a model is loaded once for the whole range of shards.
         executor=dg.in_process_executor,

@@ -11,6 +11,7 @@ from curation_assets.corpus.held_out import overlap_with_pool, stored_validation
 from curation_assets.defs.dry_run import dry_run
 from curation_assets.defs.main_job import RunSummary
 from curation_assets.methods.registry import method_of
+from curation_assets.operations.intake import ignored_line, remarks, stored_intake
 from curation_assets.operations.plan import make_plan
 from curation_assets.quality.filtered_pool import reason_counts, stored_pool
 from curation_assets.signals.held_out import validation_of
@@ -18,24 +19,26 @@ from curation_assets.subsets.facts import right_text
 from curation_assets.subsets.select import SelectionError, stored_selection, subset_due
 from curation_assets.tables.signals import SIGNALS
 from curation_assets.workspace.workspace import Workspace, config_flag
+from curation_resources.errors import UserError
 from curation_resources.terminal import progress_bars, simple_table
 
 
 def show_summary(workspace: Workspace, summary: RunSummary, console: Console) -> None:
-    """Print what a run did, what it rejected and why, and what is still waiting."""
+    """Print what a run did, what was rejected and why, and what is still waiting.
+
+    Raises:
+        UserError: no row of any file can be used.
+    """
     rows: list[tuple[str, object]] = [("new shards", summary.new_shards), ("shards read", summary.read)]
     rows += [(f"samples measured: {target}", count) for target, count in summary.measured.items()]
     rows.append(("tokens processed (including validation sets)", summary.tokens_measured))
     console.print(simple_table("this run", ("what", "count"), rows))
-    if summary.rejected:
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in summary.rejected.items())
-        console.print(
-            f"rejected: {reasons}; see: curate table rejected_rows{config_flag(workspace)}",
-            style="yellow",
-            soft_wrap=True,
-        )
-    if summary.not_finite:
-        console.print(f"{summary.not_finite} values of NaN or Infinity were read as null", style="yellow")
+    intake = stored_intake(workspace)
+    for line in remarks(workspace, intake):
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if intake.mapped.filled and intake.mapped.rows:
+        line = f"mapped columns, share of rows with a value: {intake.mapped.shares()}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for target, signals in summary.without_signal.items():
         for signal, without in signals.items():
             counts = ", ".join(f"{count} x {reason}" for reason, count in without.items())
@@ -51,15 +54,19 @@ def show_summary(workspace: Workspace, summary: RunSummary, console: Console) ->
     if summary.stopped is not None:
         line = f"stopped at the limit of {summary.stopped}; to continue: `curate run`"
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    ignored = workspace.landing.ignored()
-    if ignored:
-        more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
-        console.print(f"ignored (unsupported file type): {', '.join(ignored[:5])}{more}", style="yellow", markup=False)
+    ignored = ignored_line(workspace.landing.ignored())
+    if ignored is not None:
+        console.print(ignored, style="yellow", markup=False, highlight=False, soft_wrap=True)
     _show_pool(workspace, console)
     for subset in workspace.settings.subsets:
         _show_subset(workspace, subset, subset.name in summary.subsets, console)
     for release in summary.releases:
         console.print(f"released {release}")
+    if not intake.accepted and (intake.files or ignored is not None):
+        raise UserError(
+            f"no row of {workspace.landing.place} can be used. Correct the files, or corpus.format and corpus.columns "
+            "in curation.yaml; the lines above say what is wrong."
+        )
 
 
 def _show_pool(workspace: Workspace, console: Console) -> None:

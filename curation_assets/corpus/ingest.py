@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import polars as pl
 
 from curation_assets import tables
 from curation_assets.corpus.duplicates import resolve_duplicates
+from curation_assets.corpus.formats import Mapped
 from curation_assets.corpus.purging import drop_images, kept_images, without_purged
 from curation_assets.corpus.reading import UNKNOWN, Account, Piece, ShardReader, ShardRows, account
 from curation_assets.workspace.fingerprints import corpus_fingerprint
@@ -24,6 +26,9 @@ from curation_resources.storage.landing import UNREADABLE, LandingError, file_na
 logger = logging.getLogger("curation")
 READ_ATTEMPTS = 3
 LARGEST_LOSS = 0.2
+LEAST_LOST = 5
+"""Fewer files may go, if some stay: in a small landing area a fifth is soon reached."""
+
 LISTING = "corpus/listing.json"
 PLACE = ("row", "candidate")
 
@@ -40,6 +45,7 @@ class IngestedShard:
         format: see `ShardRows`.
         file_problem: see `ShardRows`.
         not_finite: see `ShardRows`.
+        mapped: see `ShardRows`.
     """
 
     fingerprint: str
@@ -49,6 +55,7 @@ class IngestedShard:
     format: str
     file_problem: str | None
     not_finite: int = 0
+    mapped: Mapped = field(default_factory=Mapped)
 
 
 def ingest_shard(workspace: Workspace, shard: str) -> IngestedShard:
@@ -178,12 +185,15 @@ def _ingest(workspace: Workspace, shard: str, content: str, *, must_be_same: boo
         candidates = reader.candidates_in - candidates_out
         found = account(pl.concat(places), pl.concat(refused), reader.rows_in, candidates)
         fingerprint = corpus_fingerprint(workspace, content, purged.ids_of(shard))
-        counts = (found.candidates_accepted, reasons.total())
-        table.metadata = rejected.metadata = _facts(shard, fingerprint, content, reader, counts, images)
+        by_reason, kept_rows = dict(sorted(reasons.items())), found.candidates_accepted
+        facts = _facts(shard, fingerprint, content, reader, kept_rows, by_reason, images)
+        table.metadata = rejected.metadata = facts
     # Image bytes are stored while a row is read, before we know whether it is accepted.
     drop_images(warehouse, taken_out)
-    by_reason, problem = dict(sorted(reasons.items())), reader.file_problem
-    return IngestedShard(fingerprint, content, found, by_reason, reader.format, problem, reader.not_finite)
+    problem = reader.file_problem
+    return IngestedShard(
+        fingerprint, content, found, by_reason, reader.format, problem, reader.not_finite, reader.mapped
+    )
 
 
 def _raw_path(shard: str) -> str:
@@ -199,13 +209,14 @@ def _facts(
     fingerprint: str,
     content: str,
     rows: ShardReader | ShardRows,
-    counts: tuple[int, int],
+    accepted: int,
+    reasons: Mapping[str, int],
     images: list[str],
 ) -> dict[str, str]:
     """Return the metadata of a shard's tables.
 
-    `counts` are accepted candidates and rejections; `images` are the digests of its rows' images at the time of
-    reading.
+    `accepted` is the number of candidates, `reasons` are those of rejections; `images` are the digests of its rows'
+    images at the time of reading.
     """
     return {
         "fingerprint": fingerprint,
@@ -213,11 +224,13 @@ def _facts(
         "path": file_name(shard),
         "format": rows.format,
         "rows_in": str(rows.rows_in),
-        "rows": str(counts[0]),
-        "rejected": str(counts[1]),
+        "rows": str(accepted),
+        "rejected": str(sum(reasons.values())),
         "file_problem": rows.file_problem or "",
         "images": digest("images", images) if images else "",
         **({"not_finite": str(rows.not_finite)} if rows.not_finite else {}),
+        **({"reasons": json.dumps(reasons)} if reasons else {}),
+        **({"mapped": json.dumps(asdict(rows.mapped))} if rows.mapped.filled else {}),
     }
 
 
@@ -226,8 +239,8 @@ def write_shard_rows(
 ) -> dict[str, str]:
     """Write both tables of a shard; return the metadata in their footers."""
     images = rows.accepted["image_digests"].explode().drop_nulls().to_list()
-    counts = (len(rows.accepted), len(rows.rejected))
-    metadata = _facts(shard, fingerprint, content_digest, rows, counts, images)
+    reasons = _reasons(rows.rejected)
+    metadata = _facts(shard, fingerprint, content_digest, rows, len(rows.accepted), reasons, images)
     workspace.warehouse.write_table(_rejected_path(shard), rows.rejected, metadata)
     # Written last: its fingerprint shows that the rejected rows are complete.
     workspace.warehouse.write_table(_raw_path(shard), rows.accepted, metadata)
@@ -240,7 +253,8 @@ def stored_shard_rows(workspace: Workspace, shard: str, facts: Mapping[str, str]
     rejected = workspace.warehouse.read_table(_rejected_path(shard))
     candidates = len(accepted) + len(rejected.filter(pl.col("candidate") >= 0))
     problem, not_finite = facts["file_problem"] or None, int(facts.get("not_finite", 0))
-    return ShardRows(accepted, rejected, int(facts["rows_in"]), candidates, facts["format"], problem, not_finite)
+    rows_in, mapped = int(facts["rows_in"]), Mapped(**json.loads(facts.get("mapped", "{}")))
+    return ShardRows(accepted, rejected, rows_in, candidates, facts["format"], problem, not_finite, mapped)
 
 
 def _reasons(rejected: pl.DataFrame) -> dict[str, int]:
@@ -283,8 +297,8 @@ def accept_listing(workspace: Workspace, confirmed: bool = False) -> None:
         confirmed: whether a person confirmed that missing files are meant to be gone.
 
     Raises:
-        LandingError: more than a fifth of the shards of the last accepted listing are gone: an unmounted
-            disk must not empty the subsets.
+        LandingError: all files of the last accepted listing are gone, or at least five and more than a fifth of them:
+            an unmounted disk must not empty the subsets.
     """
     landed = {file.shard for file in workspace.landing.files()}
     if not confirmed:
@@ -294,26 +308,43 @@ def accept_listing(workspace: Workspace, confirmed: bool = False) -> None:
         workspace.warehouse.write_json(LISTING, {"shards": sorted(landed)})
 
 
+def refuse_losses(workspace: Workspace) -> None:
+    """Refuse to go on if too many files are gone at once; see `accept_listing`.
+
+    Raises:
+        LandingError: too many files are gone.
+    """
+    _check_losses(workspace, {file.shard for file in workspace.landing.files()})
+
+
+def missing_shards(workspace: Workspace) -> list[str]:
+    """Return the shards of the last accepted listing that are no longer in the landing area."""
+    recorded = workspace.warehouse.read_json(LISTING) or {"shards": []}
+    return sorted(set(recorded["shards"]) - {file.shard for file in workspace.landing.files()})
+
+
 def _check_losses(workspace: Workspace, landed: set[str]) -> None:
     recorded = workspace.warehouse.read_json(LISTING) or {"shards": []}
     lost = sorted(set(recorded["shards"]) - landed)
-    if len(lost) > LARGEST_LOSS * len(recorded["shards"]):
+    many = len(lost) >= LEAST_LOST and len(lost) > LARGEST_LOSS * len(recorded["shards"])
+    if many or (lost and not landed):
         some = ", ".join(printable(file_name(shard)) for shard in lost[:3])
         raise LandingError(
             f"{len(lost)} of {len(recorded['shards'])} files are gone from {workspace.landing.place} at once "
-            f"({some}). Put them back, or confirm with `curate run --accept-removals` that they are meant to be "
-            "gone."
+            f"({some}). Put them back, or confirm that they are meant to be gone: `curate run --accept-removals`, or "
+            "launch the job accept_removals in the UI."
         )
 
 
 def present_shards(workspace: Workspace) -> list[str]:
     """Return the shards that have been read and whose file is still in the landing area.
 
+    What writes tables of the whole pool calls `refuse_losses` first.
+
     Raises:
-        LandingError: the landing area is missing, or has lost too many files at once (see `accept_listing`).
+        LandingError: the landing area is missing.
     """
     landed = {file.shard for file in workspace.landing.files()}
-    _check_losses(workspace, landed)
     if workspace.only_shards is not None:
         landed &= workspace.only_shards
     return [shard for shard in workspace.warehouse.names(tables.raw_corpus_dir()) if shard in landed]

@@ -21,7 +21,7 @@ from curation_assets.config.corpus_settings import Corpus
 from curation_assets.corpus.containers import read_batches
 from curation_assets.corpus.drafts import Draft, Refused
 from curation_assets.corpus.fields import Row
-from curation_assets.corpus.formats import Parser, detect
+from curation_assets.corpus.formats import Mapped, Parser, detect
 from curation_assets.corpus.identity import identify
 from curation_assets.corpus.images import ImageFolder, digest_of_bytes
 from curation_assets.corpus.raw_rows import EXCERPT_CHARS, RawRow, RowBatch
@@ -47,6 +47,7 @@ class ShardRows:
         format: the format's name, or "unknown".
         file_problem: the problem of the file as a whole, and its fix.
         not_finite: number of values NaN and Infinity, which were read as null.
+        mapped: how many rows have a value at each mapped path.
     """
 
     accepted: pl.DataFrame
@@ -56,6 +57,7 @@ class ShardRows:
     format: str
     file_problem: str | None
     not_finite: int = 0
+    mapped: Mapped = field(default_factory=Mapped)
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def read_shard(
         format=reader.format,
         file_problem=reader.file_problem,
         not_finite=reader.not_finite,
+        mapped=reader.mapped,
     )
 
 
@@ -166,6 +169,7 @@ class ShardReader:
         self.rows_in = 0
         self.candidates_in = 0
         self.not_finite = 0
+        self.mapped = Mapped()
         self.format = UNKNOWN
         self.file_problem: str | None = None
         if data is None:
@@ -192,6 +196,7 @@ class ShardReader:
         shelf.close()
         self.rows_in, self.candidates_in, self.not_finite = shelf.rows_in, shelf.candidates_in, shelf.not_finite
         self.file_problem = shelf.file_problem
+        self.mapped = shelf.parser.mapped if shelf.parser else Mapped()
         yield shelf.piece()
 
     def _until_parsed(self) -> Iterator[RowBatch | RawRow]:

@@ -7,6 +7,7 @@ import dagster as dg
 
 from curation_assets.config.checkpoint_settings import Warmup
 from curation_assets.config.settings import Target
+from curation_assets.corpus.ingest import refuse_losses
 from curation_assets.defs.asset_metadata import OWNERS, markdown_table
 from curation_assets.defs.corpus import RAW_CORPUS_KEY
 from curation_assets.defs.steps import SEGMENTED_STEPS_KEY
@@ -72,6 +73,7 @@ def _warmup_asset(target: Target, base_model: dg.SourceAsset) -> dg.AssetsDefini
         pool="gpu",
     )
     def warmup_checkpoint(workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
+        refuse_losses(workspace)
         checkpoint = train_warmup(workspace, target)
         record = checkpoint.record
         return dg.MaterializeResult(

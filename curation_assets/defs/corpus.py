@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from curation_assets import tables
-from curation_assets.corpus.ingest import ingest_shard, ingest_unreadable
+from curation_assets.corpus.ingest import accept_listing, ingest_shard, ingest_unreadable, missing_shards
 from curation_assets.corpus.many_shards import map_shards
 from curation_assets.defs.asset_metadata import OWNERS, column_schema, markdown_table
 from curation_assets.defs.partition_metadata import add_partition_metadata
@@ -14,6 +14,7 @@ from curation_assets.defs.partitions import SHARDS
 from curation_assets.workspace.versions import CORPUS_VERSION
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.progress import track
+from curation_resources.storage.landing import file_name, printable
 
 RAW_CORPUS_KEY = dg.AssetKey("raw_corpus")
 REJECTED_ROWS_KEY = dg.AssetKey("rejected_rows")
@@ -31,6 +32,43 @@ def landing_files(workspace: dg.ResourceParam[Workspace]) -> dg.DataVersionsByPa
     """Report the version of every landing file."""
     digests = workspace.landing.digests(workspace.landing.settled(wait=False))
     return dg.DataVersionsByPartition(digests)
+
+
+class Removals(dg.Config):
+    """Run config of the job `accept_removals`."""
+
+    confirm: bool = False
+
+
+@dg.op(description="Record that the files that are missing from the landing area are meant to be gone.")
+def accept_missing_files(
+    context: dg.OpExecutionContext, config: Removals, workspace: dg.ResourceParam[Workspace]
+) -> None:
+    """Accept the current listing of the landing area, however many files are missing.
+
+    Raises:
+        Failure: the run config does not confirm it; the message names the files.
+    """
+    missing = missing_shards(workspace)
+    names = ", ".join(printable(file_name(shard)) for shard in missing)
+    if missing and not config.confirm:
+        raise dg.Failure(
+            f"{len(missing)} files are missing: {names}. If they are meant to be gone, launch this job with confirm: "
+            "true.",
+            allow_retries=False,
+        )
+    accept_listing(workspace, confirmed=True)
+    context.log.info("accepted that %d files are gone: %s", len(missing), names)
+
+
+@dg.job(
+    name="accept_removals",
+    description="Confirm that files missing from the landing area are meant to be gone, as `curate run "
+    "--accept-removals` does. Set confirm: true in the launchpad.",
+)
+def accept_removals() -> None:
+    """Confirm removals from the UI."""
+    accept_missing_files()
 
 
 @dg.multi_asset(
@@ -77,6 +115,11 @@ def corpus(
                 "format": ingested.format,
                 "values_not_finite": ingested.not_finite,
             }
+            if ingested.mapped.filled:
+                counts = ingested.mapped.filled.items()
+                accepted[shard]["mapped_columns"] = markdown_table(("path", "rows with a value"), counts)
+            if (warning := ingested.mapped.warning()) is not None:
+                context.log.warning("%s: %s", shard, warning)
             rejected[shard] = shared | {"dagster/partition_row_count": sum(ingested.reasons.values())}
             if ingested.reasons:
                 rejected[shard]["reasons"] = markdown_table(("reason", "rows"), ingested.reasons.items())

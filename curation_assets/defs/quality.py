@@ -6,7 +6,7 @@ import dagster as dg
 
 from curation_assets import tables
 from curation_assets.config.corpus_settings import CorpusFilters
-from curation_assets.corpus.ingest import present_shards
+from curation_assets.corpus.ingest import present_shards, refuse_losses
 from curation_assets.defs.asset_metadata import OWNERS, column_schema, markdown_table, row_count
 from curation_assets.defs.corpus import RAW_CORPUS_KEY
 from curation_assets.defs.partition_metadata import add_partition_metadata
@@ -69,6 +69,7 @@ def _pool_asset(filters: CorpusFilters) -> dg.AssetsDefinition:
         kinds={"polars", "parquet"},
     )
     def pool(workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
+        refuse_losses(workspace)
         present = present_shards(workspace)
         scan = workspace.warehouse.scan(tables.sample_quality_dir(), present)
         report = None

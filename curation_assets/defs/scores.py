@@ -8,6 +8,7 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.config.settings import Target
+from curation_assets.corpus.ingest import refuse_losses
 from curation_assets.defs.asset_metadata import (
     OWNERS,
     column_schema,
@@ -90,6 +91,7 @@ def score_assets(workspace: Workspace, target: Target) -> list[dg.AssetsDefiniti
     def scores(
         context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
     ) -> Iterator[dg.MaterializeResult[Any]]:
+        refuse_losses(workspace)
         scored: list[ShardScores] = []
         metadata_by_shard = {}
         with track(f"{target.name}: scoring shards", len(context.partition_keys)) as advance:

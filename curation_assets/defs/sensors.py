@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from curation_assets.config.settings import Subset, Target
-from curation_assets.corpus.ingest import accept_listing
+from curation_assets.corpus.ingest import accept_listing, refuse_losses
 from curation_assets.defs.alerts import alert_sensors, report_refusals
 from curation_assets.defs.checkpoints import base_model_key
 from curation_assets.defs.corpus import LANDING_KEY
@@ -95,6 +95,7 @@ def _scoring_sensor(workspace: Workspace) -> dg.SensorDefinition:
         if stages:
             return dg.SkipReason(f"runs in progress: {', '.join(sorted(stages))}")
         with report_refusals(workspace, "scoring"), one_look():
+            refuse_losses(workspace)
             requests, reasons = scoring_requests(workspace, context.instance, time.time())
             waiting: dict[str, float] = {}
             if not unfinished:

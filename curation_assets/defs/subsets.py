@@ -7,6 +7,7 @@ import dagster as dg
 
 from curation_assets import tables
 from curation_assets.config.settings import Subset
+from curation_assets.corpus.ingest import refuse_losses
 from curation_assets.defs.asset_metadata import (
     OWNERS,
     column_schema,
@@ -81,6 +82,7 @@ def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
     def selected(
         context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
+        refuse_losses(workspace)
         checks_alone = key not in context.selected_asset_keys
         try:
             selection = (

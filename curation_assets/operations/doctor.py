@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +16,8 @@ from pathlib import Path
 
 from curation_assets.config.corpus_settings import ValidationSet
 from curation_assets.config.settings import Target
+from curation_assets.corpus.first_rows import read_first_rows
+from curation_assets.corpus.formats import Mapped
 from curation_assets.corpus.held_out import read_validation
 from curation_assets.quality.checks import benchmark_files
 from curation_assets.signals.warmup import warmup_checkpoint
@@ -22,6 +26,7 @@ from curation_resources.errors import UserError, in_a_line
 from curation_resources.models.model_files import check_weights, processor_digest
 from curation_resources.quiet import quieten_transformers
 from curation_resources.storage.files import FolderStorage
+from curation_resources.storage.landing import UNREADABLE, printable
 
 NEEDED = ("dagster", "torch", "transformers", "polars", "pyarrow")
 OPTIONAL = {
@@ -36,6 +41,9 @@ OPTIONAL = {
     "dagster-k8s": "kubernetes",
 }
 LITTLE_DISK_GIB = 2.0
+
+INSPECTED_FILES, INSPECTED_BYTES = 3, 1 << 16
+"""Files to read some rows of, and bytes to read of each."""
 
 FAST_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """Features of CPUs that compute in bfloat16: of x86, and of ARM."""
@@ -65,6 +73,7 @@ def examine(config: Path | None) -> Iterator[Finding]:
     yield Finding("DAGSTER_HOME", str(dagster_home(workspace)))
     yield _attempt("landing area", partial(_landing, workspace))
     yield _ignored(workspace)
+    yield from _files(workspace)
     yield _warehouse(workspace)
     yield from _filters(workspace)
     for held_out in workspace.settings.validation:
@@ -191,6 +200,28 @@ def _landing(workspace: Workspace) -> str:
     return f"{workspace.landing.place}: {len(files)} shards, {size:.1f} MiB"
 
 
+def _files(workspace: Workspace) -> Iterator[Finding]:
+    """Check that files can be opened, and what mapped columns find in the first rows of some of them."""
+    with contextlib.suppress(UserError):
+        landing, corpus = workspace.landing, workspace.settings.corpus
+        files = landing.files()
+        closed = [printable(file.name) for file in files if landing.digest(file.shard) == UNREADABLE]
+        if closed:
+            yield Finding("unreadable files", f"{', '.join(closed)}. Allow this user to read them.", ok=False)
+        mapped, rejected = Mapped(), Counter[str]()
+        for file in [file for file in files if printable(file.name) not in closed][:INSPECTED_FILES]:
+            rows, _ = read_first_rows(landing, file, corpus, INSPECTED_BYTES, workspace.image_root(file.shard))
+            mapped += rows.mapped
+            rejected.update(rows.rejected["reason"].to_list())
+            if rows.file_problem is not None:
+                yield Finding(printable(file.name), rows.file_problem, ok=False)
+        if mapped.filled:
+            yield Finding("mapped columns", mapped.warning() or mapped.shares(), warning=bool(mapped.empty))
+        if rejected:
+            told = ", ".join(f"{count} x {reason}" for reason, count in rejected.most_common())
+            yield Finding("rejected rows", f"{told}, among the first rows of {INSPECTED_FILES} files", warning=True)
+
+
 def _filters(workspace: Workspace) -> Iterator[Finding]:
     """Check the requirements of the pool's filters."""
     filters = workspace.settings.corpus.filters
@@ -272,12 +303,8 @@ def _ignored(workspace: Workspace) -> Finding:
         ignored = workspace.landing.ignored()
     except UserError:
         return Finding("ignored files", "–")
-    shown = ", ".join(ignored[:5]) + (", …" if len(ignored) > 5 else "")
-    return Finding(
-        "ignored files",
-        f"{len(ignored)}: {shown} (convert them to .jsonl or .parquet, or remove them)" if ignored else "none",
-        ok=not ignored,
-    )
+    told = f"{len(ignored)}: {', '.join(ignored)} (convert them to .jsonl or .parquet, or remove them)"
+    return Finding("ignored files", told if ignored else "none", ok=not ignored)
 
 
 def _warehouse(workspace: Workspace) -> Finding:

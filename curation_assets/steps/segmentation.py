@@ -47,6 +47,10 @@ from curation_resources.storage.warehouse import WarehouseError
 VERSION, SETTINGS = "segmentation_version", "segmentation_settings"
 """Metadata of a table: the version of the rules that cut it, and a key of the settings."""
 
+SAMPLES, WITHOUT_ANSWER, EXAMPLES = "samples", "without_answer", "without_answer_examples"
+"""Metadata of a table: numbers of samples, and ids of some without an answer."""
+
+MOST_EXAMPLES = 3
 Span = tuple[int, int]
 Regions = list[list[Span]]
 
@@ -243,6 +247,14 @@ def _rows(frame: pl.DataFrame, settings: Segmentation) -> Iterator[tuple[str, in
             yield sample_id, index, "step", start, end, found.strategy, found.merged
 
 
+def _without_answer(rows: pl.DataFrame) -> dict[str, str]:
+    """Return facts about a table: its samples, those without an answer, and three of these."""
+    answers = rows.group_by("sample_id").agg((pl.col("kind") == "answer").any().alias("answered"))
+    without = answers.filter(~pl.col("answered"))["sample_id"].sort()
+    facts = {SAMPLES: str(len(answers)), WITHOUT_ANSWER: str(len(without))}
+    return facts | ({EXAMPLES: " ".join(without.head(MOST_EXAMPLES).to_list())} if len(without) else {})
+
+
 def version_of(facts: Mapping[str, str] | None, settings: str) -> int | None:
     """Return the version of the rules that cut a table, from its metadata; None if it had other settings.
 
@@ -293,6 +305,7 @@ def segment_shard(workspace: Workspace, shard: str) -> SegmentedShard:
     facts = {
         "fingerprint": steps_fingerprint(workspace, metadata["fingerprint"]),
         "images": metadata["images"],
+        **_without_answer(rows),
         SETTINGS: segmentation_key(workspace, 0),
         VERSION: str(SEGMENTATION_VERSION),
     }

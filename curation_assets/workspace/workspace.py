@@ -80,13 +80,25 @@ class Workspace:
         """
         place = self.settings.corpus.landing
         if not is_object_address(place):
-            return FolderLanding(self._local(place, "corpus.landing"), self.cache)
+            folder = self._local(place, "corpus.landing")
+            self._refuse_warehouse_inside(folder)
+            return FolderLanding(folder, self.cache)
         if f"{self.settings.warehouse}/".startswith(f"{place.rstrip('/')}/"):
             raise LandingError(
                 f"the warehouse {self.settings.warehouse} is inside the landing area {place}, so its tables would be "
                 "read as shards. Use another prefix in curation.yaml."
             )
         return ObjectLanding(self._bucket(place), cache_folder() / "landing", self.settings.corpus.images.max_bytes)
+
+    def _refuse_warehouse_inside(self, folder: Path) -> None:
+        if is_object_address(self.settings.warehouse):
+            return
+        warehouse = self._local(self.settings.warehouse, "warehouse")
+        if warehouse.is_relative_to(folder):
+            raise LandingError(
+                f"the warehouse {warehouse} is inside the landing folder {folder}, so its tables would be read as "
+                f"shards. Use a folder outside it in curation.yaml: warehouse: ../{folder.name}-warehouse"
+            )
 
     @cached_property
     def warehouse(self) -> Warehouse:

@@ -26,7 +26,6 @@ from curation_assets.subsets.stored_tables import TableRequestError, read_stored
 from curation_assets.tables.evaluation import RELATIVE_AVERAGE, answers_dir
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.progress import shown_on
-from curation_resources.storage.landing import LandingError
 from curation_resources.training.trainer import TrainingRecord
 from tests.models import write_tiny_model
 from tests.pipeline.workspaces import instance_of, make_workspace, run, stored, subset_ids, write_config
@@ -395,7 +394,7 @@ def test_subsets_that_are_empty_old_or_not_there(tmp_path: Path, tiny_model: Pat
     with pytest.raises(EvaluationError, match=r"subset best is empty\. Widen its filters or its budget"):
         plan_evaluation(narrow)
     (tmp_path / "landing" / "a.jsonl").unlink()
-    with pytest.raises(LandingError, match="are gone from"):
+    with pytest.raises(EvaluationError, match=r"the pool has no sample|outdated"):
         plan_evaluation(edited(narrow, ", filters: {min_tokens: 100000}", ""))
 
 

@@ -235,20 +235,23 @@ def test_a_run_that_is_tried_again_is_not_told_of(daemon: Daemon, told: Path) ->
 
 
 def test_a_refused_listing_is_told_of_once_and_again_after_it_was_mended(daemon: Daemon, told: Path) -> None:
-    lost = [landed(daemon.workspace) / name for name in ("a.jsonl", "b.jsonl", "c.jsonl")]
+    lost = [landed(daemon.workspace) / name for name in LOST]
     for _ in range(2):
         contents = [path.read_text() for path in lost]
         for path in lost:
             path.unlink()
         for sensor in ("landing", "scoring", "landing"):
-            with pytest.raises(LandingError, match="3 of 6 files are gone"):
+            with pytest.raises(LandingError, match="5 of 6 files are gone"):
                 daemon.tick(sensor)
         for path, content in zip(lost, contents, strict=True):
             write_shard(path, [json.loads(line) for line in content.splitlines()])
         daemon.carry_through()
     first, second = alerts(told)
     assert first["event"] == second["event"] == "landing_refused"
-    assert "3 of 6 files are gone" in first["text"]
+    assert "5 of 6 files are gone" in first["text"]
+
+
+LOST = ("a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl", "e.jsonl")
 
 
 def test_a_channel_that_fails_is_tried_once_and_hides_nothing(
@@ -259,13 +262,13 @@ def test_a_channel_that_fails_is_tried_once_and_hides_nothing(
     config = daemon.workspace.config_file
     config.write_text(config.read_text() + f"alerts: {{command: [{sys.executable}, -c, {json.dumps(script)}]}}\n")
     daemon.reload()
-    for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
+    for name in LOST:
         (landed(daemon.workspace) / name).unlink()
-    for lost in (3, 4):
+    for lost in (5, 6):
         for _ in range(2):
             with pytest.raises(LandingError, match=f"{lost} of 6 files are gone"):
                 daemon.tick("landing")
-        (landed(daemon.workspace) / "d.jsonl").unlink(missing_ok=True)
+        (landed(daemon.workspace) / "f.jsonl").unlink(missing_ok=True)
     assert count.read_text() == "x"
     assert "the alert that sensor landing cannot continue was not delivered" in caplog.text
 

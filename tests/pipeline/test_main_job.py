@@ -13,6 +13,8 @@ import pytest
 
 from curation_assets import tables
 from curation_assets.config.settings import Settings
+from curation_assets.corpus.ingest import pool_rows, refuse_losses
+from curation_assets.definitions import build_definitions
 from curation_assets.defs.main_job import MainJob
 from curation_assets.defs.stage_assets import CORPUS_KEYS
 from curation_assets.subsets.select import SelectionError, select
@@ -98,9 +100,8 @@ def test_a_copy_of_known_rows_is_not_measured_and_not_selected_twice(workspace: 
 def test_a_removed_file_leaves_the_subset_and_its_tables_stay(workspace: Workspace) -> None:
     run(workspace)
     (landed(workspace) / "b.jsonl").unlink()
-    with pytest.raises(LandingError, match=r"1 of 2 files are gone .*b\.jsonl.*--accept-removals"):
-        run(workspace)
-    summary = run(workspace, accept_removals=True)
+    # One file of few may go; five of six may not.
+    summary = run(workspace)
     assert summary.tokens_measured == 0
     assert summary.subsets == ["best"]
     kept = sample_scores(workspace).filter(pl.col("shard") == "a.jsonl")["sample_id"].to_list()
@@ -249,11 +250,38 @@ def test_an_emptied_landing_folder_empties_nothing(tmp_path: Path, tiny_model: P
 
 
 def test_a_few_of_many_files_may_go_at_once(tmp_path: Path, tiny_model: Path) -> None:
-    shards = {f"{n}.jsonl": rows(1, start=10 * n) for n in range(6)}
+    shards = {f"{n}.jsonl": rows(1, start=10 * n) for n in range(10)}
     workspace = make_workspace(tmp_path / "many", tiny_model, shards)
     run(workspace)
-    (landed(workspace) / "3.jsonl").unlink()
+    for number in range(4):
+        (landed(workspace) / f"{number}.jsonl").unlink()
     assert run(workspace).subsets == ["best"]
+    chosen = subset_ids(workspace)
+    for number in range(4, 9):
+        (landed(workspace) / f"{number}.jsonl").unlink()
+    with pytest.raises(LandingError, match=r"5 of 6 files are gone .*4\.jsonl.*--accept-removals.*job accept_removals"):
+        run(workspace)
+    assert subset_ids(workspace) == chosen
+    # What only reads goes on, and what writes the pool's tables does not.
+    assert len(pool_rows(workspace)) == 1
+    with pytest.raises(LandingError, match="5 of 6 files are gone"):
+        refuse_losses(workspace)
+
+
+def test_removals_are_confirmed_in_the_ui(tmp_path: Path, tiny_model: Path) -> None:
+    workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(6)})
+    run(workspace)
+    (landed(workspace) / "a.jsonl").unlink()
+    job = build_definitions(workspace).resolve_job_def("accept_removals")
+    instance = instance_of(workspace)
+    with pytest.raises(dg.Failure, match=r"1 files are missing: a\.jsonl\. .* confirm: true"):
+        job.execute_in_process(instance=instance)
+    with pytest.raises(LandingError, match="gone"):
+        run(workspace)
+    config = {"ops": {"accept_missing_files": {"config": {"confirm": True}}}}
+    assert job.execute_in_process(config, instance=instance).success
+    run(workspace)
+    assert subset_ids(workspace) == []
 
 
 @pytest.mark.folder_only("rights are those of a bucket's policy, which moto does not enforce")

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from curation_assets.config.corpus_settings import FORMAT_PLUGINS, Columns, Corpus
 from curation_assets.corpus.assemble import assemble, claims, unclaimed
 from curation_assets.corpus.drafts import Draft, Refused
-from curation_assets.corpus.fields import Row
+from curation_assets.corpus.fields import Row, absent, lookup
 from curation_assets.corpus.formats.conversations import MESSAGES, OPENTHOUGHTS, SHAREGPT
 from curation_assets.corpus.formats.instructions import ALPACA, M23K, MMATHCOT, PROMPT_RESPONSE, S1K, STEPWISE
 from curation_assets.corpus.formats.pairs import PREFERENCE, ULTRAINTERACT
 from curation_assets.corpus.row_parts import Format, with_roles
 from curation_resources.plugins import plugins
+from curation_resources.storage.landing import printable
+
+MOST_FIELDS = 30
+"""Names of fields that a message lists."""
 
 # In order of detection: a format that requires more fields comes before one that its rows would also match, and
 # formats of other packages come before ours.
@@ -38,7 +43,7 @@ FORMATS: dict[str, Format] = {
     )
 }
 
-__all__ = ["FORMATS", "Format", "Parser", "detect"]
+__all__ = ["FORMATS", "Format", "Mapped", "Parser", "detect"]
 
 
 def detect(rows: Sequence[Row], columns: Columns | None = None) -> str | None:
@@ -57,8 +62,57 @@ def detect(rows: Sequence[Row], columns: Columns | None = None) -> str | None:
     return max(FORMATS, key=lambda name: votes[name]) if votes else None
 
 
+@dataclass
+class Mapped:
+    """How many rows have a value at each mapped path.
+
+    Attributes:
+        filled: number of rows with a value that is not null, by path.
+        rows: number of rows.
+        fields: names of the fields of the first row, for a message about a path that matches nothing.
+    """
+
+    filled: dict[str, int] = field(default_factory=dict)
+    rows: int = 0
+    fields: list[str] = field(default_factory=list)
+
+    def count(self, row: Row) -> None:
+        """Count one row."""
+        self.rows += 1
+        self.fields = self.fields or sorted(row)[:MOST_FIELDS]
+        for path in self.filled:
+            self.filled[path] += not absent(lookup(row, path))
+
+    def __add__(self, other: Mapped) -> Mapped:
+        """Return the counts of two files together."""
+        paths = self.filled | {path: self.filled.get(path, 0) + count for path, count in other.filled.items()}
+        return Mapped(paths, self.rows + other.rows, self.fields or other.fields)
+
+    @property
+    def empty(self) -> list[str]:
+        """The paths that match nothing."""
+        return [path for path, count in self.filled.items() if not count] if self.rows else []
+
+    def shares(self) -> str:
+        """Return the share of rows with a value, for each path."""
+        return ", ".join(f"{path} {count / self.rows:.0%}" for path, count in self.filled.items()) if self.rows else ""
+
+    def warning(self) -> str | None:
+        """Return a message about the paths that match nothing, with the rows' own fields; None if there are none."""
+        if not self.empty:
+            return None
+        fields = printable(", ".join(self.fields))
+        return (
+            f"corpus.columns names {', '.join(self.empty)}, which no row has a value for. Their fields: {fields}. "
+            "Correct the paths in curation.yaml."
+        )
+
+
 class Parser:
     """Parses the rows of one file in one format.
+
+    Attributes:
+        mapped: how many of the rows so far have a value at each mapped path.
 
     Args:
         name: the format.
@@ -75,6 +129,7 @@ class Parser:
         self._mixed = corpus.format == "auto" and corpus.columns.prompt is None and corpus.columns.response is None
         self._claimed = claims(corpus.columns)
         self._roles = {name.lower(): role for name, role in corpus.roles.items()}
+        self.mapped = Mapped(dict.fromkeys(sorted(self._claimed), 0))
 
     def parse(self, row: Row) -> list[Draft | Refused]:
         """Return the row's candidates in order, each as a draft or a refusal.
@@ -82,6 +137,8 @@ class Parser:
         Raises:
             Refused: the row as a whole cannot be used.
         """
+        if self._claimed:
+            self.mapped.count(row)
         if self._roles:
             row = with_roles(row, self._roles)
         shown = unclaimed(row, self._claimed)

@@ -250,7 +250,7 @@ class FolderLanding(Landing):
         return sorted(
             path
             for path in self.root.rglob("*")
-            if (path.is_file() or path.is_symlink())
+            if (path.is_file() or path.is_symlink() or path.name.lower().endswith(SHARD_SUFFIXES))
             and not any(part.startswith(HIDDEN) for part in path.relative_to(self.root).parts)
         )
 
@@ -262,6 +262,10 @@ class FolderLanding(Landing):
                 return " (a link to a folder, or to nothing)"
             if not path.resolve().is_relative_to(self.root.resolve()):
                 return " (a link that points outside the landing folder)"
+        elif path.is_dir():
+            return " (a folder)"
+        elif not path.is_file():
+            return " (a pipe, socket or device, not a file)"
         return name_objection(name)
 
     def _name(self, path: Path) -> str:
@@ -277,7 +281,7 @@ class FolderLanding(Landing):
 
 def name_objection(name: str) -> str | None:
     """Return why a path is not a shard's, as a suffix to the path (empty: another file type); None if it is one."""
-    if not name.endswith(SHARD_SUFFIXES):
+    if not name.lower().endswith(SHARD_SUFFIXES):
         return ""
     if not _is_unicode(name):
         return " (its name is not UTF-8)"
