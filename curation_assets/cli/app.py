@@ -54,22 +54,24 @@ def init(
     """Inspect a folder of traces and write a commented curation.yaml for it."""
     with clear_errors():
         from curation_assets.operations.init_config import write_config
+        from curation_assets.operations.intake import ignored_line
+        from curation_resources.errors import UserError
         from curation_resources.storage.digests import DigestCache
         from curation_resources.storage.landing import FolderLanding
 
         look = write_config(folder, model, to, force)
         console.print(f"{look.files} files, {look.bytes / 2**20:.1f} MiB; formats: {look.formats or 'none recognized'}")
-        ignored = FolderLanding(folder, DigestCache()).ignored()
-        if ignored:
-            console.print(f"ignored (not .jsonl, .jsonl.gz or .parquet): {', '.join(ignored[:5])}", markup=False)
-        if look.rejected:
-            console.print(f"{look.rejected} of {look.rows} inspected rows would be rejected: {look.reasons}")
+        ignored = ignored_line(FolderLanding(folder, DigestCache()).ignored())
+        for line in [*([ignored] if ignored else []), *look.remarks()]:
+            console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
         if look.right < look.marked:
             console.print(
                 f"{look.right} of {look.marked} inspected responses with a mark are marked right; to select only from "
                 f"those, add filters: {{correct: true}} to the subset in {to}",
                 soft_wrap=True,
             )
+        if not look.accepted:
+            raise UserError(f"wrote {to}, but no row of {folder} can be read with it: {look.unreadable()}")
         console.print(f"wrote {to}; next: curate run --config {to} --sample 200", soft_wrap=True)
 
 

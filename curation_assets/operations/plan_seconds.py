@@ -282,7 +282,7 @@ def stored_bytes(workspace: Workspace, target: Target, signal: SignalName) -> in
     """Return the size of a signal's parts under its current fingerprint, in bytes."""
     folder = signal_dir(workspace, target, signal)
     files = [] if folder is None else workspace.warehouse.files(folder)
-    return sum(file.size for file in files if file.name.endswith(".parquet"))
+    return sum(file.size for file in files if file.name.lower().endswith(".parquet"))
 
 
 def _same_visit(one: dict[str, Any], other: dict[str, Any]) -> bool:

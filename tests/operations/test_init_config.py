@@ -13,7 +13,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from typer.testing import CliRunner
 
+from curation_assets.cli.app import app
 from curation_assets.config.checkpoint_settings import Warmup
 from curation_assets.config.config_file import load_settings, parse_settings
 from curation_assets.config.settings import Settings
@@ -236,3 +238,115 @@ def test_the_template_says_the_defaults() -> None:
     assert loaded.targets == bare.targets
     assert loaded.targets[0].warmup == Warmup()
     assert (loaded.engine, loaded.releases, loaded.corpus) == (bare.engine, bare.releases, bare.corpus)
+
+
+CANDIDATES = {
+    "question": "How many are two and two?",
+    "a": {"solution": "Two and two.\nAnswer: 4", "is_correct": True},
+    "b": {"solution": "Two and three.\nAnswer: 5", "is_correct": False},
+}
+
+
+def init(landing: Path, to: Path) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["init", str(landing), "--model", "org/model", "--to", str(to)])
+    return result.exit_code, " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("row", "mapping"),
+    [
+        (
+            CANDIDATES,
+            {
+                "prompt": "question",
+                "response": ["a.solution", "b.solution"],
+                "correct": ["a.is_correct", "b.is_correct"],
+            },
+        ),
+        (
+            {"data": {"problem_text": "2 + 2?", "full_solution": "Two and two.\nFour.", "answer": "4"}},
+            {"prompt": "data.problem_text", "response": "data.full_solution", "answer": "data.answer"},
+        ),
+        ({"ask": "2 + 2?", "my_cot": "Two.\nAnswer: 4", "note": "x"}, {"prompt": "ask", "response": "my_cot"}),
+    ],
+)
+def test_columns_are_proposed_for_rows_of_no_format(
+    landing: Path, tmp_path: Path, row: dict[str, object], mapping: dict[str, object]
+) -> None:
+    write_rows(landing / "a.jsonl", row, row)
+    code, said = init(landing, tmp_path / "curation.yaml")
+    assert code == 0, said
+    assert "proposed columns: {prompt:" in said
+    loaded = load_settings(tmp_path / "curation.yaml")
+    assert loaded.corpus.columns.model_dump(exclude_none=True) == mapping
+    assert inspect_folder(landing).accepted >= 2
+
+
+def test_columns_are_proposed_for_the_rows_that_need_them(landing: Path, tmp_path: Path) -> None:
+    write_rows(landing / "a.jsonl", GSM8K)
+    write_rows(landing / "b.jsonl", CANDIDATES)
+    code, said = init(landing, tmp_path / "curation.yaml")
+    assert code == 0
+    assert "rows that no format matches have the fields a, b, question; for a configuration of their own: " in said
+    assert load_settings(tmp_path / "curation.yaml").corpus.columns.prompt is None
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "it has no file of .jsonl, .jsonl.gz or .parquet"),
+        ("not json\n", "a.jsonl: none of the 1 rows can be used; 1 times not_json"),
+        ('{"left": 1, "right": "x"}\n', "their fields are left, right. Map the prompt and the response"),
+    ],
+)
+def test_a_folder_without_a_readable_row_is_an_error(
+    landing: Path, tmp_path: Path, content: str | None, why: str
+) -> None:
+    if content is not None:
+        (landing / "a.jsonl").write_text(content)
+    code, said = init(landing, tmp_path / "curation.yaml")
+    assert code == 1
+    assert why in said
+    assert "next: curate run" not in said
+    # What is written loads, to be corrected.
+    load_settings(tmp_path / "curation.yaml")
+
+
+def test_files_that_cannot_be_read_are_told(landing: Path, tmp_path: Path) -> None:
+    write_rows(landing / "UPPER.JSONL", GSM8K)
+    (landing / "folder.jsonl").mkdir()
+    os.mkfifo(landing / "pipe.jsonl")
+    (landing / "b.parquet").write_bytes(b"no parquet")
+    code, said = init(landing, tmp_path / "curation.yaml")
+    assert code == 0
+    assert "2 files" in said
+    assert "folder.jsonl (a folder), pipe.jsonl (a pipe, socket or device, not a file)" in said
+    assert "b.parquet: the file is not readable Parquet" in said
+
+
+def test_responses_without_an_answer_are_counted_and_shown(landing: Path, tmp_path: Path) -> None:
+    write_rows(landing / "a.jsonl", GSM8K, *({"prompt": "q", "response": f"It ends in {end}."} for end in "wxyz"))
+    code, said = init(landing, tmp_path / "curation.yaml")
+    assert code == 0
+    assert "4 inspected responses state no answer that is recognized" in said
+    assert "'It ends in w.'; 'It ends in x.'; 'It ends in y.'" in said
+
+
+def test_the_warehouse_is_proposed_outside_the_landing_folder(
+    landing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(landing / "a.jsonl", GSM8K)
+    monkeypatch.chdir(landing)
+    write_config(Path(), "org/model", Path("curation.yaml"))
+    assert load_settings(landing / "curation.yaml").warehouse == "../landing-warehouse"
+    workspace = Workspace.load(landing / "curation.yaml")
+    assert [file.name for file in workspace.landing.files()] == ["a.jsonl"]
+    config = (landing / "curation.yaml").read_text()
+    (landing / "curation.yaml").write_text(config.replace("../landing-warehouse", "./warehouse"))
+    with pytest.raises(LandingError, match=r"is inside the landing folder .*warehouse: \.\./landing-warehouse"):
+        _ = Workspace.load(landing / "curation.yaml").landing
+    # Through a link as well.
+    (tmp_path / "elsewhere").symlink_to(landing)
+    (landing / "curation.yaml").write_text(config.replace("../landing-warehouse", "../elsewhere/tables"))
+    with pytest.raises(LandingError, match="is inside the landing folder"):
+        _ = Workspace.load(landing / "curation.yaml").landing

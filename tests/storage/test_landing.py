@@ -70,8 +70,8 @@ def test_every_kind_of_shard_is_listed_in_order_and_nothing_hidden(tmp_path: Pat
     put(tmp_path, "b.jsonl", "a.parquet", "deep/er/c.jsonl.gz")
     put(tmp_path, ".d.jsonl", "_SUCCESS", "_tmp/e.jsonl", ".git/f.jsonl", "deep/_g.jsonl", "b.jsonl.crc", "B.JSONL")
     put(tmp_path, "README.md", "h.json", "deep/i.csv", "deep/k.PNG")
-    assert seen(make(tmp_path)) == ["a.parquet", "b.jsonl", "deep/er/c.jsonl.gz"]
-    assert make(tmp_path).ignored() == ["B.JSONL", "README.md", "b.jsonl.crc", "deep/i.csv", "h.json"]
+    assert seen(make(tmp_path)) == ["B.JSONL", "a.parquet", "b.jsonl", "deep/er/c.jsonl.gz"]
+    assert make(tmp_path).ignored() == ["README.md", "b.jsonl.crc", "deep/i.csv", "h.json"]
 
 
 @settings(deadline=None, max_examples=50)

@@ -46,9 +46,9 @@ def test_every_kind_of_shard_is_listed_in_order_and_nothing_hidden(landing: Obje
     put(landing, ".d.jsonl", "_SUCCESS", "_tmp/e.jsonl", "deep/_g.jsonl", "B.JSONL", "README.md", "deep/k.PNG")
     put(landing, "deep/", "empty/", data=b"")
     assert [file.name for file in landing.files()] == sorted(
-        ["a.parquet", "a=b&c?d#e%20f+.jsonl", "b.jsonl", "deep/er/c.jsonl.gz", "größe 題.jsonl"]
+        ["B.JSONL", "a.parquet", "a=b&c?d#e%20f+.jsonl", "b.jsonl", "deep/er/c.jsonl.gz", "größe 題.jsonl"]
     )
-    assert landing.ignored() == ["B.JSONL", "README.md"]
+    assert landing.ignored() == ["README.md"]
     for file in landing.files():
         assert landing.path(file.shard).read_bytes() == file.name.encode()
         with landing.open(file.shard) as stream:
