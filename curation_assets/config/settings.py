@@ -460,7 +460,7 @@ class Settings(Section):
             lacks = selector_problem(subset.selector, score)
             if lacks is not None:
                 raise LocatedError(["subsets", position, "selector"], lacks)
-            selector = subset.selector or method_of(score).selector
+            selector = subset.selector or method_of(score).default_selector(score)
             refused = budget_problem(subset.budget.tokens is not None, bool(subset.stratify), selector)
             if refused is not None:
                 raise LocatedError(["subsets", position, refused[0]], refused[1])

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 
 from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection, TargetFacts
 from curation_assets.methods.selectors.tagcos import Tagcos
+from curation_assets.methods.selectors.tasks import AGGREGATION, Aggregate, selector_for
 from curation_assets.methods.selectors.top import Top
 from curation_assets.methods.vectors import BLOCK, Vectors, unit
 from curation_assets.tables.signals import SignalName
@@ -33,7 +34,7 @@ class LessScore(ScoreSection):
 
     method: Literal["less"] = "less"
     validation: list[Name] = Field(min_length=1, description="validation sets, one per task; a name or a list")
-    aggregate: Literal["max", "mean"] = Field("max", description="aggregation over the sets")
+    aggregate: Aggregate = Field("max", description=AGGREGATION)
 
     @field_validator("validation", mode="before")
     @classmethod
@@ -147,6 +148,7 @@ METHODS = [
         validation=lambda section: tuple(section.validation),
         vectors=TRAINED,
         to_vectors=weighed,
+        selector_by=lambda section: selector_for(section.aggregate),
         cost="C(lora, warm-up, T) + 3 T N F",
         unfaithful=_less_unfaithful,
     ),

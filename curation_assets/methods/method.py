@@ -115,6 +115,7 @@ class Method:
         score: computes the score of each sample; it may only use the sample itself, never the whole pool.
         reads: the columns of these signals that a sample's score is computed from.
         selector: default selector of its subsets.
+        selector_by: returns the default selector for parameters that need another one, else None.
         validation: names of the validation sets that the score compares with.
         measured_of_validation: signals of these sets, if they differ from the samples'.
         vectors: the signal with the embeddings for its selector, if it uses any.
@@ -141,6 +142,11 @@ class Method:
     cost: str = "N F"
     unfaithful: Callable[[TargetFacts, Any], Sequence[str]] = lambda _target, _section: ()
     scores_steps: bool = False
+    selector_by: Callable[[Any], SelectorSection | None] = lambda _section: None
+
+    def default_selector(self, section: ScoreSection) -> SelectorSection:
+        """Return the selector of subsets that name none."""
+        return self.selector_by(section) or self.selector
 
     def validation_signals(self, section: ScoreSection) -> tuple[SignalName, ...]:
         """Return the signals measured on validation sets; the first provides the vectors to compare with."""

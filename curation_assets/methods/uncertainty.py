@@ -43,14 +43,14 @@ class MeanMarginScore(UncertaintyScore):
 
 
 AS_CODED = {
-    "mean_entropy": pl.col("sequence_entropy"),
+    "mean_entropy": pl.col("entropy"),
     "least_confidence": 1.0 - pl.col("largest_logit"),
     "mean_margin": pl.col("logit_margin"),
 }
 
 
 def _signals(section: UncertaintyScore) -> tuple[SignalName, ...]:
-    return ("likelihoods",) if section.parity == "paper" else ("sequence_likelihoods",)
+    return ("likelihoods",) if section.parity == "paper" else ("sequence_uncertainty",)
 
 
 def _score(inputs: ScoreInputs, section: UncertaintyScore) -> Scored:
@@ -66,7 +66,7 @@ METHODS = [
         summary=summary,
         section=section,
         signals=_signals,
-        reads={"likelihoods": (name,), "sequence_likelihoods": tuple(AS_CODED[name].meta.root_names())},
+        reads={"likelihoods": (name,), "sequence_uncertainty": tuple(AS_CODED[name].meta.root_names())},
         score=_score,
         selector=Top(),
         highest_first=name != "mean_margin",

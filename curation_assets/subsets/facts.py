@@ -284,12 +284,14 @@ class Selection:
 
     def document(self) -> dict[str, Any]:
         """Return everything as JSON; `of_document` is the inverse."""
-        return {field.name: getattr(self, field.name) for field in fields(self)} | {"summary": self.summary.document()}
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return own | {"summary": self.summary.document(), "warnings": list(self.warnings)}
 
     @classmethod
     def of_document(cls, document: Mapping[str, Any]) -> Selection:
         """Return a stored selection."""
-        return cls(**{**document, "summary": Summary.of_document(document["summary"])})
+        summary, warnings = Summary.of_document(document["summary"]), tuple(document.get("warnings", ()))
+        return cls(**{**document, "summary": summary, "warnings": warnings})
 
     def score_distribution(self) -> dict[str, float | None]:
         """Return mean and standard deviation of the pool's scores."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from curation_assets import tables
 from curation_assets.config.settings import Subset, Target
 from curation_assets.corpus.duplicates import resolve_duplicates
-from curation_assets.methods.method import ScoreSection
+from curation_assets.methods.method import ScoreInputs, ScoreSection
 from curation_assets.methods.registry import method_of
 from curation_assets.methods.selectors import registry as selectors
 from curation_assets.methods.selectors.candidates import Features, SelectorSection
@@ -39,6 +39,8 @@ SELECTION_VERSION = 3
 
 FACTS_VERSION = 4
 """Version of the facts that are stored with a subset; facts of another version are computed again."""
+INFLUENCE_ROWS = 4096
+"""Samples whose score for each validation set is computed at a time."""
 
 
 class SelectionError(UserError):
@@ -74,7 +76,8 @@ def parameters_digest(workspace: Workspace, subset: Subset) -> str:
 
 def selector_of(workspace: Workspace, subset: Subset) -> SelectorSection:
     """Return the selector that a subset names, else its method's default."""
-    return subset.selector or method_of(workspace.settings.score(subset.score)).selector
+    score = workspace.settings.score(subset.score)
+    return subset.selector or method_of(score).default_selector(score)
 
 
 def wanted_fingerprint(workspace: Workspace, subset: Subset) -> str | None:
@@ -181,7 +184,8 @@ def select_from(
         QualityError: the corpus' filters have not been applied to some of the samples.
         SpillError: memory or disk is too small for the pool.
     """
-    selector, features = subset.selector or method_of(score).selector, features_of(workspace, score)
+    selector = subset.selector or method_of(score).default_selector(score)
+    features = features_of(workspace, score)
     engine = workspace.settings.engine
     with spilling(cache_folder() / "selection", engine.selection_memory_mib) as spill:
         return choose(
@@ -219,8 +223,24 @@ def features_of(workspace: Workspace, score: ScoreSection) -> Features | None:
         wanted = sample_ids.to_frame("sample_id").join(stored, on="sample_id", how="left", maintain_order="left")
         return method_of(score).to_vectors(wanted)
 
+    sets = cache(lambda: validation_vectors(workspace, target, score))
+
     def validation() -> NDArray[np.float32]:
-        return np.concatenate(list(validation_vectors(workspace, target, score).values()))
+        return in_turns(list(sets().values()))
+
+    def influence(sample_ids: pl.Series) -> NDArray[np.float64]:
+        store, method = SignalStore.of(workspace, target, signal), method_of(score)
+        found = np.empty((len(sample_ids), len(sets())))
+        for start in range(0, len(sample_ids), INFLUENCE_ROWS):
+            ids = sample_ids.slice(start, INFLUENCE_ROWS).rename("sample_id").to_frame()
+            rows = store.rows(ids["sample_id"])
+            assert rows is not None
+            for place, (name, vectors) in enumerate(sets().items()):
+                alone = score.model_copy(update={"validation": [name]})
+                inputs = ScoreInputs(ids, {signal: rows}, steps=False, validation={name: vectors})
+                values = ids.join(method.score(inputs, alone).values, on="sample_id", how="left", maintain_order="left")
+                found[start : start + len(ids), place] = values["value"].to_numpy()
+        return found
 
     def prompts() -> list[str]:
         sets = [
@@ -232,7 +252,16 @@ def features_of(workspace: Workspace, score: ScoreSection) -> Features | None:
     if not method_of(score).validation(score):
         return Features(vectors)
     # Cached, because every stratum uses the same validation vectors.
-    return Features(vectors, cache(validation), prompts)
+    return Features(vectors, cache(validation), prompts, influence)
+
+
+def in_turns(sets: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return the vectors [M, d] of several sets in the order of their turns: each set in turn, its samples in rotation.
+
+    Every set has as many turns as the largest; the samples of smaller ones come again.
+    """
+    turns = max(map(len, sets))
+    return np.stack([own[turn % len(own)] for turn in range(turns) for own in sets])
 
 
 def current_manifest(workspace: Workspace, target: Target) -> pl.DataFrame:

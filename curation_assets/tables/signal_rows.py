@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from curation_resources.scoring.results import GradientFeatures, Likelihoods, SequenceLikelihoods
+from curation_resources.scoring.results import (
+    GradientFeatures,
+    Likelihoods,
+    SequenceLikelihoods,
+    SequenceUncertainty,
+)
 from curation_resources.scoring.samples import NON_FINITE, UNRUNNABLE, AnswerPrefix, Pooling, Question, SampleSignals
 
 HALF_MAXIMUM = float(np.finfo(np.float16).max)
@@ -59,7 +64,9 @@ def _of_steps(result: SampleSignals, missing: bool, gradient_flags: Sequence[str
     }
 
 
-def means(of: Callable[[SampleSignals], Likelihoods | SequenceLikelihoods | None]) -> Callable[..., Rows]:
+def means(
+    of: Callable[[SampleSignals], Likelihoods | SequenceLikelihoods | SequenceUncertainty | None],
+) -> Callable[..., Rows]:
     """Build the row function of a signal whose means are the columns of its table, null where a sample has none."""
 
     def rows(results: Sequence[SampleSignals]) -> Rows:

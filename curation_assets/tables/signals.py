@@ -140,14 +140,23 @@ LIKELIHOODS = Table(
 
 SEQUENCE_LIKELIHOODS = _signal(
     "sequence_likelihoods",
-    "likelihood and uncertainty of each whole sequence, including prompt, images and EOS; null if not measured",
+    "likelihood and uncertainty of each whole sequence: means over all tokens but the first, including prompt, "
+    "images and EOS; null if not measured",
     {
-        "sequence_nll": _mean("negative log-likelihood, for all but the first", "nats"),
-        "sequence_entropy": _mean(
-            "entropy of the distribution predicted after each token, the last one included", "nats"
-        ),
-        "largest_logit": _mean("the largest logit after each"),
-        "logit_margin": _mean("the largest minus the second largest logit after each"),
+        "sequence_nll": _mean("negative log-likelihood", "nats"),
+        "sequence_entropy": _mean("entropy of the predicted distribution", "nats"),
+        "largest_logit": _mean("the largest logit"),
+        "logit_margin": _mean("the largest minus the second largest logit"),
+    },
+)
+
+SEQUENCE_UNCERTAINTY = _signal(
+    "sequence_uncertainty",
+    "uncertainty of the predictions after every token of a sequence, the last one included, as in the released code",
+    {
+        "entropy": _mean("entropy of the distribution predicted after it", "nats"),
+        "largest_logit": _mean("the largest logit after it"),
+        "logit_margin": _mean("the largest minus the second largest logit after it"),
     },
 )
 
@@ -462,7 +471,12 @@ _DECLARED = (
         "sequence_nll",
         rows.means(lambda result: result.sequence_likelihoods),
         _flag("sequence_likelihoods"),
-        version=2,
+    ),
+    Signal(
+        SEQUENCE_UNCERTAINTY,
+        "entropy",
+        rows.means(lambda result: result.sequence_uncertainty),
+        _flag("sequence_uncertainty"),
     ),
     Signal(TOKEN_LIKELIHOODS, "log_likelihoods", rows.token_likelihoods, _flag("token_likelihoods")),
     Signal(UNCONDITIONAL_LIKELIHOODS, "unconditional_nll", rows.unconditional_likelihoods, _flag("unconditional")),

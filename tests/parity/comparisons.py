@@ -205,13 +205,13 @@ def uncertainty() -> Iterator[Comparison]:
     """Compare the three scores, over all positions."""
     document = stored("uncertainty")
     with _model() as checkpoint:
-        results = _measured(checkpoint, token_ids(20, 22), Request(sequence_likelihoods=True))
-    rows = SIGNALS["sequence_likelihoods"].frame(results)
+        results = _measured(checkpoint, token_ids(20, 22), Request(sequence_uncertainty=True))
+    rows = SIGNALS["sequence_uncertainty"].frame(results)
     for name, expected in document["expected"].items():
         section = METHODS[name].section.model_validate(
             {"name": "m", "target": "t", "method": name, "parity": "as_coded"}
         )
-        given = ScoreInputs(pl.DataFrame(), {"sequence_likelihoods": rows})
+        given = ScoreInputs(pl.DataFrame(), {"sequence_uncertainty": rows})
         scores = METHODS[name].score(given, section).values.sort("sample_id")["value"]
         yield _compared(f"uncertainty: {name}", document, "difference", difference(scores.to_list(), expected))
 

@@ -15,11 +15,14 @@ from curation_assets.corpus.samples import samples_of
 from curation_assets.defs.main_job import MainJob
 from curation_assets.methods.less import mean_direction
 from curation_assets.methods.registry import method_of
+from curation_assets.methods.selectors.candidates import tie_rank
 from curation_assets.methods.selectors.tagcos import tagcos
+from curation_assets.methods.selectors.tasks import by_tasks
 from curation_assets.operations.gc import find_unused
 from curation_assets.operations.plan import make_plan
 from curation_assets.signals.measure import read_shard_samples
 from curation_assets.signals.warmup import trajectory_weights, warmup_checkpoint
+from curation_assets.subsets.select import features_of
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.scoring.devices import make_pass
 from curation_resources.scoring.gradient_spec import OPTIMIZER
@@ -52,6 +55,7 @@ scores:
   - {name: norm, target: tiny, method: grand}
 subsets:
   - {name: near, score: less, budget: {samples: 5}}
+  - {name: voted, score: less, budget: {samples: 5}, selector: tasks}
   - {name: spread, score: cover, budget: {samples: 6}, selector: {kind: tagcos, clusters: 2}}
   - {name: loud, score: norm, budget: {samples: 4}}
 engine"""
@@ -111,6 +115,14 @@ def test_less_tagcos_and_grand(tmp_path: Path, tiny_model: Path, adapter: str) -
     assert set(subset_ids(workspace, "loud")) == set(best)
     expected = stored["sample_id"].gather(tagcos(mean_direction(stored), stored["sample_id"], 6, 2, 0))
     assert set(subset_ids(workspace, "spread")) == set(expected)
+    influence = features_of(workspace, workspace.settings.score("less"))
+    assert influence is not None
+    assert influence.influence is not None
+    tasks = influence.influence(stored["sample_id"])
+    less = dict(scores.select("sample_id", "less").iter_rows())
+    assert tasks.max(axis=1) == pytest.approx([less[name] for name in stored["sample_id"]])
+    voted = by_tasks(tasks, 5, tie_rank(stored["sample_id"]), "vote")[:5]
+    assert subset_ids(workspace, "voted") == stored["sample_id"].gather(voted).to_list()
     # The gradients of the pool at the checkpoints are nobody's: only those of the validation sets are measured.
     held_out = signal_rows(workspace, "gradient_feature_trajectories")
     assert len(held_out) == 8
@@ -125,7 +137,7 @@ def _keeps_what_a_release_rests_on(workspace: Workspace) -> None:
     """A release by LESS, whose score has left the configuration, keeps its validation sets and their features."""
     MainJob(workspace, instance_of(workspace)).release(workspace.settings.subset("near"))
     text = workspace.config_file.read_text()
-    gone = ("validation:", "name: words", "name: others", "name: less", "name: near")
+    gone = ("validation:", "name: words", "name: others", "name: less", "name: near", "name: voted")
     lines = [line for line in text.splitlines() if not any(word in line for word in gone)]
     workspace.config_file.write_text("\n".join(lines) + "\n")
     removed = [find.what for find in find_unused(Workspace.load(workspace.config_file), 0.0) if find.remove]

@@ -29,6 +29,8 @@ from curation_resources.storage.object_landing import ObjectLanding
 OTHER_PASSES = (
     "text_embeddings",
     "unconditional_likelihoods",
+    "direct_answer_likelihoods",
+    "headed_answer_likelihoods",
     "loss_trajectories",
     "step_gradient_trajectories",
     "base_likelihoods",

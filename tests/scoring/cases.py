@@ -26,6 +26,7 @@ ALL_SIGNALS = Request(
     token_likelihoods=True,
     unconditional=True,
     direct=frozenset(("", "### Response:")),
+    sequence_uncertainty=True,
     error_norms=True,
     prefix_losses=PrefixWindows((4, 100, 1000)),
 )
@@ -129,6 +130,7 @@ class NaiveStatistics:
     embeddings: dict[str, np.ndarray]
     token_nll: list[float]
     unconditional_nll: float | None
+    sequence_uncertainty: dict[str, float]
     error_norm: float
     prefix_nll: dict[int, float]
 
@@ -176,26 +178,38 @@ def naive_statistics(checkpoint: Checkpoint, encoded: Encoded) -> NaiveStatistic
         },
         token_nll=response["nll"],
         unconditional_nll=_naive_unconditional(checkpoint, encoded.input_ids[encoded.prompt_tokens : end]),
+        sequence_uncertainty=_naive_uncertainty(checkpoint, hidden),
         error_norm=float(np.mean(response["error"])),
         prefix_nll=naive_prefix_losses(losses, encoded, PrefixWindows((4, 100, 1000))),
     )
 
 
 def _naive_sequence(checkpoint: Checkpoint, encoded: Encoded, hidden: Tensor) -> dict[str, float]:
-    """The loss of every token but the first, and the uncertainty after every token, one after another."""
+    """Means over every token but the first, one after another."""
     found: dict[str, list[float]] = {
         "sequence_nll": [],
         "sequence_entropy": [],
         "largest_logit": [],
         "logit_margin": [],
     }
-    for position in range(len(encoded)):
-        logits = checkpoint.head.weight.double() @ hidden[position]
+    for position in range(1, len(encoded)):
+        logits = checkpoint.head.weight.double() @ hidden[position - 1]
         p = F.softmax(logits, dim=0)
         ordered = sorted(logits.tolist(), reverse=True)
-        if position + 1 < len(encoded):
-            found["sequence_nll"].append(-float(p[encoded.input_ids[position + 1]].log()))
+        found["sequence_nll"].append(-float(p[encoded.input_ids[position]].log()))
         found["sequence_entropy"].append(-sum(x * float(np.log(x)) for x in p.tolist() if x > 0))
+        found["largest_logit"].append(ordered[0])
+        found["logit_margin"].append(ordered[0] - ordered[1])
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def _naive_uncertainty(checkpoint: Checkpoint, hidden: Tensor) -> dict[str, float]:
+    """Means over every position, one after another."""
+    found: dict[str, list[float]] = {"entropy": [], "largest_logit": [], "logit_margin": []}
+    for state in hidden:
+        logits = checkpoint.head.weight.double() @ state
+        ordered = sorted(logits.tolist(), reverse=True)
+        found["entropy"].append(-sum(x * float(np.log(x)) for x in F.softmax(logits, dim=0).tolist() if x > 0))
         found["largest_logit"].append(ordered[0])
         found["logit_margin"].append(ordered[0] - ordered[1])
     return {name: float(np.mean(values)) for name, values in found.items()}
@@ -248,6 +262,7 @@ def assert_same_signals(found: SampleSignals, expected: SampleSignals) -> None:
         "sequence_likelihoods",
         "token_nll",
         "unconditional_nll",
+        "sequence_uncertainty",
         "error_norm",
         "prefix_nll",
     )

@@ -88,6 +88,8 @@ def test_every_statistic_equals_the_naive_loop(checkpoint: Checkpoint, encoder: 
             np.testing.assert_allclose(vector, twin.embeddings[pooling], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(np.asarray(result.token_nll), twin.token_nll, rtol=1e-4, atol=1e-6)
         assert result.unconditional_nll == pytest.approx(twin.unconditional_nll, rel=1e-4)
+        assert result.sequence_uncertainty is not None
+        assert vars(result.sequence_uncertainty) == pytest.approx(twin.sequence_uncertainty, rel=1e-4, abs=1e-6)
         assert result.error_norm == pytest.approx(twin.error_norm, rel=1e-5)
         for prefix, answer in result.direct.items():
             assert answer.nll == pytest.approx(naive_direct_answer(checkpoint, item.sample.response, prefix), rel=1e-4)
@@ -158,6 +160,7 @@ SINGLE = [
     Request(direct=frozenset({""})),
     Request(direct=frozenset({"### Response:"}), likelihoods=True),
     Request(error_norms=True),
+    Request(sequence_uncertainty=True),
     Request(prefix_losses=PrefixWindows((4, 100, 1000))),
 ]
 
@@ -187,6 +190,7 @@ def test_a_signal_alone_is_what_it_is_among_all(checkpoint: Checkpoint, encoder:
         assert (alone.token_nll is None) == (not request_.token_likelihoods)
         assert (alone.unconditional_nll is None) == (not request_.unconditional)
         assert alone.direct.keys() == request_.direct
+        assert (alone.sequence_uncertainty is None) == (not request_.sequence_uncertainty)
         assert (alone.error_norm is None) == (not request_.error_norms)
         assert (alone.prefix_nll is None) == (request_.prefix_losses is None)
         expected = replace(
@@ -200,6 +204,7 @@ def test_a_signal_alone_is_what_it_is_among_all(checkpoint: Checkpoint, encoder:
             token_nll=among.token_nll if request_.token_likelihoods else None,
             unconditional_nll=among.unconditional_nll if request_.unconditional else None,
             direct={prefix: among.direct[prefix] for prefix in request_.direct},
+            sequence_uncertainty=among.sequence_uncertainty if request_.sequence_uncertainty else None,
             error_norm=among.error_norm if request_.error_norms else None,
             prefix_flags=among.prefix_flags if request_.prefix_losses else [],
             prefix_nll=among.prefix_nll if request_.prefix_losses else None,

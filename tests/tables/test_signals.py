@@ -173,6 +173,7 @@ def test_a_request_asks_for_nothing_but_the_signals() -> None:
         token_likelihoods=True,
         unconditional=True,
         direct=frozenset(get_args(AnswerPrefix)),
+        sequence_uncertainty=True,
         error_norms=True,
         trajectory=True,
         trajectory_gradients="lm_head",

@@ -89,11 +89,14 @@ class Features:
         validation: returns embeddings [M, d] of the validation samples, in the order of their turns; None if the method
             compares with none.
         prompts: returns prompt_ids of the validation samples; None in the same case.
+        influence: returns the score of samples by id, in order, for each validation set alone [n, K]; None in the same
+            case.
     """
 
     vectors: Callable[[pl.Series], Vectors]
     validation: Callable[[], Vectors] | None = None
     prompts: Callable[[], list[str]] | None = None
+    influence: Callable[[pl.Series], NDArray[np.float64]] | None = None
 
 
 @dataclass(frozen=True)

@@ -157,4 +157,6 @@ def _round_robin(selector: RoundRobin, found: Candidates) -> Choice:
     return Choice(places[order])
 
 
-SELECTORS = [Selector(RoundRobin, _round_robin, vectors=True, validation=True, needs="validation samples")]
+SELECTORS = [
+    Selector(RoundRobin, _round_robin, vectors=True, validation=True, needs="validation samples", version=2),
+]

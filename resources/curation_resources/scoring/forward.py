@@ -136,8 +136,7 @@ class ForwardPass:
         )
         measure = partial(
             measure_batch,
-            *(self.checkpoint, self._head, self._gradients, encoded, described, request),
-            direct_answer=self.encoder.direct_answer,
+            *(self.checkpoint, self._head, self._gradients, encoded, described, request, self.encoder.direct_answer),
         )
         return attempted(measure, self.checkpoint.device, alone if len(batch) == 1 else None)
 

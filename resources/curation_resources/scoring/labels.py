@@ -28,8 +28,8 @@ class SampleLabels:
         in_segments: label rows of all segments, one segment after another.
         response: label rows of the response's tokens in order, without EOS; empty if not requested.
         eos: label row of EOS, if it exists and was requested.
-        sequence: label rows of all tokens but the first, in order, then of the position after the last token, whose
-            target is arbitrary; empty if not requested.
+        sequence: label rows of all tokens but the first, in order; then, for `sequence_uncertainty`, of the position
+            after the last token, whose target is arbitrary; empty if not requested.
         window: label rows of the tokens in the longest prefix window, in order; empty if not requested.
     """
 
@@ -104,12 +104,14 @@ def _wanted(encoded: Encoded, request: Request) -> _Wanted:
     eos = request.likelihoods or (request.token_likelihoods and request.with_eos)
     until = len(encoded) if eos else end if request.token_likelihoods or request.error_norms else begin
     windows = request.prefix_losses
+    after_last = int(request.sequence_uncertainty)
+    of_sequence = request.sequence_likelihoods or request.sequence_uncertainty
     return _Wanted(
         segments,
         [np.flatnonzero(owners[1:] == segment) + 1 for segment in segments],
         response=np.arange(begin, min(until, end), dtype=np.int64),
         eos=np.arange(max(begin, end), until, dtype=np.int64),
-        sequence=np.arange(1, len(encoded) + 1 if request.sequence_likelihoods else 1, dtype=np.int64),
+        sequence=np.arange(1, len(encoded) + after_last if of_sequence else 1, dtype=np.int64),
         window=np.empty(0, dtype=np.int64) if windows is None else window_positions(encoded, windows),
     )
 

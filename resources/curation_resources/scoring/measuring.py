@@ -23,7 +23,7 @@ from curation_resources.scoring.labels import Labels, SampleLabels, label_batch,
 from curation_resources.scoring.loading import Checkpoint
 from curation_resources.scoring.prefixes import cut_to_windows, reasons_without_windows
 from curation_resources.scoring.proxies import gram_of_gradients, linear_gram, lm_head_gram
-from curation_resources.scoring.results import DirectAnswer, Likelihoods, SequenceLikelihoods
+from curation_resources.scoring.results import DirectAnswer, Likelihoods, SequenceLikelihoods, SequenceUncertainty
 from curation_resources.scoring.samples import (
     ANSWER,
     NON_FINITE,
@@ -174,6 +174,8 @@ def _measure(
             _add_token_likelihoods(result, own, statistics["nll"], request.with_eos)
         if request.sequence_likelihoods:
             _add_sequence_likelihoods(result, own, statistics)
+        if request.sequence_uncertainty:
+            _add_sequence_uncertainty(result, own, statistics)
         if request.error_norms:
             _add_error_norm(result, statistics["error_norm"][own.response])
         if request.segment_likelihoods:
@@ -196,7 +198,7 @@ def _apply_head(
     device = hidden.device
     states = hidden[torch.from_numpy(labels.batch_rows).to(device), torch.from_numpy(labels.positions).to(device)]
     targets = torch.from_numpy(labels.targets).to(device)
-    uncertainty = request.likelihoods or request.sequence_likelihoods
+    uncertainty = request.likelihoods or request.sequence_likelihoods or request.sequence_uncertainty
     per_token = request.segment_likelihoods or request.token_likelihoods or request.prefix_losses is not None
     wants_statistics = uncertainty or per_token or request.error_norms
     bias = request.step_gradients == "bias"
@@ -266,10 +268,9 @@ def _add_error_norm(result: SampleSignals, norms: Floats) -> None:
 
 
 def _add_sequence_likelihoods(result: SampleSignals, labels: SampleLabels, statistics: dict[str, Floats]) -> None:
-    means = {
-        name: float(statistics[name][labels.sequence].mean()) for name in ("entropy", "largest_logit", "logit_margin")
-    }
-    means["nll"] = float(statistics["nll"][labels.sequence[:-1]].mean())
+    # The position after the last token, if it is there, predicts no token.
+    rows = labels.sequence[: result.tokens - 1]
+    means = {name: float(column[rows].mean()) for name, column in statistics.items()}
     if all(math.isfinite(value) for value in means.values()):
         result.sequence_likelihoods = SequenceLikelihoods(
             sequence_nll=means["nll"],
@@ -277,6 +278,15 @@ def _add_sequence_likelihoods(result: SampleSignals, labels: SampleLabels, stati
             largest_logit=means["largest_logit"],
             logit_margin=means["logit_margin"],
         )
+    else:
+        flag_non_finite(result)
+
+
+def _add_sequence_uncertainty(result: SampleSignals, labels: SampleLabels, statistics: dict[str, Floats]) -> None:
+    names = ("entropy", "largest_logit", "logit_margin")
+    found = SequenceUncertainty(*(float(statistics[name][labels.sequence].mean()) for name in names))
+    if all(math.isfinite(value) for value in vars(found).values()):
+        result.sequence_uncertainty = found
     else:
         flag_non_finite(result)
 

@@ -117,13 +117,12 @@ class Likelihoods:
 
 @dataclass(frozen=True)
 class SequenceLikelihoods:
-    """The model's likelihoods of a whole sequence.
+    """The model's likelihoods of a whole sequence; means over all tokens but the first, which nothing predicts.
 
     Prompt tokens count like response tokens, including special tokens, EOS and image tokens.
 
     Attributes:
-        sequence_nll: mean of -log p over all tokens but the first, which nothing predicts, in nats. The other means are
-            over the predictions at all positions, including the one after the last token.
+        sequence_nll: mean of -log p, in nats.
         sequence_entropy: mean of H(p_t), in nats.
         largest_logit: mean of the largest logit.
         logit_margin: mean of the largest minus the second largest logit.
@@ -131,5 +130,20 @@ class SequenceLikelihoods:
 
     sequence_nll: float
     sequence_entropy: float
+    largest_logit: float
+    logit_margin: float
+
+
+@dataclass(frozen=True)
+class SequenceUncertainty:
+    """The model's uncertainty over a whole sequence; means over all positions, the one after the last token included.
+
+    Attributes:
+        entropy: mean of the entropy of the predicted distribution, in nats.
+        largest_logit: mean of the largest logit.
+        logit_margin: mean of the largest minus the second largest logit.
+    """
+
+    entropy: float
     largest_logit: float
     logit_margin: float

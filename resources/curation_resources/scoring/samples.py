@@ -19,6 +19,7 @@ from curation_resources.scoring.results import (
     Judgement,
     Likelihoods,
     SequenceLikelihoods,
+    SequenceUncertainty,
     StepGradients,
 )
 
@@ -262,6 +263,8 @@ class Request:
         questions: questions to a judge (`curation_resources.models.judge`).
         direct: prefixes after which the likelihood of the response as a text of its own is measured, tokenized anew
             (IFD as released): a pass over the response for each (`curation_resources.scoring.measuring`).
+        sequence_uncertainty: entropy and largest logits over all positions of the sequence, the one after the last
+            token included (uncertainty as released).
         error_norms: norm of p - y at every token of the response, averaged (EL2N).
         with_eos: count EOS in `token_likelihoods` and in the loss that `features` and `adam_features` are gradients of,
             as LESS, TAGCOS and S2L do; always so along a trajectory.
@@ -291,6 +294,7 @@ class Request:
     rewards: bool = False
     questions: tuple[Question, ...] = ()
     direct: frozenset[AnswerPrefix] = frozenset()
+    sequence_uncertainty: bool = False
     error_norms: bool = False
     with_eos: bool = False
 
@@ -369,6 +373,7 @@ class SampleSignals:
         unconditional_nll: mean -log p of the response's second to last token, given only the response's own tokens.
         unconditional_tokens: tokens run for it.
         direct: see `DirectAnswer`, by prefix.
+        sequence_uncertainty: see `SequenceUncertainty`.
         error_norm: mean over the response's tokens of the norm of p - y.
         spectra: see `GradientSpectra`.
         gradient_norm: norm of the gradient.
@@ -411,6 +416,7 @@ class SampleSignals:
     unconditional_nll: float | None = None
     unconditional_tokens: int = 0
     direct: dict[AnswerPrefix, DirectAnswer] = field(default_factory=dict)
+    sequence_uncertainty: SequenceUncertainty | None = None
     error_norm: float | None = None
     spectra: GradientSpectra | None = None
     gradient_norm: float | None = None
