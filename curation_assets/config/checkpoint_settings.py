@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from curation_resources.scoring.spec import SOURCE_RADII, RadiusUnit
 from curation_resources.sections import Name, Section
+from curation_resources.training.examples import steps_of
 from curation_resources.training.recipe import PRESETS, Adapter, Likelihood, Normalise, Recipe, Schedule, recipe_of
 
 Preset = Literal["grace", "temp", "grape", "s2l", "less", "tagcos"]
@@ -90,6 +92,21 @@ class Warmup(FineTuning):
     def recipe(self, seed: int | None = None) -> Recipe:
         """Return the full recipe: the preset with the overrides and the seed of this section."""
         return super().recipe(self.seed if seed is None else seed)
+
+    def recipe_for(self, samples: int) -> Recipe:
+        """Return the recipe for a number of samples: a run of few optimizer steps gets a smaller batch.
+
+        A batch size, or a number of steps, that is set is kept.
+        """
+        recipe = self.recipe()
+        chosen = self.batch_size or recipe.max_steps or recipe.stop_after
+        if chosen or steps_of(samples, recipe) >= FEW_STEPS:
+            return recipe
+        return replace(recipe, batch_size=max(1, samples * recipe.epochs // FEW_STEPS))
+
+
+FEW_STEPS = 20
+"""A run of fewer optimizer steps gets a smaller batch."""
 
 
 class Perturbation(Section):

@@ -390,7 +390,7 @@ def _passes(signals: Sequence[SignalName], lacking: pl.DataFrame, count: TokenCo
 
 def _warmup(target: Target, drawn: int, count: TokenCount, speed: Speed | None) -> WarmupPlan:
     assert target.warmup != "none"
-    recipe = target.warmup.recipe()
+    recipe = target.warmup.recipe_for(drawn)
     # max_steps may stop training before all samples are used.
     cost = training(min(drawn * recipe.epochs, steps_of(drawn, recipe) * recipe.batch_size))
     seconds = None

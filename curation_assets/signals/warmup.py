@@ -21,7 +21,7 @@ import polars as pl
 from filelock import FileLock, Timeout
 
 from curation_assets import tables
-from curation_assets.config.checkpoint_settings import Warmup
+from curation_assets.config.checkpoint_settings import FEW_STEPS, Warmup
 from curation_assets.config.settings import Target
 from curation_assets.corpus.held_out import read_validation
 from curation_assets.corpus.ingest import corpus_rows, pool_rows, present_shards
@@ -49,7 +49,6 @@ from curation_resources.training.trainer import TrainingSpec, Trajectory, step_f
 
 logger = logging.getLogger("curation")
 
-FEW_STEPS = 20
 """Number of optimizer steps below which a run logs a warning, and proposes a smaller batch."""
 
 
@@ -89,7 +88,7 @@ def planned_checkpoints(workspace: Workspace, target: Target, drawn: int) -> int
     trained = warmup_checkpoint(workspace, target)
     if trained is not None:
         return len(trained.record["checkpoints"])
-    recipe = target.warmup.recipe()
+    recipe = target.warmup.recipe_for(drawn)
     return len(_trajectory(target).over(drawn, recipe).steps(steps_of(drawn, recipe)))
 
 
@@ -269,7 +268,7 @@ def training_samples(workspace: Workspace, target: Target) -> list[Sample]:
 def _train(workspace: Workspace, target: Target, training: Sequence[Sample], place: Path, work: Path) -> None:
     warmup = target.warmup
     assert isinstance(warmup, Warmup)
-    recipe = warmup.recipe()
+    recipe = _recipe_for(target, len(training))
     spec = TrainingSpec(
         _started_from(workspace, target),
         target.template,
@@ -278,7 +277,6 @@ def _train(workspace: Workspace, target: Target, training: Sequence[Sample], pla
         dtype=target.dtype,
         trust_remote_code=target.trust_remote_code,
     )
-    _warn_of_few_steps(target, len(training))
     with track(f"{target.name}: training its checkpoint", steps_of(len(training), recipe)) as advance:
         record = train(
             spec,
@@ -319,20 +317,24 @@ def _train(workspace: Workspace, target: Target, training: Sequence[Sample], pla
     (place / RECORD).write_text(json.dumps(document, indent=1, sort_keys=True))
 
 
-def _warn_of_few_steps(target: Target, samples: int) -> None:
-    """Warn of a run with few optimizer steps before it starts, and propose a batch size that gives more."""
+def _recipe_for(target: Target, samples: int) -> Recipe:
+    """Return the recipe of a target's run, and say so if its few optimizer steps change its batch size."""
     assert isinstance(target.warmup, Warmup)
-    recipe = target.warmup.recipe()
+    configured, recipe = target.warmup.recipe(), target.warmup.recipe_for(samples)
     steps = steps_of(samples, recipe)
-    if steps >= FEW_STEPS or recipe.max_steps is not None:
-        return
-    smaller = samples * recipe.epochs // FEW_STEPS
-    proposal = f"lower warmup.batch_size from {recipe.batch_size} to {smaller}" if smaller else "add samples"
-    logger.warning(
-        "target %s: its checkpoint takes only %d optimizer steps on %d samples. For %d or more, %s, or raise "
-        "warmup.fraction or warmup.epochs. To train again later, raise warmup.generation.",
-        *(target.name, steps, samples, FEW_STEPS, proposal),
-    )
+    if recipe.batch_size != configured.batch_size:
+        logger.warning(
+            "target %s: its checkpoint would take %d optimizer steps on %d samples with batches of %d; it takes %d "
+            "with batches of %d. Set warmup.batch_size to choose another size.",
+            *(target.name, steps_of(samples, configured), samples, configured.batch_size, steps, recipe.batch_size),
+        )
+    elif steps < FEW_STEPS and recipe.max_steps is None:
+        logger.warning(
+            "target %s: its checkpoint takes only %d optimizer steps on %d samples. For more, lower warmup.batch_size, "
+            "or raise warmup.fraction or warmup.epochs.",
+            *(target.name, steps, samples),
+        )
+    return recipe
 
 
 def _validation_samples(workspace: Workspace, names: Sequence[str]) -> dict[str, list[Sample]]:

@@ -23,12 +23,12 @@ from curation_assets.releases.build import read_release
 from curation_assets.releases.reproduce import reproduce
 from curation_assets.signals.carrying import carried
 from curation_assets.signals.store import SignalStore
-from curation_assets.steps.segmentation import SETTINGS, VERSION
+from curation_assets.steps.segmentation import EXAMPLES, SAMPLES, SETTINGS, VERSION, WITHOUT_ANSWER
 from curation_assets.workspace.workspace import Workspace
 
 ARCHIVE = Path(__file__).parent / "v0_1.tar.xz"
 RELEASED = ("grace_20", "grape_tokens")
-IGNORED = ("made", "ARROW:schema", "fingerprint", VERSION, SETTINGS)
+IGNORED = ("made", "ARROW:schema", "fingerprint", VERSION, SETTINGS, SAMPLES, WITHOUT_ANSWER, EXAMPLES)
 DATA = ("data/train.parquet", "data/train.jsonl")
 
 

@@ -81,7 +81,7 @@ def test_influence_is_the_sum_over_steps_of_dot_products(tiny_model: Path, kind:
                 aim = torch.stack([gradient[name] for gradient in gradients]).mean(dim=0)
                 for position in positions:
                     dot = float((aim.double() * own[position][name].double()).sum())
-                    rate = recipe.learning_rate * loop._share_of_rate(loop.done)
+                    rate = loop.rate(loop.done)
                     expected[position, place] += rate * dot
         model.train()
         loop.step()

@@ -99,6 +99,15 @@ class Loop:
         """The number of finished optimizer steps."""
         return len(self.facts)
 
+    def rate(self, number: int) -> float:
+        """Return the learning rate of a step, which is never 0 at first.
+
+        A schedule that rises from 0 would waste its first step, a large part of a short run: that step has half the
+        rate of the second.
+        """
+        share: float = self._share_of_rate(number)
+        return self.recipe.learning_rate * (share if share or number else self._share_of_rate(1) / 2)
+
     def step(self) -> StepFacts:
         """Run the next optimizer step.
 
@@ -106,7 +115,7 @@ class Loop:
             TrainingError: the loss or the gradient is not finite; the weights stay as they were before the step.
         """
         recipe, number = self.recipe, self.done
-        rate = recipe.learning_rate * self._share_of_rate(number)
+        rate = self.rate(number)
         positions = self._batch(number)
         batch = [self.examples[position] for position in positions]
         if self.influence is not None:
