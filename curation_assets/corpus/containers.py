@@ -37,6 +37,9 @@ _DIGITS = bytes(ord("0") if byte in b"0123456789." else byte for byte in range(2
 """Maps digits and points to 0, so that `_LONG` finds numbers that a double or 64 bits may not hold: 17 digits fit a
 double, and 18 a 64-bit integer."""
 
+_BRACKETS = (b"[", b"]", b"{", b"}")
+"""Lines of files that hold a JSON array, or an object over several lines."""
+
 _HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
@@ -336,8 +339,12 @@ def _json_refusal(line: bytes, error: orjson.JSONDecodeError) -> Refused:
         line.decode()
     except UnicodeDecodeError as wrong:
         return Refused("invalid_utf8", f"byte {wrong.start} of the line is not UTF-8. Convert the file to UTF-8.")
+    # Each line is a document of its own, so that the parser would call any of them line 1.
+    said = f"{error.msg} at column {error.colno}"
     if "surrogate" in error.msg and _HALF_PAIR.search(line):
-        return Refused("invalid_unicode", f"half of a surrogate pair ({error}). Write the complete character.")
+        return Refused("invalid_unicode", f"half of a surrogate pair ({said}). Write the complete character.")
     if "depth limit" in error.msg or "ecursion" in error.msg:
-        return Refused("nested_too_deep", f"{error}. Flatten the row.")
-    return Refused("not_json", f"{error}. Write one JSON object per line.")
+        return Refused("nested_too_deep", f"{said}. Flatten the row.")
+    part = line.strip()
+    several = "; the file seems to hold JSON that spans lines" if part in _BRACKETS or part.endswith(b",") else ""
+    return Refused("not_json", f"{said}{several}. Write one JSON object per line.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -62,6 +63,7 @@ def parquet_batches(stream: IO[bytes], limit: int) -> Iterator[RowBatch | RawRow
     try:
         for batch in map(plain_types, record_batches(stream, unpacked.allowed)):
             sizes = row_sizes(batch)
+            not_finite = sum(map(_not_finite, batch.columns))
             for start, end in _parts(sizes, SIGN_BYTES * limit):
                 part = sizes[start:end]
                 # No values are created for a row that is too long, so it does not count.
@@ -69,7 +71,9 @@ def parquet_batches(stream: IO[bytes], limit: int) -> Iterator[RowBatch | RawRow
                 rows = [_raw_row(row, index + at, limit) for at, row in enumerate(_values(batch, start, end, limit))]
                 index += len(rows)
                 yield from (row for row in rows if row.value is None)
-                yield from _together([row for row in rows if row.value is not None])
+                for together in _together([row for row in rows if row.value is not None]):
+                    yield replace(together, not_finite=not_finite)
+                    not_finite = 0
     except Refused as refusal:
         if index == 0:
             yield file_problem(refusal.reason, refusal.detail)
@@ -293,6 +297,24 @@ _PLAIN: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
     (pa.types.is_fixed_size_list, lambda kind: pa.list_(_plain_field(kind.value_field), kind.list_size)),
     (pa.types.is_map, lambda kind: pa.map_(_plain_field(kind.key_field), _plain_field(kind.item_field))),
 )
+
+
+def _not_finite(array: Any) -> int:
+    """Return how many values of a column, or inside them, are NaN or Infinity, which JSON does not have."""
+    kind = array.type
+    if pa.types.is_floating(kind):
+        wide = array.cast(pa.float32()) if pa.types.is_float16(kind) else array
+        return int(len(array) - array.null_count - (pc.sum(pc.is_finite(wide)).as_py() or 0))
+    if isinstance(array, pa.ExtensionArray):
+        return _not_finite(array.storage)
+    if pa.types.is_struct(kind):
+        return sum(map(_not_finite, array.flatten()))
+    if pa.types.is_map(kind):
+        first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
+        return _not_finite(array.items.slice(first, last - first))
+    # Unlike `values`, `flatten` leaves out what a slice or a null hides.
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return _not_finite(array.flatten()) if any(is_list(kind) for is_list in lists) else 0
 
 
 def _beyond_python(array: Any) -> bool:

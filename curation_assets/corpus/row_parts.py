@@ -55,6 +55,9 @@ PLAIN_TURN = 2
 
 _SPEAKS = frozenset({"tool_calls", "function_call", *REASONING_NAMES})
 """Fields of a turn beside which its content may be null."""
+_TEXT_PARTS = ("text", "input_text", "output_text", None)
+"""Types of parts that are text; in tables, parts may have no type."""
+
 IMAGE_MARK = "<image>"
 
 
@@ -149,13 +152,14 @@ class Conversation:
 
 
 def is_conversation(value: object) -> bool:
-    """Return whether the value is a list that begins with a turn: {role, content} or {from, value}."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and isinstance(value[0], dict)
-        and ({"role", "content"} <= value[0].keys() or {"from", "value"} <= value[0].keys())
-    )
+    """Return whether the value is a list that begins with a turn: {role, content} or {from, value}.
+
+    A turn may lack its content where it holds something else, as in `conversation`.
+    """
+    if not isinstance(value, list) or not value or not isinstance(value[0], dict):
+        return False
+    keys = value[0].keys()
+    return {"role", "content"} <= keys or {"from", "value"} <= keys or ("role" in keys and not _SPEAKS.isdisjoint(keys))
 
 
 def conversation(value: object, what: str) -> Conversation:
@@ -191,7 +195,7 @@ def conversation(value: object, what: str) -> Conversation:
         held = item.get("content", item.get("value"))
         # Tables give every turn all keys, with null for missing values.
         beside: Row = {}
-        if len(item) > PLAIN_TURN:
+        if len(item) > PLAIN_TURN or held is None:
             beside = {key: own for key, own in item.items() if own is not None and key not in _TURN_KEYS}
         if held is None and (role == "system" or not _SPEAKS.isdisjoint(beside)):
             held = ""
@@ -374,6 +378,10 @@ def _call(value: object) -> Row | None:
     return call
 
 
+def _first_text(part: Row, *names: str) -> object:
+    return next((part[name] for name in names if isinstance(part.get(name), str)), None)
+
+
 def _content(value: object, where: str) -> tuple[str, list[object], list[str]]:
     """Return the text, the images and the reasoning in a turn's content."""
     if isinstance(value, dict):
@@ -384,16 +392,17 @@ def _content(value: object, where: str) -> tuple[str, list[object], list[str]]:
     images: list[object] = []
     thoughts: list[str] = []
     for part in value:
-        said = part if isinstance(part, str) else None
+        said: object = part if isinstance(part, str) else None
         if isinstance(part, dict):
-            said = next((part[key] for key in ("text", "content") if isinstance(part.get(key), str)), None)
+            # A part of another type, such as a tool's result, is more than the text in it.
+            said = _first_text(part, "text", "content") if part.get("type") in _TEXT_PARTS else None
         if isinstance(part, dict) and str(part.get("type")).startswith("image"):
             texts.append(IMAGE_MARK)
             # Tables give every part all keys, with null for missing values.
-            held = (part[key] for key in ("image_url", "image", "url", "path") if not absent(part.get(key)))
-            images.append(part if not absent(part.get("bytes")) else next(held, None))
+            named = (part[key] for key in ("image_url", "image", "url", "path") if not absent(part.get(key)))
+            images.append(part if not absent(part.get("bytes")) else next(named, None))
         elif isinstance(part, dict) and part.get("type") in ("thinking", "reasoning"):
-            thoughts.append(text(part.get("thinking", part.get("reasoning", said)), f"{where}.content"))
+            thoughts.append(text(_first_text(part, "thinking", "reasoning", "text"), f"{where}.content"))
         elif said is not None:
             texts.append(text(said, f"{where}.content"))
         else:

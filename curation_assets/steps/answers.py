@@ -64,13 +64,16 @@ _PHRASE = re.compile(
     r"(?:[ \t]+(?:therefore|thus|then|simply|just))?[ \t]*+([:\uff1a]?)",
     re.IGNORECASE,
 )
-# What precedes the phrase belongs to it. It is searched for at its end, since most texts have no phrase.
-_PHRASE_LEAD = re.compile(
+# What precedes a phrase or a label belongs to it. It is searched for at its end, since most texts have no phrase.
+_LEAD = re.compile(
     r"(?:\b(?:so|thus|hence|therefore),?[ \t]+)?(?:\b(?:the|my|our)[ \t]+)?(?:\b(?:final|correct|right|best)[ \t]+)?\Z"
-    r"|(?:所以|因此|故|综上|したがって|よって|ดังนั้น)?[\uff0c,\u3001 \t]*(?:正确|最终|最終)?\Z",
+    r"|(?:\b(?:la|die|a)[ \t]+)?\Z"
+    r"|(?:所以|因此|故|综上|したがって|よって|ดังนั้น|따라서)?[\uff0c,\u3001 \t]*"
+    r"(?:(?:正确|正確|最终|最終|最后|最後)(?:的な|的|の)?|최종[ \t]*)?\Z",
     re.IGNORECASE,
 )
 _LONGEST_LEAD = 40
+_EMPHASIS_AND_HEADS = "*_#>`"
 _LABEL_ABROAD = re.compile(
     r"(?:答案|答え|回答|정답|الجواب|الإجابة|उत्तर|คำตอบ|Ответ|Réponse)"
     r"[*_`]*[ \t]*[:\uff1a]|^[ \t*_#>`]*(?:答|답)[*_`]*[ \t]*[:\uff1a]",
@@ -205,8 +208,7 @@ def _label(response: str, start: int, end: int) -> Answer | None:
 
 def _phrase(response: str, match: re.Match[str], end: int) -> Answer | None:
     """Return the answer of a phrase such as `the answer is`; None if what follows it is none."""
-    lead = _PHRASE_LEAD.search(response, max(0, match.start() - _LONGEST_LEAD), match.start())
-    marker_start = lead.start() if lead else match.start()
+    marker_start = _with_lead(response, match.start())
     line_end = response.find("\n", match.end(), end)
     line_end = end if line_end < 0 else line_end
     if any(match.groups()):
@@ -232,7 +234,7 @@ def _phrase(response: str, match: re.Match[str], end: int) -> Answer | None:
 
 
 def _labelled(response: str, match: re.Match[str], end: int, name: str) -> Answer | None:
-    marker_start = _back_over(response, match.start(), " \t*_#>`")
+    marker_start = _with_lead(response, match.start())
     line_end = response.find("\n", match.end(), end)
     answer = _trimmed(response, match.end(), end if line_end < 0 else line_end, marker_start, name)
     if answer is not None or line_end < 0:
@@ -294,6 +296,13 @@ def _last(pattern: re.Pattern[str], response: str, start: int, end: int) -> re.M
     for last in pattern.finditer(response, start, end):  # noqa: B007 - the last one is what is wanted
         pass
     return last
+
+
+def _with_lead(response: str, start: int) -> int:
+    """Move the start of a marker back over markup, and over words such as `so the final` that belong to it."""
+    end = _back_over(response, start, _EMPHASIS_AND_HEADS)
+    lead = _LEAD.search(response, max(0, end - _LONGEST_LEAD), end)
+    return _back_over(response, lead.start() if lead else end, f" \t{_EMPHASIS_AND_HEADS}")
 
 
 def _back_over(response: str, start: int, characters: str) -> int:

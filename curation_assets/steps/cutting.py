@@ -53,17 +53,27 @@ WIDEST_INDENT = 8
 
 def cut_markers(text: str, start: int, end: int) -> list[int]:
     """Return cuts before `Step 3:` (also `**Step 3**`, `## Step 3`, `Step 3 -`, `Step Three:`) and its like in other
-    languages (`步骤3`, `第三步`), else before `1.`, `1)` at line starts.
+    languages (`步骤3`, `第三步`), else before `1.`, `1)` at line starts. Items of nested lists are not cut.
 
     A step marker is at the start of a line or after the end of a sentence. The first marker is not a cut: the text
     before it joins the first step.
     """
     abroad = any(word in text for word in STEP_WORDS_ABROAD)
     for pattern in (_STEP_HEAD, *((_STEP_HEAD_ABROAD,) if abroad else ()), _NUMBERED):
-        found = [_first_sign(text, match.start(), match.end()) for match in pattern.finditer(text, start, end)]
-        if len(found) > 1:
-            return found[1:]
+        matches = list(pattern.finditer(text, start, end))
+        if pattern is _NUMBERED:
+            matches = _outer_items(matches)
+        if len(matches) > 1:
+            return [_first_sign(text, match.start(), match.end()) for match in matches[1:]]
     return []
+
+
+def _outer_items(items: list[re.Match[str]]) -> list[re.Match[str]]:
+    """Return the items of the outer list, which is indented least; all items if it has one only."""
+    indents = [len(item[0]) - len(item[0].lstrip(" ")) for item in items]
+    least = min(indents, default=0)
+    outer = [item for item, indent in zip(items, indents, strict=True) if indent == least]
+    return outer if len(outer) > 1 else items
 
 
 def cut_paragraphs(text: str, start: int, end: int) -> list[int]:

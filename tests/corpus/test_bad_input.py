@@ -481,6 +481,40 @@ def test_nan_and_infinity_become_null_and_are_counted() -> None:
     assert reasons(rows) == [(2, -1, "not_json"), (3, -1, "not_json")]
 
 
+def test_nan_and_infinity_of_parquet_are_counted_at_any_depth() -> None:
+    nan, infinity = float("nan"), float("inf")
+    half = pa.array([1.0, nan, None], pa.float16())
+    table = pa.table(
+        {
+            "prompt": ["a", "b", "c"],
+            "response": ["r"] * 3,
+            "x": [1.0, nan, -infinity],
+            "half": half,
+            "lists": [[nan], None, [1.0, infinity]],
+            "structs": [{"y": nan}, None, {"y": 1.0}],
+            "maps": pa.array([[("k", nan)], None, [("k", 1.0)]], pa.map_(pa.string(), pa.float64())),
+        }
+    )
+    stream = io.BytesIO()
+    pq.write_table(table, stream)
+    rows = read(stream.getvalue(), "a.parquet")
+    assert (rows.accepted.height, rows.not_finite) == (3, 7)
+    assert orjson.loads(rows.accepted["extra"][2])["lists"] == [1.0, None]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b'[\n{"prompt": "p", "response": "r"},\n]\n', "the file seems to hold JSON that spans lines"),
+        (b'{"prompt": "p" "response": "r"}\n', "at column 16. Write one JSON object per line."),
+    ],
+)
+def test_lines_that_are_not_json_say_where(data: bytes, said: str) -> None:
+    details = read(data, "a.jsonl").rejected["detail"].to_list()
+    assert all(said in detail for detail in details)
+    assert not any("line 1" in detail for detail in details)
+
+
 def test_deep_rows_with_long_numbers_are_refused_by_name() -> None:
     deep = b'{"prompt": "p", "response": "r", "n": ' + b"[" * 900 + b"1" * 25 + b"]" * 900 + b"}\n"
     rows = read(LINE + deep, "a.jsonl")

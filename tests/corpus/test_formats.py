@@ -144,6 +144,7 @@ def test_a_mapped_column_of_images_wins() -> None:
         ([{"role": "narrator", "content": "a"}], "unknown_role"),
         ([{"role": "user", "content": 4}], "wrong_type"),
         ([{"role": "user", "content": [{"type": "audio"}]}], "wrong_type"),
+        ([{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "4"}]}], "wrong_type"),
         (["hello"], "wrong_type"),
         ("hello", "wrong_type"),
         ([], "missing_prompt"),
@@ -459,6 +460,19 @@ def test_a_response_may_consist_of_tool_calls() -> None:
         "name": "say",
         "arguments": 'not "JSON"',
     }
+
+
+def test_a_turn_that_holds_calls_needs_no_content() -> None:
+    calls = [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}]
+    called: Json = {"role": "assistant", "tool_calls": calls}
+    turns = [USER.record(), called, {"role": "tool", "content": "4"}, {"role": "assistant", "content": "It is 4."}]
+    found = draft({"messages": turns}, "messages")
+    assert json.loads(found.turns[1].beside) == {"tool_calls": calls}
+    written = '<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>'
+    assert draft({"messages": turns[:2]}, "messages").response == written
+    assert draft({"prompt": turns[:1], "completion": [called]}, "prompt_response").response == written
+    thinking = {"role": "assistant", "reasoning_content": "Two twos."}
+    assert draft({"messages": [USER.record(), thinking]}, "messages").response == "<think>\nTwo twos.\n</think>"
 
 
 def test_turns_that_are_not_trained_on_are_no_response() -> None:

@@ -83,6 +83,13 @@ def found(response: str, field: str | None = None) -> tuple[str, str, str] | Non
         ("परिणाम बारह है। उत्तर: 12", "12", "परिणाम बारह है। ", "label"),
         ("ดังนั้นคำตอบคือเก้า", "เก้า", "", "label"),
         ("Addition.\nRéponse : 12", "12", "Addition.", "label"),
+        # Words before a label belong to it.
+        ("检查。\n最终答案：12", "12", "检查。", "label"),
+        ("確認する。最終的な答え：12", "12", "確認する。", "label"),
+        ("Add.\nThe **final answer:** 12", "12", "Add.", "label"),
+        ("Add.\n**So the correct answer:** 12", "12", "Add.", "label"),
+        ("Suma.\nLa respuesta: 12", "12", "Suma.", "label"),
+        ("That is correct.\nAnswer: 12", "12", "That is correct.", "label"),
         # Thinking marks of other models.
         ("<thinking>Add: 1.\nAnswer: 1</thinking>\n<output>4</output>", "4", "<thinking>Add: 1.\nAnswer: 1", "think"),
         ("[THINK]Answer: 1[/THINK]It is 4.", "It is 4.", "[THINK]Answer: 1", "think"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from curation_assets.config.corpus_settings import Segmentation, Strategy
 from curation_assets.steps.answers import TAGS
+from curation_assets.steps.cutting import count_words
 from curation_assets.steps.segmentation import AUTO_ORDER, Segments, merge_evenly, segment, segment_frame
 from curation_assets.tables import SEGMENTED_STEPS
 from tests.corpus.helpers import data_file, jsonl, read
@@ -202,6 +203,13 @@ def test_a_long_thought_is_cut_even_if_the_solution_is_numbered() -> None:
     assert (strategy(uncut), len(cut(uncut))) == ("lines", 3)
 
 
+def test_items_of_nested_lists_are_not_cut() -> None:
+    nested = "1. Read it:\n   1. open the file\n   2. take a line\n2. Count the lines."
+    assert cut(nested) == [nested[: nested.index("2. Count") - 1], "2. Count the lines."]
+    only_inside = "1. Read it:\n   1. open the file\n   2. take a line"
+    assert cut(only_inside) == ["1. Read it:", "1. open the file", "2. take a line"]
+
+
 def test_a_short_rest_between_marks_belongs_to_nothing() -> None:
     assert cut("<think>first I look\nthen I add</think>The answer: 4") == ["first I look", "then I add"]
     assert cut("<think>hm</think>Answer: 4") == ["hm"]
@@ -218,7 +226,7 @@ def check(response: str, found: Segments, values: Segmentation) -> None:
     assert len(found.steps) <= values.max_steps
     if not found.merged:
         assert not any(TAGS.search(response[start:stop]) for start, stop in found.steps)
-    words = [len(response[start:stop].split()) for start, stop in found.steps]
+    words = [count_words(response[start:stop]) for start, stop in found.steps]
     if not found.merged and max(words, default=0) >= values.min_step_words:
         assert min(words) >= values.min_step_words
     if not found.steps:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from curation_assets.corpus.drafts import Refused
 from curation_assets.corpus.fields import Row
 from curation_assets.corpus.row_parts import (
     SYSTEM_NAMES,
@@ -32,6 +33,8 @@ def _reading(talk: Conversation, fields: frozenset[str], after: Row) -> Reading:
 
 
 def _read(row: Row, name: str) -> Reading:
+    if row.get(name) == []:
+        raise Refused("missing_prompt", f"{name} has no turns. Remove the row or map another field.")
     value, after = until_trained(row.get(name))
     talk = conversation(value, name)
     system = system_turns(row)
