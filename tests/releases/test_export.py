@@ -20,7 +20,9 @@ from typer.testing import CliRunner
 
 from curation_assets.cli import command
 from curation_assets.cli.app import app
+from curation_assets.config.corpus_settings import Columns, Corpus
 from curation_assets.corpus.ingest import pool_rows
+from curation_assets.corpus.reading import read_shard
 from curation_assets.releases.export import Exported, ExportError, export_release, token_weights
 from curation_assets.releases.file_names import DATA_PARQUET
 from curation_assets.releases.formats import FORMATS, NAMES, step_parts
@@ -441,6 +443,38 @@ def test_images_travel_with_the_rows(release: Path, tmp_path: Path) -> None:
     folder = exported(with_an_image(release, tmp_path / "copy"), "messages", tmp_path / "out")
     first = json.loads((folder / "train.jsonl").read_text().splitlines()[0])
     assert (folder / first["images"][0]).read_bytes() == b"picture"
+
+
+@pytest.mark.parametrize("form", NAMES)
+def test_what_is_exported_is_read_back_as_the_same_samples(
+    made: Workspace, release: Path, tmp_path: Path, form: str
+) -> None:
+    folder = exported(release, form, tmp_path / "out")
+    if form == "datasets":
+        # A folder of Arrow files is no landing file: its users write it as Parquet.
+        datasets.load_from_disk(str(folder))["train"].to_parquet(str(tmp_path / "train.parquet"))
+        file = tmp_path / "train.parquet"
+    else:
+        (file,) = (path for path in folder.iterdir() if path.stem == "train")
+    rows, columns = stored(release), Columns()
+    if form == "verl":
+        # One row a prompt, whose response is kept beside what verl reads.
+        rows = [row for place, row in enumerate(rows) if row["prompt_id"] not in prompts(rows[:place])]
+        columns = Columns(prompt="prompt", response="extra_info.response", answer="reward_model.ground_truth")
+    read = read_shard(file, "back", file.name, Corpus(landing="x", columns=columns))
+    assert read.rejected.is_empty()
+    said = dict(zip(read.accepted["response"], read.accepted["messages"], strict=True))
+    assert len(said) == len(rows)
+    for row in rows:
+        if form == "stepwise":
+            # Its completions are the steps, without the text between them and without the answer.
+            spans = [row["response"][span["start"] : span["end"]] for span in row["step_spans"]]
+            assert "\n".join(spans) in said
+        else:
+            turns = [{"role": turn["role"], "content": turn["content"]} for turn in row["messages"][:-1]]
+            assert json.loads(said[row["response"]]) == turns
+    if form == "stepwise":
+        assert read.accepted["steps"].list.len().to_list() == [len(row["step_spans"]) for row in rows]
 
 
 def test_tool_calls_travel_with_the_rows(tmp_path: Path, tiny_model: Path) -> None:
