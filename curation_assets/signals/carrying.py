@@ -22,19 +22,15 @@ from curation_assets.workspace.workspace import Workspace
 SPAN = ("sample_id", "kind", "step_index", "start", "end")
 
 
-def carry_over(workspace: Workspace, target: Target, shard: str, store: SignalStore, signal: SignalName) -> int:
+def carry_over(workspace: Workspace, shard: str, earlier: SignalStore, store: SignalStore) -> int:
     """Copy a shard's measurements under an earlier version of segmentation that are still valid; return their number.
 
     Args:
         workspace: the configuration.
-        target: the target that measured them.
         shard: the shard, whose `segmented_steps` is current.
-        store: the store of the signal.
-        signal: the signal.
+        earlier: the store of a signal under the earlier version.
+        store: its store under this version.
     """
-    earlier = earlier_store(workspace, target, signal)
-    if earlier is None:
-        return 0
     same = same_steps(workspace, shard)
     wanted = same.filter(same.is_in(sorted(store.missing(same))))
     rows = earlier.rows(wanted) if len(wanted) else None

@@ -17,7 +17,7 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.config.settings import Target
-from curation_assets.signals.carrying import carry_over
+from curation_assets.signals.carrying import carry_over, earlier_store
 from curation_assets.signals.engine import Engine, Lack, Stores, open_engine
 from curation_assets.signals.parts import Done
 from curation_assets.signals.store import ShardMeasurement, SignalStore, shard_record_path
@@ -223,10 +223,13 @@ def measure_shards(
     stores = stores_of(workspace, target, signals)
     segmented = not SEGMENTED_SIGNALS.isdisjoint(stores)
 
+    found = {signal: earlier_store(workspace, target, signal) for signal in stores}
+    earlier = {signal: store for signal, store in found.items() if store is not None}
+
     def inputs() -> Iterator[tuple[str, ShardSamples]]:
         for shard in shards:
-            for signal, store in stores.items():
-                carry_over(workspace, target, shard, store, signal)
+            for signal, store in earlier.items():
+                carry_over(workspace, shard, store, stores[signal])
             yield shard, read_shard_samples(workspace, shard, segmented)
 
     with open_engine(workspace, target, stores) as engine:
