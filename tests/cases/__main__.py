@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+
+# Before anything imports tokenizers or transformers, as for the tests: no hub, no forking trouble.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tests.cases.all_cases import CASES
 
@@ -22,12 +28,14 @@ def main(words: Sequence[str] | None = None) -> int:
     chosen = [case for case in CASES if not settings.only or any(text in case.name for text in settings.only)]
     unknown = _unknown(settings.folder)
     right = 0
-    print(f"{'case':<{WIDTH}} {'checked':<40} {'checks':>6}  result", flush=True)
+    print(f"{'case':<{WIDTH}} {'checked':<40} {'checks':>6} {'s':>4}  result", flush=True)
     for case in chosen:
+        start = time.monotonic()
         found = case.run(settings.folder)
+        seconds = time.monotonic() - start
         right += not found.differences
         result = "as expected" if not found.differences else f"DIFFERS: {'; '.join(found.differences)}"
-        print(f"{case.name:<{WIDTH}} {case.summary:<40} {found.checks:>6}  {result}", flush=True)
+        print(f"{case.name:<{WIDTH}} {case.summary:<40} {found.checks:>6} {seconds:>4.0f}  {result}", flush=True)
     if unknown:
         print(f"no check for: {', '.join(unknown)}")
     print(json.dumps({"cases": len(chosen), "as_expected": right}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.cases.findings import Case, Findings, cut, texts_of, turns_of
+from tests.cases.runs import duplicates_of_cjk
 from tests.corpus.helpers import read
 
 STYLES: dict[str, tuple[str | None, int]] = {
@@ -106,6 +107,7 @@ def cjk(folder: Path, found: Findings) -> None:
         found.equal(f"row {row}, steps", len(steps), count)
         found.equal(f"row {row}, strategy", cut(rows)[row].strategy, strategy)
         found.holds(f"row {row}: a marker is part of {steps[-1]!r}", not steps[-1].endswith(MARKERS))
+    duplicates_of_cjk(folder, found)
 
 
 STEPS = (
