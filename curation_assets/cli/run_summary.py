@@ -62,7 +62,10 @@ def show_summary(workspace: Workspace, summary: RunSummary, console: Console) ->
         _show_subset(workspace, subset, subset.name in summary.subsets, console)
     for release in summary.releases:
         console.print(f"released {release}")
-    if not intake.accepted and (intake.files or ignored is not None):
+    if not intake.files and ignored is None:
+        line = f"{workspace.landing.place} has no files yet"
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if not intake.accepted and (intake.files or ignored is not None) and "purged" not in intake.rejected:
         raise UserError(
             f"no row of {workspace.landing.place} can be used. Correct the files, or corpus.format and corpus.columns "
             "in curation.yaml; the lines above say what is wrong."

@@ -50,6 +50,9 @@ SHARED_NAMES: dict[str, tuple[str, ...]] = {
 }
 PER_CANDIDATE = ("answer", "steps", "generator", "correct", "reward")
 
+LONG_THOUGHT = 40
+"""Characters of a thought that an answer does not repeat by chance."""
+
 Spec = str | list[str | None] | list[str | bool | None] | None
 
 
@@ -123,9 +126,12 @@ class _Common:
 
 
 def _draft(candidate: Candidate, values: dict[str, object], common: _Common, extra: str) -> Draft:
-    turns = candidate.turns if common.own_turns and candidate.turns is not None else common.turns
+    own = candidate.turns if common.own_turns else None
+    turns = common.turns if own is None else own
+    if own is not None and not candidate.whole_prompt and own[: len(common.turns)] != common.turns:
+        turns = common.turns + own
     # A candidate's own prompt may contain images if the row itself names none.
-    images = common.images or tuple(image_sources(candidate.images if turns is candidate.turns else ()))
+    images = common.images or tuple(image_sources(candidate.images if own is not None else ()))
     if not images and not any(turn.content.strip() for turn in turns):
         raise Refused("missing_prompt", "the prompt is missing or blank. Map it with corpus.columns.prompt.")
     steps = step_list(_or(candidate.steps, values["steps"]), "steps")
@@ -282,6 +288,10 @@ def _response(candidate: Candidate, reasoning: object, steps: tuple[str, ...] | 
         value = "\n".join([*([said] if said.strip() else []), *map(corpus.call_text, candidate.calls)])
     if not absent(reasoning):
         value = _with_reasoning(value, reasoning, corpus.reasoning)
+    if candidate.odd_calls and (absent(value) or not str(value).strip()):
+        raise Refused(
+            "wrong_type", "the response has only tool calls, of an unknown shape: each needs a name and arguments."
+        )
     if absent(value) or (isinstance(value, str) and not value.strip() and steps):
         if steps is None:
             raise Refused("missing_response", candidate.missing)
@@ -302,13 +312,17 @@ def _with_reasoning(value: object, reasoning: object, template: str) -> object:
     texts = reasoning if isinstance(reasoning, list) else [reasoning]
     thought = "\n\n".join(text(one, "reasoning").strip() for one in texts).strip()
     said = "" if absent(value) else text(value, "response").strip()
-    if not thought or thought in said:
-        return value
     before, _, rest = template.partition("{reasoning}")
     between, _, after = rest.partition("{answer}")
-    if before.strip() and thought.startswith(before.strip()):
-        # The tags are there already.
-        return f"{thought}\n\n{said}".rstrip()
+    opening, closing = before.strip(), between.strip()
+    # A short thought may occur in the answer by chance.
+    held = thought in said and (len(thought) >= LONG_THOUGHT or said.startswith((thought, opening or thought)))
+    if not thought or held:
+        return value
+    if opening and thought.startswith(opening):
+        # The tags are there already, but for one that is left open.
+        closed = f"{thought}\n{closing}" if closing and closing not in thought else thought
+        return f"{closed}\n\n{said}".rstrip()
     return f"{before}{thought}{between}{said}{after}".rstrip()
 
 

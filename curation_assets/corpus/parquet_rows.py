@@ -247,9 +247,19 @@ def plain_types(batch: pa.RecordBatch) -> pa.RecordBatch:
                 converted = _as_text(converted)
         except (pa.ArrowException, ArithmeticError, LookupError, TypeError, ValueError) as error:
             said = str(error).split("\n", maxsplit=1)[0][:100]
-            converted = pa.array([f"column {name} of type {column.type} cannot be read: {said}"] * len(column))
+            problem = f"column {name} of type {column.type} cannot be read: {said}"
+            converted = pa.array([_value_text(value, problem) for value in column], pa.string())
         columns.append(converted)
     return pa.RecordBatch.from_arrays(columns, names=names)
+
+
+def _value_text(value: Any, problem: str) -> str | None:
+    """Return one value of a column that cannot be converted as a whole, as JSON, or the problem."""
+    try:
+        found = value.as_py()
+        return None if found is None else to_json(found)
+    except (pa.ArrowException, ArithmeticError, LookupError, TypeError, ValueError):
+        return problem
 
 
 def _plain(kind: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 from curation_assets.config.corpus_settings import Columns
@@ -12,9 +13,6 @@ PROMPTS = (*PROMPT_NAMES, "task", "user", "q", "ask")
 RESPONSES: tuple[str, ...] = ("response", "solution", "completion", "generation", "output", "rationale", "trace", "cot")
 RESPONSES += ("attempt", "reply", "explanation", "answer", "a")
 VERDICTS = ("correct", "is_correct", "right", "verdict", "passed")
-SHORTEST_PART = 3
-"""Characters of a name that may be a part of another."""
-
 DEEPEST = 3
 LEAST_SHARE = 0.5
 """Share of rows that must have a text at a path."""
@@ -82,7 +80,9 @@ def _first(paths: list[str], names: Sequence[str], length: Callable[[str], float
     """Return the path whose last name is the first of `names`, whole or as a part; the longest texts decide ties."""
     for name in names:
         whole = [path for path in paths if _last(path).lower() == name]
-        fits = whole or [path for path in paths if len(name) >= SHORTEST_PART and name in _last(path).lower()]
+        fits = whole or [
+            path for path in paths if name in re.split(r"[^a-z]+|(?<=[a-z])(?=[A-Z])", _last(path).lower())
+        ]
         if fits:
             return fits[0] if length is None else max(fits, key=length)
     return None

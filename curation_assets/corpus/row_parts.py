@@ -53,6 +53,7 @@ _TURN_KEYS = frozenset({"role", "from", "content", "value"})
 PLAIN_TURN = 2
 """Keys of a turn that holds its role and its text alone."""
 
+_CALLS = frozenset({"tool_calls", "function_call"})
 _SPEAKS = frozenset({"tool_calls", "function_call", *REASONING_NAMES})
 """Fields of a turn beside which its content may be null."""
 _TEXT_PARTS = ("text", "input_text", "output_text", None)
@@ -67,8 +68,9 @@ class Candidate:
 
     `missing` is the detail of the refusal where there is no response. `reasoning` is stored beside the response: a
     text, or a list of texts. `calls` are tool calls after the text, as
-    JSON objects with name and arguments. `turns` is the candidate's own prompt, if candidates have different ones, and
-    `images` are those inside them; `label` is added to `extra`.
+    JSON objects with name and arguments; `odd_calls` means that there are calls of another shape. `turns` are the
+    candidate's own turns before its response: they follow the row's prompt, or are the `whole_prompt`. `images` are
+    those inside them; `label` is added to `extra`.
     """
 
     response: object = MISSING
@@ -80,6 +82,8 @@ class Candidate:
     images: tuple[object, ...] = ()
     label: Mapping[str, object] = field(default_factory=dict)
     calls: tuple[str, ...] = ()
+    whole_prompt: bool = False
+    odd_calls: bool = False
     missing: str = "the response is missing. Map it with corpus.columns.response."
 
 
@@ -117,6 +121,7 @@ class Conversation:
         reasoning: reasoning beside the text of the last turn, if that is the assistant's.
         others: what else the turns hold, by position: weights, earlier reasoning, tool calls of the last turn.
         untrained: whether the last turn is marked with `loss: false`, `train: false` or `weight: 0`.
+        last: position of the last turn among those that were read.
     """
 
     turns: tuple[Turn, ...]
@@ -124,6 +129,7 @@ class Conversation:
     reasoning: object = MISSING
     others: Mapping[str, Row] = field(default_factory=dict)
     untrained: bool = False
+    last: int = -1
 
     def split(self) -> tuple[tuple[Turn, ...], Candidate]:
         """Split off the response: the last turn if it is the assistant's, else a candidate without one.
@@ -144,7 +150,9 @@ class Conversation:
                 "can be the response. End the conversation with the turn to train on.",
             )
         last = self.turns[-1]
-        return self.turns[:-1], Candidate(last.content, calls=tuple(calls_of(last.record())), reasoning=self.reasoning)
+        calls = tuple(calls_of(last.record()))
+        odd = not calls and not _CALLS.isdisjoint(self.others.get(str(self.last), ()))
+        return self.turns[:-1], Candidate(last.content, calls=calls, reasoning=self.reasoning, odd_calls=odd)
 
     def label(self, name: str = "turns") -> dict[str, object]:
         """Return what the turns hold beside role and text, under the name that `extra` keeps it by."""
@@ -192,11 +200,15 @@ def conversation(value: object, what: str) -> Conversation:
                 f"{', '.join(_ROLES)}.",
             )
         role = _ROLES[role.lower()]
-        held = item.get("content", item.get("value"))
+        held = item.get("content")
+        if held is None:
+            held = item.get("value")
         # Tables give every turn all keys, with null for missing values.
         beside: Row = {}
         if len(item) > PLAIN_TURN or held is None:
             beside = {key: own for key, own in item.items() if own is not None and key not in _TURN_KEYS}
+            if item.get("content") is not None and item.get("value") is not None:
+                beside["value"] = item["value"]
         if held is None and (role == "system" or not _SPEAKS.isdisjoint(beside)):
             held = ""
         untrained = bool(beside) and switched_off(beside)
@@ -205,7 +217,7 @@ def conversation(value: object, what: str) -> Conversation:
         rendered = _rendered(dict(beside) if response else beside) if beside else ""
         content, found, thoughts = _content(held, where)
         thought = MISSING
-        name = first_of(beside, REASONING_NAMES) if beside else None
+        name = reasoning_field({key: own for key, own in beside.items() if is_reasoning(own)}) if beside else None
         if role == "assistant" and (thoughts or name is not None):
             thought = "\n\n".join(thoughts) or beside.pop(name or "")
             if index < len(value) - 1:
@@ -214,7 +226,7 @@ def conversation(value: object, what: str) -> Conversation:
             others[str(index)] = beside
         turns.append(Turn(role, content, rendered))
         images.extend(found)
-    return Conversation(tuple(turns), tuple(images), thought, others, untrained)
+    return Conversation(tuple(turns), tuple(images), thought, others, untrained, len(value) - 1)
 
 
 def prompt_turns(value: object, row: Row, what: str) -> Conversation:
@@ -247,11 +259,17 @@ def system_turns(row: Row) -> tuple[Turn, ...]:
 def candidates_in(value: object, what: str) -> tuple[Candidate, ...]:
     """Return the candidates in one value: a text, a list of turns, or a list of either.
 
-    A broken one becomes a Candidate whose response is the refusal, so that the others stay usable.
+    Several turns of the assistant alone are a candidate each. A broken one becomes a Candidate whose response is the
+    refusal, so that the others stay usable.
     """
-    if isinstance(value, list) and not is_conversation(value):
+    if isinstance(value, list) and (not is_conversation(value) or _all_of_the_assistant(value)):
         return tuple(candidate_in(item, f"{what}[{index}]") for index, item in enumerate(value))
     return (candidate_in(value, what),)
+
+
+def _all_of_the_assistant(turns: list[object]) -> bool:
+    said = [turn.get("role", turn.get("from")) if isinstance(turn, dict) else None for turn in turns]
+    return len(turns) > 1 and {_ROLES.get(str(role).lower()) for role in said} == {"assistant"}
 
 
 def candidate_in(value: object, what: str) -> Candidate:
@@ -267,6 +285,14 @@ def candidate_in(value: object, what: str) -> Candidate:
     except Refused as refusal:
         return Candidate(refusal)
     return replace(candidate, turns=own or None, images=talk.images, label=talk.label("response_turns") | after)
+
+
+def reasoning_field(row: Row) -> str | None:
+    """Return the field that holds the reasoning: the first of REASONING_NAMES that is not blank."""
+    name = first_of(row, REASONING_NAMES)
+    if name is None or not isinstance(row[name], str) or str(row[name]).strip():
+        return name
+    return first_of({key: own for key, own in row.items() if own != row[name]}, REASONING_NAMES)
 
 
 def with_reasoning(
@@ -359,18 +385,24 @@ def _rendered(beside: Row) -> str:
     return to_json(found) if found else ""
 
 
+_CALL_POSITION = ("index", "strict")
+"""Keys of a call that say nothing about it: where it stood in a stream, and how it was decoded."""
+_ARGUMENTS = ("arguments", "args", "parameters")
+
+
 def _call(value: object) -> Row | None:
     """Return a tool call in OpenAI's shape; None if it has another, or fields beside it."""
     if not isinstance(value, dict):
         return None
+    value = {key: own for key, own in value.items() if own is not None and key not in _CALL_POSITION}
     function = value.get("function", value)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         return None
-    known = {"name", "arguments", *(("id", "type") if function is value else ())}
+    known = {"name", *_ARGUMENTS, *(("id", "type") if function is value else ())}
     outer = value.keys() - {"id", "type", "function"} if function is not value else set()
     if outer or any(function[key] is not None for key in function.keys() - known):
         return None
-    arguments = function.get("arguments")
+    arguments = next((function[key] for key in _ARGUMENTS if function.get(key) is not None), None)
     said = arguments if isinstance(arguments, str) else to_json({} if arguments is None else arguments)
     call: Row = {"type": value.get("type") or "function", "function": {"name": function["name"], "arguments": said}}
     if value.get("id") is not None:

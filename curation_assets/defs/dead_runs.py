@@ -70,11 +70,15 @@ class Attempts:
     run: str
     killed: bool
 
-    def wait(self, now: float) -> float:
-        """Return the seconds until the next attempt: longer after each failure, at most a day."""
+    def wait(self, now: float, depth: int = 0) -> float:
+        """Return the seconds until the next attempt: longer after each failure, at most a day.
+
+        A range that was halved `depth` times waits twice as long for each time: what makes all of them fail, such as a
+        broken model, must not start run after run.
+        """
         if not self.count:
             return 0.0
-        pause = min(FIRST_PAUSE * PAUSE_FACTOR ** (self.count - 1), LONGEST_PAUSE)
+        pause = min(FIRST_PAUSE * PAUSE_FACTOR ** (self.count - 1) * 2.0**depth, LONGEST_PAUSE)
         return max(0.0, self.last + pause - now)
 
 

@@ -50,6 +50,9 @@ from curation_resources.storage.landing import LandingFile, file_name, printable
 from curation_resources.storage.read_cache import one_look
 
 NEW_PARTITIONS_PER_TICK = 500
+MOST_WAITING = 3
+"""Failed ranges of a stage that a skip reason names."""
+
 DATA_VERSION_TAG = "dagster/data_version"
 
 PATIENCE_SECONDS = 120.0
@@ -171,9 +174,9 @@ def _requests(
     ready = _measurable(workspace) if stage.name == "corpus" and may_measure else {}
     requests: list[dg.RunRequest] = []
     waiting: list[str] = []
-    ranges = ranges_of(workspace, instance, stage, outdated)[::-1]
+    ranges = [(parts, 0) for parts in ranges_of(workspace, instance, stage, outdated)][::-1]
     while ranges:
-        parts = ranges.pop()
+        parts, depth = ranges.pop()
         selection, state = asset_keys(workspace, stage, item), _state(survey, stage, item, parts)
         if stage.name == "signals" and isinstance(item, Target):
             signals = signals_to_measure(survey.lacking_signals(item), parts)
@@ -183,11 +186,12 @@ def _requests(
             state = [state, {name: keys[1] for name, keys in ready.items()}]
         key = digest(stage.name, "" if item is None else item.name, state)
         attempts = failed_attempts(instance, key)
-        if attempts.count and not attempts.killed and stage.by_shard and len(parts) > 1:
+        pause = attempts.wait(now, depth)
+        if attempts.count and not pause and not attempts.killed and stage.by_shard and len(parts) > 1:
             middle = len(parts) // 2
-            ranges += [parts[middle:], parts[:middle]]
+            ranges += [(parts[middle:], depth + 1), (parts[:middle], depth + 1)]
             continue
-        if pause := attempts.wait(now):
+        if pause:
             what = file_name(parts[0]) if stage.by_shard else selection[0].to_user_string()
             waiting.append(
                 f"{stage.name}: {printable(what)} failed (run {attempts.run[:8]}, attempt {attempts.count}) and is "
@@ -195,8 +199,11 @@ def _requests(
             )
             continue
         tags = {STAGE_TAG: stage.name, STATE_TAG: key, **(range_tags(parts) if stage.by_shard else {})}
-        requests.append(dg.RunRequest(run_key=digest(key, attempts.count), asset_selection=selection, tags=tags))
-    return requests, waiting
+        requests.append(
+            dg.RunRequest(run_key=digest(key, attempts.count, attempts.run), asset_selection=selection, tags=tags)
+        )
+    more = [f"{stage.name}: {len(waiting) - MOST_WAITING} more failed"] if len(waiting) > MOST_WAITING else []
+    return requests, waiting[:MOST_WAITING] + more
 
 
 def _state(survey: Survey, stage: Stage, item: Item, parts: Sequence[str]) -> object:

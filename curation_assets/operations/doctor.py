@@ -141,7 +141,7 @@ def _slow_cpu(workspace: Workspace) -> Iterator[Finding]:
         return
     load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     policy = os.environ.get("OMP_WAIT_POLICY", "")
-    if load > cores and policy.upper() != "PASSIVE":
+    if load > cores and policy.upper() != "PASSIVE" and torch.get_num_threads() > 1:
         yield Finding(
             "OMP_WAIT_POLICY",
             f"{policy or 'not set'}, while {load:.1f} processes on average are at work on {cores} cores: threads that "

@@ -133,7 +133,7 @@ def inspect_folder(folder: Path) -> FolderSummary:
     if columns is not None and not found.accepted:
         mapped = _inspected(landing, Corpus(landing=str(folder), columns=columns))
         if mapped.accepted:
-            return replace(mapped, columns=columns, fields=fields)
+            return replace(mapped, columns=columns, fields=fields, formats=found.formats)
     return replace(found, fields=fields)
 
 

@@ -19,6 +19,7 @@ from curation_assets.corpus.ingest import stored_shard_rows, write_shard_rows
 from curation_assets.corpus.purging import drop_images, kept_images, rows_without_purged
 from curation_assets.corpus.samples import samples_of
 from curation_assets.releases.file_names import DATA_PARQUET
+from curation_assets.steps.segmentation import EXAMPLES, without_answer
 from curation_assets.workspace.fingerprints import corpus_fingerprint, judge_spec, steps_fingerprint
 from curation_assets.workspace.purge_list import PurgedList, add_purged
 from curation_assets.workspace.workspace import Workspace
@@ -211,7 +212,12 @@ def _rewrite_steps(workspace: Workspace, shard: str, sample_id: str) -> None:
         facts = stored | own
     else:
         facts = stored | {"fingerprint": digest("purged", stored["fingerprint"], sample_id)}
-    warehouse.write_table(path, kept, facts)
+    warehouse.write_table(
+        path, kept, {key: own for key, own in facts.items() if key != EXAMPLES} | without_answer(kept)
+    )
+    earlier = f"{tables.earlier_steps_dir()}/{shard}{TABLE}"
+    if earlier_facts := warehouse.table_metadata(earlier):
+        warehouse.write_table(earlier, _without(warehouse, earlier, sample_id)[0], earlier_facts)
 
 
 def _rewrite_part(warehouse: Warehouse, path: str, sample_id: str) -> int:

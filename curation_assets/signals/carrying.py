@@ -12,10 +12,10 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.config.settings import Target
 from curation_assets.corpus.ingest import present_shards
-from curation_assets.signals.store import SignalStore, signal_dir
-from curation_assets.steps.segmentation import segment_frame, version_of
+from curation_assets.signals.store import SignalStore, shard_record_path, signal_dir
+from curation_assets.steps.segmentation import INPUT, segment_frame, version_of
 from curation_assets.tables.signals import SEGMENTED_SIGNALS, SignalName
-from curation_assets.workspace.fingerprints import image_limits_key, segmentation_key
+from curation_assets.workspace.fingerprints import image_limits_key, input_fingerprint, segmentation_key
 from curation_assets.workspace.versions import SEGMENTATION_VERSION
 from curation_assets.workspace.workspace import Workspace
 
@@ -31,7 +31,7 @@ def carry_over(workspace: Workspace, shard: str, earlier: SignalStore, store: Si
         earlier: the store of a signal under the earlier version.
         store: its store under this version.
     """
-    same = same_steps(workspace, shard)
+    same = same_steps(workspace, shard, earlier)
     wanted = same.filter(same.is_in(sorted(store.missing(same))))
     rows = earlier.rows(wanted) if len(wanted) else None
     if rows is None or rows.is_empty():
@@ -58,22 +58,33 @@ def carried(workspace: Workspace, target: Target, signal: SignalName, missing: s
         return set()
     held = missing - earlier.missing(pl.Series(sorted(missing)))
     return (
-        held & {name for shard in present_shards(workspace) for name in same_steps(workspace, shard)} if held else held
+        held & {name for shard in present_shards(workspace) for name in same_steps(workspace, shard, earlier)}
+        if held
+        else held
     )
 
 
-def same_steps(workspace: Workspace, shard: str) -> pl.Series:
-    """Return the samples of a shard that the current and the earlier version of segmentation cut the same way."""
+def same_steps(workspace: Workspace, shard: str, earlier: SignalStore) -> pl.Series:
+    """Return the samples of a shard that the current and the earlier version of segmentation cut the same way.
+
+    Empty unless the earlier store was measured by the very table that is compared: settings may have changed and
+    changed back in between.
+    """
     warehouse, name = workspace.warehouse, f"{shard}.parquet"
     path, earlier_path = f"{tables.segmented_steps_dir()}/{name}", f"{tables.earlier_steps_dir()}/{name}"
-    settings = segmentation_key(workspace, 0)
+    settings, facts = segmentation_key(workspace, 0), warehouse.table_metadata(path) or {}
     none = pl.Series("sample_id", [], dtype=pl.String)
-    if version_of(warehouse.table_metadata(path), settings) == SEGMENTATION_VERSION:
-        if version_of(warehouse.table_metadata(earlier_path), settings) != SEGMENTATION_VERSION - 1:
+    record = warehouse.read_json(shard_record_path(earlier.folder, shard)) or {}
+    if version_of(facts, settings) == SEGMENTATION_VERSION:
+        kept = warehouse.table_metadata(earlier_path) or {}
+        measured_by = kept.get(INPUT)
+        if version_of(kept, settings) != SEGMENTATION_VERSION - 1 or record.get("input_fingerprint") != measured_by:
             return none
         before, now = (warehouse.read_columns(each, *SPAN) for each in (earlier_path, path))
-    elif version_of(warehouse.table_metadata(path), settings) == SEGMENTATION_VERSION - 1:
+    elif version_of(facts, settings) == SEGMENTATION_VERSION - 1:
         # Not cut again yet.
+        if record.get("input_fingerprint") != input_fingerprint(facts):
+            return none
         before = warehouse.read_columns(path, *SPAN)
         corpus = warehouse.read_table(f"{tables.raw_corpus_dir()}/{name}")
         now = segment_frame(corpus, workspace.settings.corpus.segmentation).select(SPAN)

@@ -9,8 +9,10 @@ Markers are tried in this order (docs/methods.md, "GRACE"); the first that yield
    `A:` must be at the start of a line ("Plan A: go" is no answer) and must not be followed by a line that starts with
    `B:` (a list of options). Other languages: `答案：`, `答え：`, `정답:`, `الجواب:`, `उत्तर:`, `คำตอบ:`, `Réponse :` and
    the like. A phrase is `the answer is`, `the correct option is` and its like (`答案是`, `答えは`), with or without a
-   colon; its answer ends with the sentence. A phrase without a colon counts only if a short text follows it (at most
-   PHRASE_WORDS words, or formulas and digits), and no `####` or box after it. Labels inside a fenced code block that is
+   colon; its answer ends with the sentence, or before `because`, `since` or `which`. It does not count if a `####` or
+   box follows it. Without a colon it counts only if its answer is short (PHRASE_WORDS words, or FORMULA_WORDS with
+   digits or formulas) and does not begin like another statement (`in the next section`), if no digit and at most
+   CLOSING_WORDS words follow, and, where it states neither digit nor formula, if no `####` or box precedes it. Labels inside a fenced code block that is
    followed by more text do not count.
 4. `think`: everything after the end of the last thought: `</think>`, `</thinking>`, `</thought>`, `</seed:think>`,
    `[/THINK]`, or the start of harmony's channel `final`.
@@ -34,7 +36,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from curation_assets.steps.cutting import code_blocks, count_words, outside_blocks
+from curation_assets.steps.cutting import SENTENCE_END, code_blocks, count_words, ends_sentence, outside_blocks
 
 # Tags that delimit parts of a response. They belong to no step and to no answer.
 TAGS = re.compile(
@@ -60,7 +62,7 @@ _LABEL = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _PHRASE = re.compile(
-    r"\b(?:answer|(?<=correct )(?:option|choice)|(?<=best )(?:option|choice))[ \t]+(?:is|would[ \t]+be|=)"
+    r"\b(?:answer|(?<=correct )(?:option|choice)|(?<=best )(?:option|choice))[ \t]+(?:is(?:[ \t]*=)?|=)"
     r"(?:[ \t]+(?:therefore|thus|then|simply|just))?[ \t]*+([:\uff1a]?)",
     re.IGNORECASE,
 )
@@ -83,9 +85,42 @@ _PHRASE_ABROAD = re.compile(
     r"(?:(?:答案|答え|正解|정답)[ \t]*(?:应该|應該|应|應)?(?:是|为|為|は|은)|คำตอบ(?:คือ|เป็น))[ \t]*+([:\uff1a]?)"
 )
 _COPULA = re.compile(r"(?:です|である|になります|となります|입니다|이다)\Z")
-_SENTENCE_END = re.compile(r"[.!?](?=[\s*_\"')\u201d\u2019]|\Z)|[\u3002\uff01\uff1f\uff61\u0964\u061f]")
-PHRASE_WORDS = 5
-"""Words after `the answer is` without a colon, unless they are formulas."""
+_LAST_SIGNS = re.compile(r"[.!?\u3002\uff01\uff1f\uff61\u0964\u061f]+[*_`\"')\u201d\u2019\s]*\Z")
+_REASON = re.compile(r",?[ \t]+(?:because|since|which)\b", re.IGNORECASE)
+NO_ANSWERS = frozenset(
+    [
+        "not",
+        "in",
+        "on",
+        "at",
+        "to",
+        "that",
+        "this",
+        "correct",
+        "right",
+        "wrong",
+        "reasonable",
+        "exact",
+        "clear",
+        "obvious",
+        "unclear",
+        "unknown",
+        "given",
+        "found",
+        "as",
+        "because",
+        "also",
+        "based",
+        "simply",
+        "now",
+    ]
+)
+"""First words of what follows `the answer is` in a sentence that states no answer."""
+PHRASE_WORDS, FORMULA_WORDS = 5, 12
+"""Words after `the answer is` without a colon: of a text, and of one with digits or formulas."""
+
+CLOSING_WORDS = 40
+"""Words that may follow the sentence of such a phrase."""
 
 LAST_PHRASES = 3
 """Number of phrases to try, from the end: more would take a long text quadratic time."""
@@ -211,26 +246,41 @@ def _phrase(response: str, match: re.Match[str], end: int) -> Answer | None:
     marker_start = _with_lead(response, match.start())
     line_end = response.find("\n", match.end(), end)
     line_end = end if line_end < 0 else line_end
-    if any(match.groups()):
-        if not response[match.end() : line_end].strip():
-            below = _labelled(response, match, end, "label")
-            return below and below._replace(marker_start=marker_start)
-    elif _HASHES.search(response, line_end, end):
-        return None
-    sentence = _SENTENCE_END.search(response, match.end(), line_end)
-    stop = sentence.start() if sentence else line_end
-    copula = _COPULA.search(response, match.end(), stop)
-    stop = copula.start() if copula else stop
+    colon = any(match.groups())
+    if colon and not response[match.end() : line_end].strip():
+        below = _labelled(response, match, end, "label")
+        return below and below._replace(marker_start=marker_start)
+    stop = _end_of_phrase(response, match.end(), line_end)
     answer = _unboxed(response, _trimmed(response, match.end(), stop, marker_start, "label"))
     if answer is None:
         return None
-    box = None if any(match.groups()) else _BOXED.search(response, match.end(), end)
-    if box and answer.start < box.end():
+    said, after = response[answer.start : answer.end], response[stop:end]
+    box = _BOXED.search(response, match.end(), end)
+    if (box and answer.start < box.end()) or _HASHES.search(response, stop, end):
         return None
-    said = response[answer.start : answer.end]
+    if colon:
+        return answer
     formal = any(character.isdigit() or character in "$\\" for character in said)
-    short = count_words(said) <= PHRASE_WORDS and not said.lower().startswith("not ")
-    return answer if any(match.groups()) or formal or short else None
+    first = said.split(maxsplit=1)[0].lower() if said else ""
+    if count_words(said) > (FORMULA_WORDS if formal else PHRASE_WORDS) or first in NO_ANSWERS:
+        return None
+    # A thought may go on and correct itself, and a box before the phrase is the answer if the phrase states none.
+    goes_on = any(character.isdigit() for character in after) or count_words(after) > CLOSING_WORDS
+    stated = not formal and (_BOXED.search(response, 0, match.start()) or _HASHES.search(response, 0, match.start()))
+    return None if goes_on or stated else answer
+
+
+def _end_of_phrase(response: str, start: int, line_end: int) -> int:
+    """Return where the answer of a phrase ends: with the sentence or line, or before a reason or a copula."""
+    ends = (sign for sign in SENTENCE_END.finditer(response, start, line_end) if ends_sentence(response, sign, start))
+    sentence = next(ends, None)
+    stop = sentence.start() if sentence else line_end
+    last = _LAST_SIGNS.search(response[start:stop])
+    stop = start + last.start() if last else stop
+    reason = _REASON.search(response, start, stop)
+    stop = reason.start() if reason else stop
+    copula = _COPULA.search(response, start, stop)
+    return copula.start() if copula else stop
 
 
 def _labelled(response: str, match: re.Match[str], end: int, name: str) -> Answer | None:

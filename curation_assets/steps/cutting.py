@@ -39,7 +39,7 @@ _FENCE = re.compile(r"^[ \t]{0,3}(```+|~~~+)[^\n]*$", re.MULTILINE)
 _NUMBERED = re.compile(r"^ {0,3}(?:\*\*)?\d{1,3}[.)](?:\*\*)?[ \t]+(?=\S)", re.MULTILINE)
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
 # Possessive quantifiers: a run of closing signs is scanned only once, however long it is.
-_SENTENCE_END = re.compile(
+SENTENCE_END = re.compile(
     r"(?<![.!?])[.!?]++[\"')\]*\u201d\u2019]*+\s++"
     r"|[\u3002\uff01\uff1f\uff61\u0964\u0965\u061f\u06d4\u104b\u17d4]++[\u300d\u300f\u201d]*+\s*+"
 )
@@ -58,7 +58,7 @@ def cut_markers(text: str, start: int, end: int) -> list[int]:
     A step marker is at the start of a line or after the end of a sentence. The first marker is not a cut: the text
     before it joins the first step.
     """
-    abroad = any(word in text for word in STEP_WORDS_ABROAD)
+    abroad = any(text.find(word, start, end) >= 0 for word in STEP_WORDS_ABROAD)
     for pattern in (_STEP_HEAD, *((_STEP_HEAD_ABROAD,) if abroad else ()), _NUMBERED):
         matches = list(pattern.finditer(text, start, end))
         if pattern is _NUMBERED:
@@ -100,7 +100,7 @@ def cut_sentences(text: str, start: int, end: int) -> list[int]:
     Arabic, Burmese, Khmer) need no white space.
     """
     cuts = [match.end() for match in _BLANK_LINE.finditer(text, start, end)]
-    cuts += [match.end() for match in _SENTENCE_END.finditer(text, start, end) if _ends_sentence(text, match, start)]
+    cuts += [match.end() for match in SENTENCE_END.finditer(text, start, end) if ends_sentence(text, match, start)]
     return sorted(set(cuts))
 
 
@@ -136,11 +136,14 @@ def code_blocks(text: str) -> list[tuple[int, int]]:
 
 def outside_blocks(positions: list[int], blocks: list[tuple[int, int]]) -> list[int]:
     """Return the positions that are not inside one of the code blocks, which are in order; a start is not inside."""
-    if not blocks:
+    if not blocks or not positions:
         return positions
-    starts = [start for start, _ in blocks]
-    before = ((position, bisect_left(starts, position)) for position in positions)
+    before = ((position, bisect_left(blocks, position, key=_start)) for position in positions)
     return [position for position, count in before if not count or position >= blocks[count - 1][1]]
+
+
+def _start(block: tuple[int, int]) -> int:
+    return block[0]
 
 
 def _first_sign(text: str, start: int, end: int) -> int:
@@ -149,7 +152,8 @@ def _first_sign(text: str, start: int, end: int) -> int:
     return start
 
 
-def _ends_sentence(text: str, match: re.Match[str], start: int) -> bool:
+def ends_sentence(text: str, match: re.Match[str], start: int) -> bool:
+    """Return whether a match of SENTENCE_END ends a sentence of the text from `start` on; see `cut_sentences`."""
     sign = match.group()[0]
     after = text[match.end() : match.end() + 1]
     if sign != "." or match.group().startswith(".."):

@@ -39,13 +39,14 @@ from curation_assets.steps.cutting import (
     outside_blocks,
     window_cutter,
 )
-from curation_assets.workspace.fingerprints import segmentation_key, steps_fingerprint
+from curation_assets.workspace.fingerprints import input_fingerprint, segmentation_key, steps_fingerprint
 from curation_assets.workspace.versions import SEGMENTATION_VERSION
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.storage.warehouse import WarehouseError
 
-VERSION, SETTINGS = "segmentation_version", "segmentation_settings"
-"""Metadata of a table: the version of the rules that cut it, and a key of the settings."""
+VERSION, SETTINGS, INPUT = "segmentation_version", "segmentation_settings", "input"
+"""Metadata of a table: the version of the rules that cut it, a key of the settings, and the fingerprint that records of
+what was measured by it name."""
 
 SAMPLES, WITHOUT_ANSWER, EXAMPLES = "samples", "without_answer", "without_answer_examples"
 """Metadata of a table: numbers of samples, and ids of some without an answer."""
@@ -247,7 +248,7 @@ def _rows(frame: pl.DataFrame, settings: Segmentation) -> Iterator[tuple[str, in
             yield sample_id, index, "step", start, end, found.strategy, found.merged
 
 
-def _without_answer(rows: pl.DataFrame) -> dict[str, str]:
+def without_answer(rows: pl.DataFrame) -> dict[str, str]:
     """Return facts about a table: its samples, those without an answer, and three of these."""
     answers = rows.group_by("sample_id").agg((pl.col("kind") == "answer").any().alias("answered"))
     without = answers.filter(~pl.col("answered"))["sample_id"].sort()
@@ -272,14 +273,16 @@ def _keep_earlier(workspace: Workspace, shard: str) -> None:
     """Keep a shard's table of the version before this one, by which measurements stay valid (`signals.carrying`)."""
     path, kept = (f"{folder}/{shard}.parquet" for folder in (tables.segmented_steps_dir(), tables.earlier_steps_dir()))
     settings = segmentation_key(workspace, 0)
-    version = version_of(workspace.warehouse.table_metadata(path), settings)
+    before = workspace.warehouse.table_metadata(path) or {}
+    version = version_of(before, settings)
     if version == SEGMENTATION_VERSION - 1:
         try:
             earlier = workspace.warehouse.read_table(path)
         except WarehouseError:
             # A damaged table vouches for nothing; it is written again below.
             return
-        facts = {VERSION: str(version), SETTINGS: settings}
+        # What was measured by it names this fingerprint.
+        facts = {VERSION: str(version), SETTINGS: settings, INPUT: input_fingerprint(before)}
         workspace.warehouse.write_table(kept, earlier, facts)
 
 
@@ -305,7 +308,7 @@ def segment_shard(workspace: Workspace, shard: str) -> SegmentedShard:
     facts = {
         "fingerprint": steps_fingerprint(workspace, metadata["fingerprint"]),
         "images": metadata["images"],
-        **_without_answer(rows),
+        **without_answer(rows),
         SETTINGS: segmentation_key(workspace, 0),
         VERSION: str(SEGMENTATION_VERSION),
     }

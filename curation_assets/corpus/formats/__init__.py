@@ -55,11 +55,15 @@ def detect(rows: Sequence[Row], columns: Columns | None = None) -> str | None:
     claimed = claims(columns)
     if columns.response is not None or columns.prompt is not None:
         return PROMPT_RESPONSE.name
-    votes = Counter(
-        next((name for name, form in FORMATS.items() if form.matches(unclaimed(row, claimed))), None) for row in rows
-    )
+    shown = (without_null_fields(unclaimed(row, claimed)) for row in rows)
+    votes = Counter(next((name for name, form in FORMATS.items() if form.matches(row)), None) for row in shown)
     del votes[None]
     return max(FORMATS, key=lambda name: votes[name]) if votes else None
+
+
+def without_null_fields(row: Row) -> Row:
+    """Return a row without its null fields: merged files give every row the fields of all."""
+    return {name: value for name, value in row.items() if value is not None} if None in row.values() else row
 
 
 @dataclass
@@ -142,6 +146,8 @@ class Parser:
         if self._roles:
             row = with_roles(row, self._roles)
         shown = unclaimed(row, self._claimed)
+        if self._mixed:
+            shown = without_null_fields(shown)
         form = self._format_of(shown) if self._mixed else self._format
         try:
             found = assemble(form.read(shown), row, self._corpus, self._claimed)
@@ -156,8 +162,6 @@ class Parser:
 
     def _format_of(self, row: Row) -> Format:
         """Return the file's format if the row has its shape, else the first format that it has the shape of."""
-        # Files that several data sets were merged into give every row all fields, with null for missing values.
-        held = {name: value for name, value in row.items() if value is not None} if None in row.values() else row
-        if self._format.matches(held):
+        if self._format.matches(row):
             return self._format
-        return next((form for form in FORMATS.values() if form.matches(held)), self._format)
+        return next((form for form in FORMATS.values() if form.matches(row)), self._format)

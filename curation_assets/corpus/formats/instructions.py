@@ -11,7 +11,6 @@ from curation_assets.corpus.drafts import Refused, Turn
 from curation_assets.corpus.fields import MISSING, Row, absent, first_of, kind, text
 from curation_assets.corpus.row_parts import (
     PROMPT_NAMES,
-    REASONING_NAMES,
     SYSTEM_NAMES,
     Candidate,
     Format,
@@ -20,6 +19,7 @@ from curation_assets.corpus.row_parts import (
     is_reasoning,
     is_short_answer,
     prompt_turns,
+    reasoning_field,
     system_turns,
     with_reasoning,
 )
@@ -55,9 +55,7 @@ def _read_alpaca(row: Row) -> Reading:
     said = _instruction(row)
     if said.strip():
         turns.append(Turn("user", said))
-    candidates, thought = with_reasoning(
-        row, candidates_in(row.get("output", MISSING), "output"), first_of(row, REASONING_NAMES)
-    )
+    candidates, thought = with_reasoning(row, candidates_in(row.get("output", MISSING), "output"), reasoning_field(row))
     return Reading(
         tuple(turns) if said.strip() else (),
         candidates,
@@ -86,14 +84,14 @@ def _history(value: object) -> list[Turn]:
 def _matches_prompt_response(row: Row) -> bool:
     if first_of(row, PROMPT_NAMES) is None:
         return False
-    thought = first_of(row, REASONING_NAMES)
+    thought = reasoning_field(row)
     return first_of(row, (*RESPONSE_NAMES, "steps")) is not None or (thought is not None and is_reasoning(row[thought]))
 
 
 def _read_prompt_response(row: Row) -> Reading:
     """Read the first known name of each field; a list of responses has one candidate per entry."""
     asked = first_of(row, PROMPT_NAMES)
-    beside = first_of(row, REASONING_NAMES)
+    beside = reasoning_field(row)
     said = first_of(row, RESPONSE_NAMES if beside is None else NAMES_BESIDE_REASONING)
     # In a row of steps without a response, a short answer is the answer, not the response.
     if said == "answer" and isinstance(row.get("steps"), list):
@@ -125,7 +123,7 @@ def _matches_mmathcot(row: Row) -> bool:
 def _read_mmathcot(row: Row) -> Reading:
     """Read {image_url, instruction, output}; image fields are handled as in every format."""
     talk = prompt_turns(row.get("instruction"), row, "instruction")
-    candidates, thought = with_reasoning(row, (Candidate(row.get("output", MISSING)),), first_of(row, REASONING_NAMES))
+    candidates, thought = with_reasoning(row, (Candidate(row.get("output", MISSING)),), reasoning_field(row))
     return Reading(
         talk.turns,
         candidates,

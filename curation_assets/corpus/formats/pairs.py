@@ -36,7 +36,7 @@ def _pair(row: Row, prompt: tuple[Turn, ...]) -> tuple[Candidate, ...]:
         turns = prompt + own
         if any(turn.role == "user" for turn in own):
             turns = own if any(turn.role == "system" for turn in own) else system_turns(row) + own
-        candidates.append(replace(found, turns=turns, label={**found.label, "preference": name}))
+        candidates.append(replace(found, turns=turns, whole_prompt=True, label={**found.label, "preference": name}))
     return tuple(candidates)
 
 
