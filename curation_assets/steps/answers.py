@@ -27,7 +27,7 @@ labels, and only then the block as a whole (`solution`); all of this comes befor
 of its line or, if that is empty, the next paragraph. The span excludes white space, emphasis (`**`, backticks) and tags
 at both ends; if all of it is one `\\boxed{}`, it is the content of the box. A marker without text behind it gives no
 answer, and the next one is tried. The span never includes the marker itself; `marker_start` is where the marker begins,
-including markup before it, and is where the steps end.
+including markup and words such as `so the final` before it, and is where the steps end.
 """
 
 from __future__ import annotations
