@@ -80,12 +80,14 @@ def _first(paths: list[str], names: Sequence[str], length: Callable[[str], float
     """Return the path whose last name is the first of `names`, whole or as a part; the longest texts decide ties."""
     for name in names:
         whole = [path for path in paths if _last(path).lower() == name]
-        fits = whole or [
-            path for path in paths if name in re.split(r"[^a-z]+|(?<=[a-z])(?=[A-Z])", _last(path).lower())
-        ]
+        fits = whole or [path for path in paths if name in _words(_last(path))]
         if fits:
             return fits[0] if length is None else max(fits, key=length)
     return None
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in re.split(r"[^A-Za-z]+|(?<=[a-z])(?=[A-Z])", name)]
 
 
 def _last(path: str) -> str:

@@ -12,8 +12,8 @@ Markers are tried in this order (docs/methods.md, "GRACE"); the first that yield
    colon; its answer ends with the sentence, or before `because`, `since` or `which`. It does not count if a `####` or
    box follows it. Without a colon it counts only if its answer is short (PHRASE_WORDS words, or FORMULA_WORDS with
    digits or formulas) and does not begin like another statement (`in the next section`), if no digit and at most
-   CLOSING_WORDS words follow, and, where it states neither digit nor formula, if no `####` or box precedes it. Labels inside a fenced code block that is
-   followed by more text do not count.
+   CLOSING_WORDS words follow, and, where it states neither digit nor formula, if no `####` or box precedes it. Labels
+   inside a fenced code block that is followed by more text do not count.
 4. `think`: everything after the end of the last thought: `</think>`, `</thinking>`, `</thought>`, `</seed:think>`,
    `[/THINK]`, or the start of harmony's channel `final`.
 5. `hashes`: the text after the last `####`, if that is the last line with content (a level-four heading is followed by
@@ -88,7 +88,7 @@ _COPULA = re.compile(r"(?:です|である|になります|となります|입�
 _LAST_SIGNS = re.compile(r"[.!?\u3002\uff01\uff1f\uff61\u0964\u061f]+[*_`\"')\u201d\u2019\s]*\Z")
 _REASON = re.compile(r",?[ \t]+(?:because|since|which)\b", re.IGNORECASE)
 NO_ANSWERS = frozenset(
-    [
+    {
         "not",
         "in",
         "on",
@@ -103,17 +103,8 @@ NO_ANSWERS = frozenset(
         "exact",
         "clear",
         "obvious",
-        "unclear",
-        "unknown",
-        "given",
-        "found",
-        "as",
-        "because",
-        "also",
-        "based",
-        "simply",
-        "now",
-    ]
+    }
+    | {"unclear", "unknown", "given", "found", "as", "because", "also", "based", "simply", "now"}
 )
 """First words of what follows `the answer is` in a sentence that states no answer."""
 PHRASE_WORDS, FORMULA_WORDS = 5, 12
@@ -250,11 +241,11 @@ def _phrase(response: str, match: re.Match[str], end: int) -> Answer | None:
     if colon and not response[match.end() : line_end].strip():
         below = _labelled(response, match, end, "label")
         return below and below._replace(marker_start=marker_start)
-    stop = _end_of_phrase(response, match.end(), line_end)
+    stop, sentence_end = _end_of_phrase(response, match.end(), line_end)
     answer = _unboxed(response, _trimmed(response, match.end(), stop, marker_start, "label"))
     if answer is None:
         return None
-    said, after = response[answer.start : answer.end], response[stop:end]
+    said, after = response[answer.start : answer.end], response[sentence_end:end]
     box = _BOXED.search(response, match.end(), end)
     if (box and answer.start < box.end()) or _HASHES.search(response, stop, end):
         return None
@@ -270,8 +261,9 @@ def _phrase(response: str, match: re.Match[str], end: int) -> Answer | None:
     return None if goes_on or stated else answer
 
 
-def _end_of_phrase(response: str, start: int, line_end: int) -> int:
-    """Return where the answer of a phrase ends: with the sentence or line, or before a reason or a copula."""
+def _end_of_phrase(response: str, start: int, line_end: int) -> tuple[int, int]:
+    """Return where the answer of a phrase ends (with its sentence or line, before a reason or a copula) and where the
+    sentence does."""
     ends = (sign for sign in SENTENCE_END.finditer(response, start, line_end) if ends_sentence(response, sign, start))
     sentence = next(ends, None)
     stop = sentence.start() if sentence else line_end
@@ -280,7 +272,7 @@ def _end_of_phrase(response: str, start: int, line_end: int) -> int:
     reason = _REASON.search(response, start, stop)
     stop = reason.start() if reason else stop
     copula = _COPULA.search(response, start, stop)
-    return copula.start() if copula else stop
+    return copula.start() if copula else stop, sentence.end() if sentence else line_end
 
 
 def _labelled(response: str, match: re.Match[str], end: int, name: str) -> Answer | None:

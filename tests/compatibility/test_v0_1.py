@@ -89,6 +89,17 @@ def test_only_samples_that_are_cut_differently_are_measured_again(old: Workspace
         assert MainJob(old, instance).run().measured == {"tiny": 0, "base": 0}
 
 
+def test_what_another_table_of_steps_measured_is_not_carried_over(old: Workspace) -> None:
+    """Settings may have changed and changed back since: then the stored steps are not those that were measured."""
+    target, path = old.settings.target("tiny"), old.folder / "warehouse" / tables.segmented_steps_dir()
+    missing = SignalStore.of(old, target, "step_gradients").missing(pool_rows(old)["sample_id"])
+    assert carried(old, target, "step_gradients", missing) == missing
+    for file in path.glob("*.parquet"):
+        own = {key: value for key, value in pl.read_parquet_metadata(file).items() if key != "ARROW:schema"}
+        pl.read_parquet(file).write_parquet(file, metadata=own | {"fingerprint": "cut with other settings"})
+    assert carried(old, target, "step_gradients", missing) == set()
+
+
 def test_releases_are_reproduced_to_the_byte(old: Workspace) -> None:
     for name in RELEASED:
         release = read_release(old, old.settings.subset(name), 1)

@@ -475,6 +475,37 @@ def test_a_turn_that_holds_calls_needs_no_content() -> None:
     assert draft({"messages": [USER.record(), thinking]}, "messages").response == "<think>\nTwo twos.\n</think>"
 
 
+def test_a_response_of_several_turns_keeps_the_prompt_before_it() -> None:
+    call = [{"function": {"name": "add", "arguments": "{}"}, "index": None}]
+    said: list[Json] = [{"role": "assistant", "content": "", "tool_calls": call}, {"role": "tool", "content": "4"}]
+    for prompt in ("2 + 2?", [USER.record()]):
+        found = draft({"prompt": prompt, "completion": [*said, *ANSWERED]}, "prompt_response")
+        assert [turn.role for turn in found.turns] == ["user", "assistant", "tool"]
+        assert (found.turns[0], found.response) == (USER, "It is 4.")
+    # A completion that repeats the prompt does not double it, and turns of the assistant alone are candidates.
+    whole = draft({"prompt": "2 + 2?", "completion": [USER.record(), *ANSWERED]}, "prompt_response")
+    assert whole.turns == (USER,)
+    several = drafts({"prompt": "2 + 2?", "responses": ANSWERED * 2}, "prompt_response")
+    assert [(one.turns, one.response) for one in several] == [((USER,), "It is 4.")] * 2
+
+
+def test_calls_of_an_unknown_shape_are_named() -> None:
+    turns = [USER.record(), {"role": "assistant", "content": "", "tool_calls": [{"do": "add"}]}]
+    with pytest.raises(Refused, match="tool calls, of an unknown shape"):
+        raise parse({"messages": turns}, "messages")[0]  # type: ignore[misc]
+
+
+def test_reasoning_that_is_blank_hides_no_other() -> None:
+    last = {"role": "assistant", "content": "It is 4.", "reasoning_content": "", "reasoning": "Add."}
+    assert draft({"messages": [USER.record(), last]}, "messages").response == "<think>\nAdd.\n</think>\n\nIt is 4."
+    row = {"prompt": "2 + 2?", "thinking": "Add.", "reasoning": " ", "response": "It is 4."}
+    assert draft(row, "prompt_response").response == "<think>\nAdd.\n</think>\n\nIt is 4."
+    # A tag that is left open is closed, and a short thought may occur in the answer.
+    row |= {"thinking": "<think>Add."}
+    assert draft(row, "prompt_response").response == "<think>Add.\n</think>\n\nIt is 4."
+    assert draft(row | {"thinking": "4"}, "prompt_response").response.startswith("<think>\n4\n</think>")
+
+
 def test_turns_that_are_not_trained_on_are_no_response() -> None:
     asked, said = USER.record(), {"role": "assistant", "content": "4"}
     switches: list[Json] = [{"loss": False}, {"train": False}, {"weight": 0}]

@@ -72,6 +72,17 @@ def found(response: str, field: str | None = None) -> tuple[str, str, str] | Non
         ("So \\boxed5", "5", "So ", "boxed"),
         ("So \\boxed x.", "x", "So ", "boxed"),
         ("So \\fbox{5}.", "5", "So ", "boxed"),
+        # A phrase is no answer where it states none, where a thought goes on, and where a box follows.
+        ("So we get \\boxed{7}. The answer is reasonable.", "7", None, "boxed"),
+        ("\\boxed{7}\n\nThis answer is Paris-like.", "7", None, "boxed"),
+        ("The answer is 7. Wait, recompute: 3 + 5 = 8.\n\nThen \\boxed{8}", "8", None, "boxed"),
+        ("The answer is: in the next section.\nSo \\boxed{8}.", "8", None, "boxed"),
+        ("The answer is Dr. Smith.", "Dr. Smith", "", "label"),
+        ("The answer is J. R. R. Tolkien.", "J. R. R. Tolkien", "", "label"),
+        ("The answer is 42 because 6*7 = 42", "42", "", "label"),
+        ("The answer is yes, since 2 is prime.", "yes", "", "label"),
+        ("The answer is 5, which is prime.", "5", "", "label"),
+        ("The answer is = 7.", "7", "", "label"),
         # Other scripts and languages.
         ("先算。\n\n答案：12", "12", "先算。", "label"),
         ("先算，等于十二。所以答案是12。", "12", "先算，等于十二。", "label"),
@@ -118,7 +129,22 @@ def test_markers(response: str, answer: str, before: str | None, marker: str) ->
 
 @pytest.mark.parametrize(
     "response",
-    ["", " ", "No answer here.", "Plan A: go", "Answer:", "Answer: **", "So \\boxed{}", "So \\boxed{2", "####", "A:\n"],
+    [
+        "I think the answer is 7. Wait, recompute: 3+5=8.\n\nTherefore we get 8.",
+        "The answer is in the next section. We compute.",
+        "The answer would be 7 if x were 2.",
+        "The best option is to walk.",
+        "",
+        " ",
+        "No answer here.",
+        "Plan A: go",
+        "Answer:",
+        "Answer: **",
+        "So \\boxed{}",
+        "So \\boxed{2",
+        "####",
+        "A:\n",
+    ],
 )
 def test_no_answer(response: str) -> None:
     assert found(response) is None
