@@ -125,10 +125,10 @@ def test_a_shard_that_fails_the_run_does_not_stop_the_others(
 
     monkeypatch.setattr(reading.ShardReader, "pieces", failing)
     for _ in range(8):
-        for request in daemon.scoring():
-            daemon.run(request)
         # Halves wait too, longer each time: what makes all shards fail must not start run after run.
         clock.ahead += 1000
+        for request in daemon.scoring():
+            daemon.run(request)
     stored = set(daemon.workspace.warehouse.names("corpus/raw_corpus"))
     # The partition of the shard stays as it was: without a table.
     assert stored == {f"{name}.jsonl" for name in "abcyz"}
