@@ -138,7 +138,11 @@ def corpus(
                 check_name="files_readable",
                 passed=not unreadable,
                 severity=dg.AssetCheckSeverity.WARN,
-                metadata={"problems": markdown_table(("shard", "problem and fix"), unreadable)},
+                metadata={
+                    "problems": markdown_table(("shard", "problem and fix"), unreadable),
+                    # Files that are no shards, so that nobody misses them.
+                    "ignored_files": workspace.landing.ignored(),
+                },
             ),
         ],
     )

@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from rich.console import Console
 
@@ -14,7 +15,7 @@ from curation_assets.operations.doctor import Finding, examine
 from curation_assets.operations.intake import ignored_line, stored_intake
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError
-from tests.pipeline.workspaces import landed, make_workspace, rows, run
+from tests.pipeline.workspaces import instance_of, landed, make_workspace, rows, run
 
 
 def said(workspace: Workspace) -> str:
@@ -80,6 +81,23 @@ def test_ignored_files_with_a_reason_come_first() -> None:
     assert line is not None
     assert "x.jsonl (a folder), 0.csv, 1.csv, 2.csv, 3.csv and 3 more; see: curate doctor" in line
     assert ignored_line([]) is None
+
+
+def test_the_ui_names_ignored_files(tmp_path: Path, tiny_model: Path) -> None:
+    workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(2)})
+    (landed(workspace) / "notes.txt").write_text("x")
+    run(workspace)
+    (check,) = (
+        instance_of(workspace)
+        .event_log_storage.get_latest_asset_check_execution_by_key(
+            [dg.AssetCheckKey(dg.AssetKey("raw_corpus"), "files_readable")]
+        )
+        .values()
+    )
+    event = check.event
+    assert event is not None
+    evaluation = event.get_dagster_event().asset_check_evaluation_data
+    assert evaluation.metadata["ignored_files"].value == ["notes.txt"]
 
 
 def test_endings_are_known_in_any_case(tmp_path: Path, tiny_model: Path) -> None:

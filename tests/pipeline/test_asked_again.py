@@ -132,9 +132,11 @@ def test_a_shard_that_fails_the_run_does_not_stop_the_others(
     stored = set(daemon.workspace.warehouse.names("corpus/raw_corpus"))
     # The partition of the shard stays as it was: without a table.
     assert stored == {f"{name}.jsonl" for name in "abcyz"}
+    # Runs ended by the real clock.
+    clock.ahead = 0.0
     assert "corpus: m.jsonl failed" in str(daemon.tick("scoring"))
     monkeypatch.setattr(reading.ShardReader, "pieces", pieces)
-    clock.ahead += 86_400
+    clock.ahead = 86_400.0
     requests = daemon.scoring()
     assert requests
     assert all(daemon.run(request).success for request in requests)
