@@ -18,6 +18,7 @@ from rich.console import Console
 from curation_assets.cli.run_summary import show_summary
 from curation_assets.config.config_file import ConfigError, parse_settings
 from curation_assets.defs.dry_run import dry_run
+from curation_assets.operations.intake import ignored_line
 from curation_assets.operations.sql import DuckDBTables, SqlError, _quoted, run_sql
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.workspace.workspace import Workspace
@@ -35,6 +36,7 @@ from tests.pipeline.workspaces import (
 )
 
 NAMES = [
+    "UPPER.JSONL",
     "two words.jsonl",
     " blank at both ends .jsonl",
     'it\'s "quoted" `so`.jsonl',
@@ -67,7 +69,6 @@ HIDDEN = {"dir with spaces/..x and 'y'/[z] #1.jsonl"}
 REFUSED = {
     "题" * 40 + ".jsonl": " (its path is too long)",
     "y" * LONGEST_KEY + ".jsonl": " (its path is too long)",
-    "UPPER.JSONL": "",
     "a\n.txt": "",
     "no ending": "",
 }
@@ -126,7 +127,7 @@ def test_files_with_odd_names_are_carried_through(place: str, tmp_path: Path, ti
     assert sorted(workspace.landing.ignored()) == refused
     stream = io.StringIO()
     show_summary(workspace, summary, Console(file=stream, width=10_000, markup=False, emoji=False))
-    assert f"ignored (unsupported file type): {', '.join(workspace.landing.ignored())}" in stream.getvalue()
+    assert str(ignored_line(workspace.landing.ignored())) in stream.getvalue()
     # A release says where its rows came from.
     release_subset(workspace)
     folder = release_folder(workspace)
@@ -147,7 +148,7 @@ def test_files_with_odd_names_are_carried_through(place: str, tmp_path: Path, ti
 def test_a_dry_run_takes_them_too(tmp_path: Path, tiny_model: Path) -> None:
     workspace = make_workspace(tmp_path / "[a]", tiny_model, {})
     put(landed(workspace), [*NAMES, *REFUSED])
-    with dry_run(workspace, 1) as look:
+    with dry_run(workspace, 1000) as look:
         paths = read_stored(look.workspace, "score_manifest").collect()["path"].to_list()
     assert sorted(paths) == sorted(set(NAMES) - HIDDEN)
 
