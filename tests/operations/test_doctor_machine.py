@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from curation_assets.operations import doctor
 from curation_assets.operations.doctor import Finding, cpu_flags, examine
@@ -28,6 +29,7 @@ def found(config: Path, what: str) -> list[Finding]:
 
 def test_busy_cores_and_threads_that_spin_are_a_warning(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0, 1})
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.setattr(os, "getloadavg", lambda: (2.0, 9.0, 9.0))
     assert not found(config, "OMP_WAIT_POLICY")
@@ -37,6 +39,10 @@ def test_busy_cores_and_threads_that_spin_are_a_warning(config: Path, monkeypatc
     assert "5.2 processes on average are at work on 2 cores" in warning.found
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     assert found(config, "OMP_WAIT_POLICY")[0].found.startswith("active, while")
+    # A single thread waits for no other.
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert not found(config, "OMP_WAIT_POLICY")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     assert not found(config, "OMP_WAIT_POLICY")
 
