@@ -338,7 +338,7 @@ def doctor(config: ConfigOption = None) -> None:
     for finding in examine(config):
         mark = Text("ok   ", style="green") if finding.ok else Text("WRONG", style="bold red")
         if finding.warning:
-            mark = Text("slow ", style="yellow")
+            mark = Text("warn ", style="yellow")
         console.print(mark, Text(harmless(f"{finding.what}: {finding.found}")), soft_wrap=True)
         wrong += not finding.ok
     raise typer.Exit(1 if wrong else 0)

@@ -53,6 +53,10 @@ class FineTuning(Section):
         return recipe_of(self.preset, **overrides, seed=seed)
 
 
+FEW_STEPS = 20
+"""A run of fewer optimizer steps gets a smaller batch."""
+
+
 class Warmup(FineTuning):
     """The run that trains a target's checkpoint: its model, fine-tuned once on a random share of the pool, then frozen.
 
@@ -103,10 +107,6 @@ class Warmup(FineTuning):
         if chosen or steps_of(samples, recipe) >= FEW_STEPS:
             return recipe
         return replace(recipe, batch_size=max(1, samples * recipe.epochs // FEW_STEPS))
-
-
-FEW_STEPS = 20
-"""A run of fewer optimizer steps gets a smaller batch."""
 
 
 class Perturbation(Section):

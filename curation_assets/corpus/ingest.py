@@ -297,42 +297,46 @@ def accept_listing(workspace: Workspace, confirmed: bool = False) -> None:
         confirmed: whether a person confirmed that missing files are meant to be gone.
 
     Raises:
-        LandingError: all files of the last accepted listing are gone, or at least five and more than a fifth of them:
-            an unmounted disk must not empty the subsets.
+        LandingError: as `refuse_losses`, unless confirmed.
     """
-    landed = {file.shard for file in workspace.landing.files()}
+    landed, recorded = _listings(workspace)
     if not confirmed:
-        _check_losses(workspace, landed)
-    recorded = workspace.warehouse.read_json(LISTING)
-    if recorded is None or set(recorded["shards"]) != landed:
+        _refuse(workspace, landed, recorded or set())
+    if landed != recorded:
         workspace.warehouse.write_json(LISTING, {"shards": sorted(landed)})
 
 
 def refuse_losses(workspace: Workspace) -> None:
-    """Refuse to go on if too many files are gone at once; see `accept_listing`.
+    """Refuse to go on if too many files are gone at once: an unmounted disk must not empty the subsets.
 
     Raises:
-        LandingError: too many files are gone.
+        LandingError: all files of the last accepted listing are gone, or at least five and more than a fifth of them.
     """
-    _check_losses(workspace, {file.shard for file in workspace.landing.files()})
+    landed, recorded = _listings(workspace)
+    _refuse(workspace, landed, recorded or set())
 
 
 def missing_shards(workspace: Workspace) -> list[str]:
     """Return the shards of the last accepted listing that are no longer in the landing area."""
-    recorded = workspace.warehouse.read_json(LISTING) or {"shards": []}
-    return sorted(set(recorded["shards"]) - {file.shard for file in workspace.landing.files()})
+    landed, recorded = _listings(workspace)
+    return sorted((recorded or set()) - landed)
 
 
-def _check_losses(workspace: Workspace, landed: set[str]) -> None:
-    recorded = workspace.warehouse.read_json(LISTING) or {"shards": []}
-    lost = sorted(set(recorded["shards"]) - landed)
-    many = len(lost) >= LEAST_LOST and len(lost) > LARGEST_LOSS * len(recorded["shards"])
+def _listings(workspace: Workspace) -> tuple[set[str], set[str] | None]:
+    """Return the shards in the landing area, and those of the last accepted listing, if there is one."""
+    recorded = workspace.warehouse.read_json(LISTING)
+    return {file.shard for file in workspace.landing.files()}, None if recorded is None else set(recorded["shards"])
+
+
+def _refuse(workspace: Workspace, landed: set[str], recorded: set[str]) -> None:
+    lost = sorted(recorded - landed)
+    many = len(lost) >= LEAST_LOST and len(lost) > LARGEST_LOSS * len(recorded)
     if many or (lost and not landed):
         some = ", ".join(printable(file_name(shard)) for shard in lost[:3])
         raise LandingError(
-            f"{len(lost)} of {len(recorded['shards'])} files are gone from {workspace.landing.place} at once "
-            f"({some}). Put them back, or confirm that they are meant to be gone: `curate run --accept-removals`, or "
-            "launch the job accept_removals in the UI."
+            f"{len(lost)} of {len(recorded)} files are gone from {workspace.landing.place} at once ({some}). Put them "
+            "back, or confirm that they are meant to be gone: `curate run --accept-removals`, or launch the job "
+            "accept_removals in the UI."
         )
 
 

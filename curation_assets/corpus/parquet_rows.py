@@ -228,8 +228,8 @@ def _column(array: Any) -> list[Any]:
 def plain_types(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Convert columns to types that Python has values for; see `_plain`.
 
-    A column that nobody uses must not make a file unreadable, so one that cannot be converted becomes text, and if that
-    fails, a text that says so.
+    A column that nobody uses must not make a file unreadable, so one that cannot be converted becomes text value by
+    value, and a value that cannot becomes a text that says so.
     """
     columns, names = [], batch.schema.names
     for name, column in zip(names, batch.columns, strict=True):
@@ -323,8 +323,11 @@ def _not_finite(array: Any) -> int:
         first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
         return _not_finite(array.items.slice(first, last - first))
     # Unlike `values`, `flatten` leaves out what a slice or a null hides.
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return _not_finite(array.flatten()) if any(is_list(kind) for is_list in lists) else 0
+    return _not_finite(array.flatten()) if _is_list(kind) else 0
+
+
+def _is_list(kind: Any) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _beyond_python(array: Any) -> bool:
@@ -360,12 +363,15 @@ def _inner(array: Any) -> list[Any]:
         return [array.field(number) for number in range(kind.num_fields)]
     if pa.types.is_map(kind):
         return [array.keys, array.items]
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return [array.values] if any(is_list(kind) for is_list in lists) else []
+    return [array.values] if _is_list(kind) else []
 
 
 def _as_text(array: Any) -> Any:
-    """Return a column as text; structs and lists are written value by value."""
+    """Return dates, times and durations as text, also inside structs.
+
+    Raises:
+        ArrowNotImplementedError: they are inside a list or a map.
+    """
     kind = array.type
     if pa.types.is_struct(kind):
         inner = [array.field(number) for number in range(kind.num_fields)]

@@ -66,11 +66,19 @@ IMAGE_MARK = "<image>"
 class Candidate:
     """One response as found, unchecked: a text, or the Refused raised while finding it.
 
-    `missing` is the detail of the refusal where there is no response. `reasoning` is stored beside the response: a
-    text, or a list of texts. `calls` are tool calls after the text, as
-    JSON objects with name and arguments; `odd_calls` means that there are calls of another shape. `turns` are the
-    candidate's own turns before its response: they follow the row's prompt, or are the `whole_prompt`. `images` are
-    those inside them; `label` is added to `extra`.
+    Attributes:
+        response: the text.
+        reasoning: stored beside the response: a text, or a list of texts.
+        answer: the explicit answer.
+        steps: the explicit steps.
+        generator: who wrote the response.
+        turns: the candidate's own turns before its response.
+        whole_prompt: whether these turns are the whole prompt; otherwise they follow the row's.
+        images: the images inside these turns.
+        label: what is added to `extra`.
+        calls: tool calls after the text, as JSON objects with name and arguments.
+        odd_calls: whether there are tool calls of another shape.
+        missing: the detail of the refusal if there is no response.
     """
 
     response: object = MISSING
@@ -121,7 +129,7 @@ class Conversation:
         reasoning: reasoning beside the text of the last turn, if that is the assistant's.
         others: what else the turns hold, by position: weights, earlier reasoning, tool calls of the last turn.
         untrained: whether the last turn is marked with `loss: false`, `train: false` or `weight: 0`.
-        last: position of the last turn among those that were read.
+        odd_calls: whether the last turn has tool calls of a shape that is not known.
     """
 
     turns: tuple[Turn, ...]
@@ -129,7 +137,7 @@ class Conversation:
     reasoning: object = MISSING
     others: Mapping[str, Row] = field(default_factory=dict)
     untrained: bool = False
-    last: int = -1
+    odd_calls: bool = False
 
     def split(self) -> tuple[tuple[Turn, ...], Candidate]:
         """Split off the response: the last turn if it is the assistant's, else a candidate without one.
@@ -151,8 +159,7 @@ class Conversation:
             )
         last = self.turns[-1]
         calls = tuple(calls_of(last.record()))
-        odd = not calls and not _CALLS.isdisjoint(self.others.get(str(self.last), ()))
-        return self.turns[:-1], Candidate(last.content, calls=calls, reasoning=self.reasoning, odd_calls=odd)
+        return self.turns[:-1], Candidate(last.content, self.reasoning, calls=calls, odd_calls=self.odd_calls)
 
     def label(self, name: str = "turns") -> dict[str, object]:
         """Return what the turns hold beside role and text, under the name that `extra` keeps it by."""
@@ -186,7 +193,7 @@ def conversation(value: object, what: str) -> Conversation:
     images: list[object] = []
     others: dict[str, Row] = {}
     thought: object = MISSING
-    untrained = False
+    untrained = odd_calls = False
     for index, item in enumerate(value):
         where = f"{what}[{index}]"
         if not isinstance(item, dict):
@@ -214,7 +221,8 @@ def conversation(value: object, what: str) -> Conversation:
         untrained = bool(beside) and switched_off(beside)
         # The calls of a response become part of its text, so that their ids stay in `extra`.
         response = role == "assistant" and index == len(value) - 1
-        rendered = _rendered(dict(beside) if response else beside) if beside else ""
+        rendered = _rendered(dict(beside) if response else beside) if beside else {}
+        odd_calls = "tool_calls" not in rendered and not _CALLS.isdisjoint(beside)
         content, found, thoughts = _content(held, where)
         thought = MISSING
         name = reasoning_field({key: own for key, own in beside.items() if is_reasoning(own)}) if beside else None
@@ -224,9 +232,9 @@ def conversation(value: object, what: str) -> Conversation:
                 beside["reasoning"] = thought
         if beside:
             others[str(index)] = beside
-        turns.append(Turn(role, content, rendered))
+        turns.append(Turn(role, content, to_json(rendered) if rendered else ""))
         images.extend(found)
-    return Conversation(tuple(turns), tuple(images), thought, others, untrained, len(value) - 1)
+    return Conversation(tuple(turns), tuple(images), thought, others, untrained, odd_calls)
 
 
 def prompt_turns(value: object, row: Row, what: str) -> Conversation:
@@ -268,8 +276,12 @@ def candidates_in(value: object, what: str) -> tuple[Candidate, ...]:
 
 
 def _all_of_the_assistant(turns: list[object]) -> bool:
-    said = [turn.get("role", turn.get("from")) if isinstance(turn, dict) else None for turn in turns]
-    return len(turns) > 1 and {_ROLES.get(str(role).lower()) for role in said} == {"assistant"}
+    return len(turns) > 1 and set(map(_role_of, turns)) == {"assistant"}
+
+
+def _role_of(turn: object) -> str | None:
+    """Return the role of a turn; None if it has none that is known."""
+    return _ROLES.get(str(turn.get("role", turn.get("from"))).lower()) if isinstance(turn, dict) else None
 
 
 def candidate_in(value: object, what: str) -> Candidate:
@@ -292,7 +304,8 @@ def reasoning_field(row: Row) -> str | None:
     name = first_of(row, REASONING_NAMES)
     if name is None or not isinstance(row[name], str) or str(row[name]).strip():
         return name
-    return first_of({key: own for key, own in row.items() if own != row[name]}, REASONING_NAMES)
+    said = {key: own for key, own in row.items() if not isinstance(own, str) or own.strip()}
+    return first_of(said, REASONING_NAMES)
 
 
 def with_reasoning(
@@ -349,14 +362,8 @@ def until_trained(value: object) -> tuple[object, dict[str, object]]:
     """
     if not isinstance(value, list) or not value or not isinstance(value[-1], dict) or not switched_off(value[-1]):
         return value, {}
-    roles = [
-        _ROLES.get(str(turn.get("role", turn.get("from"))).lower()) if isinstance(turn, dict) else None
-        for turn in value
-    ]
-    last = max(
-        (at for at, role in enumerate(roles) if role == "assistant" and not switched_off(value[at])),
-        default=None,
-    )
+    trained = (at for at, turn in enumerate(value) if _role_of(turn) == "assistant" and not switched_off(turn))
+    last = max(trained, default=None)
     return (value, {}) if last is None else (value[: last + 1], {"following_turns": value[last + 1 :]})
 
 
@@ -365,8 +372,8 @@ def switched_off(turn: Row) -> bool:
     return turn.get("loss") is False or turn.get("train") is False or turn.get("weight") in (0, False)
 
 
-def _rendered(beside: Row) -> str:
-    """Take what chat templates read beside a turn's text out of `beside`; return it as JSON, or an empty text.
+def _rendered(beside: Row) -> Row:
+    """Take what chat templates read beside a turn's text out of `beside`, and return it.
 
     Tool calls are written as OpenAI's interface does: {id, type, function: {name, arguments}}, arguments as JSON text.
     Calls of another shape stay in `beside`.
@@ -382,11 +389,10 @@ def _rendered(beside: Row) -> str:
     for key in ("name", "tool_call_id"):
         if isinstance(beside.get(key), str):
             found[key] = beside.pop(key)
-    return to_json(found) if found else ""
+    return found
 
 
 _CALL_POSITION = ("index", "strict")
-"""Keys of a call that say nothing about it: where it stood in a stream, and how it was decoded."""
 _ARGUMENTS = ("arguments", "args", "parameters")
 
 
@@ -394,20 +400,26 @@ def _call(value: object) -> Row | None:
     """Return a tool call in OpenAI's shape; None if it has another, or fields beside it."""
     if not isinstance(value, dict):
         return None
-    value = {key: own for key, own in value.items() if own is not None and key not in _CALL_POSITION}
-    function = value.get("function", value)
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+    outer = _meaningful(value)
+    call_id, kind_of_call = outer.pop("id", None), outer.pop("type", "function")
+    inner = outer.pop("function", outer)
+    if not isinstance(inner, dict) or (inner is not outer and outer):
         return None
-    known = {"name", *_ARGUMENTS, *(("id", "type") if function is value else ())}
-    outer = value.keys() - {"id", "type", "function"} if function is not value else set()
-    if outer or any(function[key] is not None for key in function.keys() - known):
+    function = _meaningful(inner)
+    name = function.pop("name", None)
+    arguments = next((function.pop(key) for key in _ARGUMENTS if key in function), None)
+    if not isinstance(name, str) or function:
         return None
-    arguments = next((function[key] for key in _ARGUMENTS if function.get(key) is not None), None)
     said = arguments if isinstance(arguments, str) else to_json({} if arguments is None else arguments)
-    call: Row = {"type": value.get("type") or "function", "function": {"name": function["name"], "arguments": said}}
-    if value.get("id") is not None:
-        call["id"] = value["id"] if isinstance(value["id"], str) else to_json(value["id"])
+    call: Row = {"type": kind_of_call, "function": {"name": name, "arguments": said}}
+    if call_id is not None:
+        call["id"] = call_id if isinstance(call_id, str) else to_json(call_id)
     return call
+
+
+def _meaningful(value: Row) -> Row:
+    """Return an object of a call without null values, and without where it stood in a stream or how it was decoded."""
+    return {key: own for key, own in value.items() if own is not None and key not in _CALL_POSITION}
 
 
 def _first_text(part: Row, *names: str) -> object:

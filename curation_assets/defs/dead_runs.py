@@ -1,4 +1,4 @@
-"""Mark runs whose process is gone as failed, and release their pool slots.
+"""Runs that ended badly: mark those of processes that are gone as failed, and time the next attempt of failed ones.
 
 Dagster cannot detect that an in-process run was killed: it stays STARTED and keeps the only slot of pool `gpu`, so
 nothing would ever be measured again. Runs of `curate run` carry a tag with their process; runs of the daemon live as

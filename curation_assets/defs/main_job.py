@@ -83,7 +83,6 @@ class RunSummary:
         new_shards: number of files that became partitions.
         read: number of shards that were read and segmented.
         rejected: rows rejected in these shards, by reason.
-        not_finite: values NaN and Infinity in these shards, which were read as null.
         measured: samples with any signal measured, by target.
         without_signal: samples of the visited shards for which a signal could not be measured, by target, signal and
             reason.
@@ -98,7 +97,6 @@ class RunSummary:
     new_shards: int = 0
     read: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
-    not_finite: int = 0
     measured: dict[str, int] = field(default_factory=dict)
     without_signal: dict[str, dict[SignalName, dict[str, int]]] = field(default_factory=dict)
     tokens_measured: int = 0
@@ -222,8 +220,6 @@ class MainJob:
             if scan is not None:
                 counts = scan.group_by("reason").len().sort("len", "reason", descending=[True, False]).collect()
                 summary.rejected = dict(counts.iter_rows())
-            stored = self.workspace.warehouse.folder_metadata(tables.raw_corpus_dir())
-            summary.not_finite = sum(int(stored[shard].get("not_finite", 0)) for shard in outdated if shard in stored)
         elif stage.name == "scores" and isinstance(item, Target):
             summary.scored[item.name] = len(outdated)
         elif isinstance(item, Subset):

@@ -26,7 +26,7 @@ from curation_resources.errors import UserError, in_a_line
 from curation_resources.models.model_files import check_weights, processor_digest
 from curation_resources.quiet import quieten_transformers
 from curation_resources.storage.files import FolderStorage
-from curation_resources.storage.landing import UNREADABLE, printable
+from curation_resources.storage.landing import FolderLanding, printable
 
 NEEDED = ("dagster", "torch", "transformers", "polars", "pyarrow")
 OPTIONAL = {
@@ -51,7 +51,7 @@ FAST_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check; a warning is about speed, and does not make the setup wrong."""
+    """The result of one check; a warning does not make the setup wrong."""
 
     what: str
     found: str
@@ -205,11 +205,14 @@ def _files(workspace: Workspace) -> Iterator[Finding]:
     with contextlib.suppress(UserError):
         landing, corpus = workspace.landing, workspace.settings.corpus
         files = landing.files()
-        closed = [printable(file.name) for file in files if landing.digest(file.shard) == UNREADABLE]
+        # A bucket's objects are opened when they are read: asking for each would take a request.
+        local = isinstance(landing, FolderLanding)
+        closed = {file for file in files if local and not os.access(landing.path(file.shard), os.R_OK)}
         if closed:
-            yield Finding("unreadable files", f"{', '.join(closed)}. Allow this user to read them.", ok=False)
+            names = ", ".join(sorted(printable(file.name) for file in closed))
+            yield Finding("unreadable files", f"{names}. Allow this user to read them.", ok=False)
         mapped, rejected = Mapped(), Counter[str]()
-        for file in [file for file in files if printable(file.name) not in closed][:INSPECTED_FILES]:
+        for file in [file for file in files if file not in closed][:INSPECTED_FILES]:
             rows, _ = read_first_rows(landing, file, corpus, INSPECTED_BYTES, workspace.image_root(file.shard))
             mapped += rows.mapped
             rejected.update(rows.rejected["reason"].to_list())
@@ -219,7 +222,7 @@ def _files(workspace: Workspace) -> Iterator[Finding]:
             yield Finding("mapped columns", mapped.warning() or mapped.shares(), warning=bool(mapped.empty))
         if rejected:
             told = ", ".join(f"{count} x {reason}" for reason, count in rejected.most_common())
-            yield Finding("rejected rows", f"{told}, among the first rows of {INSPECTED_FILES} files", warning=True)
+            yield Finding("rejected rows", f"{told}, among the first rows of some files", warning=True)
 
 
 def _filters(workspace: Workspace) -> Iterator[Finding]:

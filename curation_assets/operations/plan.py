@@ -315,14 +315,19 @@ def _lacking(workspace: Workspace, target: Target, known: pl.DataFrame, anew: bo
     If the checkpoint is to be retrained, every sample lacks all signals except those measured at the model before its
     run.
     """
+    signals = workspace.settings.measured_signals(target)
+    stay = [signal for signal in signals if not anew or signal == "base_likelihoods"]
+    missing = {
+        signal: SignalStore.of(workspace, target, signal).missing(known["sample_id"])
+        for signal in stay
+        if signal_dir(workspace, target, signal) is not None
+    }
+    kept = carried(workspace, target, missing)
     names = []
-    for signal in workspace.settings.measured_signals(target):
+    for signal in signals:
         lacks = _names(pl.col("wanted"), signal)
-        stays = not anew or signal == "base_likelihoods"
-        if stays and signal_dir(workspace, target, signal) is not None:
-            missing = SignalStore.of(workspace, target, signal).missing(known["sample_id"])
-            missing -= carried(workspace, target, signal, missing)
-            lacks &= pl.col("sample_id").is_in(sorted(missing))
+        if signal in missing:
+            lacks &= pl.col("sample_id").is_in(sorted(missing[signal] - kept[signal]))
         names.append(pl.when(lacks).then(pl.lit(signal)))
     lacking = pl.concat_str(names, separator="+", ignore_nulls=True)
     return known.with_columns(lacking=lacking).filter(pl.col("lacking") != "").drop("wanted")

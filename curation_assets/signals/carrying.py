@@ -7,6 +7,8 @@ copied from the folder of the earlier version.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import polars as pl
 
 from curation_assets import tables
@@ -22,24 +24,6 @@ from curation_assets.workspace.workspace import Workspace
 SPAN = ("sample_id", "kind", "step_index", "start", "end")
 
 
-def carry_over(workspace: Workspace, shard: str, earlier: SignalStore, store: SignalStore) -> int:
-    """Copy a shard's measurements under an earlier version of segmentation that are still valid; return their number.
-
-    Args:
-        workspace: the configuration.
-        shard: the shard, whose `segmented_steps` is current.
-        earlier: the store of a signal under the earlier version.
-        store: its store under this version.
-    """
-    same = same_steps(workspace, shard, earlier)
-    wanted = same.filter(same.is_in(sorted(store.missing(same))))
-    rows = earlier.rows(wanted) if len(wanted) else None
-    if rows is None or rows.is_empty():
-        return 0
-    store.append(rows)
-    return len(rows)
-
-
 def earlier_store(workspace: Workspace, target: Target, signal: SignalName) -> SignalStore | None:
     """Return the store of a signal under the version of segmentation before this one, if it holds anything."""
     if signal not in SEGMENTED_SIGNALS:
@@ -51,47 +35,79 @@ def earlier_store(workspace: Workspace, target: Target, signal: SignalName) -> S
     return earlier if earlier.parts() else None
 
 
-def carried(workspace: Workspace, target: Target, signal: SignalName, missing: set[str]) -> set[str]:
-    """Return those of the samples without a measurement that the next run will carry over instead of measuring."""
-    earlier = earlier_store(workspace, target, signal)
-    if earlier is None or not missing:
-        return set()
-    held = missing - earlier.missing(pl.Series(sorted(missing)))
-    return (
-        held & {name for shard in present_shards(workspace) for name in same_steps(workspace, shard, earlier)}
-        if held
-        else held
-    )
+def carry_over(workspace: Workspace, shard: str, stores: Iterable[tuple[SignalStore, SignalStore]]) -> None:
+    """Copy a shard's measurements under the earlier version of segmentation that are still valid.
 
-
-def same_steps(workspace: Workspace, shard: str, earlier: SignalStore) -> pl.Series:
-    """Return the samples of a shard that the current and the earlier version of segmentation cut the same way.
-
-    Empty unless the earlier store was measured by the very table that is compared: settings may have changed and
-    changed back in between.
+    Args:
+        workspace: the configuration.
+        shard: the shard, whose `segmented_steps` is current.
+        stores: the earlier store and the current one of each signal.
     """
-    warehouse, name = workspace.warehouse, f"{shard}.parquet"
-    path, earlier_path = f"{tables.segmented_steps_dir()}/{name}", f"{tables.earlier_steps_dir()}/{name}"
-    settings, facts = segmentation_key(workspace, 0), warehouse.table_metadata(path) or {}
-    none = pl.Series("sample_id", [], dtype=pl.String)
-    record = warehouse.read_json(shard_record_path(earlier.folder, shard)) or {}
-    if version_of(facts, settings) == SEGMENTATION_VERSION:
-        kept = warehouse.table_metadata(earlier_path) or {}
-        measured_by = kept.get(INPUT)
-        if version_of(kept, settings) != SEGMENTATION_VERSION - 1 or record.get("input_fingerprint") != measured_by:
-            return none
+    valid = [(earlier, store) for earlier, store in stores if _measured_by_table(workspace, shard, earlier)]
+    same = same_steps(workspace, shard) if valid else pl.Series("sample_id", [], dtype=pl.String)
+    for earlier, store in valid:
+        wanted = same.filter(same.is_in(sorted(store.missing(same))))
+        rows = earlier.rows(wanted) if len(wanted) else None
+        if rows is not None and not rows.is_empty():
+            store.append(rows)
+
+
+def carried(workspace: Workspace, target: Target, missing: Mapping[SignalName, set[str]]) -> dict[SignalName, set[str]]:
+    """Return those of the samples without a measurement that the next run will carry over instead of measuring.
+
+    Args:
+        workspace: the configuration.
+        target: the target.
+        missing: the samples that lack each signal.
+    """
+    found = {signal: earlier_store(workspace, target, signal) for signal in missing}
+    stores = {signal: store for signal, store in found.items() if store is not None}
+    kept: dict[SignalName, set[str]] = {signal: set() for signal in missing}
+    for shard in present_shards(workspace) if stores else ():
+        valid = [signal for signal, earlier in stores.items() if _measured_by_table(workspace, shard, earlier)]
+        same = set(same_steps(workspace, shard)) if valid else set()
+        for signal in valid:
+            lacking = same & missing[signal]
+            kept[signal] |= lacking - stores[signal].missing(pl.Series(sorted(lacking), dtype=pl.String))
+    return kept
+
+
+def _measured_by_table(workspace: Workspace, shard: str, earlier: SignalStore) -> bool:
+    """Return whether an earlier store was measured by the very table of steps that `same_steps` compares.
+
+    Settings may have changed and changed back in between.
+    """
+    path, earlier_path = _paths(shard)
+    facts = workspace.warehouse.table_metadata(path) or {}
+    if version_of(facts, segmentation_key(workspace, 0)) == SEGMENTATION_VERSION:
+        table = (workspace.warehouse.table_metadata(earlier_path) or {}).get(INPUT)
+    else:
+        table = input_fingerprint(facts) if "fingerprint" in facts else None
+    record = workspace.warehouse.read_json(shard_record_path(earlier.folder, shard))
+    return record is not None and record["input_fingerprint"] == table
+
+
+def same_steps(workspace: Workspace, shard: str) -> pl.Series:
+    """Return the samples of a shard that the current and the earlier version of segmentation cut the same way."""
+    warehouse, (path, earlier_path) = workspace.warehouse, _paths(shard)
+    settings, earlier = segmentation_key(workspace, 0), SEGMENTATION_VERSION - 1
+    version, kept = (version_of(warehouse.table_metadata(each), settings) for each in (path, earlier_path))
+    if version == SEGMENTATION_VERSION and kept == earlier:
         before, now = (warehouse.read_columns(each, *SPAN) for each in (earlier_path, path))
-    elif version_of(facts, settings) == SEGMENTATION_VERSION - 1:
+    elif version == earlier:
         # Not cut again yet.
-        if record.get("input_fingerprint") != input_fingerprint(facts):
-            return none
         before = warehouse.read_columns(path, *SPAN)
-        corpus = warehouse.read_table(f"{tables.raw_corpus_dir()}/{name}")
+        corpus = warehouse.read_table(f"{tables.raw_corpus_dir()}/{shard}.parquet")
         now = segment_frame(corpus, workspace.settings.corpus.segmentation).select(SPAN)
     else:
-        return none
+        return pl.Series("sample_id", [], dtype=pl.String)
     both = _spans(before).join(_spans(now), on="sample_id", how="inner", suffix="_now")
     return both.filter(pl.col("spans") == pl.col("spans_now"))["sample_id"].sort()
+
+
+def _paths(shard: str) -> tuple[str, str]:
+    """Return the paths of a shard's table of steps, and of what it held before the version was raised."""
+    return f"{tables.segmented_steps_dir()}/{shard}.parquet", f"{tables.earlier_steps_dir()}/{shard}.parquet"
 
 
 def _spans(steps: pl.DataFrame) -> pl.DataFrame:

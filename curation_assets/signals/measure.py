@@ -224,12 +224,11 @@ def measure_shards(
     segmented = not SEGMENTED_SIGNALS.isdisjoint(stores)
 
     found = {signal: earlier_store(workspace, target, signal) for signal in stores}
-    earlier = {signal: store for signal, store in found.items() if store is not None}
+    earlier = [(store, stores[signal]) for signal, store in found.items() if store is not None]
 
     def inputs() -> Iterator[tuple[str, ShardSamples]]:
         for shard in shards:
-            for signal, store in earlier.items():
-                carry_over(workspace, shard, store, stores[signal])
+            carry_over(workspace, shard, earlier)
             yield shard, read_shard_samples(workspace, shard, segmented)
 
     with open_engine(workspace, target, stores) as engine:

@@ -82,7 +82,7 @@ def test_only_samples_that_are_cut_differently_are_measured_again(old: Workspace
     cut.write_parquet(path, metadata={key: own for key, own in metadata.items() if key != "ARROW:schema"})
     target = old.settings.target("tiny")
     missing = SignalStore.of(old, target, "step_gradients").missing(pool_rows(old)["sample_id"])
-    assert missing - carried(old, target, "step_gradients", missing) == {changed}
+    assert missing - carried(old, target, {"step_gradients": missing})["step_gradients"] == {changed}
     with dg.DagsterInstance.ephemeral() as instance:
         summary = MainJob(old, instance).run()
         assert summary.measured == {"tiny": 1, "base": 1}
@@ -93,11 +93,11 @@ def test_what_another_table_of_steps_measured_is_not_carried_over(old: Workspace
     """Settings may have changed and changed back since: then the stored steps are not those that were measured."""
     target, path = old.settings.target("tiny"), old.folder / "warehouse" / tables.segmented_steps_dir()
     missing = SignalStore.of(old, target, "step_gradients").missing(pool_rows(old)["sample_id"])
-    assert carried(old, target, "step_gradients", missing) == missing
+    assert carried(old, target, {"step_gradients": missing}) == {"step_gradients": missing}
     for file in path.glob("*.parquet"):
         own = {key: value for key, value in pl.read_parquet_metadata(file).items() if key != "ARROW:schema"}
         pl.read_parquet(file).write_parquet(file, metadata=own | {"fingerprint": "cut with other settings"})
-    assert carried(old, target, "step_gradients", missing) == set()
+    assert carried(old, target, {"step_gradients": missing}) == {"step_gradients": set()}
 
 
 def test_releases_are_reproduced_to_the_byte(old: Workspace) -> None:

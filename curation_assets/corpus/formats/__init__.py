@@ -68,7 +68,7 @@ def without_null_fields(row: Row) -> Row:
 
 @dataclass
 class Mapped:
-    """How many rows have a value at each mapped path.
+    """Counts of rows with a value at each mapped path.
 
     Attributes:
         filled: number of rows with a value that is not null, by path.
@@ -115,12 +115,12 @@ class Mapped:
 class Parser:
     """Parses the rows of one file in one format.
 
-    Attributes:
-        mapped: how many of the rows so far have a value at each mapped path.
-
     Args:
         name: the format.
         corpus: the mapped columns and roles, and how reasoning and tool calls become part of the response.
+
+    Attributes:
+        mapped: how many of the rows so far have a value at each mapped path.
 
     Raises:
         KeyError: there is no format of that name.
@@ -145,10 +145,10 @@ class Parser:
             self.mapped.count(row)
         if self._roles:
             row = with_roles(row, self._roles)
-        shown = unclaimed(row, self._claimed)
+        shown, form = unclaimed(row, self._claimed), self._format
         if self._mixed:
             shown = without_null_fields(shown)
-        form = self._format_of(shown) if self._mixed else self._format
+            form = self._format_of(shown)
         try:
             found = assemble(form.read(shown), row, self._corpus, self._claimed)
         except Refused as refusal:

@@ -24,6 +24,8 @@ SPACES = np.array([code for code in range(0x10000) if chr(code).isspace()], dtyp
 """All code points that Python considers white space; there are none outside the basic plane."""
 
 LONGEST_OPENING = 40
+"""Characters at the end of a prompt in which an opened thought is looked for."""
+
 LONGEST_REASON = 200
 """Characters of a chat template's refusal that are kept."""
 
