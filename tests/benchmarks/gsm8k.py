@@ -52,7 +52,7 @@ EVERY_TARGET = """\
   - name: stories
     model: {model}
     signals: [step_gradients, likelihoods, unconditional_likelihoods, base_likelihoods,
-              embeddings_mean, embeddings_last, embeddings_position_weighted]
+              embeddings_mean, embeddings_last, embeddings_position_weighted, error_norms]
   - name: stories_base
     model: {model}
     warmup: none

@@ -136,7 +136,7 @@ class ForwardPass:
         )
         measure = partial(
             measure_batch,
-            *(self.checkpoint, self._head, self._gradients, encoded, described, request, self.encoder.direct_answer),
+            *(self.checkpoint, self._head, self._gradients, encoded, described, request, self.encoder),
         )
         return attempted(measure, self.checkpoint.device, alone if len(batch) == 1 else None)
 

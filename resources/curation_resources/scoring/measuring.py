@@ -7,7 +7,7 @@ mean residual times W, so residuals are summed per segment before the product wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from curation_resources.scoring.collating import collate
+from curation_resources.scoring.encoding import Encoder
 from curation_resources.scoring.gradient_pass import GradientPass
 from curation_resources.scoring.gram_of_steps import add_step_gradients, flag_non_finite
 from curation_resources.scoring.head import StreamedHead, TokenStatistics
@@ -106,16 +107,16 @@ def measure_batch(
     batch: Sequence[Encoded],
     described: Sequence[SampleSignals],
     request: Request,
-    direct_answer: Callable[[Encoded, str], tuple[Encoded, bool]],
+    encoder: Encoder,
 ) -> list[SampleSignals]:
     """Run a batch, with backward pass or without prompts if requested; see `_measure`.
 
-    `direct_answer` tokenizes a response as a text of its own (`Encoder.direct_answer`).
+    `encoder` is needed for `request.direct` alone: it tokenizes a response as a text of its own.
     """
     if request.forward != request:
         results = list(described)
         if request.forward != Request():
-            results = measure_batch(checkpoint, head, gradients, batch, described, request.forward, direct_answer)
+            results = measure_batch(checkpoint, head, gradients, batch, described, request.forward, encoder)
         return gradients.add(batch, results, request)
     given = replace(request, unconditional=False, direct=frozenset())
     results = list(described) if given == Request() else _measure(checkpoint, head, batch, described, given)
@@ -123,7 +124,7 @@ def measure_batch(
         alone = [without_prompt(encoded) for encoded in batch]
         results = add_unconditional(results, _nll_of(checkpoint, head, alone))
     for prefix in sorted(request.direct):
-        answers = [direct_answer(encoded, prefix) for encoded in batch]
+        answers = [encoder.direct_answer(encoded, prefix) for encoded in batch]
         measured = _nll_of(checkpoint, head, [answer for answer, _ in answers])
         results = add_direct(results, measured, prefix, [special for _, special in answers])
     return results
