@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from curation_assets.defs.audit import audit_assets
 from curation_assets.defs.checkpoints import checkpoint_assets
 from curation_assets.defs.corpus import accept_removals, corpus, landing_files
 from curation_assets.defs.evaluation import evaluation_assets
@@ -35,6 +36,7 @@ def build_definitions(workspace: Workspace) -> dg.Definitions:
         assets += [subset_asset(workspace, subset), release_asset(subset)]
     assets += report_assets(workspace)
     assets += trace_assets(workspace)
+    assets += audit_assets(workspace)
     assets += evaluation_assets(workspace)
     return dg.Definitions(
         assets=assets,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from curation_assets.cli.audit import commands as audit_commands
 from curation_assets.cli.command import ConfigOption, Stop, clear_errors, console, end_as_interrupted, load_workspace
 from curation_assets.cli.distillation import commands as distillation_commands
 from curation_assets.cli.evaluation import commands as evaluation_commands
@@ -38,6 +39,7 @@ app = typer.Typer(
 app.add_typer(signal_commands)
 app.add_typer(release_commands)
 app.add_typer(viewer_commands)
+app.add_typer(audit_commands)
 app.add_typer(evaluation_commands)
 app.add_typer(distillation_commands)
 app.add_typer(housekeeping_commands)

@@ -84,6 +84,16 @@ class Evaluation(Section):
         return value
 
 
+class Audit(Section):
+    """Settings of `curate audit` (docs/audit.md)."""
+
+    samples: int = Field(100, ge=1, description="samples to draw from the pool")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the draw and of the flaws")
+    kinds: list[Name] | None = Field(
+        None, min_length=1, description="kinds of flaws, such as wrong_number; default: all (docs/audit.md)"
+    )
+
+
 def refuse_unknown_names(
     evaluation: Evaluation, chosen_by: Mapping[str, str], targets: Sequence[str], without_head: Sequence[str]
 ) -> None:

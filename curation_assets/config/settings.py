@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from curation_assets.config.checkpoint_settings import Perturbation, Warmup
 from curation_assets.config.corpus_settings import Corpus, ValidationSet
-from curation_assets.config.evaluation_settings import Evaluation, refuse_unknown_names
+from curation_assets.config.evaluation_settings import Audit, Evaluation, refuse_unknown_names
 from curation_assets.config.running_settings import S3, Alerts, Engine, Freshness, Limits
 from curation_assets.methods.method import Method, ScoreSection, TargetFacts, TrainingRun
 from curation_assets.methods.registry import METHODS, method_of
@@ -353,6 +353,7 @@ class Settings(Section):
     alerts: Alerts = Alerts()
     freshness: Freshness = Freshness()
     releases: Releases = Releases()
+    audit: Audit = Field(default=Audit(), description="settings of `curate audit`")
     evaluation: Evaluation | None = Field(None, description="settings of `curate evaluate`")
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from curation_assets import tables
 from curation_assets.config.settings import Subset, Target
 from curation_assets.corpus.ingest import accept_listing
 from curation_assets.definitions import build_definitions
+from curation_assets.defs.audit import AUDIT_KEY, EVERYTHING
 from curation_assets.defs.checkpoints import base_model_key
 from curation_assets.defs.corpus import LANDING_KEY
 from curation_assets.defs.dead_runs import fail_dead_runs, process_tags
@@ -248,6 +249,28 @@ class MainJob:
         name = "__".join(EVALUATION_KEY.path)
         config = {"ops": {name: {"config": {"seeds": list(seeds), "subsets": list(subsets)}}}}
         self._execute("evaluating subsets", "evaluation", [EVALUATION_KEY], config=config)
+
+    def audit(
+        self, samples: int | None = None, kinds: Sequence[str] = (), budget_minutes: float | None = None
+    ) -> list[str]:
+        """Audit the methods; see `evaluation.audit_report.write_audit`. Checkpoints have to be trained before.
+
+        Returns:
+            What a person should know: the tokens that were run, and what is not measured or audited.
+        """
+        config = {"samples": samples, "kinds": list(kinds), "budget_minutes": budget_minutes}
+        given = {key: value for key, value in config.items() if value is not None}
+        name = "__".join(AUDIT_KEY.path)
+        self._job = self._job_with(Allowance(self.workspace.settings.limits))
+        self._execute("auditing methods", "audit", [AUDIT_KEY], config={"ops": {name: {"config": given}}})
+        event = self.instance.get_latest_materialization_event(AUDIT_KEY)
+        assert event is not None
+        assert event.asset_materialization is not None
+        metadata = {name: value.value for name, value in event.asset_materialization.metadata.items()}
+        lines = [f"{int(str(metadata['tokens_run'])):,} tokens measured"]
+        if (stopped := metadata["unfinished"]) != EVERYTHING:
+            lines.append(f"stopped at {stopped}: what is shown is of a part. `curate audit` goes on from there.")
+        return lines
 
     def _check_models(self) -> None:
         """Refuse unusable models before any work, and report the base models' versions."""

@@ -13,6 +13,7 @@ import dagster as dg
 
 from curation_assets.config.running_settings import Engine
 from curation_assets.config.settings import Target
+from curation_assets.defs.audit import AUDIT_KEY
 from curation_assets.defs.checkpoints import perturbation_key_of, warmup_key_of
 from curation_assets.defs.evaluation import EVALUATION_KEY
 from curation_assets.defs.signals import signal_keys
@@ -33,7 +34,7 @@ def device_keys(workspace: Workspace) -> frozenset[dg.AssetKey]:
 
     This excludes those made by a judge, and those measured by the workers of a Ray cluster.
     """
-    found = {EVALUATION_KEY}
+    found = {EVALUATION_KEY, AUDIT_KEY}
     for target in workspace.settings.targets:
         if target.kind != "judge":
             found |= {warmup_key_of(target), perturbation_key_of(target)}
@@ -54,11 +55,14 @@ def placed(workspace: Workspace, requests: Iterable[dg.RunRequest]) -> list[dg.R
 
 
 def placed_jobs(workspace: Workspace) -> Sequence[dg.UnresolvedAssetJobDefinition]:
-    """Return the evaluation as a job with these tags: no sensor requests it, so a person has to start it."""
+    """Return audit and evaluation as jobs with these tags: no sensor requests them, so a person has to start them."""
     tags = run_tags(workspace.settings.engine)
-    if not tags or workspace.settings.evaluation is None or not workspace.settings.subsets:
+    if not tags:
         return []
-    return [dg.define_asset_job("evaluation", selection=[EVALUATION_KEY], tags=tags)]
+    jobs = [dg.define_asset_job("audit", selection=[AUDIT_KEY], tags=tags)]
+    if workspace.settings.evaluation is not None and workspace.settings.subsets:
+        jobs.append(dg.define_asset_job("evaluation", selection=[EVALUATION_KEY], tags=tags))
+    return jobs
 
 
 def _measured(target: Target) -> set[dg.AssetKey]:

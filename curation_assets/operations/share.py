@@ -17,8 +17,8 @@ from curation_assets.config.running_settings import Limits
 from curation_assets.config.settings import Target
 from curation_assets.corpus.ingest import present_shards
 from curation_assets.operations.stages import unmeasured_shards
-from curation_assets.signals.engine import open_engine, work_of_rows
-from curation_assets.signals.measure import ShardSamples, Visit, measure_all, read_shard_samples, stores_of
+from curation_assets.signals.engine import open_engine, stores_of, work_of_rows
+from curation_assets.signals.measure import ShardSamples, Visit, measure_all, read_shard_samples
 from curation_assets.signals.store import MeasuringError
 from curation_assets.tables.signals import SEGMENTED_SIGNALS
 from curation_assets.workspace.fingerprints import base_digest

@@ -121,11 +121,13 @@ class RemoteTarget:
         workspace: the configuration.
         target: the target to measure with.
         folders: by signal, the folder that the run stores it in.
+        place: where these folders are (`SignalStore.of`).
     """
 
     workspace: Workspace
     target: Target
     folders: Mapping[SignalName, str]
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class RemoteWorker:
     def __init__(self, spec: RemoteTarget, device: str) -> None:
         self._workspace, self._target = spec.workspace, spec.target
         self._by = f"{socket.gethostname()} {uuid.uuid4().hex}"
-        self._stores = {signal: SignalStore.of(self._workspace, self._target, signal) for signal in spec.folders}
+        self._stores = stores_of(self._workspace, self._target, spec.folders, spec.place)
         for signal, store in self._stores.items():
             if store.folder != spec.folders[signal]:
                 raise MeasuringError(
@@ -193,13 +195,14 @@ class RayEngine:
         workspace: the configuration.
         target: the target to measure with.
         stores: the store of each signal.
+        place: where the stores are (`SignalStore.of`).
     """
 
-    def __init__(self, workspace: Workspace, target: Target, stores: Stores) -> None:
+    def __init__(self, workspace: Workspace, target: Target, stores: Stores, place: str = "") -> None:
         self._workspace, self._stores = workspace, stores
         folders = {signal: store.folder for signal, store in stores.items()}
         # A copy without the caches and connections opened here.
-        self._spec = RemoteTarget(replace(workspace), target, folders)
+        self._spec = RemoteTarget(replace(workspace), target, folders, place)
         self._seen: set[str] = set()
         self._open = ExitStack()
 
@@ -268,15 +271,25 @@ class RayEngine:
 
 
 @contextmanager
-def open_engine(workspace: Workspace, target: Target, stores: Stores) -> Iterator[Engine]:
-    """Open the engine that the configuration names, for a target; a judge is always queried from this machine."""
+def open_engine(workspace: Workspace, target: Target, stores: Stores, place: str = "") -> Iterator[Engine]:
+    """Open the engine that the configuration names, for a target; a judge is always queried from this machine.
+
+    `place` is where the stores are (`SignalStore.of`).
+    """
     if workspace.settings.engine.kind == "ray" and target.endpoint is None:
-        with RayEngine(workspace, target, stores) as engine:
+        with RayEngine(workspace, target, stores, place) as engine:
             yield engine
         return
     scorer: AbstractContextManager[Scorer | JudgeScorer] = make_scorer(workspace, target)
     with scorer as opened:
         yield LocalEngine(workspace, target, stores, opened)
+
+
+def stores_of(
+    workspace: Workspace, target: Target, signals: Iterable[SignalName], place: str = ""
+) -> dict[SignalName, SignalStore]:
+    """Return the stores of a target's signals; see `SignalStore.of`."""
+    return {signal: SignalStore.of(workspace, target, signal, place) for signal in signals}
 
 
 def work_of_rows(rows: pl.DataFrame) -> list[int]:

@@ -13,8 +13,8 @@ from curation_assets.config.settings import Target
 from curation_assets.corpus.held_out import stored_validation
 from curation_assets.methods.method import ScoreSection
 from curation_assets.methods.registry import method_of
-from curation_assets.signals.engine import Engine, open_engine
-from curation_assets.signals.measure import ShardSamples, measure_all, records_of, stores_of
+from curation_assets.signals.engine import Engine, open_engine, stores_of
+from curation_assets.signals.measure import ShardSamples, measure_all, records_of
 from curation_assets.signals.store import MeasuringError, ShardMeasurement, SignalStore, record_holds
 from curation_assets.tables.signals import SIGNALS, SignalName
 from curation_assets.workspace.fingerprints import image_limits_key

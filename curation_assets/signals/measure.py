@@ -18,7 +18,7 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.config.settings import Target
 from curation_assets.signals.carrying import carry_over, earlier_store
-from curation_assets.signals.engine import Engine, Lack, Stores, open_engine
+from curation_assets.signals.engine import Engine, Lack, Stores, open_engine, stores_of
 from curation_assets.signals.parts import Done
 from curation_assets.signals.store import ShardMeasurement, SignalStore, shard_record_path
 from curation_assets.tables.signals import SEGMENTED_SIGNALS, SIGNALS, SignalName
@@ -237,11 +237,6 @@ def measure_shards(
             for signal, record in records.items():
                 workspace.warehouse.write_json(shard_record_path(stores[signal].folder, visit.name), asdict(record))
             yield records
-
-
-def stores_of(workspace: Workspace, target: Target, signals: Iterable[SignalName]) -> dict[SignalName, SignalStore]:
-    """Return the stores of a target's signals; see `SignalStore.of`."""
-    return {signal: SignalStore.of(workspace, target, signal) for signal in signals}
 
 
 def measure_all(

@@ -152,8 +152,14 @@ class SignalStore:
         return self.folder.rsplit("/", 1)[-1]
 
     @classmethod
-    def of(cls, workspace: Workspace, target: Target, signal: SignalName) -> SignalStore:
+    def of(cls, workspace: Workspace, target: Target, signal: SignalName, place: str = "") -> SignalStore:
         """Return the store of a target's signal.
+
+        Args:
+            workspace: the configuration.
+            target: the target.
+            signal: the signal.
+            place: where its folder is; empty: with the pool's.
 
         Raises:
             MeasuringError: the target's warm-up has not been trained, or the strength of its random perturbation is
@@ -170,7 +176,7 @@ class SignalStore:
                 f"the strength of target {target.name}'s random perturbation is unknown. Materialize "
                 f"{target.name}/perturbation, run `curate run`, or set perturbation.sigma."
             )
-        return cls(workspace.warehouse, folder, image_limits_key(workspace, target))
+        return cls(workspace.warehouse, place + folder, image_limits_key(workspace, target))
 
     def append(self, frame: pl.DataFrame) -> list[str]:
         """Commit rows and return the paths; rows that other image limits might measure are stored separately."""

@@ -100,7 +100,7 @@ def score_shard(workspace: Workspace, target: Target, shard: str, shared: Shared
     fingerprint = shard_scores_fingerprint(
         workspace, target, signals_fp, samples.steps_fingerprint, left_out, shared.sets
     )
-    facts = _facts(samples, signals)
+    facts = facts_of(samples.rows, samples.steps, signals)
     frame = samples.places.join(facts.drop("row", "candidate"), on="sample_id", how="left", maintain_order="left")
     metadata = {"fingerprint": fingerprint}
     scores = workspace.settings.scores_of(target.name)
@@ -133,11 +133,17 @@ def _measured(
     return rows
 
 
-def _facts(samples: ShardSamples, signals: Mapping[SignalName, pl.DataFrame]) -> pl.DataFrame:
-    """Return the columns of `sample_scores` other than the scores, for each distinct sample of a shard."""
-    counts = samples.steps.filter(pl.col("kind") == "step").group_by("sample_id").agg(n_steps=pl.len().cast(pl.Int32))
+def facts_of(rows: pl.DataFrame, steps: pl.DataFrame, signals: Mapping[SignalName, pl.DataFrame]) -> pl.DataFrame:
+    """Return the columns of `sample_scores` other than the scores.
+
+    Args:
+        rows: rows of `raw_corpus`, each sample once.
+        steps: their rows of `segmented_steps`.
+        signals: their rows of each signal that is read.
+    """
+    counts = steps.filter(pl.col("kind") == "step").group_by("sample_id").agg(n_steps=pl.len().cast(pl.Int32))
     facts = (
-        samples.rows.select(*FACTS, verified=verified(samples.rows))
+        rows.select(*FACTS, verified=verified(rows))
         .join(counts, on="sample_id", how="left")
         .with_columns(pl.col("n_steps").fill_null(0))
     )

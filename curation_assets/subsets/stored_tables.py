@@ -13,6 +13,7 @@ from curation_assets import tables
 from curation_assets.config.settings import Target
 from curation_assets.methods.registry import method_of
 from curation_assets.signals.store import SignalStore, signal_dir
+from curation_assets.tables import audit as audit_tables
 from curation_assets.tables import evaluation as evaluation_tables
 from curation_assets.tables.signals import SIGNALS, SignalName
 from curation_assets.workspace.workspace import Workspace
@@ -53,7 +54,9 @@ def read_stored(
         raise TableRequestError(f"there is no table {name!r}; tables are {', '.join(tables.ALL_TABLES)}")
     frame = _scan(workspace, name, target, score, subset)
     if frame is None:
-        command = "curate evaluate" if name in evaluation_tables.EVALUATION_TABLES else "curate run"
+        commands = dict.fromkeys(evaluation_tables.EVALUATION_TABLES, "curate evaluate")
+        commands |= dict.fromkeys(("method_audit", "audit_samples"), "curate audit")
+        command = commands.get(name, "curate run")
         needs = f" It needs {NEEDS[name]}." if name in NEEDS else ""
         raise TableRequestError(f"table {name} has not been made yet. Run `{command}`.{needs}")
     return frame
@@ -76,6 +79,8 @@ def _scan(
         "spectra_correlations": tables.spectra_correlations_path(),
         "post_training_eval": evaluation_tables.post_training_eval_path(),
         "post_training_runs": evaluation_tables.post_training_runs_path(),
+        "method_audit": audit_tables.method_audit_path(),
+        "audit_samples": audit_tables.audit_samples_path(),
     }
     if name in folders:
         return warehouse.scan(folders[name])

@@ -6,6 +6,7 @@ table` are generated from it. Storage itself is `storage.warehouse`.
 
 from __future__ import annotations
 
+from curation_assets.tables.audit import AUDIT_SAMPLES, METHOD_AUDIT
 from curation_assets.tables.corpus import (
     POOL,
     RAW_CORPUS,
@@ -166,5 +167,7 @@ ALL_TABLES = {
         SPECTRA_BY_LAYER,
         SPECTRA_CORRELATIONS,
         *EVALUATION_TABLES.values(),
+        METHOD_AUDIT,
+        AUDIT_SAMPLES,
     )
 }

@@ -26,8 +26,8 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.corpus.ingest import present_shards
-from curation_assets.signals.engine import Lack, RayEngine, work_of_rows
-from curation_assets.signals.measure import Visit, read_shard_samples, records_of, stores_of
+from curation_assets.signals.engine import Lack, RayEngine, stores_of, work_of_rows
+from curation_assets.signals.measure import Visit, read_shard_samples, records_of
 from curation_assets.signals.parts import Done
 from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace

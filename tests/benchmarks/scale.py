@@ -27,8 +27,8 @@ import numpy as np
 import polars as pl
 
 from curation_assets.corpus.ingest import present_shards
-from curation_assets.signals.engine import Engine, Lack, LocalEngine, RayEngine
-from curation_assets.signals.measure import read_shard_samples, stores_of
+from curation_assets.signals.engine import Engine, Lack, LocalEngine, RayEngine, stores_of
+from curation_assets.signals.measure import read_shard_samples
 from curation_assets.signals.scorers import model_scorer
 from curation_assets.signals.store import signal_dir
 from curation_assets.tables.signals import SignalName

@@ -19,8 +19,8 @@ from PIL import Image
 from polars.testing import assert_frame_equal
 
 from curation_assets.signals import engine as engines
-from curation_assets.signals.engine import RayEngine, RemotePart, RemoteTarget, RemoteWorker
-from curation_assets.signals.measure import measure_shards, read_shard_samples, stores_of
+from curation_assets.signals.engine import RayEngine, RemotePart, RemoteTarget, RemoteWorker, stores_of
+from curation_assets.signals.measure import measure_shards, read_shard_samples
 from curation_assets.signals.store import MeasuringError
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.tables.signals import SignalName
