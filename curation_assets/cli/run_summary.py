@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console
 
 from curation_assets import tables
@@ -15,7 +17,7 @@ from curation_assets.operations.intake import ignored_line, remarks, stored_inta
 from curation_assets.operations.plan import make_plan
 from curation_assets.quality.filtered_pool import reason_counts, stored_pool
 from curation_assets.signals.held_out import validation_of
-from curation_assets.subsets.facts import right_text
+from curation_assets.subsets.facts import right_text, source_advice
 from curation_assets.subsets.select import SelectionError, stored_selection, subset_due
 from curation_assets.tables.signals import SIGNALS
 from curation_assets.workspace.workspace import Workspace, config_flag
@@ -102,9 +104,13 @@ def _show_subset(workspace: Workspace, subset: Subset, reselected: bool, console
         console.print(f"{line}: no sample passes its filters and has a score", style="yellow", soft_wrap=True)
         return
     console.print(f"{line}; to release it: curate release {subset.name}{config_flag(workspace)}", soft_wrap=True)
-    right = _right(workspace, subset)
+    found = _facts(workspace, subset)
+    right = right_text(found)
     if right is not None:
         console.print(f"  marked right: {right}", highlight=False, soft_wrap=True)
+    advice = source_advice(subset.score, found.get("variance_by_source"), "source" in subset.stratify)
+    if advice is not None:
+        console.print(f"  {advice}", style="yellow", highlight=False, soft_wrap=True)
     if facts.get("whole") == "True":
         console.print("  its budget exceeds the eligible pool, so all of it is selected", style="yellow")
     score = workspace.settings.score(subset.score)
@@ -113,15 +119,15 @@ def _show_subset(workspace: Workspace, subset: Subset, reselected: bool, console
         console.print(f"  differs from the source: {reason}", style="dim", soft_wrap=True)
 
 
-def _right(workspace: Workspace, subset: Subset) -> str | None:
-    """Return the shares marked right of an up-to-date subset and its pool; None if no sample is marked."""
+def _facts(workspace: Workspace, subset: Subset) -> Mapping[str, float | int | None]:
+    """Return the facts about the selection of an up-to-date subset; nothing for another one."""
     if subset_due(workspace, subset):
-        return None
+        return {}
     try:
-        return right_text(stored_selection(workspace, subset).facts())
+        return stored_selection(workspace, subset).facts()
     except SelectionError:
         # The scores are outdated: the run has stopped before them.
-        return None
+        return {}
 
 
 def show_dry_run(workspace: Workspace, sample: int, console: Console) -> None:

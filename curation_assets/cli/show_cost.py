@@ -30,6 +30,7 @@ def show_plan(workspace: Workspace, console: Console, probe: bool = True) -> Non
     with progress_bars(Console(stderr=True)):
         plan = make_plan(workspace, probe)
     print_plan(plan, console)
+    console.print(audit_line(workspace, plan), style="dim", highlight=False, soft_wrap=True)
     for line in limit_lines(plan, workspace.settings.limits):
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
@@ -47,6 +48,29 @@ def limit_lines(plan: Plan, limits: Limits) -> list[str]:
         for key, planned, limit, unit in amounts
         if limit is not None and planned > limit
     ]
+
+
+def audit_line(workspace: Workspace, plan: Plan) -> str:
+    """Return the cost of `curate audit`, estimated from the plan's and past runs' tokens per sample."""
+    from curation_assets.evaluation.audit_samples import kinds_of
+
+    settings = workspace.settings.audit
+    samples = min(settings.samples, plan.samples) * (1 + len(kinds_of(settings)))
+    tokens, seconds = 0.0, 0.0
+    for target in plan.targets:
+        if workspace.settings.target(target.target).kind == "judge":
+            continue
+        done = sum(one.tokens for one in target.measured), max((one.samples for one in target.measured), default=0)
+        every, of = (target.tokens, target.samples) if target.samples else done
+        if not of:
+            return "an audit (`curate audit`): its cost is known once samples are planned or measured"
+        tokens += samples * every / of
+        rate = None if target.seconds is None or not target.tokens else target.seconds / target.tokens
+        if rate is None and target.measured and done[0]:
+            rate = sum(one.seconds for one in target.measured) / done[0]
+        seconds += math.inf if rate is None else samples * every / of * rate
+    time = f", about {duration(seconds)}" if math.isfinite(seconds) else ""
+    return f"an audit (`curate audit`) would measure at most {samples:,} samples, about {tokens:,.0f} tokens{time}"
 
 
 def print_plan(plan: Plan, console: Console) -> None:

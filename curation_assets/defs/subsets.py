@@ -21,7 +21,7 @@ from curation_assets.defs.quality import POOL_KEY
 from curation_assets.defs.scores import score_manifest_key
 from curation_assets.releases.build import latest_release
 from curation_assets.releases.manifest import lineage
-from curation_assets.subsets.facts import Selection
+from curation_assets.subsets.facts import MUCH, Selection, source_advice
 from curation_assets.subsets.select import (
     OutdatedScoresError,
     parameters_digest,
@@ -54,6 +54,7 @@ def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
         dg.AssetCheckSpec("length_correlation", asset=key),
         dg.AssetCheckSpec("score_drift", asset=key),
         dg.AssetCheckSpec("budget_filled", asset=key),
+        dg.AssetCheckSpec("source_share", asset=key),
     ]
 
     # Dagster requires a result for every check of a materialized asset, unless its function can be subset: this one
@@ -109,6 +110,7 @@ def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
             _length_check(key, selection),
             _drift_check(key, workspace, subset, selection),
             _budget_check(key, selection),
+            _source_check(key, subset, selection),
         ]
         asked = {check.name for check in context.selected_asset_check_keys}
         yield from (result for result in results if result.check_name in asked)
@@ -160,6 +162,19 @@ def _budget_check(key: dg.AssetKey, selection: Selection) -> dg.AssetCheckResult
         severity=dg.AssetCheckSeverity.WARN,
         description="The budget should be smaller than the choice: otherwise the subset is everything there is.",
         metadata={"selected": selection.summary.selected, "left_out": str(selection.left_out or "(none)")},
+    )
+
+
+def _source_check(key: dg.AssetKey, subset: Subset, selection: Selection) -> dg.AssetCheckResult:
+    share = selection.summary.variance_by_source
+    advice = source_advice(subset.score, share, "source" in subset.stratify)
+    return dg.AssetCheckResult(
+        asset_key=key,
+        check_name="source_share",
+        passed=advice is None,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"The source should explain at most {MUCH:.0%} of the score's variance, or be a stratum.",
+        metadata={"share": str(share), "advice": advice or "(none)"},
     )
 
 

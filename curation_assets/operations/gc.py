@@ -19,6 +19,7 @@ from curation_assets.releases.build import read_manifest
 from curation_assets.releases.file_names import MANIFEST
 from curation_assets.signals.perturbation import wants_perturbation
 from curation_assets.signals.store import signal_dir
+from curation_assets.tables.audit import AUDIT
 from curation_assets.workspace.fingerprints import WARMUP_ROLE, sigma_folder, warmup_key
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.progress import track
@@ -32,7 +33,7 @@ UNWANTED = "neither the configuration nor a release names it"
 UNFINISHED = "left behind by an interrupted write"
 
 PLACES = (
-    r"signals/[^/]+/[^/]+/[^/]+/[^/]+(?=/)",
+    r"(?:audit/)?signals/[^/]+/[^/]+/[^/]+/[^/]+(?=/)",
     r"checkpoints/[^/]+/[^/]+/[^/]+(?=/)",
     r"scores/[^/]+/step_scores/[^/]+(?=/)",
     r"scores/[^/]+/sample_scores(?=/)",
@@ -167,7 +168,7 @@ def _wanted(workspace: Workspace) -> set[str]:
         if wants_perturbation(target):
             wanted.add(sigma_folder(workspace, target))
         folders = [signal_dir(workspace, target, signal) for signal in settings.measured_signals(target)]
-        wanted |= {folder for folder in folders if folder is not None}
+        wanted |= {place + folder for folder in folders if folder is not None for place in ("", AUDIT)}
     return wanted
 
 
@@ -207,7 +208,7 @@ def _things(warehouse: Warehouse) -> Iterator[tuple[str, list[StoredFile]]]:
     Any other file in these places is not ours to remove.
     """
     things: dict[str, list[StoredFile]] = {}
-    for top in ("signals", "checkpoints", "scores", "subsets", "validation"):
+    for top in ("signals", f"{AUDIT}signals", "checkpoints", "scores", "subsets", "validation"):
         for file in warehouse.files(top):
             place = _place(file.path)
             if place is not None:

@@ -20,6 +20,7 @@ from curation_assets.corpus.purging import drop_images, kept_images, rows_withou
 from curation_assets.corpus.samples import samples_of
 from curation_assets.releases.file_names import DATA_PARQUET
 from curation_assets.steps.segmentation import EXAMPLES, without_answer
+from curation_assets.tables.audit import AUDIT, audit_samples_path
 from curation_assets.workspace.fingerprints import corpus_fingerprint, judge_spec, steps_fingerprint
 from curation_assets.workspace.purge_list import PurgedList, add_purged
 from curation_assets.workspace.workspace import Workspace
@@ -115,6 +116,7 @@ def purge(workspace: Workspace, sample_id: str, reason: str = "") -> Purged:
     replies = _forget_replies(workspace, [*corpus, *holding["validation"]], sample_id)
     add_purged(warehouse, sample_id, reason, [*shards, *sets])
     done: dict[str, int] = {}
+    done |= _drop_audit(warehouse, sample_id)
     for path in holding["signals"]:
         done[path] = _rewrite_part(warehouse, path, sample_id)
     stale = [path for path in holding["corpus"] if path not in corpus] + holding["validation"] + holding["scores"]
@@ -138,6 +140,21 @@ def purge(workspace: Workspace, sample_id: str, reason: str = "") -> Purged:
         _releases(workspace, holding["releases"]),
         [path.rsplit("/", 1)[0] for path in holding["checkpoints"] if path.endswith(f"/{TRAINED_ON}")],
     )
+
+
+def _drop_audit(warehouse: Warehouse, sample_id: str) -> dict[str, int]:
+    """Remove everything that an audit measured, if the sample or a part of its text is in it; the next one starts anew.
+
+    Twins hold the text of their original and of the trace that parts of them were taken from.
+    """
+    if not warehouse.table_metadata(audit_samples_path()):
+        return {}
+    rows = warehouse.read_columns(audit_samples_path(), "original", "donor")
+    held = len(rows.filter((pl.col("original") == sample_id) | (pl.col("donor") == sample_id)))
+    if not held:
+        return {}
+    warehouse.storage.remove_folder(AUDIT.rstrip("/"))
+    return {AUDIT: held}
 
 
 def _tables(warehouse: Warehouse, folder: str) -> list[str]:

@@ -6,9 +6,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import polars as pl
+
 from curation_assets.releases.changes import changes_text
 from curation_assets.releases.file_names import DATA_PARQUET
-from curation_assets.subsets.facts import right_text
+from curation_assets.subsets.audited import findings_of
+from curation_assets.subsets.facts import right_text, source_advice
+from curation_assets.tables.audit import METHOD_AUDIT
 from curation_resources.text import escape_cell
 
 MOST_SOURCES = 100
@@ -57,6 +61,10 @@ def dataset_card(manifest: dict[str, Any], plots: Mapping[str, str] | None = Non
         *_source_rows(manifest["sources"], manifest["licenses"]),
         "",
         "The data keep the licences of their sources.",
+        "",
+        "## Audit of the method",
+        "",
+        *_audit_lines(manifest),
         "",
         "## Duplicates and contamination",
         "",
@@ -156,6 +164,22 @@ def _source_rows(sources: dict[str, int], licenses: Mapping[str, str | None]) ->
     return rows
 
 
+def _audit_lines(manifest: dict[str, Any]) -> list[str]:
+    """Return what `curate audit` found about the score, or that there was no audit."""
+    rows = manifest.get("audit")
+    if rows is None:
+        return ["Not audited: whether this score tells good traces from bad ones here is not known (`curate audit`)."]
+    headers, found = findings_of(pl.DataFrame(rows, METHOD_AUDIT.schema))
+    lines = [
+        "Samples of the pool against flawed twins of them, and against labels: .5 is chance, with 95 % intervals. "
+        "Verdicts are corrected for the number of comparisons.",
+        "",
+        f"| {' | '.join(headers)} |",
+        f"|{' --- |' * len(headers)}",
+    ]
+    return lines + [f"| {' | '.join(escape_cell('–' if cell is None else cell) for cell in row)} |" for row in found]
+
+
 def _cleanliness(manifest: dict[str, Any]) -> list[str]:
     """Return the checks that were made on the pool, with their findings."""
     selection, filters = manifest["selection"], manifest["config"]["settings"]["corpus"]["filters"]
@@ -192,6 +216,13 @@ def _pair(manifest: dict[str, Any], left: str, right: str) -> str:
     return " / ".join("–" if value is None else f"{value:.3f}" for value in values)
 
 
+def _source_share(manifest: dict[str, Any]) -> str:
+    share = manifest["selection"].get("variance_by_source")
+    stratified = "source" in manifest["parameters"]["subset"]["stratify"]
+    advice = source_advice(manifest["parameters"]["score"]["name"], share, stratified)
+    return "–" if share is None else f"{share:.0%}" if advice is None else f"{share:.0%}: {advice}"
+
+
 def _facts(manifest: dict[str, Any]) -> list[tuple[str, object]]:
     score = manifest["parameters"]["score"]
     target, method = manifest["parameters"]["target"], manifest["parameters"]["method"]
@@ -216,6 +247,7 @@ def _facts(manifest: dict[str, Any]) -> list[tuple[str, object]]:
             "correlation of the score with steps / tokens",
             _pair(manifest, "correlation_with_steps", "correlation_with_tokens"),
         ),
+        ("share of the score's variance that the source explains", _source_share(manifest)),
         ("content digest", manifest["content_digest"]),
     ]
 

@@ -18,6 +18,7 @@ from curation_assets.methods.registry import method_of
 from curation_assets.releases.step_columns import steps_digest
 from curation_assets.signals.perturbation import wants_perturbation
 from curation_assets.signals.warmup import WarmupCheckpoint, warmup_checkpoint
+from curation_assets.subsets.audited import audit_of
 from curation_assets.subsets.facts import Selection
 from curation_assets.subsets.select import selector_of
 from curation_assets.workspace.fingerprints import (
@@ -77,6 +78,7 @@ def release_manifest(
         "score_distribution": selection.score_distribution(),
         "changes": changes,
         "parameters": _parameters(workspace, subset, selection),
+        "audit": _audit(workspace, subset),
         "checkpoints": _checkpoints(workspace, target),
         "inputs": inputs.to_dicts(),
         "config": {"digest": workspace.config_digest, "settings": workspace.settings.model_dump(mode="json")},
@@ -99,6 +101,12 @@ def _parameters(workspace: Workspace, subset: Subset, selection: Selection) -> d
         "method": {"name": method.name, "source": method.source, "summary": method.summary},
         "unfaithful": [*method.unfaithful(target.facts(), score), *selection.warnings],
     }
+
+
+def _audit(workspace: Workspace, subset: Subset) -> list[dict[str, Any]] | None:
+    """Return what the last audit says about the subset's score; None if it was not audited as it is now."""
+    rows = audit_of(workspace, workspace.settings.score(subset.score))
+    return None if rows is None else rows.to_dicts()
 
 
 def _checkpoints(workspace: Workspace, target: Target) -> dict[str, Any]:

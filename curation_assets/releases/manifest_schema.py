@@ -69,6 +69,9 @@ class Manifest(_Strict):
         None, description="changes from the parent; null for a first release"
     )
     parameters: Parameters
+    audit: list[dict[str, Any]] | None = Field(
+        None, description="rows of table `method_audit` about the score; null: not audited"
+    )
     checkpoints: Checkpoints
     inputs: list[dict[str, Any]] = Field(description="input files of the pool, with hashes")
     config: ConfigFacts

@@ -1,8 +1,9 @@
-"""What the last audit says about a score, for selections, releases and pages (`curate audit` makes it)."""
+"""What the last audit says about scores, in rows and in words, for the terminal, releases and pages."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import polars as pl
 
@@ -11,9 +12,18 @@ from curation_assets.tables.audit import method_audit_path
 from curation_assets.workspace.fingerprints import checkpoint_digest
 from curation_assets.workspace.workspace import Workspace
 
+Rows = list[tuple[object, ...]]
+
 OF_WHAT = "audited"
 """Metadata of the table: by target, the checkpoint and the parameters of each score that was audited."""
-SHOWN = ("auroc", "win_rate", "step_auroc", "flawed_share")
+MEASURES = {
+    "win_rate": "above own twin",
+    "auroc": "AUROC",
+    "step_auroc": "steps: AUROC",
+    "step_rank": "steps: rank",
+    "flawed_share": "twins taken",
+}
+"""The measures that are judged, with their names in tables for people."""
 VERDICTS = {
     "separates": "separates",
     "at_chance": "at chance",
@@ -21,8 +31,6 @@ VERDICTS = {
     "excluded": "no score",
     "too_few": "too few",
 }
-MUCH = 0.2
-"""Share of a score's variance from which its source is worth a warning."""
 
 
 def of_what(workspace: Workspace, target: str, scores: list[ScoreSection]) -> dict[str, object]:
@@ -46,11 +54,46 @@ def audit_of(workspace: Workspace, score: ScoreSection) -> pl.DataFrame | None:
     return rows.filter((pl.col("target") == score.target) & (pl.col("score") == score.name))
 
 
-def source_advice(name: str, share: float | None, stratified: bool = False) -> str | None:
-    """Return advice about a score that depends on the source; None if it does not, or sources are strata already."""
-    if share is None or share <= MUCH or stratified:
+def findings_of(table: pl.DataFrame) -> tuple[list[str], Rows]:
+    """Return headers and rows of `method_audit`: one row per score and kind of flaw or label."""
+    judged = table.filter(pl.col("kind") != "")
+    shown = [name for name in MEASURES if name in judged["measure"]]
+    targets = judged["target"].n_unique() > 1
+    headers = [
+        *(["target"] if targets else []),
+        "score",
+        "kind",
+        *(MEASURES[name] for name in shown),
+        "verdict",
+        "pairs",
+    ]
+    rows: Rows = []
+    overall = judged.filter((pl.col("within") == "all") | (pl.col("measure") == "flawed_share"))
+    for (target, score, kind), own in overall.group_by(["target", "score", "kind"], maintain_order=True):
+        cells = {row["measure"]: row for row in own.iter_rows(named=True)}
+        first = next(cells[name] for name in shown if name in cells)
+        name = str(score) if first["configured"] else f"({score})"
+        values = [with_interval(cells.get(one)) for one in shown]
+        rows.append((*([target] if targets else []), name, kind, *values, verdict_of(cells, shown), first["samples"]))
+    return headers, rows
+
+
+def verdict_of(cells: dict[str, dict[str, Any]], shown: list[str]) -> str:
+    """Return the verdicts of a row in words: that of the first measure, and of others that differ from it."""
+    found = {name: VERDICTS[str(cells[name]["verdict"])] for name in shown if name in cells and cells[name]["verdict"]}
+    first = next(iter(found.values()), "")
+    others = [f"{MEASURES[name]}: {verdict}" for name, verdict in found.items() if verdict != first]
+    return "; ".join([first, *others])
+
+
+def with_interval(row: dict[str, Any] | None) -> str | None:
+    """Return a value with its interval, such as .85 [.80, .89]."""
+    if row is None or row["value"] is None:
         return None
-    return (
-        f"the source explains {share:.0%} of the variance of score {name}: a selection by it is mostly one of sources. "
-        "Set stratify: [source] on the subset"
-    )
+    value = short(row["value"])
+    return value if row["low"] is None else f"{value} [{short(row['low'])}, {short(row['high'])}]"
+
+
+def short(value: float) -> str:
+    """Return a share with two digits and without a leading zero, such as .85."""
+    return f"{value:.2f}".replace("0.", ".", 1)

@@ -23,6 +23,9 @@ from curation_resources.storage.digests import RunningDigest, digest
 POINTS = 10_000
 """Maximum number of samples in a scatter plot: those with the lowest ids, which are hashes."""
 
+MOST_SOURCES = 1000
+"""Maximum number of sources whose share of the variance is computed: each takes an exact sum of its own."""
+
 LENGTHS = ("n_steps", "response_tokens")
 POOL_FACTS = ("source", "score", "eligible", "marked_right", *LENGTHS)
 """Columns of the pool that a summary reads; of chosen rows it reads CHOSEN_FACTS."""
@@ -67,6 +70,8 @@ class Summary:
         mean_ranked: mean score of ranked samples.
         mean_selected: mean score of the subset.
         correlations: Pearson's r of the score with each of LENGTHS over ranked samples; None if either is constant.
+        variance_by_source: share of the variance of ranked scores that the source explains, corrected for the number of
+            sources (epsilon squared); None if there is one source or more than MOST_SOURCES, or nothing varies.
         edges: bin edges of a histogram of finite scores [BINS + 1].
         pool_counts: scores of the pool in each bin.
         selected_counts: scores of the subset in each bin.
@@ -86,6 +91,7 @@ class Summary:
     mean_ranked: float | None
     mean_selected: float | None
     correlations: dict[str, float | None]
+    variance_by_source: float | None
     edges: list[float]
     pool_counts: list[int]
     selected_counts: list[int]
@@ -141,6 +147,7 @@ class Summing:
         self._scores, self._ranked, self._selected = ExactSum(), ExactSum(), ExactSum()
         self._marks = self._selected_marks = Marks()
         self._pairs = {name: (ExactSum(), ExactSum()) for name in LENGTHS}
+        self._by_source: dict[str | None, ExactSum] = {}
         self._sources = {"pool": _no_sources(), "selected": _no_sources()}
         low, high = math.inf, -math.inf
         for rows in pool():
@@ -149,7 +156,7 @@ class Summing:
             low, high = min(low, scores.min(initial=math.inf)), max(high, scores.max(initial=-math.inf))
         ends = (low, high) if self._scores.count else (0.0, 1.0)
         self._pool_bins, self._selected_bins = Bins(*ends), Bins(*ends)
-        self._squares = ExactSum()
+        self._squares, self._ranked_squares = ExactSum(), ExactSum()
         self._products = {name: (ExactSum(), ExactSum(), ExactSum()) for name in LENGTHS}
         for rows in pool():
             self._second_look(rows)
@@ -162,6 +169,9 @@ class Summing:
         self._scores.add(_finite(rows["score"]))
         ranked = _ranked(rows)
         self._ranked.add(ranked["score"].to_numpy())
+        if len(self._by_source) <= MOST_SOURCES:
+            for (source,), own in ranked.select("source", "score").group_by("source"):
+                self._by_source.setdefault(source, ExactSum()).add(own["score"].to_numpy())
         for name, sums in self._pairs.items():
             for sum_, values in zip(sums, _pairs(ranked, name), strict=True):
                 sum_.add(values)
@@ -173,6 +183,9 @@ class Summing:
         if mean is not None:
             self._squares.add(_product(scores - mean, scores - mean))
         ranked = _ranked(rows)
+        if (centre := self._ranked.mean()) is not None:
+            distances = ranked["score"].to_numpy() - centre
+            self._ranked_squares.add(_product(distances, distances))
         for name, sums in self._pairs.items():
             of_score, of_length = (sum_.mean() for sum_ in sums)
             if of_score is None or of_length is None:
@@ -208,6 +221,7 @@ class Summing:
             mean_ranked=self._ranked.mean(),
             mean_selected=self._selected.mean(),
             correlations={name: _correlation(*sums) for name, sums in self._products.items()},
+            variance_by_source=self._variance_by_source(),
             edges=self._pool_bins.edges(),
             pool_counts=self._pool_bins.counts.tolist(),
             selected_counts=self._selected_bins.counts.tolist(),
@@ -218,6 +232,16 @@ class Summing:
             .sort("source"),
             points=self._points,
         )
+
+    def _variance_by_source(self) -> float | None:
+        total, centre = self._ranked_squares.value() if self._ranked.count else 0.0, self._ranked.mean()
+        count, groups = self._ranked.count, len(self._by_source)
+        if groups > MOST_SOURCES or centre is None or groups < 2 or count <= groups or not total > 0.0:
+            return None
+        means = [(own.count, own.mean() or 0.0) for own in self._by_source.values()]
+        # Sorted, so that the sum does not depend on the order of rows.
+        between = math.fsum(sorted(size * (mean - centre) ** 2 for size, mean in means))
+        return max(0.0, 1.0 - (total - between) / total * (count - 1) / (count - groups))
 
     def _count_sources(self, of: str, rows: pl.DataFrame) -> None:
         found = rows.group_by("source").agg(count=pl.len().cast(pl.Int64))
@@ -314,9 +338,30 @@ class Selection:
             **right_facts(summary.marks, summary.selected_marks),
             "correlation_with_steps": summary.correlations["n_steps"],
             "correlation_with_tokens": summary.correlations["response_tokens"],
+            "variance_by_source": summary.variance_by_source,
             "mean_score_selected": summary.mean_selected,
             "mean_score_pool": summary.mean_ranked,
         }
+
+
+MUCH = 0.2
+"""Share of a score's variance from which its source is worth a warning."""
+
+
+def source_advice(score: str, share: float | None, stratified: bool = False) -> str | None:
+    """Return advice about a score that depends on the source; None if it does not, or if sources are strata already.
+
+    Args:
+        score: its name.
+        share: the share of its variance that the source explains.
+        stratified: whether the subset is stratified by source.
+    """
+    if share is None or share <= MUCH or stratified:
+        return None
+    return (
+        f"the source explains {share:.0%} of the variance of score {score}, so that a selection by it is mostly one of "
+        "sources: set stratify: [source] on the subset"
+    )
 
 
 def right_facts(pool: Marks, selected: Marks) -> dict[str, float | int | None]:

@@ -37,7 +37,7 @@ logger = logging.getLogger("curation")
 
 SELECTION_VERSION = 3
 
-FACTS_VERSION = 4
+FACTS_VERSION = 5
 """Version of the facts that are stored with a subset; facts of another version are computed again."""
 INFLUENCE_ROWS = 4096
 """Samples whose score for each validation set is computed at a time."""

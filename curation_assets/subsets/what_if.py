@@ -28,7 +28,7 @@ from curation_assets.signals.held_out import validation_vectors
 from curation_assets.signals.store import SignalStore
 from curation_assets.subsets.choose_in_duckdb import POOL_COLUMNS
 from curation_assets.subsets.eligibility import marked_right
-from curation_assets.subsets.facts import LENGTHS, Selection
+from curation_assets.subsets.facts import LENGTHS, Selection, source_advice
 from curation_assets.subsets.select import SelectionError, in_pieces, present_rows, select_from
 from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
@@ -105,6 +105,9 @@ class WhatIf:
             found.append("no sample passes filters and min_steps")
         elif self.selection.whole:
             found.append("the budget is larger than everything that can be chosen; all of it is shown")
+        stratified = "source" in self.subset.stratify
+        advice = source_advice(self.score.name, self.selection.summary.variance_by_source, stratified)
+        found += [] if advice is None else [advice]
         return found + [f"differs from the source: {reason}" for reason in self.unfaithful]
 
     def difference_line(self) -> str:

@@ -40,7 +40,7 @@ subsets:
 """
 SECTIONS = (
     "version, corpus, warehouse, s3, targets, validation, scores, subsets, engine, limits, alerts, freshness, "
-    "releases, evaluation"
+    "releases, audit, evaluation"
 )
 
 
