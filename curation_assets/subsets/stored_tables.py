@@ -67,6 +67,7 @@ def _scan(
         "raw_corpus": tables.raw_corpus_dir(),
         "rejected_rows": tables.rejected_rows_dir(),
         "post_training_answers": evaluation_tables.answers_dir(),
+        "post_training_losses": evaluation_tables.losses_dir(),
     }
     files = {
         "pool": tables.pool_path(),
@@ -76,6 +77,8 @@ def _scan(
         "spectra_correlations": tables.spectra_correlations_path(),
         "post_training_eval": evaluation_tables.post_training_eval_path(),
         "post_training_runs": evaluation_tables.post_training_runs_path(),
+        "post_training_spread": evaluation_tables.post_training_spread_path(),
+        "post_training_differences": evaluation_tables.post_training_differences_path(),
     }
     if name in folders:
         return warehouse.scan(folders[name])
