@@ -5,11 +5,15 @@ from __future__ import annotations
 import statistics
 
 import numpy as np
+import polars as pl
 import pytest
 
 from curation_assets.evaluation import differences
 from curation_assets.evaluation.arms import FULL_POOL, Run
 from curation_assets.evaluation.differences import DRAWS, SEED, Floats, bootstrap, mean_of_problems, spread
+from curation_assets.evaluation.rendering import WITHIN, differences_of
+from curation_assets.evaluation.summary import Results
+from curation_assets.tables.evaluation import POST_TRAINING_DIFFERENCES, POST_TRAINING_EVAL, POST_TRAINING_SPREAD
 
 NAN = float("nan")
 
@@ -107,6 +111,17 @@ def test_differences_are_paired_and_average_over_seeds_first() -> None:
     assert rows["base", FULL_POOL]["within_spread"] is None
     smaller = differences._differences(made, {"random (2)": 0.1})
     assert [row["within_spread"] for row in smaller] == [None, False, False, False]
+
+
+def test_differences_within_the_spread_are_marked() -> None:
+    made = arms(full=[[1.0, 2.0]], best=[[0.5, 2.0]], random=[[4.0, 3.0], [3.0, 2.0]])
+    where = {"model": "m", "benchmark": "held", "metric": "loss"}
+    rows = [where | row for row in differences._differences(made, {"random (2)": 1.0})]
+    frame = POST_TRAINING_DIFFERENCES.conform(pl.DataFrame(rows, schema=POST_TRAINING_DIFFERENCES.schema))
+    _, shown = differences_of(Results(POST_TRAINING_EVAL.empty(), POST_TRAINING_SPREAD.empty(), frame))
+    remarks = {row[1:3]: (row[4], row[-1]) for row in shown}
+    assert remarks["best", FULL_POOL] == ("-0.250", WITHIN)
+    assert remarks["best", "random (2)"] == ("-1.750", None)
 
 
 def test_a_loss_that_is_not_finite_leaves_no_difference() -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from curation_assets.cli import command
 from curation_assets.cli.app import app
 from curation_assets.config.config_file import ConfigError
 from curation_assets.config.evaluation_settings import Benchmark, BenchmarkColumns
@@ -260,9 +261,11 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Wo
     workspace = make_workspace(tmp_path_factory.mktemp("made"), tiny_model, {"a.jsonl": same_answer(10)})
     run(workspace)
     workspace = with_losses(workspace, equal=True)
-    result = CliRunner().invoke(
-        app, ["evaluate", "--config", str(workspace.config_file)], env={"COLUMNS": "250"}, catch_exceptions=False
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        # COLUMNS counts only where the console has not been made yet.
+        patch.setattr(command.console, "width", 250)
+        words = ["evaluate", "--config", str(workspace.config_file)]
+        result = CliRunner().invoke(app, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return workspace, result.output
 
