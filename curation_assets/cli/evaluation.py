@@ -22,23 +22,29 @@ def evaluate(
         typer.Option("--subset", help="Evaluate only this subset, instead of evaluation.subsets. Repeatable."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list the runs and answers that are missing or stored.")
+        bool, typer.Option("--dry-run", help="Only list the runs and results that are missing or stored.")
     ] = False,
     config: ConfigOption = None,
 ) -> None:
     """Measure whether selection helps: fine-tune models on the subsets, and evaluate them on held-out benchmarks.
 
     For every model, the base is fine-tuned on each subset, on baselines of the same size and on the full pool, once per
-    seed. Each of these, and the untouched base, answers the benchmarks in `evaluation` of curation.yaml with greedy
-    decoding. The output shows exact match with 95 % intervals over seeds, and the average relative to the full pool.
+    seed. Each of these, and the untouched base, is tested on the benchmarks in `evaluation` of curation.yaml: by the
+    share of right answers under greedy decoding (`metric: exact_match`), or by the loss of right responses
+    (`metric: loss`), which needs no generation. With `equal_steps: true`, all arms take the same number of steps.
 
-    This takes long: `--dry-run` shows the number of remaining runs. Each run is stored once it has answered, so an
-    interrupted evaluation repeats none of them; its weights are deleted. Afterwards, use `curate table
-    post_training_eval` and `curate table post_training_answers`.
+    The output begins with the spread between random draws, which is the yardstick. The results of each arm follow, with
+    95 % intervals over seeds and the average relative to the full pool, and then the differences between arms, with
+    intervals from a paired bootstrap over problems. Differences within the spread are marked.
+
+    This takes long: `--dry-run` shows the number of remaining runs. Results are stored as soon as a benchmark is done,
+    so an interrupted evaluation repeats none of them; weights are deleted. Afterwards, use `curate table
+    post_training_eval`, `post_training_spread`, `post_training_differences`, `post_training_answers` and
+    `post_training_losses`.
     """
     with clear_errors("curate evaluate"):
         from curation_assets.evaluation.benchmarks import prompts_in_corpus
-        from curation_assets.evaluation.rendering import show_evaluation, show_overlap, show_plan
+        from curation_assets.evaluation.rendering import show_evaluation, show_left_out, show_overlap, show_plan
         from curation_assets.evaluation.runs import plan_evaluation
 
         workspace = load_workspace(config)
@@ -46,19 +52,20 @@ def evaluate(
         # Report configuration errors before Dagster starts.
         plan = plan_evaluation(workspace, numbers, subset)
         show_overlap(prompts_in_corpus(workspace, plan.benchmarks), console)
+        show_left_out(plan.benchmarks, console)
         if dry_run:
             show_plan(plan, console)
             return
 
         from curation_assets.defs.instance import open_instance
         from curation_assets.defs.main_job import MainJob
-        from curation_assets.tables.evaluation import post_training_eval_path
+        from curation_assets.evaluation.summary import stored_results
         from curation_resources.terminal import progress_bars
 
         with open_instance(workspace) as instance, progress_bars(console) as progress:
             job = MainJob(workspace, instance, lambda line: progress.console.print(line, style="dim"))
             job.evaluate(numbers, subset or [])
-        show_evaluation(workspace.warehouse.read_table(post_training_eval_path()), console)
+        show_evaluation(stored_results(workspace), console)
 
 
 def _numbers(text: str | None) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -13,6 +13,13 @@ from curation_assets.tables.evaluation import RELATIVE_AVERAGE
 from curation_resources.sections import LocatedError, Name, Section, unknown
 
 Baseline = Literal["random", "longest", "stepmax"]
+Metric = Literal["exact_match", "loss"]
+
+
+def _or_metric(schema: dict[str, Any]) -> None:
+    """Let one metric's name stand for the list in the JSON Schema as well."""
+    listed = {name: schema.pop(name) for name in ("type", "items", "minItems")}
+    schema["anyOf"] = [listed, {"type": "string", "enum": list(get_args(Metric))}]
 
 
 class BenchmarkColumns(Section):
@@ -25,14 +32,45 @@ class BenchmarkColumns(Section):
     answer: FieldPath | None = Field(
         None, description="default: the first of answer, final_answer, reference_answer, ... that a row has"
     )
+    response: FieldPath | None = Field(
+        None,
+        description="the right response, or a list of responses, for metric loss; default: found as in the corpus, "
+        "such as response, solution, output, or an answer with its reasoning",
+    )
+    correct: FieldPath | None = Field(
+        None,
+        description="whether each response is right; default: correct or is_correct; without marks, every response is",
+    )
 
 
 class Benchmark(Section):
-    """Held-out problems with their correct answers."""
+    """Held-out problems with their correct answers or right responses."""
 
     name: Name
-    path: str = Field(description="a .jsonl, .jsonl.gz or .parquet file with a prompt and its correct answer per row")
+    path: str = Field(
+        description="a .jsonl, .jsonl.gz or .parquet file with a prompt per row, and its correct answer (metric "
+        "exact_match) or a right response (metric loss)"
+    )
+    metric: list[Metric] = Field(
+        default=["exact_match"],
+        min_length=1,
+        description="exact_match: generate answers and compare them; loss: mean NLL of right responses, lower is "
+        "better, without generation; one of them, or both in a list",
+        json_schema_extra=_or_metric,
+    )
     columns: BenchmarkColumns = BenchmarkColumns()
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _metric_alone(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("metric")
+    @classmethod
+    def _each_metric_once(cls, value: list[Metric]) -> list[Metric]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"{', '.join(value)}: a metric is listed twice. Remove one.")
+        return value
 
 
 class Evaluation(Section):
@@ -62,6 +100,11 @@ class Evaluation(Section):
     )
     training: FineTuning = Field(
         default=FineTuning(), description="fine-tuning recipe, the same for every arm; the seed comes from seeds"
+    )
+    equal_steps: bool = Field(
+        False,
+        description="train every arm of a model for the same number of optimizer steps: that of its largest evaluated "
+        "subset; smaller arms repeat their samples, and larger ones stop early",
     )
     max_new_tokens: int = Field(512, ge=1, description="maximum number of tokens per answer")
     batch_tokens: int = Field(16384, ge=1, description="prompt and answer tokens per generation batch")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import polars as pl
@@ -18,6 +18,7 @@ from curation_assets.subsets.manifest import scored_pool
 from curation_assets.subsets.select import subset_due
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.sections import unknown
+from curation_resources.training.examples import scheduled_steps
 
 Kind = Literal["base", "full", "subset", "baseline"]
 
@@ -39,6 +40,7 @@ class Run:
         selected_by: the target that selected the subset; None for other arms.
         seed: seed of the run; None for the untouched base.
         sample_ids: training samples, sorted; empty for the untouched base.
+        steps: number of optimizer steps; None: as many as the recipe's epochs take.
     """
 
     model: str
@@ -47,6 +49,7 @@ class Run:
     selected_by: str | None
     seed: int | None
     sample_ids: tuple[str, ...]
+    steps: int | None = None
 
     @property
     def title(self) -> str:
@@ -99,17 +102,21 @@ def runs_of(workspace: Workspace, evaluation: Evaluation) -> list[Run]:
             "changed; else add traces of text, or check what corpus.filters remove."
         )
     subsets = {name: _samples_of_subset(workspace, name) for name in chosen}
-    sizes = sorted({len(ids) for ids in subsets.values()}, reverse=True)
     orders = _baseline_orders(workspace, evaluation, pool)
     runs: list[Run] = []
     for model in evaluation.models or dict.fromkeys(chosen.values()):
         runs.append(Run(model, UNTOUCHED_BASE, "base", None, None, ()))
         mine = [name for name in chosen if evaluation.models is not None or chosen[name] == model]
+        sizes = sorted({len(subsets[name]) for name in mine}, reverse=True)
+        trained: list[Run] = []
         for seed in evaluation.seeds:
-            runs.append(Run(model, FULL_POOL, "full", None, seed, tuple(pool.to_list())))
-            runs += [Run(model, name, "subset", chosen[name], seed, subsets[name]) for name in mine]
-            wanted = sizes if evaluation.models is not None else sorted({len(subsets[name]) for name in mine})[::-1]
-            runs += _baseline_runs(model, seed, wanted, evaluation.baselines, pool, orders)
+            trained.append(Run(model, FULL_POOL, "full", None, seed, tuple(pool.to_list())))
+            trained += [Run(model, name, "subset", chosen[name], seed, subsets[name]) for name in mine]
+            trained += _baseline_runs(model, seed, sizes, evaluation.baselines, pool, orders)
+        if evaluation.equal_steps:
+            steps = scheduled_steps(max(sizes), evaluation.training.recipe())
+            trained = [replace(run, steps=steps) for run in trained]
+        runs += trained
     return runs
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pvariance
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -21,16 +22,23 @@ from curation_assets.corpus.ingest import corpus_rows
 from curation_assets.corpus.samples import samples_of
 from curation_assets.evaluation.arms import Run, configured_evaluation, runs_of
 from curation_assets.evaluation.benchmarks import EvaluationError, Problems, judged, read_benchmark
-from curation_assets.evaluation.keys import answers_path, recipe_of_run, run_key
+from curation_assets.evaluation.keys import recipe_of_run, results_path, run_key
+from curation_assets.evaluation.losses import measure_losses, responses_of
+from curation_assets.signals.scorers import MIB
 from curation_assets.signals.warmup import alone
 from curation_assets.tables.evaluation import POST_TRAINING_ANSWERS
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError
-from curation_resources.models.generation import GenerationSpec, open_generator
+from curation_resources.models.generation import Generator
 from curation_resources.progress import track
+from curation_resources.quiet import quieten_transformers
+from curation_resources.scoring.spec import PassSpec
 from curation_resources.storage.digests import atomic_write
 from curation_resources.training.examples import steps_of
 from curation_resources.training.trainer import TrainingRecord, TrainingSpec, train
+
+if TYPE_CHECKING:
+    from curation_resources.scoring.forward import ForwardPass
 
 TRAINED = "trained.json"
 """Written beside the complete weights: a run killed after that only has to answer."""
@@ -49,8 +57,8 @@ class Plan:
     Attributes:
         evaluation: the settings, with the requested changes.
         runs: all runs with their keys.
-        benchmarks: content of the benchmarks.
-        lacking: by key, the benchmarks without stored answers; each run once.
+        benchmarks: content of the benchmarks, once for each of their metrics.
+        lacking: by key, the benchmarks without stored results; each run once.
     """
 
     evaluation: Evaluation
@@ -67,7 +75,7 @@ class Plan:
 def plan_evaluation(
     workspace: Workspace, seeds: Sequence[int] | None = None, subsets: Sequence[str] | None = None
 ) -> Plan:
-    """Return the runs and answers of an evaluation, and which are missing, without loading a model.
+    """Return the runs and results of an evaluation, and which are missing, without loading a model.
 
     Args:
         workspace: the configuration.
@@ -78,21 +86,21 @@ def plan_evaluation(
         EvaluationError: something is missing; the message names the fix.
     """
     evaluation = configured_evaluation(workspace, seeds, subsets)
-    benchmarks = [read_benchmark(workspace, benchmark) for benchmark in evaluation.benchmarks]
+    benchmarks = [one for benchmark in evaluation.benchmarks for one in read_benchmark(workspace, benchmark)]
     runs = [(run, run_key(workspace, run, evaluation)) for run in runs_of(workspace, evaluation)]
     lacking = {}
     for _, key in runs:
-        found = _unanswered(workspace, key, benchmarks, evaluation)
+        found = _without_results(workspace, key, benchmarks, evaluation)
         if found:
             lacking[key] = found
     workspace.cache.save()
     return Plan(evaluation, runs, benchmarks, lacking)
 
 
-def _unanswered(
+def _without_results(
     workspace: Workspace, key: str, benchmarks: Sequence[Problems], evaluation: Evaluation
 ) -> list[Problems]:
-    paths = [answers_path(key, problems, evaluation) for problems in benchmarks]
+    paths = [results_path(key, problems, evaluation) for problems in benchmarks]
     stored = [workspace.warehouse.table_metadata(path).get("fingerprint") for path in paths]
     return [problems for problems, run in zip(benchmarks, stored, strict=True) if run != key]
 
@@ -107,8 +115,13 @@ def make_runs(workspace: Workspace, plan: Plan) -> None:
     if not due:
         return
     steps = sum(_steps(run, plan.evaluation) for run, _ in due)
-    asked = sum(len(problems.items) for found in plan.lacking.values() for problems in found)
-    with track("fine-tuning, steps", steps) as train_on, track("answering, problems", asked) as answer_on:
+    lacking = [problems for found in plan.lacking.values() for problems in found]
+    asked = sum(len(problems.items) for problems in lacking if problems.metric == "exact_match")
+    held = sum(responses_of(problems) for problems in lacking if problems.metric == "loss")
+    with ExitStack() as bars:
+        train_on = bars.enter_context(track("fine-tuning, steps", steps))
+        answer_on = bars.enter_context(track("answering, problems", asked)) if asked else _ignore_progress
+        measure_on = bars.enter_context(track("measuring losses, responses", held)) if held else _ignore_progress
         for run, key in due:
             left = [_steps(run, plan.evaluation)]
 
@@ -118,11 +131,15 @@ def make_runs(workspace: Workspace, plan: Plan) -> None:
                 train_on(count)
 
             try:
-                _make_run(workspace, run, key, plan, step, answer_on)
+                _make_run(workspace, run, key, plan, step, answer_on, measure_on)
             except UserError as error:
                 raise EvaluationError(f"evaluation of {run.title}: {error}") from error
             # Covers runs finished by another process, and samples that could not be used.
             train_on(left[0])
+
+
+def _ignore_progress(_count: int) -> None:
+    """Ignore progress."""
 
 
 def _steps(run: Run, evaluation: Evaluation) -> int:
@@ -130,14 +147,23 @@ def _steps(run: Run, evaluation: Evaluation) -> int:
     return 0 if recipe is None else steps_of(len(run.sample_ids), recipe)
 
 
-def _make_run(workspace: Workspace, run: Run, key: str, plan: Plan, step: Advance, answered: Advance) -> None:
-    """Train one run and store its answers; delete its weights afterwards."""
+def _make_run(
+    workspace: Workspace, run: Run, key: str, plan: Plan, step: Advance, answered: Advance, measured: Advance
+) -> None:
+    """Train one run and store its results; delete its weights afterwards."""
     work = workspace.work_folder(f"evaluation-{key}")
     with alone(work):
-        lacking = _unanswered(workspace, key, plan.benchmarks, plan.evaluation)
+        lacking = _without_results(workspace, key, plan.benchmarks, plan.evaluation)
         if lacking:
             facts, weights = _trained(workspace, run, plan.evaluation, work, step)
-            _generate_answers(workspace, run, key, plan, lacking, weights, facts, answered)
+            scoring = _loaded(workspace, run, plan.evaluation, weights)
+            metadata = {"fingerprint": key, "facts": json.dumps(facts)}
+            for problems in lacking:
+                if problems.metric == "loss":
+                    frame = measure_losses(scoring, problems, key, measured)
+                else:
+                    frame = _answers(scoring, problems, key, plan.evaluation, answered)
+                workspace.warehouse.write_table(results_path(key, problems, plan.evaluation), frame, metadata)
         shutil.rmtree(work, ignore_errors=True)
 
 
@@ -183,50 +209,47 @@ def _training_spec(workspace: Workspace, target: Target) -> TrainingSpec:
     )
 
 
-def _generate_answers(
-    workspace: Workspace,
-    run: Run,
-    key: str,
-    plan: Plan,
-    lacking: Sequence[Problems],
-    weights: Path | None,
-    facts: dict[str, Any],
-    answered: Advance,
-) -> None:
-    """Generate and store a model's answers, benchmark by benchmark."""
-    target = workspace.settings.target(run.model)
-    base, adapted = workspace.model_folder(target), plan.evaluation.training.recipe().adapter == "lora"
-    spec = GenerationSpec(
+def _loaded(workspace: Workspace, run: Run, evaluation: Evaluation, weights: Path | None) -> ForwardPass:
+    """Load a run's model, as the pool is measured."""
+    quieten_transformers()
+    from curation_resources.scoring.devices import make_pass  # noqa: PLC0415
+
+    target, engine = workspace.settings.target(run.model), workspace.settings.engine
+    base, adapted = workspace.model_folder(target), evaluation.training.recipe().adapter == "lora"
+    spec = PassSpec(
         base if weights is None or adapted else weights,
         weights if adapted else None,
+        dtype=target.dtype,
         template=target.template,
         max_length=target.max_length,
-        max_new_tokens=plan.evaluation.max_new_tokens,
-        device=workspace.settings.engine.one_device,
-        dtype=target.dtype,
         trust_remote_code=target.trust_remote_code,
-        attention=workspace.settings.engine.attention,
-        batch_tokens=plan.evaluation.batch_tokens,
+        batch_tokens=engine.batch_tokens,
+        head_memory=None if engine.head_memory_mib is None else engine.head_memory_mib * MIB,
+        attention=engine.attention,
     )
-    generator = open_generator(spec)
-    for problems in lacking:
-        made = generator.generate([item.turns for item in problems.items], answered)
-        rows = []
-        for item, generated in zip(problems.items, made, strict=True):
-            answer, right = judged(generated.text, item.reference)
-            rows.append(
-                {
-                    "run": key,
-                    "benchmark": problems.name,
-                    "item": item.row,
-                    "text": generated.text,
-                    "answer": answer,
-                    "reference": item.reference,
-                    "right": right,
-                    "finished": generated.finished,
-                    "flag": generated.flag,
-                }
-            )
-        frame = POST_TRAINING_ANSWERS.conform(pl.DataFrame(rows, schema=POST_TRAINING_ANSWERS.schema))
-        metadata = {"fingerprint": key, "facts": json.dumps(facts)}
-        workspace.warehouse.write_table(answers_path(key, problems, plan.evaluation), frame, metadata)
+    return make_pass(spec, engine.one_device)
+
+
+def _answers(
+    scoring: ForwardPass, problems: Problems, run: str, evaluation: Evaluation, answered: Advance
+) -> pl.DataFrame:
+    """Return table `post_training_answers` of one run and benchmark, with newly generated answers."""
+    generator = Generator(scoring.checkpoint, scoring.encoder, evaluation.max_new_tokens, evaluation.batch_tokens)
+    made = generator.generate([item.turns for item in problems.items], answered)
+    rows = []
+    for item, generated in zip(problems.items, made, strict=True):
+        answer, right = judged(generated.text, item.reference)
+        rows.append(
+            {
+                "run": run,
+                "benchmark": problems.name,
+                "item": item.row,
+                "text": generated.text,
+                "answer": answer,
+                "reference": item.reference,
+                "right": right,
+                "finished": generated.finished,
+                "flag": generated.flag,
+            }
+        )
+    return POST_TRAINING_ANSWERS.conform(pl.DataFrame(rows, schema=POST_TRAINING_ANSWERS.schema))

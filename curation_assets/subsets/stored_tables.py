@@ -70,6 +70,7 @@ def _scan(
         "raw_corpus": tables.raw_corpus_dir(),
         "rejected_rows": tables.rejected_rows_dir(),
         "post_training_answers": evaluation_tables.answers_dir(),
+        "post_training_losses": evaluation_tables.losses_dir(),
     }
     files = {
         "pool": tables.pool_path(),
@@ -81,6 +82,8 @@ def _scan(
         "post_training_runs": evaluation_tables.post_training_runs_path(),
         "method_audit": audit_tables.method_audit_path(),
         "audit_samples": audit_tables.audit_samples_path(),
+        "post_training_spread": evaluation_tables.post_training_spread_path(),
+        "post_training_differences": evaluation_tables.post_training_differences_path(),
     }
     if name in folders:
         return warehouse.scan(folders[name])

@@ -32,6 +32,7 @@ from curation_assets.demo.plans import answer_text, calculate
 from curation_assets.demo.problems import FAMILIES
 from curation_assets.demo.tour import MODEL
 from curation_assets.evaluation.rendering import show_evaluation
+from curation_assets.evaluation.summary import stored_results
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.tables.evaluation import RELATIVE_AVERAGE, post_training_eval_path, post_training_runs_path
 from curation_assets.workspace.workspace import Workspace
@@ -143,7 +144,7 @@ def main() -> None:
             measured = time.monotonic()
             job.evaluate()
         ended = time.monotonic()
-        show_evaluation(workspace.warehouse.read_table(post_training_eval_path()), console)
+        show_evaluation(stored_results(workspace), console)
         sound = sound_shares(workspace)
         console.print(f"sound traces, share of the pool and of subsets: {sound}", soft_wrap=True)
         # What a former run of the same folder did is not in them, so they are not kept.

@@ -320,9 +320,9 @@ def test_gc_keeps_what_an_audit_of_this_configuration_would_use(tmp_path: Path, 
 def test_what_cannot_be_audited_is_said(tmp_path: Path, tiny_model: Path) -> None:
     wrong = [{**row, "correct": False} for row in rows(5)]
     workspace = audited(tmp_path, tiny_model, wrong)
-    with pytest.raises(AuditError, match="none of the 5 samples .* not marked wrong"):
+    with pytest.raises(AuditError, match=r"none of the 5 samples .* not marked wrong"):
         write_audit(workspace, SMALL)
-    with pytest.raises(AuditError, match="kind of flaw 'wrong_numbers'.*wrong_number"):
+    with pytest.raises(AuditError, match=r"kind of flaw 'wrong_numbers'.*wrong_number"):
         settings_of(workspace, kinds=["wrong_numbers"])
     one = audited(tmp_path / "one", tiny_model, rows(1))
     # One prompt: no other trace to take anything from.

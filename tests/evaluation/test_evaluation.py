@@ -199,6 +199,10 @@ def test_the_asset_says_all_of_it(made: Workspace) -> None:
     table = str(metadata["arms"].value)
     assert "100.0 ± 0.0" in table
     assert "tokens trained" in table
+    assert next(iter(metadata)) == "spread_of_random_draws"
+    assert "random (4)" in str(metadata["spread_of_random_draws"].value)
+    assert "is the yardstick" in str(metadata["yardstick"].value)
+    assert "best | random (4) | counting, %" in str(metadata["differences"].value)
     for name in ("counting", "other", RELATIVE_AVERAGE):
         assert "data:image/png;base64," in str(metadata[f"plot_{name}"].value)
     assert int(str(metadata["tokens_trained"].value)) > 0
@@ -463,4 +467,6 @@ def test_nothing_is_stored_where_nothing_was_evaluated(plain: Workspace) -> None
 def test_the_help_teaches() -> None:
     text = CliRunner().invoke(app, ["evaluate", "--help"], env={"COLUMNS": "200"}).output
     for words in ("--seeds", "--subset", "--dry-run", "95 % intervals", "full pool", "untouched base", "deleted"):
+        assert words in text
+    for words in ("metric: loss", "equal_steps: true", "yardstick", "paired bootstrap"):
         assert words in text
