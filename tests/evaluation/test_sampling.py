@@ -35,7 +35,8 @@ def plain_draw(logits: list[float], uniform: float, temperature: float, top_p: f
     chances = [weight / sum(weights) for weight in weights]
     kept: set[int] = set()
     for token in sorted(range(len(chances)), key=lambda token: -chances[token]):
-        if sum(chances[other] for other in kept) < top_p:
+        # Rounded, the likeliest tokens may already add up to 1.
+        if top_p >= 1.0 or sum(chances[other] for other in kept) < top_p:
             kept.add(token)
     passed, total = 0.0, sum(chances[token] for token in kept)
     for token in sorted(kept):
