@@ -89,19 +89,27 @@ def audit_scores(workspace: Workspace, settings: Audit, allowance: Allowance) ->
         if target.kind == "judge":
             audited.skipped[target.name] = "a judge reads the prompt alone, which a twin shares with its original"
             continue
-        signals = [signal for signal in target.signals if signal not in NOT_OF_TWINS]
-        stores = stores_of(workspace, target, signals, AUDIT)
-        audited.tokens += sum(_measured(workspace, target, samples, stores, allowance))
+        stores = audit_stores(workspace, target)
+        _copy_from_pool(workspace, target, samples.filter(pl.col("kind") == ORIGINAL)["sample_id"], stores)
+        audited.tokens += sum(measure_audit(workspace, target, samples, stores, allowance))
         audited.scores.append(score_samples(workspace, target, samples, stores))
     audited.unfinished = allowance.reached() if allowance.unfinished else None
     return audited
 
 
-def _measured(
+def audit_stores(workspace: Workspace, target: Target) -> Stores:
+    """Return where an audit keeps a target's signals.
+
+    Raises:
+        MeasuringError: a checkpoint has not been trained yet.
+    """
+    return stores_of(workspace, target, [one for one in target.signals if one not in NOT_OF_TWINS], AUDIT)
+
+
+def measure_audit(
     workspace: Workspace, target: Target, samples: pl.DataFrame, stores: Stores, allowance: Allowance
 ) -> Iterator[int]:
-    """Measure what is missing, and yield the tokens of each visit."""
-    _copy_from_pool(workspace, target, samples.filter(pl.col("kind") == ORIGINAL)["sample_id"], stores)
+    """Measure what is missing of an audit's samples, and yield the tokens of each visit."""
     turns = [
         (f"audit samples {start + 1:,} to {start + part['original'].n_unique():,}", _inputs(workspace, part))
         for start, part in zip(

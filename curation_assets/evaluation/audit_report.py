@@ -197,7 +197,7 @@ def _oriented(scores: TargetScores, section: ScoreSection) -> pl.DataFrame:
     return scores.values[section.name].with_columns(pl.col("value") * sign)
 
 
-def _pairs(samples: pl.DataFrame, scores: TargetScores, section: ScoreSection, kind: str) -> tuple[pl.DataFrame, int]:
+def pairs_of(samples: pl.DataFrame, scores: TargetScores, section: ScoreSection, kind: str) -> tuple[pl.DataFrame, int]:
     """Return prompt, original and twin with both scores; and the number of twins that have none, unlike theirs."""
     own = _oriented(scores, section)
     measured = scores.facts.select("sample_id")
@@ -217,7 +217,7 @@ def _kinds(samples: pl.DataFrame) -> list[str]:
 
 def _against_twins(samples: pl.DataFrame, scores: TargetScores, section: ScoreSection) -> Iterator[Cell]:
     for kind in _kinds(samples):
-        pairs, without = _pairs(samples, scores, section, kind)
+        pairs, without = pairs_of(samples, scores, section, kind)
         count = len(pairs) + without
         excluded = bool(count) and without >= MOST_EXCLUDED * count
         sound, twin = pairs["sound"].to_numpy(), pairs["twin"].to_numpy()
@@ -387,7 +387,7 @@ def _taken(workspace: Workspace, samples: pl.DataFrame, scores: TargetScores, se
             chosen_by.append(subset.selector)
     for selector in {one.model_dump_json(): one for one in chosen_by if _compares(one)}.values():
         for kind in _kinds(samples):
-            pairs, without = _pairs(samples, scores, section, kind)
+            pairs, without = pairs_of(samples, scores, section, kind)
             if pairs.is_empty():
                 continue
             share = _flawed_share(scores, section, selector, pairs)

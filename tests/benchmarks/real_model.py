@@ -110,7 +110,7 @@ def gsm8k_rows(problem: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def prm800k_rows(traces: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     """Solutions that were followed to their end, as they are and with one rejected step in place of an accepted one."""
     files = sorted((DATA / "prm800k_phase1").glob("*.parquet"))
-    columns = ("instruction", "responses", "next_response", "answer", "rating", "is_solution")
+    columns = ["instruction", "responses", "next_response", "answer", "rating", "is_solution"]
     rows = pl.concat([pl.read_parquet(file, columns=columns).cast({"rating": pl.Float64}) for file in files])
     rejected: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for row in rows.filter(pl.col("rating") == -1.0).iter_rows(named=True):

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.system
 ROOT = Path(__file__).parents[2]
 
 KEYS = {
+    "audit": {"kinds", "auroc_by_kind", "null_covers_half", "tokens_second_audit", "seconds_share"},
     "scale": {"ray_over_local", "remeasured_share_after_kill", "simulated_busy_share_1000"},
     "at_scale": {
         "run_seconds_per_shard",
