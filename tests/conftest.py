@@ -109,6 +109,18 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """The folder of SmolLM2-135M-Instruct."""
+    from tests.real_model import NoRealModelError
+    from tests.real_model import real_model as made
+
+    try:
+        return made()
+    except NoRealModelError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(autouse=True)
 def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test writes to the user's cache, or reads the user's configuration."""
