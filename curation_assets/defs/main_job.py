@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, cast
 
 import dagster as dg
 
@@ -270,7 +270,8 @@ class MainJob:
         lines = [f"{int(str(metadata['tokens_run'])):,} tokens measured"]
         if (stopped := metadata["unfinished"]) != EVERYTHING:
             lines.append(f"stopped at {stopped}: what is shown is of a part. `curate audit` goes on from there.")
-        return lines
+        skipped = cast("dict[str, str]", metadata["skipped_targets"])
+        return lines + [f"{target} is not audited: {reason}" for target, reason in skipped.items()]
 
     def _check_models(self) -> None:
         """Refuse unusable models before any work, and report the base models' versions."""

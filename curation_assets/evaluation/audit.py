@@ -14,13 +14,13 @@ from pydantic import ValidationError
 
 from curation_assets.config.evaluation_settings import Audit
 from curation_assets.config.settings import Target
-from curation_assets.evaluation.audit_samples import ORIGINAL, samples_in_turns, write_audit_samples
+from curation_assets.evaluation.audit_samples import ORIGINAL, AuditError, samples_in_turns, write_audit_samples
 from curation_assets.methods.method import ScoreInputs, ScoreSection
 from curation_assets.methods.registry import METHODS, method_of
 from curation_assets.signals.engine import Stores, open_engine, stores_of
 from curation_assets.signals.held_out import validation_vectors
 from curation_assets.signals.measure import ShardSamples, measure_all
-from curation_assets.signals.store import SignalStore
+from curation_assets.signals.store import MeasuringError, SignalStore
 from curation_assets.steps.segmentation import segment_frame
 from curation_assets.subsets.shard_scores import facts_of
 from curation_assets.tables.audit import AUDIT
@@ -80,8 +80,7 @@ def audit_scores(workspace: Workspace, settings: Audit, allowance: Allowance) ->
     """Draw and spoil samples, measure what is missing of them with every target, and score them.
 
     Raises:
-        AuditError: the pool has no sample that can be audited.
-        MeasuringError: a checkpoint has not been trained yet.
+        AuditError: the pool has no sample that can be audited, or no target can measure now.
     """
     samples = write_audit_samples(workspace, settings)
     audited = Audited(samples)
@@ -89,10 +88,17 @@ def audit_scores(workspace: Workspace, settings: Audit, allowance: Allowance) ->
         if target.kind == "judge":
             audited.skipped[target.name] = "a judge reads the prompt alone, which a twin shares with its original"
             continue
-        stores = audit_stores(workspace, target)
+        try:
+            stores = audit_stores(workspace, target)
+        except MeasuringError as error:
+            audited.skipped[target.name] = str(error)
+            continue
         _copy_from_pool(workspace, target, samples.filter(pl.col("kind") == ORIGINAL)["sample_id"], stores)
         audited.tokens += sum(measure_audit(workspace, target, samples, stores, allowance))
         audited.scores.append(score_samples(workspace, target, samples, stores))
+    if not audited.scores:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in audited.skipped.items())
+        raise AuditError(f"no target can be audited ({reasons})")
     audited.unfinished = allowance.reached() if allowance.unfinished else None
     return audited
 

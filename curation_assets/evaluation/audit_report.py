@@ -99,17 +99,19 @@ def settings_of(workspace: Workspace, samples: int | None = None, kinds: Sequenc
     return settings
 
 
-def write_audit(workspace: Workspace, settings: Audit, budget_minutes: float | None = None) -> Made:
+def write_audit(
+    workspace: Workspace, settings: Audit, budget_minutes: float | None = None, labelled: int = LABELLED
+) -> Made:
     """Measure what is missing, and write table `method_audit`.
 
     Args:
         workspace: the configuration.
         settings: what to audit.
         budget_minutes: minutes of measuring on each device; None: as the configuration's limits allow.
+        labelled: most samples, or steps, that are compared by their labels.
 
     Raises:
-        AuditError: the pool has no sample that can be audited.
-        MeasuringError: a checkpoint has not been trained yet.
+        AuditError: the pool has no sample that can be audited, or no target can measure now.
     """
     limits = workspace.settings.limits
     if budget_minutes is None:
@@ -118,13 +120,13 @@ def write_audit(workspace: Workspace, settings: Audit, budget_minutes: float | N
         hours = [budget_minutes / 60, *([] if limits.device_hours is None else [limits.device_hours])]
         allowance = Allowance(limits.model_copy(update={"device_hours": min(hours)}))
     audited = audit_scores(workspace, settings, allowance)
-    table = report(workspace, audited)
+    table = report(workspace, audited, labelled)
     known = {one.target.name: of_what(workspace, one.target.name, list(one.sections)) for one in audited.scores}
     workspace.warehouse.write_table(method_audit_path(), table, {OF_WHAT: json.dumps(known)})
     return Made(table, audited.tokens, audited.unfinished, audited.skipped)
 
 
-def report(workspace: Workspace, audited: Audited) -> pl.DataFrame:
+def report(workspace: Workspace, audited: Audited, labelled: int = LABELLED) -> pl.DataFrame:
     """Return table `method_audit`."""
     cells: list[Cell] = []
     for scores in audited.scores:
@@ -133,7 +135,7 @@ def report(workspace: Workspace, audited: Audited) -> pl.DataFrame:
             if _ranks(section):
                 cells += _against_twins(audited.samples, scores, section)
                 cells += _steps_against_twins(audited.samples, scores, section)
-                cells += _against_labels(pool, section)
+                cells += _against_labels(pool, section, labelled)
                 cells += _explained(pool, section)
             cells += _taken(workspace, audited.samples, scores, section)
         cells += _agreement(pool)
@@ -317,17 +319,17 @@ def step_labels(rows: pl.DataFrame, settings: Segmentation) -> pl.DataFrame:
     return pl.DataFrame(found, schema=schema, orient="row")
 
 
-def _against_labels(pool: Reference, section: ScoreSection) -> Iterator[Cell]:
+def _against_labels(pool: Reference, section: ScoreSection, most: int) -> Iterator[Cell]:
     own = _oriented(pool.scores, section)
     rows = pool.rows.join(own, on="sample_id", how="inner").sort("sample_id")
     for name in SAMPLE_LABELS:
-        labelled = rows.with_columns(label=pl.col(name).cast(pl.Float64)).drop_nulls("label").head(LABELLED)
+        labelled = rows.with_columns(label=pl.col(name).cast(pl.Float64)).drop_nulls("label").head(most)
         for within in (ALL, "source", "prompt"):
             yield from _labelled(pool, section, name, "auroc", within, labelled)
     if section.name in pool.scores.steps and not pool.step_labels.is_empty():
         steps = pool.scores.steps[section.name].join(pool.step_labels, on=["sample_id", "step_index"], how="inner")
         steps = steps.join(pool.rows.select("sample_id", "prompt_id", "source"), on="sample_id")
-        labelled = steps.rename({"step_score": "value"}).sort("sample_id", "step_index").head(LABELLED)
+        labelled = steps.rename({"step_score": "value"}).sort("sample_id", "step_index").head(most)
         for within in (ALL, "source", "position", "trace"):
             yield from _labelled(pool, section, "steps", "step_auroc", within, labelled)
 

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.real_model --folder real-model
 
-makes the tables of docs/real-model.md. It takes hours on two cores; `--folder` keeps the workspace, so that a run that
-was killed goes on. The corpus holds
+makes the tables of docs/real-model.md: what the scores say of labels and of the audit's twins, what measuring costs,
+and what training on subsets gives. It takes hours on two cores; a run that was killed goes on. The corpus holds
 
 - `gsm8k_solutions`: problems of GSM8K with the reference solution and four models' solutions, marked right or wrong;
 - `prm800k`: solutions that PRM800K's annotators followed to their end, and each of them once more with one step
@@ -19,10 +19,28 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM
 
+from curation_assets.config.corpus_settings import Segmentation
+from curation_assets.config.evaluation_settings import Audit
+from curation_assets.defs.instance import open_instance
+from curation_assets.defs.main_job import MainJob
+from curation_assets.evaluation.audit_rendering import show_audit
+from curation_assets.evaluation.audit_report import codes, write_audit
+from curation_assets.evaluation.concordance import Estimate, win_rate
+from curation_assets.methods.registry import method_of
+from curation_assets.steps.segmentation import segment
+from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.workspace.workspace import Workspace
-from tests.benchmarks.common import DATA
-from tests.real_model import real_model
+from curation_resources.scoring.encoding import Encoder
+from curation_resources.scoring.loading import load_checkpoint
+from curation_resources.scoring.samples import ANSWER, Sample, Segment
+from curation_resources.terminal import progress_bars, simple_table
+from tests.benchmarks.common import DATA, alternate_clocks, finish, parser, ratios
+from tests.benchmarks.forward import ALL, GRACE, bare, ours
+from tests.real_model import CACHE, real_model
 
 GENERATORS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 PROBLEMS, TRACES = 200, 250
@@ -35,7 +53,7 @@ targets:
   - name: smol
     model: {model}
     dtype: bfloat16
-    warmup: {{fraction: 0.3, batch_size: 8, epochs: 1}}
+    warmup: {{fraction: 0.3, min_pool: 10, batch_size: 8, epochs: 1}}
     signals: [step_gradients, likelihoods, unconditional_likelihoods, base_likelihoods, error_norms,
               embeddings_mean, embeddings_position_weighted]
   - name: smol_base
@@ -137,5 +155,154 @@ def prm800k_rows(traces: int, seed: int = 0) -> Iterator[dict[str, Any]]:
             return
 
 
+SHOWN = ("correct", "steps")
+"""Labels whose comparisons are printed."""
+
+
+def measured(workspace: Workspace, audit: Audit, labelled: int) -> pl.DataFrame:
+    """Run the main job and the audit; gives table `method_audit`."""
+    console = Console(width=160, markup=False)
+    with open_instance(workspace) as instance, progress_bars(console) as progress:
+        MainJob(workspace, instance, lambda line: progress.console.print(line, style="dim")).run()
+        write_audit(workspace, audit, labelled=labelled)
+    return read_stored(workspace, "method_audit").collect()
+
+
+def rejected_steps(workspace: Workspace) -> list[tuple[str, str, Estimate]]:
+    """Of each score, the share of PRM800K's traces that score above themselves with a rejected step."""
+    corpus = read_stored(workspace, "raw_corpus").filter(pl.col("source") == "prm800k").collect()
+    found = []
+    for score in workspace.settings.scores:
+        values = read_stored(workspace, "sample_scores", target=score.target).select("sample_id", value=score.name)
+        rows = corpus.select("sample_id", "prompt_id", "generator", "row").join(values.collect(), on="sample_id")
+        rows = rows.filter(pl.col("value").is_finite()).with_columns(pair=pl.col("row") // 2)
+        wide = rows.pivot("generator", index=["pair", "prompt_id"], values="value")
+        if not {"accepted", "one_rejected_step"} <= set(wide.columns):
+            continue
+        wide = wide.drop_nulls().sort("pair")
+        sign = 1.0 if method_of(score).highest_first else -1.0
+        sound, flawed = (sign * wide[name].to_numpy() for name in ("accepted", "one_rejected_step"))
+        estimate = win_rate(sound, flawed, codes(wide["prompt_id"]))
+        if estimate is not None:
+            found.append((score.name, score.target, estimate))
+    return found
+
+
+def by_position(workspace: Workspace) -> pl.DataFrame:
+    """Mean score of GRACE's steps by their index."""
+    steps = read_stored(workspace, "step_scores", target="smol", score="grace")
+    found = steps.group_by("step_index").agg(steps=pl.len(), mean=pl.col("step_score").mean())
+    return found.filter(pl.col("step_index") <= 10).sort("step_index").collect()
+
+
+def speed(model: Path, samples: int, rounds: int) -> dict[str, object]:
+    """Time over a bare loop of transformers on the same tokens: whole model and loss, batches of 8 as they arrive."""
+    checkpoint = load_checkpoint(model, device="cpu", dtype="bfloat16")
+    encoder = Encoder(checkpoint.tokenizer, "auto", checkpoint.max_length)
+    rows = [json.loads(line) for line in (DATA / "gsm8k" / "train.jsonl").read_text().splitlines()[:samples]]
+    settings = Segmentation()
+    given = []
+    for number, row in enumerate(rows):
+        cut = segment(row["answer"], settings)
+        spans = [Segment(index, *span) for index, span in enumerate(cut.steps, 1)]
+        spans += [] if cut.answer is None else [Segment(ANSWER, cut.answer.start, cut.answer.end)]
+        turns = [{"role": "user", "content": row["question"]}]
+        given.append(Sample(f"{number:032x}", turns, row["answer"], tuple(spans)))
+    encoded = encoder.encode(given)
+    whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+    clocks = alternate_clocks(
+        {
+            "bare": lambda: bare(whole, encoded, 8),
+            "grace": lambda: ours(checkpoint, encoded, GRACE),
+            "all signals": lambda: ours(checkpoint, encoded, ALL),
+        },
+        rounds,
+    )
+    return {
+        "tokens": sum(map(len, encoded)),
+        **ratios("grace_over_bare", clocks["grace"], clocks["bare"]),
+        **ratios("all_signals_over_bare", clocks["all signals"], clocks["bare"]),
+    }
+
+
+def with_evaluation(workspace: Workspace, problems: int) -> Workspace:
+    """The workspace with an evaluation by loss: subsets of 20 % of the right solutions of GSM8K by four methods."""
+    lines = (DATA / "gsm8k" / "test.jsonl").read_text().splitlines()
+    # The corpus holds the first problems of the same file.
+    (workspace.folder / "held_out_test.jsonl").write_text("\n".join(lines[-problems:]) + "\n")
+    text = (workspace.folder / "curation.yaml").read_text().partition("subsets:")[0] + SUBSETS
+    path = workspace.folder / "evaluation.yaml"
+    path.write_text(text)
+    return Workspace.load(path)
+
+
+SUBSETS = """\
+subsets:
+  - {name: grace_20, score: grace, budget: {fraction: 0.2}, filters: {correct: true, sources: [gsm8k]}}
+  - {name: grape_20, score: grape, budget: {fraction: 0.2}, filters: {correct: true, sources: [gsm8k]}}
+  - {name: margin_20, score: mean_margin, budget: {fraction: 0.2}, filters: {correct: true, sources: [gsm8k]}}
+  - {name: longest_20, score: longest, budget: {fraction: 0.2}, filters: {correct: true, sources: [gsm8k]}}
+evaluation:
+  benchmarks: [{name: gsm8k, path: ./held_out_test.jsonl, metric: loss, columns: {prompt: question, response: answer}}]
+  seeds: [0, 1, 2, 3, 4]
+  target: smol
+  baselines: [random]
+  training: {batch_size: 8, epochs: 1}
+  equal_steps: true
+"""
+
+
+def evaluated(workspace: Workspace, problems: int) -> None:
+    """Train and measure the arms, and print the tables."""
+    console = Console(width=160, markup=False)
+    workspace = with_evaluation(workspace, problems)
+    with open_instance(workspace) as instance, progress_bars(console) as progress:
+        job = MainJob(workspace, instance, lambda line: progress.console.print(line, style="dim"))
+        job.run()
+        job.evaluate()
+    for name in ("post_training_spread", "post_training_eval", "post_training_differences"):
+        frame = read_stored(workspace, name).collect()
+        console.print(simple_table(name, frame.columns, frame.iter_rows()))
+
+
+def main() -> None:
+    """Print the tables and the JSON line."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--folder", type=Path, default=CACHE / "real-model-benchmark", help="where the workspace is")
+    arguments.add_argument("--only", choices=("methods", "speed", "evaluation"), help="one part of it")
+    options = arguments.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=200, fmt_str_lengths=40)
+    model, console = real_model(), Console(width=180, markup=False)
+    sizes = (4, 4) if options.small else (PROBLEMS, TRACES)
+    workspace = make_workspace(options.folder, model, *sizes)
+    result: dict[str, Any] = {}
+    if options.only in (None, "methods"):
+        found = measured(workspace, Audit(samples=4 if options.small else 100), 100 if options.small else 6000)
+        labels = found.filter(pl.col("kind").is_in(SHOWN)).select(
+            "score", "target", "configured", "kind", "measure", "within", "value", "low", "high", "verdict", "samples"
+        )
+        show_audit(found.filter(~pl.col("kind").is_in(SHOWN)), console)
+        pairs = rejected_steps(workspace)
+        rows = [
+            (name, target, one.pairs, f"{one.value:.3f}", *(f"{end:.3f}" for end in one.interval()))
+            for name, target, one in pairs
+        ]
+        console.print(simple_table("labels", labels.columns, labels.iter_rows()))
+        headers = ("score", "target", "pairs", "above the trace with a rejected step", "low", "high")
+        console.print(simple_table("PRM800K", headers, rows))
+        positions = by_position(workspace)
+        console.print(simple_table("mean step score by index", positions.columns, positions.iter_rows()))
+        result["method_audit"] = found.drop("detectable").to_dicts()
+        result["rejected_steps"] = {f"{target}.{name}": one.value for name, target, one in pairs}
+        result["mean_step_score"] = dict(positions.select("step_index", "mean").iter_rows())
+    if options.only in (None, "speed"):
+        result["speed"] = speed(model, 8 if options.small else 64, options.rounds)
+    if options.only in (None, "evaluation"):
+        evaluated(workspace, 4 if options.small else 100)
+    finish("real_model", result, options, options.only)
+
+
 if __name__ == "__main__":
-    make_workspace(Path("/tmp/real"), real_model())
+    main()

@@ -330,6 +330,21 @@ def test_what_cannot_be_audited_is_said(tmp_path: Path, tiny_model: Path) -> Non
     assert made.table.filter(pl.col("verdict").is_not_null()).is_empty()
 
 
+def test_a_target_that_cannot_measure_is_left_out(tmp_path: Path, tiny_model: Path) -> None:
+    workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(20)}, signals=SIGNALS, warmup="{min_pool: 100}")
+    instance = instance_of(workspace)
+    MainJob(workspace, instance).run(until="checkpoints")
+    with pytest.raises(AuditError, match=r"no target can be audited .tiny: the warm-up of target tiny"):
+        write_audit(workspace, SMALL)
+    text = (tmp_path / "curation.yaml").read_text()
+    base = f"  - {{name: base, model: {tiny_model}, warmup: none, signals: [likelihoods]}}\n"
+    (tmp_path / "curation.yaml").write_text(text.replace("scores:\n", f"{base}scores:\n"))
+    both = Workspace.load(tmp_path / "curation.yaml")
+    lines = MainJob(both, instance).audit(samples=5)
+    assert any(line.startswith("tiny is not audited: the warm-up") for line in lines)
+    assert set(read_stored(both, "method_audit").collect()["target"]) == {"base"}
+
+
 def test_the_command_and_the_asset(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(30, steps=4)}, signals=SIGNALS)
     monkeypatch.chdir(tmp_path)
