@@ -12,7 +12,7 @@ from curation_assets.defs.corpus import RAW_CORPUS_KEY
 from curation_assets.defs.quality import POOL_KEY
 from curation_assets.evaluation.audit_rendering import explained_of
 from curation_assets.evaluation.audit_report import settings_of, write_audit
-from curation_assets.subsets.audited import findings_of
+from curation_assets.subsets.audited import LEGEND, findings_of, overview_of
 from curation_assets.tables.audit import METHOD_AUDIT
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.plots import intervals
@@ -51,6 +51,8 @@ def audit_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
     def method_audit(config: AuditConfig, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
         made = write_audit(workspace, settings_of(workspace, config.samples, config.kinds), config.budget_minutes)
         metadata: dict[str, Any] = row_count(len(made.table), partitioned=False) | {
+            "overview": markdown_table(*overview_of(made.table)),
+            "legend": LEGEND,
             "findings": markdown_table(*findings_of(made.table)),
             "explained_by": markdown_table(*explained_of(made.table)),
             "tokens_run": made.tokens,

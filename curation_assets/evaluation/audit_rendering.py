@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 from rich.console import Console
 
-from curation_assets.subsets.audited import Rows, findings_of
+from curation_assets.subsets.audited import LEGEND, Rows, findings_of, overview_of
 from curation_assets.subsets.facts import source_advice
 from curation_resources.terminal import simple_table
 
@@ -45,8 +45,11 @@ def advice_of(table: pl.DataFrame) -> list[str]:
 
 def show_audit(table: pl.DataFrame, console: Console) -> None:
     """Print the results of an audit."""
-    title = "samples against their flawed twins, and labels: .5 is chance; 95 % intervals over prompts"
-    console.print(simple_table(title, *findings_of(table)))
+    title = "share of samples that score above their flawed twin (labels: AUROC); .5 is chance"
+    console.print(simple_table(title, *overview_of(table)))
+    console.print(LEGEND, style="dim")
+    title = "configured scores: 95 % intervals over prompts"
+    console.print(simple_table(title, *findings_of(table.filter("configured"))))
     console.print(simple_table("what else explains the scores (Spearman's correlations)", *explained_of(table)))
     if not table["configured"].all():
         console.print("(in parentheses: not configured, computed with defaults)", style="dim")

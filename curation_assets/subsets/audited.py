@@ -54,6 +54,31 @@ def audit_of(workspace: Workspace, score: ScoreSection) -> pl.DataFrame | None:
     return rows.filter((pl.col("target") == score.target) & (pl.col("score") == score.name))
 
 
+MARKS = {"separates": " ▲", "inverted": " ▼", "excluded": "no score", "too_few": " ?"}
+LEGEND = "▲ separates, ▼ inverted, without a mark: at chance, ?: fewer than 8 pairs, no score: twins are never selected"
+
+
+def overview_of(table: pl.DataFrame) -> tuple[list[str], Rows]:
+    """Return headers and rows of `method_audit`: one row per score, one column per kind of flaw and label.
+
+    Cells are paired win rates, for labels AUROC, for selectors that compare samples the share of twins that they take.
+    """
+    wanted = {"win_rate": 0, "auroc": 1, "flawed_share": 2}
+    rows = table.filter(pl.col("measure").is_in(list(wanted)) & (pl.col("kind") != ""))
+    rows = rows.filter((pl.col("within") == "all") | (pl.col("measure") == "flawed_share"))
+    kinds = rows["kind"].unique(maintain_order=True).to_list()
+    targets = rows["target"].n_unique() > 1
+    found: Rows = []
+    for (target, score), own in rows.group_by(["target", "score"], maintain_order=True):
+        cells: dict[str, str] = {}
+        for row in sorted(own.iter_rows(named=True), key=lambda row: -wanted[row["measure"]]):
+            value = "" if row["value"] is None else short(row["value"])
+            cells[row["kind"]] = f"{value}{MARKS.get(str(row['verdict']), '')}"
+        name = str(score) if own["configured"][0] else f"({score})"
+        found.append((*([target] if targets else []), name, *(cells.get(kind) for kind in kinds)))
+    return [*(["target"] if targets else []), "score", *kinds], found
+
+
 def findings_of(table: pl.DataFrame) -> tuple[list[str], Rows]:
     """Return headers and rows of `method_audit`: one row per score and kind of flaw or label."""
     judged = table.filter(pl.col("kind") != "")
