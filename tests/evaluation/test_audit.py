@@ -22,7 +22,7 @@ from curation_assets.evaluation.concordance import Estimate
 from curation_assets.operations.gc import find_unused
 from curation_assets.operations.purge import purge
 from curation_assets.steps.segmentation import segment
-from curation_assets.subsets.audited import audit_of, findings_of
+from curation_assets.subsets.audited import audit_of, findings_of, overview_of
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.tables.audit import AUDIT, audit_samples_path, method_audit_path
 from curation_assets.workspace.workspace import Workspace
@@ -234,6 +234,12 @@ def test_random_is_at_chance_and_what_gets_no_score_is_excluded(tmp_path: Path, 
     assert truncated["verdict"].item() == "excluded"
     assert truncated["without_score"].item() == 40
     assert truncated["value"].item() is None
+    headers, lines = overview_of(table)
+    assert headers[0] == "score"
+    cells = {str(line[0]): dict(zip(headers, line, strict=True)) for line in lines}
+    assert cells["(longest)"]["repeated_step"] == ".00 ▼"
+    assert cells["(longest)"]["truncated"] == "1.00 ▲"
+    assert cells["grace"]["truncated"] == "no score"
     headers, lines = findings_of(table)
     assert headers[:2] == ["score", "kind"]
     assert ("(random)", "wrong_number") in [line[:2] for line in lines]

@@ -18,6 +18,9 @@ from dagster import DagsterExecutionInterruptedError
 from PIL import Image
 from polars.testing import assert_frame_equal
 
+from curation_assets.config.evaluation_settings import Audit
+from curation_assets.defs.main_job import MainJob
+from curation_assets.evaluation.audit_report import write_audit
 from curation_assets.signals import engine as engines
 from curation_assets.signals.engine import RayEngine, RemotePart, RemoteTarget, RemoteWorker, stores_of
 from curation_assets.signals.measure import measure_shards, read_shard_samples
@@ -27,7 +30,7 @@ from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
 from tests.pipeline.test_images import trace
 from tests.pipeline.test_interruptions import stored_ids
-from tests.pipeline.workspaces import make_workspace, rows, run, signal_rows, subset_ids
+from tests.pipeline.workspaces import instance_of, make_workspace, rows, run, signal_rows, stored, subset_ids
 from tests.resources.test_reward import write_reward_model
 
 pytestmark = [pytest.mark.system, pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.usefixtures("ray_cluster")]
@@ -231,3 +234,18 @@ def test_nodes_that_do_not_share_the_warehouse_are_told_so(
         match=r"a worker on .* wrote .*parquet, which is not visible in .*mounted at the same path on all nodes",
     ):
         list(measure_shards(made, made.settings.targets[0], ["a.jsonl"], ["likelihoods"]))
+
+
+@pytest.mark.local_only("compares both engines itself")
+def test_an_audit_measures_its_twins_on_either_engine(tmp_path: Path, tiny_model: Path) -> None:
+    shards = {"a.jsonl": rows(12, steps=4)}
+    local = make_workspace(tmp_path / "local", tiny_model, shards, signals=SIGNALS)
+    far = on_ray(make_workspace(tmp_path / "ray", tiny_model, shards, signals=SIGNALS), 2)
+    made = []
+    for workspace in (local, far):
+        MainJob(workspace, instance_of(workspace)).run(until="checkpoints")
+        made.append(write_audit(workspace, Audit(samples=6)))
+    assert made[0].tokens == made[1].tokens > 0
+    assert_frame_equal(made[0].table, made[1].table, abs_tol=1e-3)
+    assert not stored(far, "signals")
+    assert write_audit(far, Audit(samples=6)).tokens == 0
