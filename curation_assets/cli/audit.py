@@ -13,7 +13,9 @@ commands = typer.Typer()
 
 @commands.command()
 def audit(
-    samples: Annotated[int | None, typer.Option(min=1, help="Samples to draw, instead of audit.samples (100).")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, max=2000, help="Samples to draw, instead of audit.samples (100).")
+    ] = None,
     kind: Annotated[
         list[str] | None,
         typer.Option("--kind", help="Make only flaws of this kind, such as wrong_number. Repeatable."),

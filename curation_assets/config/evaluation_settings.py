@@ -130,7 +130,7 @@ class Evaluation(Section):
 class Audit(Section):
     """Settings of `curate audit` (docs/audit.md)."""
 
-    samples: int = Field(100, ge=1, description="samples to draw from the pool")
+    samples: int = Field(100, ge=1, le=2000, description="samples to draw from the pool")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the draw and of the flaws")
     kinds: list[Name] | None = Field(
         None, min_length=1, description="kinds of flaws, such as wrong_number; default: all (docs/audit.md)"

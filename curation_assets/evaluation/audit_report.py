@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from pydantic import ValidationError
 
 from curation_assets.config.corpus_settings import Segmentation
 from curation_assets.config.evaluation_settings import Audit
@@ -88,13 +89,16 @@ def settings_of(workspace: Workspace, samples: int | None = None, kinds: Sequenc
     """Return the settings of an audit: those of the configuration, unless others are given.
 
     Raises:
-        AuditError: a kind is unknown, or the number of samples is not positive.
+        AuditError: a kind is unknown, or the number of samples is not between 1 and 2,000.
     """
     settings = workspace.settings.audit
-    if samples is not None and samples < 1:
-        raise AuditError(f"an audit of {samples} samples is not possible. Draw at least one.")
     changes = {"samples": samples, "kinds": list(kinds) or None}
-    settings = settings.model_copy(update={name: value for name, value in changes.items() if value is not None})
+    given = settings.model_dump() | {name: value for name, value in changes.items() if value is not None}
+    try:
+        settings = Audit.model_validate(given)
+    except ValidationError as error:
+        reasons = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise AuditError(f"these settings of an audit are not possible: {reasons}") from error
     kinds_of(settings)
     return settings
 

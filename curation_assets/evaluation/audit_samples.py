@@ -44,6 +44,8 @@ def write_audit_samples(workspace: Workspace, settings: Audit) -> pl.DataFrame:
     """
     kinds = kinds_of(settings)
     ids = drawn_ids(workspace, settings.seed)
+    if ids.is_empty():
+        raise AuditError("the pool is empty, so there is nothing to audit. Add traces, or see corpus.filters.")
     wanted = digest("audit_samples", AUDIT_VERSION, settings.samples, settings.seed, list(kinds), ids.to_list())
     path = audit_samples_path()
     if workspace.warehouse.table_metadata(path).get("fingerprint") == wanted:
@@ -169,11 +171,19 @@ def _donors(rows: pl.DataFrame, seed: int) -> dict[str, str]:
     """Return another prompt's sample for each, of the same source if there is one; none in a pool of one prompt."""
     found: dict[str, str] = {}
     triples = list(rows.select("sample_id", "prompt_id", "source").iter_rows())
+    of_source: dict[str, list[tuple[str, str]]] = {}
+    for other, asked, source in triples:
+        of_source.setdefault(source, []).append((other, asked))
+    every = [(other, asked) for other, asked, _ in triples]
+    several = {source for source, own in of_source.items() if len({asked for _, asked in own}) > 1}
+    if len({asked for _, asked in every}) < 2:
+        return {}
     for sample_id, prompt, source in triples:
-        others = [other for other, asked, _ in triples if asked != prompt]
-        near = [other for other, asked, of in triples if asked != prompt and of == source]
-        if near or others:
-            found[sample_id] = Random(digest("donor", seed, sample_id)).choice(near or others)
+        draw, among = Random(digest("donor", seed, sample_id)), of_source[source] if source in several else every
+        other, asked = draw.choice(among)
+        while asked == prompt:
+            other, asked = draw.choice(among)
+        found[sample_id] = other
     return found
 
 

@@ -19,7 +19,8 @@ GROUP = "curation_assets.corruptions"
 """Entry points of this group name a `Corruption`."""
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_CHOICES = "ABCDE"
+_CHOICES = "ABCD"
+"""Choices that any question with options has; `E` is exchanged for one of them, and never chosen."""
 _MIDDLE = (0.3, 0.7)
 """Shares of the response between which it is truncated."""
 
@@ -75,7 +76,9 @@ def _other_digit(number: str, draw: Random) -> str:
     """Return a number with one digit exchanged; a number of several digits does not begin with 0 afterwards."""
     place = draw.choice([index for index, sign in enumerate(number) if sign.isdigit()])
     leads = place == 0 and len(number) > 1
-    digit = draw.choice([one for one in "0123456789" if one != number[place] and not (leads and one == "0")])
+    # Digits of other scripts stay in their script.
+    zero = ord(number[place]) - int(number[place])
+    digit = chr(zero + draw.choice([one for one in range(int(leads), 10) if one != int(number[place])]))
     return number[:place] + digit + number[place + 1 :]
 
 
@@ -103,7 +106,7 @@ def _wrong_answer(trace: Trace, other: Trace, draw: Random) -> Trace | None:
         return None
     letter = stated.strip("().: ")
     wrong = _with_other_number(stated, draw)
-    if len(letter) == 1 and letter.upper() in _CHOICES:
+    if len(letter) == 1 and letter.upper() in f"{_CHOICES}E":
         choice = draw.choice([one for one in _CHOICES if one != letter.upper()])
         wrong = stated.replace(letter, choice if letter.isupper() else choice.lower())
     if wrong is None:

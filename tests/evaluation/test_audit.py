@@ -330,6 +330,10 @@ def test_what_cannot_be_audited_is_said(tmp_path: Path, tiny_model: Path) -> Non
         write_audit(workspace, SMALL)
     with pytest.raises(AuditError, match=r"kind of flaw 'wrong_numbers'.*wrong_number"):
         settings_of(workspace, kinds=["wrong_numbers"])
+    with pytest.raises(AuditError, match="samples: Input should be greater than or equal to 1"):
+        settings_of(workspace, samples=0)
+    with pytest.raises(AuditError, match="the pool is empty"):
+        write_audit(make_workspace(tmp_path / "none", tiny_model, {}, signals=SIGNALS), SMALL)
     one = audited(tmp_path / "one", tiny_model, rows(1))
     # One prompt: no other trace to take anything from.
     made = write_audit(one, SMALL)

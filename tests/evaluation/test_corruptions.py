@@ -53,8 +53,17 @@ def test_a_choice_becomes_another_choice(given_answer: str) -> None:
         twin = spoil("wrong_answer", seed, own)
         assert twin is not None
         letter = str(twin.stated_answer()).strip("()")
-        assert letter.upper() in "ACDE"
+        assert letter.upper() in "ACD"
         assert letter.isupper() == given_answer.strip("()").isupper()
+
+
+def test_digits_of_another_script_stay_in_it() -> None:
+    own = Trace(("\u0661\u0662 + \u0663 = \u0661\u0665",), ("", ""))
+    for seed in range(20):
+        twin = spoil("wrong_number", seed, own)
+        assert twin is not None
+        assert differing(own.response, twin.response) == 1
+        assert all("\u0660" <= sign <= "\u0669" or sign in " +=" for sign in twin.response)
 
 
 def test_an_answer_in_words_is_taken_from_the_other_trace() -> None:
