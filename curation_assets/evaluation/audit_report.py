@@ -28,12 +28,13 @@ from curation_assets.evaluation.concordance import (
 )
 from curation_assets.methods.method import ScoreSection
 from curation_assets.methods.registry import method_of
-from curation_assets.methods.selectors.candidates import Candidates, Features, SelectorSection
+from curation_assets.methods.selectors.candidates import Candidates, SelectorSection
 from curation_assets.methods.selectors.registry import selector_of
 from curation_assets.signals.engine import stores_of
 from curation_assets.steps.segmentation import segment_frame
 from curation_assets.subsets.audited import OF_WHAT, of_what
-from curation_assets.tables.audit import METHOD_AUDIT, method_audit_path
+from curation_assets.subsets.select import features_of
+from curation_assets.tables.audit import AUDIT, METHOD_AUDIT, method_audit_path
 from curation_assets.workspace.limits import Allowance, launched_allowance
 from curation_assets.workspace.workspace import Workspace
 
@@ -184,8 +185,9 @@ def verdict(estimate: Estimate, level: float, samples: int, flawed_is_high: bool
 
 
 def _ranks(section: ScoreSection) -> bool:
-    """Return whether a method gives each sample a score that its own selector ranks by."""
-    return not _compares(method_of(section).default_selector(section))
+    """Return whether a method gives each sample a score of its own, which does not depend on the other samples."""
+    selector = method_of(section).default_selector(section)
+    return not _compares(selector) or selector_of(selector).validation
 
 
 def _compares(selector: SelectorSection) -> bool:
@@ -396,7 +398,7 @@ def _taken(workspace: Workspace, samples: pl.DataFrame, scores: TargetScores, se
             pairs, without = pairs_of(samples, scores, section, kind)
             if pairs.is_empty():
                 continue
-            share = _flawed_share(scores, section, selector, pairs)
+            share = _flawed_share(workspace, scores, section, selector, pairs)
             if share is None:
                 continue
             # Half of twice as many are drawn without replacement: their variance is that of 2 n - 1 draws.
@@ -416,35 +418,18 @@ def _taken(workspace: Workspace, samples: pl.DataFrame, scores: TargetScores, se
 
 
 def _flawed_share(
-    scores: TargetScores, section: ScoreSection, selector: SelectorSection, pairs: pl.DataFrame
+    workspace: Workspace, scores: TargetScores, section: ScoreSection, selector: SelectorSection, pairs: pl.DataFrame
 ) -> float | None:
-    """Return the share of twins in the first half of a selector's order; None if it lacks what it compares."""
-    method, half = method_of(section), len(pairs)
-    declared = selector_of(selector)
+    """Return the share of twins in the first half of a selector's order; None if it takes nothing."""
+    method, half, order = method_of(section), len(pairs), selector_of(selector).order
+    assert order is not None
     ids = pl.concat([pairs["original"], pairs["sample_id"]])
     pool = pl.DataFrame({"sample_id": ids}).join(scores.facts, on="sample_id", how="left", maintain_order="left")
-    values = pool.select("sample_id").join(
-        scores.values[section.name], on="sample_id", how="left", maintain_order="left"
-    )
-    features = None
-    if method.vectors is not None and method.vectors in scores.stores:
-        stored = scores.stores[method.vectors].rows(ids)
-        if stored is None:
-            return None
-
-        def vectors(wanted: pl.Series) -> Any:
-            rows = pl.DataFrame({"sample_id": wanted}).join(stored, on="sample_id", how="left", maintain_order="left")
-            return method.to_vectors(rows)
-
-        features = Features(vectors)
-    if declared.validation or (declared.vectors and features is None) or declared.order is None:
-        # It compares with validation samples: what it takes is decided by them, not by the other samples.
-        return None
-    may = np.ones(len(pool), dtype=np.bool_)
-    score = values["value"].to_numpy()
-    choice = declared.order(selector, Candidates(pool, score, may, method.highest_first, half, features))
-    taken = choice.order[:half]
-    return None if not len(taken) else float((taken >= half).mean())
+    own = scores.values[section.name]
+    score = pool.select("sample_id").join(own, on="sample_id", how="left", maintain_order="left")["value"].to_numpy()
+    features, may = features_of(workspace, section, AUDIT), np.ones(len(pool), dtype=np.bool_)
+    taken = order(selector, Candidates(pool, score, may, method.highest_first, half, features)).order[:half]
+    return float((taken >= half).mean()) if len(taken) else None
 
 
 def codes(column: pl.Series) -> Labels:

@@ -210,15 +210,18 @@ def present_rows(workspace: Workspace, target: Target) -> tuple[pl.LazyFrame, in
     return (tables.SAMPLE_SCORES.empty().lazy(), 0) if rows is None else (rows, int(manifest["rows"].sum()))
 
 
-def features_of(workspace: Workspace, score: ScoreSection) -> Features | None:
-    """Return the embeddings that a score's method provides; None if it provides none."""
+def features_of(workspace: Workspace, score: ScoreSection, place: str = "") -> Features | None:
+    """Return the embeddings that a score's method provides; None if it provides none.
+
+    `place` is where the samples' signals are (`SignalStore.of`).
+    """
     signal = method_of(score).vectors
     if signal is None:
         return None
     target = workspace.settings.target(score.target)
 
     def vectors(sample_ids: pl.Series) -> NDArray[np.float32]:
-        stored = SignalStore.of(workspace, target, signal).rows(sample_ids)
+        stored = SignalStore.of(workspace, target, signal, place).rows(sample_ids)
         assert stored is not None
         wanted = sample_ids.to_frame("sample_id").join(stored, on="sample_id", how="left", maintain_order="left")
         return method_of(score).to_vectors(wanted)
@@ -229,17 +232,17 @@ def features_of(workspace: Workspace, score: ScoreSection) -> Features | None:
         return in_turns(list(sets().values()))
 
     def influence(sample_ids: pl.Series) -> NDArray[np.float64]:
-        store, method = SignalStore.of(workspace, target, signal), method_of(score)
+        store, method = SignalStore.of(workspace, target, signal, place), method_of(score)
         found = np.empty((len(sample_ids), len(sets())))
         for start in range(0, len(sample_ids), INFLUENCE_ROWS):
             ids = sample_ids.slice(start, INFLUENCE_ROWS).rename("sample_id").to_frame()
             rows = store.rows(ids["sample_id"])
             assert rows is not None
-            for place, (name, vectors) in enumerate(sets().items()):
+            for column, (name, vectors) in enumerate(sets().items()):
                 alone = score.model_copy(update={"validation": [name]})
                 inputs = ScoreInputs(ids, {signal: rows}, steps=False, validation={name: vectors})
                 values = ids.join(method.score(inputs, alone).values, on="sample_id", how="left", maintain_order="left")
-                found[start : start + len(ids), place] = values["value"].to_numpy()
+                found[start : start + len(ids), column] = values["value"].to_numpy()
         return found
 
     def prompts() -> list[str]:

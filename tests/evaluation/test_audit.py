@@ -379,3 +379,24 @@ def test_the_command_and_the_asset(tmp_path: Path, tiny_model: Path, monkeypatch
     metadata = event.asset_materialization.metadata
     assert "wrong" in str(metadata["findings"].value)
     assert "![" in str(metadata["plot_tiny"].value)
+
+
+def test_methods_that_compare_with_examples_have_both(tmp_path: Path, tiny_model: Path) -> None:
+    """RDS+ gives each sample a score, and its selector takes turns among the examples."""
+    workspace = make_workspace(
+        tmp_path, tiny_model, {"a.jsonl": rows(20, steps=4)}, signals=(*SIGNALS, "embeddings_last")
+    )
+    (tmp_path / "goal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(3, start=70)))
+    text = workspace.config_file.read_text()
+    rds = "scores:\n  - {name: near, target: tiny, method: rds, validation: goal}\n"
+    rds += "  - {name: turns, target: tiny, method: rds, validation: goal}\n"
+    text = text.replace("scores:\n", f"validation: [{{name: goal, path: ./goal.jsonl}}]\n{rds}", 1)
+    subset = "  - {name: some, score: turns, selector: round_robin, budget: {fraction: 0.5}}\n"
+    workspace.config_file.write_text(text.replace("subsets:\n", f"subsets:\n{subset}", 1))
+    workspace = Workspace.load(workspace.config_file)
+    MainJob(workspace, instance_of(workspace)).run(until="checkpoints")
+    table = write_audit(workspace, SMALL).table
+    assert len(table.filter(pl.col("score") == "near", measure="win_rate")) == 8
+    taken = table.filter(pl.col("score") == "turns", measure="flawed_share")
+    assert taken["within"].unique().to_list() == ["round_robin"]
+    assert len(taken) == 8
