@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # The models are tiny: threads that wait for one another cost more than they do, most of all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from tests import memory_storage, plots_once  # first: before anything imports the functions that draw
 from tests.azurite import azurite, container
 from tests.models import write_tiny_model
 from tests.pipeline import workspaces
@@ -59,6 +61,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         weight = 20 * (item.get_closest_marker("slow") is not None) + 100 * ("daemon" in item.nodeid)
         slow[str(item.path)] = slow.get(str(item.path), 0) + 1 + weight
     items.sort(key=lambda item: -slow[str(item.path)])
+
+
+def pytest_configure() -> None:
+    """Have instances in memory do less work."""
+    memory_storage.lighten()
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage less often, and leave out what is imported: a million objects that stay."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+
+
+@pytest.fixture
+def fresh_plots() -> Iterator[None]:
+    """Draw every plot, also those that were drawn before."""
+    with plots_once.all_drawn():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 
 import pytest
 
 from curation_assets.corpus import many_shards
-from curation_assets.corpus.ingest import IngestedShard, ingest_shard, ingest_unreadable
+from curation_assets.corpus.ingest import ingest_shard, ingest_unreadable
 from curation_assets.corpus.many_shards import WorkerDiedError, map_shards, processes_for
 from curation_assets.operations.stages import Survey, stage_named
 from curation_assets.steps.segmentation import segment_shard
 from curation_assets.workspace.workspace import Workspace
+from tests.corpus.deadly import PARENT, die_at_one
 from tests.pipeline.workspaces import make_workspace, rows
 
-PARENT = "CURATION_TEST_PARENT"
 SHARDS = {f"part-{number}.jsonl": rows(6, start=10 * number) for number in range(5)}
 
 
@@ -81,11 +80,3 @@ def test_without_an_answer_to_a_death_the_shard_is_named(tmp_path: Path, monkeyp
     monkeypatch.setenv(PARENT, str(os.getpid()))
     with pytest.raises(WorkerDiedError, match=r"shard part-1\.jsonl"):
         list(map_shards(own, shards, die_at_one))
-
-
-def die_at_one(own: Workspace, shard: str) -> IngestedShard:
-    """End the process at one shard, as the kernel does when memory runs out. Fail in the test's own process."""
-    if shard == "part-1.jsonl":
-        assert os.environ[PARENT] != str(os.getpid()), "the file is read again in the parent process"
-        os.kill(os.getpid(), signal.SIGKILL)
-    return ingest_shard(own, shard)

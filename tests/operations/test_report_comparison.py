@@ -105,6 +105,7 @@ def test_a_target_that_is_ahead_of_another_brings_what_it_knows(
     assert pool.select(pl.col("source", "response_tokens", "n_steps").null_count()).row(0) == (0, 0, 0)
 
 
+@pytest.mark.usefixtures("fresh_plots")
 def test_labels_from_outside_are_shown_as_they_are() -> None:
     shares = {"a": {"$\\foo$": 0.5, "_hidden": 0.5}, "_b": {"$": 1.0}}
     assert "image/png" in stacked_bars(shares, "sources", "share")

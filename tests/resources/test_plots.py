@@ -8,6 +8,8 @@ import pytest
 
 from curation_resources.plots import heat_map
 
+pytestmark = pytest.mark.usefixtures("fresh_plots")
+
 Values = list[list[float | None]]
 
 

@@ -179,6 +179,7 @@ SPANS = [
 ]
 
 
+@pytest.mark.usefixtures("fresh_plots")
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("values", SPANS, ids=str)
 def test_plots_of_whatever_there_is(values: list[float]) -> None:
@@ -188,12 +189,14 @@ def test_plots_of_whatever_there_is(values: list[float]) -> None:
     picture(scatter(values, values, "grace by length", "tokens", "grace"))
 
 
+@pytest.mark.usefixtures("fresh_plots")
 @pytest.mark.filterwarnings("error")
 def test_plots_of_nothing_at_all_and_of_more_groups_than_colours() -> None:
     picture(histogram({}, "nothing", "x"))
     picture(histogram({f"group{number}": [float(number)] for number in range(9)}, "many", "x"))
 
 
+@pytest.mark.usefixtures("fresh_plots")
 def test_different_values_give_different_pictures() -> None:
     first = picture(histogram({"a": [0.1, 0.2]}, "t", "x"))
     assert picture(histogram({"a": [0.1, 0.2]}, "t", "x")) == first

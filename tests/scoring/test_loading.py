@@ -62,16 +62,16 @@ def gram_by_autograd(model: Any, encoded: Encoded) -> list[float]:
 
     The gradient of every segment's mean loss comes from autograd through the model's own logits.
     """
+    bias = torch.zeros(model.get_output_embeddings().weight.shape[1], requires_grad=True)
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _m, args: (args[0] + bias,))
+    logits = model(input_ids=torch.tensor([encoded.input_ids]), **encoded.model_inputs).logits[0]
+    handle.remove()
     gradients: list[torch.Tensor] = []
     for segment in segment_order(encoded):
-        bias = torch.zeros(model.get_output_embeddings().weight.shape[1], requires_grad=True)
-        handle = model.get_output_embeddings().register_forward_pre_hook(lambda _m, args, b=bias: (args[0] + b,))
-        logits = model(input_ids=torch.tensor([encoded.input_ids]), **encoded.model_inputs).logits[0]
-        handle.remove()
         positions = [p for p, owner in enumerate(encoded.segment_of_token) if owner == segment]
         targets = torch.tensor([encoded.input_ids[p] for p in positions])
         loss = torch.nn.functional.cross_entropy(logits[torch.tensor(positions) - 1], targets)
-        gradients += torch.autograd.grad(loss, bias)
+        gradients += torch.autograd.grad(loss, bias, retain_graph=True)
     rows = torch.stack(gradients)
     gram = rows @ rows.T
     upper: list[float] = gram[tuple(torch.triu_indices(len(rows), len(rows)))].tolist()

@@ -241,25 +241,35 @@ from curation_resources.scoring.samples import PerturbedRequest
 from curation_resources.scoring.spec import PassSpec, PerturbedSpec
 from tests.scoring.cases import random_samples
 
-base, endpoint, seed, dtype = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-spec = PerturbedSpec(PassSpec(base, dtype=dtype), endpoint, seed, (0.5, 1.0, 4.0))
+base, endpoint = Path(sys.argv[1]), Path(sys.argv[2])
 request = PerturbedRequest(sigma=0.02, filter_windows=(10,), path_windows=(10, 60))
-found = make_perturbed_pass(spec, "cpu").measure(random_samples(3), request)
-print(json.dumps([[list(r.base.values()), list(r.random.values()), [list(d.values()) for d in r.directional]]
-                  for r in found]))
+losses = {}
+for dtype in ("float32", "bfloat16"):
+    for seed in (4, 5):
+        spec = PerturbedSpec(PassSpec(base, dtype=dtype), endpoint, seed, (0.5, 1.0, 4.0))
+        found = make_perturbed_pass(spec, "cpu").measure(random_samples(3), request)
+        losses[f"{dtype} {seed}"] = [
+            [list(r.base.values()), list(r.random.values()), [list(d.values()) for d in r.directional]] for r in found
+        ]
+print(json.dumps(losses))
 """
 
 
-def in_another_process(base: Path, endpoint: Path, seed: int, dtype: str, hash_seed: str) -> Any:
+@pytest.fixture(scope="module")
+def in_another_process(tiny_model: Path, endpoint: Path) -> dict[str, Any]:
+    """Losses by data type and seed, from a process with another hash seed."""
     root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "PYTHONHASHSEED": hash_seed}
-    command = [sys.executable, "-c", SCRIPT, str(base), str(endpoint), str(seed), dtype]
+    environment = os.environ | {"PYTHONPATH": str(root), "PYTHONHASHSEED": "1"}
+    command = [sys.executable, "-c", SCRIPT, str(tiny_model), str(endpoint)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
-    return json.loads(done.stdout.splitlines()[-1])
+    losses: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return losses
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_same_seed_gives_the_same_losses_in_another_process(dtype: str, tiny_model: Path, endpoint: Path) -> None:
+def test_the_same_seed_gives_the_same_losses_in_another_process(
+    dtype: str, tiny_model: Path, endpoint: Path, in_another_process: dict[str, Any]
+) -> None:
     spec = PerturbedSpec(PassSpec(tiny_model, dtype=dtype), endpoint, 4, RADII)
     own = [
         [
@@ -269,9 +279,8 @@ def test_the_same_seed_gives_the_same_losses_in_another_process(dtype: str, tiny
         ]
         for r in make_perturbed_pass(spec, "cpu").measure(random_samples(3), EVERYTHING)
     ]
-    assert in_another_process(tiny_model, endpoint, 4, dtype, "1") == own
-    other_seed = in_another_process(tiny_model, endpoint, 5, dtype, "2")
-    for found, expected in zip(other_seed, own, strict=True):
+    assert in_another_process[f"{dtype} 4"] == own
+    for found, expected in zip(in_another_process[f"{dtype} 5"], own, strict=True):
         assert found[0] == expected[0]  # the base model
         assert found[1] != expected[1]
         assert found[2] != expected[2]

@@ -283,6 +283,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+@pytest.mark.usefixtures("fresh_plots")
 @pytest.mark.filterwarnings("ignore:Glyph", "ignore:constrained_layout")
 def test_plots_show_texts_as_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     found = drawn(monkeypatch)
@@ -304,6 +305,7 @@ def test_plots_show_texts_as_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [what for markdown in made for what in active(markdown)] == []
 
 
+@pytest.mark.usefixtures("fresh_plots")
 def test_bars_whose_names_are_cut_alike_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
     found = drawn(monkeypatch)
     plots.stacked_bars({"s" * 70 + end: {"a": 1.0} for end in "xyz"}, "t", "x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from random import Random as Drawn
@@ -173,6 +174,7 @@ def test_both_ways_choose_the_same(
     assert_equal(with_numpy(arrived, subset, reasons, prompts), rows, found)
 
 
+@functools.cache
 def many(count: int) -> pl.DataFrame:
     """A pool that comes in several pieces, with ties, duplicates and gaps."""
     draw = np.random.default_rng(7)
