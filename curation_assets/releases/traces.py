@@ -19,6 +19,7 @@ from curation_assets.subsets.eligibility import marked_right
 from curation_assets.subsets.facts import Marks, right_facts, right_text
 from curation_assets.subsets.reasons import reasons
 from curation_assets.subsets.select import current_rows, pool_of, selector_of
+from curation_assets.subsets.step_positions import StepPositions, step_positions
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.scoring.samples import without_nulls
 from curation_resources.storage.digests import digest
@@ -73,6 +74,7 @@ class Traces:
         of: total number of traces, including those not sampled for the page.
         survivors: counts over all traces.
         scores: `sample_id` and `score` of all traces.
+        positions: mean and deviation of the pool's step scores by position; None if they are not known.
     """
 
     title: str
@@ -84,6 +86,7 @@ class Traces:
     of: int
     survivors: Survivors
     scores: pl.DataFrame
+    positions: StepPositions | None = None
 
 
 def subset_traces(
@@ -138,6 +141,7 @@ def subset_traces(
         of,
         survivors_of(pool, highest_first),
         pool.select("sample_id", "score"),
+        step_positions(workspace, score),
     )
 
 
@@ -185,6 +189,7 @@ def traces_of(frame: pl.DataFrame, manifest: Mapping[str, Any], most: int | None
         len(frame),
         survivors_of(frame, highest_first),
         frame.select("sample_id", "score"),
+        StepPositions.of_document(manifest.get("step_positions")),
     )
 
 
@@ -240,7 +245,8 @@ def compared(first: Traces, second: Traces, most: int = MOST_TRACES) -> Traces:
     title = f"{first.title} compared with {second.title}"
     survivors = survivors_of(rows, first.highest_first)
     drawn = draw_prompts(rows, most, chosen=pl.lit(value=True))
-    return replace(first, title=title, facts=facts, rows=drawn, of=len(rows), survivors=survivors)
+    positions = first.positions or (second.positions if same else None)
+    return replace(first, title=title, facts=facts, rows=drawn, of=len(rows), survivors=survivors, positions=positions)
 
 
 def draw_prompts(rows: pl.DataFrame, most: int, chosen: pl.Expr | None = None) -> pl.DataFrame:

@@ -16,6 +16,8 @@ import pytest
 from curation_assets.releases.trace_images import data_url
 from curation_assets.releases.trace_page import page_text
 from curation_assets.releases.traces import COLUMNS, Traces, compared, survivors_of
+from curation_assets.subsets.moments import Moments
+from curation_assets.subsets.step_positions import StepPositions
 
 pytestmark = pytest.mark.system
 
@@ -158,6 +160,51 @@ def test_a_click_shows_a_trace_with_its_steps(page: Any, tmp_path: Path) -> None
     until(lambda: page.locator("#trace h2").inner_text().endswith("02"))
     page.screenshot(path=tmp_path / "trace.png")
     assert (tmp_path / "trace.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_steps_are_coloured_by_z_or_by_score(browser: Any, tmp_path: Path, raw: bool) -> None:
+    # The first step's score is high, but below most at its position; the second's the other way round.
+    positions = StepPositions([1, 2], [Moments(30, 1.0, 0.1), Moments(30, -1.0, 0.1)])
+    path = tmp_path / "adjusted.html"
+    path.write_text(page_text(replace(synthetic(30), positions=positions), raw=raw))
+    for page in shown(browser, path):
+        the_colour_can_be_switched(page, raw)
+
+
+def the_colour_can_be_switched(page: Any, raw: bool) -> None:
+    by_score, by_z = ["1 +0.90", "2 −0.80"], ["1 z −1.0", "2 z +2.0"]
+    page.locator(".row").first.click()
+    page.wait_for_selector("#trace .response")
+    page.wait_for_selector(".group .step")
+    steps = page.locator("#trace > .response .step")
+
+    def seen() -> list[str]:
+        return [steps.nth(place).locator(".n").inner_text() for place in range(2)]
+
+    def classes() -> list[str]:
+        return [str(steps.nth(place).get_attribute("class")).removeprefix("step ") for place in range(2)]
+
+    choice = page.get_by_label("colour:")
+    assert choice.input_value() == ("score" if raw else "z")
+    assert seen() == (by_score if raw else by_z)
+    assert classes() == (["high", "low"] if raw else ["low", "high"])
+    # From the keyboard, and everywhere on the page.
+    choice.focus()
+    page.keyboard.press("ArrowUp" if raw else "ArrowDown")
+    until(lambda: seen() == (by_z if raw else by_score))
+    assert classes() == (["low", "high"] if raw else ["high", "low"])
+    others = page.locator(".group .step .n").all_inner_texts()
+    assert others == (by_z if raw else by_score) * 2
+    meaning = page.locator(".legend .meaning").inner_text()
+    assert meaning.startswith("standard deviations from the mean" if raw else "step score")
+    steps.nth(0).hover()
+    assert "score 0.9000 · z at this position -1.00 · " in page.locator("#tip").inner_text()
+    # Another trace is shown the same way, and the list keeps its scores.
+    page.locator(".row").nth(1).click()
+    until(lambda: page.locator("#trace h2").inner_text().endswith("1"))
+    assert seen() == (by_z if raw else by_score)
+    assert page.locator(".row b").first.inner_text() == "1.0000"
 
 
 def test_filters_and_orders(page: Any) -> None:
