@@ -152,7 +152,7 @@ def select(
         typer.Option(
             "--set",
             help="parameter=value of the score (alpha=0.5, method=grape), or of the subset (selector.k=2, "
-            "filters.correct=true, stratify=[source]). Repeatable.",
+            "filters.correct=true, stratify=[source], standardise=source). Repeatable.",
         ),
     ] = None,
     budget: Annotated[

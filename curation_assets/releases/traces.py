@@ -13,10 +13,11 @@ from curation_assets import tables
 from curation_assets.config.settings import Subset
 from curation_assets.corpus.ingest import corpus_rows
 from curation_assets.methods.registry import METHODS, method_of
+from curation_assets.releases.card import standardised_of
 from curation_assets.releases.export import release_frame
 from curation_assets.releases.step_columns import STEP_COLUMNS, VALUES, step_columns
 from curation_assets.subsets.eligibility import marked_right
-from curation_assets.subsets.facts import Marks, right_facts, right_text
+from curation_assets.subsets.facts import Marks, right_facts, right_text, standardised_text
 from curation_assets.subsets.reasons import reasons
 from curation_assets.subsets.select import current_rows, pool_of, selector_of
 from curation_assets.subsets.step_positions import StepPositions, step_positions
@@ -122,6 +123,7 @@ def subset_traces(
         ("measured with", workspace.settings.target(score.target).model),
         ("selected", f"{len(chosen):,} of {len(pool):,}"),
         ("selector", selector.kind),
+        *([] if subset.standardise is None else [("ranked by", standardised_text(score.name))]),
     ]
     marks, selected_marks = (
         Marks().adding(rows.select(marked_right()).to_series()) for rows in (exact, exact.filter("selected"))
@@ -172,6 +174,7 @@ def traces_of(frame: pl.DataFrame, manifest: Mapping[str, Any], most: int | None
         ("measured with", parameters["target"]["model"]),
         ("rows", f"{len(frame):,} of a pool of {manifest['selection']['pool']:,}"),
         ("content digest", manifest["content_digest"]),
+        *([] if (standardised := standardised_of(manifest)) is None else [("ranked by", standardised)]),
     ]
     right = right_text(manifest["selection"])
     if right is not None:

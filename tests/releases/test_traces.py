@@ -43,6 +43,7 @@ HOSTILE = "</script><script>window.ran = 1</script><img src=x onerror='window.ra
 SUBSETS = """
 subsets:
   - {name: best, score: grace, budget: {fraction: 0.5}}
+  - {name: within, score: grace, budget: {samples: 4}, standardise: source}
   - {name: picky, score: grace, budget: {samples: 3}, filters: {min_steps: 4}}
 """
 
@@ -144,8 +145,27 @@ def test_why_a_trace_was_not_chosen(made: Workspace) -> None:
     assert said["No steps"].startswith("not eligible: ")
     assert any(why.startswith("rank 1 by grace") for why in said.values())
     assert any(why.startswith("not selected: the last selected sample has grace = ") for why in said.values())
+    within = subset_traces(made, made.settings.subset("within"))
+    assert "not selected: others rank higher by z of grace within their source" in within.rows["why"].to_list()
+    assert any(re.match(r"rank 1 by grace = .* \(z = .* within its source\)", why) for why in within.rows["why"])
+    assert dict(within.facts)["ranked by"].startswith("z of grace among the eligible samples of the same source")
     picky = subset_traces(made, made.settings.subset("picky")).rows
     assert "not eligible: excluded by the filters of picky" in picky["why"].to_list()
+
+
+def test_a_release_says_that_its_score_was_standardised(made: Workspace) -> None:
+    release_subset(made, "within")
+    folder = made.warehouse.root / "releases" / "within" / "1"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["parameters"]["subset"]["standardise"] == "source"
+    assert manifest["selection"]["standardised_sources"] == 1
+    assert "z of grace among the eligible samples of the same source (standardise: source)" in (
+        (folder / "README.md").read_text()
+    )
+    assert "ranked by" in dict(release_traces(made.warehouse.storage, "releases/within/1").facts)
+    assert "ranked by" not in dict(release_traces(made.warehouse.storage, "releases/best/1").facts)
+    done = CliRunner().invoke(app, ["reproduce", "within@1", "--config", str(made.config_file)])
+    assert done.exit_code == 0, done.output
 
 
 def test_places_are_counted_as_browsers_count(made: Workspace) -> None:
