@@ -18,6 +18,7 @@ from curation_assets.releases.trace_page import page_text
 from curation_assets.releases.traces import COLUMNS, Traces, compared, survivors_of
 from curation_assets.subsets.moments import Moments
 from curation_assets.subsets.step_positions import StepPositions
+from curation_assets.tables.audit import METHOD_AUDIT
 
 pytestmark = pytest.mark.system
 
@@ -241,6 +242,62 @@ def test_the_slider_says_what_is_left(page: Any) -> None:
     page.keyboard.press("ArrowRight")
     assert page.locator("#survivors").inner_text() != said
     assert page.locator("#histogram rect.in").count() in range(25, 35)
+
+
+def audit() -> pl.DataFrame:
+    """An audit with a kind and a score that would run as markup."""
+    kinds = ["wrong_number", "shuffled_steps", "foreign_response", HOSTILE]
+    common = {"target": "t", "score": HOSTILE, "method": "grace", "configured": True, "within": "all"}
+    rows = [
+        common
+        | {"kind": kind, "measure": measure, "value": place / 4, "low": place / 8, "high": place / 4 + 0.1}
+        | {"verdict": ("inverted", "at_chance", "separates", "separates")[place], "samples": 100}
+        for place, kind in enumerate(kinds)
+        for measure in ("win_rate", "auroc", "step_auroc", "step_rank")
+    ]
+    rows.append(common | {"kind": "", "measure": "source_share", "value": 0.14, "samples": 100})
+    return pl.DataFrame(rows, METHOD_AUDIT.schema)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (400, 800)])
+def test_the_audit_is_a_view_of_its_own(browser: Any, tmp_path: Path, width: int, height: int) -> None:
+    path = tmp_path / "audited.html"
+    path.write_text(page_text(replace(synthetic(30), score=HOSTILE, audit=audit())))
+    for page in shown(browser, path, width=width, height=height):
+        view, tab = page.locator("#view-audit"), page.get_by_role("tab", name="Audit")
+        assert not view.is_visible()
+        tab.click()
+        assert view.is_visible()
+        assert not page.locator("#list").is_visible()
+        assert tab.get_attribute("aria-selected") == "true"
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        # A dot is as far along its track as its value says.
+        for place in range(4):
+            track, dot = (
+                page.locator(".dots li").nth(place).locator(name).bounding_box() for name in (".track", ".dot")
+            )
+            middle = dot["x"] + dot["width"] / 2
+            assert (middle - track["x"]) / track["width"] == pytest.approx(place / 4, abs=0.01)
+        assert page.locator(".dots .kind").nth(3).inner_text() == HOSTILE
+        assert view.locator("table").first.locator("tbody tr").count() == 4
+        # The keyboard: arrows go between the tabs, and the keys of the list are not taken here.
+        page.keyboard.press("j")
+        page.keyboard.press("/")
+        assert page.evaluate("document.activeElement.id") == "tab-audit"
+        page.keyboard.press("ArrowLeft")
+        assert page.evaluate("document.activeElement.id") == "tab-traces"
+        assert page.locator("#list").is_visible()
+        assert not view.is_visible()
+        page.keyboard.press("ArrowLeft")
+        assert view.is_visible()
+
+
+def test_a_page_without_an_audit_says_how_to_make_one(page: Any) -> None:
+    page.locator("#tab-audit").click()
+    assert page.locator("#view-audit").inner_text().startswith("Not audited: curate audit finds out")
+    page.locator("#tab-traces").click()
+    page.locator(".row").first.click()
+    page.wait_for_selector("#trace .response")
 
 
 def test_search_goes_through_all_texts(page: Any) -> None:

@@ -382,8 +382,31 @@ function options(id, names) {
   byId(id).append(...names.map((name) => { const one = made("option", "", name); one.value = name; return one; }));
 }
 
+// Two views: traces and audit.
+
+const VIEWS = ["traces", "audit"];
+
+function view(name) {
+  for (const one of VIEWS) {
+    byId("tab-" + one).setAttribute("aria-selected", String(one === name));
+    byId("tab-" + one).tabIndex = one === name ? 0 : -1;
+    byId("view-" + one).hidden = one !== name;
+  }
+  if (name === "traces") draw();
+}
+
+function tabKeys(event) {
+  const at = VIEWS.findIndex((one) => byId("tab-" + one) === event.target);
+  const places = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: VIEWS.length - 1 };
+  if (at < 0 || !(event.key in places)) return;
+  const name = VIEWS[(places[event.key] + VIEWS.length) % VIEWS.length];
+  view(name);
+  byId("tab-" + name).focus();
+  event.preventDefault();
+}
+
 function keys(event) {
-  if (event.target.matches("button")) return;
+  if (event.target.matches("button") || byId("view-traces").hidden) return;
   if (event.target.matches("input, select")) { if (event.key === "Escape") byId("list").focus(); return; }
   const page = Math.max(1, Math.floor(byId("list").clientHeight / ROW) - 1);
   const moves = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: page, PageUp: -page };
@@ -404,6 +427,10 @@ function listen() {
   byId("list").addEventListener("scroll", () => requestAnimationFrame(draw));
   window.addEventListener("resize", draw);
   document.addEventListener("keydown", keys);
+  for (const one of VIEWS) {
+    byId("tab-" + one).addEventListener("click", () => view(one));
+    byId("tab-" + one).addEventListener("keydown", tabKeys);
+  }
   byId("reset").addEventListener("click", () => { reset(); refresh(); });
 }
 
