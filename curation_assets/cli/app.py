@@ -152,7 +152,7 @@ def select(
         typer.Option(
             "--set",
             help="parameter=value of the score (alpha=0.5, method=grape), or of the subset (selector.k=2, "
-            "filters.correct=true, stratify=[source]). Repeatable.",
+            "filters.correct=true, stratify=[source], standardise=source). Repeatable.",
         ),
     ] = None,
     budget: Annotated[
@@ -317,15 +317,26 @@ def show(
     sample_id: Annotated[str, typer.Argument(help="A sample_id, or its first characters.")],
     target: Annotated[str | None, typer.Option(help="Target, if there are several.")] = None,
     score: Annotated[str | None, typer.Option(help="Named score, if there are several.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Colour steps by the score itself.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Print a trace with its steps coloured by score."""
+    """Print a trace with its steps coloured by score, adjusted for their position.
+
+    The adjusted score, z, is the distance from the mean of the pool's steps at the same position, in standard
+    deviations.
+    """
     with clear_errors():
+        from curation_assets.subsets.step_positions import step_positions
         from curation_assets.subsets.stored_tables import find_trace
         from curation_resources.terminal import trace
 
-        found = find_trace(load_workspace(config), sample_id, target=target, score=score)
-        console.print(trace(found.row, found.steps, found.scores, found.facts))
+        workspace = load_workspace(config)
+        found = find_trace(workspace, sample_id, target=target, score=score)
+        z = None
+        if not raw and found.score is not None and len(found.scores):
+            positions = step_positions(workspace, workspace.settings.score(found.score))
+            z = None if positions is None else positions.of_steps(found.scores)
+        console.print(trace(found.row, found.steps, found.scores, found.facts, z))
 
 
 @app.command()

@@ -17,7 +17,7 @@ from curation_assets.operations.intake import ignored_line, remarks, stored_inta
 from curation_assets.operations.plan import make_plan
 from curation_assets.quality.filtered_pool import reason_counts, stored_pool
 from curation_assets.signals.held_out import validation_of
-from curation_assets.subsets.facts import right_text, source_advice
+from curation_assets.subsets.facts import right_text, source_advice, standardised_text
 from curation_assets.subsets.select import SelectionError, stored_selection, subset_due
 from curation_assets.tables.signals import SIGNALS
 from curation_assets.workspace.workspace import Workspace, config_flag
@@ -105,10 +105,12 @@ def _show_subset(workspace: Workspace, subset: Subset, reselected: bool, console
         return
     console.print(f"{line}; to release it: curate release {subset.name}{config_flag(workspace)}", soft_wrap=True)
     found = _facts(workspace, subset)
+    if subset.standardise is not None:
+        console.print(f"  ranked by {standardised_text(subset.score)}", highlight=False, soft_wrap=True)
     right = right_text(found)
     if right is not None:
         console.print(f"  marked right: {right}", highlight=False, soft_wrap=True)
-    advice = source_advice(subset.score, found.get("variance_by_source"), "source" in subset.stratify)
+    advice = source_advice(subset.score, found.get("variance_by_source"), subset.compares_within_sources)
     if advice is not None:
         console.print(f"  {advice}", style="yellow", highlight=False, soft_wrap=True)
     if facts.get("whole") == "True":

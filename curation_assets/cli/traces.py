@@ -40,10 +40,13 @@ def report(
         int, typer.Option(min=1, help="Maximum number of traces on the page; of more, a sample is drawn.")
     ] = 10_000,
     images: Annotated[bool, typer.Option(help="Embed thumbnails of images in the page.")] = True,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Colour steps by the score itself at first; the page can switch.")
+    ] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Write a page of traces: steps coloured by score, the reason for each selection, and other responses to the
-    prompt.
+    """Write a page of traces: steps coloured by score (adjusted for their position), the reason for each selection,
+    and other responses to the prompt.
 
     The page is one file that works offline and on a phone. For a subset it shows the whole pool, for a release its
     content. The name is optional if the configuration has only one subset.
@@ -60,7 +63,7 @@ def report(
             second, others = _traces(other, config, most, chosen_only=True)
             first, pictures = compared(first, second, most), _either(pictures, others)
         with progress_bars(console), track("laying out traces", len(first.rows)) as advance:
-            text = page_text(first, pictures if images else no_pictures, advance)
+            text = page_text(first, pictures if images else no_pictures, advance, raw=raw)
         try:
             to.write_text(text, encoding="utf-8")
         except OSError as error:

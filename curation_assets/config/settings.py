@@ -311,7 +311,17 @@ class Subset(Section):
         default=[],
         description="select proportionally from each group: by source, domain, generator, decile of length, or steps",
     )
+    standardise: Literal["source"] | None = Field(
+        None,
+        description="source: rank by z, the score's distance from the mean of the eligible samples of the same source, "
+        "in standard deviations; default: rank by the score itself",
+    )
     filters: Filters = Filters()
+
+    @property
+    def compares_within_sources(self) -> bool:
+        """Return whether the selection compares samples with those of the same source only."""
+        return "source" in self.stratify or self.standardise == "source"
 
     @field_validator("stratify", mode="before")
     @classmethod

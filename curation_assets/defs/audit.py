@@ -10,9 +10,8 @@ from curation_assets.defs.asset_metadata import OWNERS, column_schema, markdown_
 from curation_assets.defs.checkpoints import measured_checkpoint_key
 from curation_assets.defs.corpus import RAW_CORPUS_KEY
 from curation_assets.defs.quality import POOL_KEY
-from curation_assets.evaluation.audit_rendering import explained_of
 from curation_assets.evaluation.audit_report import settings_of, write_audit
-from curation_assets.subsets.audited import LEGEND, findings_of, overview_of
+from curation_assets.subsets.audited import LEGEND, explained_of, findings_of, overview_of
 from curation_assets.tables.audit import METHOD_AUDIT
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.plots import intervals

@@ -167,13 +167,14 @@ def _budget_check(key: dg.AssetKey, selection: Selection) -> dg.AssetCheckResult
 
 def _source_check(key: dg.AssetKey, subset: Subset, selection: Selection) -> dg.AssetCheckResult:
     share = selection.summary.variance_by_source
-    advice = source_advice(subset.score, share, "source" in subset.stratify)
+    advice = source_advice(subset.score, share, subset.compares_within_sources)
     return dg.AssetCheckResult(
         asset_key=key,
         check_name="source_share",
         passed=advice is None,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"The source should explain at most {MUCH:.0%} of the score's variance, or be a stratum.",
+        description=f"The source should explain at most {MUCH:.0%} of the score's variance, unless the subset is "
+        "stratified or standardised by it.",
         metadata={"share": str(share), "advice": advice or "(none)"},
     )
 

@@ -24,6 +24,7 @@ class TracesConfig(dg.Config):
     subset: str | None = Field(None, description="the subset whose pool is shown; optional if there is only one")
     beside: str | None = Field(None, description="another subset to compare with")
     most: int = Field(MOST_TRACES, description="maximum traces on the page; beyond that, whole prompts are sampled")
+    raw: bool = Field(False, description="colour steps by the score itself at first, not adjusted for their position")
 
 
 def trace_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
@@ -50,7 +51,7 @@ def trace_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
             beside = workspace.settings.subset(pick("subset", config.beside, names))
             shown = compared(shown, subset_traces(workspace, beside, chosen_only=True), config.most)
         path = tables.traces_path(name)
-        text = page_text(shown, subset_pictures(workspace))
+        text = page_text(shown, subset_pictures(workspace), raw=config.raw)
         workspace.warehouse.storage.write(path, text.encode("utf-8"))
         rows = shown.rows
         groups = {

@@ -5,35 +5,9 @@ from __future__ import annotations
 import polars as pl
 from rich.console import Console
 
-from curation_assets.subsets.audited import LEGEND, Rows, findings_of, overview_of
+from curation_assets.subsets.audited import LEGEND, explained_of, findings_of, overview_of
 from curation_assets.subsets.facts import source_advice
 from curation_resources.terminal import simple_table
-
-
-def explained_of(table: pl.DataFrame) -> tuple[list[str], Rows]:
-    """Return headers and rows: what explains each score, and which other score agrees with it most."""
-    headers = ["target", "score", "source explains", "with tokens", "with steps", "agrees most with", "samples"]
-    rows: Rows = []
-    plain = table.filter((pl.col("kind") == "") & (pl.col("measure") != "agreement"))
-    pairs = table.filter((pl.col("measure") == "agreement") & pl.col("value").is_not_null())
-    turned = pairs.with_columns(score=pl.col("within"), within=pl.col("score"))
-    agreement = pl.concat([pairs, turned]).sort(pl.col("value").abs(), descending=True)
-    for (target, score), own in plain.group_by(["target", "score"], maintain_order=True):
-        values = dict(own.select("measure", "value").iter_rows())
-        share = values.get("source_share")
-        mates = agreement.filter((pl.col("target") == target) & (pl.col("score") == score))
-        mate = f"{mates['within'][0]} ({mates['value'][0]:+.2f})" if len(mates) else None
-        rows.append(
-            (
-                target,
-                score,
-                None if share is None else f"{share:.0%}",
-                *(None if values.get(one) is None else f"{values[one]:+.2f}" for one in ("tokens", "steps")),
-                mate,
-                own["samples"].max(),
-            )
-        )
-    return headers, rows
 
 
 def advice_of(table: pl.DataFrame) -> list[str]:

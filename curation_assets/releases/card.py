@@ -11,7 +11,7 @@ import polars as pl
 from curation_assets.releases.changes import changes_text
 from curation_assets.releases.file_names import DATA_PARQUET
 from curation_assets.subsets.audited import findings_of
-from curation_assets.subsets.facts import right_text, source_advice
+from curation_assets.subsets.facts import right_text, source_advice, standardised_text
 from curation_assets.tables.audit import METHOD_AUDIT
 from curation_resources.text import escape_cell
 
@@ -218,9 +218,16 @@ def _pair(manifest: dict[str, Any], left: str, right: str) -> str:
 
 def _source_share(manifest: dict[str, Any]) -> str:
     share = manifest["selection"].get("variance_by_source")
-    stratified = "source" in manifest["parameters"]["subset"]["stratify"]
-    advice = source_advice(manifest["parameters"]["score"]["name"], share, stratified)
+    subset = manifest["parameters"]["subset"]
+    within_sources = "source" in subset["stratify"] or subset.get("standardise") == "source"
+    advice = source_advice(manifest["parameters"]["score"]["name"], share, within_sources)
     return "–" if share is None else f"{share:.0%}" if advice is None else f"{share:.0%}: {advice}"
+
+
+def standardised_of(manifest: Mapping[str, Any]) -> str | None:
+    """Return how a release was ranked, if scores were standardised within sources; else None."""
+    parameters = manifest["parameters"]
+    return standardised_text(parameters["score"]["name"]) if parameters["subset"].get("standardise") else None
 
 
 def _facts(manifest: dict[str, Any]) -> list[tuple[str, object]]:
@@ -237,6 +244,7 @@ def _facts(manifest: dict[str, Any]) -> list[tuple[str, object]]:
         ("selector", _parameters(manifest["parameters"]["selector"])),
         ("budget", _parameters(manifest["parameters"]["subset"]["budget"])),
         ("stratified by", ", ".join(manifest["parameters"]["subset"]["stratify"]) or "–"),
+        *([("ranked by", standardised)] if (standardised := standardised_of(manifest)) is not None else []),
         ("filters", _parameters(manifest["parameters"]["subset"]["filters"]) or "–"),
         ("not faithful to the method", "; ".join(unfaithful) if unfaithful else "–"),
         ("measured with", target["model"]),

@@ -21,6 +21,7 @@ from curation_assets.signals.warmup import WarmupCheckpoint, warmup_checkpoint
 from curation_assets.subsets.audited import audit_of
 from curation_assets.subsets.facts import Selection
 from curation_assets.subsets.select import selector_of
+from curation_assets.subsets.step_positions import step_positions
 from curation_assets.workspace.fingerprints import (
     base_digest,
     checkpoint_digest,
@@ -79,6 +80,7 @@ def release_manifest(
         "changes": changes,
         "parameters": _parameters(workspace, subset, selection),
         "audit": _audit(workspace, subset),
+        "step_positions": _step_positions(workspace, subset),
         "checkpoints": _checkpoints(workspace, target),
         "inputs": inputs.to_dicts(),
         "config": {"digest": workspace.config_digest, "settings": workspace.settings.model_dump(mode="json")},
@@ -107,6 +109,12 @@ def _audit(workspace: Workspace, subset: Subset) -> list[dict[str, Any]] | None:
     """Return what the last audit says about the subset's score; None if it was not audited as it is now."""
     rows = audit_of(workspace, workspace.settings.score(subset.score))
     return None if rows is None else rows.to_dicts()
+
+
+def _step_positions(workspace: Workspace, subset: Subset) -> list[dict[str, float | int]] | None:
+    """Return the moments of the pool's step scores by position; None if the score has no steps."""
+    found = step_positions(workspace, workspace.settings.score(subset.score))
+    return None if found is None else found.document()
 
 
 def _checkpoints(workspace: Workspace, target: Target) -> dict[str, Any]:

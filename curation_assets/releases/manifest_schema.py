@@ -46,6 +46,15 @@ class Checkpoints(_Strict):
     signal_fingerprints: dict[str, str | None]
 
 
+class StepPosition(_Strict):
+    """Scores of the pool's steps at one position, or at several with few steps: up to the next `step_index`."""
+
+    step_index: int = Field(ge=1, description="the first position")
+    steps: int = Field(ge=1)
+    mean: float = Field(allow_inf_nan=False)
+    deviation: float = Field(ge=0, allow_inf_nan=False, description="standard deviation (n - 1)")
+
+
 class Manifest(_Strict):
     """`manifest.json` of a release (schema version 1)."""
 
@@ -71,6 +80,9 @@ class Manifest(_Strict):
     parameters: Parameters
     audit: list[dict[str, Any]] | None = Field(
         None, description="rows of table `method_audit` about the score; null: not audited"
+    )
+    step_positions: list[StepPosition] | None = Field(
+        None, description="step scores of the pool by position, which the trace page adjusts for; null: not scored"
     )
     checkpoints: Checkpoints
     inputs: list[dict[str, Any]] = Field(description="input files of the pool, with hashes")

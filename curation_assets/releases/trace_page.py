@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from curation_assets.releases.audit_section import audit_section
 from curation_assets.releases.trace_images import Picture, Pictures, no_pictures
 from curation_assets.releases.traces import DIGITS, Survivors, Traces
 from curation_resources.scoring.samples import turn_text
@@ -21,6 +22,7 @@ FILES = Path(__file__).parent / "page"
 BLOCK = 200
 """Traces whose texts are decompressed together."""
 
+STEP_VALUES = ("step_scores", "step_alignments", "step_consistencies", "step_z")
 PREVIEW = 160
 LARGE_SHARE = 0.05
 """Share of the page's step scores that counts as low, and as high."""
@@ -28,16 +30,24 @@ LARGE_SHARE = 0.05
 FACTS = ("source", "generator", "domain", "correct", "shard", "row")
 
 
-def page_text(traces: Traces, pictures: Pictures = no_pictures, advance: Callable[[int], None] | None = None) -> str:
+def page_text(
+    traces: Traces,
+    pictures: Pictures = no_pictures,
+    advance: Callable[[int], None] | None = None,
+    *,
+    raw: bool = False,
+) -> str:
     """Return the page.
 
     Args:
         traces: the traces to show.
         pictures: returns the images of a trace.
         advance: called with the number of traces laid out since the last call.
+        raw: whether steps are first coloured by their scores, not by z; the reader can switch.
     """
-    data = [_packed("meta", _meta(traces))]
-    for number, part in enumerate(traces.rows.iter_slices(BLOCK)):
+    rows = traces.rows.with_columns(step_z=_step_z(traces))
+    data = [_packed("meta", _meta(traces, rows, raw=raw))]
+    for number, part in enumerate(rows.iter_slices(BLOCK)):
         texts = [_text(row, pictures(row)) for row in part.iter_rows(named=True)]
         data.append(_packed(f"block-{number}", texts))
         if advance is not None:
@@ -54,6 +64,7 @@ def page_text(traces: Traces, pictures: Pictures = no_pictures, advance: Callabl
         "<!--TITLE-->": html.escape(traces.title),
         "<!--FACTS-->": facts,
         "<!--DRAWN-->": drawn,
+        "<!--AUDIT-->": audit_section(traces.audit, traces.score),
         "/*CSS*/": (FILES / "page.css").read_text(encoding="utf-8"),
         "/*JS*/": (FILES / "page.js").read_text(encoding="utf-8"),
         "<!--DATA-->": "\n".join(data),
@@ -87,9 +98,22 @@ def _packed(name: str, document: object) -> str:
     return f'<script type="text/plain" id="{name}">{base64.b64encode(packed).decode()}</script>'
 
 
-def _meta(traces: Traces) -> dict[str, Any]:
+def _step_z(traces: Traces) -> pl.Series:
+    """Return the distances of step scores from the mean of their position, in standard deviations; null if unknown."""
+    found: list[list[float | None] | None] = []
+    for scores in traces.rows["step_scores"].to_list():
+        if scores is None or traces.positions is None:
+            found.append(None)
+        else:
+            numbers = [_finite(score) for score in scores]
+            found.append(
+                [None if one is None else traces.positions.z(place, one) for place, one in enumerate(numbers, 1)]
+            )
+    return pl.Series("step_z", found, dtype=pl.List(pl.Float64))
+
+
+def _meta(traces: Traces, rows: pl.DataFrame, *, raw: bool) -> dict[str, Any]:
     """Return the columns of all traces, and the page's parameters."""
-    rows = traces.rows
     tokens = rows["response_tokens"].null_count() == 0
     lengths = rows["response_tokens"] if tokens else rows["response"].str.len_chars()
     sources = sorted({str(source) for source in rows["source"]})
@@ -101,7 +125,8 @@ def _meta(traces: Traces) -> dict[str, Any]:
         "highest_first": traces.highest_first,
         "unit": "tokens" if tokens else "characters",
         "block": BLOCK,
-        "scale": _scale(rows),
+        "scales": {"score": _scale(rows["step_scores"]), "z": _scale(rows["step_z"])},
+        "colour": "score" if raw or traces.positions is None else "z",
         "survivors": _survivors(traces.survivors),
         "id": rows["sample_id"].to_list(),
         "prompt": [prompts[name] for name in rows["prompt_id"]],
@@ -124,12 +149,15 @@ def _survivors(survivors: Survivors) -> dict[str, object]:
     return {**counts, "unit": survivors.unit}
 
 
-def _scale(rows: pl.DataFrame) -> dict[str, float]:
-    """Return the low, middle and high step scores of the page; the middle is 0 if scores have both signs."""
-    scores = rows["step_scores"].explode().drop_nulls()
+def _scale(values: pl.Series) -> dict[str, float] | None:
+    """Return the low, middle and high values of the page's steps; None without any.
+
+    The middle is 0 if values have both signs.
+    """
+    scores = values.explode().drop_nulls()
     scores = scores.filter(scores.is_finite())
     if scores.is_empty():
-        return {"low": 0.0, "middle": 0.0, "high": 0.0}
+        return None
     low, high, middle = (float(scores.quantile(q) or 0.0) for q in (LARGE_SHARE, 1 - LARGE_SHARE, 0.5))
     return {"low": low, "middle": 0.0 if low < 0.0 < high else middle, "high": high}
 
@@ -138,7 +166,7 @@ def _text(row: Mapping[str, Any], pictures: Sequence[Picture]) -> dict[str, Any]
     """Return one trace's texts and steps, with positions in UTF-16 units as browsers count them."""
     place = utf16_places(row["response"])
     spans = row["step_spans"] or []
-    columns = [row[name] or [None] * len(spans) for name in ("step_scores", "step_alignments", "step_consistencies")]
+    columns = [row[name] or [None] * len(spans) for name in STEP_VALUES]
     steps = [
         [place(span["start"]), place(span["end"]), *map(_finite, values)]
         for span, *values in zip(spans, *columns, strict=True)

@@ -12,14 +12,21 @@ import polars as pl
 from curation_assets import tables
 from curation_assets.config.settings import Subset
 from curation_assets.corpus.ingest import corpus_rows
+from curation_assets.methods.method import ScoreSection
 from curation_assets.methods.registry import METHODS, method_of
-from curation_assets.releases.export import release_frame
+from curation_assets.releases.card import standardised_of
+from curation_assets.releases.export import ExportError, release_frame
+from curation_assets.releases.file_names import MANIFEST
 from curation_assets.releases.step_columns import STEP_COLUMNS, VALUES, step_columns
+from curation_assets.subsets.audited import VERDICTS, audit_of
 from curation_assets.subsets.eligibility import marked_right
-from curation_assets.subsets.facts import Marks, right_facts, right_text
+from curation_assets.subsets.facts import Marks, right_facts, right_text, standardised_text
 from curation_assets.subsets.reasons import reasons
 from curation_assets.subsets.select import current_rows, pool_of, selector_of
+from curation_assets.subsets.step_positions import StepPositions, step_positions
+from curation_assets.tables.audit import METHOD_AUDIT
 from curation_assets.workspace.workspace import Workspace
+from curation_resources.errors import UserError, in_a_line
 from curation_resources.scoring.samples import without_nulls
 from curation_resources.storage.digests import digest
 from curation_resources.storage.files import Storage
@@ -73,6 +80,8 @@ class Traces:
         of: total number of traces, including those not sampled for the page.
         survivors: counts over all traces.
         scores: `sample_id` and `score` of all traces.
+        positions: mean and deviation of the pool's step scores by position; None if they are not known.
+        audit: rows of table `method_audit` about the score; None if it was not audited.
     """
 
     title: str
@@ -84,6 +93,8 @@ class Traces:
     of: int
     survivors: Survivors
     scores: pl.DataFrame
+    positions: StepPositions | None = None
+    audit: pl.DataFrame | None = None
 
 
 def subset_traces(
@@ -119,6 +130,7 @@ def subset_traces(
         ("measured with", workspace.settings.target(score.target).model),
         ("selected", f"{len(chosen):,} of {len(pool):,}"),
         ("selector", selector.kind),
+        *([] if subset.standardise is None else [("ranked by", standardised_text(score.name))]),
     ]
     marks, selected_marks = (
         Marks().adding(rows.select(marked_right()).to_series()) for rows in (exact, exact.filter("selected"))
@@ -138,6 +150,8 @@ def subset_traces(
         of,
         survivors_of(pool, highest_first),
         pool.select("sample_id", "score"),
+        step_positions(workspace, score),
+        _audit(workspace, score),
     )
 
 
@@ -168,6 +182,7 @@ def traces_of(frame: pl.DataFrame, manifest: Mapping[str, Any], most: int | None
         ("measured with", parameters["target"]["model"]),
         ("rows", f"{len(frame):,} of a pool of {manifest['selection']['pool']:,}"),
         ("content digest", manifest["content_digest"]),
+        *([] if (standardised := standardised_of(manifest)) is None else [("ranked by", standardised)]),
     ]
     right = right_text(manifest["selection"])
     if right is not None:
@@ -185,7 +200,37 @@ def traces_of(frame: pl.DataFrame, manifest: Mapping[str, Any], most: int | None
         len(frame),
         survivors_of(frame, highest_first),
         frame.select("sample_id", "score"),
+        StepPositions.of_document(manifest.get("step_positions")),
+        _audit_in(manifest),
     )
+
+
+def _audit(workspace: Workspace, score: ScoreSection) -> pl.DataFrame | None:
+    try:
+        return audit_of(workspace, score)
+    except UserError:
+        # Without the model, it cannot be told whether the audit is of this checkpoint.
+        return None
+
+
+def _audit_in(manifest: Mapping[str, Any]) -> pl.DataFrame | None:
+    """Return what a release's manifest says about the audit of its score; None if there was none.
+
+    Raises:
+        ExportError: these are not rows of table `method_audit`.
+    """
+    found = manifest.get("audit")
+    if found is None:
+        return None
+    needed = ["target", "score", "configured", "kind", "measure", "within"]
+    try:
+        rows = pl.DataFrame(found, METHOD_AUDIT.schema, strict=True)
+    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
+        raise ExportError(f"{MANIFEST}: audit cannot be read ({in_a_line(error)}). Restore it from a copy.") from error
+    odd = rows.filter(pl.col("verdict").is_not_null() & ~pl.col("verdict").is_in(list(VERDICTS)))
+    if len(odd) or any(rows[name].null_count() for name in needed):
+        raise ExportError(f"{MANIFEST}: audit is not of table method_audit. Restore it from a copy.")
+    return rows
 
 
 def takes_highest(selector: Mapping[str, Any], method_does: bool) -> bool:
@@ -240,7 +285,8 @@ def compared(first: Traces, second: Traces, most: int = MOST_TRACES) -> Traces:
     title = f"{first.title} compared with {second.title}"
     survivors = survivors_of(rows, first.highest_first)
     drawn = draw_prompts(rows, most, chosen=pl.lit(value=True))
-    return replace(first, title=title, facts=facts, rows=drawn, of=len(rows), survivors=survivors)
+    positions = first.positions or (second.positions if same else None)
+    return replace(first, title=title, facts=facts, rows=drawn, of=len(rows), survivors=survivors, positions=positions)
 
 
 def draw_prompts(rows: pl.DataFrame, most: int, chosen: pl.Expr | None = None) -> pl.DataFrame:

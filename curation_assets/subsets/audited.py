@@ -42,7 +42,8 @@ def of_what(workspace: Workspace, target: str, scores: list[ScoreSection]) -> di
 def audit_of(workspace: Workspace, score: ScoreSection) -> pl.DataFrame | None:
     """Return the rows of table `method_audit` about a score; None if it was not audited as it is now.
 
-    An audit counts as long as the target's checkpoint and the score's parameters are those that were audited.
+    An audit counts as long as the target's checkpoint and the score's parameters are those that were audited. Agreement
+    with other scores is among the rows, whichever of both it is stored under.
     """
     path = method_audit_path()
     known = json.loads(workspace.warehouse.table_metadata(path).get(OF_WHAT, "{}")).get(score.target)
@@ -51,7 +52,8 @@ def audit_of(workspace: Workspace, score: ScoreSection) -> pl.DataFrame | None:
     if known["checkpoint"] != checkpoint_digest(workspace, workspace.settings.target(score.target)):
         return None
     rows = workspace.warehouse.read_table(path)
-    return rows.filter((pl.col("target") == score.target) & (pl.col("score") == score.name))
+    agrees = (pl.col("measure") == "agreement") & (pl.col("within") == score.name)
+    return rows.filter((pl.col("target") == score.target) & ((pl.col("score") == score.name) | agrees))
 
 
 MARKS = {"separates": " ▲", "inverted": " ▼", "excluded": "no score", "too_few": " ?"}
@@ -100,6 +102,32 @@ def findings_of(table: pl.DataFrame) -> tuple[list[str], Rows]:
         name = str(score) if first["configured"] else f"({score})"
         values = [with_interval(cells.get(one)) for one in shown]
         rows.append((*([target] if targets else []), name, kind, *values, verdict_of(cells, shown), first["samples"]))
+    return headers, rows
+
+
+def explained_of(table: pl.DataFrame) -> tuple[list[str], Rows]:
+    """Return headers and rows: what explains each score, and which other score agrees with it most."""
+    headers = ["target", "score", "source explains", "with tokens", "with steps", "agrees most with", "samples"]
+    rows: Rows = []
+    plain = table.filter((pl.col("kind") == "") & (pl.col("measure") != "agreement"))
+    pairs = table.filter((pl.col("measure") == "agreement") & pl.col("value").is_not_null())
+    turned = pairs.with_columns(score=pl.col("within"), within=pl.col("score"))
+    agreement = pl.concat([pairs, turned]).sort(pl.col("value").abs(), descending=True)
+    for (target, score), own in plain.group_by(["target", "score"], maintain_order=True):
+        values = dict(own.select("measure", "value").iter_rows())
+        share = values.get("source_share")
+        mates = agreement.filter((pl.col("target") == target) & (pl.col("score") == score))
+        mate = f"{mates['within'][0]} ({mates['value'][0]:+.2f})" if len(mates) else None
+        rows.append(
+            (
+                target,
+                score,
+                None if share is None else f"{share:.0%}",
+                *(None if values.get(one) is None else f"{values[one]:+.2f}" for one in ("tokens", "steps")),
+                mate,
+                own["samples"].max(),
+            )
+        )
     return headers, rows
 
 

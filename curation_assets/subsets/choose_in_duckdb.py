@@ -22,7 +22,7 @@ from curation_assets.config.settings import Stratum, Subset
 from curation_assets.corpus.duplicates import ARRIVAL
 from curation_assets.methods.method import ScoreSection
 from curation_assets.methods.registry import method_of
-from curation_assets.methods.selectors.candidates import Candidates, Features, Keys, SelectorSection
+from curation_assets.methods.selectors.candidates import Candidates, Features, Keys, Mask, SelectorSection
 from curation_assets.methods.selectors.registry import order_by_stratum, selector_of
 from curation_assets.quality.filtered_pool import refuse_unknown
 from curation_assets.subsets.budget import BINS, STRATUM_LENGTHS, Prefix, Shares, samples_of
@@ -36,6 +36,7 @@ from curation_assets.subsets.facts import (
     Summing,
     subset_rows,
 )
+from curation_assets.subsets.moments import GROUP, VALUE, moments_by_group
 from curation_resources.storage.spill import Spill
 
 logger = logging.getLogger("curation")
@@ -83,6 +84,9 @@ NEEDED = {name for name in COLUMNS if name not in POOL_COLUMNS} | {
     "answer_norm",
 }
 """Columns that every selection needs; the others take space only if a selector or a stratum reads them."""
+
+OF_Z = {"z": "double"}
+"""Column that table `pool` gets if scores are standardised."""
 
 ID = "replace(sample_id::varchar, '-', '') as sample_id"
 """SQL expression for the text of an id."""
@@ -140,6 +144,7 @@ def choose(
     if duplicates is None:
         duplicates = _remove_copies(spill)
     filtered = _remove_filtered(spill, known)
+    standardised = () if subset.standardise is None else _standardise(spill, score, section)
     counts = Counts(
         *spill.row(
             "select count(*) filter (eligible), count(*) filter (may), count(*) filter (held_out), count(answer_norm) "
@@ -174,7 +179,10 @@ def choose(
         summing.choose(chosen)
         before += len(rows)
     held_out = None if prompts is None else counts.held_out
-    return Selection(summing.summary(), digest.value(), duplicates, filtered, left_out, order.whole, held_out, warnings)
+    return Selection(
+        *(summing.summary(), digest.value(), duplicates, filtered, left_out, order.whole, held_out, warnings),
+        *standardised,
+    )
 
 
 def reads_prompts(section: SelectorSection, features: Features | None) -> bool:
@@ -207,6 +215,9 @@ def _load_pool(
     )
     if selector.rank is None:
         kept |= {*POOL_COLUMNS}
+    elif subset.standardise is not None:
+        # Rows are ranked again when the moments of all sources are known, perhaps by other columns as well.
+        kept |= {*POOL_COLUMNS} - {"prompt_id"}
     columns = {name: kind for name, kind in COLUMNS.items() if name in kept}
     spill.run(f"create table pool ({', '.join(f'{name} {kind}' for name, kind in columns.items())})")
     values = ", ".join(f"{name}::{kind}" for name, kind in columns.items())
@@ -224,24 +235,32 @@ def _marked(
     """Add the columns of table `pool` to rows."""
     may_pass = rows.select(eligible(score, subset.filters)).to_series()
     values = rows["score"].fill_null(float("nan")).to_numpy()
-    found = Candidates(rows, values, may_pass.to_numpy() & np.isfinite(values), method_of(score).highest_first)
-    rank = selector_of(section).rank
-    keys = Keys(np.zeros(len(rows))) if rank is None else rank(section, found)
+    may = may_pass.to_numpy() & np.isfinite(values)
     held_out = pl.lit(value=False) if prompts is None else pl.col("prompt_id").is_in(list(prompts))
-    marks: dict[str, Any] = {
-        "eligible": may_pass,
-        "may": found.may,
-        "allowed": found.may if keys.allowed is None else keys.allowed,
-        "original": found.may if keys.original is None else keys.original,
-        # Turn -0.0 into 0.0, so that both sort as equal.
-        "key": keys.key + 0.0,
-    }
     return rows.with_columns(
         held_out=held_out,
         marked_right=marked_right(),
         answer_norm=pl.col("answer_norm").fill_nan(None),
-        **{name: pl.Series(name, mark) for name, mark in marks.items()},
+        eligible=may_pass,
+        may=pl.Series(may),
+        **_keys(rows, values, may, score, section),
     )
+
+
+def _keys(
+    rows: pl.DataFrame, values: NDArray[np.float64], may: Mask, score: ScoreSection, section: SelectorSection
+) -> dict[str, pl.Series]:
+    """Return the columns of table `pool` by which rows are ranked: by these values, for those that may be chosen."""
+    rank = selector_of(section).rank
+    found = Candidates(rows, values, may, method_of(score).highest_first)
+    keys = Keys(np.zeros(len(rows))) if rank is None else rank(section, found)
+    columns: dict[str, Any] = {
+        "allowed": may if keys.allowed is None else keys.allowed,
+        "original": may if keys.original is None else keys.original,
+        # Turn -0.0 into 0.0, so that both sort as equal.
+        "key": keys.key + 0.0,
+    }
+    return {name: pl.Series(name, values) for name, values in columns.items()}
 
 
 def _remove_copies(spill: Spill) -> int:
@@ -268,6 +287,46 @@ def _remove_filtered(spill: Spill, known: pl.LazyFrame | None) -> dict[str, int]
     counts = dict(spill.rows(f"select reason, count(*) from {out} group by reason order by reason"))
     spill.run("delete from pool where sample_id in (select sample_id from known where reason is not null)")
     return counts
+
+
+def _standardise(spill: Spill, score: ScoreSection, section: SelectorSection) -> tuple[int, int]:
+    """Add column `z` to table `pool`, and rank its rows by it instead of the score.
+
+    It is the distance of a score from the mean of its source in standard deviations, among the rows that may be
+    chosen; 0 if their scores do not vary. Return the number of sources, and of those without a deviation.
+    """
+    query = f'select source as "{GROUP}", score as "{VALUE}" from pool where may'
+    moments = moments_by_group(lambda: spill.stream(query))
+    by_source = pl.DataFrame(
+        [(source, own.mean, own.deviation if own.varies else None) for source, own in moments.items()],
+        schema={"source": pl.String, "mean": pl.Float64, "deviation": pl.Float64},
+        orient="row",
+    )
+    columns = [name for name, *_ in spill.rows("select column_name from (describe pool)")]
+    texts = [f"replace({name}::varchar, '-', '') as {name}" for name in ("sample_id", "prompt_id") if name in columns]
+    kinds = COLUMNS | OF_Z
+    values = ", ".join(f"{name}::{kinds[name]}" for name in (*columns, "z"))
+    spill.run("create table standardised as select *, null::double as z from pool limit 0")
+    ranked = (
+        _ranked_by_z(rows, by_source, score, section)
+        for rows in spill.stream(f"select * replace ({', '.join(texts)}) from pool")
+    )
+    spill.load(f"insert into standardised select {values} from frame", ranked)
+    spill.run("drop table pool")
+    spill.run("alter table standardised rename to pool")
+    return len(by_source), by_source["deviation"].null_count()
+
+
+def _ranked_by_z(
+    rows: pl.DataFrame, by_source: pl.DataFrame, score: ScoreSection, section: SelectorSection
+) -> pl.DataFrame:
+    """Return rows of table `pool` with `z` and the keys that follow from it."""
+    known = rows.join(by_source, on="source", how="left", nulls_equal=True, maintain_order="left")
+    distance = (pl.col("score") - pl.col("mean")) / pl.col("deviation")
+    # Turn -0.0 into 0.0, as it is shown.
+    z = known.select(pl.when("may").then(distance.fill_null(0.0) + 0.0)).to_series()
+    values = z.fill_null(float("nan")).to_numpy()
+    return rows.with_columns(z=z, **_keys(rows, values, rows["may"].to_numpy(), score, section))
 
 
 def _weight(subset: Subset) -> str:
@@ -342,7 +401,8 @@ def _decile(spill: Spill, column: str) -> str:
 
 def _ranked_columns(subset: Subset) -> str:
     weight = f"({_weight(subset)})::bigint as weight"
-    return f"score, source, {weight}, {LOW_SIGNAL} as low_signal, marked_right, stratum"
+    columns = f"score, source, {weight}, {LOW_SIGNAL} as low_signal, marked_right, stratum"
+    return columns if subset.standardise is None else f"{columns}, z"
 
 
 def _rank(
@@ -408,7 +468,8 @@ def _rank_in_memory(
     # An order that is split among strata must be whole, except where the selector orders each of them.
     limit = _most_samples(spill, subset, counts) if selector.vectors or not subset.stratify else None
     highest_first, may = method_of(score).highest_first, frame["may"].to_numpy()
-    values = frame["score"].fill_null(float("nan")).to_numpy()
+    ranked_by = "score" if subset.standardise is None else "z"
+    values = frame[ranked_by].fill_null(float("nan")).to_numpy()
     pool = frame.select(POOL_COLUMNS)
     found = Candidates(pool, values, may, highest_first, limit, features)
     if selector.vectors and subset.stratify:
@@ -416,9 +477,8 @@ def _rank_in_memory(
     else:
         choice = selector.order(section, found)
     spill.run(f"create table ranked as select sample_id, {_ranked_columns(subset)} from parted limit 0")
-    ranked = frame.select("sample_id", "score", "source", "weight", "low_signal", "marked_right", "stratum")[
-        choice.order
-    ]
+    columns = ["sample_id", "score", "source", "weight", "low_signal", "marked_right", "stratum"]
+    ranked = frame.select(*columns, *([] if subset.standardise is None else OF_Z))[choice.order]
     statement = "insert into ranked select * replace (sample_id::uuid as sample_id) from frame"
     spill.load(statement, [ranked], in_order=True)
     return choice.left_out, choice.warnings
@@ -446,7 +506,8 @@ class _Order:
 
     def __init__(self, spill: Spill, subset: Subset, counts: Counts, sizes: Sequence[int], begin: int) -> None:
         self._spill, self._sizes = spill, sizes
-        columns = f"select {ID}, {', '.join(CHOSEN_FACTS)}, weight, stratum::bigint as stratum from ranked"
+        facts = ", ".join([*CHOSEN_FACTS, *([] if subset.standardise is None else OF_Z)])
+        columns = f"select {ID}, {facts}, weight, stratum::bigint as stratum from ranked"
         # DuckDB returns the rows of a table that was created in order in that order.
         self._queries = [columns]
         if begin:

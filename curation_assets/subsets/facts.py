@@ -295,6 +295,9 @@ class Selection:
         whole: whether the budget is larger than everything that could be chosen.
         held_out: samples of the pool whose prompt is in a validation set of the score; None without a set.
         warnings: properties of the pool that the method's source excludes, each as a clause.
+        standardised_sources: number of sources within which scores were standardised before ranking; None: they were
+            not. The summary is of scores as they are.
+        flat_sources: those in which z is 0 for all samples: with one sample, or equal scores.
     """
 
     summary: Summary
@@ -305,6 +308,8 @@ class Selection:
     whole: bool
     held_out: int | None = None
     warnings: Sequence[str] = ()
+    standardised_sources: int | None = None
+    flat_sources: int = 0
 
     def document(self) -> dict[str, Any]:
         """Return everything as JSON; `of_document` is the inverse."""
@@ -332,6 +337,7 @@ class Selection:
             "eligible": summary.eligible,
             "without_score": summary.eligible - summary.ranked,
             **({} if self.held_out is None else {"prompts_in_validation_sets": self.held_out}),
+            **self._standardised(),
             "selected": summary.selected,
             "low_signal_selected": summary.low_signal,
             **{f"left_out_{reason}": count for reason, count in sorted(self.left_out.items())},
@@ -343,25 +349,35 @@ class Selection:
             "mean_score_pool": summary.mean_ranked,
         }
 
+    def _standardised(self) -> dict[str, float | int | None]:
+        if self.standardised_sources is None:
+            return {}
+        return {"standardised_sources": self.standardised_sources, "sources_without_deviation": self.flat_sources}
+
 
 MUCH = 0.2
 """Share of a score's variance from which its source is worth a warning."""
 
 
-def source_advice(score: str, share: float | None, stratified: bool = False) -> str | None:
-    """Return advice about a score that depends on the source; None if it does not, or if sources are strata already.
+def source_advice(score: str, share: float | None, within_sources: bool = False) -> str | None:
+    """Return advice about a score that depends on the source; None if it does not, or if the subset allows for it.
 
     Args:
         score: its name.
         share: the share of its variance that the source explains.
-        stratified: whether the subset is stratified by source.
+        within_sources: whether the subset is stratified by source, or the score standardised within it.
     """
-    if share is None or share <= MUCH or stratified:
+    if share is None or share <= MUCH or within_sources:
         return None
     return (
         f"the source explains {share:.0%} of the variance of score {score}, so that a selection by it is mostly one of "
-        "sources: set stratify: [source] on the subset"
+        "sources: set stratify: [source] or standardise: source on the subset"
     )
+
+
+def standardised_text(score: str) -> str:
+    """Return what a selection ranks by that standardises scores within sources."""
+    return f"z of {score} among the eligible samples of the same source (standardise: source)"
 
 
 def right_facts(pool: Marks, selected: Marks) -> dict[str, float | int | None]:
@@ -418,12 +434,15 @@ def subset_rows(chosen: pl.DataFrame, score: str, before: int = 0) -> pl.DataFra
     """Return rows of table `subset`.
 
     Args:
-        chosen: `sample_id`, `score` and `low_signal` of samples in the order of choice.
+        chosen: `sample_id`, `score` and `low_signal` of samples in the order of choice; and `z`, if scores were
+            standardised within sources.
         score: name of the score.
         before: number of samples chosen before these.
     """
     rank = pl.int_range(before + 1, before + pl.len() + 1, dtype=pl.Int64)
     flags = pl.when("low_signal").then(pl.lit("; low_signal")).otherwise(pl.lit(""))
+    if "z" in chosen.columns:
+        flags = pl.format(" (z = {} within its source){}", pl.col("z").round(4), flags)
     rows = chosen.with_columns(rank=rank, weight=pl.lit(1.0)).with_columns(
         # No pool sizes in the text: an unchanged subset must yield an identical release.
         reason=pl.format("rank {} by " + score + " = {}{}", "rank", pl.col("score").round(4), flags)

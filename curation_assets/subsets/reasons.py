@@ -36,6 +36,8 @@ def reasons(shown: pl.DataFrame, pool: pl.DataFrame, workspace: Workspace, subse
             found.append(f"not eligible: excluded by the filters of {subset.name}")
         elif row["score"] is None:
             found.append(f"not selected: {score.name} has no value, see its flags")
+        elif by_score_alone and subset.standardise is not None:
+            found.append(f"not selected: others rank higher by z of {score.name} within their source")
         elif by_score_alone:
             found.append(f"not selected: the last selected sample has {score.name} = {_rounded(last)}")
         elif row["prompt_id"] in with_chosen:

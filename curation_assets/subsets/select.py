@@ -68,9 +68,10 @@ def parameters_digest(workspace: Workspace, subset: Subset) -> str:
     """
     eligibility = workspace.settings.score(subset.score).min_steps
     section = selector_of(workspace, subset)
-    parts = [subset.model_dump(mode="json"), section.model_dump(mode="json"), eligibility]
+    # Left out where it is not set, and a selector's version before 2, so that other subsets stay up to date.
+    unset = {"standardise"} if subset.standardise is None else None
+    parts = [subset.model_dump(mode="json", exclude=unset), section.model_dump(mode="json"), eligibility]
     version = selectors.selector_of(section).version
-    # Added from version 2 on, so that subsets of the other selectors stay up to date.
     return digest("subset", SELECTION_VERSION, *parts, *([version] if version > 1 else []))
 
 

@@ -208,12 +208,14 @@ class Trace:
         steps: its rows of `segmented_steps`.
         scores: its rows of `step_scores`.
         facts: its row of `sample_scores`; empty if it has not been scored.
+        score: the score of its steps; None if the target has none.
     """
 
     row: dict[str, Any]
     steps: pl.DataFrame
     scores: pl.DataFrame
     facts: dict[str, Any]
+    score: str | None = None
 
 
 def find_trace(workspace: Workspace, sample_id: str, *, target: str | None = None, score: str | None = None) -> Trace:
@@ -246,7 +248,8 @@ def find_trace(workspace: Workspace, sample_id: str, *, target: str | None = Non
         filtered = pool.filter(mine & pl.col("reason").is_not_null()).collect()
         if len(filtered):
             facts["left out of the pool"] = filtered["reason"][0]
-    return Trace(next(rows.iter_rows(named=True)), frames["segmented_steps"], frames["step_scores"], facts)
+    row = next(rows.iter_rows(named=True))
+    return Trace(row, frames["segmented_steps"], frames["step_scores"], facts, named)
 
 
 def settings_names(workspace: Workspace, target: str | None, score: str | None) -> tuple[str, str | None]:

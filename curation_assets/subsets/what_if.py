@@ -1,7 +1,7 @@
 """Preview a subset with another score, selector or budget, from stored signals: no model, and nothing is stored.
 
 A change names a parameter of the subset's score (`alpha=0.5`, `method=grape`), or, prefixed with its section, one of
-the subset (`selector.k=2`, `filters.correct=true`, `stratify=[source]`). Values are YAML.
+the subset (`selector.k=2`, `filters.correct=true`, `stratify=[source]`, `standardise=source`). Values are YAML.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from curation_assets.signals.held_out import validation_vectors
 from curation_assets.signals.store import SignalStore
 from curation_assets.subsets.choose_in_duckdb import POOL_COLUMNS
 from curation_assets.subsets.eligibility import marked_right
-from curation_assets.subsets.facts import LENGTHS, Selection, source_advice
+from curation_assets.subsets.facts import LENGTHS, Selection, source_advice, standardised_text
 from curation_assets.subsets.select import SelectionError, in_pieces, present_rows, select_from
 from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.sections import unknown
 
-OF_SUBSET = ("selector", "filters", "stratify", "budget")
+OF_SUBSET = ("selector", "filters", "stratify", "standardise", "budget")
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,11 @@ class WhatIf:
             found.append("no sample passes filters and min_steps")
         elif self.selection.whole:
             found.append("the budget is larger than everything that can be chosen; all of it is shown")
-        stratified = "source" in self.subset.stratify
-        advice = source_advice(self.score.name, self.selection.summary.variance_by_source, stratified)
+        share, within_sources = self.selection.summary.variance_by_source, self.subset.compares_within_sources
+        advice = source_advice(self.score.name, share, within_sources)
         found += [] if advice is None else [advice]
+        if self.subset.standardise is not None:
+            found.append(f"ranked by {standardised_text(self.score.name)}")
         return found + [f"differs from the source: {reason}" for reason in self.unfaithful]
 
     def difference_line(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import polars as pl
@@ -34,6 +34,9 @@ MAKE_ROOM = (
 )
 """Columns to drop first from a table that is too wide: those that appear in many tables."""
 LOW, HIGH = (190, 60, 60), (40, 150, 90)
+PARTS = ("answer_alignment", "trajectory_consistency")
+REACH = 2.0
+"""Standard deviations from the mean at which the colour of a step ends."""
 
 
 class ProgressBars:
@@ -138,7 +141,13 @@ def _item_text(item: object) -> str:
     return f"{item:.4g}" if isinstance(item, float) else harmless(shortened(repr(item), LONGEST_CELL))
 
 
-def trace(row: dict[str, object], steps: pl.DataFrame, scores: pl.DataFrame, sample: dict[str, object]) -> Group:
+def trace(
+    row: dict[str, object],
+    steps: pl.DataFrame,
+    scores: pl.DataFrame,
+    sample: dict[str, object],
+    z: Mapping[int, float] | None = None,
+) -> Group:
     """Return a trace with its steps coloured by score.
 
     Args:
@@ -146,20 +155,25 @@ def trace(row: dict[str, object], steps: pl.DataFrame, scores: pl.DataFrame, sam
         steps: its rows of `segmented_steps`.
         scores: its rows of `step_scores`; may be empty.
         sample: facts to list, such as scores and flags from `sample_scores`.
+        z: by step_index, distance of the score from the mean of its position in standard deviations; colours the steps
+            instead of the score.
     """
     response = str(row["response"])
     by_step = {record["step_index"]: record for record in scores.iter_rows(named=True)}
     parts: list[RenderableType] = [_prompt(row)]
     body = Table.grid(padding=(0, 2))
-    for header in ("step", "score", "align", "consist", "text"):
+    headers = ("step", "score", *(() if z is None else ("z",)), "align", "consist", "text")
+    for header in headers:
         body.add_column(Text(header, style="dim"), justify="left" if header == "text" else "right")
-    body.add_row(*(Text(header, style="dim") for header in ("step", "score", "align", "consist", "text")))
+    body.add_row(*(Text(header, style="dim") for header in headers))
     for span in steps.sort("start").iter_rows(named=True):
         record = by_step.get(span["step_index"], {})
         answer = span["kind"] == "answer"
         name = "answer" if answer else str(span["step_index"])
-        style = "bold" if answer else _color(record.get("step_score"))
-        numbers = [_number(record.get(key)) for key in ("step_score", "answer_alignment", "trajectory_consistency")]
+        score, others = record.get("step_score"), [record.get(key) for key in PARTS]
+        adjusted = None if z is None else z.get(span["step_index"])
+        style = "bold" if answer else _color(score if z is None else adjusted and adjusted / REACH)
+        numbers = [_number(value) for value in (score, *(() if z is None else (adjusted,)), *others)]
         text = response[span["start"] : span["end"]]
         body.add_row(name, *numbers, Text(harmless(text), style=style))
     parts.append(Panel(body, title="response", title_align="left"))

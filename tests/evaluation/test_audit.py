@@ -21,8 +21,11 @@ from curation_assets.evaluation.audit_samples import ORIGINAL, AuditError, step_
 from curation_assets.evaluation.concordance import Estimate
 from curation_assets.operations.gc import find_unused
 from curation_assets.operations.purge import purge
+from curation_assets.releases.audit_section import NOT_AUDITED, audit_section
+from curation_assets.releases.trace_page import page_text
+from curation_assets.releases.traces import subset_traces
 from curation_assets.steps.segmentation import segment
-from curation_assets.subsets.audited import audit_of, findings_of, overview_of
+from curation_assets.subsets.audited import audit_of, explained_of, findings_of, overview_of
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.tables.audit import AUDIT, audit_samples_path, method_audit_path
 from curation_assets.workspace.workspace import Workspace
@@ -287,6 +290,17 @@ def test_a_release_says_what_was_found_or_that_there_was_no_audit(tmp_path: Path
     assert "Not audited" not in card
     manifest = json.loads((release_folder(changed, 2) / "manifest.json").read_text())
     assert {row["kind"] for row in manifest["audit"]} >= {"wrong_number", "truncated", ""}
+    # The pages of the subset and of the release show the same, with the agreement that is stored under another score.
+    rows_ = audit_of(changed, changed.settings.score("grace"))
+    assert rows_ is not None
+    explained = dict(zip(*explained_of(rows_)[:1], explained_of(rows_)[1][0], strict=True))
+    table = read_stored(changed, "method_audit").collect().filter(measure="agreement").drop_nulls("value")
+    mates = table.filter((pl.col("score") == "grace") | (pl.col("within") == "grace"))["value"].abs()
+    assert f"{max(mates.to_list()):.2f}" in str(explained["agrees most with"])
+    section = audit_section(rows_, "grace")
+    assert section in page_text(subset_traces(changed, changed.settings.subset("best")))
+    assert section in (release_folder(changed, 2) / "traces.html").read_text()
+    assert NOT_AUDITED in (release_folder(changed, 1) / "traces.html").read_text()
 
 
 def test_a_purged_sample_is_in_no_twin(tmp_path: Path, tiny_model: Path) -> None:

@@ -16,6 +16,9 @@ import pytest
 from curation_assets.releases.trace_images import data_url
 from curation_assets.releases.trace_page import page_text
 from curation_assets.releases.traces import COLUMNS, Traces, compared, survivors_of
+from curation_assets.subsets.moments import Moments
+from curation_assets.subsets.step_positions import StepPositions
+from curation_assets.tables.audit import METHOD_AUDIT
 
 pytestmark = pytest.mark.system
 
@@ -160,6 +163,51 @@ def test_a_click_shows_a_trace_with_its_steps(page: Any, tmp_path: Path) -> None
     assert (tmp_path / "trace.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("raw", [False, True])
+def test_steps_are_coloured_by_z_or_by_score(browser: Any, tmp_path: Path, raw: bool) -> None:
+    # The first step's score is high, but below most at its position; the second's the other way round.
+    positions = StepPositions([1, 2], [Moments(30, 1.0, 0.1), Moments(30, -1.0, 0.1)])
+    path = tmp_path / "adjusted.html"
+    path.write_text(page_text(replace(synthetic(30), positions=positions), raw=raw))
+    for page in shown(browser, path):
+        the_colour_can_be_switched(page, raw)
+
+
+def the_colour_can_be_switched(page: Any, raw: bool) -> None:
+    by_score, by_z = ["1 +0.90", "2 −0.80"], ["1 z −1.0", "2 z +2.0"]
+    page.locator(".row").first.click()
+    page.wait_for_selector("#trace .response")
+    page.wait_for_selector(".group .step")
+    steps = page.locator("#trace > .response .step")
+
+    def seen() -> list[str]:
+        return [steps.nth(place).locator(".n").inner_text() for place in range(2)]
+
+    def classes() -> list[str]:
+        return [str(steps.nth(place).get_attribute("class")).removeprefix("step ") for place in range(2)]
+
+    choice = page.get_by_label("colour:")
+    assert choice.input_value() == ("score" if raw else "z")
+    assert seen() == (by_score if raw else by_z)
+    assert classes() == (["high", "low"] if raw else ["low", "high"])
+    # From the keyboard, and everywhere on the page.
+    choice.focus()
+    page.keyboard.press("ArrowUp" if raw else "ArrowDown")
+    until(lambda: seen() == (by_z if raw else by_score))
+    assert classes() == (["low", "high"] if raw else ["high", "low"])
+    others = page.locator(".group .step .n").all_inner_texts()
+    assert others == (by_z if raw else by_score) * 2
+    meaning = page.locator(".legend .meaning").inner_text()
+    assert meaning.startswith("standard deviations from the mean" if raw else "step score")
+    steps.nth(0).hover()
+    assert "score 0.9000 · z at this position -1.00 · " in page.locator("#tip").inner_text()
+    # Another trace is shown the same way, and the list keeps its scores.
+    page.locator(".row").nth(1).click()
+    until(lambda: page.locator("#trace h2").inner_text().endswith("1"))
+    assert seen() == (by_z if raw else by_score)
+    assert page.locator(".row b").first.inner_text() == "1.0000"
+
+
 def test_filters_and_orders(page: Any) -> None:
     page.select_option("#source", "source 1")
     assert status(page) == "2,500 of 10,000 traces"
@@ -194,6 +242,62 @@ def test_the_slider_says_what_is_left(page: Any) -> None:
     page.keyboard.press("ArrowRight")
     assert page.locator("#survivors").inner_text() != said
     assert page.locator("#histogram rect.in").count() in range(25, 35)
+
+
+def audit() -> pl.DataFrame:
+    """An audit with a kind and a score that would run as markup."""
+    kinds = ["wrong_number", "shuffled_steps", "foreign_response", HOSTILE]
+    common = {"target": "t", "score": HOSTILE, "method": "grace", "configured": True, "within": "all"}
+    rows = [
+        common
+        | {"kind": kind, "measure": measure, "value": place / 4, "low": place / 8, "high": place / 4 + 0.1}
+        | {"verdict": ("inverted", "at_chance", "separates", "separates")[place], "samples": 100}
+        for place, kind in enumerate(kinds)
+        for measure in ("win_rate", "auroc", "step_auroc", "step_rank")
+    ]
+    rows.append(common | {"kind": "", "measure": "source_share", "value": 0.14, "samples": 100})
+    return pl.DataFrame(rows, METHOD_AUDIT.schema)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (400, 800)])
+def test_the_audit_is_a_view_of_its_own(browser: Any, tmp_path: Path, width: int, height: int) -> None:
+    path = tmp_path / "audited.html"
+    path.write_text(page_text(replace(synthetic(30), score=HOSTILE, audit=audit())))
+    for page in shown(browser, path, width=width, height=height):
+        view, tab = page.locator("#view-audit"), page.get_by_role("tab", name="Audit")
+        assert not view.is_visible()
+        tab.click()
+        assert view.is_visible()
+        assert not page.locator("#list").is_visible()
+        assert tab.get_attribute("aria-selected") == "true"
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        # A dot is as far along its track as its value says.
+        for place in range(4):
+            track, dot = (
+                page.locator(".dots li").nth(place).locator(name).bounding_box() for name in (".track", ".dot")
+            )
+            middle = dot["x"] + dot["width"] / 2
+            assert (middle - track["x"]) / track["width"] == pytest.approx(place / 4, abs=0.01)
+        assert page.locator(".dots .kind").nth(3).inner_text() == HOSTILE
+        assert view.locator("table").first.locator("tbody tr").count() == 4
+        # The keyboard: arrows go between the tabs, and the keys of the list are not taken here.
+        page.keyboard.press("j")
+        page.keyboard.press("/")
+        assert page.evaluate("document.activeElement.id") == "tab-audit"
+        page.keyboard.press("ArrowLeft")
+        assert page.evaluate("document.activeElement.id") == "tab-traces"
+        assert page.locator("#list").is_visible()
+        assert not view.is_visible()
+        page.keyboard.press("ArrowLeft")
+        assert view.is_visible()
+
+
+def test_a_page_without_an_audit_says_how_to_make_one(page: Any) -> None:
+    page.locator("#tab-audit").click()
+    assert page.locator("#view-audit").inner_text().startswith("Not audited: curate audit finds out")
+    page.locator("#tab-traces").click()
+    page.locator(".row").first.click()
+    page.wait_for_selector("#trace .response")
 
 
 def test_search_goes_through_all_texts(page: Any) -> None:

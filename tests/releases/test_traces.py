@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from curation_assets.cli.app import app
 from curation_assets.methods.selectors.top import Top
+from curation_assets.releases.export import release_frame
 from curation_assets.releases.trace_images import release_pictures
 from curation_assets.releases.trace_page import _finite, page_text, utf16_places
 from curation_assets.releases.traces import (
@@ -29,7 +31,9 @@ from curation_assets.releases.traces import (
     subset_traces,
     survivors_of,
     takes_highest,
+    traces_of,
 )
+from curation_assets.subsets.step_positions import pooled
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.storage.files import FolderStorage
@@ -39,6 +43,7 @@ HOSTILE = "</script><script>window.ran = 1</script><img src=x onerror='window.ra
 SUBSETS = """
 subsets:
   - {name: best, score: grace, budget: {fraction: 0.5}}
+  - {name: within, score: grace, budget: {samples: 4}, standardise: source}
   - {name: picky, score: grace, budget: {samples: 3}, filters: {min_steps: 4}}
 """
 
@@ -46,7 +51,7 @@ subsets:
 def traces_with_odd_ones() -> list[dict[str, Any]]:
     odd = {"prompt": f"What is {HOSTILE}?", "response": f"🦊 first\nStep 2: {HOSTILE}\nStep 3: so\nAnswer: {HOSTILE}"}
     again = [{"prompt": "Count on from 1.", "response": f"Step 1: {n}\nStep 2: {n}\nAnswer: {n}"} for n in range(3)]
-    return [*rows(9), odd, *again, {"prompt": "Short.", "response": "No steps"}]
+    return [*rows(24), odd, *again, {"prompt": "Short.", "response": "No steps"}]
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +87,56 @@ def test_a_page_holds_the_pool_with_steps_as_they_were_scored(made: Workspace) -
         if len(own):
             expected = own.select("step_score", "answer_alignment", "trajectory_consistency").rows()
             for step, values in zip(text["steps"], expected, strict=True):
-                assert step[2:] == [None if v is None else pytest.approx(v, abs=1e-6) for v in values]
+                assert step[2:5] == [None if v is None else pytest.approx(v, abs=1e-6) for v in values]
         assert meta["rank"][place] == ranks.get(sample_id)
         assert text["why"]
     assert meta["unit"] == "tokens"
+
+
+def test_steps_are_adjusted_for_their_position(made: Workspace) -> None:
+    stored = read_stored(made, "step_scores", score="grace").collect()
+    counts = stored.group_by("step_index").len().sort("step_index")
+    first = pooled(counts.rows())
+    assert len(first) > 1
+    own: dict[tuple[str, int], float] = {}
+    for start, end in pairwise([*first, 10**9]):
+        rows = stored.filter(pl.col("step_index").is_between(start, end, closed="left"))
+        scores = rows["step_score"].to_numpy()
+        z = (scores - scores.mean()) / scores.std(ddof=1)
+        keys = rows.select("sample_id", "step_index").iter_rows()
+        own |= {(sample, step): value for (sample, step), value in zip(keys, z, strict=True)}
+    page = page_text(subset_traces(made, made.settings.subset("best")))
+    meta, texts = opened(page, "meta"), opened(page, "block-0")
+    assert meta["colour"] == "z"
+    shown = 0
+    for sample_id, text in zip(meta["id"], texts, strict=True):
+        for index, step in enumerate(text["steps"], 1):
+            z = own.get((sample_id, index))
+            assert step[5] == (None if z is None else pytest.approx(z, abs=1e-4))
+            shown += z is not None
+    assert shown == len(own)
+    # The release of the subset has the same pool, and keeps what its page adjusts for.
+    manifest = json.loads((release_folder(made) / "manifest.json").read_text())
+    assert [one["step_index"] for one in manifest["step_positions"]] == first
+    assert sum(one["steps"] for one in manifest["step_positions"]) == len(own)
+    released = (release_folder(made) / "traces.html").read_text()
+    assert opened(released, "meta")["colour"] == "z"
+    of_pool = {i: t["steps"] for i, t in zip(meta["id"], texts, strict=True)}
+    of_release = zip(opened(released, "meta")["id"], opened(released, "block-0"), strict=True)
+    assert all(text["steps"] == of_pool[sample_id] for sample_id, text in of_release)
+
+
+def test_a_release_without_positions_is_coloured_by_scores(made: Workspace) -> None:
+    frame, manifest = release_frame(made.warehouse.storage, "releases/best/1")
+    del manifest["step_positions"]
+    old = traces_of(frame, manifest, None)
+    assert opened(page_text(old), "meta")["colour"] == "score"
+    assert opened(page_text(old), "meta")["scales"]["z"] is None
+    assert {step[5] for text in opened(page_text(old), "block-0") for step in text["steps"]} == {None}
+    # Compared with the same score of the pool, its steps are adjusted as those are.
+    pool = subset_traces(made, made.settings.subset("best"), chosen_only=True)
+    assert compared(old, pool).positions == pool.positions
+    assert compared(old, replace(pool, scored_by="another")).positions is None
 
 
 def test_why_a_trace_was_not_chosen(made: Workspace) -> None:
@@ -94,8 +145,27 @@ def test_why_a_trace_was_not_chosen(made: Workspace) -> None:
     assert said["No steps"].startswith("not eligible: ")
     assert any(why.startswith("rank 1 by grace") for why in said.values())
     assert any(why.startswith("not selected: the last selected sample has grace = ") for why in said.values())
+    within = subset_traces(made, made.settings.subset("within"))
+    assert "not selected: others rank higher by z of grace within their source" in within.rows["why"].to_list()
+    assert any(re.match(r"rank 1 by grace = .* \(z = .* within its source\)", why) for why in within.rows["why"])
+    assert dict(within.facts)["ranked by"].startswith("z of grace among the eligible samples of the same source")
     picky = subset_traces(made, made.settings.subset("picky")).rows
     assert "not eligible: excluded by the filters of picky" in picky["why"].to_list()
+
+
+def test_a_release_says_that_its_score_was_standardised(made: Workspace) -> None:
+    release_subset(made, "within")
+    folder = made.warehouse.root / "releases" / "within" / "1"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["parameters"]["subset"]["standardise"] == "source"
+    assert manifest["selection"]["standardised_sources"] == 1
+    assert "z of grace among the eligible samples of the same source (standardise: source)" in (
+        (folder / "README.md").read_text()
+    )
+    assert "ranked by" in dict(release_traces(made.warehouse.storage, "releases/within/1").facts)
+    assert "ranked by" not in dict(release_traces(made.warehouse.storage, "releases/best/1").facts)
+    done = CliRunner().invoke(app, ["reproduce", "within@1", "--config", str(made.config_file)])
+    assert done.exit_code == 0, done.output
 
 
 def test_places_are_counted_as_browsers_count(made: Workspace) -> None:
@@ -241,6 +311,20 @@ def test_images_of_a_release_are_opened_as_those_of_a_corpus_are(tmp_path: Path)
     assert [one["name"] for one in found] == names
 
 
+def test_a_trace_in_the_terminal_is_adjusted_unless_raw(made: Workspace) -> None:
+    traces = subset_traces(made, made.settings.subset("best"))
+    sample = traces.rows.filter(pl.col("rank") == 1)["sample_id"][0]
+    show = ["show", sample, "--config", str(made.config_file)]
+    adjusted, raw = (CliRunner().invoke(app, [*show, *more]).output.splitlines() for more in ([], ["--raw"]))
+    assert traces.positions is not None
+    score = traces.rows.filter(pl.col("rank") == 1)["step_scores"][0][0]
+    (head,) = [line for line in adjusted if "step  " in line]
+    assert head.split()[1:6] == ["step", "score", "z", "align", "consist"]
+    assert any(line.split()[1:4] == ["1", f"{score:+.2f}", f"{traces.positions.z(1, score):+.2f}"] for line in adjusted)
+    (head,) = [line for line in raw if "step  " in line]
+    assert head.split()[1:5] == ["step", "score", "align", "consist"]
+
+
 def test_the_command_writes_pages(made: Workspace, tmp_path: Path) -> None:
     config = ["--config", str(made.config_file)]
     for words in (["best"], ["best@1"], ["best", "picky"], ["best@1", "picky"], [str(release_folder(made))]):
@@ -248,6 +332,10 @@ def test_the_command_writes_pages(made: Workspace, tmp_path: Path) -> None:
         done = CliRunner().invoke(app, ["report", *words, "--to", str(to), *config])
         assert done.exit_code == 0, done.output
         assert opened(to.read_text(), "meta")["id"]
+    raw = CliRunner().invoke(app, ["report", "best", "--raw", "--to", str(to), *config])
+    assert raw.exit_code == 0, raw.output
+    assert opened(to.read_text(), "meta")["colour"] == "score"
+    assert opened(to.read_text(), "meta")["scales"]["z"] is not None
     small = CliRunner().invoke(app, ["report", "best", "--most", "5", "--to", str(tmp_path / "small.html"), *config])
     assert "sampled by prompt" in small.output
     assert "are on this page, sampled by prompt" in (tmp_path / "small.html").read_text()

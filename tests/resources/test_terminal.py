@@ -43,7 +43,7 @@ def test_numbers_in_lists_have_four_digits() -> None:
     assert "[0.3, 0.3, 0.3, 0.3, 0.3, 0.3, … 7 values]" in text
 
 
-def show_trace(text: str, score: float | None = 0.5, colour: bool = False) -> str:
+def show_trace(text: str, score: float | None = 0.5, colour: bool = False, z: float | None = None) -> str:
     row: dict[str, object] = {"response": text, "messages": json.dumps([{"role": "user", "content": text}])}
     spans = {"sample_id": "s", "strategy": "lines", "merged": False}
     middle = len(text) // 2
@@ -57,7 +57,8 @@ def show_trace(text: str, score: float | None = 0.5, colour: bool = False) -> st
         {"step_index": [1], "step_score": [score], "answer_alignment": [score], "trajectory_consistency": [None]},
         schema_overrides={"step_score": pl.Float64, "answer_alignment": pl.Float64},
     )
-    return shown(trace(row, steps, scores, {"flags": [text], "note": text, "grace": None}), colour)
+    facts: dict[str, object] = {"flags": [text], "note": text, "grace": None}
+    return shown(trace(row, steps, scores, facts, None if z is None else {1: z}), colour)
 
 
 def test_markup_in_a_trace_is_shown_as_it_is() -> None:
@@ -107,6 +108,19 @@ def test_scores_are_shown_and_coloured_from_red_to_green() -> None:
     assert colours[3] == colours[4] == "40;150;90"
     assert colours[2] not in {colours[0], colours[3]}
     assert "38;2;" not in show_trace("two and two", None, colour=True)
+
+
+def test_adjusted_scores_are_shown_beside_and_give_the_colour() -> None:
+    found = show_trace("two and two", 0.5, z=-1.25)
+    assert re.search(r"1 +\+0\.50 +-1\.25 +\+0\.50", found)
+    assert re.search(r"score +z +align", found)
+    colours = []
+    for z in (-2.0, -9.0, 0.0, 2.0, 9.0):
+        (colour,) = set(re.findall(r"38;2;(\d+;\d+;\d+)", show_trace("two and two", 0.5, colour=True, z=z)))
+        colours.append(colour)
+    assert colours[0] == colours[1] == "190;60;60"
+    assert colours[3] == colours[4] == "40;150;90"
+    assert colours[2] not in {colours[0], colours[3]}
 
 
 def test_a_trace_without_steps_is_shown_whole() -> None:

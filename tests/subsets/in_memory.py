@@ -5,8 +5,10 @@ Its own selectors are held against loops over rows in `test_selectors`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,6 +77,10 @@ def choose(
     pool = scored.rows
     may_pass = pool.select(eligible(score, subset.filters)).to_series().to_numpy()
     values = pool["score"].fill_null(float("nan")).to_numpy()
+    counts: tuple[int, int] | tuple[()] = ()
+    if subset.standardise is not None:
+        values, counts = within_sources(pool["source"].to_list(), values, may_pass)
+        pool = pool.with_columns(z=pl.Series(values) + 0.0)
     by_vectors = selector_of(selector).vectors
     limit = most_samples(subset.budget, pool, may_pass) if by_vectors or not subset.stratify else None
     may, highest_first = may_pass & np.isfinite(values), method_of(score).highest_first
@@ -97,9 +103,28 @@ def choose(
     )
     facts = Selection(
         *(summarise(pool), subset_digest(rows), scored.duplicates, dict(filtered or {}), choice.left_out, taken.whole),
-        held_out=held_out,
+        *(held_out, (), *counts),
     )
     return InMemory(rows, pool, facts)
+
+
+def within_sources(
+    sources: list[str | None], scores: NDArray[np.float64], may_pass: Mask
+) -> tuple[NDArray[np.float64], tuple[int, int]]:
+    """Return z of each score within its source, NaN where there is none; the number of sources, and of flat ones."""
+    z, flat = np.full(len(scores), np.nan), 0
+    own: dict[str | None, list[int]] = {}
+    for place in np.flatnonzero(may_pass & np.isfinite(scores)).tolist():
+        own.setdefault(sources[place], []).append(place)
+    for places in own.values():
+        values = [float(scores[place]) for place in places]
+        mean = float(sum(map(Fraction, values)) / len(values))
+        squares = float(sum(Fraction((value - mean) * (value - mean)) for value in values))
+        deviation = math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else 0.0
+        flat += deviation == 0.0
+        for place, value in zip(places, values, strict=True):
+            z[place] = (value - mean) / deviation if deviation else 0.0
+    return z, (len(own), flat)
 
 
 def order_by(section: SelectorSection, found: Candidates, eligible_rows: int | None = None) -> Choice:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 from random import Random as Drawn
 from tempfile import TemporaryDirectory
@@ -98,6 +99,7 @@ FILTERS = st.builds(
     correct=st.sampled_from([None, None, True]),
     max_tokens=st.sampled_from([None, None, 60]),
 )
+STANDARDISE = st.sampled_from([None, "source"])
 STRATIFY = st.lists(st.sampled_from(["source", "domain", "generator", "length", "steps"]), max_size=2, unique=True)
 REASONS = [None, None, None, "language", "repetitive"]
 SCORE = GraceScore(name="grace", target="t", min_steps=2)
@@ -157,11 +159,26 @@ def assert_equal(held: InMemory, rows: pl.DataFrame, found: Selection) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(arrivals(), SELECTORS, BUDGETS, FILTERS, STRATIFY, st.booleans(), st.booleans())
+@given(arrivals(), SELECTORS, BUDGETS, FILTERS, STRATIFY, STANDARDISE, st.booleans(), st.booleans())
 def test_both_ways_choose_the_same(
-    arrived: pl.DataFrame, selector: Any, budget: Budget, filters: Filters, stratify: Any, known: bool, held: bool
+    arrived: pl.DataFrame,
+    selector: Any,
+    budget: Budget,
+    filters: Filters,
+    stratify: Any,
+    standardise: Any,
+    known: bool,
+    held: bool,
 ) -> None:
-    subset = Subset(name="s", score="grace", budget=budget, selector=selector, filters=filters, stratify=stratify)
+    subset = Subset(
+        name="s",
+        score="grace",
+        budget=budget,
+        selector=selector,
+        filters=filters,
+        stratify=stratify,
+        standardise=standardise,
+    )
     reasons = None
     if known:
         ids = arrived["sample_id"].unique(maintain_order=True)
@@ -203,29 +220,43 @@ def many(count: int) -> pl.DataFrame:
 
 
 @pytest.mark.parametrize(
-    ("selector", "budget", "stratify"),
+    ("selector", "budget", "stratify", "standardise"),
     [
-        (Top(), Budget(fraction=0.9), []),
-        (Top(), Budget(tokens=60_000_000), ["source", "length"]),
-        (Band(), Budget(fraction=0.8), ["steps"]),
-        (Band(), Budget(tokens=90_000_000), []),
-        (Random(seed=3), Budget(fraction=0.5), ["source"]),
-        (PerPrompt(k=2), Budget(fraction=0.6), ["length"]),
+        (Top(), Budget(fraction=0.9), [], None),
+        (Top(), Budget(fraction=0.4), [], "source"),
+        (Top(), Budget(tokens=60_000_000), ["source", "length"], None),
+        (Band(), Budget(fraction=0.8), ["steps"], None),
+        (Band(), Budget(tokens=90_000_000), [], None),
+        (Random(seed=3), Budget(fraction=0.5), ["source"], None),
+        (PerPrompt(k=2), Budget(fraction=0.6), ["length"], "source"),
     ],
 )
-def test_both_ways_agree_over_many_pieces(tmp_path: Path, selector: Any, budget: Budget, stratify: Any) -> None:
+def test_both_ways_agree_over_many_pieces(
+    tmp_path: Path, selector: Any, budget: Budget, stratify: Any, standardise: Any
+) -> None:
     arrived = many(320_000)
-    subset = Subset(name="s", score="grace", budget=budget, selector=selector, stratify=stratify)
+    subset = Subset(
+        name="s", score="grace", budget=budget, selector=selector, stratify=stratify, standardise=standardise
+    )
     rows, found = with_duckdb(arrived, subset, tmp_path)
     assert found.summary.eligible > 122_880  # what DuckDB gives at a time
     assert_equal(with_numpy(arrived, subset), rows, found)
 
 
 @pytest.mark.parametrize("budget", [Budget(fraction=0.3), Budget(tokens=900)])
-@pytest.mark.parametrize("stratify", [[], ["source", "length"]])
-def test_a_selector_with_an_order_of_its_own_gets_all_candidates(tmp_path: Path, budget: Budget, stratify: Any) -> None:
+@pytest.mark.parametrize(("stratify", "standardise"), [([], None), (["source", "length"], None), ([], "source")])
+def test_a_selector_with_an_order_of_its_own_gets_all_candidates(
+    tmp_path: Path, budget: Budget, stratify: Any, standardise: Any
+) -> None:
     arrived = many(400)
-    subset = Subset(name="s", score="grace", budget=budget, selector=KCenter(seed=2), stratify=stratify)
+    subset = Subset(
+        name="s",
+        score="grace",
+        budget=budget,
+        selector=KCenter(seed=2),
+        stratify=stratify,
+        standardise=standardise,
+    )
     width = np.random.default_rng(0).normal(size=(32, 8))
 
     def vectors(ids: pl.Series) -> np.ndarray:
@@ -237,6 +268,65 @@ def test_a_selector_with_an_order_of_its_own_gets_all_candidates(tmp_path: Path,
     with spilling(tmp_path, 512) as spill:
         found = choose(spill, [arrived], SCORE, KCenter(seed=2), subset, pieces.append, None, features)
     assert_equal(held, pl.concat(pieces), found)
+
+
+def of_two_levels(count: int) -> pl.DataFrame:
+    """A pool whose scores depend on the source: those of `high` are ten above those of `low`."""
+    drawn = Drawn(5)
+    rows = [
+        {
+            "sample_id": digest("sample", number),
+            "prompt_id": digest("prompt", number),
+            "shard": "a.jsonl",
+            "row": number,
+            "candidate": 0,
+            "source": ("low", "high")[number % 2],
+            "n_steps": 3,
+            "score": drawn.gauss(10.0 * (number % 2), 1.0),
+        }
+        for number in range(count)
+    ]
+    alone = {**rows[0], "sample_id": digest("alone", 0), "source": "alone", "row": count, "score": 99.0}
+    return arrived_frame([*rows, alone])
+
+
+def test_standardised_scores_are_compared_within_their_source(tmp_path: Path) -> None:
+    arrived = of_two_levels(200)
+    plain = Subset(name="s", score="grace", budget=Budget(samples=40), selector=Top())
+    within = plain.model_copy(update={"standardise": "source"})
+    rows, found = with_duckdb(arrived, plain, tmp_path)
+    assert dict(found.summary.sources.select("source", "selected").iter_rows()) == {"alone": 1, "high": 39, "low": 0}
+    assert "standardised_sources" not in found.facts()
+    rows, found = with_duckdb(arrived, within, tmp_path)
+    selected = dict(found.summary.sources.select("source", "selected").iter_rows())
+    # A source of one sample does not vary: its z is 0, however high its score.
+    assert selected["alone"] == 0
+    assert min(selected["high"], selected["low"]) >= 10
+    facts = found.facts()
+    assert (facts["standardised_sources"], facts["sources_without_deviation"]) == (3, 1)
+    # The summary is of the scores as they are: the advice that led here stays visible.
+    assert (facts["variance_by_source"] or 0.0) > 0.9
+    known = dict(arrived.select("sample_id", "score").iter_rows())
+    assert rows["score"].to_list() == [known[sample] for sample in rows["sample_id"]]
+    for reason, score in rows.select("reason", "score").iter_rows():
+        assert re.fullmatch(rf"rank \d+ by grace = {round(score, 4)} \(z = -?\d+\.\d+ within its source\)", reason)
+    shown = [float(reason.split("z = ")[1].split(" ")[0]) for reason in rows["reason"]]
+    assert shown == sorted(shown, reverse=True)
+    assert shown[0] > 2.0
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_standardised_subsets_do_not_depend_on_the_order_of_rows(shuffle: Drawn) -> None:
+    arrived = of_two_levels(120)
+    subset = Subset(name="s", score="grace", budget=Budget(fraction=0.5), selector=Top(), standardise="source")
+    order = list(range(len(arrived)))
+    shuffle.shuffle(order)
+    with TemporaryDirectory() as place:
+        first = with_duckdb(arrived, subset, Path(place))
+        again = with_duckdb(arrived[order], subset, Path(place))
+    assert again[0].equals(first[0])
+    assert repr(again[1].document()) == repr(first[1].document())
 
 
 @pytest.mark.parametrize("budget", [Budget(samples=10**20), Budget(tokens=10**45)])

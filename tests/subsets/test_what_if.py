@@ -15,6 +15,7 @@ from curation_assets.config.settings import Budget
 from curation_assets.methods.selectors.band import Band
 from curation_assets.methods.selectors.per_prompt import PerPrompt
 from curation_assets.methods.selectors.top import Top
+from curation_assets.subsets.facts import Selection
 from curation_assets.subsets.select import SelectionError, select
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.subsets.what_if import changed, parse_budget, what_if
@@ -105,6 +106,31 @@ def test_filters_and_strata_are_changed_too(workspace: Workspace) -> None:
     assert few.selection.facts()["eligible"] == len(few.rows)
 
 
+def test_a_score_is_standardised_within_sources(workspace: Workspace) -> None:
+    found = what_if(workspace, "best", ["standardise=source"])
+    assert found.selection.facts()["standardised_sources"] == found.samples["source"].n_unique() == 2
+    assert all("within its source" in reason for reason in found.rows["reason"])
+    assert any(line.startswith("ranked by z of grace among") for line in found.remarks())
+    # A run with the same setting selects the same rows, from the stored score.
+    subset = workspace.settings.subset("best").model_copy(update={"standardise": "source"})
+    chosen = select(workspace, subset)
+    assert chosen.rows.equals(found.rows)
+    assert chosen.selection.document()["standardised_sources"] == 2
+    assert Selection.of_document(chosen.selection.document()).facts() == chosen.selection.facts()
+    assert what_if(workspace, "best", ["standardise="]).rows.equals(what_if(workspace, "best").rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "advised"), [([], True), (["stratify=[source]"], False), (["standardise=source"], False)]
+)
+def test_advice_about_sources_ends_when_it_is_followed(workspace: Workspace, changes: list[str], advised: bool) -> None:
+    found = what_if(workspace, "best", changes)
+    summary = replace(found.selection.summary, variance_by_source=0.5)
+    found = replace(found, selection=replace(found.selection, summary=summary))
+    advice = [line for line in found.remarks() if "set stratify: [source] or standardise: source" in line]
+    assert bool(advice) is advised
+
+
 def test_a_preset_is_not_lost_against_a_default(workspace: Workspace) -> None:
     assert what_if(workspace, "best", ["preset=paper"]).score.min_steps == 8
 
@@ -165,6 +191,7 @@ def test_nothing_is_stored(workspace: Workspace) -> None:
         (["method=rds_plus"], None, "validation: this key is missing; add it"),
         (["method=ifd"], None, "Add unconditional_likelihoods to its signals"),
         (["stratify=[sauce]"], None, "stratify.0: unknown value 'sauce'; did you mean 'source'?"),
+        (["standardise=sauce"], None, "standardise: unknown value 'sauce'; did you mean 'source'?"),
         (["selector.kind=k_center"], None, "selector: k_center needs embeddings, which method grace does not have"),
         ([], "many", "'many' is not a budget. Write a fraction"),
         ([], "0%", "'0%' is not a budget"),

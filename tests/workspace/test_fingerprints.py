@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from curation_assets.config.settings import Settings
-from curation_assets.subsets.select import parameters_digest
+from curation_assets.subsets.select import SELECTION_VERSION, parameters_digest, selector_of
 from curation_assets.tables.signals import ALONG_A_RUN
 from curation_assets.workspace.fingerprints import (
     corpus_fingerprint,
@@ -20,6 +20,7 @@ from curation_assets.workspace.fingerprints import (
 )
 from curation_assets.workspace.versions import SIGNAL_VERSIONS
 from curation_assets.workspace.workspace import Workspace
+from curation_resources.storage.digests import digest
 from tests.models import write_tiny_qwen3_vl
 from tests.pipeline.workspaces import make_workspace, rows
 
@@ -50,6 +51,15 @@ def prints(workspace: Workspace) -> dict[str, str | None]:
         "scores": scores_key(workspace, target),
         "subset": parameters_digest(workspace, subset),
     }
+
+
+def test_a_subset_of_an_earlier_version_stays_valid(base: Workspace) -> None:
+    (subset,) = base.settings.subsets
+    earlier = subset.model_dump(mode="json")
+    assert earlier.pop("standardise") is None
+    section = selector_of(base, subset).model_dump(mode="json")
+    min_steps = base.settings.score(subset.score).min_steps
+    assert parameters_digest(base, subset) == digest("subset", SELECTION_VERSION, earlier, section, min_steps)
 
 
 # These rest on a training run, of which there is none here: tests/pipeline/test_trajectories.py, test_temp.py.

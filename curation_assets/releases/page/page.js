@@ -3,7 +3,7 @@
 // on demand. Texts are inserted as textContent only, so that they cannot contain markup.
 const ROW = 58, MARGIN = 8;
 const byId = (id) => document.getElementById(id);
-const state = { shown: [], at: -1, opened: -1, found: null, asked: 0, threshold: null };
+const state = { shown: [], at: -1, opened: -1, found: null, asked: 0, threshold: null, colour: "score" };
 const blocks = new Map();
 let meta;
 
@@ -192,19 +192,73 @@ function image(picture) {
   return found;
 }
 
+// Steps are coloured by their scores, or by z: the distance from the mean of the pool's steps at the same position, in
+// standard deviations.
+const SCORE = 2, Z = 5;
+const COLOURS = { z: "adjusted for position", score: "raw score" };
+const MEANINGS = {
+  z: "standard deviations from the mean at the step's position",
+  score: "step score",
+};
+
+function coloured(values) {
+  return values[state.colour === "z" ? Z : SCORE];
+}
+
 function legend(found) {
-  if (!found.steps.some((step) => step[2] !== null)) return [];
+  if (!found.steps.some((step) => step[SCORE] !== null)) return [];
   const made_ = made("div", "legend");
-  made_.append(made("span", "", number(meta.scale.low, 2)), made("i"), made("span", "", number(meta.scale.high, 2)));
-  made_.append(made("span", "", "step score; dashed: low, solid: high; the answer is framed"));
+  if (meta.scales.z) {
+    const label = made("label", "", "colour: "), choice = made("select");
+    choice.id = "colour";
+    for (const [value, name] of Object.entries(COLOURS)) {
+      const one = made("option", "", name);
+      one.value = value;
+      choice.append(one);
+    }
+    choice.value = state.colour;
+    choice.addEventListener("input", () => { state.colour = choice.value; repaint(); });
+    label.append(choice);
+    made_.append(label);
+  }
+  const scale = made("span", "scale");
+  scale.append(made("span", "low"), made("i"), made("span", "high"));
+  made_.append(scale, made("span", "meaning"));
+  explain(made_);
   return [made_];
 }
 
-// -1 to 1: position of a step's score between the low and the high scores of this page.
-function strength(score) {
-  const { low, middle, high } = meta.scale, off = score - middle;
+function explain(legend) {
+  const { low, high } = meta.scales[state.colour], digits = state.colour === "z" ? 1 : 2;
+  legend.querySelector(".low").textContent = number(low, digits);
+  legend.querySelector(".high").textContent = number(high, digits);
+  legend.querySelector(".meaning").textContent =
+    MEANINGS[state.colour] + "; dashed: low, solid: high; the answer is framed";
+}
+
+function repaint() {
+  document.querySelectorAll("#trace .legend").forEach(explain);
+  document.querySelectorAll("#trace .step").forEach(paint);
+}
+
+// -1 to 1: position of a step's value between the low and the high values of this page.
+function strength(value) {
+  const { low, middle, high } = meta.scales[state.colour], off = value - middle;
   const reach = off < 0 ? middle - low : high - middle;
   return reach > 0 ? Math.max(-1, Math.min(1, off / reach)) : 0;
+}
+
+const stepsOf = new WeakMap();
+
+function paint(box) {
+  const { place, values } = stepsOf.get(box), value = coloured(values);
+  const said = (one) => `${one < 0 ? "−" : "+"}${Math.abs(one).toFixed(state.colour === "z" ? 1 : 2)}`;
+  box.querySelector(".n").textContent =
+    value === null ? String(place + 1) : `${place + 1} ${state.colour === "z" ? "z " : ""}${said(value)}`;
+  const where = value === null ? 0 : strength(value), color = where < 0 ? "179,88,6" : "33,102,172";
+  box.style.background = value === null ? "" : `rgba(${color},${(Math.abs(where) * 0.5).toFixed(2)})`;
+  box.classList.toggle("low", where <= -0.5);
+  box.classList.toggle("high", where >= 0.5);
 }
 
 function response(found, tip) {
@@ -231,16 +285,12 @@ function fill(box, found, from, end) {
 }
 
 function step(found, from, end, place, tip) {
-  const score = found.steps[place][2], box = made("span", "step");
+  const box = made("span", "step");
   box.tabIndex = 0;
-  box.append(made("span", "n", score === null ? String(place + 1) : `${place + 1} ${score < 0 ? "−" : "+"}${Math.abs(score).toFixed(2)}`));
+  box.append(made("span", "n"));
   fill(box, found, from, end);
-  if (score !== null) {
-    const where = strength(score), color = where < 0 ? "179,88,6" : "33,102,172";
-    box.style.background = `rgba(${color},${(Math.abs(where) * 0.5).toFixed(2)})`;
-    if (where <= -0.5) box.classList.add("low");
-    if (where >= 0.5) box.classList.add("high");
-  }
+  stepsOf.set(box, { place, values: found.steps[place] });
+  paint(box);
   for (const event of ["mouseenter", "focus", "click"]) box.addEventListener(event, () => describe(tip, found, place));
   return box;
 }
@@ -250,8 +300,9 @@ function describe(tip, found, place) {
     tip.textContent = found.steps.length ? "Hover over a step, or tab to it." : "No steps were found in this response.";
     return;
   }
-  const [, , score, alignment, consistency] = found.steps[place];
-  tip.textContent = `step ${place + 1} of ${found.steps.length} · score ${number(score)} · answer alignment ` +
+  const [, , score, alignment, consistency, z] = found.steps[place];
+  const adjusted = meta.scales.z ? ` · z at this position ${number(z, 2)}` : "";
+  tip.textContent = `step ${place + 1} of ${found.steps.length} · score ${number(score)}${adjusted} · answer alignment ` +
     `${number(alignment)} · trajectory consistency ${number(consistency)}`;
 }
 
@@ -331,8 +382,31 @@ function options(id, names) {
   byId(id).append(...names.map((name) => { const one = made("option", "", name); one.value = name; return one; }));
 }
 
+// Two views: traces and audit.
+
+const VIEWS = ["traces", "audit"];
+
+function view(name) {
+  for (const one of VIEWS) {
+    byId("tab-" + one).setAttribute("aria-selected", String(one === name));
+    byId("tab-" + one).tabIndex = one === name ? 0 : -1;
+    byId("view-" + one).hidden = one !== name;
+  }
+  if (name === "traces") draw();
+}
+
+function tabKeys(event) {
+  const at = VIEWS.findIndex((one) => byId("tab-" + one) === event.target);
+  const places = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: VIEWS.length - 1 };
+  if (at < 0 || !(event.key in places)) return;
+  const name = VIEWS[(places[event.key] + VIEWS.length) % VIEWS.length];
+  view(name);
+  byId("tab-" + name).focus();
+  event.preventDefault();
+}
+
 function keys(event) {
-  if (event.target.matches("button")) return;
+  if (event.target.matches("button") || byId("view-traces").hidden) return;
   if (event.target.matches("input, select")) { if (event.key === "Escape") byId("list").focus(); return; }
   const page = Math.max(1, Math.floor(byId("list").clientHeight / ROW) - 1);
   const moves = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: page, PageUp: -page };
@@ -353,6 +427,10 @@ function listen() {
   byId("list").addEventListener("scroll", () => requestAnimationFrame(draw));
   window.addEventListener("resize", draw);
   document.addEventListener("keydown", keys);
+  for (const one of VIEWS) {
+    byId("tab-" + one).addEventListener("click", () => view(one));
+    byId("tab-" + one).addEventListener("keydown", tabKeys);
+  }
   byId("reset").addEventListener("click", () => { reset(); refresh(); });
 }
 
@@ -369,6 +447,7 @@ function reset() {
 async function start() {
   if (typeof DecompressionStream === "undefined") throw new Error("this browser is too old: it cannot unpack gzip");
   meta = await unpacked("meta");
+  state.colour = meta.colour;
   meta.groups = [];
   meta.prompt.forEach((group, trace) => (meta.groups[group] ??= []).push(trace));
   options("source", meta.sources);
