@@ -21,7 +21,7 @@ EVERYTHING = "(everything is measured)"
 
 
 class AuditConfig(dg.Config):
-    """What to audit; omitted values default to the section `audit` of the configuration."""
+    """Settings of an audit; omitted values default to the section `audit` of the configuration."""
 
     samples: int | None = Field(None, description="samples to draw from the pool; default: audit.samples")
     kinds: list[str] = Field([], description="kinds of flaws; empty: audit.kinds")
