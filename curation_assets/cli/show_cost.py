@@ -30,7 +30,7 @@ def show_plan(workspace: Workspace, console: Console, probe: bool = True) -> Non
     with progress_bars(Console(stderr=True)):
         plan = make_plan(workspace, probe)
     print_plan(plan, console)
-    console.print(audit_line(workspace, plan), style="dim", highlight=False, soft_wrap=True)
+    console.print(audit_line(workspace, plan), style="dim", highlight=False)
     for line in limit_lines(plan, workspace.settings.limits):
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
@@ -70,7 +70,9 @@ def audit_line(workspace: Workspace, plan: Plan) -> str:
             rate = sum(one.seconds for one in target.measured) / done[0]
         seconds += math.inf if rate is None else samples * every / of * rate
     time = f", about {duration(seconds)}" if math.isfinite(seconds) else ""
-    return f"an audit (`curate audit`) would measure at most {samples:,} samples, about {tokens:,.0f} tokens{time}"
+    return (
+        f"an audit (`curate audit`) would measure at most {samples:,} samples, {tokens:,.0f} tokens (estimated){time}"
+    )
 
 
 def print_plan(plan: Plan, console: Console) -> None:

@@ -176,7 +176,7 @@ def _row(cell: Cell, level: float) -> dict[str, Any]:
 
 def verdict(estimate: Estimate, level: float, samples: int, flawed_is_high: bool = False) -> str:
     """Return what an estimate shows at a level: separates, at_chance, inverted or too_few."""
-    if samples < LEAST_PAIRS:
+    if min(samples, estimate.clusters) < LEAST_PAIRS:
         return "too_few"
     low, high = estimate.interval(level)
     if low <= 0.5 <= high:

@@ -40,7 +40,7 @@ class Estimate:
     Attributes:
         value: the share.
         deviation: its standard deviation over bootstrap draws.
-        clusters: number of clusters, which count instead of the deviation where that is 0.
+        clusters: number of clusters with a pair, which count instead of the deviation where that is 0.
         pairs: pairs that were compared.
     """
 
@@ -99,7 +99,8 @@ def concordance(score: Numbers, label: Numbers, cluster: Labels, group: Labels |
     possible = ((weights @ compared.astype(np.float32)) * weights).sum(axis=1, dtype=np.float64)
     values = drawn[possible > 0] / possible[possible > 0]
     deviation = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-    return Estimate(float(above.sum(dtype=np.float64)) / pairs, deviation, int(cluster.max()) + 1, pairs)
+    taking_part = compared.any(axis=0) | compared.any(axis=1)
+    return Estimate(float(above.sum(dtype=np.float64)) / pairs, deviation, len(np.unique(cluster[taking_part])), pairs)
 
 
 def win_rate(better: Numbers, worse: Numbers, cluster: Labels) -> Estimate | None:

@@ -83,6 +83,17 @@ def test_without_pairs_there_is_no_estimate() -> None:
     assert concordance(np.array([1.0, 2.0]), np.array([1.0, 1.0]), np.array([0, 1])) is None
 
 
+def test_only_clusters_with_a_pair_count() -> None:
+    """Compared within prompts, one prompt with two labels says little, however many prompts have one."""
+    cluster = np.repeat(np.arange(50), 2)
+    label = np.ones(100)
+    label[0] = 0.0
+    found = concordance(np.arange(100.0), label, cluster, cluster)
+    assert found is not None
+    assert (found.value, found.pairs, found.clusters) == (1.0, 1, 1)
+    assert found.interval().low < 0.5
+
+
 def test_the_interval_is_wilsons_where_all_pairs_are_independent() -> None:
     # 90 of 100, from Wilson's formula at 95 %.
     estimate = Estimate(0.9, math.sqrt(0.09 / 100), 100, 100)

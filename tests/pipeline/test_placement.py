@@ -149,8 +149,8 @@ evaluation: {benchmarks: [{name: held_out, path: ./held_out.jsonl}]}
 """
 
 
-@pytest.mark.parametrize(("engine", "jobs"), [("{}", []), ("{run_tags: {team: curation}}", ["evaluation"])])
-def test_the_evaluation_is_a_job_on_a_device(tmp_path: Path, engine: str, jobs: list[str]) -> None:
+@pytest.mark.parametrize(("engine", "jobs"), [("{}", []), ("{run_tags: {team: curation}}", ["audit", "evaluation"])])
+def test_audit_and_evaluation_are_jobs_on_a_device(tmp_path: Path, engine: str, jobs: list[str]) -> None:
     text = CONFIGURED.format(kind="local").replace("{kind: local}", engine) + EVALUATED
     (tmp_path / "curation.yaml").write_text(text)
     defs = build_definitions(Workspace.load(tmp_path / "curation.yaml"))
