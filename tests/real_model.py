@@ -81,6 +81,8 @@ def _dequantised(file: Path, folder: Path) -> Path:
         raise ValueError(f"The tensors of {file.name} have the digest {found}, not {WEIGHTS_DIGEST}.")
     # `save_pretrained` refuses a model that was loaded from a quantised file.
     save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    # Otherwise transformers would put modules for packed weights in the place of linear layers.
+    del model.config.quantization_config
     model.config.save_pretrained(folder)
     return folder
 

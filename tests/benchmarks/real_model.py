@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +244,7 @@ subsets:
   - {name: longest_20, score: longest, budget: {fraction: 0.2}, filters: {correct: true, sources: [gsm8k]}}
 evaluation:
   benchmarks: [{name: gsm8k, path: ./held_out_test.jsonl, metric: loss, columns: {prompt: question, response: answer}}]
-  seeds: [0, 1, 2, 3, 4]
+  seeds: [0, 1, 2]
   target: smol
   baselines: [random]
   training: {batch_size: 8, epochs: 1}
@@ -252,23 +252,27 @@ evaluation:
 """
 
 
-def evaluated(workspace: Workspace, problems: int) -> None:
-    """Train and measure the arms, and print the tables."""
+def evaluated(workspace: Workspace, problems: int, subsets: Sequence[str]) -> dict[str, object]:
+    """Train and measure the arms, print the tables, and return their rows."""
     console = Console(width=160, markup=False)
     workspace = with_evaluation(workspace, problems)
     with open_instance(workspace) as instance, progress_bars(console) as progress:
         job = MainJob(workspace, instance, lambda line: progress.console.print(line, style="dim"))
         job.run()
-        job.evaluate()
+        job.evaluate(subsets=subsets)
+    found: dict[str, object] = {}
     for name in ("post_training_spread", "post_training_eval", "post_training_differences"):
         frame = read_stored(workspace, name).collect()
         console.print(simple_table(name, frame.columns, frame.iter_rows()))
+        found[name] = frame.to_dicts()
+    return found
 
 
 def main() -> None:
     """Print the tables and the JSON line."""
     arguments = parser(__doc__)
     arguments.add_argument("--folder", type=Path, default=CACHE / "real-model-benchmark", help="where the workspace is")
+    arguments.add_argument("--subsets", nargs="*", default=[], help="with evaluation: only these subsets")
     arguments.add_argument("--only", choices=("methods", "speed", "evaluation"), help="one part of it")
     options = arguments.parse_args()
     if options.threads:
@@ -300,7 +304,7 @@ def main() -> None:
     if options.only in (None, "speed"):
         result["speed"] = speed(model, 8 if options.small else 64, options.rounds)
     if options.only in (None, "evaluation"):
-        evaluated(workspace, 4 if options.small else 100)
+        result["evaluation"] = evaluated(workspace, 4 if options.small else 100, options.subsets)
     finish("real_model", result, options, options.only)
 
 
