@@ -27,6 +27,10 @@ def show_plan(workspace: Workspace, console: Console, probe: bool = True) -> Non
     Raises:
         UserError: see `make_plan`.
     """
+    from curation_assets.evaluation.audit_samples import kinds_of
+
+    # Report a wrong kind before the work.
+    kinds_of(workspace.settings.audit)
     with progress_bars(Console(stderr=True)):
         plan = make_plan(workspace, probe)
     print_plan(plan, console)

@@ -172,7 +172,7 @@ def score_samples(workspace: Workspace, target: Target, rows: pl.DataFrame, stor
         finite = found.values.filter(pl.col("value").is_not_null() & pl.col("value").is_finite())
         values[section.name] = finite.join(enough, on="sample_id", how="semi").select("sample_id", "value")
         if found.steps is not None:
-            step_scores[section.name] = found.steps.drop_nulls("step_score")
+            step_scores[section.name] = found.steps.filter(pl.col("step_score").is_finite())
     configured = frozenset(section.name for section in workspace.settings.scores_of(target.name))
     return TargetScores(target, facts, values, step_scores, sections, configured, stores)
 

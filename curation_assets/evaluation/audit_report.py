@@ -32,17 +32,20 @@ from curation_assets.methods.selectors.candidates import Candidates, SelectorSec
 from curation_assets.methods.selectors.registry import selector_of
 from curation_assets.signals.engine import stores_of
 from curation_assets.steps.segmentation import segment_frame
-from curation_assets.subsets.audited import OF_WHAT, of_what
+from curation_assets.subsets.audited import MEASURES, OF_WHAT, ORIGINALS, of_what
 from curation_assets.subsets.select import features_of
 from curation_assets.tables.audit import AUDIT, METHOD_AUDIT, method_audit_path
-from curation_assets.workspace.limits import Allowance, launched_allowance
+from curation_assets.workspace.limits import launched_allowance
 from curation_assets.workspace.workspace import Workspace
 
 REFERENCE = 2000
 """Samples of the pool, in the order of the draw, behind correlations and the source's share."""
 LABELLED = 1200
 """Most samples, or steps, that are compared by their labels: time is quadratic in them."""
-LEAST_PAIRS = 8
+LEAST = 8
+"""Prompts, on the side that has fewer of them, below which nothing is said."""
+MOST_STEPS = 3000
+"""Most steps of twins that are compared with one another."""
 MOST_EXCLUDED = 0.9
 """Share of twins without a score from which a method excludes them, rather than ranking them."""
 ALL = "all"
@@ -118,16 +121,21 @@ def write_audit(
     Raises:
         AuditError: the pool has no sample that can be audited, or no target can measure now.
     """
-    limits = workspace.settings.limits
-    if budget_minutes is None:
-        allowance = workspace.allowance or launched_allowance(limits, workspace.warehouse)
-    else:
-        hours = [budget_minutes / 60, *([] if limits.device_hours is None else [limits.device_hours])]
-        allowance = Allowance(limits.model_copy(update={"device_hours": min(hours)}))
+    allowance = workspace.allowance or launched_allowance(workspace.settings.limits, workspace.warehouse)
+    if budget_minutes is not None:
+        if not budget_minutes >= 0.0:
+            raise AuditError(f"{budget_minutes} minutes are no budget. Give a number that is not negative.")
+        allowance.allow(60 * budget_minutes)
     audited = audit_scores(workspace, settings, allowance)
+    if audited.unfinished and all(scores.facts.is_empty() for scores in audited.scores):
+        raise AuditError(
+            f"nothing was measured before the limit of {audited.unfinished}. What an earlier audit found stays."
+        )
     table = report(workspace, audited, labelled)
-    known = {one.target.name: of_what(workspace, one.target.name, list(one.sections)) for one in audited.scores}
-    workspace.warehouse.write_table(method_audit_path(), table, {OF_WHAT: json.dumps(known)})
+    known = {one.target.name: of_what(workspace, one.target, tuple(one.stores), one.sections) for one in audited.scores}
+    originals = audited.samples["original"].unique().sort().to_list()
+    metadata = {OF_WHAT: json.dumps(known), ORIGINALS: json.dumps(originals)}
+    workspace.warehouse.write_table(method_audit_path(), table, metadata)
     return Made(table, audited.tokens, audited.unfinished, audited.skipped)
 
 
@@ -168,7 +176,7 @@ def _row(cell: Cell, level: float) -> dict[str, Any]:
     if cell.excluded:
         return row | {"verdict": "excluded"}
     if estimate is None:
-        return row
+        return row | {"verdict": "too_few" if cell.measure in MEASURES else None}
     low, high = estimate.interval()
     row |= {"low": low, "high": high, "detectable": estimate.detectable(level)}
     return row | {"verdict": verdict(estimate, level, cell.samples, cell.flawed_is_high)}
@@ -176,7 +184,7 @@ def _row(cell: Cell, level: float) -> dict[str, Any]:
 
 def verdict(estimate: Estimate, level: float, samples: int, flawed_is_high: bool = False) -> str:
     """Return what an estimate shows at a level: separates, at_chance, inverted or too_few."""
-    if min(samples, estimate.clusters) < LEAST_PAIRS:
+    if min(samples, estimate.clusters) < LEAST:
         return "too_few"
     low, high = estimate.interval(level)
     if low <= 0.5 <= high:
@@ -227,7 +235,7 @@ def _against_twins(samples: pl.DataFrame, scores: TargetScores, section: ScoreSe
     for kind in _kinds(samples):
         pairs, without = pairs_of(samples, scores, section, kind)
         count = len(pairs) + without
-        excluded = bool(count) and without >= MOST_EXCLUDED * count
+        excluded = count >= LEAST and without >= MOST_EXCLUDED * count
         sound, twin = pairs["sound"].to_numpy(), pairs["twin"].to_numpy()
         prompt = codes(pairs["prompt_id"])
         label = np.concatenate([np.ones(len(pairs)), np.zeros(len(pairs))])
@@ -259,7 +267,7 @@ def _steps_against_twins(samples: pl.DataFrame, scores: TargetScores, section: S
         own = steps.join(twins.select("sample_id", "prompt_id", "changed_steps"), on="sample_id", how="inner")
         own = own.with_columns(changed=pl.col("step_index").is_in(pl.col("changed_steps")))
         mixed = pl.col("changed").any().over("sample_id") & ~pl.col("changed").all().over("sample_id")
-        own = own.filter(mixed).sort("sample_id", "step_index")
+        own = own.filter(mixed).sort("sample_id", "step_index").head(MOST_STEPS)
         if own.is_empty():
             continue
         sound = (~own["changed"]).cast(pl.Float64).to_numpy()

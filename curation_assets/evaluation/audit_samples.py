@@ -17,15 +17,18 @@ from curation_assets.signals.warmup import pool_of
 from curation_assets.steps.correctness import verified
 from curation_assets.steps.segmentation import segment_frame
 from curation_assets.tables.audit import AUDIT_SAMPLES, audit_samples_path
+from curation_assets.workspace.fingerprints import segmentation_key
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError
 from curation_resources.sections import unknown
 from curation_resources.storage.digests import digest
 
-AUDIT_VERSION = 1
+AUDIT_VERSION = 2
 """Raised when the same pool and settings give other samples or twins."""
 Span = tuple[int, int]
 ORIGINAL = "original"
+NOTHING = Trace((), ("",))
+"""Stands for a trace of another prompt where there is none."""
 SALT = 0x6175646974
 """Added to the seed, so that what method `random` prefers is not what is drawn."""
 CANDIDATES = 20
@@ -46,11 +49,14 @@ def write_audit_samples(workspace: Workspace, settings: Audit) -> pl.DataFrame:
     ids = drawn_ids(workspace, settings.seed)
     if ids.is_empty():
         raise AuditError("the pool is empty, so there is nothing to audit. Add traces, or see corpus.filters.")
-    wanted = digest("audit_samples", AUDIT_VERSION, settings.samples, settings.seed, list(kinds), ids.to_list())
+    candidates = corpus_rows(workspace, ids.head(CANDIDATES * settings.samples).to_list())
+    # What the draw and the twins rest on: ids stand for the texts, but not for what rows say about them.
+    rows = candidates.select("sample_id", "source", "correct").rows()
+    facts = [[(one.name, one.summary) for one in kinds.values()], segmentation_key(workspace), rows]
+    wanted = digest("audit_samples", AUDIT_VERSION, settings.samples, settings.seed, facts)
     path = audit_samples_path()
     if workspace.warehouse.table_metadata(path).get("fingerprint") == wanted:
         return workspace.warehouse.read_table(path)
-    candidates = corpus_rows(workspace, ids.head(CANDIDATES * settings.samples).to_list())
     frame = twins_of(workspace, _drawn(workspace, candidates, settings), kinds, settings.seed)
     workspace.warehouse.write_table(path, frame, {"fingerprint": wanted})
     return frame
@@ -65,7 +71,7 @@ def kinds_of(settings: Audit) -> dict[str, Corruption]:
     known = corruptions()
     for name in settings.kinds or ():
         if name not in known:
-            raise AuditError(unknown("kind of flaw", name, known))
+            raise AuditError(unknown("kind of flaw", name, known, plural="kinds of flaws"))
     return {name: known[name] for name in settings.kinds or known}
 
 
@@ -130,11 +136,12 @@ def twins_of(workspace: Workspace, rows: pl.DataFrame, kinds: Mapping[str, Corru
         own = row["sample_id"]
         made.append(row | {"original": own, "kind": ORIGINAL, "donor": None})
         spans.append([])
-        for name, corruption in kinds.items() if own in donors else ():
-            draw = Random(digest("twin", seed, name, own))
-            twin = corruption.apply(parts[own], parts[donors[own]], draw)
+        donor = donors.get(own)
+        other = NOTHING if donor is None else parts[donor]
+        for name, corruption in kinds.items():
+            twin = corruption.apply(parts[own], other, Random(digest("twin", seed, name, own)))
             if twin is not None and twin.response.strip() and twin.response != row["response"]:
-                made.append(_twin_row(row, twin) | {"original": own, "kind": name, "donor": donors[own]})
+                made.append(_twin_row(row, twin) | {"original": own, "kind": name, "donor": donor})
                 spans.append([twin.span(place) for place in twin.changed])
     schema = {name: dtype for name, dtype in AUDIT_SAMPLES.schema.items() if name != "changed_steps"}
     frame = pl.DataFrame(made, schema=schema)
@@ -194,7 +201,10 @@ def _twin_row(row: Mapping[str, Any], twin: Trace) -> dict[str, Any]:
     # The row's answer is where the twin's answer is found, as it was the original's.
     answer = row["answer"] if row["answer"] is None or stated is None else stated
     sample_id = digest("twin of", row["sample_id"], response, answer, steps)
-    return dict(row) | {"sample_id": sample_id, "response": response, "answer": answer, "steps": steps}
+    # What the row says of the original is not known of the twin.
+    unknown_of_twin = {"correct": None, "reward": None}
+    texts = {"sample_id": sample_id, "response": response, "answer": answer, "steps": steps}
+    return dict(row) | texts | unknown_of_twin
 
 
 def _changed_steps(ids: pl.Series, segmented: pl.DataFrame, spans: Sequence[Sequence[Span]]) -> list[list[int]]:

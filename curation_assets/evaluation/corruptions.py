@@ -19,6 +19,7 @@ GROUP = "curation_assets.corruptions"
 """Entry points of this group name a `Corruption`."""
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_COUNTS = re.compile(r"\W{0,4}(?:[^\W\d]{1,12}\s*)?\d{1,3}\s*(?:[.):\uff1a\u3001](?:\s|$)|\W{0,3}[:\uff1a])")
 _CHOICES = "ABCD"
 """Choices that any question with options has; `E` is exchanged for one of them, and never chosen."""
 _MIDDLE = (0.3, 0.7)
@@ -82,8 +83,14 @@ def _other_digit(number: str, draw: Random) -> str:
     return number[:place] + digit + number[place + 1 :]
 
 
+def _numbers(text: str) -> list[re.Match[str]]:
+    """Return the numbers of a text, without the one that counts the step, as in `Step 3:` or `3.`."""
+    counts = _COUNTS.match(text)
+    return list(_NUMBER.finditer(text, counts.end() if counts else 0))
+
+
 def _with_other_number(text: str, draw: Random) -> str | None:
-    found = list(_NUMBER.finditer(text))
+    found = _numbers(text)
     if not found:
         return None
     start, end = draw.choice(found).span()
@@ -91,7 +98,7 @@ def _with_other_number(text: str, draw: Random) -> str | None:
 
 
 def _wrong_number(trace: Trace, _other: Trace, draw: Random) -> Trace | None:
-    places = [place for place, step in enumerate(trace.steps) if _NUMBER.search(step)]
+    places = [place for place, step in enumerate(trace.steps) if _numbers(step)]
     if not places:
         return None
     place = draw.choice(places)
@@ -191,7 +198,7 @@ CORRUPTIONS = [
     Corruption("foreign_response", "the response to another prompt", _foreign_response),
     Corruption("shuffled_steps", "the steps in another order", _shuffled_steps),
     Corruption("dropped_step", "one step is missing", _dropped_step),
-    Corruption("repeated_step", "one step stands there twice", _repeated_step),
+    Corruption("repeated_step", "one step is repeated", _repeated_step),
     Corruption("irrelevant_step", "one step is exchanged for a step of another trace", _irrelevant_step),
     Corruption("truncated", "the response ends before its answer", _truncated),
 ]

@@ -16,6 +16,7 @@ import polars as pl
 from curation_assets.config.evaluation_settings import Metric
 from curation_assets.evaluation.arms import UNTOUCHED_BASE
 from curation_assets.evaluation.benchmarks import Problems
+from curation_assets.evaluation.concordance import student_t
 from curation_assets.evaluation.differences import compare_arms, mean_of_problems, problem_values
 from curation_assets.evaluation.keys import results_path
 from curation_assets.evaluation.runs import STABILITY, Plan, make_runs, plan_evaluation
@@ -34,9 +35,6 @@ from curation_resources.storage.digests import digest
 
 CONFIDENCE = 0.95
 ONE_RUN = "one run: an interval requires at least two seeds"
-HALVINGS = 80
-"""Bisection steps over the angle: enough to reach double precision."""
-
 NOTHING_DRAWN = "one run: no random draw is involved"
 BY_SEED = dict[int | None, float | None]
 """Exact match in percent or loss in nats, by seed; None if it is undefined."""
@@ -218,31 +216,3 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interva
         return Interval(mean, None, None, ONE_RUN)
     half = student_t(confidence, len(values) - 1) * stdev(values) / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half)
-
-
-def student_t(confidence: float, freedom: int) -> float:
-    """Return the t that |T| stays below with this probability, for T from Student's distribution.
-
-    It bisects the angle atan(t / sqrt(n)), in which the distribution is a finite sum.
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, freedom) < confidence else (low, middle)
-    return math.sqrt(freedom) * math.tan((low + high) / 2)
-
-
-def _within(angle: float, freedom: int) -> float:
-    """Return P(|T| < sqrt(n) tan(angle)) (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
-    square, sine = math.cos(angle) ** 2, math.sin(angle)
-    if freedom % 2:
-        term, total = math.cos(angle), 0.0
-        for number in range(1, (freedom - 1) // 2 + 1):
-            total += term
-            term *= square * 2 * number / (2 * number + 1)
-        return 2 / math.pi * (angle + sine * total)
-    term, total = 1.0, 0.0
-    for number in range(1, freedom // 2 + 1):
-        total += term
-        term *= square * (2 * number - 1) / (2 * number)
-    return sine * total

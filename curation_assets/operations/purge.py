@@ -30,7 +30,7 @@ from curation_resources.progress import track
 from curation_resources.storage.digests import digest
 from curation_resources.storage.landing import file_name
 from curation_resources.storage.part_store import Measurements
-from curation_resources.storage.warehouse import DOCUMENT, TABLE, Warehouse
+from curation_resources.storage.warehouse import DOCUMENT, TABLE, Warehouse, WarehouseError
 from curation_resources.training.files import TRAINED_ON
 
 LEAST_PREFIX = 8
@@ -92,7 +92,9 @@ def find_sample(workspace: Workspace, prefix: str) -> str:
 def _known_ids(warehouse: Warehouse) -> list[str]:
     """Return the sorted ids of all samples that occur in any table or in the purge list."""
     ids: set[str] = set(PurgedList.read(warehouse).samples)
-    with_ids = [path for path in _tables(warehouse, "") if _has_ids(warehouse, path)]
+    # Flawed twins have ids of their own, which stand for no sample.
+    everything = [path for path in _tables(warehouse, "") if not path.startswith(AUDIT)]
+    with_ids = [path for path in everything if _has_ids(warehouse, path)]
     with track("looking for the sample", len(with_ids)) as advance:
         for path in with_ids:
             ids.update(warehouse.read_columns(path, "sample_id")["sample_id"].to_list())
@@ -147,10 +149,14 @@ def _drop_audit(warehouse: Warehouse, sample_id: str) -> dict[str, int]:
 
     Twins hold the text of their original and of the trace that parts of them were taken from.
     """
-    if not warehouse.table_metadata(audit_samples_path()):
+    if not warehouse.files(AUDIT.rstrip("/")):
         return {}
-    rows = warehouse.read_columns(audit_samples_path(), "original", "donor")
-    held = len(rows.filter((pl.col("original") == sample_id) | (pl.col("donor") == sample_id)))
+    try:
+        rows = warehouse.read_columns(audit_samples_path(), "original", "donor")
+        held = len(rows.filter((pl.col("original") == sample_id) | (pl.col("donor") == sample_id)))
+    except (FileNotFoundError, WarehouseError):
+        # What is left of an audit may hold anything.
+        held = 1
     if not held:
         return {}
     warehouse.storage.remove_folder(AUDIT.rstrip("/"))

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 
+from curation_assets import tables
+from curation_assets.config.settings import Target
+from curation_assets.corpus.ingest import present_shards
 from curation_assets.methods.method import ScoreSection
+from curation_assets.methods.registry import method_of
 from curation_assets.tables.audit import method_audit_path
-from curation_assets.workspace.fingerprints import checkpoint_digest
+from curation_assets.tables.signals import SignalName
+from curation_assets.workspace.fingerprints import segmentation_key, signal_fingerprint
+from curation_assets.workspace.held_out_files import wanted_validation
 from curation_assets.workspace.workspace import Workspace
+from curation_resources.storage.warehouse import WarehouseError
+
+logger = logging.getLogger("curation")
 
 Rows = list[tuple[object, ...]]
 
-OF_WHAT = "audited"
-"""Metadata of the table: by target, the checkpoint and the parameters of each score that was audited."""
+OF_WHAT, ORIGINALS = "audited", "originals"
+"""Metadata of the table: by target, what was audited (`of_what`); and the samples that were drawn."""
 MEASURES = {
     "win_rate": "above own twin",
     "auroc": "AUROC",
@@ -33,35 +44,71 @@ VERDICTS = {
 }
 
 
-def of_what(workspace: Workspace, target: str, scores: list[ScoreSection]) -> dict[str, object]:
-    """Return what an audit of a target's scores is valid for: the checkpoint and the scores' parameters."""
-    parameters = {score.name: score.model_dump(mode="json") for score in scores}
-    return {"checkpoint": checkpoint_digest(workspace, workspace.settings.target(target)), "scores": parameters}
+def of_what(
+    workspace: Workspace, target: Target, signals: Sequence[SignalName], scores: Sequence[ScoreSection]
+) -> dict[str, dict[str, Any]]:
+    """Return what an audit of a target's scores is valid for, by part and name.
+
+    These are its signals, the settings of segmentation, the validation sets, and the scores' parameters.
+    """
+    return {
+        "signals": {signal: signal_fingerprint(workspace, target, signal) for signal in signals},
+        "steps": {"settings": segmentation_key(workspace)},
+        "sets": {name: wanted_validation(workspace, workspace.settings.validation_set(name)) for name in _sets(scores)},
+        "scores": {score.name: score.model_dump(mode="json") for score in scores},
+    }
+
+
+def _sets(scores: Sequence[ScoreSection]) -> list[str]:
+    return sorted({name for score in scores for name in method_of(score).validation(score)})
 
 
 def audit_of(workspace: Workspace, score: ScoreSection) -> pl.DataFrame | None:
     """Return the rows of table `method_audit` about a score; None if it was not audited as it is now.
 
-    An audit counts as long as the target's checkpoint and the score's parameters are those that were audited. Agreement
+    An audit counts as long as what was audited is what the configuration says: the target's signals, the steps, the
+    validation sets and the score's parameters; and as long as half of the audited samples are in the corpus. Agreement
     with other scores is among the rows, whichever of both it is stored under.
     """
     path = method_audit_path()
-    known = json.loads(workspace.warehouse.table_metadata(path).get(OF_WHAT, "{}")).get(score.target)
-    if known is None or known["scores"].get(score.name) != score.model_dump(mode="json"):
+    facts = workspace.warehouse.table_metadata(path)
+    known = json.loads(facts.get(OF_WHAT, "{}")).get(score.target)
+    if known is None:
         return None
-    if known["checkpoint"] != checkpoint_digest(workspace, workspace.settings.target(score.target)):
+    target = workspace.settings.target(score.target)
+    wanted = of_what(workspace, target, method_of(score).signals(score), [score])
+    if any(known.get(part, {}).get(name) != value for part, own in wanted.items() for name, value in own.items()):
         return None
-    rows = workspace.warehouse.read_table(path)
+    if not _mostly_present(workspace, json.loads(facts[ORIGINALS])):
+        return None
+    try:
+        rows = workspace.warehouse.read_table(path)
+    except WarehouseError as error:
+        logger.warning(
+            "the audit cannot be read, so nothing is said about it: %s. `curate audit` makes it again.", error
+        )
+        return None
     agrees = (pl.col("measure") == "agreement") & (pl.col("within") == score.name)
     return rows.filter((pl.col("target") == score.target) & ((pl.col("score") == score.name) | agrees))
 
 
+def _mostly_present(workspace: Workspace, originals: Sequence[str]) -> bool:
+    scan = workspace.warehouse.scan(tables.raw_corpus_dir(), present_shards(workspace))
+    if scan is None:
+        return False
+    wanted = pl.LazyFrame({"sample_id": originals}, schema={"sample_id": pl.String})
+    present = scan.select("sample_id").join(wanted, on="sample_id", how="semi").unique().select(pl.len())
+    return 2 * int(present.collect(engine="streaming").item()) >= len(originals)
+
+
 MARKS = {"separates": " ▲", "inverted": " ▼", "excluded": "no score", "too_few": " ?"}
-LEGEND = "▲ separates, ▼ inverted, without a mark: at chance, ?: fewer than 8 pairs, no score: twins are never selected"
+LEGEND = (
+    "▲ separates, ▼ inverted, without a mark: at chance, ?: fewer than 8 prompts, no score: twins are never selected"
+)
 
 
 def overview_of(table: pl.DataFrame) -> tuple[list[str], Rows]:
-    """Return headers and rows of `method_audit`: one row per score, one column per kind of flaw and label.
+    """Return headers and rows of `method_audit`: one row per score, one column per kind of flaw and label; or turned.
 
     Cells are paired win rates, for labels AUROC, for selectors that compare samples the share of twins that they take.
     """
@@ -78,7 +125,12 @@ def overview_of(table: pl.DataFrame) -> tuple[list[str], Rows]:
             cells[row["kind"]] = f"{value}{MARKS.get(str(row['verdict']), '')}"
         name = str(score) if own["configured"][0] else f"({score})"
         found.append((*([target] if targets else []), name, *(cells.get(kind) for kind in kinds)))
-    return [*(["target"] if targets else []), "score", *kinds], found
+    headers = [*(["target"] if targets else []), "score", *kinds]
+    if targets or len(found) > len(kinds):
+        return headers, found
+    # Few scores are easier to read side by side.
+    turned: Rows = [(kind, *(row[place] for row in found)) for place, kind in enumerate(kinds, 1)]
+    return ["kind", *(str(row[0]) for row in found)], turned
 
 
 def findings_of(table: pl.DataFrame) -> tuple[list[str], Rows]:

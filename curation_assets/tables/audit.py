@@ -54,8 +54,8 @@ METHOD_AUDIT = Table(
         "verdict": Column(
             pl.String,
             "by the interval, corrected for the number of cells: separates, at_chance, inverted; excluded: flawed "
-            "twins get no score, so that they are never selected; too_few: fewer than 8 pairs; null for what has no "
-            "chance level",
+            "twins get no score, so that they are never selected; too_few: fewer than 8 prompts on one of both sides; "
+            "null for what has no chance level",
             nullable=True,
         ),
         "samples": Column(pl.Int64, "pairs, or samples, behind the value"),

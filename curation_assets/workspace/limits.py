@@ -55,6 +55,7 @@ class Allowance:
         unfinished: pairs of target and shard (or validation set) left unfinished.
         samples: by target, samples measured in shards left unfinished, which no record counts.
         tokens: by target, tokens processed for these samples.
+        until: device seconds of `spent` at which a budget ends that was given beside the limits; None without one.
     """
 
     limits: Limits
@@ -62,9 +63,16 @@ class Allowance:
     unfinished: set[tuple[str, str]] = field(default_factory=set)
     samples: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
+    until: float | None = None
+
+    def allow(self, device_seconds: float) -> None:
+        """Stop after so many device seconds from now, if no limit is reached before."""
+        self.until = self.spent.device_seconds + device_seconds
 
     def reached(self) -> str | None:
         """Return the limit that is reached; None if none is."""
+        if self.until is not None and self.spent.device_seconds >= self.until:
+            return "the minutes that were given (budget)"
         return self.spent.reached(self.limits)
 
     def spend(self, tokens: int, device_seconds: float) -> None:

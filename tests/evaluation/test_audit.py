@@ -39,6 +39,7 @@ from tests.pipeline.workspaces import (
     sample_scores,
     stored,
     write_config,
+    write_shard,
 )
 
 SIGNALS = ("step_gradients", "likelihoods", "embeddings_mean")
@@ -171,7 +172,7 @@ def test_a_budget_leaves_a_part_that_the_next_audit_completes(tmp_path: Path, ti
     settings = Audit(samples=50)
     first = write_audit(workspace, settings, budget_minutes=1e-6)
     assert first.unfinished is not None
-    assert "device hours" in first.unfinished
+    assert "budget" in first.unfinished
     second = write_audit(workspace, settings)
     assert second.unfinished is None
     assert second.tokens > 0
@@ -348,10 +349,12 @@ def test_what_cannot_be_audited_is_said(tmp_path: Path, tiny_model: Path) -> Non
         settings_of(workspace, samples=0)
     with pytest.raises(AuditError, match="the pool is empty"):
         write_audit(make_workspace(tmp_path / "none", tiny_model, {}, signals=SIGNALS), SMALL)
+    # One prompt: there is no other trace to take anything from, and one prompt shows nothing.
     one = audited(tmp_path / "one", tiny_model, rows(1))
-    # One prompt: no other trace to take anything from.
     made = write_audit(one, SMALL)
-    assert made.table.filter(pl.col("verdict").is_not_null()).is_empty()
+    assert "foreign_response" not in made.table["kind"]
+    assert "wrong_number" in made.table["kind"]
+    assert set(made.table["verdict"].drop_nulls()) == {"too_few"}
 
 
 def test_a_target_that_cannot_measure_is_left_out(tmp_path: Path, tiny_model: Path) -> None:
@@ -414,3 +417,79 @@ def test_methods_that_compare_with_examples_have_both(tmp_path: Path, tiny_model
     taken = table.filter(pl.col("score") == "turns", measure="flawed_share")
     assert taken["within"].unique().to_list() == ["round_robin"]
     assert len(taken) == 8
+
+
+def test_few_prompts_or_few_wrong_samples_show_nothing(tmp_path: Path, tiny_model: Path) -> None:
+    """However many responses there are: what is drawn at random are prompts."""
+    few = [{**row, "prompt": f"P{n // 20}", "correct": n != 3} for n, row in enumerate(rows(60, steps=4))]
+    workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": few}, signals=SIGNALS)
+    run(workspace)
+    table = write_audit(workspace, Audit(samples=60)).table
+    assert set(table.filter(pl.col("measure") != "flawed_share")["verdict"].drop_nulls()) == {"too_few", "excluded"}
+    many = [{**row, "correct": n != 3} for n, row in enumerate(rows(60, start=100, steps=4))]
+    other = make_workspace(tmp_path / "many", tiny_model, {"a.jsonl": many}, signals=SIGNALS)
+    run(other)
+    table = write_audit(other, Audit(samples=20)).table
+    assert set(table.filter(kind="correct")["verdict"]) == {"too_few"}
+
+
+def test_twins_follow_the_segmentation_and_the_labels(tmp_path: Path, tiny_model: Path) -> None:
+    workspace = audited(tmp_path, tiny_model, rows(20, steps=4))
+    before = write_audit_samples(workspace, SMALL)
+    text = workspace.config_file.read_text()
+    workspace.config_file.write_text(text.replace("landing}", "landing, segmentation: {max_steps: 2}}"))
+    cut = Workspace.load(workspace.config_file)
+    assert cut.settings.corpus.segmentation.max_steps == 2
+    MainJob(cut, instance_of(cut)).run(until="checkpoints")
+    after = write_audit_samples(cut, SMALL)
+    assert after["changed_steps"].explode().drop_nulls().max() == 2
+    assert before.filter(kind="wrong_number")["changed_steps"].explode().drop_nulls().max() != 2
+    workspace.config_file.write_text(text)
+    write_shard(tmp_path / "landing" / "a.jsonl", [{**row, "correct": False} for row in rows(20, steps=4)])
+    wrong = Workspace.load(workspace.config_file)
+    MainJob(wrong, instance_of(wrong)).run(until="checkpoints")
+    with pytest.raises(AuditError, match="not marked wrong"):
+        write_audit_samples(wrong, SMALL)
+
+
+def test_an_audit_of_something_else_is_none(tmp_path: Path, tiny_model: Path) -> None:
+    workspace = make_workspace(tmp_path, tiny_model, {"a.jsonl": rows(20, steps=4)}, signals=SIGNALS)
+    run(workspace)
+    write_audit(workspace, SMALL)
+    text = workspace.config_file.read_text()
+    assert audit_of(workspace, workspace.settings.score("grace")) is not None
+    for old, new in (
+        ("signals: [", "template: plain, signals: ["),
+        ("landing}", "landing, segmentation: {max_steps: 2}}"),
+        ("alpha: 0.7", "alpha: 0.2"),
+    ):
+        assert old in text
+        workspace.config_file.write_text(text.replace(old, new))
+        changed = Workspace.load(workspace.config_file)
+        assert audit_of(changed, changed.settings.score("grace")) is None
+    workspace.config_file.write_text(text)
+    # Another pool altogether.
+    write_shard(tmp_path / "landing" / "a.jsonl", rows(20, start=500, steps=4))
+    other = Workspace.load(workspace.config_file)
+    MainJob(other, instance_of(other)).run(until="corpus")
+    assert audit_of(other, other.settings.score("grace")) is None
+
+
+def test_a_budget_comes_on_top_of_the_limits(tmp_path: Path, tiny_model: Path) -> None:
+    workspace = audited(tmp_path, tiny_model, rows(20, steps=4))
+    workspace.config_file.write_text(workspace.config_file.read_text() + "limits: {tokens: 1}\n")
+    limited = Workspace.load(workspace.config_file)
+    first = write_audit(limited, SMALL, budget_minutes=5)
+    assert first.unfinished is not None
+    assert "limits.tokens" in first.unfinished
+    # The day's tokens are spent.
+    assert write_audit(limited, SMALL, budget_minutes=5).tokens == 0
+    with pytest.raises(AuditError, match="nan minutes are no budget"):
+        write_audit(workspace, SMALL, budget_minutes=float("nan"))
+
+
+def test_an_audit_that_measured_nothing_replaces_none(tmp_path: Path, tiny_model: Path) -> None:
+    workspace = audited(tmp_path, tiny_model, rows(20, steps=4))
+    with pytest.raises(AuditError, match="nothing was measured before the limit"):
+        write_audit(workspace, SMALL, budget_minutes=0.0)
+    assert not workspace.warehouse.storage.exists(method_audit_path())

@@ -14,7 +14,7 @@ from curation_assets.evaluation.concordance import (
     Estimate,
     concordance,
     explained_share,
-    quantile,
+    student_t,
     win_rate,
 )
 
@@ -92,15 +92,50 @@ def test_only_clusters_with_a_pair_count() -> None:
     assert found is not None
     assert (found.value, found.pairs, found.clusters) == (1.0, 1, 1)
     assert found.interval().low < 0.5
+    # Over all pairs too, one wrong sample is one comparison.
+    over_all = concordance(np.arange(100.0), label, cluster)
+    assert over_all is not None
+    assert (over_all.pairs, over_all.clusters) == (99, 1)
+
+
+@pytest.mark.parametrize(("prompts", "per_prompt"), [(8, 12), (20, 5), (100, 1)])
+def test_few_prompts_seldom_show_an_effect_that_is_none(prompts: int, per_prompt: int) -> None:
+    """At the level of 100 comparisons: one of 2,000 by right; none of 300 here, give or take one."""
+    rng, level = np.random.default_rng(1), 1 - 0.05 / 100
+    cluster = np.repeat(np.arange(prompts), per_prompt)
+    label = np.repeat([1.0, 0.0], len(cluster))
+    shown = 0
+    for _ in range(150):
+        sound, flawed = rng.normal(size=len(cluster)), rng.normal(size=len(cluster))
+        both = np.concatenate([sound, flawed])
+        for found in (win_rate(sound, flawed, cluster), concordance(both, label, np.concatenate([cluster, cluster]))):
+            assert found is not None
+            low, high = found.interval(level)
+            shown += not low <= 0.5 <= high
+    assert shown <= 1
+
+
+@given(st.lists(st.tuples(few, few, few), min_size=1, max_size=12))
+def test_groups_inside_clusters_are_counted_one_by_one(rows: list[tuple[int, int, int]]) -> None:
+    score, label, group = ([float(row[place]) for row in rows] for place in range(3))
+    groups = sorted(set(group))
+    numbers = [groups.index(one) for one in group]
+    # Two groups to a cluster.
+    found = concordance(np.array(score), np.array(label), np.array(numbers) // 2, np.array(numbers))
+    wins, pairs = slow_concordance(score, label, numbers, [1.0] * len(score))
+    assert (found is None) == (pairs == 0)
+    if found is not None:
+        assert found.value == pytest.approx(wins / pairs)
+        assert found.pairs == pairs
 
 
 def test_the_interval_is_wilsons_where_all_pairs_are_independent() -> None:
     # 90 of 100, from Wilson's formula at 95 %.
-    estimate = Estimate(0.9, math.sqrt(0.09 / 100), 100, 100)
+    estimate = Estimate(0.9, math.sqrt(0.09 / 100), 10_000, 100)
     low, high = estimate.interval()
     assert low == pytest.approx(0.8256, abs=1e-4)
     assert high == pytest.approx(0.9448, abs=1e-4)
-    assert quantile(0.95) == pytest.approx(1.959964, abs=1e-6)
+    assert student_t(0.95, 10_000) == pytest.approx(1.959964, abs=1e-6)
 
 
 def test_a_few_wins_show_nothing_and_ties_are_not_certain() -> None:
@@ -157,7 +192,7 @@ def test_the_share_that_groups_explain() -> None:
 
 
 def test_a_smaller_effect_needs_more_pairs() -> None:
-    few_pairs, many = Estimate(0.5, 0.05, 100, 100), Estimate(0.5, 0.005, 10_000, 10_000)
+    few_pairs, many = Estimate(0.5, 0.05, 2000, 100), Estimate(0.5, 0.005, 10_000, 10_000)
     assert few_pairs.detectable() == pytest.approx(0.14, abs=0.005)
     assert many.detectable() == pytest.approx(0.014, abs=0.0005)
     assert few_pairs.detectable(0.9999) > few_pairs.detectable()

@@ -57,6 +57,16 @@ def test_a_choice_becomes_another_choice(given_answer: str) -> None:
         assert letter.isupper() == given_answer.strip("()").isupper()
 
 
+@pytest.mark.parametrize("head", ["Step 3: ", "3. ", "(3) ", "**Step 3:** ", "\u6b65\u9aa4 3\uff1a"])
+def test_the_number_that_counts_a_step_is_no_number_of_it(head: str) -> None:
+    own = Trace((f"{head}4 + 5 = 9",), ("", ""))
+    for seed in range(20):
+        twin = spoil("wrong_number", seed, own)
+        assert twin is not None
+        assert twin.response.startswith(head)
+    assert spoil("wrong_number", own=Trace((f"{head}add them",), ("", ""))) is None
+
+
 def test_digits_of_another_script_stay_in_it() -> None:
     own = Trace(("\u0661\u0662 + \u0663 = \u0661\u0665",), ("", ""))
     for seed in range(20):

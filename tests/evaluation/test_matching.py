@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 
 from curation_assets.evaluation.benchmarks import judged
+from curation_assets.evaluation.concordance import student_t
 from curation_assets.evaluation.runs import STABILITY
-from curation_assets.evaluation.summary import NOTHING_DRAWN, ONE_RUN, interval, student_t, summarise
+from curation_assets.evaluation.summary import NOTHING_DRAWN, ONE_RUN, interval, summarise
 from curation_assets.tables.evaluation import POST_TRAINING_RUNS, RELATIVE_AVERAGE
 
 
