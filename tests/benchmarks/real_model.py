@@ -29,7 +29,7 @@ from curation_assets.defs.instance import open_instance
 from curation_assets.defs.main_job import MainJob
 from curation_assets.evaluation.audit_rendering import show_audit
 from curation_assets.evaluation.audit_report import codes, write_audit
-from curation_assets.evaluation.concordance import Estimate, win_rate
+from curation_assets.evaluation.concordance import Estimate, concordance, win_rate
 from curation_assets.methods.registry import method_of
 from curation_assets.steps.segmentation import segment
 from curation_assets.subsets.stored_tables import read_stored
@@ -188,6 +188,20 @@ def rejected_steps(workspace: Workspace) -> list[tuple[str, str, Estimate]]:
     return found
 
 
+def among_models(workspace: Workspace) -> list[tuple[str, str, Estimate]]:
+    """AUROC of each score among the four models' solutions to a problem, without the reference, which people wrote."""
+    found = []
+    for score in workspace.settings.scores:
+        rows = read_stored(workspace, "sample_scores", target=score.target).collect()
+        rows = rows.filter(pl.col("generator").is_in(GENERATORS) & pl.col(score.name).is_finite())
+        sign = 1.0 if method_of(score).highest_first else -1.0
+        label, prompt = rows["correct"].cast(pl.Float64).to_numpy(), codes(rows["prompt_id"])
+        estimate = concordance(sign * rows[score.name].to_numpy(), label, prompt, prompt)
+        if estimate is not None:
+            found.append((score.name, score.target, estimate))
+    return found
+
+
 def by_position(workspace: Workspace) -> pl.DataFrame:
     """Mean score of GRACE's steps by their index."""
     steps = read_stored(workspace, "step_scores", target="smol", score="grace")
@@ -288,18 +302,20 @@ def main() -> None:
             "score", "target", "configured", "kind", "measure", "within", "value", "low", "high", "verdict", "samples"
         )
         show_audit(found.filter(~pl.col("kind").is_in(SHOWN)), console)
-        pairs = rejected_steps(workspace)
-        rows = [
-            (name, target, one.pairs, f"{one.value:.3f}", *(f"{end:.3f}" for end in one.interval()))
-            for name, target, one in pairs
-        ]
         console.print(simple_table("labels", labels.columns, labels.iter_rows()))
-        headers = ("score", "target", "pairs", "above the trace with a rejected step", "low", "high")
-        console.print(simple_table("PRM800K", headers, rows))
+        for title, pairs in (
+            ("PRM800K: above the trace with a rejected step", rejected_steps(workspace)),
+            ("GSM8K: right, among the models' solutions to a problem", among_models(workspace)),
+        ):
+            rows = [
+                (name, target, one.pairs, f"{one.value:.3f}", *(f"{end:.3f}" for end in one.interval()))
+                for name, target, one in pairs
+            ]
+            console.print(simple_table(title, ("score", "target", "pairs", "value", "low", "high"), rows))
+            result[title] = {f"{target}.{name}": [one.value, *one.interval()] for name, target, one in pairs}
         positions = by_position(workspace)
         console.print(simple_table("mean step score by index", positions.columns, positions.iter_rows()))
-        result["method_audit"] = found.drop("detectable").to_dicts()
-        result["rejected_steps"] = {f"{target}.{name}": one.value for name, target, one in pairs}
+        result["method_audit"] = found.filter(pl.col("measure") != "agreement").drop("detectable").to_dicts()
         result["mean_step_score"] = dict(positions.select("step_index", "mean").iter_rows())
     if options.only in (None, "speed"):
         result["speed"] = speed(model, 8 if options.small else 64, options.rounds)
