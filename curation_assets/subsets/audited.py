@@ -144,7 +144,7 @@ def findings_of(table: pl.DataFrame) -> tuple[list[str], Rows]:
         "kind",
         *(MEASURES[name] for name in shown),
         "verdict",
-        "pairs",
+        "n",
     ]
     rows: Rows = []
     overall = judged.filter((pl.col("within") == "all") | (pl.col("measure") == "flawed_share"))

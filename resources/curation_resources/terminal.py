@@ -78,7 +78,8 @@ def simple_table(title: str, headers: Iterable[str], rows: Iterable[Iterable[obj
     table = Table(title=Text(harmless(title), style="italic"), title_justify="left", header_style="bold")
     for position, header in enumerate(headers):
         number = bool(made) and all(isinstance(row[position], int | float) for row in made)
-        table.add_column(Text(harmless(header)), justify="right" if number else "left")
+        # In a narrow terminal, names that differ in their last letters must not end in an ellipsis.
+        table.add_column(Text(harmless(header)), justify="right" if number else "left", overflow="fold")
     for row in made:
         table.add_row(*(Text(_cell_text(cell)) for cell in row))
     return table
