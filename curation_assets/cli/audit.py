@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from curation_assets.cli.command import ConfigOption, clear_errors, console, load_workspace
+
+if TYPE_CHECKING:
+    import polars as pl
+    from rich.console import Console
 
 commands = typer.Typer()
 
@@ -46,7 +50,6 @@ def audit(
 
         from curation_assets.defs.instance import open_instance
         from curation_assets.defs.main_job import MainJob
-        from curation_assets.evaluation.audit_rendering import show_audit
         from curation_assets.tables.audit import method_audit_path
         from curation_resources.terminal import progress_bars
 
@@ -59,3 +62,29 @@ def audit(
         show_audit(workspace.warehouse.read_table(method_audit_path()), console)
         for line in facts:
             console.print(line, highlight=False, soft_wrap=True)
+
+
+def advice_of(table: pl.DataFrame) -> list[str]:
+    """Return advice about configured scores that depend on the source."""
+    from curation_assets.subsets.facts import source_advice
+
+    shares = table.filter("configured", measure="source_share")
+    found = [source_advice(score, share) for score, share in shares.select("score", "value").iter_rows()]
+    return [line for line in found if line is not None]
+
+
+def show_audit(table: pl.DataFrame, console: Console) -> None:
+    """Print the results of an audit."""
+    from curation_assets.subsets.audited import LEGEND, explained_of, findings_of, overview_of
+    from curation_resources.terminal import simple_table
+
+    title = "share of samples that score above their flawed twin (labels: AUROC); .5 is chance"
+    console.print(simple_table(title, *overview_of(table)))
+    console.print(LEGEND, style="dim")
+    title = "configured scores: 95 % intervals over prompts"
+    console.print(simple_table(title, *findings_of(table.filter("configured"))))
+    console.print(simple_table("what else explains the scores (Spearman's correlations)", *explained_of(table)))
+    if not table["configured"].all():
+        console.print("(in parentheses: not configured, computed with defaults)", style="dim")
+    for line in advice_of(table):
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)

@@ -73,7 +73,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Made:
+class AuditResult:
     """An audit that was made.
 
     Attributes:
@@ -109,7 +109,7 @@ def settings_of(workspace: Workspace, samples: int | None = None, kinds: Sequenc
 
 def write_audit(
     workspace: Workspace, settings: Audit, budget_minutes: float | None = None, labelled: int = LABELLED
-) -> Made:
+) -> AuditResult:
     """Measure what is missing, and write table `method_audit`.
 
     Args:
@@ -136,14 +136,15 @@ def write_audit(
     originals = audited.samples["original"].unique().sort().to_list()
     metadata = {OF_WHAT: json.dumps(known), ORIGINALS: json.dumps(originals)}
     workspace.warehouse.write_table(method_audit_path(), table, metadata)
-    return Made(table, audited.tokens, audited.unfinished, audited.skipped)
+    return AuditResult(table, audited.tokens, audited.unfinished, audited.skipped)
 
 
 def report(workspace: Workspace, audited: Audited, labelled: int = LABELLED) -> pl.DataFrame:
     """Return table `method_audit`."""
     cells: list[Cell] = []
+    drawn = corpus_rows(workspace, drawn_ids(workspace, workspace.settings.audit.seed).head(REFERENCE).to_list())
     for scores in audited.scores:
-        pool = _reference(workspace, scores)
+        pool = _reference(workspace, scores, drawn)
         for section in scores.sections:
             if _ranks(section):
                 cells += _against_twins(audited.samples, scores, section)
@@ -293,10 +294,8 @@ class Reference:
     step_labels: pl.DataFrame
 
 
-def _reference(workspace: Workspace, scores: TargetScores) -> Reference:
-    """Score the pool's samples that are measured already; the audit's originals, if these are more."""
-    ids = drawn_ids(workspace, 0).head(REFERENCE)
-    rows = corpus_rows(workspace, ids.to_list())
+def _reference(workspace: Workspace, scores: TargetScores, rows: pl.DataFrame) -> Reference:
+    """Score rows of the pool that are measured already; the audit's originals instead, if these are more."""
     found = score_samples(workspace, scores.target, rows, stores_of(workspace, scores.target, tuple(scores.stores)))
     audited = corpus_rows(workspace, scores.facts["sample_id"].to_list())
     if len(found.facts) < len(audited):

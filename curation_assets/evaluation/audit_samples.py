@@ -151,16 +151,11 @@ def twins_of(workspace: Workspace, rows: pl.DataFrame, kinds: Mapping[str, Corru
 
 def traces_of(rows: pl.DataFrame, segmented: pl.DataFrame) -> dict[str, Trace]:
     """Return the responses of samples taken apart, by sample_id."""
-    spans: dict[str, list[tuple[int, int]]] = {}
-    answers: dict[str, tuple[int, int]] = {}
-    ordered = segmented.sort("sample_id", "step_index")
-    for sample_id, kind, start, end in ordered.select("sample_id", "kind", "start", "end").iter_rows():
-        if kind == "step":
-            spans.setdefault(sample_id, []).append((start, end))
-        else:
-            answers[sample_id] = (start, end)
+    steps = step_spans(segmented)
+    answers = segmented.filter(kind="answer").select("sample_id", "start", "end").iter_rows()
+    stated = {sample_id: (start, end) for sample_id, start, end in answers}
     return {
-        sample_id: _trace(response, spans.get(sample_id, []), answers.get(sample_id))
+        sample_id: _trace(response, [span[1:] for span in steps.get(sample_id, [])], stated.get(sample_id))
         for sample_id, response in rows.select("sample_id", "response").iter_rows()
     }
 

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from curation_assets.subsets.facts import epsilon_squared
+
 DRAWS = 1000
 """Bootstrap draws."""
 CHANCE = 0.5
@@ -156,7 +158,7 @@ def explained_share(score: Numbers, group: Labels) -> float | None:
     if groups < 2 or n <= groups or total <= 0.0:
         return None
     inner = sum(float(((own - own.mean()) ** 2).sum()) for own in (score[group == one] for one in np.unique(group)))
-    return max(0.0, 1.0 - inner / total * (n - 1) / (n - groups))
+    return epsilon_squared(inner, total, n, groups)
 
 
 def _deviation(wins: NDArray[Any], pairs: NDArray[Any], clusters: int) -> float:

@@ -241,11 +241,23 @@ class Summing:
         means = [(own.count, own.mean() or 0.0) for own in self._by_source.values()]
         # Sorted, so that the sum does not depend on the order of rows.
         between = math.fsum(sorted(size * (mean - centre) ** 2 for size, mean in means))
-        return max(0.0, 1.0 - (total - between) / total * (count - 1) / (count - groups))
+        return epsilon_squared(total - between, total, count, groups)
 
     def _count_sources(self, of: str, rows: pl.DataFrame) -> None:
         found = rows.group_by("source").agg(count=pl.len().cast(pl.Int64))
         self._sources[of] = pl.concat([self._sources[of], found]).group_by("source").agg(pl.col("count").sum())
+
+
+def epsilon_squared(within: float, total: float, count: int, groups: int) -> float:
+    """Return the share of a variance that groups explain, corrected for their number.
+
+    Args:
+        within: sum of squared distances from the means of the groups.
+        total: sum of squared distances from the mean of all.
+        count: how many values there are, more than groups.
+        groups: number of groups.
+    """
+    return max(0.0, 1.0 - within / total * (count - 1) / (count - groups))
 
 
 def _no_sources() -> pl.DataFrame:

@@ -23,11 +23,11 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
+from curation_assets.cli.audit import show_audit
 from curation_assets.config.corpus_settings import Segmentation
 from curation_assets.config.evaluation_settings import Audit
 from curation_assets.defs.instance import open_instance
 from curation_assets.defs.main_job import MainJob
-from curation_assets.evaluation.audit_rendering import show_audit
 from curation_assets.evaluation.audit_report import codes, write_audit
 from curation_assets.evaluation.concordance import Estimate, concordance, win_rate
 from curation_assets.methods.registry import method_of
