@@ -158,6 +158,16 @@ def select(
     budget: Annotated[
         str | None, typer.Option(help="10%, 1000 (samples) or '500000 tokens', instead of the subset's budget.")
     ] = None,
+    begin: Annotated[
+        str | None, typer.Option("--from", help="Choose within this subset; 'pool': from the whole pool.")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Threshold on a score: 'difficulty >= 3', 'grape <= -0.5', 'grape top 50% within prompt'. Repeatable; "
+            "each applies to what passed those before it."
+        ),
+    ] = None,
     to: Annotated[Path | None, typer.Option(help=".parquet, .csv or .jsonl file to write the subset to.")] = None,
     config: ConfigOption = None,
 ) -> None:
@@ -167,6 +177,7 @@ def select(
     change, add it to curation.yaml and use `curate run`.
     """
     with clear_errors():
+        from curation_assets.subsets.facts import FUNNEL_COLUMNS, funnel_rows
         from curation_assets.subsets.stored_tables import pick, write_frame
         from curation_assets.subsets.what_if import what_if
         from curation_resources.terminal import simple_table
@@ -174,9 +185,11 @@ def select(
         workspace = load_workspace(config)
         names = [subset.name for subset in workspace.settings.subsets]
         chosen = pick("subset", name, names, "its name: curate select NAME")
-        found = what_if(workspace, chosen, changes or [], budget)
+        begins = [] if begin is None else [f"from={'null' if begin == 'pool' else begin}"]
+        found = what_if(workspace, chosen, [*(changes or []), *begins], budget, where or [])
         console.print(simple_table(f"{chosen}, what if", ("what", "now", "what if"), found.side_by_side()))
         console.print(found.difference_line())
+        console.print(simple_table("funnel", FUNNEL_COLUMNS, funnel_rows(found.selection.funnel)))
         sources = found.sources().head(20).iter_rows()
         console.print(simple_table("by source", ("source", "pool", "now", "what if"), sources))
         for remark in found.remarks():

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from curation_assets import tables
 from curation_assets.cli.show_cost import total_line
-from curation_assets.config.settings import Subset
+from curation_assets.config.settings import Subset, score_title
 from curation_assets.corpus.held_out import overlap_with_pool, stored_validation
 from curation_assets.defs.dry_run import dry_run
 from curation_assets.defs.main_job import RunSummary
@@ -17,7 +17,7 @@ from curation_assets.operations.intake import ignored_line, remarks, stored_inta
 from curation_assets.operations.plan import make_plan
 from curation_assets.quality.filtered_pool import reason_counts, stored_pool
 from curation_assets.signals.held_out import validation_of
-from curation_assets.subsets.facts import right_text, source_advice, standardised_text
+from curation_assets.subsets.facts import emptied, right_text, source_advice, standardised_text
 from curation_assets.subsets.select import SelectionError, stored_selection, subset_due
 from curation_assets.tables.signals import SIGNALS
 from curation_assets.workspace.workspace import Workspace, config_flag
@@ -101,21 +101,23 @@ def _show_subset(workspace: Workspace, subset: Subset, reselected: bool, console
     size, state = int(facts["rows"]), "reselected" if reselected else "unchanged"
     line = f"subset {subset.name}: {size} samples, {state}"
     if not size:
-        console.print(f"{line}: no sample passes its filters and has a score", style="yellow", soft_wrap=True)
+        selection = None if subset_due(workspace, subset) else stored_selection(workspace, subset)
+        nothing = None if selection is None else emptied(selection.funnel)
+        console.print(f"{line}: {nothing or 'it is not up to date'}", style="yellow", soft_wrap=True)
         return
     console.print(f"{line}; to release it: curate release {subset.name}{config_flag(workspace)}", soft_wrap=True)
     found = _facts(workspace, subset)
     if subset.standardise is not None:
-        console.print(f"  ranked by {standardised_text(subset.score)}", highlight=False, soft_wrap=True)
+        console.print(f"  ranked by {standardised_text(score_title(subset.score))}", highlight=False, soft_wrap=True)
     right = right_text(found)
     if right is not None:
         console.print(f"  marked right: {right}", highlight=False, soft_wrap=True)
-    advice = source_advice(subset.score, found.get("variance_by_source"), subset.compares_within_sources)
+    advice = source_advice(score_title(subset.score), found.get("variance_by_source"), subset.compares_within_sources)
     if advice is not None:
         console.print(f"  {advice}", style="yellow", highlight=False, soft_wrap=True)
     if facts.get("whole") == "True":
         console.print("  its budget exceeds the eligible pool, so all of it is selected", style="yellow")
-    score = workspace.settings.score(subset.score)
+    score = workspace.settings.score_of(subset)
     reasons = method_of(score).unfaithful(workspace.settings.target(score.target).facts(), score)
     for reason in [*reasons, *([facts["warnings"]] if "warnings" in facts else [])]:
         console.print(f"  differs from the source: {reason}", style="dim", soft_wrap=True)

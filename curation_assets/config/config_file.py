@@ -281,11 +281,12 @@ def _known_keys(document: Any, keys: Sequence[int | str]) -> list[str]:
         model = _model(annotation, node)
         if isinstance(key, int):
             annotation = next(iter(get_args(annotation)), annotation)
-        elif model is not None and key in model.model_fields:
-            annotation = model.model_fields[key].annotation
+        elif model is not None:
+            fields = {field.alias or name: field for name, field in model.model_fields.items()}
+            annotation = fields[key].annotation if key in fields else annotation
         node = node[key]
     model = _model(annotation, node)
-    return list(model.model_fields) if model is not None else []
+    return [] if model is None else [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _model(annotation: Any, node: Any) -> type[BaseModel] | None:

@@ -6,14 +6,16 @@ and points at the faulty line. Formulas and sources of the defaults: docs/method
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from curation_assets.config.checkpoint_settings import Perturbation, Warmup
 from curation_assets.config.corpus_settings import Corpus, ValidationSet
 from curation_assets.config.evaluation_settings import Audit, Evaluation, refuse_unknown_names
 from curation_assets.config.running_settings import S3, Alerts, Engine, Freshness, Limits
+from curation_assets.methods.combined import Combination, Combined
 from curation_assets.methods.method import Method, ScoreSection, TargetFacts, TrainingRun
 from curation_assets.methods.registry import METHODS, method_of
 from curation_assets.methods.selectors.candidates import Selector, SelectorSection
@@ -278,6 +280,65 @@ class Budget(Section):
         return self
 
 
+ScoreName = Annotated[
+    Annotated[str, Tag("name")] | Annotated[Combination, Tag("combination")],
+    Discriminator(lambda value: "combination" if isinstance(value, dict | Combination) else "name"),
+]
+"""A score as subsets refer to it: by the name of one in `scores`, or as a combination of several."""
+
+
+def score_title(score: ScoreName) -> str:
+    """Return the name of a score in tables and messages."""
+    return score if isinstance(score, str) else score.title
+
+
+def names_of(score: ScoreName) -> list[str]:
+    """Return the names of the configured scores behind a score."""
+    return [score] if isinstance(score, str) else list(score.combine)
+
+
+class Threshold(Section):
+    """Keeps samples by a score. A sample without that score is excluded."""
+
+    score: ScoreName = Field(description="name of a score, of any target, or a combination of scores")
+    at_least: float | None = Field(None, description="lowest value that passes")
+    at_most: float | None = Field(None, description="highest value that passes")
+    top: float | None = Field(None, gt=0, le=1, description="share with the highest values that passes, rounded up")
+    bottom: float | None = Field(None, gt=0, le=1, description="share with the lowest values that passes, rounded up")
+    within: Literal["pool", "source", "domain", "prompt"] = Field(
+        "pool",
+        description="with top or bottom: the share is one of all samples that passed so far, or of those with the same "
+        "source, domain or prompt",
+    )
+
+    @model_validator(mode="after")
+    def _keeps_some(self) -> Threshold:
+        bounds = self.at_least is not None or self.at_most is not None
+        shares = [name for name in ("top", "bottom") if getattr(self, name) is not None]
+        if bounds == bool(shares) or len(shares) > 1:
+            raise ValueError(
+                "set at_least, at_most or both, or else one of top and bottom. For several conditions, list the score "
+                "several times."
+            )
+        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+            raise ValueError(f"no value is at least {self.at_least:g} and at most {self.at_most:g}. Exchange them.")
+        if bounds and self.within != "pool":
+            raise ValueError("within has no effect on at_least and at_most. Remove it, or set top or bottom.")
+        return self
+
+    @property
+    def title(self) -> str:
+        """The condition as a short text, such as `difficulty >= 3`."""
+        name = score_title(self.score)
+        if self.top is not None or self.bottom is not None:
+            share = f"top {self.top:.6%}" if self.top is not None else f"bottom {self.bottom:.6%}"
+            share = share.rstrip("%").rstrip("0").rstrip(".")
+            return f"{name}: {share}%" + ("" if self.within == "pool" else f" within {self.within}")
+        if self.at_least is not None and self.at_most is not None:
+            return f"{self.at_least:g} <= {name} <= {self.at_most:g}"
+        return f"{name} <= {self.at_most:g}" if self.at_least is None else f"{name} >= {self.at_least:g}"
+
+
 class Filters(Section):
     """Samples that may be selected; a subset's budget is a share of those that pass."""
 
@@ -293,16 +354,24 @@ class Filters(Section):
     max_tokens: int | None = Field(None, ge=1, description="maximum length of the response")
     min_steps: int | None = Field(None, ge=1)
     max_steps: int | None = Field(None, ge=1)
+    scores: list[Threshold] = Field(
+        default=[], description="thresholds on scores, applied in this order: each to the samples that passed before"
+    )
 
 
 Stratum = Literal["source", "domain", "generator", "length", "steps"]
 
 
 class Subset(Section):
-    """A named subset: the samples that a selector picks from the pool by one score, within a budget."""
+    """A named subset: what a selector picks by a score, within a budget, from the pool or from another subset."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     name: Name
-    score: str
+    parent: Name | None = Field(
+        None, alias="from", description="choose within this subset; default: from the whole pool"
+    )
+    score: ScoreName = Field(description="name of a score, or a combination of scores")
     budget: Budget
     selector: AnySelector | None = Field(
         None, description="selector; default: the method's", json_schema_extra=_or_kind
@@ -319,9 +388,16 @@ class Subset(Section):
     filters: Filters = Filters()
 
     @property
+    def scores_read(self) -> list[str]:
+        """The names of all configured scores that the subset reads, first those that it is ranked by."""
+        thresholds = [name for threshold in self.filters.scores for name in names_of(threshold.score)]
+        return list(dict.fromkeys([*names_of(self.score), *thresholds]))
+
+    @property
     def compares_within_sources(self) -> bool:
         """Return whether the selection compares samples with those of the same source only."""
-        return "source" in self.stratify or self.standardise == "source"
+        combined = isinstance(self.score, Combination) and self.score.within == "source"
+        return combined or "source" in self.stratify or self.standardise == "source"
 
     @field_validator("stratify", mode="before")
     @classmethod
@@ -392,8 +468,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _runs_can_be_trained(self) -> Settings:
-        scored = {score.name: score.target for score in self.scores}
-        chosen_by = {subset.name: scored.get(subset.score) for subset in self.subsets}
+        chosen_by = {subset.name: self._targets_if_known(subset.name) for subset in self.subsets}
         for position, target in enumerate(self.targets):
             if target.warmup == "none":
                 continue
@@ -406,11 +481,12 @@ class Settings(Section):
             if released and released not in chosen_by:
                 raise LocatedError([*where, "release"], unknown("subset", released, chosen_by))
             before = [other.name for other in self.targets[:position]]
-            if released and chosen_by[released] not in before:
+            later = [name for name in chosen_by.get(released, []) if name not in before]
+            if later:
                 raise LocatedError(
                     [*where, "release"],
-                    f"subset {released} is selected by target {chosen_by[released]}, which is not listed before "
-                    f"{target.name}. A round builds on an earlier one: list that target first.",
+                    f"subset {released} is selected by target {later[0]}, which is not listed before {target.name}. A "
+                    "round builds on an earlier one: list that target first.",
                 )
             if target.warmup.start is not None:
                 wrong = self._start_error(position, target.warmup.start)
@@ -443,6 +519,17 @@ class Settings(Section):
             )
         return None
 
+    def _targets_if_known(self, name: str) -> list[str]:
+        """Return the targets whose scores a subset and those before it read, as far as their names exist."""
+        of, subsets = {score.name: score.target for score in self.scores}, {one.name: one for one in self.subsets}
+        found: dict[str, None] = {}
+        seen: set[str] = set()
+        while name in subsets and name not in seen:
+            seen.add(name)
+            found |= {of[score]: None for score in subsets[name].scores_read if score in of}
+            name = subsets[name].parent or ""
+        return list(found)
+
     @model_validator(mode="after")
     def _references_exist(self) -> Settings:
         targets = {target.name: target for target in self.targets}
@@ -465,9 +552,8 @@ class Settings(Section):
                         ["scores", position, "validation"], unknown("validation set", name, known, "sets")
                     )
         for position, subset in enumerate(self.subsets):
-            if subset.score not in scores:
-                raise LocatedError(["subsets", position, "score"], unknown("score", subset.score, scores))
-            score = self.score(subset.score)
+            self._check_subset(position, subset, scores)
+            score = self.score_of(subset)
             lacks = selector_problem(subset.selector, score)
             if lacks is not None:
                 raise LocatedError(["subsets", position, "selector"], lacks)
@@ -476,10 +562,32 @@ class Settings(Section):
             if refused is not None:
                 raise LocatedError(["subsets", position, refused[0]], refused[1])
         if self.evaluation is not None:
-            chosen_by = {subset.name: self.score(subset.score).target for subset in self.subsets}
+            chosen_by = {subset.name: self.score_of(subset).target for subset in self.subsets}
             without_head = [target.name for target in self.targets if target.kind != "language"]
             refuse_unknown_names(self.evaluation, chosen_by, list(targets), without_head)
         return self
+
+    def _check_subset(self, position: int, subset: Subset, scores: Sequence[str]) -> None:
+        """Refuse names of scores that do not exist, and a subset that would be chosen from itself."""
+        where: list[int | str] = ["subsets", position]
+        named: list[tuple[list[int | str], ScoreName]] = [([*where, "score"], subset.score)]
+        for number, threshold in enumerate(subset.filters.scores):
+            named.append(([*where, "filters", "scores", number, "score"], threshold.score))
+        for place, score in named:
+            for name in names_of(score):
+                if name not in scores:
+                    inner = [] if isinstance(score, str) else ["combine", name]
+                    raise LocatedError([*place, *inner], unknown("score", name, scores))
+        known, path = {one.name: one for one in self.subsets}, [subset.name]
+        while (before := known[path[-1]].parent) is not None:
+            if before not in known:
+                raise LocatedError([*where, "from"], unknown("subset", before, known))
+            if before in path:
+                circle = " from ".join([*path[path.index(before) :], before])
+                raise LocatedError(
+                    [*where, "from"], f"{circle} is a circle. Remove one `from`, so that a subset starts at the pool."
+                )
+            path.append(before)
 
     def target(self, name: str) -> Target:
         """Return the target of that name (KeyError if it does not exist)."""
@@ -488,6 +596,39 @@ class Settings(Section):
     def score(self, name: str) -> ScoreSection:
         """Return the score of that name (KeyError if it does not exist)."""
         return {score.name: score for score in self.scores}[name]
+
+    def score_of(self, subset: Subset) -> ScoreSection:
+        """Return the score that a subset is ranked by; a combination as a score of its first component's target."""
+        if isinstance(subset.score, str):
+            return self.score(subset.score)
+        parts = [self.score(name) for name in subset.score.combine]
+        return Combined(
+            name=subset.score.title,
+            target=parts[0].target,
+            min_steps=max(part.min_steps for part in parts),
+            combination=subset.score,
+        )
+
+    def step_score_of(self, subset: Subset) -> ScoreSection:
+        """Return the score whose steps are shown for a subset: of a combination, the first that scores steps."""
+        parts = [self.score(name) for name in names_of(subset.score)]
+        return next((part for part in parts if method_of(part).scores_steps), parts[0])
+
+    def targets_of(self, subset: Subset) -> list[str]:
+        """Return the targets whose scores a subset reads, first the one whose tokens its budget counts."""
+        return list(dict.fromkeys(self.score(name).target for name in subset.scores_read))
+
+    def chain(self, subset: Subset) -> list[Subset]:
+        """Return the subsets that a subset is chosen from, first the one that is chosen from the pool, and itself."""
+        found = [subset]
+        while (before := found[0].parent) is not None:
+            found.insert(0, self.subset(before))
+        return found
+
+    @property
+    def ordered_subsets(self) -> list[Subset]:
+        """All subsets, each after the one that it is chosen from."""
+        return list({one.name: one for subset in self.subsets for one in self.chain(subset)}.values())
 
     def subset(self, name: str) -> Subset:
         """Return the subset of that name (KeyError if it does not exist)."""

@@ -49,7 +49,7 @@ def evaluation_assets(workspace: Workspace) -> list[dg.AssetsDefinition]:
 def _evaluation_asset(settings: Settings) -> dg.AssetsDefinition:
     assert settings.evaluation is not None
     evaluation = settings.evaluation
-    targets = {subset.name: settings.score(subset.score).target for subset in settings.subsets}
+    targets = {subset.name: settings.score_of(subset).target for subset in settings.subsets}
     models = evaluation.models or [name for name in targets.values() if evaluation.target in (None, name)]
     wanted = [subset for subset in settings.subsets if evaluation.target in (None, targets[subset.name])]
     pool = [POOL_KEY] if settings.corpus.filters.any else []

@@ -192,7 +192,8 @@ class MainJob:
     def _stopped(self, item: Item, stage: Stage, stopped: Collection[str]) -> bool:
         """Return whether an item depends on a target that stopped at a limit, so that its scores and subsets wait."""
         if isinstance(item, Subset):
-            return self.workspace.settings.score(item.score).target in stopped
+            chain = self.workspace.settings.chain(item)
+            return any(target in stopped for one in chain for target in self.workspace.settings.targets_of(one))
         return item.name in stopped if isinstance(item, Target) else stage.scope == "reports" and bool(stopped)
 
     def _run_stage(self, survey: Survey, stage: Stage, item: Item, summary: RunSummary, allowance: Allowance) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from curation_assets import tables
-from curation_assets.config.settings import Subset
+from curation_assets.config.settings import Subset, score_title
 from curation_assets.corpus.ingest import refuse_losses
 from curation_assets.defs.asset_metadata import (
     OWNERS,
@@ -21,7 +21,7 @@ from curation_assets.defs.quality import POOL_KEY
 from curation_assets.defs.scores import score_manifest_key
 from curation_assets.releases.build import latest_release
 from curation_assets.releases.manifest import lineage
-from curation_assets.subsets.facts import MUCH, Selection, source_advice
+from curation_assets.subsets.facts import FUNNEL_COLUMNS, MUCH, Selection, funnel_rows, source_advice
 from curation_assets.subsets.select import (
     OutdatedScoresError,
     parameters_digest,
@@ -44,10 +44,13 @@ def subset_key(subset: Subset) -> dg.AssetKey:
 
 def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
     """Return the asset of one subset."""
-    score = workspace.settings.score(subset.score)
-    target = workspace.settings.target(score.target)
+    score = workspace.settings.score_of(subset)
     kind = selector_of(workspace, subset).kind
     budget = ", ".join(f"{name} {value}" for name, value in subset.budget if value is not None)
+    deps = [score_manifest_key(workspace.settings.target(name)) for name in workspace.settings.targets_of(subset)]
+    deps += [POOL_KEY] if workspace.settings.corpus.filters.any else []
+    deps += [subset_key(before) for before in workspace.settings.chain(subset)[:-1][-1:]]
+    begins = "the pool" if subset.parent is None else f"subset {subset.parent}"
 
     key = subset_key(subset)
     checks = [
@@ -64,10 +67,10 @@ def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
         specs=[
             dg.AssetSpec(
                 key,
-                deps=[score_manifest_key(target), *([POOL_KEY] if workspace.settings.corpus.filters.any else [])],
+                deps=deps,
                 skippable=True,
                 group_name="subsets",
-                description=f"Selected from the pool by {score.name} ({score.method}), selector {kind}; "
+                description=f"Selected from {begins} by {score.name} ({score.method}), selector {kind}; "
                 f"budget: {budget}.",
                 metadata=column_schema(tables.SUBSET),
                 owners=OWNERS,
@@ -98,7 +101,8 @@ def subset_asset(workspace: Workspace, subset: Subset) -> dg.AssetsDefinition:
         if not checks_alone:
             metadata: dict[str, Any] = row_count(selection.summary.selected, partitioned=False) | {
                 "facts": facts_table(selection.facts()),
-                "lineage": markdown_table(("what", "version"), lineage(workspace, target)),
+                "funnel": markdown_table(FUNNEL_COLUMNS, funnel_rows(selection.funnel)),
+                "lineage": markdown_table(("what", "version"), lineage(workspace, subset)),
                 "traces": f"curate report {subset.name}, or materialize reports/traces",
             }
             metadata.update(_shares_right(selection))
@@ -167,7 +171,7 @@ def _budget_check(key: dg.AssetKey, selection: Selection) -> dg.AssetCheckResult
 
 def _source_check(key: dg.AssetKey, subset: Subset, selection: Selection) -> dg.AssetCheckResult:
     share = selection.summary.variance_by_source
-    advice = source_advice(subset.score, share, subset.compares_within_sources)
+    advice = source_advice(score_title(subset.score), share, subset.compares_within_sources)
     return dg.AssetCheckResult(
         asset_key=key,
         check_name="source_share",

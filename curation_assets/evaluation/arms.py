@@ -123,7 +123,7 @@ def runs_of(workspace: Workspace, evaluation: Evaluation) -> list[Run]:
 def _chosen_by(workspace: Workspace, evaluation: Evaluation) -> dict[str, str]:
     """Return, for each evaluated subset, the target that selected it."""
     settings = workspace.settings
-    of = {subset.name: settings.score(subset.score).target for subset in settings.subsets}
+    of = {subset.name: settings.score_of(subset).target for subset in settings.subsets}
     names = evaluation.subsets or [name for name in of if evaluation.target in (None, of[name])]
     if not names:
         which = "" if evaluation.target is None else f" selected by target {evaluation.target}"

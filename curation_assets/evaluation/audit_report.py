@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from curation_assets.config.corpus_settings import Segmentation
 from curation_assets.config.evaluation_settings import Audit
+from curation_assets.config.settings import names_of
 from curation_assets.corpus.explicit_steps import locate_steps
 from curation_assets.corpus.ingest import corpus_rows
 from curation_assets.evaluation.audit import Audited, TargetScores, audit_scores, score_samples
@@ -398,7 +399,7 @@ def _taken(workspace: Workspace, samples: pl.DataFrame, scores: TargetScores, se
     method = method_of(section)
     chosen_by = [method.default_selector(section)]
     for subset in workspace.settings.subsets:
-        if subset.score == section.name and subset.selector is not None:
+        if section.name in names_of(subset.score) and subset.selector is not None:
             chosen_by.append(subset.selector)
     for selector in {one.model_dump_json(): one for one in chosen_by if _compares(one)}.values():
         for kind in _kinds(samples):

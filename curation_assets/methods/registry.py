@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from curation_assets import methods
+from curation_assets.methods.combined import COMBINED, Combined
 from curation_assets.methods.method import Method, ScoreSection
 from curation_resources.plugins import declared_in, plugins
 
@@ -23,5 +24,5 @@ METHODS: dict[str, Method] = _find()
 
 
 def method_of(score: ScoreSection) -> Method:
-    """Return the method of a named score."""
-    return METHODS[score.method]
+    """Return the method of a score."""
+    return COMBINED if isinstance(score, Combined) else METHODS[score.method]

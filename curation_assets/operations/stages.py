@@ -193,11 +193,11 @@ def stage_named(name: str) -> Stage:
 
 
 def items_of(workspace: Workspace, scope: Scope) -> Sequence[Item]:
-    """Return the items that stages of a scope are repeated for, in the order of the configuration."""
+    """Return the items that stages of a scope are repeated for, in the order in which they are worked on."""
     if scope == "target":
         return workspace.settings.targets
     if scope == "subset":
-        return workspace.settings.subsets
+        return workspace.settings.ordered_subsets
     return [None]
 
 
@@ -290,9 +290,9 @@ def _items_needed(workspace: Workspace, need: Stage, item: Item) -> Sequence[Ite
         if isinstance(item, Target):
             return [item]
         if isinstance(item, Subset):
-            return [workspace.settings.target(workspace.settings.score(item.score).target)]
+            return [workspace.settings.target(name) for name in workspace.settings.targets_of(item)]
     if need.scope == "subset" and isinstance(item, Subset):
-        return [item]
+        return workspace.settings.chain(item)[:-1]
     return items_of(workspace, need.scope)
 
 
@@ -567,7 +567,8 @@ STAGES: tuple[Stage, ...] = (
         "subset",
         "subset",
         _subset_outdated,
-        needs=("scores", "manifest"),
+        # Also the subsets that it is chosen from.
+        needs=("scores", "manifest", "subset"),
         trigger="condition",
         state=_metadata_of(lambda subset: tables.subset_path(subset.name)),
     ),

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from curation_assets import tables
-from curation_assets.config.settings import Subset
+from curation_assets.config.settings import Subset, score_title
 from curation_assets.releases.card import dataset_card, license_of
 from curation_assets.releases.changes import changes_of
 from curation_assets.releases.croissant import croissant
@@ -189,7 +189,7 @@ def _create(workspace: Workspace, subset: Subset, number: int, run_id: str) -> N
 
     def fill(place: Path) -> None:
         written = write_data(workspace, place, rows)
-        plots = write_plots(place, selection, subset.score)
+        plots = write_plots(place, selection, score_title(subset.score))
         changes = _changes(workspace, subset, number, rows)
         manifest = release_manifest(
             workspace, subset, number, selection, rows, content_digest(rows), _sizes_and_sums(place), changes
@@ -223,7 +223,7 @@ def _changes(
     except ExportError as error:
         logger.warning("release %s@%d records no changes from the previous release: %s", subset.name, number, error)
         return None
-    now = workspace.settings.score(subset.score).model_dump(mode="json")
+    now = workspace.settings.score_of(subset).model_dump(mode="json")
     return changes_of(before, rows, same_score=was["parameters"]["score"] == now).facts()
 
 

@@ -11,7 +11,8 @@ import polars as pl
 from curation_assets.releases.changes import changes_text
 from curation_assets.releases.file_names import DATA_PARQUET
 from curation_assets.subsets.audited import findings_of
-from curation_assets.subsets.facts import right_text, source_advice, standardised_text
+from curation_assets.subsets.facts import FUNNEL_COLUMNS, funnel_rows, right_text, source_advice, standardised_text
+from curation_assets.subsets.thresholds import Stage
 from curation_assets.tables.audit import METHOD_AUDIT
 from curation_resources.text import escape_cell
 
@@ -62,6 +63,7 @@ def dataset_card(manifest: dict[str, Any], plots: Mapping[str, str] | None = Non
         "",
         "The data keep the licences of their sources.",
         "",
+        *_funnel(manifest),
         "## Audit of the method",
         "",
         *_audit_lines(manifest),
@@ -162,6 +164,21 @@ def _source_rows(sources: dict[str, int], licenses: Mapping[str, str | None]) ->
         left = sum(sources.values()) - sum(sources[source] for source in shown)
         rows.append(f"| ({len(sources) - len(shown):,} others: see `manifest.json`) | {left} | |")
     return rows
+
+
+def _funnel(manifest: dict[str, Any]) -> list[str]:
+    """Return the section about the stages of the selection; nothing for releases that do not record them."""
+    stages = [Stage(**stage) for stage in manifest.get("funnel", [])]
+    if not stages:
+        return []
+    return [
+        "## Funnel",
+        "",
+        f"| {' | '.join(FUNNEL_COLUMNS)} |",
+        f"|{' --- |' * len(FUNNEL_COLUMNS)}",
+        *(f"| {' | '.join(map(escape_cell, row))} |" for row in funnel_rows(stages)),
+        "",
+    ]
 
 
 def _audit_lines(manifest: dict[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import socket
 import subprocess
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -57,7 +58,7 @@ def release_manifest(
         files: size and SHA-256 of the data files.
         changes: changes from the previous release, if there is one.
     """
-    target = workspace.settings.target(workspace.settings.score(subset.score).target)
+    target = workspace.settings.target(workspace.settings.score_of(subset).target)
     inputs = workspace.warehouse.read_table(tables.score_manifest_path(target.name))
     sources = dict(rows.group_by("source").len().sort("source").iter_rows())
     licenses = workspace.settings.releases.licenses
@@ -76,6 +77,7 @@ def release_manifest(
         "sources": sources,
         "licenses": {source: licenses.get(source) for source in sources},
         "selection": selection.facts(),
+        "funnel": [asdict(stage) for stage in selection.funnel],
         "score_distribution": selection.score_distribution(),
         "changes": changes,
         "parameters": _parameters(workspace, subset, selection),
@@ -83,6 +85,7 @@ def release_manifest(
         "step_positions": _step_positions(workspace, subset),
         "checkpoints": _checkpoints(workspace, target),
         "inputs": inputs.to_dicts(),
+        "upstream": _upstream(workspace, subset),
         "config": {"digest": workspace.config_digest, "settings": workspace.settings.model_dump(mode="json")},
         "packages": package_versions(),
         "code": code_version(),
@@ -92,7 +95,7 @@ def release_manifest(
 
 def _parameters(workspace: Workspace, subset: Subset, selection: Selection) -> dict[str, Any]:
     """Return all parameters of the selection, including defaults, and how it differs from the method's source."""
-    score = workspace.settings.score(subset.score)
+    score = workspace.settings.score_of(subset)
     target = workspace.settings.target(score.target)
     method = method_of(score)
     return {
@@ -107,13 +110,13 @@ def _parameters(workspace: Workspace, subset: Subset, selection: Selection) -> d
 
 def _audit(workspace: Workspace, subset: Subset) -> list[dict[str, Any]] | None:
     """Return what the last audit says about the subset's score; None if it was not audited as it is now."""
-    rows = audit_of(workspace, workspace.settings.score(subset.score))
+    rows = audit_of(workspace, workspace.settings.score_of(subset))
     return None if rows is None else rows.to_dicts()
 
 
 def _step_positions(workspace: Workspace, subset: Subset) -> list[dict[str, float | int]] | None:
     """Return the moments of the pool's step scores by position; None if the score has no steps."""
-    found = step_positions(workspace, workspace.settings.score(subset.score))
+    found = step_positions(workspace, workspace.settings.step_score_of(subset))
     return None if found is None else found.document()
 
 
@@ -129,17 +132,42 @@ def _checkpoints(workspace: Workspace, target: Target) -> dict[str, Any]:
     }
 
 
-def lineage(workspace: Workspace, target: Target) -> list[tuple[str, str | None]]:
-    """Return the lineage of a target's scores as names and versions: configuration, checkpoints, signals, files."""
+def lineage(workspace: Workspace, subset: Subset) -> list[tuple[str, str | None]]:
+    """Return the lineage of a subset as names and versions: configuration, other subsets and scores, checkpoints,
+    signals, files."""
+    target = workspace.settings.target(workspace.settings.score_of(subset).target)
+    upstream = _upstream(workspace, subset)
     manifest = workspace.warehouse.read_table(tables.score_manifest_path(target.name)).filter("present")
     return [
         ("configuration", workspace.config_digest),
+        *((f"subset {name}", version) for name, version in upstream["subsets"].items()),
+        *((f"scores of {name}", version) for name, version in upstream["scores"].items()),
         ("base model", base_digest(workspace, target)),
         ("measured at", checkpoint_digest(workspace, target)),
         *((f"signal {name}", version) for name, version in signal_fingerprints(workspace, target).items()),
         ("code commit", code_version()["commit"]),
         *((f"file {path}", version) for path, version in manifest.select("path", "content_digest").iter_rows()),
     ]
+
+
+def _upstream(workspace: Workspace, subset: Subset) -> dict[str, dict[str, str | None]]:
+    """Return the versions of the subsets that a subset is chosen from, and of the scores of other targets.
+
+    Both include what these subsets read, in turn.
+    """
+    warehouse, chain = workspace.warehouse, workspace.settings.chain(subset)
+    targets = {name: None for one in chain for name in workspace.settings.targets_of(one)}
+    own = workspace.settings.score_of(subset).target
+    return {
+        "subsets": {
+            one.name: warehouse.table_metadata(tables.subset_path(one.name)).get("content_digest") for one in chain[:-1]
+        },
+        "scores": {
+            name: warehouse.table_metadata(tables.score_manifest_path(name)).get("fingerprint")
+            for name in targets
+            if name != own
+        },
+    }
 
 
 def signal_fingerprints(workspace: Workspace, target: Target) -> dict[str, str | None]:

@@ -36,6 +36,18 @@ class Parameters(_Strict):
     unfaithful: list[str] = Field(description="deviations from the published method")
 
 
+class FunnelStage(_Strict):
+    """What one stage of the selection left."""
+
+    subset: str = Field(description="the subset whose selection the stage belongs to")
+    name: str
+    samples: int = Field(ge=0)
+    tokens: int = Field(ge=0, description="response tokens, counted by the target of the subset's score")
+    marked: int = Field(ge=0, description="samples that are marked right or wrong")
+    right: int = Field(ge=0, description="samples that are marked right")
+    no_value: int = Field(0, ge=0, description="samples that a threshold dropped because they have no such score")
+
+
 class Checkpoints(_Strict):
     """The checkpoints that the signals were measured at."""
 
@@ -73,6 +85,9 @@ class Manifest(_Strict):
         {}, description="licence of each source in the configuration; null: not stated"
     )
     selection: dict[str, float | int | None] = Field(description="counts and biases of the selection")
+    funnel: list[FunnelStage] = Field(
+        [], description="what each stage of the selection left; empty in releases of earlier versions"
+    )
     score_distribution: dict[str, float | None]
     changes: dict[str, float | int | None] | None = Field(
         None, description="changes from the parent; null for a first release"
@@ -86,6 +101,9 @@ class Manifest(_Strict):
     )
     checkpoints: Checkpoints
     inputs: list[dict[str, Any]] = Field(description="input files of the pool, with hashes")
+    upstream: dict[str, dict[str, str | None]] = Field(
+        {}, description="content digests of the subsets that this one is chosen from, and of other targets' scores"
+    )
     config: ConfigFacts
     packages: dict[str, str | None]
     code: dict[str, Any]

@@ -30,10 +30,11 @@ def step_columns(workspace: Workspace, subset: Subset, sample_ids: pl.Series) ->
     """Return the steps of samples, one row per sample: sample_id and STEP_COLUMNS.
 
     `step_spans` are the steps in order, as characters [start, end) of the response. `step_scores` [K] are their
-    scores by the subset's own score, and `step_alignments` and `step_consistencies` [K] are its components; all are
-    null if that score has no step scores. `answer_span` is null without an answer.
+    scores by the subset's own score, or by the first of a combination that scores steps; `step_alignments` and
+    `step_consistencies` [K] are its components. All are null without step scores. `answer_span` is null without an
+    answer.
     """
-    score = workspace.settings.score(subset.score)
+    score = workspace.settings.step_score_of(subset)
     shards = present_shards(workspace)
     wanted = sample_ids.to_frame("sample_id").lazy()
     spans = workspace.warehouse.scan(tables.segmented_steps_dir(), shards)

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from curation_assets.releases.audit_section import audit_section
+from curation_assets.releases.funnel_section import funnel_section
 from curation_assets.releases.trace_images import Picture, Pictures, no_pictures
 from curation_assets.releases.traces import DIGITS, Survivors, Traces
 from curation_resources.scoring.samples import turn_text
@@ -64,6 +65,7 @@ def page_text(
         "<!--TITLE-->": html.escape(traces.title),
         "<!--FACTS-->": facts,
         "<!--DRAWN-->": drawn,
+        "<!--FUNNEL-->": funnel_section(traces.funnel),
         "<!--AUDIT-->": audit_section(traces.audit, traces.score),
         "/*CSS*/": (FILES / "page.css").read_text(encoding="utf-8"),
         "/*JS*/": (FILES / "page.js").read_text(encoding="utf-8"),

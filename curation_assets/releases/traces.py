@@ -22,8 +22,9 @@ from curation_assets.subsets.audited import VERDICTS, audit_of
 from curation_assets.subsets.eligibility import marked_right
 from curation_assets.subsets.facts import Marks, right_facts, right_text, standardised_text
 from curation_assets.subsets.reasons import reasons
-from curation_assets.subsets.select import current_rows, pool_of, selector_of
+from curation_assets.subsets.select import current, pool_of, selector_of
 from curation_assets.subsets.step_positions import StepPositions, step_positions
+from curation_assets.subsets.thresholds import Stage
 from curation_assets.tables.audit import METHOD_AUDIT
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError, in_a_line
@@ -82,6 +83,7 @@ class Traces:
         scores: `sample_id` and `score` of all traces.
         positions: mean and deviation of the pool's step scores by position; None if they are not known.
         audit: rows of table `method_audit` about the score; None if it was not audited.
+        funnel: what each stage of the selection left; empty if it is not recorded.
     """
 
     title: str
@@ -95,6 +97,7 @@ class Traces:
     scores: pl.DataFrame
     positions: StepPositions | None = None
     audit: pl.DataFrame | None = None
+    funnel: Sequence[Stage] = ()
 
 
 def subset_traces(
@@ -111,7 +114,8 @@ def subset_traces(
     Raises:
         SelectionError: there are no scores to select by.
     """
-    score, chosen = workspace.settings.score(subset.score), current_rows(workspace, subset)
+    score, made = workspace.settings.score_of(subset), current(workspace, subset)
+    chosen = made.rows
     exact = pool_of(workspace, subset, chosen)
     pool = exact.with_columns(shown_score())
     shown = in_order(pool.filter("selected")) if chosen_only else draw_prompts(pool, most)
@@ -150,8 +154,9 @@ def subset_traces(
         of,
         survivors_of(pool, highest_first),
         pool.select("sample_id", "score"),
-        step_positions(workspace, score),
+        step_positions(workspace, workspace.settings.step_score_of(subset)),
         _audit(workspace, score),
+        made.selection.funnel,
     )
 
 
@@ -202,6 +207,7 @@ def traces_of(frame: pl.DataFrame, manifest: Mapping[str, Any], most: int | None
         frame.select("sample_id", "score"),
         StepPositions.of_document(manifest.get("step_positions")),
         _audit_in(manifest),
+        tuple(Stage(**stage) for stage in manifest.get("funnel", [])),
     )
 
 

@@ -9,8 +9,8 @@ emitted in pieces.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from curation_assets import tables
 from curation_assets.config.settings import Stratum, Subset
 from curation_assets.corpus.duplicates import ARRIVAL
+from curation_assets.methods.combined import Combination
 from curation_assets.methods.method import ScoreSection
 from curation_assets.methods.registry import method_of
 from curation_assets.methods.selectors.candidates import Candidates, Features, Keys, Mask, SelectorSection
@@ -37,6 +38,7 @@ from curation_assets.subsets.facts import (
     subset_rows,
 )
 from curation_assets.subsets.moments import GROUP, VALUE, moments_by_group
+from curation_assets.subsets.thresholds import GROUPS, Stage, apply_threshold, combined_rows, count_stage
 from curation_resources.storage.spill import Spill
 
 logger = logging.getLogger("curation")
@@ -71,12 +73,13 @@ COLUMNS = {
     "original": "boolean",
     "held_out": "boolean",
     "marked_right": "boolean",
+    "dropped": "smallint",
 }
 """Columns of table `pool`: those of `sample_scores`, of which ids become 128-bit numbers that sort like their texts;
 `eligible`; `may` (eligible with a score); `key`, `allowed` and `original` of a ranking (`Keys`); `held_out` (its prompt
-is in a validation set); `marked_right`."""
+is in a validation set); `marked_right`; `dropped` (by a threshold: `thresholds.apply_threshold`)."""
 
-NEEDED = {name for name in COLUMNS if name not in POOL_COLUMNS} | {
+NEEDED = {name for name in COLUMNS if name not in POOL_COLUMNS and name != "dropped"} | {
     "sample_id",
     "source",
     "n_steps",
@@ -107,6 +110,25 @@ class Counts:
     norms: int
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What a selection reads beside the rows of its score's target.
+
+    Attributes:
+        columns: for each score that thresholds and combinations read, its column of table `pool`.
+        arriving: those of these columns that arrive with the rows.
+        others: `sample_id` and the other columns, by target; a sample may occur more than once.
+        incoming: `sample_id` of the samples that the subset is chosen from; None: the whole pool.
+        before: the stages that led to these.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    arriving: Sequence[str] = ()
+    others: Sequence[pl.LazyFrame] = ()
+    incoming: pl.LazyFrame | None = None
+    before: Sequence[Stage] = ()
+
+
 def choose(
     spill: Spill,
     arrived: Iterable[pl.DataFrame],
@@ -118,13 +140,16 @@ def choose(
     features: Features | None = None,
     many: int | None = None,
     duplicates: int | None = None,
+    beside: Beside = Beside(),
+    explain: Take | None = None,
 ) -> Selection:
     """Choose a subset of scored samples; deterministic to the bit, whatever the order and the pieces of the rows.
 
     Args:
         spill: an empty spill database.
         arrived: rows of `sample_scores` (POOL_COLUMNS; `prompt_id` only if `reads_prompts`) with the score in column
-            `score`, in pieces, including exact duplicates.
+            `score` (null if it is a combination) and the scores of the same target in the columns that `beside` names,
+            in pieces, including exact duplicates.
         score: the score's configuration.
         section: the selector's parameters.
         subset: filters, strata, budget.
@@ -133,18 +158,30 @@ def choose(
         features: embeddings and validation prompts, if the score's method has them.
         many: a warning is logged if more candidates than this are held in memory.
         duplicates: number of copies that were removed before; None: `arrived` may contain a sample more than once.
+        beside: other scores, and the subset that this one is chosen from.
+        explain: receives, for every sample that the subset is chosen from, `sample_id`, `score`, `eligible` and
+            `dropped`, in pieces.
 
     Raises:
         QualityError: the corpus' filters have not been applied to some of the samples.
+        CombinationError: scores cannot be combined.
         SpillError: memory or disk is too small for the pool.
     """
     selector = selector_of(section)
     prompts = None if features is None or features.prompts is None else features.prompts()
-    _load_pool(spill, arrived, score, section, subset, prompts, distinct=duplicates is not None)
+    _load_pool(spill, arrived, score, section, subset, prompts, beside.arriving, distinct=duplicates is not None)
     if duplicates is None:
         duplicates = _remove_copies(spill)
     filtered = _remove_filtered(spill, known)
-    standardised = () if subset.standardise is None else _standardise(spill, score, section)
+    _keep_incoming(spill, beside.incoming)
+    _join_scores(spill, beside.others)
+    funnel = [*beside.before, *_narrow(spill, subset, score, beside.columns)]
+    if isinstance(subset.score, Combination):
+        combined_rows(spill, subset.score, beside.columns)
+    funnel.append(count_stage(spill, subset.name, f"has {score.name}", "may"))
+    sources, flat = (None, 0) if subset.standardise is None else _standardise(spill, score, section)
+    if isinstance(subset.score, Combination) and subset.standardise is None:
+        _rank_again(spill, lambda rows: _ranked_by_score(rows, score, section))
     counts = Counts(
         *spill.row(
             "select count(*) filter (eligible), count(*) filter (may), count(*) filter (held_out), count(answer_norm) "
@@ -179,16 +216,26 @@ def choose(
         summing.choose(chosen)
         before += len(rows)
     held_out = None if prompts is None else counts.held_out
+    summary = summing.summary()
+    marks = summary.selected_marks
+    funnel.append(Stage(subset.name, "selected", summary.selected, summing.tokens, marks.marked, marks.right))
+    if explain is not None:
+        dropped = "dropped" if subset.filters.scores else "null::smallint as dropped"
+        for piece in spill.stream(f"select {ID}, score, eligible, {dropped} from pool"):
+            explain(piece)
     return Selection(
-        *(summing.summary(), digest.value(), duplicates, filtered, left_out, order.whole, held_out, warnings),
-        *standardised,
+        *(summary, digest.value(), duplicates, filtered, left_out, order.whole, held_out, warnings),
+        standardised_sources=sources,
+        flat_sources=flat,
+        funnel=tuple(funnel),
     )
 
 
-def reads_prompts(section: SelectorSection, features: Features | None) -> bool:
+def reads_prompts(section: SelectorSection, features: Features | None, subset: Subset) -> bool:
     """Return whether choosing reads the column `prompt_id`."""
     selector = selector_of(section)
     held_out = features is not None and features.prompts is not None
+    held_out = held_out or any(threshold.within == "prompt" for threshold in subset.filters.scores)
     return held_out or selector.rank is None or selector.per_prompt is not None
 
 
@@ -202,6 +249,7 @@ def _load_pool(
     section: SelectorSection,
     subset: Subset,
     prompts: Sequence[str] | None,
+    arriving: Sequence[str],
     *,
     distinct: bool,
 ) -> None:
@@ -212,13 +260,16 @@ def _load_pool(
         | (set() if distinct else {*ARRIVAL})
         | {*subset.stratify}
         | ({"prompt_id"} if selector.per_prompt else set())
+        | ({"dropped"} if subset.filters.scores else set())
+        | {GROUPS[threshold.within] for threshold in subset.filters.scores}
     )
     if selector.rank is None:
         kept |= {*POOL_COLUMNS}
-    elif subset.standardise is not None:
-        # Rows are ranked again when the moments of all sources are known, perhaps by other columns as well.
+    elif subset.standardise is not None or isinstance(subset.score, Combination):
+        # Rows are ranked again when all have arrived, perhaps by other columns as well.
         kept |= {*POOL_COLUMNS} - {"prompt_id"}
     columns = {name: kind for name, kind in COLUMNS.items() if name in kept}
+    columns |= dict.fromkeys(arriving, "double")
     spill.run(f"create table pool ({', '.join(f'{name} {kind}' for name, kind in columns.items())})")
     values = ", ".join(f"{name}::{kind}" for name, kind in columns.items())
     marked = (_marked(rows, score, section, subset, prompts) for rows in arrived)
@@ -239,6 +290,7 @@ def _marked(
     held_out = pl.lit(value=False) if prompts is None else pl.col("prompt_id").is_in(list(prompts))
     return rows.with_columns(
         held_out=held_out,
+        dropped=pl.lit(None, dtype=pl.Int16),
         marked_right=marked_right(),
         answer_norm=pl.col("answer_norm").fill_nan(None),
         eligible=may_pass,
@@ -289,6 +341,50 @@ def _remove_filtered(spill: Spill, known: pl.LazyFrame | None) -> dict[str, int]
     return counts
 
 
+def _keep_incoming(spill: Spill, incoming: pl.LazyFrame | None) -> None:
+    """Remove samples that are not in the subset that this one is chosen from from table `pool`."""
+    if incoming is None:
+        return
+    spill.run("create table incoming (sample_id uuid)")
+    batches = incoming.select("sample_id").collect_batches(chunk_size=READ_ROWS, engine="streaming")
+    spill.load("insert into incoming select sample_id::uuid from frame", batches)
+    spill.run("delete from pool where sample_id not in (select sample_id from incoming)")
+
+
+def _join_scores(spill: Spill, others: Sequence[pl.LazyFrame]) -> None:
+    """Add the columns of other targets' scores to table `pool`."""
+    for scan in others:
+        names = [name for name in scan.collect_schema().names() if name != "sample_id"]
+        spill.run(f"create table other (sample_id uuid, {', '.join(f'{name} double' for name in names)})")
+        batches = scan.collect_batches(chunk_size=READ_ROWS, engine="streaming")
+        spill.load(f"insert into other select sample_id::uuid, {', '.join(names)} from frame", batches)
+        once = f"select sample_id, {', '.join(f'max({name}) as {name}' for name in names)} from other group by all"
+        spill.run(f"create table joined as select * from pool left join ({once}) using (sample_id)")
+        spill.run("drop table pool")
+        spill.run("alter table joined rename to pool")
+        spill.run("drop table other")
+
+
+def _narrow(spill: Spill, subset: Subset, score: ScoreSection, columns: Mapping[str, str]) -> list[Stage]:
+    """Apply a subset's thresholds, and return the stages up to the last of them."""
+    begins = "pool" if subset.parent is None else f"from {subset.parent}"
+    stages = [count_stage(spill, subset.name, begins, "true")]
+    by_row = _row_filters(subset, score)
+    if by_row:
+        stages.append(count_stage(spill, subset.name, by_row))
+    for number, threshold in enumerate(subset.filters.scores):
+        no_value = apply_threshold(spill, number, threshold, columns)
+        stages.append(count_stage(spill, subset.name, threshold.title, no_value=no_value))
+    return stages
+
+
+def _row_filters(subset: Subset, score: ScoreSection) -> str:
+    """Return the name of the stage of the filters that look at each row alone; empty if there are none."""
+    given = subset.filters.model_dump(exclude_defaults=True, exclude={"scores"})
+    names = [*given, *([f"min_steps of {score.name}"] if score.min_steps else [])]
+    return f"filters ({', '.join(names)})" if names else ""
+
+
 def _standardise(spill: Spill, score: ScoreSection, section: SelectorSection) -> tuple[int, int]:
     """Add column `z` to table `pool`, and rank its rows by it instead of the score.
 
@@ -302,19 +398,21 @@ def _standardise(spill: Spill, score: ScoreSection, section: SelectorSection) ->
         schema={"source": pl.String, "mean": pl.Float64, "deviation": pl.Float64},
         orient="row",
     )
-    columns = [name for name, *_ in spill.rows("select column_name from (describe pool)")]
-    texts = [f"replace({name}::varchar, '-', '') as {name}" for name in ("sample_id", "prompt_id") if name in columns]
-    kinds = COLUMNS | OF_Z
-    values = ", ".join(f"{name}::{kinds[name]}" for name in (*columns, "z"))
-    spill.run("create table standardised as select *, null::double as z from pool limit 0")
-    ranked = (
-        _ranked_by_z(rows, by_source, score, section)
-        for rows in spill.stream(f"select * replace ({', '.join(texts)}) from pool")
-    )
-    spill.load(f"insert into standardised select {values} from frame", ranked)
-    spill.run("drop table pool")
-    spill.run("alter table standardised rename to pool")
+    spill.run("alter table pool add column z double")
+    _rank_again(spill, lambda rows: _ranked_by_z(rows, by_source, score, section))
     return len(by_source), by_source["deviation"].null_count()
+
+
+def _rank_again(spill: Spill, ranked: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+    """Rank the rows of table `pool` again: `ranked` returns pieces of it with other keys."""
+    columns = {name: kind for name, kind, *_ in spill.rows("select column_name, column_type from (describe pool)")}
+    texts = [f"replace({name}::varchar, '-', '') as {name}" for name in ("sample_id", "prompt_id") if name in columns]
+    values = ", ".join(f"{name}::{kind}" for name, kind in columns.items())
+    spill.run("create table ranked_again as select * from pool limit 0")
+    pieces = map(ranked, spill.stream(f"select * replace ({', '.join(texts)}) from pool"))
+    spill.load(f"insert into ranked_again select {values} from frame", pieces)
+    spill.run("drop table pool")
+    spill.run("alter table ranked_again rename to pool")
 
 
 def _ranked_by_z(
@@ -327,6 +425,12 @@ def _ranked_by_z(
     z = known.select(pl.when("may").then(distance.fill_null(0.0) + 0.0)).to_series()
     values = z.fill_null(float("nan")).to_numpy()
     return rows.with_columns(z=z, **_keys(rows, values, rows["may"].to_numpy(), score, section))
+
+
+def _ranked_by_score(rows: pl.DataFrame, score: ScoreSection, section: SelectorSection) -> pl.DataFrame:
+    """Return rows of table `pool` with the keys that follow from their score."""
+    values = rows["score"].fill_null(float("nan")).to_numpy()
+    return rows.with_columns(**_keys(rows, values, rows["may"].to_numpy(), score, section))
 
 
 def _weight(subset: Subset) -> str:
@@ -401,7 +505,7 @@ def _decile(spill: Spill, column: str) -> str:
 
 def _ranked_columns(subset: Subset) -> str:
     weight = f"({_weight(subset)})::bigint as weight"
-    columns = f"score, source, {weight}, {LOW_SIGNAL} as low_signal, marked_right, stratum"
+    columns = f"score, source, response_tokens, {weight}, {LOW_SIGNAL} as low_signal, marked_right, stratum"
     return columns if subset.standardise is None else f"{columns}, z"
 
 
@@ -477,7 +581,7 @@ def _rank_in_memory(
     else:
         choice = selector.order(section, found)
     spill.run(f"create table ranked as select sample_id, {_ranked_columns(subset)} from parted limit 0")
-    columns = ["sample_id", "score", "source", "weight", "low_signal", "marked_right", "stratum"]
+    columns = ["sample_id", "score", "source", "response_tokens", "weight", "low_signal", "marked_right", "stratum"]
     ranked = frame.select(*columns, *([] if subset.standardise is None else OF_Z))[choice.order]
     statement = "insert into ranked select * replace (sample_id::uuid as sample_id) from frame"
     spill.load(statement, [ranked], in_order=True)

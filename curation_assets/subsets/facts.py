@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from curation_assets import tables
 from curation_assets.methods.exact_sums import ExactSum
+from curation_assets.subsets.thresholds import Stage
 from curation_resources.plots import BINS, wide_range
 from curation_resources.storage.digests import RunningDigest, digest
 
@@ -29,7 +30,7 @@ MOST_SOURCES = 1000
 LENGTHS = ("n_steps", "response_tokens")
 POOL_FACTS = ("source", "score", "eligible", "marked_right", *LENGTHS)
 """Columns of the pool that a summary reads; of chosen rows it reads CHOSEN_FACTS."""
-CHOSEN_FACTS = ("source", "score", "low_signal", "marked_right")
+CHOSEN_FACTS = ("source", "score", "low_signal", "marked_right", "response_tokens")
 
 SOURCES: dict[str, Any] = {"source": pl.String, "pool": pl.Int64, "selected": pl.Int64}
 POINT_FACTS: dict[str, Any] = {"response_tokens": pl.Int32, "score": pl.Float64}
@@ -139,11 +140,15 @@ class Summing:
     Args:
         pool: returns the pool's rows (POOL_FACTS), in pieces; it is called twice.
         points: see `Summary`.
+
+    Attributes:
+        tokens: response tokens of the rows of the subset so far.
     """
 
     def __init__(self, pool: Callable[[], Iterable[pl.DataFrame]], points: pl.DataFrame) -> None:
         self._points = points
         self._pool = self._eligible = self._low_signal = 0
+        self.tokens = 0
         self._scores, self._ranked, self._selected = ExactSum(), ExactSum(), ExactSum()
         self._marks = self._selected_marks = Marks()
         self._pairs = {name: (ExactSum(), ExactSum()) for name in LENGTHS}
@@ -198,6 +203,7 @@ class Summing:
     def choose(self, rows: pl.DataFrame) -> None:
         """Add rows of the subset (CHOSEN_FACTS)."""
         self._low_signal += int(rows["low_signal"].sum())
+        self.tokens += int(rows["response_tokens"].sum() or 0)
         self._selected_marks = self._selected_marks.adding(rows["marked_right"])
         self._count_sources("selected", rows)
         scores = rows["score"].to_numpy()
@@ -310,6 +316,7 @@ class Selection:
         standardised_sources: number of sources within which scores were standardised before ranking; None: they were
             not. The summary is of scores as they are.
         flat_sources: those in which z is 0 for all samples: with one sample, or equal scores.
+        funnel: what each stage left, from the whole pool to the subset, through all subsets that it is chosen from.
     """
 
     summary: Summary
@@ -322,17 +329,20 @@ class Selection:
     warnings: Sequence[str] = ()
     standardised_sources: int | None = None
     flat_sources: int = 0
+    funnel: Sequence[Stage] = ()
 
     def document(self) -> dict[str, Any]:
         """Return everything as JSON; `of_document` is the inverse."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return own | {"summary": self.summary.document(), "warnings": list(self.warnings)}
+        funnel = [asdict(stage) for stage in self.funnel]
+        return own | {"summary": self.summary.document(), "warnings": list(self.warnings), "funnel": funnel}
 
     @classmethod
     def of_document(cls, document: Mapping[str, Any]) -> Selection:
         """Return a stored selection."""
         summary, warnings = Summary.of_document(document["summary"]), tuple(document.get("warnings", ()))
-        return cls(**{**document, "summary": summary, "warnings": warnings})
+        funnel = tuple(Stage(**stage) for stage in document["funnel"])
+        return cls(**{**document, "summary": summary, "warnings": warnings, "funnel": funnel})
 
     def score_distribution(self) -> dict[str, float | None]:
         """Return mean and standard deviation of the pool's scores."""
@@ -365,6 +375,33 @@ class Selection:
         if self.standardised_sources is None:
             return {}
         return {"standardised_sources": self.standardised_sources, "sources_without_deviation": self.flat_sources}
+
+
+FUNNEL_COLUMNS = ("subset", "stage", "samples", "tokens", "marked right")
+
+
+def funnel_rows(funnel: Sequence[Stage]) -> list[tuple[str, str, str, str, str]]:
+    """Return a funnel as texts: what each stage left, and which samples a threshold dropped for want of a score."""
+    return [
+        (
+            stage.subset,
+            f"{stage.name} ({stage.no_value:,} without this score)" if stage.no_value else stage.name,
+            f"{stage.samples:,}",
+            f"{stage.tokens:,}",
+            "" if stage.share_right is None else f"{stage.share_right:.1%}",
+        )
+        for stage in funnel
+    ]
+
+
+def emptied(funnel: Sequence[Stage]) -> str | None:
+    """Return which stage left no sample; None if some are left at the end."""
+    for before, stage in zip([None, *funnel], funnel, strict=False):
+        if not stage.samples:
+            return (
+                "the pool is empty" if before is None else f"{stage.name}: none of {before.samples:,} samples is left"
+            )
+    return None
 
 
 MUCH = 0.2

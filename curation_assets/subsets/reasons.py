@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import polars as pl
 
-from curation_assets.config.settings import Subset
+from curation_assets.config.settings import Subset, score_title
 from curation_assets.subsets.eligibility import passes
 from curation_assets.subsets.select import selector_of
+from curation_assets.subsets.thresholds import NO_VALUE
 from curation_assets.workspace.workspace import Workspace
 
 
@@ -15,11 +16,11 @@ def reasons(shown: pl.DataFrame, pool: pl.DataFrame, workspace: Workspace, subse
 
     Args:
         shown: rows of the pool.
-        pool: the pool with `rank`, `selected`, `score`, `reason`.
+        pool: the pool with `rank`, `selected`, `score`, `dropped`, `reason`.
         workspace: the configuration.
         subset: the subset that was selected.
     """
-    score = workspace.settings.score(subset.score)
+    score = workspace.settings.score_of(subset)
     chosen = pool.filter("selected").sort("rank")
     with_chosen = set(chosen["prompt_id"])
     selector = selector_of(workspace, subset)
@@ -30,6 +31,8 @@ def reasons(shown: pl.DataFrame, pool: pl.DataFrame, workspace: Workspace, subse
     for row, passed in zip(shown.iter_rows(named=True), passing, strict=True):
         if row["selected"]:
             found.append(row["reason"])
+        elif row["dropped"] is not None:
+            found.append(_dropped(subset, row["dropped"]))
         elif row["n_steps"] is None or row["n_steps"] < score.min_steps:
             found.append(f"not eligible: {row['n_steps'] or 0} steps, but {score.name} requires {score.min_steps}")
         elif not passed:
@@ -46,6 +49,15 @@ def reasons(shown: pl.DataFrame, pool: pl.DataFrame, workspace: Workspace, subse
             strata = f" within its {', '.join(subset.stratify)}" if subset.stratify else ""
             found.append(f"not selected: selector {selector.kind} preferred others{strata}")
     return pl.Series("why", found, dtype=pl.String)
+
+
+def _dropped(subset: Subset, dropped: int) -> str:
+    """Return why a threshold dropped a sample."""
+    number, reason = divmod(dropped, 2)
+    threshold = subset.filters.scores[number]
+    if reason == NO_VALUE:
+        return f"not eligible: it has no {score_title(threshold.score)}"
+    return f"not eligible: it does not pass {threshold.title}"
 
 
 def _rounded(value: object) -> str:

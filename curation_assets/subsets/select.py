@@ -24,8 +24,9 @@ from curation_assets.methods.selectors.candidates import Features, SelectorSecti
 from curation_assets.quality.filtered_pool import pool_table, stored_pool, without_filtered
 from curation_assets.signals.held_out import validation_key, validation_vectors
 from curation_assets.signals.store import SignalStore, shard_records, signal_dir
-from curation_assets.subsets.choose_in_duckdb import POOL_COLUMNS, READ_ROWS, Take, choose, reads_prompts
+from curation_assets.subsets.choose_in_duckdb import POOL_COLUMNS, READ_ROWS, Beside, Take, choose, reads_prompts
 from curation_assets.subsets.facts import Selection
+from curation_assets.subsets.thresholds import names_read
 from curation_assets.workspace.fingerprints import input_fingerprint, shard_scores_fingerprint
 from curation_assets.workspace.workspace import Workspace, cache_folder
 from curation_resources.errors import UserError
@@ -37,7 +38,7 @@ logger = logging.getLogger("curation")
 
 SELECTION_VERSION = 3
 
-FACTS_VERSION = 5
+FACTS_VERSION = 6
 """Version of the facts that are stored with a subset; facts of another version are computed again."""
 INFLUENCE_ROWS = 4096
 """Samples whose score for each validation set is computed at a time."""
@@ -66,40 +67,75 @@ def parameters_digest(workspace: Workspace, subset: Subset) -> str:
     Parameters of the scores themselves (alpha, history) are part of the manifest's fingerprint, so a subset waits for
     new scores instead of being selected from old ones.
     """
-    eligibility = workspace.settings.score(subset.score).min_steps
+    eligibility = workspace.settings.score_of(subset).min_steps
     section = selector_of(workspace, subset)
-    # Left out where it is not set, and a selector's version before 2, so that other subsets stay up to date.
-    unset = {"standardise"} if subset.standardise is None else None
-    parts = [subset.model_dump(mode="json", exclude=unset), section.model_dump(mode="json"), eligibility]
+    # Keys that came later are left out where they are not set, and a selector's version before 2, so that other subsets
+    # stay up to date.
+    parameters = subset.model_dump(mode="json")
+    for key in ("standardise", "from"):
+        if parameters[key] is None:
+            del parameters[key]
+    if not subset.filters.scores:
+        del parameters["filters"]["scores"]
+    selector = section.model_dump(
+        mode="json", exclude={"vectors"} if getattr(section, "vectors", None) is None else None
+    )
+    parts = [parameters, selector, eligibility]
     version = selectors.selector_of(section).version
     return digest("subset", SELECTION_VERSION, *parts, *([version] if version > 1 else []))
 
 
 def selector_of(workspace: Workspace, subset: Subset) -> SelectorSection:
     """Return the selector that a subset names, else its method's default."""
-    score = workspace.settings.score(subset.score)
+    score = workspace.settings.score_of(subset)
     return subset.selector or method_of(score).default_selector(score)
 
 
 def wanted_fingerprint(workspace: Workspace, subset: Subset) -> str | None:
-    """Return the fingerprint that the subset should have; None while manifest or filter results are missing."""
-    target = workspace.settings.score(subset.score).target
-    manifest = workspace.warehouse.table_metadata(tables.score_manifest_path(target)).get("fingerprint")
-    if manifest is None or (workspace.settings.corpus.filters.any and stored_pool(workspace) is None):
+    """Return the fingerprint that the subset should have; None while manifests or filter results are missing."""
+    manifests = [
+        workspace.warehouse.table_metadata(tables.score_manifest_path(target)).get("fingerprint")
+        for target in workspace.settings.targets_of(subset)
+    ]
+    if None in manifests or (workspace.settings.corpus.filters.any and stored_pool(workspace) is None):
         return None
-    return digest(parameters_digest(workspace, subset), manifest, stored_pool(workspace))
+    before = []
+    if subset.parent is not None:
+        content = _content_of(workspace, workspace.settings.subset(subset.parent))
+        if content is None:
+            return None
+        before.append(content)
+    return digest(parameters_digest(workspace, subset), manifests[0], stored_pool(workspace), *manifests[1:], *before)
 
 
-def current_rows(workspace: Workspace, subset: Subset) -> pl.DataFrame:
-    """Return the rows that the subset has now: the stored ones if they are up to date, else selected without writing.
+def _content_of(workspace: Workspace, subset: Subset) -> str | None:
+    """Return what identifies a subset's rows: their digest, or if they are outdated the fingerprint that they should
+    have, which makes every subset chosen from it outdated; None if that is not known yet."""
+    wanted, stored = wanted_fingerprint(workspace, subset), _stored(workspace, subset)
+    return stored["content_digest"] if wanted is not None and stored.get("fingerprint") == wanted else wanted
+
+
+def _stored(workspace: Workspace, subset: Subset) -> dict[str, str]:
+    """Return the metadata of the stored subset; empty if there is none."""
+    return workspace.warehouse.table_metadata(tables.subset_path(subset.name))
+
+
+def current(workspace: Workspace, subset: Subset) -> Chosen:
+    """Return the subset as it is now: the stored one if it is up to date, else selected without writing.
 
     Raises:
         SelectionError: see `select_into`.
     """
-    path, wanted = tables.subset_path(subset.name), wanted_fingerprint(workspace, subset)
-    if wanted is not None and workspace.warehouse.table_metadata(path).get("fingerprint") == wanted:
-        return workspace.warehouse.read_table(path)
-    return select(workspace, subset).rows
+    if is_current(workspace, subset):
+        rows = workspace.warehouse.read_table(tables.subset_path(subset.name))
+        return Chosen(rows, stored_selection(workspace, subset))
+    return select(workspace, subset)
+
+
+def is_current(workspace: Workspace, subset: Subset) -> bool:
+    """Return whether the stored subset was selected from the current scores with the current parameters."""
+    wanted = wanted_fingerprint(workspace, subset)
+    return wanted is not None and _stored(workspace, subset).get("fingerprint") == wanted
 
 
 class Chosen(NamedTuple):
@@ -116,25 +152,63 @@ def select(workspace: Workspace, subset: Subset) -> Chosen:
     return Chosen(pl.concat(pieces), selection)
 
 
-def select_into(workspace: Workspace, subset: Subset, take: Take) -> Selection:
+def select_into(workspace: Workspace, subset: Subset, take: Take, explain: Take | None = None) -> Selection:
     """Select a subset from the stored scores; see `select_from`.
 
     Raises:
-        SelectionError: the target has no manifest, or its scores were made with other parameters.
+        SelectionError: a target has no manifest, or its scores were made with other parameters.
     """
-    score = workspace.settings.score(subset.score)
-    scored = _scored_rows(workspace, score)
-    if not reads_prompts(selector_of(workspace, subset), features_of(workspace, score)):
+    score = workspace.settings.score_of(subset)
+    scored = _scored_rows(workspace, subset)
+    if not reads_prompts(selector_of(workspace, subset), features_of(workspace, score), subset):
         # They take a fifth of all bytes.
         scored = scored.drop("prompt_id")
-    return select_from(workspace, subset, score, in_pieces(scored), take)
+    return select_from(workspace, subset, score, in_pieces(scored), take, explain=explain)
 
 
-def _scored_rows(workspace: Workspace, score: ScoreSection) -> pl.LazyFrame:
-    """Return the rows that a subset of this score is selected from, with the stored score in column `score`."""
+def _scored_rows(workspace: Workspace, subset: Subset) -> pl.LazyFrame:
+    """Return the rows of the pool with a subset's stored score in column `score`, null if it is a combination."""
+    score = workspace.settings.score_of(subset)
     rows, count = present_rows(workspace, workspace.settings.target(score.target))
-    value = pl.col(score.name) if count else pl.lit(None, dtype=pl.Float64)
-    return rows.select(*POOL_COLUMNS, score=value)
+    value = pl.col(score.name) if count and isinstance(subset.score, str) else pl.lit(None, dtype=pl.Float64)
+    return rows.select(*POOL_COLUMNS, *values_beside(workspace, subset, score.target), score=value)
+
+
+def values_beside(workspace: Workspace, subset: Subset, target: str) -> list[pl.Expr]:
+    """Return the stored scores of a target that a subset reads beside its own, in the columns of `_beside`."""
+    return [
+        pl.col(name).alias(f"value_{place}")
+        for place, name in enumerate(names_read(subset.score, subset.filters.scores))
+        if workspace.settings.score(name).target == target
+    ]
+
+
+def _beside(workspace: Workspace, subset: Subset, score: ScoreSection) -> Beside:
+    """Return what a subset's selection reads beside its own score; see `Beside`.
+
+    Raises:
+        SelectionError: another target has no manifest, or its scores were made with other parameters; or the subset
+            that this one is chosen from cannot be selected.
+    """
+    names = names_read(subset.score, subset.filters.scores)
+    columns = {name: f"value_{place}" for place, name in enumerate(names)}
+    if isinstance(subset.score, str):
+        columns[subset.score] = "score"
+    of = {name: workspace.settings.score(name).target for name in names}
+    others = [
+        present_rows(workspace, workspace.settings.target(target))[0].select(
+            "sample_id", *values_beside(workspace, subset, target)
+        )
+        for target in dict.fromkeys(of.values())
+        if target != score.target
+    ]
+    arriving = [columns[name] for name in names if of[name] == score.target]
+    if subset.parent is None:
+        return Beside(columns, arriving, others)
+    before = workspace.settings.subset(subset.parent)
+    # A release is reproduced from the files that it was made from, so that its earlier stages are, too.
+    found = current(workspace, before) if workspace.only_shards is None else select(workspace, before)
+    return Beside(columns, arriving, others, found.rows.lazy(), found.selection.funnel)
 
 
 def in_pieces(rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
@@ -143,7 +217,10 @@ def in_pieces(rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
 
 
 def pool_of(workspace: Workspace, subset: Subset, chosen: pl.DataFrame) -> pl.DataFrame:
-    """Return the pool in memory, each sample once: POOL_COLUMNS, `score`, `rank`, `reason` and `selected`.
+    """Return what a subset is chosen from, in memory, each sample once.
+
+    Columns are POOL_COLUMNS, `score`, `dropped` (by a threshold: `thresholds.apply_threshold`), `rank`, `reason` and
+    `selected`.
 
     Args:
         workspace: the configuration.
@@ -154,10 +231,28 @@ def pool_of(workspace: Workspace, subset: Subset, chosen: pl.DataFrame) -> pl.Da
         SelectionError: see `current_manifest`.
         QualityError: the corpus' filters have not been applied to some of the samples.
     """
-    pool = resolve_duplicates(_scored_rows(workspace, workspace.settings.score(subset.score))).rows
+    pool = resolve_duplicates(_scored_rows(workspace, subset).select(*POOL_COLUMNS, "score")).rows
+    pool = without_filtered(workspace, pool)[0]
+    if subset.parent is None and not subset.filters.scores and isinstance(subset.score, str):
+        pool = pool.with_columns(dropped=pl.lit(None, dtype=pl.Int16))
+    else:
+        pieces = [pl.DataFrame(schema={"sample_id": pl.String, "score": pl.Float64, "dropped": pl.Int16})]
+        kept = pieces[0].columns
+        select_into(workspace, subset, lambda _: None, lambda rows: pieces.append(rows.select(kept)))
+        pool = pool.drop("score").join(pl.concat(pieces), on="sample_id", how="inner", maintain_order="left")
     marks = chosen.select("sample_id", "rank", "reason")
-    marked = without_filtered(workspace, pool)[0].join(marks, on="sample_id", how="left", maintain_order="left")
+    marked = pool.join(marks, on="sample_id", how="left", maintain_order="left")
     return marked.with_columns(selected=pl.col("rank").is_not_null())
+
+
+def eligible_samples(workspace: Workspace, subset: Subset) -> list[str]:
+    """Return the samples that pass a subset's filters and thresholds, sorted, with or without a score."""
+    found = [pl.DataFrame(schema={"sample_id": pl.String})]
+    select_into(
+        *(workspace, subset, lambda _: None),
+        explain=lambda rows: found.append(rows.filter("eligible").select("sample_id")),
+    )
+    return pl.concat(found)["sample_id"].sort().to_list()
 
 
 def select_from(
@@ -167,6 +262,7 @@ def select_from(
     scored: Iterable[pl.DataFrame],
     take: Take,
     duplicates: int | None = None,
+    explain: Take | None = None,
 ) -> Selection:
     """Select a subset from scored rows; deterministic to the bit. Runs and what-ifs both select with it.
 
@@ -180,12 +276,15 @@ def select_from(
         scored: see `choose`.
         take: receives the rows of table `subset`, best first, in pieces.
         duplicates: see `choose`.
+        explain: see `choose`.
 
     Raises:
+        SelectionError: see `_beside`.
         QualityError: the corpus' filters have not been applied to some of the samples.
         SpillError: memory or disk is too small for the pool.
     """
     selector = subset.selector or method_of(score).default_selector(score)
+    beside = _beside(workspace, subset, score)
     features = features_of(workspace, score)
     engine = workspace.settings.engine
     with spilling(cache_folder() / "selection", engine.selection_memory_mib) as spill:
@@ -193,6 +292,8 @@ def select_from(
             *(spill, scored, score, selector, subset, take, pool_table(workspace), features),
             many=engine.rows_in_memory,
             duplicates=duplicates,
+            beside=beside,
+            explain=explain,
         )
 
 
@@ -314,6 +415,12 @@ def write_subset(workspace: Workspace, subset: Subset) -> Selection:
     Raises:
         SelectionError: see `select_into`.
     """
+    for before in workspace.settings.chain(subset)[:-1]:
+        if not is_current(workspace, before):
+            raise OutdatedScoresError(
+                f"subset {subset.name} is chosen from {before.name}, which is not up to date",
+                f"Run `curate run`, or materialize subsets/{before.name} first.",
+            )
     # Computed before reading: scores that change in the meantime then mark the subset as outdated.
     fingerprint = str(wanted_fingerprint(workspace, subset))
     with workspace.warehouse.writing_table(tables.subset_path(subset.name), tables.SUBSET.schema) as table:
@@ -344,7 +451,7 @@ def stored_selection(workspace: Workspace, subset: Subset) -> Selection:
     Raises:
         SelectionError: see `select_into`.
     """
-    stored = workspace.warehouse.table_metadata(tables.subset_path(subset.name))
+    stored = _stored(workspace, subset)
     try:
         document = workspace.warehouse.read_json(tables.selection_path(subset.name))
         if document is not None and (document["version"], document["fingerprint"]) == (
@@ -364,5 +471,4 @@ def stored_selection(workspace: Workspace, subset: Subset) -> Selection:
 def subset_due(workspace: Workspace, subset: Subset) -> bool:
     """Return whether the subset was selected from other scores or with other parameters."""
     wanted = wanted_fingerprint(workspace, subset)
-    stored = workspace.warehouse.table_metadata(tables.subset_path(subset.name)).get("fingerprint")
-    return wanted is not None and stored != wanted
+    return wanted is not None and _stored(workspace, subset).get("fingerprint") != wanted

@@ -46,7 +46,7 @@ def token_weights(workspace: Workspace, subset: str, normalise: Normalise = "non
     """
     settings = workspace.settings
     name = pick("subset", subset, [item.name for item in settings.subsets])
-    target = settings.target(settings.score(settings.subset(name).score).target)
+    target = settings.target(settings.score_of(settings.subset(name)).target)
     if SIGNAL not in target.signals:
         raise TokenWeightsError(
             f"target {target.name} of subset {name} does not measure {SIGNAL}. Add it to the target's signals in "

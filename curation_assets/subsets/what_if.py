@@ -1,11 +1,12 @@
 """Preview a subset with another score, selector or budget, from stored signals: no model, and nothing is stored.
 
 A change names a parameter of the subset's score (`alpha=0.5`, `method=grape`), or, prefixed with its section, one of
-the subset (`selector.k=2`, `filters.correct=true`, `stratify=[source]`, `standardise=source`). Values are YAML.
+the subset (`selector.k=2`, `filters.correct=true`, `stratify=[source]`, `from=other`). Values are YAML.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from curation_assets import tables
 from curation_assets.config.config_file import mistakes
 from curation_assets.config.settings import Budget, Filters, Settings, Subset, Target
 from curation_assets.corpus.duplicates import all_distinct, resolve_duplicates
+from curation_assets.methods.combined import Combined
 from curation_assets.methods.method import ScoreInputs, ScoreSection
 from curation_assets.methods.registry import METHODS, method_of
 from curation_assets.quality.filtered_pool import pool_table
@@ -28,13 +30,19 @@ from curation_assets.signals.held_out import validation_vectors
 from curation_assets.signals.store import SignalStore
 from curation_assets.subsets.choose_in_duckdb import POOL_COLUMNS
 from curation_assets.subsets.eligibility import marked_right
-from curation_assets.subsets.facts import LENGTHS, Selection, source_advice, standardised_text
-from curation_assets.subsets.select import SelectionError, in_pieces, present_rows, select_from
+from curation_assets.subsets.facts import LENGTHS, Selection, emptied, source_advice, standardised_text
+from curation_assets.subsets.select import SelectionError, in_pieces, present_rows, select_from, values_beside
 from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.sections import unknown
 
-OF_SUBSET = ("selector", "filters", "stratify", "standardise", "budget")
+OF_SUBSET = ("from", "score", "selector", "filters", "stratify", "standardise", "budget")
+
+CONDITION = re.compile(
+    r"(?P<score>[a-z][a-z0-9_]*)\s*(?:(?P<sign>>=|<=)\s*(?P<bound>[-+.\w]+)"
+    r"|:?\s+(?P<end>top|bottom)\s+(?P<share>[.\d]+\s*%?)(?:\s+within\s+(?P<within>\w+))?)"
+)
+"""A threshold as a command takes it: `difficulty >= 3`, `grape top 50% within prompt`."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +109,9 @@ class WhatIf:
     def remarks(self) -> list[str]:
         """Return remarks about the selection that the user should know."""
         found = [f"no sample in the pool has {column} {name!r}" for column, name in self.unknown]
-        if not self.selection.summary.eligible:
-            found.append("no sample passes filters and min_steps")
+        nothing = emptied(self.selection.funnel)
+        if nothing is not None:
+            found.append(nothing)
         elif self.selection.whole:
             found.append("the budget is larger than everything that can be chosen; all of it is shown")
         share, within_sources = self.selection.summary.variance_by_source, self.subset.compares_within_sources
@@ -132,7 +141,13 @@ class WhatIf:
         return counts.sort("pool", "source", descending=[True, False])
 
 
-def what_if(workspace: Workspace, name: str, changes: Sequence[str] = (), budget: str | None = None) -> WhatIf:
+def what_if(
+    workspace: Workspace,
+    name: str,
+    changes: Sequence[str] = (),
+    budget: str | None = None,
+    conditions: Sequence[str] = (),
+) -> WhatIf:
     """Preview a subset with changed parameters, from stored signals.
 
     Args:
@@ -140,15 +155,17 @@ def what_if(workspace: Workspace, name: str, changes: Sequence[str] = (), budget
         name: the subset to change.
         changes: changes as `parameter=value`; see the head of this module.
         budget: `10%`, `1000` (samples) or `500000 tokens` instead of the subset's.
+        conditions: thresholds after those of the subset: `difficulty >= 3`, `grape top 50% within prompt`.
 
     Raises:
         SelectionError: there is no such subset or parameter, a value is not allowed, or a signal is not measured.
     """
-    subset, score = changed(workspace.settings, name, changes, budget)
+    subset, score = changed(workspace.settings, name, changes, budget, conditions)
     target = workspace.settings.target(score.target)
     pieces = [tables.SUBSET.empty()]
     present, count = present_rows(workspace, target)
-    scored, duplicates = _scored(workspace, target, score, present.select(POOL_COLUMNS), count)
+    rows_read = present.select(*POOL_COLUMNS, *values_beside(workspace, subset, target.name))
+    scored, duplicates = _scored(workspace, target, score, rows_read, count)
     selection = select_from(workspace, subset, score, scored, pieces.append, duplicates)
     rows, path = pl.concat(pieces), tables.subset_path(name)
     stored = workspace.warehouse.read_table(path) if workspace.warehouse.table_metadata(path) else None
@@ -177,7 +194,9 @@ def _unknown_generators(workspace: Workspace, present: pl.LazyFrame, filters: Fi
     return sorted(named - {*present.select(pl.col("generator").unique()).collect(engine="streaming")["generator"]})
 
 
-def changed(settings: Settings, name: str, changes: Sequence[str], budget: str | None) -> tuple[Subset, ScoreSection]:
+def changed(
+    settings: Settings, name: str, changes: Sequence[str], budget: str | None, conditions: Sequence[str] = ()
+) -> tuple[Subset, ScoreSection]:
     """Return the subset and its score with changes applied; see `what_if`."""
     names = [subset.name for subset in settings.subsets]
     if name not in names:
@@ -185,23 +204,48 @@ def changed(settings: Settings, name: str, changes: Sequence[str], budget: str |
     # Only explicitly set values: a preset must not be overridden by a default.
     document = settings.model_dump(exclude_unset=True)
     place_of_subset = names.index(name)
-    place_of_score = [score.name for score in settings.scores].index(settings.subset(name).score)
-    of_subset, of_score = document["subsets"][place_of_subset], document["scores"][place_of_score]
+    of_subset = document["subsets"][place_of_subset]
     for written, score in zip(document["scores"], settings.scores, strict=True):
         written["method"] = score.method
-    _apply(of_subset, of_score, [_parsed(change) for change in changes])
+    parsed = [_parsed(change) for change in changes]
+    for path, value in parsed:
+        # Another score first: it has the parameters that other changes mean.
+        if path[0] == "score":
+            _put(of_subset, path, value)
+    places = {("subsets", place_of_subset)}
+    names = [score.name for score in settings.scores]
+    if of_subset["score"] in names:
+        place_of_score = names.index(of_subset["score"])
+        places.add(("scores", place_of_score))
+        _apply(of_subset, document["scores"][place_of_score], parsed)
+    else:
+        # A combination, or a score that does not exist, which the validation reports.
+        _apply(of_subset, None, parsed)
     if budget is not None:
         of_subset["budget"] = parse_budget(budget).model_dump(exclude_none=True)
-    places = {("subsets", place_of_subset), ("scores", place_of_score)}
+    if conditions:
+        filters = of_subset.get("filters") or {}
+        thresholds = [*filters.get("scores", []), *(parse_condition(text) for text in conditions)]
+        of_subset["filters"] = filters | {"scores": thresholds}
     made = _validated(document, places)
     subset = made.subsets[place_of_subset]
-    score = made.scores[place_of_score]
+    score = made.score_of(subset)
     _check_validation(settings, score)
     return subset, score
 
 
-def _apply(of_subset: dict[str, Any], of_score: dict[str, Any], parsed: Sequence[tuple[list[str], Any]]) -> None:
-    """Apply changes to the sections of a subset and of its score."""
+def _apply(of_subset: dict[str, Any], of_score: dict[str, Any] | None, parsed: Sequence[tuple[list[str], Any]]) -> None:
+    """Apply changes to the sections of a subset and of its score; None: a combination, which has no section."""
+    if of_score is None:
+        for path, value in parsed:
+            if path[0] not in OF_SUBSET:
+                raise SelectionError(
+                    f"{unknown('parameter', path[0], OF_SUBSET)} (the score is a combination, whose parameters are "
+                    "score.combine.NAME, score.by and score.within)"
+                )
+            if path[0] != "score":
+                _put(of_subset, path, value)
+        return
     methods = [value for path, value in parsed if path == ["method"]]
     method = METHODS.get(str(methods[-1] if methods else of_score["method"]))
     if method is None:
@@ -218,6 +262,8 @@ def _apply(of_subset: dict[str, Any], of_score: dict[str, Any], parsed: Sequence
     elif any(path[0] == "selector" for path, _ in parsed) and not of_subset.get("selector"):
         of_subset["selector"] = method.selector.model_dump()
     for path, value in parsed:
+        if path[0] == "score":
+            continue
         known = OF_SUBSET if path[0] in OF_SUBSET else tuple(method.section.model_fields)
         if path[0] not in known:
             parameters = [name for name in known if name not in ("name", "target")]
@@ -278,6 +324,31 @@ def parse_budget(text: str) -> Budget:
         ) from None
 
 
+def parse_condition(text: str) -> dict[str, Any]:
+    """Parse a threshold such as `difficulty >= 3` or `grape top 50% within prompt`, as configuration holds it.
+
+    Raises:
+        SelectionError: the text is not a threshold.
+    """
+    found = CONDITION.fullmatch(text.strip())
+    wrong = SelectionError(
+        f"{text!r} is not a condition. Write SCORE >= NUMBER, SCORE <= NUMBER, or SCORE top 50% (or bottom 50%), "
+        "followed by 'within source', 'within domain' or 'within prompt' if it is a share of each."
+    )
+    if found is None:
+        raise wrong
+    try:
+        if found["sign"]:
+            return {"score": found["score"], "at_least" if found["sign"] == ">=" else "at_most": float(found["bound"])}
+        share = found["share"]
+        # Parse the decimal as written: 7% is 0.07, not 0.07000000000000001.
+        part = float(f"{share[:-1].strip()}e-2") if share.endswith("%") else float(share)
+    except ValueError:
+        raise wrong from None
+    within = {"within": found["within"]} if found["within"] else {}
+    return {"score": found["score"], found["end"]: part} | within
+
+
 def _parsed(change: str) -> tuple[list[str], Any]:
     path, equals, value = change.partition("=")
     if not equals or not path.strip():
@@ -304,6 +375,8 @@ def _scored(
     Up to `engine.rows_in_memory` rows, copies are removed and each signal is read once as a whole. Beyond, copies stay,
     and signals are read for a batch of rows at a time.
     """
+    if isinstance(score, Combined):
+        return in_pieces(facts.with_columns(score=pl.lit(None, dtype=pl.Float64))), None
     stores = {signal: SignalStore.of(workspace, target, signal) for signal in method_of(score).signals(score)}
     stored: dict[SignalName, pl.LazyFrame] = {}
     for signal, store in stores.items():

@@ -163,7 +163,7 @@ def methods(workspace: Workspace) -> pl.DataFrame:
     """
     rows = []
     for subset in workspace.settings.subsets:
-        score = workspace.settings.score(subset.score)
+        score = workspace.settings.score_of(subset)
         chosen, selection = select(workspace, subset)
         pool = pool_of(workspace, subset, chosen)
         taken, facts = pool.filter("selected"), selection.facts()

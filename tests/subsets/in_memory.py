@@ -5,7 +5,9 @@ Its own selectors are held against loops over rows in `test_selectors`.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,8 +17,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from curation_assets.config.settings import Budget, Stratum, Subset
+from curation_assets.config.settings import Budget, Stratum, Subset, Threshold
 from curation_assets.corpus.duplicates import Pool
+from curation_assets.methods.combined import Combination
 from curation_assets.methods.method import ScoreSection
 from curation_assets.methods.random_draws import uniform
 from curation_assets.methods.registry import method_of
@@ -45,6 +48,7 @@ from curation_assets.subsets.facts import (
     subset_digest,
     subset_rows,
 )
+from curation_assets.subsets.thresholds import Stage
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ def choose(
     subset: Subset,
     features: Features | None = None,
     filtered: Mapping[str, int] | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> InMemory:
     """Choose a subset of scored samples, in memory.
 
@@ -73,13 +78,28 @@ def choose(
         subset: filters, strata, budget.
         features: embeddings, for selectors that need them.
         filtered: samples removed from the pool by the corpus' filters, by reason.
+        columns: the column of the rows with each score that thresholds and combinations read.
     """
     pool = scored.rows
-    may_pass = pool.select(eligible(score, subset.filters)).to_series().to_numpy()
+    right = [mark if mark is not None else other for mark, other in pool.select("correct", "verified").iter_rows()]
+    may_pass = pool.select(eligible(score, subset.filters)).to_series().to_numpy().copy()
+    funnel = [stage_of(subset, "pool", pool, right, np.ones(len(pool), dtype=np.bool_))]
+    by_row = list(subset.filters.model_dump(exclude_defaults=True, exclude={"scores"}))
+    by_row += [f"min_steps of {score.name}"] if score.min_steps else []
+    if by_row:
+        funnel.append(stage_of(subset, f"filters ({', '.join(by_row)})", pool, right, may_pass))
+    for threshold in subset.filters.scores:
+        known, passing = passing_rows(pool, may_pass, threshold, columns or {})
+        no_value = int(may_pass.sum()) - len(known)
+        may_pass = np.isin(np.arange(len(pool)), passing)
+        funnel.append(stage_of(subset, threshold.title, pool, right, may_pass, no_value))
+    if isinstance(subset.score, Combination):
+        combined = combined_values(pool, may_pass, subset.score, columns or {})
+        pool = pool.with_columns(score=pl.Series([combined.get(row) for row in range(len(pool))], dtype=pl.Float64))
     values = pool["score"].fill_null(float("nan")).to_numpy()
-    counts: tuple[int, int] | tuple[()] = ()
+    sources, flat = None, 0
     if subset.standardise is not None:
-        values, counts = within_sources(pool["source"].to_list(), values, may_pass)
+        values, (sources, flat) = within_sources(pool["source"].to_list(), values, may_pass)
         pool = pool.with_columns(z=pl.Series(values) + 0.0)
     by_vectors = selector_of(selector).vectors
     limit = most_samples(subset.budget, pool, may_pass) if by_vectors or not subset.stratify else None
@@ -93,7 +113,6 @@ def choose(
     selected = np.zeros(len(pool), dtype=np.bool_)
     selected[taken.positions] = True
     marks = {"eligible": may_pass, "low_signal": low_signal(pool), "selected": selected}
-    right = [mark if mark is not None else other for mark, other in pool.select("correct", "verified").iter_rows()]
     pool = pool.with_columns(
         *(pl.Series(name, mark) for name, mark in marks.items()), pl.Series("marked_right", right, dtype=pl.Boolean)
     )
@@ -101,11 +120,95 @@ def choose(
     held_out = (
         None if features is None or features.prompts is None else int(pool["prompt_id"].is_in(features.prompts()).sum())
     )
+    scored_rows = may_pass & np.isfinite(pool["score"].fill_null(float("nan")).to_numpy())
+    funnel.append(stage_of(subset, f"has {score.name}", pool, right, scored_rows))
+    funnel.append(stage_of(subset, "selected", pool, right, selected))
     facts = Selection(
         *(summarise(pool), subset_digest(rows), scored.duplicates, dict(filtered or {}), choice.left_out, taken.whole),
-        *(held_out, (), *counts),
+        *(held_out, ()),
+        standardised_sources=sources,
+        flat_sources=flat,
+        funnel=tuple(funnel),
     )
     return InMemory(rows, pool, facts)
+
+
+def stage_of(
+    subset: Subset, name: str, pool: pl.DataFrame, right: Sequence[bool | None], left: Mask, no_value: int = 0
+) -> Stage:
+    """The stage that leaves these rows; a stage of row filters has any name."""
+    rows = np.flatnonzero(left).tolist()
+    marks = [right[row] for row in rows if right[row] is not None]
+    tokens = sum(pool["response_tokens"][row] or 0 for row in rows)
+    return Stage(subset.name, name, len(rows), tokens, len(marks), sum(map(bool, marks)), no_value)
+
+
+def passing_rows(
+    pool: pl.DataFrame, may_pass: Mask, threshold: Threshold, columns: Mapping[str, str]
+) -> tuple[list[int], list[int]]:
+    """The eligible rows that have a threshold's score, and those of them that pass it."""
+    if isinstance(threshold.score, str):
+        values = dict(enumerate(pool[columns[threshold.score]].to_list()))
+    else:
+        values = dict(combined_values(pool, may_pass, threshold.score, columns))
+    known = [
+        row for row in np.flatnonzero(may_pass).tolist() if values.get(row) is not None and math.isfinite(values[row])
+    ]
+    share = threshold.top if threshold.top is not None else threshold.bottom
+    if share is None:
+        least = -math.inf if threshold.at_least is None else threshold.at_least
+        most = math.inf if threshold.at_most is None else threshold.at_most
+        return known, [row for row in known if least <= values[row] <= most]
+    sign = -1.0 if threshold.top is not None else 1.0
+    passing = []
+    for rows in groups_of(pool, known, threshold.within).values():
+        ordered = sorted(rows, key=lambda row: (sign * values[row], pool["sample_id"][row]))
+        passing += ordered[: math.ceil(Fraction(str(share)) * len(rows))]
+    return known, passing
+
+
+def groups_of(pool: pl.DataFrame, rows: Sequence[int], within: str) -> dict[object, list[int]]:
+    """Rows by their source, domain or prompt, or all in one group."""
+    column = {"pool": None, "source": "source", "domain": "domain", "prompt": "prompt_id"}[within]
+    found: dict[object, list[int]] = {}
+    for row in rows:
+        found.setdefault(None if column is None else pool[column][row], []).append(row)
+    return found
+
+
+def combined_values(
+    pool: pl.DataFrame, may_pass: Mask, combination: Combination, columns: Mapping[str, str]
+) -> dict[int, float]:
+    """The combined score of the eligible rows that have all of its parts."""
+    parts = {name: pool[columns[name]].to_list() for name in combination.combine}
+    rows = [
+        row
+        for row in np.flatnonzero(may_pass).tolist()
+        if all(values[row] is not None and math.isfinite(values[row]) for values in parts.values())
+    ]
+    found: dict[int, float] = {}
+    for group in groups_of(pool, rows, combination.within).values():
+        terms = {name: [values[row] for row in group] for name, values in parts.items()}
+        if combination.by == "rank":
+            terms = {
+                name: [(1 + sum(o < v for o in own) + (sum(o == v for o in own) - 1) / 2) / len(own) for v in own]
+                for name, own in terms.items()
+            }
+        if combination.by == "zscore":
+            everyone = np.ones(len(group), dtype=np.bool_)
+            terms = {
+                name: within_sources([None] * len(own), np.array(own), everyone)[0].tolist()
+                for name, own in terms.items()
+            }
+        weights = combination.combine
+        total = math.fsum(map(abs, weights.values())) if combination.by == "rank" else 1.0
+        for place, row in enumerate(group):
+            values = {name: own[place] for name, own in terms.items()}
+            if combination.by == "product":
+                found[row] = functools.reduce(operator.mul, [values[name] ** weights[name] for name in weights])
+            else:
+                found[row] = functools.reduce(operator.add, [weights[name] * values[name] for name in weights]) / total
+    return found
 
 
 def within_sources(

@@ -142,10 +142,16 @@ def test_one_parameter_of_the_methods_selector_is_changed_alone(workspace: Works
     assert what_if(workspace, "best", ["method=grape", "selector.kind=band"]).subset.selector == Band()
 
 
+NONE_LEFT = "filters (sources, min_steps of grace): none of 20 samples is left"
+
+
 def test_remarks_say_why_nothing_or_everything_is_chosen(workspace: Workspace) -> None:
     assert what_if(workspace, "best").remarks() == ["differs from the source: " + reason for reason in UNFAITHFUL]
     found = what_if(workspace, "best", ["filters.sources=[nosuch]", "stratify="]).remarks()
-    assert found[:2] == ["no sample in the pool has source 'nosuch'", "no sample passes filters and min_steps"]
+    assert found[:2] == [
+        "no sample in the pool has source 'nosuch'",
+        "filters (sources, min_steps of grace): none of 20 samples is left",
+    ]
     assert what_if(workspace, "best", [], "999999").remarks()[0].startswith("the budget is larger")
 
 
@@ -187,7 +193,11 @@ def test_nothing_is_stored(workspace: Workspace) -> None:
             "selector.kind: unknown kind 'nosuch'; known values are band, k_center, per_prompt",
         ),
         (["target=foo"], None, "target: there is no target 'foo'; targets are tiny"),
-        (["score=grace"], None, "there is no parameter 'score'"),
+        (["score=grce"], None, "score: there is no score 'grce'; did you mean 'grace'?"),
+        (["score={combine: {grace: 0}}"], None, "score.combine: grace has weight 0 and would not count."),
+        (["score={combine: {grace: 1}}", "alpha=1"], None, "there is no parameter 'alpha'"),
+        (["from=nosuch"], None, "from: there is no subset 'nosuch'"),
+        (["from=best"], None, "from: best from best is a circle."),
         (["method=rds_plus"], None, "validation: this key is missing; add it"),
         (["method=ifd"], None, "Add unconditional_likelihoods to its signals"),
         (["stratify=[sauce]"], None, "stratify.0: unknown value 'sauce'; did you mean 'source'?"),

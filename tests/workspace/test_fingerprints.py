@@ -58,7 +58,7 @@ def test_a_subset_of_an_earlier_version_stays_valid(base: Workspace) -> None:
     earlier = subset.model_dump(mode="json")
     assert earlier.pop("standardise") is None
     section = selector_of(base, subset).model_dump(mode="json")
-    min_steps = base.settings.score(subset.score).min_steps
+    min_steps = base.settings.score_of(subset).min_steps
     assert parameters_digest(base, subset) == digest("subset", SELECTION_VERSION, earlier, section, min_steps)
 
 

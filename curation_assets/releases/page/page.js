@@ -382,9 +382,9 @@ function options(id, names) {
   byId(id).append(...names.map((name) => { const one = made("option", "", name); one.value = name; return one; }));
 }
 
-// Two views: traces and audit.
+// Three views: traces, funnel and audit.
 
-const VIEWS = ["traces", "audit"];
+const VIEWS = ["traces", "funnel", "audit"];
 
 function view(name) {
   for (const one of VIEWS) {
