@@ -95,8 +95,8 @@ class Evaluation(Section):
     )
     baselines: list[Baseline] = Field(
         default=["random"],
-        description="baselines with as many samples of the pool as each subset: random (drawn again for every "
-        "seed), longest, or stepmax (most steps)",
+        description="baselines with as many samples as each subset, of those that pass its filters: random (drawn "
+        "again for every seed), longest, or stepmax (most steps)",
     )
     training: FineTuning = Field(
         default=FineTuning(), description="fine-tuning recipe, the same for every arm; the seed comes from seeds"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,12 +10,13 @@ import polars as pl
 
 from curation_assets import tables
 from curation_assets.config.evaluation_settings import Baseline, Evaluation
+from curation_assets.config.settings import Filters
 from curation_assets.corpus.ingest import corpus_rows
 from curation_assets.evaluation.benchmarks import EvaluationError
 from curation_assets.methods.random_draws import uniform
 from curation_assets.signals.warmup import trainable_rows
 from curation_assets.subsets.manifest import scored_pool
-from curation_assets.subsets.select import subset_due
+from curation_assets.subsets.select import eligible_samples, subset_due
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.sections import unknown
 from curation_resources.training.examples import scheduled_steps
@@ -41,6 +42,7 @@ class Run:
         seed: seed of the run; None for the untouched base.
         sample_ids: training samples, sorted; empty for the untouched base.
         steps: number of optimizer steps; None: as many as the recipe's epochs take.
+        random: the arm of the random baseline that this one is compared with; None for the full pool and the base.
     """
 
     model: str
@@ -50,6 +52,7 @@ class Run:
     seed: int | None
     sample_ids: tuple[str, ...]
     steps: int | None = None
+    random: str | None = None
 
     @property
     def title(self) -> str:
@@ -102,22 +105,76 @@ def runs_of(workspace: Workspace, evaluation: Evaluation) -> list[Run]:
             "changed; else add traces of text, or check what corpus.filters remove."
         )
     subsets = {name: _samples_of_subset(workspace, name) for name in chosen}
+    drawn_from = {name: _candidates(workspace, name, pool) for name in chosen}
     orders = _baseline_orders(workspace, evaluation, pool)
     runs: list[Run] = []
     for model in evaluation.models or dict.fromkeys(chosen.values()):
         runs.append(Run(model, UNTOUCHED_BASE, "base", None, None, ()))
         mine = [name for name in chosen if evaluation.models is not None or chosen[name] == model]
-        sizes = sorted({len(subsets[name]) for name in mine}, reverse=True)
+        groups = _groups(mine, subsets, drawn_from, pool)
         trained: list[Run] = []
         for seed in evaluation.seeds:
             trained.append(Run(model, FULL_POOL, "full", None, seed, tuple(pool.to_list())))
-            trained += [Run(model, name, "subset", chosen[name], seed, subsets[name]) for name in mine]
-            trained += _baseline_runs(model, seed, sizes, evaluation.baselines, pool, orders)
+            for group in groups:
+                random = group.arm("random")
+                trained += [
+                    Run(model, name, "subset", chosen[name], seed, subsets[name], random=random)
+                    for name in group.subsets
+                ]
+            for group in groups:
+                trained += _baseline_runs(model, seed, group, evaluation.baselines, orders)
         if evaluation.equal_steps:
-            steps = scheduled_steps(max(sizes), evaluation.training.recipe())
+            steps = scheduled_steps(max(group.size for group in groups), evaluation.training.recipe())
             trained = [replace(run, steps=steps) for run in trained]
         runs += trained
     return runs
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Subsets of one size that were chosen from the same samples, and so have the same baselines.
+
+    Attributes:
+        subsets: their names.
+        size: number of samples of each.
+        candidates: the samples that they were chosen from, sorted.
+        all: whether these are the whole pool.
+    """
+
+    subsets: list[str]
+    size: int
+    candidates: pl.Series
+    all: bool
+
+    def arm(self, baseline: Baseline) -> str:
+        """Return the name of a baseline's arm."""
+        return f"{baseline} ({self.size})" + ("" if self.all else f" as {self.subsets[0]}")
+
+
+def _candidates(workspace: Workspace, name: str, pool: pl.Series) -> pl.Series:
+    """Return the samples that a subset is chosen from, sorted: those that pass its filters and can be trained on.
+
+    A baseline of other samples would compare the filters, not the score.
+    """
+    subset = workspace.settings.subset(name)
+    if subset.parent is None and subset.filters == Filters():
+        return pool
+    return pool.filter(pool.is_in(pl.Series(eligible_samples(workspace, subset), dtype=pl.String).implode()))
+
+
+def _groups(
+    names: Sequence[str], subsets: Mapping[str, Sequence[str]], drawn_from: Mapping[str, pl.Series], pool: pl.Series
+) -> list[_Group]:
+    """Return the groups of subsets, largest first."""
+    found: list[_Group] = []
+    for name in names:
+        size, candidates = len(subsets[name]), drawn_from[name]
+        group = next((one for one in found if one.size == size and one.candidates.equals(candidates)), None)
+        if group is None:
+            found.append(_Group([name], size, candidates, len(candidates) == len(pool)))
+        else:
+            group.subsets.append(name)
+    return sorted(found, key=lambda group: -group.size)
 
 
 def _chosen_by(workspace: Workspace, evaluation: Evaluation) -> dict[str, str]:
@@ -180,15 +237,16 @@ def _baseline_orders(workspace: Workspace, evaluation: Evaluation, pool: pl.Seri
 def _baseline_runs(
     model: str,
     seed: int,
-    sizes: Sequence[int],
+    group: _Group,
     baselines: Sequence[Baseline],
-    pool: pl.Series,
     orders: dict[Baseline, list[str]],
 ) -> Iterator[Run]:
+    may = set(group.candidates)
     for baseline in baselines:
-        order = orders.get(baseline)
-        if order is None:
-            frame = pl.DataFrame({"sample_id": pool, "draw": uniform(pool, seed)})
+        if baseline in orders:
+            order = [sample for sample in orders[baseline] if sample in may]
+        else:
+            frame = pl.DataFrame({"sample_id": group.candidates, "draw": uniform(group.candidates, seed)})
             order = frame.sort("draw", "sample_id")["sample_id"].to_list()
-        for size in sizes:
-            yield Run(model, f"{baseline} ({size})", "baseline", None, seed, tuple(sorted(order[:size])))
+        samples = tuple(sorted(order[: group.size]))
+        yield Run(model, group.arm(baseline), "baseline", None, seed, samples, random=group.arm("random"))

@@ -34,11 +34,6 @@ RESULTS: dict[Metric, tuple[str, float]] = {"exact_match": ("right", 100.0), "lo
 Floats = npt.NDArray[np.float64]
 
 
-def random_arm(size: int) -> str:
-    """Return the name of the random baseline of a size."""
-    return f"random ({size})"
-
-
 def problem_values(workspace: Workspace, key: str, problems: Problems, plan: Plan) -> Floats:
     """Return a run's value on each problem [problems]: 100 or 0 for exact match, nats for loss; NaN if it has none."""
     column, factor = RESULTS[problems.metric]
@@ -60,7 +55,7 @@ def compare_arms(workspace: Workspace, plan: Plan) -> tuple[pl.DataFrame, pl.Dat
             ranges: dict[str, float | None] = {}
             for arm, made in arms.items():
                 draws = [values for _, values in made]
-                if arm == random_arm(_size(made[0][0])) and _comparable(draws):
+                if arm == made[0][0].random and _comparable(draws):
                     found = spread([mean_of_problems(values) for values in draws])
                     spreads.append(where | {"arm": arm} | found)
                     ranges[arm] = found["range"]
@@ -69,10 +64,6 @@ def compare_arms(workspace: Workspace, plan: Plan) -> tuple[pl.DataFrame, pl.Dat
         POST_TRAINING_SPREAD.conform(pl.DataFrame(spreads, schema=POST_TRAINING_SPREAD.schema)),
         POST_TRAINING_DIFFERENCES.conform(pl.DataFrame(differences, schema=POST_TRAINING_DIFFERENCES.schema)),
     )
-
-
-def _size(run: Run) -> int:
-    return len(run.sample_ids)
 
 
 def _comparable(runs: Sequence[Floats]) -> bool:
@@ -102,14 +93,14 @@ def spread(draws: Sequence[float]) -> dict[str, Any]:
 
 
 def _differences(arms: dict[str, list[tuple[Run, Floats]]], ranges: dict[str, float | None]) -> list[dict[str, Any]]:
-    """Return each arm's differences from the random baseline of its size and from the full pool."""
+    """Return each arm's differences from its random baseline and from the full pool."""
     # Seeds first: the problems are what is drawn.
     means = {arm: np.mean([values for _, values in made], axis=0) for arm, made in arms.items()}
     rows = []
     for arm, made in arms.items():
-        same_size = random_arm(_size(made[0][0]))
+        same_size = made[0][0].random
         for other in (same_size, FULL_POOL):
-            if other == arm or other not in means:
+            if other is None or other == arm or other not in means:
                 continue
             paired = np.empty(0)
             if _comparable([means[arm], means[other]]):
@@ -117,7 +108,7 @@ def _differences(arms: dict[str, list[tuple[Run, Floats]]], ranges: dict[str, fl
                 paired = paired[~np.isnan(paired)]
             low, high = bootstrap(paired)
             difference = float(paired.mean()) if len(paired) else None
-            largest = ranges.get(same_size)
+            largest = None if same_size is None else ranges.get(same_size)
             rows.append(
                 {
                     "arm": arm,

@@ -175,10 +175,11 @@ def choose(
     filtered = _remove_filtered(spill, known)
     _keep_incoming(spill, beside.incoming)
     _join_scores(spill, beside.others)
-    funnel = [*beside.before, *_narrow(spill, subset, score, beside.columns)]
+    funnel = _narrow(spill, subset, score, beside)
     if isinstance(subset.score, Combination):
         combined_rows(spill, subset.score, beside.columns)
-    funnel.append(count_stage(spill, subset.name, f"has {score.name}", "may"))
+    scored = count_stage(spill, subset.name, f"has {score.name}", "may")
+    funnel += [scored] if scored.samples < funnel[-1].samples else []
     sources, flat = (None, 0) if subset.standardise is None else _standardise(spill, score, section)
     if isinstance(subset.score, Combination) and subset.standardise is None:
         _rank_again(spill, lambda rows: _ranked_by_score(rows, score, section))
@@ -365,24 +366,28 @@ def _join_scores(spill: Spill, others: Sequence[pl.LazyFrame]) -> None:
         spill.run("drop table other")
 
 
-def _narrow(spill: Spill, subset: Subset, score: ScoreSection, columns: Mapping[str, str]) -> list[Stage]:
-    """Apply a subset's thresholds, and return the stages up to the last of them."""
-    begins = "pool" if subset.parent is None else f"from {subset.parent}"
-    stages = [count_stage(spill, subset.name, begins, "true")]
-    by_row = _row_filters(subset, score)
-    if by_row:
-        stages.append(count_stage(spill, subset.name, by_row))
+def _narrow(spill: Spill, subset: Subset, score: ScoreSection, beside: Beside) -> list[Stage]:
+    """Apply a subset's thresholds, and return the stages up to the last of them.
+
+    What happens to every subset is a stage only where it leaves fewer samples, or other tokens.
+    """
+    stages = list(beside.before)
+    begins = count_stage(spill, subset.name, "pool" if subset.parent is None else f"from {subset.parent}", "true")
+    if not stages or (begins.samples, begins.tokens) != (stages[-1].samples, stages[-1].tokens):
+        stages.append(begins)
+    by_row = count_stage(spill, subset.name, _row_filters(subset, score))
+    stages += [by_row] if by_row.samples < stages[-1].samples else []
     for number, threshold in enumerate(subset.filters.scores):
-        no_value = apply_threshold(spill, number, threshold, columns)
+        no_value = apply_threshold(spill, number, threshold, beside.columns)
         stages.append(count_stage(spill, subset.name, threshold.title, no_value=no_value))
     return stages
 
 
 def _row_filters(subset: Subset, score: ScoreSection) -> str:
-    """Return the name of the stage of the filters that look at each row alone; empty if there are none."""
+    """Return the name of the stage of the filters that look at each row alone."""
     given = subset.filters.model_dump(exclude_defaults=True, exclude={"scores"})
     names = [*given, *([f"min_steps of {score.name}"] if score.min_steps else [])]
-    return f"filters ({', '.join(names)})" if names else ""
+    return f"filters ({', '.join(names)})"
 
 
 def _standardise(spill: Spill, score: ScoreSection, section: SelectorSection) -> tuple[int, int]:

@@ -252,13 +252,17 @@ def with_evaluation(workspace: Workspace, problems: int) -> Workspace:
 
 SUBSETS = """\
 subsets:
-  - {name: grace_20, score: grace, budget: {fraction: 0.2}, filters: {correct: true, sources: [gsm8k]}}
-  - {name: grape_20, score: grape, budget: {fraction: 0.2}, filters: {correct: true, sources: [gsm8k]}}
-  - {name: margin_20, score: mean_margin, budget: {fraction: 0.2}, filters: {correct: true, sources: [gsm8k]}}
-  - {name: longest_20, score: longest, budget: {fraction: 0.2}, filters: {correct: true, sources: [gsm8k]}}
+  - &chosen
+    name: grace_20
+    score: grace
+    budget: {fraction: 0.2}
+    filters: {correct: true, sources: [gsm8k], min_steps: 2}
+  - {<<: *chosen, name: grape_20, score: grape}
+  - {<<: *chosen, name: margin_20, score: mean_margin}
+  - {<<: *chosen, name: longest_20, score: longest}
 evaluation:
   benchmarks: [{name: gsm8k, path: ./held_out_test.jsonl, metric: loss, columns: {prompt: question, response: answer}}]
-  seeds: [0, 1, 2]
+  seeds: [0, 1, 2, 3, 4]
   target: smol
   baselines: [random]
   training: {batch_size: 8, epochs: 1}

@@ -86,7 +86,7 @@ def choose(
     funnel = [stage_of(subset, "pool", pool, right, np.ones(len(pool), dtype=np.bool_))]
     by_row = list(subset.filters.model_dump(exclude_defaults=True, exclude={"scores"}))
     by_row += [f"min_steps of {score.name}"] if score.min_steps else []
-    if by_row:
+    if may_pass.sum() < len(pool):
         funnel.append(stage_of(subset, f"filters ({', '.join(by_row)})", pool, right, may_pass))
     for threshold in subset.filters.scores:
         known, passing = passing_rows(pool, may_pass, threshold, columns or {})
@@ -121,7 +121,8 @@ def choose(
         None if features is None or features.prompts is None else int(pool["prompt_id"].is_in(features.prompts()).sum())
     )
     scored_rows = may_pass & np.isfinite(pool["score"].fill_null(float("nan")).to_numpy())
-    funnel.append(stage_of(subset, f"has {score.name}", pool, right, scored_rows))
+    if scored_rows.sum() < funnel[-1].samples:
+        funnel.append(stage_of(subset, f"has {score.name}", pool, right, scored_rows))
     funnel.append(stage_of(subset, "selected", pool, right, selected))
     facts = Selection(
         *(summarise(pool), subset_digest(rows), scored.duplicates, dict(filtered or {}), choice.left_out, taken.whole),
