@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +32,7 @@ from curation_assets.subsets.facts import (
     CHOSEN_FACTS,
     POINTS,
     POOL_FACTS,
+    Marks,
     Selection,
     SubsetDigest,
     Summing,
@@ -118,7 +119,8 @@ class Beside:
         columns: for each score that thresholds and combinations read, its column of table `pool`.
         arriving: those of these columns that arrive with the rows.
         others: `sample_id` and the other columns, by target; a sample may occur more than once.
-        incoming: `sample_id` of the samples that the subset is chosen from; None: the whole pool.
+        incoming: `sample_id` of the samples that the subset is chosen from; None: all that arrive.
+        incoming_rows: their number.
         before: the stages that led to these.
     """
 
@@ -126,6 +128,7 @@ class Beside:
     arriving: Sequence[str] = ()
     others: Sequence[pl.LazyFrame] = ()
     incoming: pl.LazyFrame | None = None
+    incoming_rows: int = 0
     before: Sequence[Stage] = ()
 
 
@@ -167,13 +170,95 @@ def choose(
         CombinationError: scores cannot be combined.
         SpillError: memory or disk is too small for the pool.
     """
+    order = _order(spill, arrived, score, section, subset, known, features, many, duplicates, beside)
+    points = f"select response_tokens, score from pool where isfinite(score) order by sample_id limit {POINTS}"
+    summing = Summing(lambda: spill.stream(f"select {', '.join(POOL_FACTS)} from pool"), spill.frame(points))
+    digest, before = SubsetDigest(), 0
+    for chosen in order.taken():
+        rows = subset_rows(chosen, score.name, before)
+        take(rows)
+        digest.add(rows)
+        summing.choose(chosen)
+        before += len(rows)
+    summary = summing.summary()
+    marks = summary.selected_marks
+    selected = Stage(subset.name, "selected", summary.selected, summing.tokens, marks.marked, marks.right)
+    if explain is not None:
+        dropped = "dropped" if subset.filters.scores else "null::smallint as dropped"
+        for piece in spill.stream(f"select {ID}, score, eligible, {dropped} from pool"):
+            explain(piece)
+    return Selection(
+        summary=summary,
+        content_digest=digest.value(),
+        whole=order.whole,
+        **{field.name: getattr(order.facts, field.name) for field in fields(order.facts) if field.name != "funnel"},
+        funnel=(*order.facts.funnel, selected),
+    )
+
+
+def choose_ids(
+    spill: Spill,
+    arrived: Iterable[pl.DataFrame],
+    score: ScoreSection,
+    section: SelectorSection,
+    subset: Subset,
+    take: Take,
+    known: pl.LazyFrame | None = None,
+    features: Features | None = None,
+    many: int | None = None,
+    beside: Beside = Beside(),
+) -> tuple[Stage, ...]:
+    """Choose the same samples as `choose`, without their order and without the facts about their selection.
+
+    Args:
+        spill: an empty spill database.
+        arrived: see `choose`.
+        score: see `choose`.
+        section: see `choose`.
+        subset: see `choose`.
+        take: receives frames with `sample_id`, in any order.
+        known: see `choose`.
+        features: see `choose`.
+        many: see `choose`.
+        beside: see `choose`.
+
+    Returns:
+        The stages up to and with the selection.
+    """
+    order = _order(spill, arrived, score, section, subset, known, features, many, None, beside, ids_alone=True)
+    samples = tokens = 0
+    marks = Marks()
+    for chosen in order.taken():
+        take(chosen.select("sample_id"))
+        samples += len(chosen)
+        tokens += int(chosen["response_tokens"].sum() or 0)
+        marks = marks.adding(chosen["marked_right"])
+    return (*order.facts.funnel, Stage(subset.name, "selected", samples, tokens, marks.marked, marks.right))
+
+
+def _order(
+    spill: Spill,
+    arrived: Iterable[pl.DataFrame],
+    score: ScoreSection,
+    section: SelectorSection,
+    subset: Subset,
+    known: pl.LazyFrame | None,
+    features: Features | None,
+    many: int | None,
+    duplicates: int | None,
+    beside: Beside,
+    *,
+    ids_alone: bool = False,
+) -> _Order:
+    """Load the pool, narrow it, and rank what is left; see `choose`."""
     selector = selector_of(section)
     prompts = None if features is None or features.prompts is None else features.prompts()
     _load_pool(spill, arrived, score, section, subset, prompts, beside.arriving, distinct=duplicates is not None)
+    _keep_incoming(spill, beside.incoming)
     if duplicates is None:
         duplicates = _remove_copies(spill)
+        _drop_columns(spill, section, subset)
     filtered = _remove_filtered(spill, known)
-    _keep_incoming(spill, beside.incoming)
     _join_scores(spill, beside.others)
     funnel = _narrow(spill, subset, score, beside)
     if isinstance(subset.score, Combination):
@@ -191,6 +276,7 @@ def choose(
     )
     _find_lowest(spill, counts.norms * LOW_SIGNAL_PERCENT // 100)
     sizes = _create_strata(spill, subset.stratify, weight=_weight(subset))
+    begin, warnings = 0, tuple[str, ...]()
     if selector.rank is None:
         if many is not None and counts.eligible > many:
             # Vectors dominate memory and every step reads all of them, so sorting on disk would not help.
@@ -202,34 +288,16 @@ def choose(
         left_out, warnings = _rank_in_memory(spill, section, score, subset, counts, features)
         for warning in warnings:
             logger.warning("subset %s: %s.", subset.name, warning)
-        begin = 0
     else:
         begin = selector.begins(section, counts.eligible, counts.may) if selector.begins else 0
-        left_out, warnings = _rank(spill, section, subset, counts, whole_order=begin > 0), ()
-    order = _Order(spill, subset, counts, sizes, begin)
-    points = f"select response_tokens, score from pool where isfinite(score) order by sample_id limit {POINTS}"
-    summing = Summing(lambda: spill.stream(f"select {', '.join(POOL_FACTS)} from pool"), spill.frame(points))
-    digest, before = SubsetDigest(), 0
-    for chosen in order.taken():
-        rows = subset_rows(chosen, score.name, before)
-        take(rows)
-        digest.add(rows)
-        summing.choose(chosen)
-        before += len(rows)
-    held_out = None if prompts is None else counts.held_out
-    summary = summing.summary()
-    marks = summary.selected_marks
-    funnel.append(Stage(subset.name, "selected", summary.selected, summing.tokens, marks.marked, marks.right))
-    if explain is not None:
-        dropped = "dropped" if subset.filters.scores else "null::smallint as dropped"
-        for piece in spill.stream(f"select {ID}, score, eligible, {dropped} from pool"):
-            explain(piece)
-    return Selection(
-        *(summary, digest.value(), duplicates, filtered, left_out, order.whole, held_out, warnings),
-        standardised_sources=sources,
-        flat_sources=flat,
-        funnel=tuple(funnel),
+        most = samples_of(subset.budget, counts.eligible)
+        in_order = not (ids_alone and most is not None and most >= counts.may)
+        left_out = _rank(spill, section, subset, counts, whole_order=begin > 0, in_order=in_order)
+    facts = _Facts(
+        *(tuple(funnel), duplicates, filtered, left_out, None if prompts is None else counts.held_out, warnings),
+        *(sources, flat),
     )
+    return _Order(spill, subset, counts, sizes, begin, facts)
 
 
 def reads_prompts(section: SelectorSection, features: Features | None, subset: Subset) -> bool:
@@ -266,15 +334,30 @@ def _load_pool(
     )
     if selector.rank is None:
         kept |= {*POOL_COLUMNS}
-    elif subset.standardise is not None or isinstance(subset.score, Combination):
-        # Rows are ranked again when all have arrived, perhaps by other columns as well.
-        kept |= {*POOL_COLUMNS} - {"prompt_id"}
+    else:
+        kept |= _ranked_later(section, subset)
     columns = {name: kind for name, kind in COLUMNS.items() if name in kept}
     columns |= dict.fromkeys(arriving, "double")
     spill.run(f"create table pool ({', '.join(f'{name} {kind}' for name, kind in columns.items())})")
     values = ", ".join(f"{name}::{kind}" for name, kind in columns.items())
     marked = (_marked(rows, score, section, subset, prompts) for rows in arrived)
     spill.load(f"insert into pool select {values} from frame", marked)
+
+
+def _ranked_later(section: SelectorSection, subset: Subset) -> set[str]:
+    """Return the columns that are needed because rows are ranked again when all have arrived."""
+    if subset.standardise is None and isinstance(subset.score, str):
+        return set()
+    reads = selector_of(section).reads
+    return {*POOL_COLUMNS} - {"prompt_id"} if reads is None else {*reads}
+
+
+def _drop_columns(spill: Spill, section: SelectorSection, subset: Subset) -> None:
+    """Drop the columns of table `pool` that decide which copy of a sample stays, where nothing else needs them."""
+    if selector_of(section).rank is None:
+        return
+    for name in sorted({*ARRIVAL} - NEEDED - _ranked_later(section, subset) - {*subset.stratify}):
+        spill.run(f"alter table pool drop column {name}")
 
 
 def _marked(
@@ -515,11 +598,12 @@ def _ranked_columns(subset: Subset) -> str:
 
 
 def _rank(
-    spill: Spill, section: SelectorSection, subset: Subset, counts: Counts, *, whole_order: bool
+    spill: Spill, section: SelectorSection, subset: Subset, counts: Counts, *, whole_order: bool, in_order: bool
 ) -> dict[str, int]:
     """Create table `ranked` with the rows that may be taken, by `key`; return those that are omitted, by reason.
 
-    Only as many rows as the budget can take are kept, unless strata, prompts or `whole_order` need the others.
+    Only as many rows as the budget can take are kept, unless strata, prompts or `whole_order` need the others. Not
+    `in_order`: the budget takes all of them, and their order does not matter.
     """
     per_prompt, most = selector_of(section).per_prompt, samples_of(subset.budget, counts.eligible)
     candidates, limit = "select * from parted where may", ""
@@ -529,7 +613,7 @@ def _rank(
         limit = f"limit {min(most, counts.eligible)}"
     spill.run(
         f"create table ranked as select sample_id, {_ranked_columns(subset)} from ({candidates}) "
-        f"order by key, sample_id {limit}"
+        f"{'order by key, sample_id' if in_order else ''} {limit}"
     )
     if per_prompt is None:
         return {}
@@ -606,17 +690,35 @@ def _most_samples(spill: Spill, subset: Subset, counts: Counts) -> int:
     return fit + 1
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What is known of a selection once its candidates are ranked: fields of `Selection`."""
+
+    funnel: tuple[Stage, ...]
+    duplicates: int
+    filtered: Mapping[str, int]
+    left_out: Mapping[str, int]
+    held_out: int | None
+    warnings: Sequence[str]
+    standardised_sources: int | None
+    flat_sources: int
+
+
 class _Order:
     """Streams table `ranked` and selects the rows that fit the budget.
 
     Attributes:
         whole: whether the budget is larger than all rows.
+        facts: what is known of the selection before.
     """
 
-    def __init__(self, spill: Spill, subset: Subset, counts: Counts, sizes: Sequence[int], begin: int) -> None:
+    def __init__(
+        self, spill: Spill, subset: Subset, counts: Counts, sizes: Sequence[int], begin: int, facts: _Facts
+    ) -> None:
         self._spill, self._sizes = spill, sizes
-        facts = ", ".join([*CHOSEN_FACTS, *([] if subset.standardise is None else OF_Z)])
-        columns = f"select {ID}, {facts}, weight, stratum::bigint as stratum from ranked"
+        self.facts = facts
+        named = ", ".join([*CHOSEN_FACTS, *([] if subset.standardise is None else OF_Z)])
+        columns = f"select {ID}, {named}, weight, stratum::bigint as stratum from ranked"
         # DuckDB returns the rows of a table that was created in order in that order.
         self._queries = [columns]
         if begin:

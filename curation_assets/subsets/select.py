@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -24,9 +25,17 @@ from curation_assets.methods.selectors.candidates import Features, SelectorSecti
 from curation_assets.quality.filtered_pool import pool_table, stored_pool, without_filtered
 from curation_assets.signals.held_out import validation_key, validation_vectors
 from curation_assets.signals.store import SignalStore, shard_records, signal_dir
-from curation_assets.subsets.choose_in_duckdb import POOL_COLUMNS, READ_ROWS, Beside, Take, choose, reads_prompts
+from curation_assets.subsets.choose_in_duckdb import (
+    POOL_COLUMNS,
+    READ_ROWS,
+    Beside,
+    Take,
+    choose,
+    choose_ids,
+    reads_prompts,
+)
 from curation_assets.subsets.facts import Selection
-from curation_assets.subsets.thresholds import names_read
+from curation_assets.subsets.thresholds import Stage, names_read
 from curation_assets.workspace.fingerprints import input_fingerprint, shard_scores_fingerprint
 from curation_assets.workspace.workspace import Workspace, cache_folder
 from curation_resources.errors import UserError
@@ -159,11 +168,41 @@ def select_into(workspace: Workspace, subset: Subset, take: Take, explain: Take 
         SelectionError: a target has no manifest, or its scores were made with other parameters.
     """
     score = workspace.settings.score_of(subset)
-    scored = _scored_rows(workspace, subset)
+    scored, beside = _arriving(workspace, subset)
+    return select_from(workspace, subset, score, scored, take, beside, explain=explain)
+
+
+def _chosen_ids(workspace: Workspace, subset: Subset) -> tuple[pl.DataFrame, Sequence[Stage]]:
+    """Return the samples of a subset that is not stored as it would be now, in any order, and its funnel."""
+    score, selector = workspace.settings.score_of(subset), selector_of(workspace, subset)
+    scored, beside = _arriving(workspace, subset)
+    features = features_of(workspace, score)
+    found = [pl.DataFrame(schema={"sample_id": pl.String})]
+    engine = workspace.settings.engine
+    with spilling(cache_folder() / "selection", engine.selection_memory_mib) as spill:
+        funnel = choose_ids(
+            *(spill, scored, score, selector, subset, found.append, pool_table(workspace), features),
+            many=engine.rows_in_memory,
+            beside=beside,
+        )
+    return pl.concat(found), funnel
+
+
+def _arriving(workspace: Workspace, subset: Subset) -> tuple[Iterator[pl.DataFrame], Beside]:
+    """Return the rows that a subset is selected from, with stored scores, in pieces, and what is read beside them."""
+    score = workspace.settings.score_of(subset)
+    scored, beside = narrowed(workspace, _scored_rows(workspace, subset), beside_of(workspace, subset))
     if not reads_prompts(selector_of(workspace, subset), features_of(workspace, score), subset):
         # They take a fifth of all bytes.
         scored = scored.drop("prompt_id")
-    return select_from(workspace, subset, score, in_pieces(scored), take, explain=explain)
+    return in_pieces(scored), beside
+
+
+def narrowed(workspace: Workspace, rows: pl.LazyFrame, beside: Beside) -> tuple[pl.LazyFrame, Beside]:
+    """Return the rows of a pool that a subset is chosen from, if the ids of these fit into memory; else all rows."""
+    if beside.incoming is None or beside.incoming_rows > workspace.settings.engine.rows_in_memory:
+        return rows, beside
+    return rows.join(beside.incoming.select("sample_id"), on="sample_id", how="semi"), replace(beside, incoming=None)
 
 
 def _scored_rows(workspace: Workspace, subset: Subset) -> pl.LazyFrame:
@@ -175,7 +214,7 @@ def _scored_rows(workspace: Workspace, subset: Subset) -> pl.LazyFrame:
 
 
 def values_beside(workspace: Workspace, subset: Subset, target: str) -> list[pl.Expr]:
-    """Return the stored scores of a target that a subset reads beside its own, in the columns of `_beside`."""
+    """Return the stored scores of a target that a subset reads beside its own, in the columns of `beside_of`."""
     return [
         pl.col(name).alias(f"value_{place}")
         for place, name in enumerate(names_read(subset.score, subset.filters.scores))
@@ -183,13 +222,14 @@ def values_beside(workspace: Workspace, subset: Subset, target: str) -> list[pl.
     ]
 
 
-def _beside(workspace: Workspace, subset: Subset, score: ScoreSection) -> Beside:
+def beside_of(workspace: Workspace, subset: Subset) -> Beside:
     """Return what a subset's selection reads beside its own score; see `Beside`.
 
     Raises:
         SelectionError: another target has no manifest, or its scores were made with other parameters; or the subset
             that this one is chosen from cannot be selected.
     """
+    score = workspace.settings.score_of(subset)
     names = names_read(subset.score, subset.filters.scores)
     columns = {name: f"value_{place}" for place, name in enumerate(names)}
     if isinstance(subset.score, str):
@@ -207,8 +247,13 @@ def _beside(workspace: Workspace, subset: Subset, score: ScoreSection) -> Beside
         return Beside(columns, arriving, others)
     before = workspace.settings.subset(subset.parent)
     # A release is reproduced from the files that it was made from, so that its earlier stages are, too.
-    found = current(workspace, before) if workspace.only_shards is None else select(workspace, before)
-    return Beside(columns, arriving, others, found.rows.lazy(), found.selection.funnel)
+    if workspace.only_shards is None and is_current(workspace, before):
+        stored = workspace.warehouse.scan_table(tables.subset_path(before.name))
+        assert stored is not None
+        size = int(_stored(workspace, before)["rows"])
+        return Beside(columns, arriving, others, stored, size, stored_selection(workspace, before).funnel)
+    found, funnel = _chosen_ids(workspace, before)
+    return Beside(columns, arriving, others, found.lazy(), len(found), funnel)
 
 
 def in_pieces(rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
@@ -261,6 +306,7 @@ def select_from(
     score: ScoreSection,
     scored: Iterable[pl.DataFrame],
     take: Take,
+    beside: Beside,
     duplicates: int | None = None,
     explain: Take | None = None,
 ) -> Selection:
@@ -275,16 +321,16 @@ def select_from(
         score: its score.
         scored: see `choose`.
         take: receives the rows of table `subset`, best first, in pieces.
+        beside: see `choose`.
         duplicates: see `choose`.
         explain: see `choose`.
 
     Raises:
-        SelectionError: see `_beside`.
+
         QualityError: the corpus' filters have not been applied to some of the samples.
         SpillError: memory or disk is too small for the pool.
     """
     selector = subset.selector or method_of(score).default_selector(score)
-    beside = _beside(workspace, subset, score)
     features = features_of(workspace, score)
     engine = workspace.settings.engine
     with spilling(cache_folder() / "selection", engine.selection_memory_mib) as spill:

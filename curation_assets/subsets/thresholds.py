@@ -86,35 +86,41 @@ def apply_threshold(spill: Spill, number: int, threshold: Threshold, columns: Ma
         The number of eligible rows that have no such score.
     """
     if isinstance(threshold.score, str):
-        value, source = columns[threshold.score], "pool"
+        value = columns[threshold.score]
     else:
         combine(spill, threshold.score, columns, "compared")
-        value, source = "compared.combined", "pool left join compared using (sample_id)"
-    known = f"eligible and {finite(value)}"
-    drop = (
-        "update pool set eligible = false, may = false, dropped = {reason} where eligible and sample_id not in ({left})"
-    )
+        spill.run("create table with_compared as select * from pool left join compared using (sample_id)")
+        spill.run("drop table pool")
+        spill.run("alter table with_compared rename to pool")
+        spill.run("drop table compared")
+        value = "combined"
     before = spill.row("select count(*) from pool where eligible")[0]
-    spill.run(drop.format(reason=2 * number + NO_VALUE, left=f"select sample_id from {source} where {known}"))
+    _drop(spill, 2 * number + NO_VALUE, f"not {finite(value)}")
     left: int = spill.row("select count(*) from pool where eligible")[0]
     share = threshold.top if threshold.top is not None else threshold.bottom
     if share is None:
         bounds = [
             f"{value} {sign} {bound!r}::double"
-            for sign, bound in ((">=", threshold.at_least), ("<=", threshold.at_most))
+            for sign, bound in (("<", threshold.at_least), (">", threshold.at_most))
             if bound is not None
         ]
-        passing = f"select sample_id from {source} where {known} and {' and '.join(bounds)}"
+        _drop(spill, 2 * number + FAILED, f"({' or '.join(bounds)})")
     else:
         order = f"{value} {'desc' if threshold.top is not None else 'asc'}, sample_id"
-        passing = _share_of_groups(spill, source, known, order, GROUPS[threshold.within], share)
-    spill.run(drop.format(reason=2 * number + FAILED, left=passing))
-    spill.run("drop table if exists compared")
+        passing = _share_of_groups(spill, order, GROUPS[threshold.within], share)
+        _drop(spill, 2 * number + FAILED, f"sample_id not in ({passing})")
+    if value == "combined":
+        spill.run("alter table pool drop column combined")
     return int(before - left)
 
 
-def _share_of_groups(spill: Spill, source: str, condition: str, order: str, group: str, share: float) -> str:
-    """Return the query for the first ceil(share * n) rows of each group of n, in an order."""
+def _drop(spill: Spill, reason: int, condition: str) -> None:
+    """Make the eligible rows of table `pool` that fulfil a condition ineligible."""
+    spill.run(f"update pool set eligible = false, may = false, dropped = {reason} where eligible and {condition}")
+
+
+def _share_of_groups(spill: Spill, order: str, group: str, share: float) -> str:
+    """Return the query for the first ceil(share * n) eligible rows of each group of n, in an order."""
     exact = Fraction(str(share))
 
     def most(count: str) -> str:
@@ -122,13 +128,13 @@ def _share_of_groups(spill: Spill, source: str, condition: str, order: str, grou
         return f"({count}::hugeint * {exact.numerator} + {exact.denominator - 1}) // {exact.denominator}"
 
     if group == "0":
-        count = spill.row(f"select count(*) from {source} where {condition}")[0]
+        count = spill.row("select count(*) from pool where eligible")[0]
         limit = -(-count * exact.numerator // exact.denominator)
-        return f"select sample_id from {source} where {condition} order by {order} limit {limit}"
+        return f"select sample_id from pool where eligible order by {order} limit {limit}"
     place = f"row_number() over (partition by {group} order by {order})"
     return (
         f"select sample_id from (select sample_id, {place} as place, count(*) over (partition by {group}) as size "
-        f"from {source} where {condition}) where place <= {most('size')}"
+        f"from pool where eligible) where place <= {most('size')}"
     )
 
 

@@ -31,7 +31,15 @@ from curation_assets.signals.store import SignalStore
 from curation_assets.subsets.choose_in_duckdb import POOL_COLUMNS
 from curation_assets.subsets.eligibility import marked_right
 from curation_assets.subsets.facts import LENGTHS, Selection, emptied, source_advice, standardised_text
-from curation_assets.subsets.select import SelectionError, in_pieces, present_rows, select_from, values_beside
+from curation_assets.subsets.select import (
+    SelectionError,
+    beside_of,
+    in_pieces,
+    narrowed,
+    present_rows,
+    select_from,
+    values_beside,
+)
 from curation_assets.tables.signals import SignalName
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.sections import unknown
@@ -165,8 +173,9 @@ def what_if(
     pieces = [tables.SUBSET.empty()]
     present, count = present_rows(workspace, target)
     rows_read = present.select(*POOL_COLUMNS, *values_beside(workspace, subset, target.name))
+    rows_read, beside = narrowed(workspace, rows_read, beside_of(workspace, subset))
     scored, duplicates = _scored(workspace, target, score, rows_read, count)
-    selection = select_from(workspace, subset, score, scored, pieces.append, duplicates)
+    selection = select_from(workspace, subset, score, scored, pieces.append, beside, duplicates)
     rows, path = pl.concat(pieces), tables.subset_path(name)
     stored = workspace.warehouse.read_table(path) if workspace.warehouse.table_metadata(path) else None
     ids = pl.concat([rows.select("sample_id"), *([] if stored is None else [stored.select("sample_id")])])

@@ -95,14 +95,21 @@ def shard_rows(number: int, size: int) -> pl.DataFrame:
     return tables.SAMPLE_SCORES.conform(frame)
 
 
-def write_workspace(folder: Path, rows: int) -> None:
-    """A configuration with scores that are up to date, and what they rest on as far as choosing looks at it."""
+def write_workspace(folder: Path, rows: int, config: str = "", others: Sequence[str] = ()) -> None:
+    """A configuration with scores that are up to date, and what they rest on as far as choosing looks at it.
+
+    Args:
+        folder: where it goes.
+        rows: rows of the pool, copies included.
+        config: the configuration; default: a subset for each of KINDS.
+        others: names of further scores, with random values.
+    """
     from tests.models import write_tiny_model  # and with it torch, which no process that chooses loads
 
     (folder / "landing").mkdir()
     write_tiny_model(folder / "model", hidden=16, context=64)
     subsets = "".join(SUBSET.format(name, how) for name, how in KINDS.items())
-    (folder / "curation.yaml").write_text(CONFIG + subsets)
+    (folder / "curation.yaml").write_text(config or CONFIG + subsets)
     workspace = Workspace.load(folder / "curation.yaml")
     target, size = workspace.settings.target("t"), rows // SHARDS
     manifest = []
@@ -116,7 +123,10 @@ def write_workspace(folder: Path, rows: int) -> None:
             f"{tables.segmented_steps_dir()}/{shard}.parquet", tables.SEGMENTED_STEPS.empty(), steps
         )
         scores = f"{tables.sample_scores_dir('t')}/{shard}.parquet"
-        workspace.warehouse.write_table(scores, shard_rows(number, size), {"fingerprint": fingerprint})
+        frame = shard_rows(number, size)
+        draw = np.random.default_rng([1, number])
+        frame = frame.with_columns(**{name: pl.Series(draw.normal(size=size).round(4)) for name in others})
+        workspace.warehouse.write_table(scores, frame, {"fingerprint": fingerprint})
         manifest.append(
             {
                 "shard": shard,

@@ -174,7 +174,7 @@ def test_the_page_shows_the_funnel_and_what_each_threshold_dropped(workspace: Wo
     middle = subset_traces(workspace, workspace.settings.subset("middle"))
     # Not chosen, but with their combined score.
     assert middle.rows["score"].null_count() == 0
-    assert middle.rows.filter(pl.col("rank").is_null())["score"].max() <= middle.rows["score"].max()
+    assert middle.rows["rank"].null_count() > 0
 
 
 def test_baselines_are_drawn_from_what_a_subset_could_choose_from(workspace: Workspace) -> None:

@@ -86,7 +86,7 @@ def chosen(
     own = {"grace": "score"} if subset.score == "grace" else {}
     score, pieces = section_of(subset), [tables.SUBSET.empty()]
     ids = None if incoming is None else pl.LazyFrame({"sample_id": pl.Series(incoming, dtype=pl.String)})
-    beside = Beside(COLUMNS | own, ["value_0"], [other.lazy()], ids)
+    beside = Beside(COLUMNS | own, ["value_0"], [other.lazy()], ids, len(incoming or []))
     if isinstance(score, Combined):
         arrived = arrived.with_columns(score=pl.lit(None, dtype=pl.Float64))
     with spilling(place, 512) as spill:
@@ -102,10 +102,10 @@ def chosen(
 def twin(
     arrived: pl.DataFrame, other: pl.DataFrame, subset: Subset, incoming: list[str] | None = None
 ) -> in_memory.InMemory:
+    if incoming is not None:
+        arrived = arrived.filter(pl.col("sample_id").is_in(incoming))
     pool = resolve_duplicates(arrived)
     rows = pool.rows.join(other, on="sample_id", how="left", maintain_order="left")
-    if incoming is not None:
-        rows = rows.filter(pl.col("sample_id").is_in(incoming))
     columns = COLUMNS | {"grace": "score"}
     return in_memory.choose(
         Pool(rows, pool.duplicates), section_of(subset), subset.selector or Top(), subset, columns=columns

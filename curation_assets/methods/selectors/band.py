@@ -30,4 +30,4 @@ def _begins(selector: Band, eligible: int, candidates: int) -> int:
     return min(int(MIDDLE_BEGINS * eligible), candidates) if selector.band == "middle" else 0
 
 
-SELECTORS = [Selector(Band, rank=_rank, begins=_begins)]
+SELECTORS = [Selector(Band, rank=_rank, begins=_begins, reads=frozenset())]

@@ -41,6 +41,7 @@ class Selector:
         rank: returns the keys of candidates, which may be a part of the pool; None if it has `order`.
         per_prompt: with `rank`: returns how many samples of each prompt it takes ("original": as many as the prompt had
             before others were added; None: all); samples that are alone with their prompt are left out.
+        reads: with `rank`: the columns of the pool, other than sample_id, that it reads; None: it may read any.
         begins: with `rank`: returns the rank at which the order begins, given the numbers of eligible samples and of
             candidates; the ranks before it follow at the end, backwards.
         vectors: True if it compares samples by vectors.
@@ -56,6 +57,7 @@ class Selector:
     rank: Callable[[Any, Candidates], Keys] | None = None
     per_prompt: Callable[[Any], int | Literal["original"] | None] | None = None
     begins: Callable[[Any, int, int], int] | None = None
+    reads: frozenset[str] | None = None
     vectors: bool = False
     signal: SignalName | None = None
     validation: bool = False

@@ -103,4 +103,6 @@ def _most(selector: PerPrompt) -> int | Literal["original"] | None:
     return 1 if selector.variant in ("closest_1", "random_1") else selector.k
 
 
-SELECTORS = [Selector(PerPrompt, rank=_rank, per_prompt=_most)]
+READS = frozenset({"source", "generator", "correct", "verified", "reward"})
+
+SELECTORS = [Selector(PerPrompt, rank=_rank, per_prompt=_most, reads=READS)]

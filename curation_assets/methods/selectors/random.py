@@ -21,4 +21,4 @@ def _rank(selector: Random, found: Candidates) -> Keys:
     return Keys(uniform(found.pool["sample_id"], selector.seed).to_numpy())
 
 
-SELECTORS = [Selector(Random, rank=_rank)]
+SELECTORS = [Selector(Random, rank=_rank, reads=frozenset())]

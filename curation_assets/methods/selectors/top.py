@@ -20,4 +20,4 @@ def _rank(selector: Top, found: Candidates) -> Keys:
     return Keys(found.by_score(found.highest_first if selector.order is None else selector.order == "highest"))
 
 
-SELECTORS = [Selector(Top, rank=_rank)]
+SELECTORS = [Selector(Top, rank=_rank, reads=frozenset())]
