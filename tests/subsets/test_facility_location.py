@@ -114,7 +114,11 @@ def test_neighbours_are_those_of_all_pairs(count: int, seed: int, kind: str, wan
         assert [(j, s) for j, s in zip(positions[row].tolist(), found[row].tolist(), strict=True) if s > 0.0] == held
 
 
-def test_neighbours_that_fp32_cannot_tell_apart() -> None:
+@pytest.mark.parametrize("tight", [False, True])
+def test_neighbours_that_fp32_cannot_tell_apart(tight: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if tight:
+        # Exactly as many as wanted are found at first.
+        monkeypatch.setattr(module, "_least", lambda product, wanted: np.sort(product, axis=1)[:, -wanted])
     # A thousand vectors within 1e-5 of each other: the fp32 products of most are equal.
     rng = np.random.default_rng(1)
     vectors = rng.normal(size=64) + 1e-4 * rng.normal(size=(1000, 64))

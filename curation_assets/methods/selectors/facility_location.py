@@ -175,8 +175,9 @@ def nearest(vectors: NDArray[np.floating], neighbours: int) -> tuple[NDArray[np.
     single = points.astype(np.float32)
     count = len(points)
     wanted = min(neighbours, count)
-    # A sum of d products of unit vectors in fp32, in any order, is wrong by at most d 2^-24; vectors are rounded, too.
-    error = np.float32((points.shape[1] + 4) * 2.0**-24)
+    # A sum of d products of unit vectors in fp32, in any order, is wrong by at most about d 2^-24. Vectors and cosines
+    # are rounded, too.
+    error = (points.shape[1] + 8) * 2.0**-24
     positions = np.zeros((count, wanted), dtype=np.int32)
     found = np.zeros((count, wanted), dtype=np.float32)
     other = np.flatnonzero(single.any(axis=1))
@@ -192,14 +193,10 @@ def nearest(vectors: NDArray[np.floating], neighbours: int) -> tuple[NDArray[np.
             near = np.flatnonzero(approximate >= least)
             if len(near) < wanted:
                 near = np.arange(len(other))
-            if len(near) > wanted:
-                values = approximate[near]
-                last = np.partition(values, len(near) - wanted)[len(near) - wanted]
-                # The true k-th cosine is at least last - error; one that may reach it is computed as last - 2 error.
-                if last - 2.0 * error < least and len(near) < len(other):
-                    near = np.flatnonzero(approximate >= last - 2.0 * error)
-                else:
-                    near = near[values >= last - 2.0 * error]
+            values = approximate[near]
+            # The k-th cosine is at least the computed k-th - error, and what reaches it is computed as that - error.
+            bound = float(np.partition(values, len(near) - wanted)[len(near) - wanted]) - 2.0 * error
+            near = np.flatnonzero(approximate >= bound) if bound < least else near[values >= bound]
             places = other[near]
             similarity = similarities(points[row : row + 1], points[places])[0]
             best = np.lexsort((places, -similarity))[:wanted]
