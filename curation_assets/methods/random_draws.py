@@ -22,6 +22,14 @@ def uniform(sample_ids: pl.Series, seed: int) -> pl.Series:
     return pl.Series((draw_bits(sample_ids, seed) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
+def sequence(count: int, seed: int) -> NDArray[np.float64]:
+    """Return draws number 0 to `count` - 1 from [0, 1) of a seed; they are unrelated to those of `uniform`."""
+    numbers = np.arange(count, dtype=np.uint64)
+    bits = _mix(numbers + _mix(_mix(np.full(1, seed, dtype=np.uint64))))
+    drawn: NDArray[np.float64] = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return drawn
+
+
 def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     state = state + np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

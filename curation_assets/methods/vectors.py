@@ -15,6 +15,9 @@ GRID = 2.0**26
 ROWS_BYTES = 512 * 2**20
 """Memory limit for the cosines that `cosine_rows` holds at once."""
 
+UNITS = 2.0**23
+"""`similarities` counts cosines in units of 1 / UNITS: whole numbers that fp32 holds exactly, and fp64 adds exactly."""
+
 Vectors = NDArray[np.float32]
 
 
@@ -52,6 +55,24 @@ def cosine_rows(others: NDArray[np.floating], vectors: NDArray[np.floating]) -> 
         for places, block in cosines(vectors, members):
             rows[:, places] = block.T
         yield from rows
+
+
+def directions(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return vectors [N, d] scaled to unit length, for `similarities`; a zero vector stays zero."""
+    return _on_grid(unit(vectors))
+
+
+def similarities(left: NDArray[np.float64], right: NDArray[np.float64]) -> Vectors:
+    """Return cosines of directions [N, d] and [M, d] as whole numbers of 1 / UNITS [N, M], from -UNITS to UNITS.
+
+    They do not depend on the position or the number of rows, and sums of up to 2^30 of them are exact in fp64. The
+    cosine with a zero vector is 0.
+    """
+    found = left @ right.T
+    found *= UNITS
+    np.rint(found, out=found)
+    np.clip(found, -UNITS, UNITS, out=found)
+    return found.astype(np.float32)
 
 
 def _on_grid(vectors: Vectors) -> NDArray[np.float64]:

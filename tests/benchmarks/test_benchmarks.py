@@ -47,6 +47,12 @@ KEYS = {
         "k_center_speedup",
         "round_robin_speedup",
     },
+    "recipes": {
+        "facility_speedup",
+        "facility_scale_seconds",
+        "facility_scale_peak_gib",
+        "facility_loss_percent_clusters",
+    },
     "incremental": {
         "extra_tokens_new",
         "extra_tokens_changed",

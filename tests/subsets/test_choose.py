@@ -21,12 +21,17 @@ from curation_assets.config.settings import Budget, Filters, Subset
 from curation_assets.corpus.duplicates import Pool, resolve_duplicates
 from curation_assets.methods.apportionment import largest_remainders
 from curation_assets.methods.grace import GraceScore
+from curation_assets.methods.selectors.balanced import Balanced
 from curation_assets.methods.selectors.band import Band
-from curation_assets.methods.selectors.candidates import Features
+from curation_assets.methods.selectors.candidates import Features, SelectorSection
+from curation_assets.methods.selectors.cluster_medoids import ClusterMedoids
+from curation_assets.methods.selectors.facility_location import FacilityLocation
 from curation_assets.methods.selectors.k_center import KCenter
+from curation_assets.methods.selectors.novel import Novel
 from curation_assets.methods.selectors.per_prompt import Original, PerPrompt
 from curation_assets.methods.selectors.random import Random
 from curation_assets.methods.selectors.top import Top
+from curation_assets.methods.selectors.weighted_draw import WeightedDraw
 from curation_assets.quality.checks import QualityError
 from curation_assets.subsets.budget import Prefix, Shares
 from curation_assets.subsets.choose_in_duckdb import POOL_COLUMNS, choose
@@ -77,6 +82,8 @@ SELECTORS = st.one_of(
     st.builds(Top, order=st.sampled_from([None, "highest", "lowest"])),
     st.builds(Band, band=st.sampled_from(["low", "middle", "high"])),
     st.builds(Random, seed=st.integers(0, 3)),
+    st.builds(WeightedDraw, seed=st.integers(0, 3)),
+    st.builds(Balanced, by=st.sampled_from([["source"], ["domain", "generator"]])),
     st.builds(
         PerPrompt,
         variant=st.sampled_from(
@@ -243,17 +250,28 @@ def test_both_ways_agree_over_many_pieces(
     assert_equal(with_numpy(arrived, subset), rows, found)
 
 
-@pytest.mark.parametrize("budget", [Budget(fraction=0.3), Budget(tokens=900)])
+ORDERING = [
+    KCenter(seed=2),
+    FacilityLocation(),
+    Novel(tau=0.7),
+    ClusterMedoids(clusters=5),
+    Balanced(by=["domain", "source"]),
+    WeightedDraw(seed=1),
+]
+
+
+@pytest.mark.parametrize("selector", ORDERING, ids=lambda selector: selector.kind)
+@pytest.mark.parametrize("budget", [Budget(fraction=0.3), Budget(tokens=900)], ids=["fraction", "tokens"])
 @pytest.mark.parametrize(("stratify", "standardise"), [([], None), (["source", "length"], None), ([], "source")])
 def test_a_selector_with_an_order_of_its_own_gets_all_candidates(
-    tmp_path: Path, budget: Budget, stratify: Any, standardise: Any
+    tmp_path: Path, selector: SelectorSection, budget: Budget, stratify: Any, standardise: Any
 ) -> None:
     arrived = many(400)
     subset = Subset(
         name="s",
         score="grace",
         budget=budget,
-        selector=KCenter(seed=2),
+        selector=selector,
         stratify=stratify,
         standardise=standardise,
     )
@@ -263,10 +281,10 @@ def test_a_selector_with_an_order_of_its_own_gets_all_candidates(
         return np.array([[int(digit, 16) for digit in sample] for sample in ids], dtype=np.float64) @ width
 
     features = Features(vectors)
-    held = in_memory.choose(resolve_duplicates(arrived), SCORE, KCenter(seed=2), subset, features)
+    held = in_memory.choose(resolve_duplicates(arrived), SCORE, selector, subset, features)
     pieces: list[pl.DataFrame] = []
     with spilling(tmp_path, 512) as spill:
-        found = choose(spill, [arrived], SCORE, KCenter(seed=2), subset, pieces.append, None, features)
+        found = choose(spill, [arrived], SCORE, selector, subset, pieces.append, None, features)
     assert_equal(held, pl.concat(pieces), found)
 
 

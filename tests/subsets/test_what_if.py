@@ -190,7 +190,7 @@ def test_nothing_is_stored(workspace: Workspace) -> None:
         (
             ["selector.kind=nosuch"],
             None,
-            "selector.kind: unknown kind 'nosuch'; known values are band, k_center, per_prompt",
+            "selector.kind: unknown kind 'nosuch'; known values are balanced, band, cluster_medoids, facility_location",
         ),
         (["target=foo"], None, "target: there is no target 'foo'; targets are tiny"),
         (["score=grce"], None, "score: there is no score 'grce'; did you mean 'grace'?"),

@@ -31,6 +31,10 @@ class SelectorSection(Section):
     kind: str
 
 
+class VectorSelector(SelectorSection):
+    """Parameters of a selector that compares samples by their vectors."""
+
+
 @dataclass(frozen=True)
 class Selector:
     """The declaration of a selector.
