@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from curation_assets.config.checkpoint_settings import Perturbation, Warmup
 from curation_assets.config.corpus_settings import Corpus, ValidationSet
@@ -20,7 +20,7 @@ from curation_assets.methods.selectors.candidates import Selector, SelectorSecti
 from curation_assets.methods.selectors.registry import SELECTORS, selector_of
 from curation_assets.tables import SAMPLE_SCORES
 from curation_assets.tables.signals import ALONG_A_RUN, OF_KIND, Kind, SignalName
-from curation_resources.models.judge import DIFFICULTY_PROMPT, TAGS_PROMPT
+from curation_resources.models.judge import COMPLEXITY_PROMPT, DIFFICULTY_PROMPT, QUALITY_PROMPT, QUESTIONS, TAGS_PROMPT
 from curation_resources.scoring.gradient_spec import FeatureError, FeatureSpec, GradientWeights
 from curation_resources.scoring.samples import Proxy
 from curation_resources.scoring.spec import Template
@@ -91,6 +91,13 @@ class Endpoint(Section):
     difficulty_prompt: str = Field(
         DIFFICULTY_PROMPT, description="prompt for difficulty; {prompt} is replaced by the sample's prompt"
     )
+    complexity_prompt: str = Field(
+        COMPLEXITY_PROMPT, description="prompt for complexity; {prompt} is replaced by the sample's prompt"
+    )
+    quality_prompt: str = Field(
+        QUALITY_PROMPT,
+        description="prompt for quality; {prompt} is replaced by the sample's prompt, {response} by its response",
+    )
     temperature: float = Field(0.0, ge=0)
     max_tokens: int = Field(512, ge=1, description="maximum tokens per reply")
     workers: int = Field(8, ge=1, le=256, description="concurrent requests")
@@ -100,11 +107,16 @@ class Endpoint(Section):
         0, ge=0, description="increase to repeat only the requests that were refused or could not be parsed"
     )
 
-    @field_validator("tags_prompt", "difficulty_prompt")
+    @field_validator(*(kind.template for kind in QUESTIONS.values()))
     @classmethod
-    def _the_prompt_is_shown(cls, text: str) -> str:
-        if "{prompt}" not in text:
-            raise ValueError("the question does not contain the sample's prompt. Put {prompt} where the prompt goes.")
+    def _the_sample_is_shown(cls, text: str, field: ValidationInfo) -> str:
+        (kind,) = (kind for kind in QUESTIONS.values() if kind.template == field.field_name)
+        for placeholder in kind.placeholders:
+            if placeholder not in text:
+                part = placeholder.strip("{}")
+                raise ValueError(
+                    f"the question does not contain the sample's {part}. Put {placeholder} where the {part} goes."
+                )
         return text
 
 
@@ -134,7 +146,7 @@ class Target(Section):
         default=Perturbation(), description="checkpoints at which perturbed_losses are measured"
     )
     endpoint: Endpoint | None = Field(
-        None, description="query `model` at this endpoint, as a judge: instruction_tags, difficulty"
+        None, description="query `model` at this endpoint, as a judge: " + ", ".join(OF_KIND["judge"])
     )
     gradients: Gradients = Field(
         default=Gradients(), description="parameters and projection of gradient norms and features"

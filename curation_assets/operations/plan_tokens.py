@@ -35,7 +35,7 @@ from curation_assets.workspace.held_out_files import ValidationSetError
 from curation_assets.workspace.purge_list import PurgedList, copy_purged
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.models.embedder import describe_text, text_limits
-from curation_resources.models.judge import JudgeSpec, tokens_by_bytes
+from curation_resources.models.judge import QUESTIONS, JudgeSpec, tokens_by_bytes
 from curation_resources.models.reward import conversation_ids, describe_conversation
 from curation_resources.progress import track
 from curation_resources.quiet import quieten_transformers
@@ -468,7 +468,10 @@ def _question_counter(spec: JudgeSpec) -> Counter:
     def count(samples: Sequence[Sample], request: Request) -> Iterator[Counted]:
         for sample in samples:
             prompt = "".join(turn["content"] for turn in sample.messages)
-            asked = sum(tokens_by_bytes(spec.question(question) + prompt) for question in request.questions)
+            asked = 0
+            for question in request.questions:
+                response = sample.response if QUESTIONS[question].reads_response else ""
+                asked += tokens_by_bytes(spec.question(question) + prompt + response)
             tokens = 0 if sample.images else asked
             yield sample.sample_id, tokens, tokens, 0, 0
 

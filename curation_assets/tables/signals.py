@@ -417,6 +417,16 @@ DIFFICULTY = _signal(
 )
 
 
+def _rating(name: str, meaning: str) -> Table:
+    """Return the table of a judge's ratings from 1 to 6, in the column of its name."""
+    rating = Column(pl.Int32, "from 1 to 6; null if the reply does not start with such a number", nullable=True)
+    return _signal(name, meaning, {name: rating, "reply": REPLY}, tokens=JUDGE_TOKENS)
+
+
+COMPLEXITY = _rating("complexity", "complexity of each prompt according to a judge")
+QUALITY = _rating("quality", "quality of each response to its prompt according to a judge")
+
+
 def _flag(field: str) -> Callable[[Any], Mapping[str, object]]:
     """Return a request that sets one field to True."""
     return lambda _target: {field: True}
@@ -569,6 +579,20 @@ _DECLARED = (
         "difficulty",
         partial(rows.judgements, "difficulty", "difficulty"),
         lambda _target: {"questions": ("difficulty",)},
+        kind="judge",
+    ),
+    Signal(
+        COMPLEXITY,
+        "complexity",
+        partial(rows.judgements, "complexity", "complexity"),
+        lambda _target: {"questions": ("complexity",)},
+        kind="judge",
+    ),
+    Signal(
+        QUALITY,
+        "quality",
+        partial(rows.judgements, "quality", "quality"),
+        lambda _target: {"questions": ("quality",)},
         kind="judge",
     ),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from curation_assets import tables
 from curation_assets.config.settings import Target
@@ -105,6 +105,8 @@ def judge_spec(target: Target) -> JudgeSpec:
         key_variable=endpoint.key_variable,
         tags_prompt=endpoint.tags_prompt,
         difficulty_prompt=endpoint.difficulty_prompt,
+        complexity_prompt=endpoint.complexity_prompt,
+        quality_prompt=endpoint.quality_prompt,
         temperature=endpoint.temperature,
         max_tokens=endpoint.max_tokens,
         workers=endpoint.workers,
@@ -295,7 +297,7 @@ def signal_fingerprint(
     if weights is None:
         return None
     if target.endpoint is not None:
-        question: Question = "instruction_tags" if signal == "instruction_tags" else "difficulty"
+        question = cast("Question", signal)
         return digest(signal, SIGNAL_VERSIONS[signal], "judge", spec_facts(judge_spec(target), question))
     folder = workspace.model_folder(target)
     parts: list[object] = [weights, tokenizer_digest(folder, workspace.cache)]

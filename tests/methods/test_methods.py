@@ -86,6 +86,8 @@ def signal_rows(signal: SignalName, rng: random.Random, ids: list[str]) -> pl.Da
             "influence": [k / 10, 0.25],
             "tags": k,
             "difficulty": k + 1,
+            "complexity": k,
+            "quality": 6 - k,
             "names": ["a"] * k,
             "reply": "2",
             "mean_nll": 2.0 + rng.random(),

@@ -44,6 +44,8 @@ OTHER_PASSES = (
     "rewards",
     "instruction_tags",
     "difficulty",
+    "complexity",
+    "quality",
 )
 PASS_SIGNALS = tuple(signal for signal in SIGNALS if signal not in OTHER_PASSES)
 """All signals of one pass over a language model, of its weights as they are."""

@@ -182,7 +182,7 @@ def test_a_request_asks_for_nothing_but_the_signals() -> None:
         gradient_norms="auto",
         in_run=True,
         rewards=True,
-        questions=("instruction_tags", "difficulty"),
+        questions=("instruction_tags", "difficulty", "complexity", "quality"),
         features=FeatureSpec(),
         trajectory_features=FeatureSpec(),
         trajectory_adam_features=FeatureSpec(),

@@ -1,7 +1,8 @@
 """An LLM judge behind any OpenAI-compatible endpoint: prompts, a content-addressed reply cache, and parsing.
 
-Questions are about a sample's prompt: how many intentions it has (InsTag), and how difficult it is. A reply that
-cannot be parsed yields no value. See docs/methods.md, "Reward models and judges".
+Questions are about a sample's prompt (how many intentions it has, InsTag; how difficult and how complex it is), or
+about the response to it (how good it is). A reply that cannot be parsed yields no value. See docs/methods.md, "Reward
+models and judges".
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import urllib3
 
@@ -43,6 +44,25 @@ to 10 (an expert needs long)? Write the number alone on the first line.
 Request:
 {prompt}"""
 
+COMPLEXITY_PROMPT = """\
+Below is a request that somebody made of an assistant. How complex is it, from 1 (a single plain demand) to 6 (many
+demands, conditions or steps of reasoning that depend on one another)? Rate what it asks for, not how it is worded.
+Write the number alone on the first line.
+
+Request:
+{prompt}"""
+
+QUALITY_PROMPT = """\
+Below are a request that somebody made of an assistant, and the assistant's response. How good is the response, from 1
+(wrong, empty or beside the point) to 6 (correct, complete, clear and exactly what was asked for)? A longer response is
+not a better one. Write the number alone on the first line.
+
+Request:
+{prompt}
+
+Response:
+{response}"""
+
 TAG = re.compile(r'"tag"\s*:')
 TAG_NAME = re.compile(r'"tag"\s*:\s*"((?:[^"\\]|\\.)*)"')
 SCORE = re.compile(r"^\s*(\d+)")
@@ -67,7 +87,33 @@ BYTES_A_TOKEN = 4
 """Bytes per token for endpoints that do not report token usage."""
 
 
-QUESTIONS: tuple[Question, ...] = get_args(Question)
+@dataclass(frozen=True)
+class QuestionKind:
+    """A question that a judge can be asked about a sample.
+
+    Attributes:
+        template: the field of `JudgeSpec` and of `endpoint` with its wording.
+        scale: lowest and highest valid rating; None if the reply is a list of tags.
+        placeholders: what the wording must contain.
+    """
+
+    template: str
+    scale: tuple[int, int] | None
+    placeholders: tuple[str, ...] = ("{prompt}",)
+
+    @property
+    def reads_response(self) -> bool:
+        """Return whether it is asked about each response; otherwise all responses to a prompt share one request."""
+        return "{response}" in self.placeholders
+
+
+QUESTIONS: dict[Question, QuestionKind] = {
+    "instruction_tags": QuestionKind("tags_prompt", None),
+    "difficulty": QuestionKind("difficulty_prompt", (1, 10)),
+    "complexity": QuestionKind("complexity_prompt", (1, 6)),
+    "quality": QuestionKind("quality_prompt", (1, 6), ("{prompt}", "{response}")),
+}
+PLACEHOLDER = re.compile(r"\{(?:prompt|response)\}")
 
 
 class JudgeError(UserError):
@@ -89,6 +135,8 @@ class JudgeSpec:
         key_variable: environment variable with the key, or None if the endpoint needs no key.
         tags_prompt: question about intentions; `{prompt}` stands for the sample's prompt.
         difficulty_prompt: question about difficulty.
+        complexity_prompt: question about complexity.
+        quality_prompt: question about the response; `{response}` stands for it.
         temperature: sampling temperature.
         max_tokens: maximum tokens of a reply.
         workers: concurrent requests.
@@ -104,6 +152,8 @@ class JudgeSpec:
     key_variable: str | None = None
     tags_prompt: str = TAGS_PROMPT
     difficulty_prompt: str = DIFFICULTY_PROMPT
+    complexity_prompt: str = COMPLEXITY_PROMPT
+    quality_prompt: str = QUALITY_PROMPT
     temperature: float = 0.0
     max_tokens: int = 512
     workers: int = 8
@@ -112,11 +162,16 @@ class JudgeSpec:
 
     def question(self, kind: Question) -> str:
         """Return the prompt template of a kind of question."""
-        return self.tags_prompt if kind == "instruction_tags" else self.difficulty_prompt
+        template: str = getattr(self, QUESTIONS[kind].template)
+        return template
 
     def about(self, kind: Question, sample: Sample) -> str:
-        """Return the question about a sample's prompt."""
-        return self.question(kind).replace("{prompt}", "\n".join(map(turn_text, sample.messages)))
+        """Return the question about a sample's prompt, or about its response."""
+        texts = {"{prompt}": "\n".join(map(turn_text, sample.messages))}
+        if QUESTIONS[kind].reads_response:
+            texts["{response}"] = sample.response
+        # In a single pass: a prompt may contain a placeholder itself.
+        return PLACEHOLDER.sub(lambda found: texts.get(found[0], found[0]), self.question(kind))
 
 
 class JudgeScorer:
@@ -360,15 +415,16 @@ def tokens_by_bytes(text: str) -> int:
 
 
 def parse(kind: Question, reply: str, tokens: int) -> Judgement:
-    """Parse a reply into its number of tags, or a score from 1 to 10; the value is None if parsing fails."""
-    if kind == "instruction_tags":
+    """Parse a reply into its number of tags, or a rating within its scale; the value is None if parsing fails."""
+    scale = QUESTIONS[kind].scale
+    if scale is None:
         count = len(TAG.findall(reply))
         # An empty list is a valid answer: the prompt has no tags.
         value = count if count or reply.strip() == "[]" else None
         return Judgement(value, reply, tokens, TAG_NAME.findall(reply))
     found = SCORE.match(reply)
-    score = int(found[1]) if found and len(found[1]) <= 2 else 0
-    return Judgement(score if 1 <= score <= 10 else None, reply, tokens, [])
+    rating = int(found[1]) if found and len(found[1]) <= 2 else 0
+    return Judgement(rating if scale[0] <= rating <= scale[1] else None, reply, tokens, [])
 
 
 def spec_facts(spec: JudgeSpec, question: Question | None = None) -> dict[str, object]:

@@ -60,7 +60,7 @@ class GradientFeatures:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A judge's verdict on a sample's prompt.
+    """A judge's verdict on a sample's prompt or response.
 
     Attributes:
         value: the requested number; None if the reply has none.

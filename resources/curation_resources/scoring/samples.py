@@ -43,8 +43,8 @@ Pooling = Literal["mean", "last", "position_weighted", "text"]
 AnswerPrefix = Literal["", "### Response:"]
 """Text before a response whose prompt is left out: none (Superfiltering), or Alpaca's heading (Cherry LLM)."""
 
-Question = Literal["instruction_tags", "difficulty"]
-"""A judge's question about a prompt: see `curation_resources.models.judge`."""
+Question = Literal["instruction_tags", "difficulty", "complexity", "quality"]
+"""A judge's question about a prompt, or about the response to it: see `curation_resources.models.judge`."""
 
 
 @dataclass(frozen=True)
