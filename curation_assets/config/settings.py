@@ -21,6 +21,7 @@ from curation_assets.methods.selectors.registry import SELECTORS, selector_of
 from curation_assets.tables import SAMPLE_SCORES
 from curation_assets.tables.signals import ALONG_A_RUN, OF_KIND, Kind, SignalName
 from curation_resources.models.judge import COMPLEXITY_PROMPT, DIFFICULTY_PROMPT, QUALITY_PROMPT, QUESTIONS, TAGS_PROMPT
+from curation_resources.models.solving import SolvingSpec
 from curation_resources.scoring.gradient_spec import FeatureError, FeatureSpec, GradientWeights
 from curation_resources.scoring.samples import Proxy
 from curation_resources.scoring.spec import Template
@@ -73,7 +74,8 @@ class Gradients(Section):
 
 
 class Endpoint(Section):
-    """An OpenAI-compatible endpoint that serves a target's `model` as a judge; `limits.tokens` bounds its use."""
+    """An OpenAI-compatible endpoint that serves a target's `model`, as a judge or to solve prompts; `limits.tokens`
+    bounds its use."""
 
     url: str = Field(
         pattern=r"^https?://[^\s@]+$",
@@ -120,6 +122,33 @@ class Endpoint(Section):
         return text
 
 
+class Solving(Section):
+    """How an endpoint's model answers the prompts of a pool, for signal solve_rate; all of it is part of its key."""
+
+    answers: int = Field(4, ge=1, description="answers per prompt")
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_tokens: int = Field(4096, ge=1, description="maximum tokens per answer; one that is cut off is mostly wrong")
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**31,
+        description="seed of the first request for a prompt; later ones add the number of answers that are there",
+    )
+
+    @model_validator(mode="after")
+    def _answers_differ(self) -> Solving:
+        if self.temperature == 0 and self.answers > 1:
+            raise ValueError(
+                "with temperature: 0, all answers to a prompt are equal. Raise it, or ask once (answers: 1)."
+            )
+        return self
+
+    def spec(self) -> SolvingSpec:
+        """Return the settings in the form that the client of the endpoint expects."""
+        return SolvingSpec(**self.model_dump())
+
+
 KIND_TEXT = {"embedding": "an embedding model", "reward": "a reward model", "judge": "a judge"}
 
 
@@ -148,6 +177,7 @@ class Target(Section):
     endpoint: Endpoint | None = Field(
         None, description="query `model` at this endpoint, as a judge: " + ", ".join(OF_KIND["judge"])
     )
+    solving: Solving = Field(default=Solving(), description="how solve_rate is measured")
     gradients: Gradients = Field(
         default=Gradients(), description="parameters and projection of gradient norms and features"
     )
@@ -216,7 +246,10 @@ class Target(Section):
             )
             return f"{reason}. Measure {others[0]} with another target."
         if any(kind == "judge" for kind, _ in own) and self.endpoint is None:
-            return f"{own[0][1]} is measured by a judge. Name its endpoint, as in endpoint: {{url: http://HOST/v1}}."
+            return (
+                f"{own[0][1]} is measured by a model at an endpoint. Name its endpoint, as in endpoint: "
+                "{url: http://HOST/v1}."
+            )
         if self.kind != "language" and self.warmup != "none":
             return f"{KIND_TEXT[self.kind]} is measured without training. Add warmup: none."
         return None

@@ -424,6 +424,23 @@ def _rating(name: str, meaning: str) -> Table:
 
 
 COMPLEXITY = _rating("complexity", "complexity of each prompt according to a judge")
+SOLVE_RATE = _signal(
+    "solve_rate",
+    "a model's own answers to each prompt, compared with the row's answer",
+    {
+        "solve_rate": Column(pl.Float64, "share of right answers, from 0 to 1; null if it is not known", nullable=True),
+        "answers": Column(pl.Int32, "answers that the model gave", nullable=True),
+        "answered": Column(pl.Int32, "answers of these that state one, by the markers of segmentation", nullable=True),
+        "right": Column(pl.Int32, "answers of these that equal the row's", nullable=True),
+        "stated": Column(
+            pl.List(pl.String), "what each answer states [answers]; null for one that states nothing", nullable=True
+        ),
+        "refusal": Column(pl.String, "the endpoint's message if it refused the prompt", nullable=True),
+    },
+    tokens=Column(
+        pl.Int32, "tokens of prompt and answers; 0 if the same prompt was asked before, or not asked", "tokens"
+    ),
+)
 QUALITY = _rating("quality", "quality of each response to its prompt according to a judge")
 
 
@@ -595,6 +612,8 @@ _DECLARED = (
         lambda _target: {"questions": ("quality",)},
         kind="judge",
     ),
+    # Raise its version if `steps.correctness.same_answer` changes.
+    Signal(SOLVE_RATE, "solve_rate", rows.solve_rates, _flag("solving"), kind="judge"),
 )
 
 SIGNALS: dict[SignalName, Signal] = {signal.name: signal for signal in _DECLARED}

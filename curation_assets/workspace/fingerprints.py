@@ -40,6 +40,7 @@ from curation_resources.models.model_files import (
     tokenizer_digest,
     weights_digest,
 )
+from curation_resources.models.solving import solving_facts
 from curation_resources.scoring.samples import Question
 from curation_resources.storage.digests import digest
 from curation_resources.training.files import RECORD, TRAINER_VERSION
@@ -112,6 +113,7 @@ def judge_spec(target: Target) -> JudgeSpec:
         workers=endpoint.workers,
         timeout=endpoint.timeout_seconds,
         attempts=endpoint.attempts,
+        solving=target.solving.spec(),
     )
 
 
@@ -297,6 +299,10 @@ def signal_fingerprint(
     if weights is None:
         return None
     if target.endpoint is not None:
+        if signal == "solve_rate":
+            # The version of the segmentation stands for the rules by which an answer is found in a text.
+            facts = [target.model, target.revision, solving_facts(target.solving.spec()), SEGMENTATION_VERSION]
+            return digest(signal, SIGNAL_VERSIONS[signal], "answers", *facts)
         question = cast("Question", signal)
         return digest(signal, SIGNAL_VERSIONS[signal], "judge", spec_facts(judge_spec(target), question))
     folder = workspace.model_folder(target)

@@ -46,6 +46,7 @@ OTHER_PASSES = (
     "difficulty",
     "complexity",
     "quality",
+    "solve_rate",
 )
 PASS_SIGNALS = tuple(signal for signal in SIGNALS if signal not in OTHER_PASSES)
 """All signals of one pass over a language model, of its weights as they are."""

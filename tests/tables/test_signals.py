@@ -183,6 +183,7 @@ def test_a_request_asks_for_nothing_but_the_signals() -> None:
         in_run=True,
         rewards=True,
         questions=("instruction_tags", "difficulty", "complexity", "quality"),
+        solving=True,
         features=FeatureSpec(),
         trajectory_features=FeatureSpec(),
         trajectory_adam_features=FeatureSpec(),

@@ -76,6 +76,27 @@ class Judgement:
 
 
 @dataclass(frozen=True)
+class Solved:
+    """A model's own answers to a sample's prompt, compared with the sample's reference.
+
+    Attributes:
+        rate: share of right answers; None if it is not known.
+        stated: the answer that each text states; None for a text that states none, which is wrong.
+        right: number of right answers.
+        tokens: tokens of prompts and answers; 0 for answers that were asked for before.
+        flags: why there is no rate, or warnings about it.
+        refusal: the endpoint's message, if it refused the prompt.
+    """
+
+    rate: float | None
+    stated: list[str | None]
+    right: int
+    tokens: int
+    flags: list[str]
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
 class DirectAnswer:
     """The likelihood of a response as a text of its own, as IFD's released code measures it.
 

@@ -20,6 +20,7 @@ from curation_resources.scoring.results import (
     Likelihoods,
     SequenceLikelihoods,
     SequenceUncertainty,
+    Solved,
     StepGradients,
 )
 
@@ -87,6 +88,7 @@ class Sample:
         segments: spans to measure, disjoint.
         images: the prompt's images in the order in which it shows them. A turn shows an image at each `<image>` in its
             content; if no turn has one, all are shown at the start of the first user turn.
+        reference: the correct answer, if the row has one.
     """
 
     sample_id: str
@@ -94,6 +96,7 @@ class Sample:
     response: str
     segments: Sequence[Segment] = ()
     images: Sequence[ImageSource] = ()
+    reference: str | None = None
 
 
 def without_nulls(turns: Any) -> Any:
@@ -261,6 +264,7 @@ class Request:
         in_run: influence recorded by the training run (`models.scorer`; a single pass ignores it).
         rewards: the reward (`models.reward`); only for reward models.
         questions: questions to a judge (`curation_resources.models.judge`).
+        solving: answers to the prompt, compared with the sample's reference (`curation_resources.models.solving`).
         direct: prefixes after which the likelihood of the response as a text of its own is measured, tokenized anew
             (IFD as released): a pass over the response for each (`curation_resources.scoring.measuring`).
         sequence_uncertainty: entropy and largest logits over all positions of the sequence, the one after the last
@@ -293,6 +297,7 @@ class Request:
     in_run: bool = False
     rewards: bool = False
     questions: tuple[Question, ...] = ()
+    solving: bool = False
     direct: frozenset[AnswerPrefix] = frozenset()
     sequence_uncertainty: bool = False
     error_norms: bool = False
@@ -395,6 +400,7 @@ class SampleSignals:
         reward: a reward model's logit.
         judgements: see `Judgement`, by question.
         question_flags: why a question has no judgement.
+        solved: see `Solved`.
     """
 
     sample_id: str
@@ -438,6 +444,7 @@ class SampleSignals:
     reward: float | None = None
     judgements: dict[Question, Judgement] = field(default_factory=dict)
     question_flags: dict[Question, str] = field(default_factory=dict)
+    solved: Solved | None = None
 
     @property
     def labels(self) -> int:
