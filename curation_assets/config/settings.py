@@ -24,7 +24,7 @@ from curation_resources.models.judge import COMPLEXITY_PROMPT, DIFFICULTY_PROMPT
 from curation_resources.models.solving import SolvingSpec
 from curation_resources.scoring.gradient_spec import FeatureError, FeatureSpec, GradientWeights
 from curation_resources.scoring.samples import Proxy
-from curation_resources.scoring.spec import Template
+from curation_resources.scoring.spec import ProcessSpec, Template
 from curation_resources.sections import LocatedError, Name, Section, unknown
 
 # Other asset groups and keys use these names.
@@ -123,7 +123,7 @@ class Endpoint(Section):
 
 
 class Solving(Section):
-    """How an endpoint's model answers the prompts of a pool, for signal solve_rate; all of it is part of its key."""
+    """Sampling of a model's own answers to prompts (solve_rate); all of it is part of the signal's key."""
 
     answers: int = Field(4, ge=1, description="answers per prompt")
     temperature: float = Field(1.0, ge=0)
@@ -149,7 +149,44 @@ class Solving(Section):
         return SolvingSpec(**self.model_dump())
 
 
-KIND_TEXT = {"embedding": "an embedding model", "reward": "a reward model", "judge": "a judge"}
+class ProcessReward(Section):
+    """Texts by which a process reward model reads the steps of a response (process_rewards)."""
+
+    separator: str = Field(
+        "<extra_0>", min_length=1, description="the token after each step, at which its reward is read"
+    )
+    step_format: str = Field(
+        "{step}{separator}", description='a step with its separator; "{step} {separator}\\n" for Math-Shepherd'
+    )
+    label: int = Field(1, ge=0, description="the label of right steps, for a token classifier")
+    good: str | None = Field(None, min_length=1, description="the token of a right step, for a language model")
+    bad: str | None = Field(None, min_length=1, description="the token of a wrong step, for a language model")
+
+    @field_validator("step_format")
+    @classmethod
+    def _both_are_there(cls, text: str) -> str:
+        for placeholder in ("{step}", "{separator}"):
+            if text.count(placeholder) != 1:
+                raise ValueError(f"{placeholder} must occur exactly once, as in {{step}}{{separator}}")
+        return text
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> ProcessReward:
+        if (self.good is None) != (self.bad is None) or (self.good is not None and self.good == self.bad):
+            raise ValueError('a language model needs two different label tokens, such as good: "+" and bad: "-"')
+        return self
+
+    def spec(self) -> ProcessSpec:
+        """Return the settings in the form that the pass expects."""
+        return ProcessSpec(**self.model_dump())
+
+
+KIND_TEXT = {
+    "embedding": "an embedding model",
+    "reward": "a reward model",
+    "process_reward": "a process reward model",
+    "judge": "a judge",
+}
 
 
 class Target(Section):
@@ -177,7 +214,10 @@ class Target(Section):
     endpoint: Endpoint | None = Field(
         None, description="query `model` at this endpoint, as a judge: " + ", ".join(OF_KIND["judge"])
     )
-    solving: Solving = Field(default=Solving(), description="how solve_rate is measured")
+    solving: Solving = Field(default=Solving(), description="sampling of answers for solve_rate")
+    process_reward: ProcessReward = Field(
+        default=ProcessReward(), description="separator and labels of a process reward model"
+    )
     gradients: Gradients = Field(
         default=Gradients(), description="parameters and projection of gradient norms and features"
     )
@@ -271,7 +311,7 @@ class Target(Section):
         """Return the kind of model, derived from its signals; a target with an endpoint is a judge."""
         if self.endpoint is not None:
             return "judge"
-        kinds: tuple[Kind, ...] = ("embedding", "reward")
+        kinds: tuple[Kind, ...] = ("embedding", "reward", "process_reward")
         return next((kind for kind in kinds if set(OF_KIND[kind]) & set(self.signals)), "language")
 
     def facts(self) -> TargetFacts:

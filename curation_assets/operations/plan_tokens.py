@@ -36,6 +36,7 @@ from curation_assets.workspace.purge_list import PurgedList, copy_purged
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.models.embedder import describe_text, text_limits
 from curation_resources.models.judge import JudgeScorer, JudgeSpec
+from curation_resources.models.process_reward import describe_steps, separator_of
 from curation_resources.models.reward import conversation_ids, describe_conversation
 from curation_resources.progress import track
 from curation_resources.quiet import quieten_transformers
@@ -404,7 +405,7 @@ def _encode(
         return
     if target.endpoint is not None:
         count = _question_counter(judge_spec(target))
-    elif target.kind == "reward":
+    elif target.kind in ("reward", "process_reward"):
         count = _conversation_counter(workspace, target)
     elif target.kind == "embedding":
         count = _text_counter(workspace, target)
@@ -448,7 +449,7 @@ def _text_counter(workspace: Workspace, target: Target) -> Counter:
 
 
 def _conversation_counter(workspace: Workspace, target: Target) -> Counter:
-    """Return a counter for a reward model."""
+    """Return a counter for a reward model, or for a process reward model."""
     quieten_transformers()
     from transformers import AutoTokenizer
 
@@ -457,12 +458,19 @@ def _conversation_counter(workspace: Workspace, target: Target) -> Counter:
 
     folder, trust = workspace.model_folder(target), target.trust_remote_code
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
-    longest = context_length(load_config(folder, trust))
+    context = context_length(load_config(folder, trust))
+    longest = min(context, target.max_length or context)
+    process = target.process_reward.spec()
+    separator = separator_of(tokenizer, process, folder) if target.kind == "process_reward" else None
 
     def count(samples: Sequence[Sample], _request: Request) -> Iterator[Counted]:
         for sample in samples:
-            ids = conversation_ids(tokenizer, sample)
-            tokens = describe_conversation(tokenizer, sample, ids, min(longest, target.max_length or longest)).tokens
+            if separator is None:
+                ids = conversation_ids(tokenizer, sample)
+                tokens = describe_conversation(tokenizer, sample, ids, longest).tokens
+            else:
+                ids, described = describe_steps(tokenizer, sample, process, separator, longest)
+                tokens = described.tokens
             yield sample.sample_id, len(ids or ()), tokens, 0, 0, 0
 
     return count

@@ -72,6 +72,7 @@ def model_scorer(workspace: Workspace, target: Target, device: str | None = None
         compile_model=engine.compile,
         images=ImageLimits(images.max_pixels, images.max_bytes, images.fetch_remote),
         kind=kind,
+        process=target.process_reward.spec(),
         trajectory=trajectory,
         trajectory_weights=weights,
         base=base,

@@ -272,6 +272,22 @@ def rewards(results: Sequence[SampleSignals]) -> Rows:
     ]
 
 
+def process_rewards(results: Sequence[SampleSignals]) -> Rows:
+    """Return rows of a process reward model's probabilities."""
+    return [
+        {
+            "sample_id": result.sample_id,
+            "step_indices": result.step_indices,
+            "segment_tokens": result.segment_tokens,
+            "rewards": result.step_rewards,
+            "tokens": result.tokens,
+            "response_tokens": result.response_tokens,
+            "flags": _own_flags(result, missing=result.step_rewards is None),
+        }
+        for result in results
+    ]
+
+
 def judgements(question: Question, column: str, results: Sequence[SampleSignals]) -> Rows:
     """Return rows of a judge's replies to one question."""
     rows = []

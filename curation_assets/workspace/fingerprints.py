@@ -307,21 +307,24 @@ def signal_fingerprint(
         return digest(signal, SIGNAL_VERSIONS[signal], "judge", spec_facts(judge_spec(target), question))
     folder = workspace.model_folder(target)
     parts: list[object] = [weights, tokenizer_digest(folder, workspace.cache)]
-    # A reward model uses its own chat template.
-    template = [target.template] if signal != "rewards" else []
+    # Reward models use their own chat template.
+    rewarded = target.kind in ("reward", "process_reward")
+    template = [target.template] if not rewarded else []
     parts.append([*template, target.max_length, target.dtype])
     processor = processor_digest(folder, workspace.cache)
     if processor is not None:
         parts.append(processor)
     if signal in SEGMENTED_SIGNALS:
         parts.append(segmentation_key(workspace, segmentation))
-    if signal != "rewards" and target.template in ("auto", "chat") and opens_thought(folder, workspace.cache):
+    if not rewarded and target.template in ("auto", "chat") and opens_thought(folder, workspace.cache):
         parts.append("thought opened once")
     if signal in PROXY_SIGNALS:
         parts.append(target.proxy)
     gradients = gradient_facts(target, signal)
     if gradients is not None:
         parts.append(gradients)
+    if signal == "process_rewards":
+        parts.append(target.process_reward.model_dump(mode="json"))
     if signal == "text_embeddings":
         parts.append(modules_digest(folder, workspace.cache))
     return digest(signal, SIGNAL_VERSIONS[signal], *parts)

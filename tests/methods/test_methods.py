@@ -92,6 +92,7 @@ def signal_rows(signal: SignalName, rng: random.Random, ids: list[str]) -> pl.Da
             "answers": 5,
             "answered": 5,
             "right": k,
+            "rewards": [] if last else [rng.random() for _ in range(k + 1)],
             "stated": ["7"] * 5,
             "refusal": None,
             "names": ["a"] * k,

@@ -42,6 +42,7 @@ OTHER_PASSES = (
     "adam_feature_trajectories",
     "in_run_influence",
     "rewards",
+    "process_rewards",
     "instruction_tags",
     "difficulty",
     "complexity",

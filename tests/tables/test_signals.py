@@ -184,6 +184,7 @@ def test_a_request_asks_for_nothing_but_the_signals() -> None:
         rewards=True,
         questions=("instruction_tags", "difficulty", "complexity", "quality"),
         solving=True,
+        process_rewards=True,
         features=FeatureSpec(),
         trajectory_features=FeatureSpec(),
         trajectory_adam_features=FeatureSpec(),

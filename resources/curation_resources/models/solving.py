@@ -24,7 +24,7 @@ Grade = Callable[[str, str], tuple[str | None, bool]]
 
 @dataclass(frozen=True)
 class SolvingSpec:
-    """How prompts are answered.
+    """Sampling of the answers to prompts.
 
     Attributes:
         answers: answers per prompt.

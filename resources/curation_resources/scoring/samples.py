@@ -263,6 +263,7 @@ class Request:
         perturbed: early losses at perturbed checkpoints: likewise (`curation_resources.scoring.perturbed`).
         in_run: influence recorded by the training run (`models.scorer`; a single pass ignores it).
         rewards: the reward (`models.reward`); only for reward models.
+        process_rewards: rewards of steps (`models.process_reward`); only for process reward models.
         questions: questions to a judge (`curation_resources.models.judge`).
         solving: answers to the prompt, compared with the sample's reference (`curation_resources.models.solving`).
         direct: prefixes after which the likelihood of the response as a text of its own is measured, tokenized anew
@@ -296,6 +297,7 @@ class Request:
     perturbed: bool = False
     in_run: bool = False
     rewards: bool = False
+    process_rewards: bool = False
     questions: tuple[Question, ...] = ()
     solving: bool = False
     direct: frozenset[AnswerPrefix] = frozenset()
@@ -398,6 +400,7 @@ class SampleSignals:
         elsewhere_tokens: tokens run at other checkpoints for these, not included in `tokens`.
         influence: on each validation set of the training run; None if the run did not train on the sample.
         reward: a reward model's logit.
+        step_rewards: probability that each step, and the answer if there is one, is right.
         judgements: see `Judgement`, by question.
         question_flags: why a question has no judgement.
         solved: see `Solved`.
@@ -442,6 +445,7 @@ class SampleSignals:
     elsewhere_tokens: int = 0
     influence: list[float] | None = None
     reward: float | None = None
+    step_rewards: list[float] | None = None
     judgements: dict[Question, Judgement] = field(default_factory=dict)
     question_flags: dict[Question, str] = field(default_factory=dict)
     solved: Solved | None = None
