@@ -54,6 +54,11 @@ def judged(text: str, reference: str) -> tuple[str | None, bool]:
     return answer, answer is not None and same_answer(answer, reference)
 
 
+def solved(text: str, reference: str) -> tuple[str | None, bool]:
+    """Return the same as `judged`; if the reference is a worked solution, its stated answer is the reference."""
+    return judged(text, stated_answer(reference) or reference)
+
+
 def same_answer(given: str, reference: str) -> bool:
     """Return whether two answers are equal.
 

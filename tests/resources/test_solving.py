@@ -15,7 +15,7 @@ import pytest
 from curation_assets.config.config_file import ConfigError
 from curation_assets.operations.plan import make_plan
 from curation_assets.operations.purge import purge
-from curation_assets.steps.correctness import judged as grade
+from curation_assets.steps.correctness import solved as grade
 from curation_assets.subsets.stored_tables import read_stored
 from curation_assets.tables.signals import SIGNALS
 from curation_assets.workspace.workspace import Workspace
@@ -140,6 +140,11 @@ def test_responses_to_one_prompt_share_its_answers(server: JudgeServer, tmp_path
     # How a judge is asked changes no answer.
     solved(spec_of(server, tmp_path, temperature=0.7, max_tokens=9, workers=1), samples[:4])
     assert len(server.asked) == 25
+
+
+@pytest.mark.parametrize("reference", ["12", "12.0", "$12", "\\boxed{12}", "3 * 4 = <<3*4=12>>12\n#### 12"])
+def test_a_reference_may_be_a_worked_solution(server: JudgeServer, tmp_path: Path, reference: str) -> None:
+    assert solved(spec_of(server, tmp_path), [sample(1, reference=reference)])["s1"].rate == 0.5
 
 
 def test_different_prompts_come_first_within_a_window() -> None:
