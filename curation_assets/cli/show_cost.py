@@ -163,6 +163,8 @@ def _cost_rows(target: TargetPlan) -> list[Row]:
             about + tokens if (tokens := _sum_text([*(one.tokens for one in done), *more[1:]])) else None,
         ),
     ]
+    if target.requests:
+        rows.append(("requests", f"about {target.requests:,}", None))
     if len(target.passes) > 1:
         rows += [(f"tokens {one.name}", f"{one.tokens:,}, {one.cost:,.0f} F", None) for one in target.passes]
     costs = [one.cost for one in done if one.cost is not None]

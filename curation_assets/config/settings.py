@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from curation_assets.config.checkpoint_settings import Perturbation, Warmup
 from curation_assets.config.corpus_settings import Corpus, ValidationSet
@@ -22,10 +22,11 @@ from curation_assets.methods.selectors.candidates import Selector, SelectorSecti
 from curation_assets.methods.selectors.registry import SELECTORS, selector_of
 from curation_assets.tables import SAMPLE_SCORES
 from curation_assets.tables.signals import ALONG_A_RUN, OF_KIND, Kind, SignalName
-from curation_resources.models.judge import DIFFICULTY_PROMPT, TAGS_PROMPT
+from curation_resources.models.judge import COMPLEXITY_PROMPT, DIFFICULTY_PROMPT, QUALITY_PROMPT, QUESTIONS, TAGS_PROMPT
+from curation_resources.models.solving import SolvingSpec
 from curation_resources.scoring.gradient_spec import FeatureError, FeatureSpec, GradientWeights
 from curation_resources.scoring.samples import Proxy
-from curation_resources.scoring.spec import Template
+from curation_resources.scoring.spec import ProcessSpec, Template
 from curation_resources.sections import LocatedError, Name, Section, unknown
 
 # Other asset groups and keys use these names.
@@ -75,7 +76,8 @@ class Gradients(Section):
 
 
 class Endpoint(Section):
-    """An OpenAI-compatible endpoint that serves a target's `model` as a judge; `limits.tokens` bounds its use."""
+    """An OpenAI-compatible endpoint that serves a target's `model`, as a judge or to solve prompts; `limits.tokens`
+    bounds its use."""
 
     url: str = Field(
         pattern=r"^https?://[^\s@]+$",
@@ -93,6 +95,13 @@ class Endpoint(Section):
     difficulty_prompt: str = Field(
         DIFFICULTY_PROMPT, description="prompt for difficulty; {prompt} is replaced by the sample's prompt"
     )
+    complexity_prompt: str = Field(
+        COMPLEXITY_PROMPT, description="prompt for complexity; {prompt} is replaced by the sample's prompt"
+    )
+    quality_prompt: str = Field(
+        QUALITY_PROMPT,
+        description="prompt for quality; {prompt} is replaced by the sample's prompt, {response} by its response",
+    )
     temperature: float = Field(0.0, ge=0)
     max_tokens: int = Field(512, ge=1, description="maximum tokens per reply")
     workers: int = Field(8, ge=1, le=256, description="concurrent requests")
@@ -102,15 +111,84 @@ class Endpoint(Section):
         0, ge=0, description="increase to repeat only the requests that were refused or could not be parsed"
     )
 
-    @field_validator("tags_prompt", "difficulty_prompt")
+    @field_validator(*(kind.template for kind in QUESTIONS.values()))
     @classmethod
-    def _the_prompt_is_shown(cls, text: str) -> str:
-        if "{prompt}" not in text:
-            raise ValueError("the question does not contain the sample's prompt. Put {prompt} where the prompt goes.")
+    def _the_sample_is_shown(cls, text: str, field: ValidationInfo) -> str:
+        (kind,) = (kind for kind in QUESTIONS.values() if kind.template == field.field_name)
+        for placeholder in kind.placeholders:
+            if placeholder not in text:
+                part = placeholder.strip("{}")
+                raise ValueError(
+                    f"the question does not contain the sample's {part}. Put {placeholder} where the {part} goes."
+                )
         return text
 
 
-KIND_TEXT = {"embedding": "an embedding model", "reward": "a reward model", "judge": "a judge"}
+class Solving(Section):
+    """Sampling of a model's own answers to prompts (solve_rate); all of it is part of the signal's key."""
+
+    answers: int = Field(4, ge=1, description="answers per prompt")
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_tokens: int = Field(4096, ge=1, description="maximum tokens per answer; one that is cut off is mostly wrong")
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**31,
+        description="seed of the first request for a prompt; later ones add the number of answers that are there",
+    )
+
+    @model_validator(mode="after")
+    def _answers_differ(self) -> Solving:
+        if self.temperature == 0 and self.answers > 1:
+            raise ValueError(
+                "with temperature: 0, all answers to a prompt are equal. Raise it, or ask once (answers: 1)."
+            )
+        return self
+
+    def spec(self) -> SolvingSpec:
+        """Return the settings in the form that the client of the endpoint expects."""
+        return SolvingSpec(**self.model_dump())
+
+
+class ProcessReward(Section):
+    """Texts by which a process reward model reads the steps of a response (process_rewards)."""
+
+    separator: str = Field(
+        "<extra_0>", min_length=1, description="the token after each step, at which its reward is read"
+    )
+    step_format: str = Field(
+        "{step}{separator}", description='a step with its separator; "{step} {separator}\\n" for Math-Shepherd'
+    )
+    label: int = Field(1, ge=0, description="the label of right steps, for a token classifier")
+    good: str | None = Field(None, min_length=1, description="the token of a right step, for a language model")
+    bad: str | None = Field(None, min_length=1, description="the token of a wrong step, for a language model")
+
+    @field_validator("step_format")
+    @classmethod
+    def _both_are_there(cls, text: str) -> str:
+        for placeholder in ("{step}", "{separator}"):
+            if text.count(placeholder) != 1:
+                raise ValueError(f"{placeholder} must occur exactly once, as in {{step}}{{separator}}")
+        return text
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> ProcessReward:
+        if (self.good is None) != (self.bad is None) or (self.good is not None and self.good == self.bad):
+            raise ValueError('a language model needs two different label tokens, such as good: "+" and bad: "-"')
+        return self
+
+    def spec(self) -> ProcessSpec:
+        """Return the settings in the form that the pass expects."""
+        return ProcessSpec(**self.model_dump())
+
+
+KIND_TEXT = {
+    "embedding": "an embedding model",
+    "reward": "a reward model",
+    "process_reward": "a process reward model",
+    "judge": "a judge",
+}
 
 
 class Target(Section):
@@ -136,7 +214,11 @@ class Target(Section):
         default=Perturbation(), description="checkpoints at which perturbed_losses are measured"
     )
     endpoint: Endpoint | None = Field(
-        None, description="query `model` at this endpoint, as a judge: instruction_tags, difficulty"
+        None, description="query `model` at this endpoint, as a judge: " + ", ".join(OF_KIND["judge"])
+    )
+    solving: Solving = Field(default=Solving(), description="sampling of answers for solve_rate")
+    process_reward: ProcessReward = Field(
+        default=ProcessReward(), description="separator and labels of a process reward model"
     )
     gradients: Gradients = Field(
         default=Gradients(), description="parameters and projection of gradient norms and features"
@@ -206,7 +288,10 @@ class Target(Section):
             )
             return f"{reason}. Measure {others[0]} with another target."
         if any(kind == "judge" for kind, _ in own) and self.endpoint is None:
-            return f"{own[0][1]} is measured by a judge. Name its endpoint, as in endpoint: {{url: http://HOST/v1}}."
+            return (
+                f"{own[0][1]} is measured by a model at an endpoint. Name its endpoint, as in endpoint: "
+                "{url: http://HOST/v1}."
+            )
         if self.kind != "language" and self.warmup != "none":
             return f"{KIND_TEXT[self.kind]} is measured without training. Add warmup: none."
         return None
@@ -228,7 +313,7 @@ class Target(Section):
         """Return the kind of model, derived from its signals; a target with an endpoint is a judge."""
         if self.endpoint is not None:
             return "judge"
-        kinds: tuple[Kind, ...] = ("embedding", "reward")
+        kinds: tuple[Kind, ...] = ("embedding", "reward", "process_reward")
         return next((kind for kind in kinds if set(OF_KIND[kind]) & set(self.signals)), "language")
 
     def facts(self) -> TargetFacts:

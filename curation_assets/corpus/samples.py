@@ -21,7 +21,9 @@ def samples_of(workspace: Workspace, rows: pl.DataFrame, steps: pl.DataFrame | N
         for sample_id, index, start, end in steps.select("sample_id", "step_index", "start", "end").iter_rows():
             spans.setdefault(sample_id, []).append(Segment(index, start, end))
     roots: dict[str, Path] = {shard: workspace.image_root(shard) for shard in rows["shard"].unique().to_list()}
-    columns = ("sample_id", "shard", "messages", "response", "images", "image_digests")
+    if "answer" not in rows.columns:
+        rows = rows.with_columns(answer=pl.lit(None, pl.String))
+    columns = ("sample_id", "shard", "messages", "response", "images", "image_digests", "answer")
     return [
         Sample(
             sample_id,
@@ -32,8 +34,9 @@ def samples_of(workspace: Workspace, rows: pl.DataFrame, steps: pl.DataFrame | N
                 image_source(workspace, reference, str(roots[shard]), digest)
                 for reference, digest in zip(images, digests, strict=True)
             ),
+            answer,
         )
-        for sample_id, shard, messages, response, images, digests in rows.select(columns).iter_rows()
+        for sample_id, shard, messages, response, images, digests, answer in rows.select(columns).iter_rows()
     ]
 
 

@@ -86,7 +86,7 @@ def audit_scores(workspace: Workspace, settings: Audit, allowance: Allowance) ->
     audited = Audited(samples)
     for target in workspace.settings.targets:
         if target.kind == "judge":
-            audited.skipped[target.name] = "a judge reads the prompt alone, which a twin shares with its original"
+            audited.skipped[target.name] = "an audit sends no requests to endpoints"
             continue
         try:
             stores = audit_stores(workspace, target)

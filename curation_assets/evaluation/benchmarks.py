@@ -24,8 +24,7 @@ from curation_assets.corpus.ingest import present_shards
 from curation_assets.corpus.raw_rows import RawRow
 from curation_assets.corpus.reading import DETECTION_ROWS
 from curation_assets.corpus.row_parts import PROMPT_NAMES, is_conversation, is_short_answer, prompt_turns
-from curation_assets.steps.answers import find_answer
-from curation_assets.steps.correctness import same_answer
+from curation_assets.steps.correctness import stated_answer
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError
 from curation_resources.storage.digests import digest
@@ -307,22 +306,7 @@ def prompts_in_corpus(workspace: Workspace, benchmarks: Sequence[Problems]) -> d
     return found_in
 
 
-def stated_answer(text: str) -> str | None:
-    """Return the answer stated in a text, found by the markers of segmentation; None without one."""
-    found = find_answer(text)
-    return None if found is None else text[found.start : found.end]
-
-
 def _looked_for(mapped: str | None, names: Sequence[str], what: str) -> str:
     if mapped is not None:
         return f" in field {mapped!r}. Correct the row, or map another field (columns: {{{what}: ...}})."
     return f" (looked for {', '.join(names)}). Correct the row, or map its field (columns: {{{what}: ...}})."
-
-
-def judged(text: str, reference: str) -> tuple[str | None, bool]:
-    """Return the answer stated in a text, and whether it matches the reference; a text without one is wrong.
-
-    `1,000` is `1000`, `$5.` is `5`, `\\\\boxed{7}` is `7` (`curation_assets.steps.correctness.same_answer`).
-    """
-    answer = stated_answer(text)
-    return answer, answer is not None and same_answer(answer, reference)

@@ -21,11 +21,12 @@ from curation_assets.config.settings import Target
 from curation_assets.corpus.ingest import corpus_rows
 from curation_assets.corpus.samples import samples_of
 from curation_assets.evaluation.arms import Run, configured_evaluation, runs_of
-from curation_assets.evaluation.benchmarks import EvaluationError, Problems, judged, read_benchmark
+from curation_assets.evaluation.benchmarks import EvaluationError, Problems, read_benchmark
 from curation_assets.evaluation.keys import recipe_of_run, results_path, run_key
 from curation_assets.evaluation.losses import measure_losses, responses_of
 from curation_assets.signals.scorers import MIB
 from curation_assets.signals.warmup import alone
+from curation_assets.steps.correctness import judged
 from curation_assets.tables.evaluation import POST_TRAINING_ANSWERS
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError

@@ -1,15 +1,16 @@
-"""Quality metrics by other models: a reward model's logit, and a judge's ratings of the prompt.
+"""Quality metrics by other models: a reward model's logit, and a judge's ratings of the prompt and the response.
 
 See docs/methods.md, "Reward models and judges".
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import polars as pl
 
-from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection, values
+from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection, TargetFacts, values
 from curation_assets.methods.selectors.top import Top
 from curation_assets.tables.signals import SignalName
 
@@ -32,8 +33,34 @@ class DifficultyScore(ScoreSection):
     method: Literal["difficulty"] = "difficulty"
 
 
+class ComplexityScore(ScoreSection):
+    """Complexity: a judge's rating of the prompt from 1 to 6 (DEITA)."""
+
+    method: Literal["complexity"] = "complexity"
+
+
+class QualityScore(ScoreSection):
+    """Quality: a judge's rating of the response to its prompt from 1 to 6 (DEITA)."""
+
+    method: Literal["quality"] = "quality"
+
+
+def _untrained(_target: TargetFacts, _section: ScoreSection) -> Sequence[str]:
+    return (
+        "a judge with a prompt of our own gives one number; DEITA's trained scorers give the expectation over the six "
+        "digits",
+    )
+
+
 def _method(
-    name: str, source: str, summary: str, section: type[ScoreSection], signal: SignalName, column: str, cost: str
+    name: str,
+    source: str,
+    summary: str,
+    section: type[ScoreSection],
+    signal: SignalName,
+    column: str,
+    cost: str,
+    unfaithful: Callable[[TargetFacts, ScoreSection], Sequence[str]] = lambda _target, _section: (),
 ) -> Method:
     def score(inputs: ScoreInputs, _section: ScoreSection) -> Scored:
         return values(inputs.signals[signal].drop_nulls(column), pl.col(column))
@@ -48,6 +75,7 @@ def _method(
         score=score,
         selector=Top(),
         cost=cost,
+        unfaithful=unfaithful,
     )
 
 
@@ -78,5 +106,25 @@ METHODS = [
         "difficulty",
         "difficulty",
         "N judgements",
+    ),
+    _method(
+        "complexity",
+        "DEITA, arXiv 2312.15685; with our own wording of the question",
+        "complexity of the prompt",
+        ComplexityScore,
+        "complexity",
+        "complexity",
+        "N judgements",
+        _untrained,
+    ),
+    _method(
+        "quality",
+        "DEITA, arXiv 2312.15685; with our own wording of the question",
+        "quality of the response",
+        QualityScore,
+        "quality",
+        "quality",
+        "N judgements",
+        _untrained,
     ),
 ]

@@ -120,6 +120,7 @@ class TargetPlan:
         signals: the plan for each signal, over the pool.
         passes: the passes over the model, as few as these signals need; empty if there is nothing to run.
         tokens: tokens of all passes.
+        requests: requests to send to the target's endpoint; 0 if it has none.
         tokens_margin: twice the standard error of `tokens` if only a sample was encoded, else 0.
         encoded: samples encoded to count tokens; 0 if there was nothing to count.
         of: samples seen that lack a signal.
@@ -141,6 +142,7 @@ class TargetPlan:
     signals: tuple[SignalPlan, ...]
     passes: tuple[PassPlan, ...]
     tokens: int
+    requests: int
     tokens_margin: float
     encoded: int
     of: int
@@ -252,6 +254,7 @@ def _plan_target(workspace: Workspace, target: Target, pool: Pool, probe_seconds
         ),
         passes=tuple(_passes(workspace.settings.measured_signals(target), lacking, count)),
         tokens=count.tokens,
+        requests=count.requests,
         tokens_margin=count.margin,
         encoded=len(count.rows),
         of=count.of,

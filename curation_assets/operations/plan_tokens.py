@@ -35,7 +35,8 @@ from curation_assets.workspace.held_out_files import ValidationSetError
 from curation_assets.workspace.purge_list import PurgedList, copy_purged
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.models.embedder import describe_text, text_limits
-from curation_resources.models.judge import JudgeSpec, tokens_by_bytes
+from curation_resources.models.judge import JudgeScorer, JudgeSpec
+from curation_resources.models.process_reward import describe_steps, separator_of
 from curation_resources.models.reward import conversation_ids, describe_conversation
 from curation_resources.progress import track
 from curation_resources.quiet import quieten_transformers
@@ -76,8 +77,9 @@ KNOWN = {
 }
 
 
-Counted = tuple[str, int, int, int, int]
-"""A sample's sample_id, length, tokens run with the prompt, tokens run of the response alone, and backward passes."""
+Counted = tuple[str, int, int, int, int, int]
+"""A sample's sample_id, length, tokens run with the prompt, tokens run of the response alone, backward passes, and
+requests to an endpoint."""
 
 Counter = Callable[[Sequence[Sample], Request], Iterator[Counted]]
 """A function that counts what is run of each sample."""
@@ -154,8 +156,8 @@ class TokenCount:
     Attributes:
         rows: one row per encoded sample: sample_id, shard, the signals that it lacks (`lacking`, joined by +), number
             of images, `length` in tokens as a run would pass it, `forward` and `alone` (tokens run with the prompt, and
-            of the response alone), number of backward passes (`back`), and the number of samples that it stands for
-            (`weight`).
+            of the response alone), number of backward passes (`back`), `requests` to an endpoint, and the number of
+            samples that it stands for (`weight`).
         of: number of samples seen that lack some signal.
         exact: whether every sample was seen and encoded.
         margin: twice the standard error of `tokens` from encoding only a subset; 0 if all samples were encoded.
@@ -190,6 +192,11 @@ class TokenCount:
         back = pl.col("back") * (GRADIENT - 1)
         passes = pl.when(pl.col("forward") > 0).then(pl.col("forward") / pl.col("length") + back).otherwise(0)
         return float(self.rows.select((passes * pl.col("weight")).sum()).item())
+
+    @property
+    def requests(self) -> int:
+        """Number of requests to an endpoint; answers to one prompt that have to be asked for singly count as one."""
+        return self._sum(pl.col("requests"))
 
     @property
     def alone_rows(self) -> int:
@@ -280,7 +287,7 @@ def count_tokens(
         EncodingError: the tokenizer lacks a feature that encoding needs.
     """
     chosen = _chosen(lacking, pool.estimated)
-    numbers = dict.fromkeys(("length", "forward", "alone", "back"), pl.Int64)
+    numbers = dict.fromkeys(("length", "forward", "alone", "back", "requests"), pl.Int64)
     schema = {"lacking": pl.String, "sample_id": pl.String, **numbers}
     counts = pl.DataFrame(list(_encode(workspace, target, pool, chosen, checkpoints)), schema=schema, orient="row")
     # A sample in both the pool and a validation set may be run for different signals.
@@ -398,7 +405,7 @@ def _encode(
         return
     if target.endpoint is not None:
         count = _question_counter(judge_spec(target))
-    elif target.kind == "reward":
+    elif target.kind in ("reward", "process_reward"):
         count = _conversation_counter(workspace, target)
     elif target.kind == "embedding":
         count = _text_counter(workspace, target)
@@ -422,7 +429,7 @@ def _pass_counter(workspace: Workspace, target: Target, checkpoints: int) -> Cou
     def count(samples: Sequence[Sample], request: Request) -> Iterator[Counted]:
         for encoded in encoder.encode(samples):
             found = _tokens_run(encoder, encoded, request, checkpoints, perturbation)
-            yield (encoded.sample.sample_id, len(encoded), *found)
+            yield (encoded.sample.sample_id, len(encoded), *found, 0)
 
     return count
 
@@ -436,13 +443,13 @@ def _text_counter(workspace: Workspace, target: Target) -> Counter:
     def count(samples: Sequence[Sample], _request: Request) -> Iterator[Counted]:
         for sample in samples:
             tokens = describe_text(tokenizer, longest, sample).tokens
-            yield sample.sample_id, tokens, tokens, 0, 0
+            yield sample.sample_id, tokens, tokens, 0, 0, 0
 
     return count
 
 
 def _conversation_counter(workspace: Workspace, target: Target) -> Counter:
-    """Return a counter for a reward model."""
+    """Return a counter for a reward model, or for a process reward model."""
     quieten_transformers()
     from transformers import AutoTokenizer
 
@@ -451,26 +458,37 @@ def _conversation_counter(workspace: Workspace, target: Target) -> Counter:
 
     folder, trust = workspace.model_folder(target), target.trust_remote_code
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
-    longest = context_length(load_config(folder, trust))
+    context = context_length(load_config(folder, trust))
+    longest = min(context, target.max_length or context)
+    process = target.process_reward.spec()
+    separator = separator_of(tokenizer, process, folder) if target.kind == "process_reward" else None
 
     def count(samples: Sequence[Sample], _request: Request) -> Iterator[Counted]:
         for sample in samples:
-            ids = conversation_ids(tokenizer, sample)
-            tokens = describe_conversation(tokenizer, sample, ids, min(longest, target.max_length or longest)).tokens
-            yield sample.sample_id, len(ids or ()), tokens, 0, 0
+            if separator is None:
+                ids = conversation_ids(tokenizer, sample)
+                tokens = describe_conversation(tokenizer, sample, ids, longest).tokens
+            else:
+                ids, described = describe_steps(tokenizer, sample, process, separator, longest)
+                tokens = described.tokens
+            yield sample.sample_id, len(ids or ()), tokens, 0, 0, 0
 
     return count
 
 
 def _question_counter(spec: JudgeSpec) -> Counter:
-    """Return a counter for a judge, estimated from bytes: only its replies report the exact number of tokens."""
+    """Return a counter for an endpoint, estimated from bytes: only its replies report the exact number of tokens.
+
+    A question that is already counted, or whose reply is cached on this machine, is not asked again.
+    """
+    scorer, counted = JudgeScorer(spec), set[Path]()
 
     def count(samples: Sequence[Sample], request: Request) -> Iterator[Counted]:
         for sample in samples:
-            prompt = "".join(turn["content"] for turn in sample.messages)
-            asked = sum(tokens_by_bytes(spec.question(question) + prompt) for question in request.questions)
-            tokens = 0 if sample.images else asked
-            yield sample.sample_id, tokens, tokens, 0, 0
+            due = [one for one in scorer.due(sample, request) if one.path not in counted]
+            counted.update(one.path for one in due)
+            tokens = sum(one.tokens for one in due)
+            yield sample.sample_id, tokens, tokens, 0, 0, len(due)
 
     return count
 

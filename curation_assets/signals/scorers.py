@@ -10,6 +10,7 @@ from curation_assets.config.settings import Target
 from curation_assets.signals.perturbation import perturbed_request, perturbed_spec, search_sigma, wants_perturbation
 from curation_assets.signals.store import MeasuringError
 from curation_assets.signals.warmup import trajectory_weights, warmup_checkpoint
+from curation_assets.steps.correctness import solved
 from curation_assets.workspace.fingerprints import judge_spec, sigma_of
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.models.judge import JudgeScorer
@@ -26,7 +27,7 @@ MIB = 2**20
 def make_scorer(workspace: Workspace, target: Target) -> Scorer | JudgeScorer:
     """Return the scorer of a target: a judge if it has an endpoint, else its model."""
     if target.endpoint is not None:
-        return JudgeScorer(judge_spec(target))
+        return JudgeScorer(judge_spec(target), solved)
     return model_scorer(workspace, target)
 
 
@@ -71,6 +72,7 @@ def model_scorer(workspace: Workspace, target: Target, device: str | None = None
         compile_model=engine.compile,
         images=ImageLimits(images.max_pixels, images.max_bytes, images.fetch_remote),
         kind=kind,
+        process=target.process_reward.spec(),
         trajectory=trajectory,
         trajectory_weights=weights,
         base=base,

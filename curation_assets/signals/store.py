@@ -31,7 +31,7 @@ from curation_resources.storage.part_store import Measurements
 from curation_resources.storage.warehouse import Warehouse
 
 IMAGE_REASONS = ("image_missing", "image_changed", "image_remote", "image_unreachable", "image_too_large")
-OUTSIDE_REASONS = (*IMAGE_REASONS, "refused_by_endpoint", "unparsed_reply")
+OUTSIDE_REASONS = (*IMAGE_REASONS, "refused_by_endpoint", "unparsed_reply", "empty_answers")
 
 
 class MeasuringError(UserError):

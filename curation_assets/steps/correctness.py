@@ -35,8 +35,28 @@ def verified(rows: pl.DataFrame) -> pl.Series:
 
 def verdict(response: str, reference: str) -> bool | None:
     """Return whether a response's own answer equals a reference answer; None if the response gives none."""
-    answer = find_answer(response)
-    return None if answer is None else same_answer(response[answer.start : answer.end], reference)
+    answer, equal = judged(response, reference)
+    return None if answer is None else equal
+
+
+def stated_answer(text: str) -> str | None:
+    """Return the answer stated in a text, found by the markers of segmentation; None without one."""
+    found = find_answer(text)
+    return None if found is None else text[found.start : found.end]
+
+
+def judged(text: str, reference: str) -> tuple[str | None, bool]:
+    """Return the answer stated in a text, and whether it matches the reference; a text without one is wrong.
+
+    `1,000` is `1000`, `$5.` is `5`, `\\\\boxed{7}` is `7` (`same_answer`).
+    """
+    answer = stated_answer(text)
+    return answer, answer is not None and same_answer(answer, reference)
+
+
+def solved(text: str, reference: str) -> tuple[str | None, bool]:
+    """Return the same as `judged`; if the reference is a worked solution, its stated answer is the reference."""
+    return judged(text, stated_answer(reference) or reference)
 
 
 def same_answer(given: str, reference: str) -> bool:

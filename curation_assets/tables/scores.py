@@ -8,16 +8,16 @@ from curation_assets.tables.schema import PROMPT_ID, ROW, SAMPLE_ID, SHARD, Colu
 
 STEP_SCORES = Table(
     "step_scores",
-    "GRACE's scores of individual steps (arXiv 2605.13130, Eq. 6-8, 12)",
+    "scores of individual steps: GRACE's (arXiv 2605.13130, Eq. 6-8, 12), or rewards of a process reward model",
     {
         "sample_id": SAMPLE_ID,
         "step_index": Column(pl.Int32, "1..K"),
         "tokens": Column(pl.Int32, "tokens of the step", "tokens"),
-        "answer_alignment": Column(pl.Float64, "cosine with the answer's gradient", nullable=True),
+        "answer_alignment": Column(pl.Float64, "cosine with the answer's gradient; GRACE only", nullable=True),
         "trajectory_consistency": Column(
-            pl.Float64, "cosine with the weighted history; null for the first step", nullable=True
+            pl.Float64, "cosine with the weighted history; null for the first step; GRACE only", nullable=True
         ),
-        "step_score": Column(pl.Float64, "alpha-weighted sum of the two", nullable=True),
+        "step_score": Column(pl.Float64, "alpha-weighted sum of the two; or the reward", nullable=True),
     },
     sort=("sample_id", "step_index"),
 )

@@ -272,6 +272,22 @@ def rewards(results: Sequence[SampleSignals]) -> Rows:
     ]
 
 
+def process_rewards(results: Sequence[SampleSignals]) -> Rows:
+    """Return rows of a process reward model's probabilities."""
+    return [
+        {
+            "sample_id": result.sample_id,
+            "step_indices": result.step_indices,
+            "segment_tokens": result.segment_tokens,
+            "rewards": result.step_rewards,
+            "tokens": result.tokens,
+            "response_tokens": result.response_tokens,
+            "flags": _own_flags(result, missing=result.step_rewards is None),
+        }
+        for result in results
+    ]
+
+
 def judgements(question: Question, column: str, results: Sequence[SampleSignals]) -> Rows:
     """Return rows of a judge's replies to one question."""
     rows = []
@@ -291,6 +307,30 @@ def judgements(question: Question, column: str, results: Sequence[SampleSignals]
                 "tokens": 0 if found is None else found.tokens,
                 "response_tokens": result.response_tokens,
                 "flags": flags,
+            }
+        )
+    return rows
+
+
+def solve_rates(results: Sequence[SampleSignals]) -> Rows:
+    """Return rows of a model's own answers to the prompts."""
+    rows = []
+    for result in results:
+        found = result.solved
+        asked = found is not None and bool(found.stated)
+        stated = found.stated if found is not None and asked else None
+        rows.append(
+            {
+                "sample_id": result.sample_id,
+                "solve_rate": None if found is None else found.rate,
+                "answers": None if stated is None else len(stated),
+                "answered": None if stated is None else sum(one is not None for one in stated),
+                "right": None if found is None or stated is None else found.right,
+                "stated": stated,
+                "refusal": None if found is None else found.refusal,
+                "tokens": 0 if found is None else found.tokens,
+                "response_tokens": result.response_tokens,
+                "flags": [*result.flags, *(() if found is None else found.flags)],
             }
         )
     return rows

@@ -19,8 +19,9 @@ from curation_assets.tables import signal_rows as rows
 from curation_assets.tables.schema import RESPONSE_TOKENS, RUN_TOKENS, SAMPLE_ID, SIGNAL_FLAGS, Column, Table
 from curation_resources.scoring.samples import AnswerPrefix, Pooling, SampleSignals
 
-Kind = Literal["language", "embedding", "reward", "judge"]
-"""The kind of model behind a target: causal language model, embedding model, reward model or LLM judge."""
+Kind = Literal["language", "embedding", "reward", "process_reward", "judge"]
+"""The kind of model behind a target: causal language model, embedding model, reward model, process reward model or LLM
+judge."""
 
 Checkpoint = Literal["target", "base", "trajectory", "run", "perturbed"]
 """Where a signal is measured: at the target's own checkpoint, at its base model, at the intermediate checkpoints of its
@@ -388,6 +389,24 @@ REWARDS = _signal(
     {"reward": Column(pl.Float64, "raw logit; null if not measured", nullable=True)},
 )
 
+PROCESS_REWARDS = _signal(
+    "process_rewards",
+    "process reward model's probabilities that steps are right",
+    {
+        "step_indices": Column(pl.List(pl.Int32), "step_index of each step, in order [K]; the answer has none"),
+        "segment_tokens": Column(
+            pl.List(pl.Int32),
+            "tokens of these steps, then of what follows them [K + 1], or [K] without answer",
+            "tokens",
+        ),
+        "rewards": Column(
+            pl.List(pl.Float64),
+            "probability that each entry of segment_tokens is right, from 0 to 1; null if not measured",
+            nullable=True,
+        ),
+    },
+)
+
 JUDGE_TOKENS = Column(pl.Int32, "tokens of question and reply; 0 if the same question was asked before", "tokens")
 REPLY = Column(pl.String, "the judge's full reply; null if it was not queried", nullable=True)
 
@@ -415,6 +434,33 @@ DIFFICULTY = _signal(
     },
     tokens=JUDGE_TOKENS,
 )
+
+
+def _rating(name: str, meaning: str) -> Table:
+    """Return the table of a judge's ratings from 1 to 6, in the column of its name."""
+    rating = Column(pl.Int32, "from 1 to 6; null if the reply does not start with such a number", nullable=True)
+    return _signal(name, meaning, {name: rating, "reply": REPLY}, tokens=JUDGE_TOKENS)
+
+
+COMPLEXITY = _rating("complexity", "complexity of each prompt according to a judge")
+SOLVE_RATE = _signal(
+    "solve_rate",
+    "a model's own answers to each prompt, compared with the row's answer",
+    {
+        "solve_rate": Column(pl.Float64, "share of right answers, from 0 to 1; null if it is not known", nullable=True),
+        "answers": Column(pl.Int32, "answers that the model gave", nullable=True),
+        "answered": Column(pl.Int32, "answers of these that state one, by the markers of segmentation", nullable=True),
+        "right": Column(pl.Int32, "answers of these that equal the row's", nullable=True),
+        "stated": Column(
+            pl.List(pl.String), "what each answer states [answers]; null for one that states nothing", nullable=True
+        ),
+        "refusal": Column(pl.String, "the endpoint's message if it refused the prompt", nullable=True),
+    },
+    tokens=Column(
+        pl.Int32, "tokens of prompt and answers; 0 if the same prompt was asked before, or not asked", "tokens"
+    ),
+)
+QUALITY = _rating("quality", "quality of each response to its prompt according to a judge")
 
 
 def _flag(field: str) -> Callable[[Any], Mapping[str, object]]:
@@ -558,6 +604,14 @@ _DECLARED = (
     Signal(IN_RUN_INFLUENCE, "influence", rows.in_run_influence, _flag("in_run"), checkpoint="run"),
     Signal(REWARDS, "reward", rows.rewards, _flag("rewards"), kind="reward"),
     Signal(
+        PROCESS_REWARDS,
+        "rewards",
+        rows.process_rewards,
+        _flag("process_rewards"),
+        kind="process_reward",
+        segmented=True,
+    ),
+    Signal(
         INSTRUCTION_TAGS,
         "tags",
         partial(rows.judgements, "instruction_tags", "tags"),
@@ -571,6 +625,22 @@ _DECLARED = (
         lambda _target: {"questions": ("difficulty",)},
         kind="judge",
     ),
+    Signal(
+        COMPLEXITY,
+        "complexity",
+        partial(rows.judgements, "complexity", "complexity"),
+        lambda _target: {"questions": ("complexity",)},
+        kind="judge",
+    ),
+    Signal(
+        QUALITY,
+        "quality",
+        partial(rows.judgements, "quality", "quality"),
+        lambda _target: {"questions": ("quality",)},
+        kind="judge",
+    ),
+    # Raise its version if `steps.correctness.same_answer` changes.
+    Signal(SOLVE_RATE, "solve_rate", rows.solve_rates, _flag("solving"), kind="judge"),
 )
 
 SIGNALS: dict[SignalName, Signal] = {signal.name: signal for signal in _DECLARED}
@@ -600,6 +670,7 @@ SEGMENTED_SIGNALS = frozenset(_names(lambda signal: signal.segmented))
 OF_KIND: dict[Kind, tuple[SignalName, ...]] = {
     "embedding": _names(lambda signal: signal.kind == "embedding"),
     "reward": _names(lambda signal: signal.kind == "reward"),
+    "process_reward": _names(lambda signal: signal.kind == "process_reward"),
     "judge": _names(lambda signal: signal.kind == "judge"),
 }
 """Signals that are specific to one kind of target; all other signals belong to language models."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from curation_assets import tables
 from curation_assets.config.settings import Target
@@ -40,6 +40,7 @@ from curation_resources.models.model_files import (
     tokenizer_digest,
     weights_digest,
 )
+from curation_resources.models.solving import solving_facts
 from curation_resources.scoring.samples import Question
 from curation_resources.storage.digests import digest
 from curation_resources.training.files import RECORD, TRAINER_VERSION
@@ -105,11 +106,14 @@ def judge_spec(target: Target) -> JudgeSpec:
         key_variable=endpoint.key_variable,
         tags_prompt=endpoint.tags_prompt,
         difficulty_prompt=endpoint.difficulty_prompt,
+        complexity_prompt=endpoint.complexity_prompt,
+        quality_prompt=endpoint.quality_prompt,
         temperature=endpoint.temperature,
         max_tokens=endpoint.max_tokens,
         workers=endpoint.workers,
         timeout=endpoint.timeout_seconds,
         attempts=endpoint.attempts,
+        solving=target.solving.spec(),
     )
 
 
@@ -295,25 +299,32 @@ def signal_fingerprint(
     if weights is None:
         return None
     if target.endpoint is not None:
-        question: Question = "instruction_tags" if signal == "instruction_tags" else "difficulty"
+        if signal == "solve_rate":
+            # The version of the segmentation stands for the rules by which an answer is found in a text.
+            facts = [target.model, target.revision, solving_facts(target.solving.spec()), SEGMENTATION_VERSION]
+            return digest(signal, SIGNAL_VERSIONS[signal], "answers", *facts)
+        question = cast("Question", signal)
         return digest(signal, SIGNAL_VERSIONS[signal], "judge", spec_facts(judge_spec(target), question))
     folder = workspace.model_folder(target)
     parts: list[object] = [weights, tokenizer_digest(folder, workspace.cache)]
-    # A reward model uses its own chat template.
-    template = [target.template] if signal != "rewards" else []
+    # Reward models use their own chat template.
+    rewarded = target.kind in ("reward", "process_reward")
+    template = [target.template] if not rewarded else []
     parts.append([*template, target.max_length, target.dtype])
     processor = processor_digest(folder, workspace.cache)
     if processor is not None:
         parts.append(processor)
     if signal in SEGMENTED_SIGNALS:
         parts.append(segmentation_key(workspace, segmentation))
-    if signal != "rewards" and target.template in ("auto", "chat") and opens_thought(folder, workspace.cache):
+    if not rewarded and target.template in ("auto", "chat") and opens_thought(folder, workspace.cache):
         parts.append("thought opened once")
     if signal in PROXY_SIGNALS:
         parts.append(target.proxy)
     gradients = gradient_facts(target, signal)
     if gradients is not None:
         parts.append(gradients)
+    if signal == "process_rewards":
+        parts.append(target.process_reward.model_dump(mode="json"))
     if signal == "text_embeddings":
         parts.append(modules_digest(folder, workspace.cache))
     return digest(signal, SIGNAL_VERSIONS[signal], *parts)

@@ -32,7 +32,16 @@ REFERENCE = "ground_truth"
 GENERATORS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 HELD_OUT_ROWS = 50
 OF_LIKELIHOODS = {"likelihoods", "unconditional_likelihoods"}
-OTHER_JUDGES = {"embedding_similarity", "reward_model", "instag", "difficulty"}
+OTHER_JUDGES = {
+    "embedding_similarity",
+    "reward_model",
+    "instag",
+    "difficulty",
+    "complexity",
+    "quality",
+    "solve_rate",
+    "prm",
+}
 NOT_COMPARED = frozenset({"s2l", "temp", "spectra", "less", "tagcos", "grand", "in_run"} | OTHER_JUDGES)
 """Methods that are not compared here: S2L wants a long training run, TEMP tells responses apart by early losses, in
 windows of which most of these responses are shorter, gradients take passes there and back; the others judge by another

@@ -8,10 +8,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from curation_assets.evaluation.benchmarks import judged
 from curation_assets.evaluation.concordance import student_t
 from curation_assets.evaluation.runs import STABILITY
 from curation_assets.evaluation.summary import NOTHING_DRAWN, ONE_RUN, interval, summarise
+from curation_assets.steps.correctness import judged
 from curation_assets.tables.evaluation import POST_TRAINING_RUNS, RELATIVE_AVERAGE
 
 

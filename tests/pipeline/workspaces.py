@@ -42,8 +42,12 @@ OTHER_PASSES = (
     "adam_feature_trajectories",
     "in_run_influence",
     "rewards",
+    "process_rewards",
     "instruction_tags",
     "difficulty",
+    "complexity",
+    "quality",
+    "solve_rate",
 )
 PASS_SIGNALS = tuple(signal for signal in SIGNALS if signal not in OTHER_PASSES)
 """All signals of one pass over a language model, of its weights as they are."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -18,7 +18,13 @@ Answer = tuple[int, dict[str, str], bytes]
 
 def completion(reply: str | None, tokens: int | None = 30) -> Answer:
     """What an endpoint sends with a reply."""
-    document: dict[str, Any] = {"choices": [{"message": {"role": "assistant", "content": reply}}]}
+    return completions([reply], tokens)
+
+
+def completions(replies: Sequence[str | None], tokens: int | None = 30, reason: str = "stop") -> Answer:
+    """What an endpoint sends with several replies to one request."""
+    choices = [{"message": {"role": "assistant", "content": one}, "finish_reason": reason} for one in replies]
+    document: dict[str, Any] = {"choices": choices}
     if tokens is not None:
         document["usage"] = {"total_tokens": tokens}
     return 200, {}, json.dumps(document).encode()
@@ -34,6 +40,7 @@ class JudgeServer:
         asked: the requests' bodies, as they came.
         keys: their authorization headers.
         first: answers that come before any other.
+        respond: gives the answer to a whole request, instead of `answer`.
     """
 
     url: str
@@ -41,6 +48,7 @@ class JudgeServer:
     asked: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     first: list[Answer] = field(default_factory=list)
+    respond: Callable[[dict[str, Any]], Answer] | None = None
 
 
 @contextmanager
@@ -57,7 +65,9 @@ def judge_server(answer: Callable[[str], Answer]) -> Iterator[JudgeServer]:
                 state.keys.append(self.headers.get("Authorization"))
                 early = state.first.pop(0) if state.first else None
             assert self.path == "/v1/chat/completions"
-            status, headers, content = early or state.answer(body["messages"][0]["content"])
+            status, headers, content = early or (
+                state.respond(body) if state.respond else state.answer(body["messages"][0]["content"])
+            )
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)

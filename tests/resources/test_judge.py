@@ -17,9 +17,11 @@ from curation_assets.config.config_file import ConfigError
 from curation_assets.operations.plan import make_plan
 from curation_assets.operations.purge import purge
 from curation_assets.subsets.stored_tables import read_stored
+from curation_assets.tables.signals import SIGNALS
 from curation_assets.workspace.workspace import Workspace
 from curation_resources.models.judge import JudgeError, JudgeScorer, JudgeSpec, parse, spec_facts
-from curation_resources.scoring.samples import Request, Sample, SampleSignals
+from curation_resources.scoring.samples import Question, Request, Sample, SampleSignals
+from curation_resources.storage.digests import digest
 from tests.pipeline.workspaces import rows, run, write_shard
 from tests.resources.judge_server import Answer, JudgeServer, completion, judge_server
 
@@ -89,6 +91,53 @@ def test_both_questions_are_asked_of_each_prompt_once(server: JudgeServer, tmp_p
 )
 def test_a_score_is_the_number_that_a_reply_begins_with(reply: str, value: int | None) -> None:
     assert parse("difficulty", reply, 1).value == value
+
+
+@pytest.mark.parametrize("kind", ["complexity", "quality"])
+@pytest.mark.parametrize(
+    ("reply", "value"),
+    [("1", 1), ("6\nwhy", 6), ("3/6", 3), ("7", None), ("Score: 7", None), ("0", None), ("五", None), ("", None)],
+)
+def test_deita_s_ratings_are_from_1_to_6(kind: Question, reply: str, value: int | None) -> None:
+    assert parse(kind, reply, 1).value == value
+
+
+def test_complexity_is_asked_once_a_prompt_and_quality_of_each_response(server: JudgeServer, tmp_path: Path) -> None:
+    server.answer = lambda question: completion("5" if "complex" in question else "Score: 7")
+    both = Request(questions=("complexity", "quality"))
+    # A prompt of several turns, which contains a placeholder itself.
+    turns = [
+        {"role": "user", "content": "Qué es {response}?"},
+        {"role": "assistant", "content": "🍐"},
+        {"role": "user", "content": "And {prompt}?"},
+    ]
+    samples = [Sample(f"s{n}", turns, f"response {n} to {{prompt}}") for n in range(3)]
+    found = judged(spec_of(server, tmp_path), samples, both)
+    asked = [body["messages"][0]["content"] for body in server.asked]
+    assert len(asked) == 4
+    assert all("Request:\nQué es {response}?\n🍐\nAnd {prompt}?" in question for question in asked)
+    assert sorted(question.split("Response:\n")[1] for question in asked if "Response:" in question) == [
+        f"response {n} to {{prompt}}" for n in range(3)
+    ]
+    assert [one.judgements["complexity"].value for one in found.values()] == [5] * 3
+    # What is out of the scale is no value, and its reply is kept to look at.
+    assert [one.judgements["quality"].value for one in found.values()] == [None] * 3
+    assert {one.judgements["quality"].reply for one in found.values()} == {"Score: 7"}
+    (row,) = SIGNALS["quality"].frame([found["s0"]]).rows(named=True)
+    assert (row["quality"], row["reply"], row["flags"]) == (None, "Score: 7", ["unparsed_reply"])
+    server.answer = lambda _: completion("3")
+    again = judged(spec_of(server, tmp_path), samples, both)
+    assert [one.judgements["quality"].value for one in again.values()] == [3] * 3
+    assert len(server.asked) == 7
+
+
+def test_questions_that_were_asked_before_keep_their_keys() -> None:
+    spec = JudgeSpec("http://there/v1", "wise", Path("replies"))
+    assert spec_facts(spec) == {"model": "wise", "revision": None, "temperature": 0.0, "max_tokens": 512}
+    assert digest("difficulty", 1, "judge", spec_facts(spec, "difficulty")) == "91121b40087fbf65876b77b61ab93009"
+    with JudgeScorer(spec) as scorer:
+        _, path = scorer._request_body(spec.about("difficulty", sample(1)))
+    assert path.stem == "27ff11fa5ecb5a57af6fdd4ceedb05a4"
 
 
 @pytest.mark.parametrize(
@@ -365,6 +414,7 @@ def test_what_was_refused_is_asked_again_when_that_is_asked_for(
         ('url: "{url}"', "url: ftp://there", "url"),
         ('url: "{url}"', "url: http://name:secret@there", "url"),
         ('url: "{url}"', 'url: "{url}", tags_prompt: "?"', "Put {prompt} where the prompt goes"),
+        ('url: "{url}"', 'url: "{url}", quality_prompt: "{{prompt}}?"', "Put {response} where the response goes"),
         ('url: "{url}"', 'url: "{url}", key: secret', "key"),
     ],
 )

@@ -302,8 +302,10 @@ function describe(tip, found, place) {
   }
   const [, , score, alignment, consistency, z] = found.steps[place];
   const adjusted = meta.scales.z ? ` · z at this position ${number(z, 2)}` : "";
-  tip.textContent = `step ${place + 1} of ${found.steps.length} · score ${number(score)}${adjusted} · answer alignment ` +
-    `${number(alignment)} · trajectory consistency ${number(consistency)}`;
+  tip.textContent = `step ${place + 1} of ${found.steps.length} · score ${number(score)}${adjusted}` +
+    // Only GRACE's scores have these parts.
+    (alignment === null ? "" :
+      ` · answer alignment ${number(alignment)} · trajectory consistency ${number(consistency)}`);
 }
 
 function card(trace, found, tip) {

@@ -1,10 +1,14 @@
-"""Any sequence-classification reward model as a pass: the raw logit of prompt and response as a conversation."""
+"""Any sequence-classification reward model as a pass: the raw logit of prompt and response as a conversation.
+
+`ConversationPass` holds what process reward models (`curation_resources.models.process_reward`) share.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from jinja2 import TemplateError
@@ -17,76 +21,80 @@ WINDOW = 512
 """Samples that are tokenized and sorted by length together."""
 
 
+Value = TypeVar("Value")
+
+
 class RewardError(UserError):
     """A reward model cannot be used."""
 
 
-class RewardPass:
-    """Measures samples with a reward model; the only signal is `rewards`.
+class ConversationPass(ABC, Generic[Value]):
+    """Measures samples with a model that reads prompt and response as a conversation.
 
     Args:
         spec: the model; adapter and template are ignored in favour of the model's own chat template.
         device: `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        RewardError: the model does not output exactly one number.
-        LoadingError: weights are missing; a plain language model's folder has no reward head, for example.
+        UserError: the model is of another kind, or some of its weights are missing.
     """
 
     def __init__(self, spec: PassSpec, device: str) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoTokenizer
 
-        from curation_resources.scoring.complete_weights import load_whole  # noqa: PLC0415
-        from curation_resources.scoring.loading import DTYPES, context_length  # noqa: PLC0415
+        from curation_resources.scoring.loading import context_length  # noqa: PLC0415
 
-        trust = spec.trust_remote_code
-        self._model, _ = load_whole(
-            AutoModelForSequenceClassification,
-            spec.model_folder,
-            "a reward model",
-            dtype=DTYPES[spec.dtype],
-            trust_remote_code=trust,
+        self._spec, self._device = spec, device
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(
+            spec.model_folder, trust_remote_code=spec.trust_remote_code
         )
-        if self._model.config.num_labels != 1:
-            raise RewardError(
-                f"{spec.model_folder} classifies into {self._model.config.num_labels} labels. Name a reward model, "
-                "which outputs one number (num_labels: 1)."
-            )
-        self._model = self._model.to(device).eval()
-        self._device = device
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(spec.model_folder, trust_remote_code=trust)
+        self._model: Any = self.load().to(device).eval()
         context = context_length(self._model.config)
         self._max_length = context if spec.max_length is None else min(context, spec.max_length)
         self._batch_tokens = spec.batch_tokens
 
+    @abstractmethod
+    def load(self) -> Any:
+        """Return the model."""
+
+    @abstractmethod
+    def conversation(self, sample: Sample, position: int) -> tuple[list[int] | None, SampleSignals]:
+        """Return a sample's tokens, and its counts and flags; zero tokens if it is not run."""
+
+    @abstractmethod
+    def requested(self, request: Request) -> bool:
+        """Return whether a request asks for the signal."""
+
+    @abstractmethod
+    def read(self, logits: Any, batch: Sequence[Sequence[int]]) -> list[Value]:
+        """Return each conversation's value from the model's logits, a tensor [conversations, ...]."""
+
+    @abstractmethod
+    def keep(self, result: SampleSignals, value: Value) -> None:
+        """Add a value, or the flag of one that is not finite, to a sample's result."""
+
     def stream(
         self, samples: Sequence[Sample], request: Request, progress: Callable[[int], None] | None = None
     ) -> Iterator[list[SampleSignals]]:
-        """Reward samples; see `curation_resources.scoring.forward.ForwardPass.stream`."""
+        """Measure samples; see `curation_resources.scoring.forward.ForwardPass.stream`."""
         from curation_resources.scoring.batching import plan_batches  # noqa: PLC0415
 
         for start in range(0, len(samples), WINDOW):
             window = samples[start : start + WINDOW]
-            rendered = [conversation_ids(self._tokenizer, sample) for sample in window]
-            results = [
-                describe_conversation(self._tokenizer, sample, tokens, self._max_length, start + place)
-                for place, (sample, tokens) in enumerate(zip(window, rendered, strict=True))
-            ]
-            ids = [tokens or [] for tokens in rendered]
-            wanted = [place for place, result in enumerate(results) if result.tokens and request.rewards]
+            rendered = [self.conversation(sample, start + place) for place, sample in enumerate(window)]
+            results = [result for _, result in rendered]
+            ids = [tokens or [] for tokens, _ in rendered]
+            wanted = [place for place, result in enumerate(results) if result.tokens and self.requested(request)]
             for batch in plan_batches([len(ids[place]) for place in wanted], self._batch_tokens):
                 places = [wanted[number] for number in batch]
-                for place, reward in zip(places, self._rewards([ids[place] for place in places]), strict=True):
-                    if np.isfinite(reward):
-                        results[place].reward = reward
-                    else:
-                        results[place].flags.append(NON_FINITE)
+                for place, value in zip(places, self._values([ids[place] for place in places]), strict=True):
+                    self.keep(results[place], value)
             if progress is not None:
                 progress(len(results))
             yield results
 
-    def _rewards(self, batch: Sequence[Sequence[int]]) -> list[float]:
-        """Return the reward of each conversation; a batch that does not fit into memory is split in half.
+    def _values(self, batch: Sequence[Sequence[int]]) -> list[Value]:
+        """Return the value of each conversation; a batch that does not fit into memory is split in half.
 
         Raises:
             OutOfMemoryError: a single conversation does not fit.
@@ -104,21 +112,20 @@ class RewardPass:
         if found is not None:
             return found
         half = len(batch) // 2
-        return [*self._rewards(batch[:half]), *self._rewards(batch[half:])]
+        return [*self._values(batch[:half]), *self._values(batch[half:])]
 
-    def _together(self, batch: Sequence[Sequence[int]]) -> list[float]:
+    def _together(self, batch: Sequence[Sequence[int]]) -> list[Value]:
         import torch
 
         longest, padding = max(map(len, batch)), self._padding({ids[-1] for ids in batch})
         rows = [[*ids, *[padding] * (longest - len(ids))] for ids in batch]
         mask = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in batch]
         with torch.inference_mode():
-            logits = self._model(
+            output = self._model(
                 input_ids=torch.tensor(rows, device=self._device),
                 attention_mask=torch.tensor(mask, device=self._device),
-            ).logits
-        found: list[float] = logits[:, 0].float().cpu().tolist()
-        return found
+            )
+            return self.read(output.logits, batch)
 
     def _padding(self, last: set[int]) -> int:
         """Return a padding token that no sequence ends with: decoders take the logit of the last non-padding token."""
@@ -126,6 +133,57 @@ class RewardPass:
         padding = own if own is not None and own not in last else min(set(range(len(last) + 1)) - last)
         self._model.config.get_text_config().pad_token_id = padding
         return int(padding)
+
+
+class RewardPass(ConversationPass[float]):
+    """Measures samples with a reward model; the only signal is `rewards`.
+
+    Raises:
+        RewardError: the model does not output exactly one number.
+        LoadingError: weights are missing; a plain language model's folder has no reward head, for example.
+    """
+
+    def load(self) -> Any:
+        """Return the model."""
+        from transformers import AutoModelForSequenceClassification
+
+        from curation_resources.scoring.complete_weights import load_whole  # noqa: PLC0415
+        from curation_resources.scoring.loading import DTYPES  # noqa: PLC0415
+
+        model, _ = load_whole(
+            AutoModelForSequenceClassification,
+            self._spec.model_folder,
+            "a reward model",
+            dtype=DTYPES[self._spec.dtype],
+            trust_remote_code=self._spec.trust_remote_code,
+        )
+        if model.config.num_labels != 1:
+            raise RewardError(
+                f"{self._spec.model_folder} classifies into {model.config.num_labels} labels. Name a reward model, "
+                "which outputs one number (num_labels: 1)."
+            )
+        return model
+
+    def conversation(self, sample: Sample, position: int) -> tuple[list[int] | None, SampleSignals]:
+        """Return a sample's tokens, and its counts and flags; zero tokens if it is not run."""
+        ids = conversation_ids(self._tokenizer, sample)
+        return ids, describe_conversation(self._tokenizer, sample, ids, self._max_length, position)
+
+    def requested(self, request: Request) -> bool:
+        """Return whether a request asks for the signal."""
+        return request.rewards
+
+    def read(self, logits: Any, batch: Sequence[Sequence[int]]) -> list[float]:
+        """Return each conversation's logit."""
+        found: list[float] = logits[: len(batch), 0].float().cpu().tolist()
+        return found
+
+    def keep(self, result: SampleSignals, value: float) -> None:
+        """Add a reward, or the flag of one that is not finite, to a sample's result."""
+        if np.isfinite(value):
+            result.reward = value
+        else:
+            result.flags.append(NON_FINITE)
 
 
 def conversation_ids(tokenizer: Any, sample: Sample) -> list[int] | None:

@@ -84,6 +84,10 @@ class Scorer:
             from curation_resources.models.reward import RewardPass  # noqa: PLC0415
 
             return RewardPass(self.spec, self._devices[0])
+        if self.spec.kind == "process_reward":
+            from curation_resources.models.process_reward import ProcessRewardPass  # noqa: PLC0415
+
+            return ProcessRewardPass(self.spec, self._devices[0])
         return self._workers.enter_context(self._loaded(self.spec))
 
     @contextmanager

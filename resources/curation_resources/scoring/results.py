@@ -60,7 +60,7 @@ class GradientFeatures:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A judge's verdict on a sample's prompt.
+    """A judge's verdict on a sample's prompt or response.
 
     Attributes:
         value: the requested number; None if the reply has none.
@@ -73,6 +73,27 @@ class Judgement:
     reply: str
     tokens: int
     names: list[str]
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A model's own answers to a sample's prompt, compared with the sample's reference.
+
+    Attributes:
+        rate: share of right answers; None if it is not known.
+        stated: the answer that each text states; None for a text that states none, which is wrong.
+        right: number of right answers.
+        tokens: tokens of prompts and answers; 0 for answers that were asked for before.
+        flags: why there is no rate, or warnings about it.
+        refusal: the endpoint's message, if it refused the prompt.
+    """
+
+    rate: float | None
+    stated: list[str | None]
+    right: int
+    tokens: int
+    flags: list[str]
+    refusal: str | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from curation_resources.scoring.results import (
     Likelihoods,
     SequenceLikelihoods,
     SequenceUncertainty,
+    Solved,
     StepGradients,
 )
 
@@ -43,8 +44,8 @@ Pooling = Literal["mean", "last", "position_weighted", "text"]
 AnswerPrefix = Literal["", "### Response:"]
 """Text before a response whose prompt is left out: none (Superfiltering), or Alpaca's heading (Cherry LLM)."""
 
-Question = Literal["instruction_tags", "difficulty"]
-"""A judge's question about a prompt: see `curation_resources.models.judge`."""
+Question = Literal["instruction_tags", "difficulty", "complexity", "quality"]
+"""A judge's question about a prompt, or about the response to it: see `curation_resources.models.judge`."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Sample:
         segments: spans to measure, disjoint.
         images: the prompt's images in the order in which it shows them. A turn shows an image at each `<image>` in its
             content; if no turn has one, all are shown at the start of the first user turn.
+        reference: the correct answer, if the row has one.
     """
 
     sample_id: str
@@ -94,6 +96,7 @@ class Sample:
     response: str
     segments: Sequence[Segment] = ()
     images: Sequence[ImageSource] = ()
+    reference: str | None = None
 
 
 def without_nulls(turns: Any) -> Any:
@@ -260,7 +263,9 @@ class Request:
         perturbed: early losses at perturbed checkpoints: likewise (`curation_resources.scoring.perturbed`).
         in_run: influence recorded by the training run (`models.scorer`; a single pass ignores it).
         rewards: the reward (`models.reward`); only for reward models.
+        process_rewards: rewards of steps (`models.process_reward`); only for process reward models.
         questions: questions to a judge (`curation_resources.models.judge`).
+        solving: answers to the prompt, compared with the sample's reference (`curation_resources.models.solving`).
         direct: prefixes after which the likelihood of the response as a text of its own is measured, tokenized anew
             (IFD as released): a pass over the response for each (`curation_resources.scoring.measuring`).
         sequence_uncertainty: entropy and largest logits over all positions of the sequence, the one after the last
@@ -292,7 +297,9 @@ class Request:
     perturbed: bool = False
     in_run: bool = False
     rewards: bool = False
+    process_rewards: bool = False
     questions: tuple[Question, ...] = ()
+    solving: bool = False
     direct: frozenset[AnswerPrefix] = frozenset()
     sequence_uncertainty: bool = False
     error_norms: bool = False
@@ -393,8 +400,10 @@ class SampleSignals:
         elsewhere_tokens: tokens run at other checkpoints for these, not included in `tokens`.
         influence: on each validation set of the training run; None if the run did not train on the sample.
         reward: a reward model's logit.
+        step_rewards: probability that each step, and the answer if there is one, is right.
         judgements: see `Judgement`, by question.
         question_flags: why a question has no judgement.
+        solved: see `Solved`.
     """
 
     sample_id: str
@@ -436,8 +445,10 @@ class SampleSignals:
     elsewhere_tokens: int = 0
     influence: list[float] | None = None
     reward: float | None = None
+    step_rewards: list[float] | None = None
     judgements: dict[Question, Judgement] = field(default_factory=dict)
     question_flags: dict[Question, str] = field(default_factory=dict)
+    solved: Solved | None = None
 
     @property
     def labels(self) -> int:

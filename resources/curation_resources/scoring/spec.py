@@ -25,6 +25,25 @@ SOURCE_RADII = tuple(1.0 + 9.0 * step / 7.0 for step in range(8))
 
 
 @dataclass(frozen=True)
+class ProcessSpec:
+    """The texts by which a process reward model reads steps: see `curation_resources.models.process_reward`.
+
+    Attributes:
+        separator: the token after each step, at which its reward is read.
+        step_format: a step with its separator.
+        label: the label of right steps, for a token classifier.
+        good: the token that stands for a right step, for a language model.
+        bad: the token that stands for a wrong step.
+    """
+
+    separator: str = "<extra_0>"
+    step_format: str = "{step}{separator}"
+    label: int = 1
+    good: str | None = None
+    bad: str | None = None
+
+
+@dataclass(frozen=True)
 class PassSpec:
     """A checkpoint and the settings that it is measured under.
 
@@ -41,7 +60,8 @@ class PassSpec:
         compile_model: compile the model before the first batch.
         images: limits for images.
         kind: `embedding`: a sentence-transformers model (`models.embedder`); `reward`: a reward model
-            (`curation_resources.models.reward`).
+            (`curation_resources.models.reward`); `process_reward`: a process reward model (`models.process_reward`).
+        process: how a process reward model reads steps.
         trajectory: folders of a training run's intermediate checkpoints, in the order of their steps: LoRA folders over
             the model if there is an adapter, else whole models (`curation_resources.training.trajectory`).
         trajectory_weights: weights of these checkpoints, for methods that weigh them (LESS).
@@ -60,7 +80,8 @@ class PassSpec:
     attention: str = "auto"
     compile_model: bool = False
     images: ImageLimits = field(default_factory=ImageLimits)
-    kind: Literal["language", "embedding", "reward"] = "language"
+    kind: Literal["language", "embedding", "reward", "process_reward"] = "language"
+    process: ProcessSpec = field(default_factory=ProcessSpec)
     trajectory: tuple[Path, ...] = ()
     trajectory_weights: tuple[float, ...] = ()
     base: Path | None = None
