@@ -52,16 +52,23 @@ def init(
     model: Annotated[str, typer.Option(help="Model to measure with: a folder or a hub id.")],
     to: Annotated[Path, typer.Option(help="File to write.")] = Path("curation.yaml"),
     force: Annotated[bool, typer.Option(help="Overwrite the file.")] = False,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Write the configuration of a published recipe: deita, grace, grape, icons, limo, openthoughts, "
+            "rds-plus, s1k, superfiltering, superfiltering-d or temp (docs/recipes)."
+        ),
+    ] = None,
 ) -> None:
     """Inspect a folder of traces and write a commented curation.yaml for it."""
     with clear_errors():
-        from curation_assets.operations.init_config import write_config
+        from curation_assets.operations.init_config import left_to_do, write_config
         from curation_assets.operations.intake import ignored_line
         from curation_resources.errors import UserError
         from curation_resources.storage.digests import DigestCache
         from curation_resources.storage.landing import FolderLanding
 
-        look = write_config(folder, model, to, force)
+        look = write_config(folder, model, to, force, recipe)
         console.print(f"{look.files} files, {look.bytes / 2**20:.1f} MiB; formats: {look.formats or 'none recognized'}")
         ignored = ignored_line(FolderLanding(folder, DigestCache()).ignored())
         for line in [*([ignored] if ignored else []), *look.remarks()]:
@@ -74,6 +81,8 @@ def init(
             )
         if not look.accepted:
             raise UserError(f"wrote {to}, but no row of {folder} can be read with it: {look.unreadable()}")
+        for line in left_to_do(to):
+            console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
         console.print(f"wrote {to}; next: curate run --config {to} --sample 200", soft_wrap=True)
 
 

@@ -18,7 +18,7 @@ from curation_assets.config.running_settings import S3, Alerts, Engine, Freshnes
 from curation_assets.methods.combined import Combination, Combined
 from curation_assets.methods.method import Method, ScoreSection, TargetFacts, TrainingRun
 from curation_assets.methods.registry import METHODS, method_of
-from curation_assets.methods.selectors.candidates import Selector, SelectorSection
+from curation_assets.methods.selectors.candidates import Selector, SelectorSection, VectorSelector
 from curation_assets.methods.selectors.registry import SELECTORS, selector_of
 from curation_assets.tables import SAMPLE_SCORES
 from curation_assets.tables.signals import ALONG_A_RUN, OF_KIND, Kind, SignalName
@@ -639,9 +639,11 @@ class Settings(Section):
         for position, subset in enumerate(self.subsets):
             self._check_subset(position, subset, scores)
             score = self.score_of(subset)
-            lacks = selector_problem(subset.selector, score)
+            vectors = self._vectors_of(position, subset, scores)
+            lacks = selector_problem(subset.selector, vectors or score)
             if lacks is not None:
-                raise LocatedError(["subsets", position, "selector"], lacks)
+                where: list[int | str] = ["subsets", position, "selector"]
+                raise LocatedError([*where, "vectors"] if vectors else where, lacks)
             selector = subset.selector or method_of(score).default_selector(score)
             refused = budget_problem(subset.budget.tokens is not None, bool(subset.stratify), selector)
             if refused is not None:
@@ -674,6 +676,15 @@ class Settings(Section):
                 )
             path.append(before)
 
+    def _vectors_of(self, position: int, subset: Subset, scores: Sequence[str]) -> ScoreSection | None:
+        """Return the score that a subset's selector takes vectors from, if it names one."""
+        name = vectors_named(subset.selector)
+        if name is None:
+            return None
+        if name not in scores:
+            raise LocatedError(["subsets", position, "selector", "vectors"], unknown("score", name, scores))
+        return self.score(name)
+
     def target(self, name: str) -> Target:
         """Return the target of that name (KeyError if it does not exist)."""
         return {target.name: target for target in self.targets}[name]
@@ -694,14 +705,21 @@ class Settings(Section):
             combination=subset.score,
         )
 
+    def vector_score_of(self, subset: Subset) -> ScoreSection:
+        """Return the score whose method provides the vectors that a subset's selector compares."""
+        name = vectors_named(subset.selector)
+        return self.score_of(subset) if name is None else self.score(name)
+
     def step_score_of(self, subset: Subset) -> ScoreSection:
         """Return the score whose steps are shown for a subset: of a combination, the first that scores steps."""
         parts = [self.score(name) for name in names_of(subset.score)]
         return next((part for part in parts if method_of(part).scores_steps), parts[0])
 
     def targets_of(self, subset: Subset) -> list[str]:
-        """Return the targets whose scores a subset reads, first the one whose tokens its budget counts."""
-        return list(dict.fromkeys(self.score(name).target for name in subset.scores_read))
+        """Return the targets whose scores or vectors a subset reads, first the one whose tokens its budget counts."""
+        vectors = vectors_named(subset.selector)
+        names = [*subset.scores_read, *([] if vectors is None else [vectors])]
+        return list(dict.fromkeys(self.score(name).target for name in names))
 
     def chain(self, subset: Subset) -> list[Subset]:
         """Return the subsets that a subset is chosen from, first the one that is chosen from the pool, and itself."""
@@ -744,6 +762,11 @@ class Settings(Section):
         return [signal for signal in target.signals if signal in wanted] or target.signals[:1]
 
 
+def vectors_named(section: SelectorSection | None) -> str | None:
+    """Return the score that a selector takes vectors from; None: the subset's own."""
+    return section.vectors if isinstance(section, VectorSelector) else None
+
+
 def selector_problem(section: SelectorSection | None, score: ScoreSection) -> str | None:
     """Return why a selector cannot be used with a score's method, with the fix; None if it can."""
     if section is None:
@@ -754,8 +777,12 @@ def selector_problem(section: SelectorSection | None, score: ScoreSection) -> st
     *most, last = [other.name for other in METHODS.values() if _fits(selector, other)] or ["(none is installed)"]
     return (
         f"{section.kind} needs {selector.needs}, which method {method.name} does not have. Choose a score with method "
-        f"{', '.join(most) + ' or ' if most else ''}{last}, or another selector."
+        f"{', '.join(most) + ' or ' if most else ''}{last}{_or_vectors(section)}, or another selector."
     )
+
+
+def _or_vectors(section: SelectorSection) -> str:
+    return ", name such a score as the selector's vectors" if isinstance(section, VectorSelector) else ""
 
 
 def _fits(selector: Selector, method: Method) -> bool:

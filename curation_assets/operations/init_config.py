@@ -22,6 +22,7 @@ from curation_assets.corpus.proposed_columns import propose_columns, written
 from curation_assets.operations.intake import MOST_FILES
 from curation_assets.steps.answers import find_answer
 from curation_resources.errors import UserError
+from curation_resources.sections import unknown
 from curation_resources.storage.digests import DigestCache
 from curation_resources.storage.landing import FolderLanding, printable
 
@@ -32,7 +33,9 @@ PROPOSED_FROM = 50
 ANSWERS_FROM, EXAMPLE_CHARS, MOST_EXAMPLES = 200, 80, 3
 """Responses of a file in which an answer is looked for, and the ends of some without one that are shown."""
 DEFAULT_MIN_POOL = 100
-TEMPLATE = Path(__file__).parent / "templates" / "curation.yaml"
+TEMPLATES = Path(__file__).parent / "templates"
+RECIPES = {path.stem: path for path in sorted((TEMPLATES / "recipes").glob("*.yaml"))}
+"""The configurations of published recipes, by name; docs/recipes has a page on each."""
 
 
 class InitError(UserError):
@@ -186,17 +189,27 @@ def _unused_rows(landing: FolderLanding, *, unknown: bool) -> Iterator[Row]:
             yield from islice((row for row in values if not unknown or detect([row]) is None), PROPOSED_FROM)
 
 
-def write_config(folder: Path, model: str, out: Path, force: bool = False) -> FolderSummary:
+def write_config(folder: Path, model: str, out: Path, force: bool = False, recipe: str | None = None) -> FolderSummary:
     """Write curation.yaml, and beside it the JSON Schema that editors validate it with.
 
+    Args:
+        folder: the landing folder.
+        model: the model to measure with.
+        out: the file to write.
+        force: whether to overwrite it.
+        recipe: name of a published recipe; None: a commented configuration to start from.
+
     Raises:
-        InitError: the file exists and `force` is off, a name is not UTF-8, or the folder is in a bucket.
+        InitError: there is no such recipe, the file exists and `force` is off, a name is not UTF-8, or the folder is in
+            a bucket.
     """
     if folder.parts[:1] in {("s3:",), ("gs:",), ("az:",)}:
         raise InitError(
             "`curate init` can only inspect a local folder. Name a folder with a few of the files, then set "
             f"corpus.landing in {out} to the bucket's address (s3://BUCKET/PREFIX)."
         )
+    if recipe is not None and recipe not in RECIPES:
+        raise InitError(unknown("recipe", recipe, RECIPES))
     if out.exists() and not force:
         raise InitError(f"{out} exists. Name another file with --to, or overwrite it with --force.")
     found = inspect_folder(folder)
@@ -207,7 +220,11 @@ def write_config(folder: Path, model: str, out: Path, force: bool = False) -> Fo
     elif model.startswith((".", "/", "~")):
         raise InitError(f"folder {model} not found. Correct --model (a folder, or a hub id such as Qwen/Qwen3-4B).")
     try:
-        text = render_config(found, _relative(folder, out.parent), model, warehouse=_warehouse(folder, out.parent))
+        landing, warehouse = _relative(folder, out.parent), _warehouse(folder, out.parent)
+        if recipe is None:
+            text = render_config(found, landing, model, warehouse=warehouse)
+        else:
+            text = render_recipe(recipe, landing, model, warehouse, found)
         data = text.encode()
     except UnicodeEncodeError as error:
         raise InitError(f"the name of {str(folder)!r} or {model!r} is not UTF-8. Rename the folder.") from error
@@ -239,7 +256,7 @@ def render_config(
     ]
     if summary.rejected:
         found.append(f"  # {summary.rejected} of {summary.rows} inspected rows would be rejected: {summary.reasons}")
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+    return Template((TEMPLATES / "curation.yaml").read_text(encoding="utf-8")).substitute(
         found="\n".join(found),
         landing=_quoted(landing),
         model=_quoted(model),
@@ -249,6 +266,35 @@ def render_config(
         columns=_columns(summary),
         warehouse=_quoted(warehouse) if warehouse != "./warehouse" else warehouse,
     )
+
+
+def render_recipe(
+    recipe: str, landing: str, model: str, warehouse: str = "./warehouse", summary: FolderSummary | None = None
+) -> str:
+    """Return the configuration of a published recipe; a summary adds what was found in the landing folder."""
+    return Template(RECIPES[recipe].read_text(encoding="utf-8")).substitute(
+        landing=_quoted(landing),
+        model=_quoted(model),
+        warehouse=_quoted(warehouse),
+        columns="" if summary is None else _columns(summary),
+        min_pool=DEFAULT_MIN_POOL if summary is None else summary.min_pool,
+    )
+
+
+def left_to_do(config: Path) -> list[str]:
+    """Return what a configuration names that its user has to provide: endpoints, and files that do not exist."""
+    settings = parse_settings(config.read_bytes(), config)
+    found = [
+        f"target {target.name}: set model and endpoint to those of your server ({target.endpoint.url})"
+        for target in settings.targets
+        if target.endpoint is not None
+    ]
+    found += [
+        f"validation set {validation.name}: write its examples to {validation.path}"
+        for validation in settings.validation
+        if validation.path is not None and not (config.parent / validation.path).exists()
+    ]
+    return found
 
 
 def _columns(summary: FolderSummary) -> str:

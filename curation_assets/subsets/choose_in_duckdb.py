@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from curation_assets import tables
-from curation_assets.config.settings import Stratum, Subset
+from curation_assets.config.settings import Stratum, Subset, vectors_named
 from curation_assets.corpus.duplicates import ARRIVAL
 from curation_assets.methods.combined import Combination
 from curation_assets.methods.method import ScoreSection
@@ -39,7 +39,7 @@ from curation_assets.subsets.facts import (
     subset_rows,
 )
 from curation_assets.subsets.moments import GROUP, VALUE, moments_by_group
-from curation_assets.subsets.thresholds import GROUPS, Stage, apply_threshold, combined_rows, count_stage
+from curation_assets.subsets.thresholds import GROUPS, Stage, apply_threshold, combined_rows, count_stage, finite
 from curation_resources.storage.spill import Spill
 
 logger = logging.getLogger("curation")
@@ -265,6 +265,11 @@ def _order(
         combined_rows(spill, subset.score, beside.columns)
     scored = count_stage(spill, subset.name, f"has {score.name}", "may")
     funnel += [scored] if scored.samples < funnel[-1].samples else []
+    vectors = vectors_named(subset.selector)
+    if vectors is not None:
+        spill.run(f"update pool set may = false where may and not {finite(beside.columns[vectors])}")
+        compared = count_stage(spill, subset.name, f"has {vectors}", "may")
+        funnel += [compared] if compared.samples < funnel[-1].samples else []
     sources, flat = (None, 0) if subset.standardise is None else _standardise(spill, score, section)
     if isinstance(subset.score, Combination) and subset.standardise is None:
         _rank_again(spill, lambda rows: _ranked_by_score(rows, score, section))

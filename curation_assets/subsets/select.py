@@ -9,15 +9,16 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from curation_assets import tables
-from curation_assets.config.settings import Subset, Target
+from curation_assets.config.settings import Subset, Target, vectors_named
 from curation_assets.corpus.duplicates import resolve_duplicates
+from curation_assets.methods.combined import Combination
 from curation_assets.methods.method import ScoreInputs, ScoreSection
 from curation_assets.methods.registry import method_of
 from curation_assets.methods.selectors import registry as selectors
@@ -86,12 +87,15 @@ def parameters_digest(workspace: Workspace, subset: Subset) -> str:
             del parameters[key]
     if not subset.filters.scores:
         del parameters["filters"]["scores"]
-    selector = section.model_dump(
-        mode="json", exclude={"vectors"} if getattr(section, "vectors", None) is None else None
-    )
-    parts = [parameters, selector, eligibility]
+    parts = [_without_vectors(parameters), _without_vectors(section.model_dump(mode="json")), eligibility]
     version = selectors.selector_of(section).version
     return digest("subset", SELECTION_VERSION, *parts, *([version] if version > 1 else []))
+
+
+def _without_vectors(section: dict[str, Any]) -> dict[str, Any]:
+    """Return a section, and the selector in it, without the key `vectors` where it is not set."""
+    kept = {key: value for key, value in section.items() if key != "vectors" or value is not None}
+    return kept | ({"selector": _without_vectors(kept["selector"])} if isinstance(kept.get("selector"), dict) else {})
 
 
 def selector_of(workspace: Workspace, subset: Subset) -> SelectorSection:
@@ -176,7 +180,7 @@ def _chosen_ids(workspace: Workspace, subset: Subset) -> tuple[pl.DataFrame, Seq
     """Return the samples of a subset that is not stored as it would be now, in any order, and its funnel."""
     score, selector = workspace.settings.score_of(subset), selector_of(workspace, subset)
     scored, beside = _arriving(workspace, subset)
-    features = features_of(workspace, score)
+    features = _features(workspace, subset, score)
     found = [pl.DataFrame(schema={"sample_id": pl.String})]
     engine = workspace.settings.engine
     with spilling(cache_folder() / "selection", engine.selection_memory_mib) as spill:
@@ -190,9 +194,9 @@ def _chosen_ids(workspace: Workspace, subset: Subset) -> tuple[pl.DataFrame, Seq
 
 def _arriving(workspace: Workspace, subset: Subset) -> tuple[Iterator[pl.DataFrame], Beside]:
     """Return the rows that a subset is selected from, with stored scores, in pieces, and what is read beside them."""
-    score = workspace.settings.score_of(subset)
+    features = _features(workspace, subset, workspace.settings.score_of(subset))
     scored, beside = narrowed(workspace, _scored_rows(workspace, subset), beside_of(workspace, subset))
-    if not reads_prompts(selector_of(workspace, subset), features_of(workspace, score), subset):
+    if not reads_prompts(selector_of(workspace, subset), features, subset):
         # They take a fifth of all bytes.
         scored = scored.drop("prompt_id")
     return in_pieces(scored), beside
@@ -217,7 +221,7 @@ def values_beside(workspace: Workspace, subset: Subset, target: str) -> list[pl.
     """Return the stored scores of a target that a subset reads beside its own, in the columns of `beside_of`."""
     return [
         pl.col(name).alias(f"value_{place}")
-        for place, name in enumerate(names_read(subset.score, subset.filters.scores))
+        for place, name in enumerate(names_read(subset))
         if workspace.settings.score(name).target == target
     ]
 
@@ -230,7 +234,7 @@ def beside_of(workspace: Workspace, subset: Subset) -> Beside:
             that this one is chosen from cannot be selected.
     """
     score = workspace.settings.score_of(subset)
-    names = names_read(subset.score, subset.filters.scores)
+    names = names_read(subset)
     columns = {name: f"value_{place}" for place, name in enumerate(names)}
     if isinstance(subset.score, str):
         columns[subset.score] = "score"
@@ -331,7 +335,7 @@ def select_from(
         SpillError: memory or disk is too small for the pool.
     """
     selector = subset.selector or method_of(score).default_selector(score)
-    features = features_of(workspace, score)
+    features = _features(workspace, subset, score)
     engine = workspace.settings.engine
     with spilling(cache_folder() / "selection", engine.selection_memory_mib) as spill:
         return choose(
@@ -356,6 +360,15 @@ def present_rows(workspace: Workspace, target: Target) -> tuple[pl.LazyFrame, in
         manifest = manifest.filter(pl.col("shard").is_in(list(workspace.only_shards)))
     rows = workspace.warehouse.scan(tables.sample_scores_dir(target.name), manifest["shard"])
     return (tables.SAMPLE_SCORES.empty().lazy(), 0) if rows is None else (rows, int(manifest["rows"].sum()))
+
+
+def _features(workspace: Workspace, subset: Subset, score: ScoreSection) -> Features | None:
+    """Return the embeddings that a subset's selector compares, and the prompts that its score was compared with."""
+    own = None if isinstance(subset.score, Combination) else features_of(workspace, score)
+    if vectors_named(subset.selector) is None:
+        return own
+    found = features_of(workspace, workspace.settings.vector_score_of(subset))
+    return found if own is None or found is None else replace(found, prompts=own.prompts)
 
 
 def features_of(workspace: Workspace, score: ScoreSection, place: str = "") -> Features | None:

@@ -7,13 +7,13 @@ Everything works on DuckDB's table `pool` (`curation_assets.subsets.choose_in_du
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
 import polars as pl
 
-from curation_assets.config.settings import ScoreName, Threshold, names_of
+from curation_assets.config.settings import Subset, Threshold, vectors_named
 from curation_assets.methods.combined import Combination
 from curation_assets.subsets.moments import GROUP, VALUE, Moments, moments_by_group
 from curation_resources.errors import UserError
@@ -240,8 +240,8 @@ def combined_rows(spill: Spill, combination: Combination, columns: Mapping[str, 
     spill.run("drop table combined_scores")
 
 
-def names_read(score: ScoreName, thresholds: Sequence[Threshold]) -> list[str]:
-    """Return the names of the scores that are read beside the subset's own, which is in column `score`."""
-    own = {score} if isinstance(score, str) else set()
-    named = [*names_of(score), *(name for threshold in thresholds for name in names_of(threshold.score))]
-    return [name for name in dict.fromkeys(named) if name not in own]
+def names_read(subset: Subset) -> list[str]:
+    """Return the names of the scores that a subset reads beside its own, which is in column `score`."""
+    own = {subset.score} if isinstance(subset.score, str) else set()
+    vectors = vectors_named(subset.selector)
+    return [name for name in [*subset.scores_read, *([] if vectors is None else [vectors])] if name not in own]

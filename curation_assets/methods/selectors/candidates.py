@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import Field
 
 from curation_assets.tables.signals import SignalName
 from curation_resources.sections import Section
@@ -33,6 +34,12 @@ class SelectorSection(Section):
 
 class VectorSelector(SelectorSection):
     """Parameters of a selector that compares samples by their vectors."""
+
+    vectors: str | None = Field(
+        None,
+        description="name of a score whose method has vectors, such as k_center, which are compared; default: those of "
+        "the subset's own score",
+    )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from curation_assets.methods.selectors.candidates import (
     Candidates,
     Choice,
     Selector,
-    SelectorSection,
+    VectorSelector,
     ascending,
     features_of,
     tie_rank,
@@ -112,7 +112,7 @@ def _lower(bound: Single, distance: Single, noise: np.float32) -> None:
     np.minimum(bound, distance, out=bound)
 
 
-class KCenter(SelectorSection):
+class KCenter(VectorSelector):
     """Select the sample farthest from all selected ones, repeatedly, by embeddings."""
 
     kind: Literal["k_center"] = "k_center"
