@@ -23,9 +23,7 @@ from tests.pipeline.workspaces import landed, release_subset, run
 from tests.resources.judge_server import Answer, JudgeServer, completions, judge_server
 
 DOCS = Path(__file__).parents[2] / "docs" / "recipes"
-ANSWERS = (
-    "  columns: {prompt: prompt, response: response, answer: labels.right_answer, source: source, domain: domain}\n"
-)
+COLUMNS = "prompt: prompt, response: response, answer: labels.right_answer, source: source, domain: domain"
 """The demo's rows hold their right answers among the labels, which nothing else reads."""
 
 
