@@ -18,6 +18,7 @@ from curation_assets.defs.subsets import subset_key
 from curation_assets.operations import report_preference as preference
 from curation_assets.operations import report_spectra as spectra
 from curation_assets.operations.report_comparison import matrix, write_comparison
+from curation_assets.subsets.facts import FUNNEL_COLUMNS, funnel_rows
 from curation_assets.subsets.stored_tables import pick
 from curation_assets.subsets.what_if import what_if
 from curation_assets.workspace.workspace import Workspace
@@ -36,6 +37,7 @@ class WhatIfConfig(dg.Config):
     subset: str | None = Field(None, description="the subset to change; optional if there is only one")
     changes: list[str] = Field([], description="parameter=value, as in alpha=0.5, method=grape, selector.k=2")
     budget: str | None = Field(None, description="10%, 1000 (samples) or 500000 tokens")
+    where: list[str] = Field([], description="thresholds: difficulty >= 3, grape top 50% within prompt")
 
 
 def report_keys(workspace: Workspace) -> list[dg.AssetKey]:
@@ -117,7 +119,7 @@ def _what_if_asset(subsets: list[dg.AssetKey]) -> dg.AssetsDefinition:
     )
     def try_change(config: WhatIfConfig, workspace: dg.ResourceParam[Workspace]) -> dg.MaterializeResult[Any]:
         name = pick("subset", config.subset, [subset.name for subset in workspace.settings.subsets])
-        found = what_if(workspace, name, config.changes, config.budget)
+        found = what_if(workspace, name, config.changes, config.budget, config.where)
         summary, title = found.selection.summary, f"{found.score.name}: pool and what if"
         groups = {"pool": summary.pool_counts, "what if": summary.selected_counts}
         sources = found.sources()
@@ -126,6 +128,8 @@ def _what_if_asset(subsets: list[dg.AssetKey]) -> dg.AssetsDefinition:
                 "subset": name,
                 "changes": ", ".join(config.changes) or "(none)",
                 "budget": config.budget or "(the subset's)",
+                "where": ", ".join(config.where) or "(none)",
+                "funnel": markdown_table(FUNNEL_COLUMNS, funnel_rows(found.selection.funnel)),
                 "difference": facts_table(found.difference()),
                 "choice": facts_table(found.selection.facts()),
                 "remarks": "; ".join(found.remarks()) or "(none)",

@@ -48,6 +48,10 @@ KEYS = {
         "round_robin_speedup",
     },
     "recipes": {
+        "recipes",
+        "recipes_released",
+        "chain_over_one_stage",
+        "chain_peak_gib",
         "facility_speedup",
         "facility_100k_seconds",
         "facility_100k_gib",
