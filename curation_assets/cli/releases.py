@@ -122,7 +122,7 @@ def diff(
     `curate report A B` shows the traces.
     """
     with clear_errors():
-        from curation_assets.releases.changes import changed_settings, changes_of, changes_text
+        from curation_assets.releases.changes import changed_settings, changes_of, changes_text, funnels
         from curation_assets.releases.export import release_frame
         from curation_resources.terminal import simple_table
 
@@ -132,6 +132,9 @@ def diff(
         names = [f"{manifest['subset']}@{manifest['number']}" for manifest in (was, now)]
         rows = [(name.replace("_", " "), value) for name, value in changes.facts().items()]
         console.print(simple_table(f"{names[0]} -> {names[1]}", ("what", "value"), rows))
+        stages = funnels(was, now)
+        if stages:
+            console.print(simple_table("samples left by each stage", ("stage", *names), stages))
         for title, one, other in (("rows added", new, old), ("rows removed", old, new)):
             moved = one.join(other, on="sample_id", how="anti").sort("rank").head(SHOWN_ROWS)
             if len(moved):

@@ -50,6 +50,19 @@ class Changes:
         return asdict(self)
 
 
+def funnels(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, int | None, int | None]]:
+    """Return how many samples each stage of the selection left, for the manifests of two releases.
+
+    Stages of the same name stand side by side, in the order of the later release; a stage that only one of them has is
+    None in the other. Empty if neither release records its stages.
+    """
+    left, right = (
+        {f"{stage['subset']}: {stage['name']}": int(stage["samples"]) for stage in manifest.get("funnel", [])}
+        for manifest in (before, after)
+    )
+    return [(name, left.get(name), right.get(name)) for name in dict.fromkeys([*right, *left])]
+
+
 def changes_of(before: pl.DataFrame, after: pl.DataFrame, same_score: bool = True) -> Changes:
     """Compare the rows (`sample_id`, `rank`, `score`) of two releases.
 

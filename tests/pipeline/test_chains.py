@@ -15,6 +15,7 @@ from curation_assets.cli.app import app
 from curation_assets.definitions import build_definitions
 from curation_assets.evaluation.arms import configured_evaluation, runs_of
 from curation_assets.operations.stages import Survey, stage_named
+from curation_assets.releases.changes import funnels
 from curation_assets.releases.reproduce import reproduce
 from curation_assets.releases.trace_page import page_text
 from curation_assets.releases.traces import subset_traces
@@ -159,6 +160,11 @@ def test_a_release_records_the_chain_and_is_reproduced(workspace: Workspace) -> 
     changed = edited(workspace, "top: 0.8", "top: 0.5")
     run(changed)
     assert reproduce(changed, manifest, f"{tables.release_dir('last')}/1").identical
+    again, _ = release_subset(changed, "last")
+    stages = {name: (was, now) for name, was, now in funnels(manifest, again.manifest)}
+    assert stages["best: likely: top 80% within source"][1] is None
+    assert stages["best: likely: top 50% within source"][0] is None
+    assert stages["last: selected"] == (3, 3)
 
 
 def test_the_page_shows_the_funnel_and_what_each_threshold_dropped(workspace: Workspace) -> None:
