@@ -5,8 +5,9 @@ proportional to 2^-rank, rank 0 for the longest response. As in the released cod
 `data/filter.ipynb`), ranks are those among the remaining samples, and domains are names alone, whatever their size.
 
 The released code does more: it begins with samples that it always takes, and draws its last 300 of 1,000 by the
-domains' shares of two benchmarks. We do neither. It ranks by characters, and its draws depend on the state of numpy's
-generator; we rank by tokens, and draw number n of a seed is always the same.
+domains' shares of two benchmarks. We do neither. It ranks by the tokens of the thinking trace (`gemini_length`, counted
+in `data/featurization.py`), we by those of the whole response. Its draws depend on the state of numpy's generator; draw
+number n of a seed is always the same here.
 """
 
 from __future__ import annotations
