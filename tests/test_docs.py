@@ -146,7 +146,14 @@ def blocks(page: str, kind: str) -> list[str]:
 
 def test_the_configurations_of_methods_load() -> None:
     found = [parse_settings(block.encode(), Path("choosing.md")) for block in blocks("choosing.md", "yaml")]
-    assert [settings.scores[0].method for settings in found] == ["grape", "less", "tagcos", "in_run", "difficulty"]
+    assert [settings.scores[0].method for settings in found] == [
+        "grape",
+        "grape",
+        "less",
+        "tagcos",
+        "in_run",
+        "difficulty",
+    ]
 
 
 def test_the_chain_of_recipes_loads() -> None:

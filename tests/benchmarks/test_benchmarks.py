@@ -49,8 +49,8 @@ KEYS = {
     },
     "recipes": {
         "facility_speedup",
-        "facility_scale_seconds",
-        "facility_scale_peak_gib",
+        "facility_100k_seconds",
+        "facility_100k_gib",
         "facility_loss_percent_clusters",
     },
     "incremental": {

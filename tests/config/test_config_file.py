@@ -206,8 +206,8 @@ TABLE = {
     "a selector without embeddings": (
         changed("    score: grace", "    score: grace\n    selector: k_center"),
         "curation.yaml:14: subsets.0.selector: k_center needs embeddings, which method grace does not have. Choose "
-        "a score with method embedding_similarity, k_center, less, tagcos, rds, rds_plus, s2l or temp, or another "
-        "selector.",
+        "a score with method embedding_similarity, k_center, less, tagcos, rds, rds_plus, s2l or temp, name such a "
+        "score as the selector's vectors, or another selector.",
     ),
     "a selector without a validation set": (
         changed("    score: grace", "    score: grace\n    selector: {kind: round_robin}"),

@@ -13,7 +13,7 @@ from curation_assets.methods.selectors import k_center as k_center_module
 from curation_assets.methods.selectors import round_robin as round_robin_module
 from curation_assets.methods.selectors.k_center import k_center
 from curation_assets.methods.selectors.round_robin import round_robin
-from curation_assets.methods.vectors import cosines, unit
+from curation_assets.methods.vectors import UNITS, cosines, directions, similarities, unit
 
 Array = NDArray[np.float64]
 
@@ -129,3 +129,19 @@ def test_cosines_are_right_and_the_same_to_the_bit_alone(n: int, m: int, seed: i
 
 def test_a_zero_vector_has_cosine_zero() -> None:
     assert unit(np.zeros((1, 3))).tolist() == [[0.0, 0.0, 0.0]]
+
+
+@given(st.integers(1, 30), st.integers(1, 64), st.integers(0, 10_000))
+def test_similarities_are_whole_numbers_that_do_not_depend_on_other_rows(n: int, d: int, seed: int) -> None:
+    vectors = np.random.default_rng(seed).normal(size=(n, d)) * 100.0
+    vectors[0] = 0.0
+    points = directions(vectors)
+    found = similarities(points, points)
+    assert np.array_equal(found, np.rint(found))
+    assert np.array_equal(found, found.T)
+    assert np.abs(found).max() <= UNITS
+    assert not found[0].any()
+    lengths = np.maximum(np.linalg.norm(vectors, axis=1), 1e-300)
+    assert np.abs(found / UNITS - vectors @ vectors.T / lengths / lengths[:, None]).max() < 1e-6
+    for row in range(n):
+        assert np.array_equal(similarities(points[row : row + 1], points[: row + 1])[0], found[row, : row + 1])

@@ -47,7 +47,7 @@ def k_means(vectors: NDArray[np.floating], clusters: int, seed: int, iterations:
         centroid = vectors.astype(np.float64).mean(axis=0, keepdims=True) if count else np.empty((0, vectors.shape[-1]))
         return Clusters(np.zeros(len(vectors), dtype=np.int64), centroid)
     try:
-        # Slow to import, and needed by three selectors only.
+        # Slow to import, and needed by few selectors only.
         from sklearn.cluster import KMeans  # type: ignore[import-untyped]  # noqa: PLC0415
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # noqa: PLC0415
     except ImportError as error:

@@ -4,10 +4,10 @@ Each pick chooses a domain uniformly among those with samples left, then one of 
 proportional to 2^-rank, rank 0 for the longest response. As in the released code (simplescaling/s1,
 `data/filter.ipynb`), ranks are those among the remaining samples, and domains are names alone, whatever their size.
 
-The released code does more: it begins with samples that it always takes, and draws its last 300 of 1,000 by the
-domains' shares of two benchmarks. We do neither. It ranks by the tokens of the thinking trace (`gemini_length`, counted
-in `data/featurization.py`), we by those of the whole response. Its draws depend on the state of numpy's generator; draw
-number n of a seed is always the same here.
+The released code does more: it begins with 393 samples that it always takes, and draws the last 300 of 1,000 by the
+domains' shares of two benchmarks. We do neither. It counts the reasoning's tokens by Qwen2.5's tokenizer, we those of
+the whole response by the target's. Its draws depend on the state of numpy's generator; our draw number n of a seed is
+always the same.
 """
 
 from __future__ import annotations
