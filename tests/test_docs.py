@@ -25,6 +25,7 @@ from tests.ui import serving
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RECIPES = sorted((ROOT / "docs" / "recipes").glob("*.md"))
 BIN = Path(sys.executable).parent
 
 
@@ -155,6 +156,12 @@ def test_the_configurations_of_methods_load() -> None:
     ]
 
 
+def test_the_chain_of_recipes_loads() -> None:
+    (block,) = blocks("recipes/README.md", "yaml")
+    settings = parse_settings(block.encode(), Path("README.md"))
+    assert [subset.name for subset in settings.chain(settings.subset("best"))] == ["solid", "best"]
+
+
 def test_every_format_has_an_example_that_is_read(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "your-corpus.md").read_text()
     examples = dict(re.findall(r"### (\w+)\n\n```json\n(.*?)\n```", page, flags=re.DOTALL))
@@ -175,7 +182,7 @@ def test_the_example_of_deploy_loads() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "deploy" / "README.md"]:
+    for page in [*PAGES, *RECIPES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "deploy" / "README.md"]:
         for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
