@@ -474,9 +474,11 @@ class Subset(Section):
 
     @property
     def scores_read(self) -> list[str]:
-        """The names of all configured scores that the subset reads, first those that it is ranked by."""
+        """The names of all configured scores that the subset reads, first those that it is ranked by, last the one
+        whose vectors it compares."""
         thresholds = [name for threshold in self.filters.scores for name in names_of(threshold.score)]
-        return list(dict.fromkeys([*names_of(self.score), *thresholds]))
+        vectors = vectors_named(self.selector)
+        return list(dict.fromkeys([*names_of(self.score), *thresholds, *([] if vectors is None else [vectors])]))
 
     @property
     def compares_within_sources(self) -> bool:
@@ -666,14 +668,17 @@ class Settings(Section):
                     inner = [] if isinstance(score, str) else ["combine", name]
                     raise LocatedError([*place, *inner], unknown("score", name, scores))
         known, path = {one.name: one for one in self.subsets}, [subset.name]
-        while (before := known[path[-1]].parent) is not None:
-            if before not in known:
-                raise LocatedError([*where, "from"], unknown("subset", before, known))
-            if before in path:
-                circle = " from ".join([*path[path.index(before) :], before])
+        if subset.parent is not None and subset.parent not in known:
+            raise LocatedError([*where, "from"], unknown("subset", subset.parent, known))
+        # A subset before that does not exist, or a circle of others, is reported at those.
+        while (before := known[path[-1]].parent) in known:
+            if before == subset.name:
+                circle = " from ".join([*path, before])
                 raise LocatedError(
                     [*where, "from"], f"{circle} is a circle. Remove one `from`, so that a subset starts at the pool."
                 )
+            if before in path:
+                return
             path.append(before)
 
     def _vectors_of(self, position: int, subset: Subset, scores: Sequence[str]) -> ScoreSection | None:
@@ -717,9 +722,7 @@ class Settings(Section):
 
     def targets_of(self, subset: Subset) -> list[str]:
         """Return the targets whose scores or vectors a subset reads, first the one whose tokens its budget counts."""
-        vectors = vectors_named(subset.selector)
-        names = [*subset.scores_read, *([] if vectors is None else [vectors])]
-        return list(dict.fromkeys(self.score(name).target for name in names))
+        return list(dict.fromkeys(self.score(name).target for name in subset.scores_read))
 
     def chain(self, subset: Subset) -> list[Subset]:
         """Return the subsets that a subset is chosen from, first the one that is chosen from the pool, and itself."""

@@ -117,7 +117,7 @@ def runs_of(workspace: Workspace, evaluation: Evaluation) -> list[Run]:
         for seed in evaluation.seeds:
             trained.append(Run(model, FULL_POOL, "full", None, seed, tuple(pool.to_list())))
             for group in groups:
-                random = group.arm("random")
+                random = None if group.takes_all else group.arm("random")
                 trained += [
                     Run(model, name, "subset", chosen[name], seed, subsets[name], random=random)
                     for name in group.subsets
@@ -149,6 +149,11 @@ class _Group:
     size: int
     candidates: pl.Series
     all: bool
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether the subsets hold all of their candidates, so that every baseline would be the same samples."""
+        return self.size == len(self.candidates) and not self.all
 
     def arm(self, baseline: Baseline) -> str:
         """Return the name of a baseline's arm."""
@@ -254,6 +259,8 @@ def _baseline_runs(
     baselines: Sequence[Baseline],
     orders: dict[Baseline, list[str]],
 ) -> Iterator[Run]:
+    if group.takes_all:
+        return
     may = set(group.candidates)
     for baseline in baselines:
         if baseline in orders:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection
 from curation_assets.methods.selectors.top import Top
@@ -34,6 +34,14 @@ class Combination(Section):
         description="samples that ranks and z-scores are computed among: all that are eligible, or those of the same "
         "source",
     )
+
+    @field_validator("combine", mode="wrap")
+    @classmethod
+    def _by_name(cls, value: object, handler: ValidatorFunctionWrapHandler) -> dict[str, float]:
+        if not isinstance(value, dict):
+            raise ValueError("must be names of scores with their weights, as in {grace: 2, ifd: 1}")
+        # Sorted, because the order has no meaning, and files that hold a configuration sort their keys.
+        return dict(sorted(handler(value).items()))
 
     @field_validator("combine")
     @classmethod

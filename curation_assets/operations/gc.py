@@ -193,6 +193,17 @@ def _add_release(named: Named, release: str, manifest: dict[str, Any]) -> None:
     sets = score.get("validation") or []
     # Older manifests name a single set.
     paths += [tables.validation_path(name) for name in ([sets] if isinstance(sets, str) else sets)]
+    upstream = manifest.get("upstream") or {}
+    for name in upstream.get("subsets", {}):
+        paths += [tables.subset_path(name), tables.selection_path(name)]
+    for name, facts in upstream.get("targets", {}).items():
+        for signal, fingerprint in facts["signal_fingerprints"].items():
+            named.signals[name, signal, fingerprint] = release
+        paths += [tables.sample_scores_dir(name), tables.score_manifest_path(name)]
+        paths += [tables.step_scores_dir(name, one) for one in facts["scores"]]
+        paths += [tables.validation_path(one) for one in facts["validation"]]
+        if facts["warmup"] is not None:
+            paths.append(tables.checkpoint_dir(name, WARMUP_ROLE, facts["warmup"]))
     warmup = checkpoints["warmup"]
     if warmup is not None and "key" in warmup:
         paths.append(tables.checkpoint_dir(target, WARMUP_ROLE, warmup["key"]))

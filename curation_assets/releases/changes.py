@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,11 +56,21 @@ def funnels(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[s
     Stages of the same name stand side by side, in the order of the later release; a stage that only one of them has is
     None in the other. Empty if neither release records its stages.
     """
-    left, right = (
-        {f"{stage['subset']}: {stage['name']}": int(stage["samples"]) for stage in manifest.get("funnel", [])}
-        for manifest in (before, after)
-    )
+    left, right = (_stages(manifest.get("funnel", [])) for manifest in (before, after))
     return [(name, left.get(name), right.get(name)) for name in dict.fromkeys([*right, *left])]
+
+
+def _stages(funnel: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return samples by stage; a second stage of the same name gets a number."""
+    found: dict[str, int] = {}
+    for stage in funnel:
+        name = title = f"{stage['subset']}: {stage['name']}"
+        number = 1
+        while title in found:
+            number += 1
+            title = f"{name} ({number})"
+        found[title] = int(stage["samples"])
+    return found
 
 
 def changes_of(before: pl.DataFrame, after: pl.DataFrame, same_score: bool = True) -> Changes:

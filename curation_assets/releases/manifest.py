@@ -141,7 +141,7 @@ def lineage(workspace: Workspace, subset: Subset) -> list[tuple[str, str | None]
     return [
         ("configuration", workspace.config_digest),
         *((f"subset {name}", version) for name, version in upstream["subsets"].items()),
-        *((f"scores of {name}", version) for name, version in upstream["scores"].items()),
+        *((f"scores of {name}", facts["manifest"]) for name, facts in upstream["targets"].items()),
         ("base model", base_digest(workspace, target)),
         ("measured at", checkpoint_digest(workspace, target)),
         *((f"signal {name}", version) for name, version in signal_fingerprints(workspace, target).items()),
@@ -150,24 +150,30 @@ def lineage(workspace: Workspace, subset: Subset) -> list[tuple[str, str | None]
     ]
 
 
-def _upstream(workspace: Workspace, subset: Subset) -> dict[str, dict[str, str | None]]:
-    """Return the versions of the subsets that a subset is chosen from, and of the scores of other targets.
+def _upstream(workspace: Workspace, subset: Subset) -> dict[str, dict[str, Any]]:
+    """Return the subsets that a subset is chosen from, and the other targets whose scores any of them reads.
 
-    Both include what these subsets read, in turn.
+    By name: the content digest of a subset; and of a target the versions of its scores and signals, the key of its
+    warm-up, and the names of the scores and validation sets that were read.
     """
-    warehouse, chain = workspace.warehouse, workspace.settings.chain(subset)
-    targets = {name: None for one in chain for name in workspace.settings.targets_of(one)}
-    own = workspace.settings.score_of(subset).target
-    return {
-        "subsets": {
-            one.name: warehouse.table_metadata(tables.subset_path(one.name)).get("content_digest") for one in chain[:-1]
-        },
-        "scores": {
-            name: warehouse.table_metadata(tables.score_manifest_path(name)).get("fingerprint")
-            for name in targets
-            if name != own
-        },
+    settings, warehouse = workspace.settings, workspace.warehouse
+    chain, own = settings.chain(subset), settings.score_of(subset).target
+    read = [settings.score(name) for name in dict.fromkeys(name for one in chain for name in one.scores_read)]
+    targets: dict[str, Any] = {}
+    for name in dict.fromkeys(score.target for score in read):
+        target, scores = settings.target(name), [score for score in read if score.target == name]
+        warmup = None if target.warmup == "none" else warmup_checkpoint(workspace, target)
+        targets[name] = {
+            "manifest": warehouse.table_metadata(tables.score_manifest_path(name)).get("fingerprint"),
+            "signal_fingerprints": signal_fingerprints(workspace, target),
+            "warmup": None if warmup is None else warmup.key,
+            "scores": [score.name for score in scores],
+            "validation": sorted({one for score in scores for one in method_of(score).validation(score)}),
+        }
+    digests = {
+        one.name: warehouse.table_metadata(tables.subset_path(one.name)).get("content_digest") for one in chain[:-1]
     }
+    return {"subsets": digests, "targets": targets if set(targets) - {own} or len(chain) > 1 or len(read) > 1 else {}}
 
 
 def signal_fingerprints(workspace: Workspace, target: Target) -> dict[str, str | None]:

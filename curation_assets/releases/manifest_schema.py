@@ -48,6 +48,23 @@ class FunnelStage(_Strict):
     no_value: int = Field(0, ge=0, description="samples that a threshold dropped because they have no such score")
 
 
+class UpstreamTarget(_Strict):
+    """A target whose scores were read."""
+
+    manifest: str | None = Field(description="digest of its manifest of scores")
+    signal_fingerprints: dict[str, str | None]
+    warmup: str | None = Field(description="key of the warm-up that it was measured after")
+    scores: list[str]
+    validation: list[str] = Field(description="validation sets that these scores compare with")
+
+
+class Upstream(_Strict):
+    """What a selection read beside one score of one target."""
+
+    subsets: dict[str, str | None] = Field({}, description="subsets that it was chosen from, with content digests")
+    targets: dict[str, UpstreamTarget] = Field({}, description="targets whose scores were read, with the subset's own")
+
+
 class Checkpoints(_Strict):
     """The checkpoints that the signals were measured at."""
 
@@ -101,8 +118,8 @@ class Manifest(_Strict):
     )
     checkpoints: Checkpoints
     inputs: list[dict[str, Any]] = Field(description="input files of the pool, with hashes")
-    upstream: dict[str, dict[str, str | None]] = Field(
-        {}, description="content digests of the subsets that this one is chosen from, and of other targets' scores"
+    upstream: Upstream = Field(
+        Upstream(), description="what a chain, thresholds and combinations read; empty for a subset by one score"
     )
     config: ConfigFacts
     packages: dict[str, str | None]

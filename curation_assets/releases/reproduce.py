@@ -75,6 +75,8 @@ def reproduce(workspace: Workspace, manifest: Mapping[str, Any], folder: str) ->
     try:
         pieces = [tables.SUBSET.empty()]
         select_into(frozen, subset, pieces.append)
+        if not any(map(len, pieces)):
+            raise SelectionError("no sample is left that it would select")
         with tempfile.TemporaryDirectory(prefix="curation-reproduce-") as made:
             rows = release_rows(frozen, subset, pl.concat(pieces))
             write_data(frozen, Path(made), rows)
@@ -160,12 +162,16 @@ def _differences(workspace: Workspace, manifest: Mapping[str, Any]) -> Iterator[
     purged = PurgedList.read(workspace.warehouse).ids()
     if purged:
         yield f"{len(purged)} samples have been purged since and cannot be selected again"
-    target = workspace.settings.target(manifest["parameters"]["target"]["name"])
-    for signal, fingerprint in manifest["checkpoints"]["signal_fingerprints"].items():
-        try:
-            now = signal_fingerprint(workspace, target, signal)
-        except ModelError as error:
-            yield f"the current fingerprint of {signal} cannot be determined: {error}"
-            continue
-        if now != fingerprint:
-            yield f"{signal} now has another fingerprint (model, template or code)"
+    measured = {manifest["parameters"]["target"]["name"]: manifest["checkpoints"]["signal_fingerprints"]}
+    for name, facts in manifest.get("upstream", {}).get("targets", {}).items():
+        measured.setdefault(name, facts["signal_fingerprints"])
+    for name, fingerprints in measured.items():
+        target, of = workspace.settings.target(name), f" of target {name}" if len(measured) > 1 else ""
+        for signal, fingerprint in fingerprints.items():
+            try:
+                now = signal_fingerprint(workspace, target, signal)
+            except ModelError as error:
+                yield f"the current fingerprint of {signal}{of} cannot be determined: {error}"
+                continue
+            if now != fingerprint:
+                yield f"{signal}{of} now has another fingerprint (model, template or code)"

@@ -162,7 +162,7 @@ def choose(
         many: a warning is logged if more candidates than this are held in memory.
         duplicates: number of copies that were removed before; None: `arrived` may contain a sample more than once.
         beside: other scores, and the subset that this one is chosen from.
-        explain: receives, for every sample that the subset is chosen from, `sample_id`, `score`, `eligible` and
+        explain: receives, for every sample that the subset is chosen from, `sample_id`, `score`, `eligible`, `may` and
             `dropped`, in pieces.
 
     Raises:
@@ -185,7 +185,7 @@ def choose(
     selected = Stage(subset.name, "selected", summary.selected, summing.tokens, marks.marked, marks.right)
     if explain is not None:
         dropped = "dropped" if subset.filters.scores else "null::smallint as dropped"
-        for piece in spill.stream(f"select {ID}, score, eligible, {dropped} from pool"):
+        for piece in spill.stream(f"select {ID}, score, eligible, may, {dropped} from pool"):
             explain(piece)
     return Selection(
         summary=summary,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from curation_assets.config.settings import Subset, score_title
+from curation_assets.config.settings import Subset, score_title, vectors_named
+from curation_assets.methods.combined import Combination
 from curation_assets.subsets.eligibility import passes
 from curation_assets.subsets.select import selector_of
 from curation_assets.subsets.thresholds import NO_VALUE
@@ -37,8 +38,13 @@ def reasons(shown: pl.DataFrame, pool: pl.DataFrame, workspace: Workspace, subse
             found.append(f"not eligible: {row['n_steps'] or 0} steps, but {score.name} requires {score.min_steps}")
         elif not passed:
             found.append(f"not eligible: excluded by the filters of {subset.name}")
+        elif row["score"] is None and isinstance(subset.score, Combination):
+            parts = " or ".join(subset.score.combine)
+            found.append(f"not selected: it lacks a score that {score.name} combines ({parts})")
         elif row["score"] is None:
             found.append(f"not selected: {score.name} has no value, see its flags")
+        elif row["may"] is False:
+            found.append(f"not selected: it has no {vectors_named(subset.selector)}, whose vectors are compared")
         elif by_score_alone and subset.standardise is not None:
             found.append(f"not selected: others rank higher by z of {score.name} within their source")
         elif by_score_alone:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ from curation_assets.subsets.choose_in_duckdb import (
     reads_prompts,
 )
 from curation_assets.subsets.facts import Selection
-from curation_assets.subsets.thresholds import Stage, names_read
+from curation_assets.subsets.thresholds import CombinationError, Stage, names_read
 from curation_assets.workspace.fingerprints import input_fingerprint, shard_scores_fingerprint
 from curation_assets.workspace.workspace import Workspace, cache_folder
 from curation_resources.errors import UserError
@@ -183,7 +184,7 @@ def _chosen_ids(workspace: Workspace, subset: Subset) -> tuple[pl.DataFrame, Seq
     features = _features(workspace, subset, score)
     found = [pl.DataFrame(schema={"sample_id": pl.String})]
     engine = workspace.settings.engine
-    with spilling(cache_folder() / "selection", engine.selection_memory_mib) as spill:
+    with _named(subset), spilling(cache_folder() / "selection", engine.selection_memory_mib) as spill:
         funnel = choose_ids(
             *(spill, scored, score, selector, subset, found.append, pool_table(workspace), features),
             many=engine.rows_in_memory,
@@ -260,6 +261,15 @@ def beside_of(workspace: Workspace, subset: Subset) -> Beside:
     return Beside(columns, arriving, others, found.lazy(), len(found), funnel)
 
 
+@contextmanager
+def _named(subset: Subset) -> Iterator[None]:
+    """Name the subset in an error about its scores."""
+    try:
+        yield
+    except CombinationError as error:
+        raise SelectionError(f"subset {subset.name}: {error}") from error
+
+
 def in_pieces(rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
     """Yield rows in pieces, in any order."""
     yield from rows.collect_batches(chunk_size=READ_ROWS, maintain_order=False, engine="streaming")
@@ -268,8 +278,8 @@ def in_pieces(rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
 def pool_of(workspace: Workspace, subset: Subset, chosen: pl.DataFrame) -> pl.DataFrame:
     """Return what a subset is chosen from, in memory, each sample once.
 
-    Columns are POOL_COLUMNS, `score`, `dropped` (by a threshold: `thresholds.apply_threshold`), `rank`, `reason` and
-    `selected`.
+    Columns are POOL_COLUMNS, `score`, `dropped` (by a threshold: `thresholds.apply_threshold`), `may` (be chosen; null
+    where that follows from eligibility and score), `rank`, `reason` and `selected`.
 
     Args:
         workspace: the configuration.
@@ -282,10 +292,12 @@ def pool_of(workspace: Workspace, subset: Subset, chosen: pl.DataFrame) -> pl.Da
     """
     pool = resolve_duplicates(_scored_rows(workspace, subset).select(*POOL_COLUMNS, "score")).rows
     pool = without_filtered(workspace, pool)[0]
-    if subset.parent is None and not subset.filters.scores and isinstance(subset.score, str):
-        pool = pool.with_columns(dropped=pl.lit(None, dtype=pl.Int16))
+    plain = isinstance(subset.score, str) and vectors_named(subset.selector) is None
+    if subset.parent is None and not subset.filters.scores and plain:
+        pool = pool.with_columns(dropped=pl.lit(None, dtype=pl.Int16), may=pl.lit(None, dtype=pl.Boolean))
     else:
-        pieces = [pl.DataFrame(schema={"sample_id": pl.String, "score": pl.Float64, "dropped": pl.Int16})]
+        schema = {"sample_id": pl.String, "score": pl.Float64, "dropped": pl.Int16, "may": pl.Boolean}
+        pieces = [pl.DataFrame(schema=schema)]
         kept = pieces[0].columns
         select_into(workspace, subset, lambda _: None, lambda rows: pieces.append(rows.select(kept)))
         pool = pool.drop("score").join(pl.concat(pieces), on="sample_id", how="inner", maintain_order="left")
@@ -337,7 +349,7 @@ def select_from(
     selector = subset.selector or method_of(score).default_selector(score)
     features = _features(workspace, subset, score)
     engine = workspace.settings.engine
-    with spilling(cache_folder() / "selection", engine.selection_memory_mib) as spill:
+    with _named(subset), spilling(cache_folder() / "selection", engine.selection_memory_mib) as spill:
         return choose(
             *(spill, scored, score, selector, subset, take, pool_table(workspace), features),
             many=engine.rows_in_memory,
@@ -497,7 +509,9 @@ def write_subset(workspace: Workspace, subset: Subset) -> Selection:
 
 def _store(workspace: Workspace, subset: Subset, fingerprint: str, selection: Selection) -> None:
     """Write the facts about the selection of the subset with this fingerprint."""
-    document = {"version": FACTS_VERSION, "fingerprint": fingerprint, "selection": selection.document()}
+    # The stages before may come to the same samples in another way later, which does not make this subset outdated.
+    own = replace(selection, funnel=tuple(stage for stage in selection.funnel if stage.subset == subset.name))
+    document = {"version": FACTS_VERSION, "fingerprint": fingerprint, "selection": own.document()}
     workspace.warehouse.write_json(tables.selection_path(subset.name), document)
 
 
@@ -517,7 +531,8 @@ def stored_selection(workspace: Workspace, subset: Subset) -> Selection:
             FACTS_VERSION,
             stored.get("fingerprint"),
         ):
-            return Selection.of_document(document["selection"])
+            found = Selection.of_document(document["selection"])
+            return replace(found, funnel=(*_funnel_before(workspace, subset), *found.funnel))
     except (ValueError, TypeError, KeyError) as error:
         shown = workspace.warehouse.storage.shown(tables.selection_path(subset.name))
         logger.warning("%s cannot be read (%s); the subset is selected again.", shown, error)
@@ -525,6 +540,18 @@ def stored_selection(workspace: Workspace, subset: Subset) -> Selection:
     if selection.content_digest == stored.get("content_digest"):
         _store(workspace, subset, stored["fingerprint"], selection)
     return selection
+
+
+def _funnel_before(workspace: Workspace, subset: Subset) -> Sequence[Stage]:
+    """Return the stages of the stored subsets that a subset is chosen from."""
+    if subset.parent is None:
+        return ()
+    before = workspace.settings.subset(subset.parent)
+    return (
+        stored_selection(workspace, before).funnel
+        if _stored(workspace, before)
+        else beside_of(workspace, subset).before
+    )
 
 
 def subset_due(workspace: Workspace, subset: Subset) -> bool:

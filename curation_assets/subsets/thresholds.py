@@ -13,9 +13,9 @@ from fractions import Fraction
 
 import polars as pl
 
-from curation_assets.config.settings import Subset, Threshold, vectors_named
+from curation_assets.config.settings import Subset, Threshold
 from curation_assets.methods.combined import Combination
-from curation_assets.subsets.moments import GROUP, VALUE, Moments, moments_by_group
+from curation_assets.subsets.moments import GROUP, VALUE, moments_by_group
 from curation_resources.errors import UserError
 from curation_resources.storage.spill import Spill
 
@@ -151,7 +151,7 @@ def combine(spill: Spill, combination: Combination, columns: Mapping[str, str], 
         CombinationError: a product has a factor that is not positive.
     """
     weights = {columns[name]: weight for name, weight in combination.combine.items()}
-    every = " and ".join(["eligible", *map(finite, weights)])
+    every, joins = " and ".join(["eligible", *map(finite, weights)]), ""
     if combination.by == "product":
         _refuse_factors(spill, combination, columns, every)
         value = " * ".join(f"pow({column}, {weight!r}::double)" for column, weight in weights.items())
@@ -164,9 +164,9 @@ def combine(spill: Spill, combination: Combination, columns: Mapping[str, str], 
         spill.run("drop table ranks")
         return
     else:
-        value = _zscores(spill, weights, every, GROUPS[combination.within])
+        value, joins = _zscores(spill, weights, every, GROUPS[combination.within])
     # Turn -0.0 into 0.0, as it is shown.
-    spill.run(f"create table {table} as select sample_id, ({value}) + 0.0 as combined from pool where {every}")
+    spill.run(f"create table {table} as select sample_id, ({value}) + 0.0 as combined from pool {joins} where {every}")
 
 
 def _weighted(terms: Mapping[str, str], weights: Mapping[str, float]) -> str:
@@ -201,30 +201,25 @@ def _ranks(spill: Spill, combination: Combination, weights: Mapping[str, float],
     return _weighted({column: f"rank_{place}" for place, column in enumerate(weights)}, weights)
 
 
-def _zscores(spill: Spill, weights: Mapping[str, float], every: str, group: str) -> str:
-    """Return the expression of the sum of weighted z-scores."""
-    terms = {}
+def _zscores(spill: Spill, weights: Mapping[str, float], every: str, group: str) -> tuple[str, str]:
+    """Return the expression of the sum of weighted z-scores, and the joins that it needs.
+
+    A z-score is 0 where the values of a group do not vary.
+    """
+    terms, joins = {}, []
     for column in weights:
         query = f'select {group} as "{GROUP}", {column} as "{VALUE}" from pool where {every}'
         found = moments_by_group(lambda query=query: spill.stream(query))  # type: ignore[misc]
-        terms[column] = _zscore(spill, column, found, group)
-    return _weighted(terms, weights)
-
-
-def _zscore(spill: Spill, column: str, found: Mapping[object, Moments], group: str) -> str:
-    """Return the expression of a z-score, which is 0 where the values of a group do not vary."""
-    if group == "0":
-        own = next(iter(found.values()), None)
-        if own is None or not own.varies:
-            return "0.0::double"
-        return f"({column} - {own.mean!r}::double) / {own.deviation!r}::double"
-    name = f"moments_of_{column}"
-    rows = [(key, own.mean, own.deviation) for key, own in found.items() if own.varies]
-    frame = pl.DataFrame(rows, schema={"own": pl.String, "mean": pl.Float64, "deviation": pl.Float64}, orient="row")
-    spill.run(f"create or replace table {name} (own varchar, mean double, deviation double)")
-    spill.load(f"insert into {name} select own, mean, deviation from frame", [frame])
-    looked = f"(select ({column} - mean) / deviation from {name} where own is not distinct from pool.{group})"
-    return f"coalesce({looked}, 0.0::double)"
+        name = f"moments_of_{column}"
+        rows = [(None if group == "0" else key, own.mean, own.deviation) for key, own in found.items() if own.varies]
+        schema = {"own": pl.String, "mean": pl.Float64, "deviation": pl.Float64}
+        spill.run(f"create or replace table {name} (own varchar, mean double, deviation double)")
+        frame = pl.DataFrame(rows, schema=schema, orient="row")
+        spill.load(f"insert into {name} select own, mean, deviation from frame", [frame])
+        condition = "true" if group == "0" else f"{name}.own is not distinct from pool.{group}"
+        joins.append(f"left join {name} on {condition}")
+        terms[column] = f"coalesce(({column} - {name}.mean) / {name}.deviation, 0.0::double)"
+    return _weighted(terms, weights), " ".join(joins)
 
 
 def combined_rows(spill: Spill, combination: Combination, columns: Mapping[str, str]) -> None:
@@ -242,6 +237,4 @@ def combined_rows(spill: Spill, combination: Combination, columns: Mapping[str, 
 
 def names_read(subset: Subset) -> list[str]:
     """Return the names of the scores that a subset reads beside its own, which is in column `score`."""
-    own = {subset.score} if isinstance(subset.score, str) else set()
-    vectors = vectors_named(subset.selector)
-    return [name for name in [*subset.scores_read, *([] if vectors is None else [vectors])] if name not in own]
+    return [name for name in subset.scores_read if name != subset.score]

@@ -48,7 +48,7 @@ OF_SUBSET = ("from", "score", "selector", "filters", "stratify", "standardise", 
 
 CONDITION = re.compile(
     r"(?P<score>[a-z][a-z0-9_]*)\s*(?:(?P<sign>>=|<=)\s*(?P<bound>[-+.\w]+)"
-    r"|:?\s+(?P<end>top|bottom)\s+(?P<share>[.\d]+\s*%?)(?:\s+within\s+(?P<within>\w+))?)"
+    r"|:?\s+(?P<end>top|bottom)\s+(?P<share>[.\deE-]+\s*%?)(?:\s+within\s+(?P<within>\w+))?)"
 )
 """A threshold as a command takes it: `difficulty >= 3`, `grape top 50% within prompt`."""
 
@@ -352,6 +352,8 @@ def parse_condition(text: str) -> dict[str, Any]:
         share = found["share"]
         # Parse the decimal as written: 7% is 0.07, not 0.07000000000000001.
         part = float(f"{share[:-1].strip()}e-2") if share.endswith("%") else float(share)
+        if not share.endswith("%") and part > 1:
+            raise SelectionError(f"{text!r}: a share is at most 1. For a percentage, write {share}%.")
     except ValueError:
         raise wrong from None
     within = {"within": found["within"]} if found["within"] else {}

@@ -14,12 +14,19 @@ from curation_assets import tables
 from curation_assets.cli.app import app
 from curation_assets.definitions import build_definitions
 from curation_assets.evaluation.arms import configured_evaluation, runs_of
+from curation_assets.operations.gc import find_unused
 from curation_assets.operations.stages import Survey, stage_named
 from curation_assets.releases.changes import funnels
 from curation_assets.releases.reproduce import reproduce
 from curation_assets.releases.trace_page import page_text
 from curation_assets.releases.traces import subset_traces
-from curation_assets.subsets.select import OutdatedScoresError, stored_selection, subset_due, write_subset
+from curation_assets.subsets.select import (
+    OutdatedScoresError,
+    SelectionError,
+    stored_selection,
+    subset_due,
+    write_subset,
+)
 from curation_assets.subsets.what_if import what_if
 from curation_assets.workspace.workspace import Workspace
 from tests.pipeline.workspaces import make_workspace, release_subset, rows, run, write_shard
@@ -147,12 +154,50 @@ def test_a_preview_selects_outdated_stages_without_storing_them(workspace: Works
     assert found.rows.equals(changed.warehouse.read_table(tables.subset_path("last")))
 
 
+def test_a_combination_is_reproduced_whatever_the_order_of_its_names(workspace: Workspace) -> None:
+    # A manifest sorts its keys; the configuration names `likely` first.
+    release, _ = release_subset(workspace, "middle")
+    assert release.manifest["parameters"]["score"]["name"] == "rank(grace + 2 likely)"
+    assert reproduce(workspace, release.manifest, f"{tables.release_dir('middle')}/1").identical
+    assert run(edited(workspace, "{likely: 2, grace: 1}", "{grace: 1, likely: 2}")).subsets == []
+
+
+def test_a_change_before_that_keeps_the_rows_is_shown_by_the_funnel(workspace: Workspace) -> None:
+    changed = edited(workspace, "within: source}]", "within: source}, {score: grace, at_least: -9}]")
+    assert run(changed).subsets == ["best"]
+    funnel = stored_selection(changed, changed.settings.subset("last")).funnel
+    assert [stage.name for stage in funnel[:4]] == ["pool", "likely: top 80% within source", "grace >= -9", "selected"]
+    assert funnel[-1].subset == "last"
+    release, _ = release_subset(changed, "last")
+    assert release.manifest["funnel"][2]["name"] == "grace >= -9"
+
+
+def test_collecting_garbage_keeps_what_a_release_of_a_chain_was_made_from(workspace: Workspace) -> None:
+    release, _ = release_subset(workspace, "last")
+    text = workspace.config_file.read_text()
+    text = re.sub(r"  - \{name: other, model.*\n", "", text)
+    text = re.sub(r"  - \{name: likely, target.*\n", "", text)
+    text = re.sub(r"subsets:\n(?:  .*\n)+", "", text)
+    workspace.config_file.write_text(text)
+    alone = Workspace.load(workspace.config_file)
+    removed = [str(find) for find in find_unused(alone, 0.0, clock=2e10) if find.remove]
+    assert not [find for find in removed if "other" in find or "best" in find or "middle" in find]
+    assert reproduce(alone, release.manifest, f"{tables.release_dir('last')}/1").identical
+
+
+def test_a_product_names_its_subset(workspace: Workspace) -> None:
+    changed = edited(workspace, "by: rank", "by: product")
+    with pytest.raises(SelectionError, match=r"subset middle: grace \* likely\^2: \w+ is not positive for"):
+        select(changed, changed.settings.subset("middle"))
+
+
 def test_a_release_records_the_chain_and_is_reproduced(workspace: Workspace) -> None:
     release, _ = release_subset(workspace, "last")
     manifest = release.manifest
     assert [stage["samples"] for stage in manifest["funnel"]][-1] == 3
     assert list(manifest["upstream"]["subsets"]) == ["best", "middle"]
-    assert list(manifest["upstream"]["scores"]) == ["other"]
+    assert sorted(manifest["upstream"]["targets"]) == ["other", "tiny"]
+    assert manifest["upstream"]["targets"]["other"]["scores"] == ["likely"]
     card = workspace.warehouse.storage.read(f"{tables.release_dir('last')}/1/README.md").decode()
     assert "| best | likely: top 80% within source |" in card
     assert reproduce(workspace, manifest, f"{tables.release_dir('last')}/1").identical
@@ -195,6 +240,9 @@ def test_baselines_are_drawn_from_what_a_subset_could_choose_from(workspace: Wor
     assert set(drawn) == {f"random ({len(ids(found, 'middle'))}) as middle", "random (3) as last"}
     assert drawn["random (3) as last"] < ids(found, "middle")
     assert {run.random for run in runs if run.arm == "last"} == {"random (3) as last"}
+    # Everything that passes its threshold: any draw of as many is the same.
+    whole = runs_of(found, configured_evaluation(found, None, ["best"]))
+    assert not [run for run in whole if run.kind == "baseline"]
 
 
 def test_the_command_previews_and_explains(workspace: Workspace) -> None:
