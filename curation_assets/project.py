@@ -63,7 +63,7 @@ class Preview:
 
     @property
     def funnel(self) -> pl.DataFrame:
-        """What each stage of the selection left: subset, name, samples, tokens, marked, right, no_value."""
+        """The stages of the selection, with what each left: subset, name, samples, tokens, marked, right, no_value."""
         return _funnel(self.selection.funnel)
 
     def _repr_html_(self) -> str:

@@ -152,7 +152,7 @@ class _Group:
 
     @property
     def takes_all(self) -> bool:
-        """Whether the subsets hold all of their candidates, so that every baseline would be the same samples."""
+        """True if the subsets hold all of their candidates, so that every baseline would be the same samples."""
         return self.size == len(self.candidates) and not self.all
 
     def arm(self, baseline: Baseline) -> str:

@@ -37,7 +37,7 @@ class Parameters(_Strict):
 
 
 class FunnelStage(_Strict):
-    """What one stage of the selection left."""
+    """A stage of the selection, with the samples that it left."""
 
     subset: str = Field(description="the subset whose selection the stage belongs to")
     name: str
@@ -59,7 +59,7 @@ class UpstreamTarget(_Strict):
 
 
 class Upstream(_Strict):
-    """What a selection read beside one score of one target."""
+    """Subsets and scores that a selection read beside one score of one target."""
 
     subsets: dict[str, str | None] = Field({}, description="subsets that it was chosen from, with content digests")
     targets: dict[str, UpstreamTarget] = Field({}, description="targets whose scores were read, with the subset's own")

@@ -113,7 +113,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Beside:
-    """What a selection reads beside the rows of its score's target.
+    """The data that a selection reads beside the rows of its score's target.
 
     Attributes:
         columns: for each score that thresholds and combinations read, its column of table `pool`.
@@ -697,7 +697,7 @@ def _most_samples(spill: Spill, subset: Subset, counts: Counts) -> int:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What is known of a selection once its candidates are ranked: fields of `Selection`."""
+    """Fields of `Selection` that are known once its candidates are ranked."""
 
     funnel: tuple[Stage, ...]
     duplicates: int

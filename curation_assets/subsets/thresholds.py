@@ -32,7 +32,7 @@ class CombinationError(UserError):
 
 @dataclass(frozen=True)
 class Stage:
-    """What is left after one stage of a selection.
+    """A stage of a selection, with what it left.
 
     Attributes:
         subset: the subset whose selection it belongs to.

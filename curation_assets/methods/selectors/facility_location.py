@@ -48,7 +48,7 @@ Double = NDArray[np.float64]
 
 
 class Coverage(Protocol):
-    """How well each candidate is covered by the samples taken so far, in units of `similarities`."""
+    """The coverage of each candidate by the samples taken so far, in units of `similarities`."""
 
     def first(self) -> Double:
         """Return the gain of each sample when none is taken [N]."""
