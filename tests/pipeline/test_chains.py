@@ -23,6 +23,7 @@ from curation_assets.releases.traces import subset_traces
 from curation_assets.subsets.select import (
     OutdatedScoresError,
     SelectionError,
+    select,
     stored_selection,
     subset_due,
     write_subset,
