@@ -98,6 +98,12 @@ class Evaluation(Section):
         description="baselines with as many samples as each subset, of those that pass its filters: random (drawn "
         "again for every seed), longest, or stepmax (most steps)",
     )
+    random_draws: int | None = Field(
+        None,
+        ge=1,
+        description="number of random draws of each size, if more than seeds: their spread is the yardstick for every "
+        "difference; further draws have the next free seeds",
+    )
     training: FineTuning = Field(
         default=FineTuning(), description="fine-tuning recipe, the same for every arm; the seed comes from seeds"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count, islice
 from typing import Literal
 
 import polars as pl
@@ -123,6 +124,9 @@ def runs_of(workspace: Workspace, evaluation: Evaluation) -> list[Run]:
                 ]
             for group in groups:
                 trained += _baseline_runs(model, seed, group, evaluation.baselines, orders)
+        for seed in further_seeds(evaluation):
+            for group in groups:
+                trained += _baseline_runs(model, seed, group, ["random"], orders)
         if evaluation.equal_steps:
             steps = scheduled_steps(max(group.size for group in groups), evaluation.training.recipe())
             trained = [replace(run, steps=steps) for run in trained]
@@ -160,6 +164,15 @@ def _candidates(workspace: Workspace, name: str, pool: pl.Series) -> pl.Series:
     if subset.parent is None and subset.filters == Filters():
         return pool
     return pool.filter(pool.is_in(pl.Series(eligible_samples(workspace, subset), dtype=pl.String).implode()))
+
+
+def further_seeds(evaluation: Evaluation) -> list[int]:
+    """Return the seeds of random draws beyond those of the other arms: the lowest numbers that are free."""
+    if "random" not in evaluation.baselines:
+        return []
+    more = max(0, (evaluation.random_draws or 0) - len(evaluation.seeds))
+    free = (seed for seed in count() if seed not in evaluation.seeds)
+    return list(islice(free, more))
 
 
 def _groups(

@@ -134,6 +134,7 @@ def subset_traces(
         ("measured with", workspace.settings.target(score.target).model),
         ("selected", f"{len(chosen):,} of {len(pool):,}"),
         ("selector", selector.kind),
+        *([] if subset.parent is None else [("chosen from", f"subset {subset.parent}")]),
         *([] if subset.standardise is None else [("ranked by", standardised_text(score.name))]),
     ]
     marks, selected_marks = (

@@ -308,7 +308,7 @@ def signal_fingerprint(
     folder = workspace.model_folder(target)
     parts: list[object] = [weights, tokenizer_digest(folder, workspace.cache)]
     # Reward models use their own chat template.
-    rewarded = target.kind in ("reward", "process_reward")
+    rewarded = signal in ("rewards", "process_rewards")
     template = [target.template] if not rewarded else []
     parts.append([*template, target.max_length, target.dtype])
     processor = processor_digest(folder, workspace.cache)

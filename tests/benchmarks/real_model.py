@@ -262,7 +262,8 @@ subsets:
   - {<<: *chosen, name: longest_20, score: longest}
 evaluation:
   benchmarks: [{name: gsm8k, path: ./held_out_test.jsonl, metric: loss, columns: {prompt: question, response: answer}}]
-  seeds: [0, 1, 2, 3, 4]
+  seeds: [0]
+  random_draws: 5
   target: smol
   baselines: [random]
   training: {batch_size: 8, epochs: 1}

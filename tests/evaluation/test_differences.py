@@ -84,7 +84,10 @@ def arms(**values: list[list[float]]) -> dict[str, list[tuple[Run, Floats]]]:
     for name, by_seed in values.items():
         ids = tuple("abc"[: sizes[name]])
         arm = names.get(name, name)
-        made[arm] = [(Run("m", arm, "subset", None, n, ids), np.array(own)) for n, own in enumerate(by_seed)]
+        against = "random (2)" if len(ids) == 2 else None
+        made[arm] = [
+            (Run("m", arm, "subset", None, n, ids, random=against), np.array(own)) for n, own in enumerate(by_seed)
+        ]
     return made
 
 

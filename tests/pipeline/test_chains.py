@@ -208,3 +208,17 @@ def test_the_command_previews_and_explains(workspace: Workspace) -> None:
     assert "is not a condition. Write SCORE >= NUMBER" in say("last", "--where", "likely > 1")
     assert "there is no score 'likly'; did you mean 'likely'?" in say("last", "--where", "likly >= 1")
     assert "is not positive for" in say("middle", "--set", "score.by=product")
+
+
+def test_more_random_draws_than_seeds(workspace: Workspace) -> None:
+    held_out = workspace.folder / "held_out.jsonl"
+    held_out.write_text(json.dumps({"prompt": "1 + 1?", "answer": "2"}) + "\n")
+    text = workspace.config_file.read_text()
+    text += "evaluation: {benchmarks: [{name: b, path: ./held_out.jsonl}], seeds: [1], random_draws: 3}\n"
+    workspace.config_file.write_text(text)
+    found = Workspace.load(workspace.config_file)
+    runs = runs_of(found, configured_evaluation(found, None, ["last"]))
+    assert sorted(run.seed for run in runs if run.kind == "baseline" and run.seed is not None) == [0, 1, 2]
+    assert [run.seed for run in runs if run.arm == "last"] == [1]
+    drawn = {run.seed: run.sample_ids for run in runs if run.kind == "baseline"}
+    assert len(set(drawn.values())) > 1

@@ -7,6 +7,7 @@ from random import Random as Drawn
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,8 @@ from curation_assets.config.settings import Budget, Filters, Subset, Threshold
 from curation_assets.corpus.duplicates import Pool, resolve_duplicates
 from curation_assets.methods.combined import Combination, Combined
 from curation_assets.methods.method import ScoreSection
+from curation_assets.methods.selectors.candidates import Features
+from curation_assets.methods.selectors.novel import Novel
 from curation_assets.methods.selectors.per_prompt import PerPrompt
 from curation_assets.methods.selectors.top import Top
 from curation_assets.subsets.choose_in_duckdb import Beside, choose
@@ -227,3 +230,26 @@ def test_a_product_of_numbers_that_are_not_positive_is_refused(tmp_path: Path) -
     other = pl.DataFrame({"sample_id": arrived["sample_id"], "value_1": [5.0, 4.0]})
     with pytest.raises(CombinationError, match=r"first \* second: first is not positive for 1 samples \(lowest: -2\)"):
         chosen(arrived, other, subset, tmp_path)
+
+
+def test_a_sample_without_the_vectors_of_the_named_score_cannot_be_chosen(tmp_path: Path) -> None:
+    novel = Novel(vectors="second", tau=0.5)
+    subset = Subset(name="s", score="grace", budget=Budget(fraction=1.0), selector=novel)
+    arrived = small(score=[3.0, 2.0, 1.0, 0.5], value_0=[0.0] * 4)
+    other = pl.DataFrame({"sample_id": arrived["sample_id"][1:], "value_1": [1.0, 1.0, 1.0]})
+    points = dict(zip(arrived["sample_id"], [[9.0, 9.0], [1.0, 0.0], [1.0, 0.1], [0.0, 1.0]], strict=True))
+    asked: list[str] = []
+
+    def vectors(ids: pl.Series) -> np.ndarray:
+        asked.extend(ids)
+        return np.array([points[sample] for sample in ids])
+
+    pieces: list[pl.DataFrame] = []
+    with spilling(tmp_path, 512) as spill:
+        found = choose(
+            *(spill, [arrived], SCORE, novel, subset, pieces.append, None, Features(vectors)),
+            beside=Beside(COLUMNS | {"grace": "score"}, ["value_0"], [other.lazy()]),
+        )
+    assert pl.concat(pieces)["sample_id"].to_list() == [arrived["sample_id"][1], arrived["sample_id"][3]]
+    assert arrived["sample_id"][0] not in asked
+    assert [(stage.name, stage.samples) for stage in found.funnel] == [("pool", 4), ("has second", 3), ("selected", 2)]

@@ -57,6 +57,8 @@ def test_a_subset_of_an_earlier_version_stays_valid(base: Workspace) -> None:
     (subset,) = base.settings.subsets
     earlier = subset.model_dump(mode="json")
     assert earlier.pop("standardise") is None
+    assert earlier.pop("from") is None
+    assert earlier["filters"].pop("scores") == []
     section = selector_of(base, subset).model_dump(mode="json")
     min_steps = base.settings.score_of(subset).min_steps
     assert parameters_digest(base, subset) == digest("subset", SELECTION_VERSION, earlier, section, min_steps)
@@ -64,7 +66,7 @@ def test_a_subset_of_an_earlier_version_stays_valid(base: Workspace) -> None:
 
 # These rest on a training run, of which there is none here: tests/pipeline/test_trajectories.py, test_temp.py.
 SIGNALS = set(SIGNAL_VERSIONS) - {*ALONG_A_RUN, "in_run_influence", "perturbed_losses"}
-SEGMENTED = {"segmentation", "step_gradients", "segment_likelihoods"}
+SEGMENTED = {"segmentation", "step_gradients", "segment_likelihoods", "process_rewards"}
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ SEGMENTED = {"segmentation", "step_gradients", "segment_likelihoods"}
         ("corpus.columns.prompt", "question", {"corpus"}),
         ("corpus.segmentation.strategy", "lines", SEGMENTED),
         ("corpus.segmentation.max_steps", 8, SEGMENTED),
-        ("targets.0.template", "plain", SIGNALS - {"rewards"}),
+        ("targets.0.template", "plain", SIGNALS - {"rewards", "process_rewards"}),
         ("targets.0.max_length", 64, SIGNALS),
         ("targets.0.dtype", "bfloat16", SIGNALS),
         ("targets.0.proxy", "lm_head", {"step_gradients"}),
