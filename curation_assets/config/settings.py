@@ -25,6 +25,7 @@ from curation_assets.tables.signals import ALONG_A_RUN, OF_KIND, Kind, SignalNam
 from curation_resources.models.judge import COMPLEXITY_PROMPT, DIFFICULTY_PROMPT, QUALITY_PROMPT, QUESTIONS, TAGS_PROMPT
 from curation_resources.models.solving import SolvingSpec
 from curation_resources.scoring.gradient_spec import FeatureError, FeatureSpec, GradientWeights
+from curation_resources.scoring.retrieval_task import LEAST_PAIRS, RetrievalSpec
 from curation_resources.scoring.samples import Proxy
 from curation_resources.scoring.spec import ProcessSpec, Template
 from curation_resources.sections import LocatedError, Name, Section, unknown
@@ -183,6 +184,22 @@ class ProcessReward(Section):
         return ProcessSpec(**self.model_dump())
 
 
+class AttentionInfluence(Section):
+    """The retrieval heads of a model and the task that finds them (attention_influence)."""
+
+    heads: float = Field(0.05, gt=0, le=1, description="share of the attention heads to mask, at least one head")
+    prompts: int = Field(32, ge=1, description="prompts of the retrieval task")
+    pairs: int = Field(
+        48, ge=LEAST_PAIRS, description="key-value pairs of a prompt; fewer if the prompt would be too long"
+    )
+    length: int = Field(4096, ge=16, description="maximum length of a prompt in tokens; at most the target's own")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of keys, values and queries")
+
+    def spec(self) -> RetrievalSpec:
+        """Return the settings in the form that the pass expects."""
+        return RetrievalSpec(**self.model_dump())
+
+
 KIND_TEXT = {
     "embedding": "an embedding model",
     "reward": "a reward model",
@@ -219,6 +236,9 @@ class Target(Section):
     solving: Solving = Field(default=Solving(), description="sampling of answers for solve_rate")
     process_reward: ProcessReward = Field(
         default=ProcessReward(), description="separator and labels of a process reward model"
+    )
+    attention_influence: AttentionInfluence = Field(
+        default=AttentionInfluence(), description="retrieval heads that attention_influence masks"
     )
     gradients: Gradients = Field(
         default=Gradients(), description="parameters and projection of gradient norms and features"

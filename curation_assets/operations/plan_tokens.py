@@ -41,6 +41,7 @@ from curation_resources.models.reward import conversation_ids, describe_conversa
 from curation_resources.progress import track
 from curation_resources.quiet import quieten_transformers
 from curation_resources.scoring.images import ImageLimits
+from curation_resources.scoring.retrieval_task import retrieval_prompts
 from curation_resources.scoring.samples import UNRUNNABLE, Encoded, PerturbedRequest, Request, Sample
 from curation_resources.storage.landing import LandingFile, printable
 
@@ -285,6 +286,7 @@ def count_tokens(
 
     Raises:
         EncodingError: the tokenizer lacks a feature that encoding needs.
+        RetrievalError: the model's context or tokenizer does not allow the requested attention influence.
     """
     chosen = _chosen(lacking, pool.estimated)
     numbers = dict.fromkeys(("length", "forward", "alone", "back", "requests"), pl.Int64)
@@ -425,6 +427,11 @@ def _encode(
 def _pass_counter(workspace: Workspace, target: Target, checkpoints: int) -> Counter:
     """Return a counter for a pass over a language model."""
     encoder, perturbation = make_encoder(workspace, target), perturbed_request(target, 1.0)
+    if "attention_influence" in target.signals:
+        # Refuses a model that a run would refuse.
+        assert encoder.vocabulary is not None
+        spec = replace(target.attention_influence.spec(), prompts=1)
+        retrieval_prompts(encoder.tokenizer, spec, encoder.max_length, encoder.vocabulary)
 
     def count(samples: Sequence[Sample], request: Request) -> Iterator[Counted]:
         for encoded in encoder.encode(samples):
@@ -508,7 +515,7 @@ def _tokens_run(
     steps = len(describe(encoded, 0).segment_tokens)
     there, back = _passes(replace(wanted.here, unconditional=False, direct=frozenset()), steps)
     there_on_the_way, back_on_the_way = _passes(wanted.on_the_way, steps)
-    passes = there + wanted.base_likelihoods + checkpoints * there_on_the_way
+    passes = there + wanted.base_likelihoods + (wanted.attention_influence is not None) + checkpoints * there_on_the_way
     alone = encoded.response_tokens if wanted.unconditional else 0
     alone += sum(len(encoder.direct_answer(encoded, prefix)[0]) for prefix in wanted.direct)
     return len(encoded) * passes + perturbed, alone, back + checkpoints * back_on_the_way

@@ -67,4 +67,5 @@ class Parts:
 def tokens_run(result: SampleSignals) -> int:
     """Return the tokens run through models for a sample, in all passes."""
     direct = sum(answer.tokens for answer in result.direct.values())
-    return result.tokens + result.unconditional_tokens + direct + result.backward_tokens + result.elsewhere_tokens
+    again = result.unconditional_tokens + direct + result.backward_tokens + result.masked_tokens
+    return result.tokens + again + result.elsewhere_tokens

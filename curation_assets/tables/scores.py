@@ -8,7 +8,8 @@ from curation_assets.tables.schema import PROMPT_ID, ROW, SAMPLE_ID, SHARD, Colu
 
 STEP_SCORES = Table(
     "step_scores",
-    "scores of individual steps: GRACE's (arXiv 2605.13130, Eq. 6-8, 12), or rewards of a process reward model",
+    "scores of individual steps: GRACE's (arXiv 2605.13130, Eq. 6-8, 12), rewards of a process reward model, or "
+    "relative rises of the loss without retrieval heads",
     {
         "sample_id": SAMPLE_ID,
         "step_index": Column(pl.Int32, "1..K"),
@@ -17,7 +18,7 @@ STEP_SCORES = Table(
         "trajectory_consistency": Column(
             pl.Float64, "cosine with the weighted history; null for the first step; GRACE only", nullable=True
         ),
-        "step_score": Column(pl.Float64, "alpha-weighted sum of the two; or the reward", nullable=True),
+        "step_score": Column(pl.Float64, "alpha-weighted sum of the two; the reward; or the rise", nullable=True),
     },
     sort=("sample_id", "step_index"),
 )

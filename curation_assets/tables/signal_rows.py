@@ -288,6 +288,35 @@ def process_rewards(results: Sequence[SampleSignals]) -> Rows:
     ]
 
 
+def attention_influence(results: Sequence[SampleSignals]) -> Rows:
+    """Return rows of losses with and without retrieval heads."""
+    rows = []
+    for result in results:
+        base, masked = result.response_losses, result.masked_losses
+        flags = _own_flags(result, missing=base is None or masked is None)
+        if base is not None and masked is not None and base.mean_nll <= 0.0:
+            # The ratio to it does not exist.
+            masked = None
+            flags.append("zero_loss")
+        measured = base is not None and masked is not None
+        rows.append(
+            {
+                "sample_id": result.sample_id,
+                "base_nll": None if base is None else base.mean_nll,
+                "masked_nll": None if masked is None else masked.mean_nll,
+                "step_indices": result.step_indices,
+                "segment_tokens": result.segment_tokens,
+                "segment_base": None if base is None or not measured else base.segment_sums,
+                "segment_masked": None if masked is None or not measured else masked.segment_sums,
+                "heads": " ".join(f"{layer}.{head}" for layer, head in result.masked_heads) if measured else None,
+                "response_tokens": result.response_tokens,
+                "tokens": result.tokens + result.masked_tokens,
+                "flags": flags,
+            }
+        )
+    return rows
+
+
 def judgements(question: Question, column: str, results: Sequence[SampleSignals]) -> Rows:
     """Return rows of a judge's replies to one question."""
     rows = []

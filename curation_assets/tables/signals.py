@@ -234,6 +234,26 @@ ERROR_NORMS = _signal(
 )
 
 
+ATTENTION_INFLUENCE = _signal(
+    "attention_influence",
+    "loss of each response with and without the model's retrieval heads (AttentionInfluence, arXiv 2505.07293)",
+    {
+        "base_nll": _mean("negative log-likelihood of the response", "nats"),
+        "masked_nll": _mean("the same with uniform attention in the retrieval heads; null if base_nll is 0", "nats"),
+        "step_indices": STEPS["step_indices"],
+        "segment_tokens": SEGMENT_TOKENS,
+        "segment_base": Column(
+            pl.List(pl.Float64), "sum of -log p over each entry of segment_tokens", "nats", nullable=True
+        ),
+        "segment_masked": Column(
+            pl.List(pl.Float64), "the same with uniform attention in the retrieval heads", "nats", nullable=True
+        ),
+        "heads": Column(pl.String, "these heads as LAYER.HEAD, counted from 0, strongest first", nullable=True),
+    },
+    tokens=Column(pl.Int32, "tokens processed for this signal, in both passes", "tokens"),
+)
+
+
 def _embeddings(name: str, how: str) -> Table:
     vector = Column(
         pl.List(pl.Float16),
@@ -538,6 +558,13 @@ _DECLARED = (
         "error_norm",
         partial(rows.elsewhere, "error_norm", lambda result: result.error_norm),
         _flag("error_norms"),
+    ),
+    Signal(
+        ATTENTION_INFLUENCE,
+        "masked_nll",
+        rows.attention_influence,
+        lambda target: {"attention_influence": target.attention_influence.spec()},
+        segmented=True,
     ),
     _embedding(EMBEDDINGS_MEAN, "mean", version=2),
     _embedding(EMBEDDINGS_LAST, "last", version=2),

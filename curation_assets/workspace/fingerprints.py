@@ -325,6 +325,9 @@ def signal_fingerprint(
         parts.append(gradients)
     if signal == "process_rewards":
         parts.append(target.process_reward.model_dump(mode="json"))
+    if signal == "attention_influence":
+        # Together with the weights and the tokenizer, these determine the masked heads.
+        parts.append(target.attention_influence.model_dump(mode="json"))
     if signal == "text_embeddings":
         parts.append(modules_digest(folder, workspace.cache))
     return digest(signal, SIGNAL_VERSIONS[signal], *parts)

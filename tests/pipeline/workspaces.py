@@ -43,6 +43,7 @@ OTHER_PASSES = (
     "in_run_influence",
     "rewards",
     "process_rewards",
+    "attention_influence",
     "instruction_tags",
     "difficulty",
     "complexity",

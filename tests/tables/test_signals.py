@@ -17,6 +17,7 @@ from curation_assets.signals.store import SignalStore
 from curation_assets.tables.signals import SIGNALS, SignalName
 from curation_resources.scoring.gradient_spec import FeatureSpec
 from curation_resources.scoring.results import GradientFeatures, Likelihoods, StepGradients
+from curation_resources.scoring.retrieval_task import RetrievalSpec
 from curation_resources.scoring.samples import AnswerPrefix, PerturbedSignals, Pooling, Request, SampleSignals
 from curation_resources.storage.warehouse import Warehouse
 
@@ -185,6 +186,7 @@ def test_a_request_asks_for_nothing_but_the_signals() -> None:
         questions=("instruction_tags", "difficulty", "complexity", "quality"),
         solving=True,
         process_rewards=True,
+        attention_influence=RetrievalSpec(),
         features=FeatureSpec(),
         trajectory_features=FeatureSpec(),
         trajectory_adam_features=FeatureSpec(),

@@ -66,7 +66,7 @@ def test_a_subset_of_an_earlier_version_stays_valid(base: Workspace) -> None:
 
 # These rest on a training run, of which there is none here: tests/pipeline/test_trajectories.py, test_temp.py.
 SIGNALS = set(SIGNAL_VERSIONS) - {*ALONG_A_RUN, "in_run_influence", "perturbed_losses"}
-SEGMENTED = {"segmentation", "step_gradients", "segment_likelihoods", "process_rewards"}
+SEGMENTED = {"segmentation", "step_gradients", "segment_likelihoods", "process_rewards", "attention_influence"}
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,7 @@ SEGMENTED = {"segmentation", "step_gradients", "segment_likelihoods", "process_r
         ("targets.0.max_length", 64, SIGNALS),
         ("targets.0.dtype", "bfloat16", SIGNALS),
         ("targets.0.proxy", "lm_head", {"step_gradients"}),
+        ("targets.0.attention_influence", {"seed": 1}, {"attention_influence"}),
         ("targets.0.gradients", {"weights": "layers"}, set()),
         ("targets.0.gradients", {"projection": 8}, {"gradient_features"}),
         ("targets.0.gradients", {"dimension": 4096}, {"gradient_features"}),

@@ -22,6 +22,7 @@ from curation_resources.scoring.head import StreamedHead
 from curation_resources.scoring.loading import Checkpoint
 from curation_resources.scoring.measuring import describe, measure_batch, narrowed, needed
 from curation_resources.scoring.prefetch import EncodingAhead
+from curation_resources.scoring.retrieval_heads import RetrievalHeads
 from curation_resources.scoring.samples import Encoded, Request, Sample, SampleSignals
 
 Progress = Callable[[int], None]
@@ -54,6 +55,7 @@ class ForwardPass:
         self.backward_tokens = max(1, batch_tokens // SHARE)
         self._head = StreamedHead(checkpoint.head, head_memory)
         self._gradients = GradientPass(checkpoint, self._head)
+        self._retrieval = RetrievalHeads(checkpoint)
 
     def measure(self, samples: Sequence[Sample], request: Request) -> list[SampleSignals]:
         """Measure samples; return results in the order of the samples."""
@@ -88,6 +90,9 @@ class ForwardPass:
         self, window: Sequence[Encoded], request: Request, start: int = 0
     ) -> Iterator[list[SampleSignals]]:
         """Measure one window of encoded samples; `start` is the position of its first sample. See `stream`."""
+        if request.attention_influence is not None:
+            # Before the first batch, so that a lack of memory is not attributed to its samples.
+            self._retrieval.heads(request.attention_influence)
         groups: dict[Request, list[tuple[Encoded, SampleSignals]]] = {}
         for position, encoded in enumerate(window, start):
             described = describe(encoded, position, request.prefix_losses)
@@ -136,7 +141,7 @@ class ForwardPass:
         )
         measure = partial(
             measure_batch,
-            *(self.checkpoint, self._head, self._gradients, encoded, described, request, self.encoder),
+            *(self.checkpoint, self._head, self._gradients, encoded, described, request, self.encoder, self._retrieval),
         )
         return attempted(measure, self.checkpoint.device, alone if len(batch) == 1 else None)
 

@@ -97,12 +97,14 @@ class _Wanted:
 def _wanted(encoded: Encoded, request: Request) -> _Wanted:
     owners = np.asarray(encoded.segment_of_token, dtype=np.int64)
     wants_segments = request.step_gradients is not None or request.segment_likelihoods
+    wants_segments = wants_segments or request.attention_influence is not None
     segments = segment_order(encoded) if wants_segments else []
     begin = max(1, encoded.prompt_tokens)
     end = encoded.prompt_tokens + encoded.response_tokens
     # EOS counts in windows, and along a training run.
     eos = request.likelihoods or (request.token_likelihoods and request.with_eos)
-    until = len(encoded) if eos else end if request.token_likelihoods or request.error_norms else begin
+    of_response = request.token_likelihoods or request.error_norms or request.attention_influence is not None
+    until = len(encoded) if eos else end if of_response else begin
     windows = request.prefix_losses
     after_last = int(request.sequence_uncertainty)
     of_sequence = request.sequence_likelihoods or request.sequence_uncertainty

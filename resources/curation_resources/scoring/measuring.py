@@ -24,7 +24,14 @@ from curation_resources.scoring.labels import Labels, SampleLabels, label_batch,
 from curation_resources.scoring.loading import Checkpoint
 from curation_resources.scoring.prefixes import cut_to_windows, reasons_without_windows
 from curation_resources.scoring.proxies import gram_of_gradients, linear_gram, lm_head_gram
-from curation_resources.scoring.results import DirectAnswer, Likelihoods, SequenceLikelihoods, SequenceUncertainty
+from curation_resources.scoring.results import (
+    DirectAnswer,
+    Likelihoods,
+    ResponseLosses,
+    SequenceLikelihoods,
+    SequenceUncertainty,
+)
+from curation_resources.scoring.retrieval_heads import RetrievalHeads, masked_heads
 from curation_resources.scoring.samples import (
     ANSWER,
     NON_FINITE,
@@ -108,15 +115,17 @@ def measure_batch(
     described: Sequence[SampleSignals],
     request: Request,
     encoder: Encoder,
+    retrieval: RetrievalHeads,
 ) -> list[SampleSignals]:
-    """Run a batch, with backward pass or without prompts if requested; see `_measure`.
+    """Run a batch, with backward pass, without prompts or with masked heads if requested; see `_measure`.
 
-    `encoder` is needed for `request.direct` alone: it tokenizes a response as a text of its own.
+    `encoder` is needed for `request.direct` alone: it tokenizes a response as a text of its own. `retrieval` is needed
+    for `request.attention_influence` alone.
     """
     if request.forward != request:
         results = list(described)
         if request.forward != Request():
-            results = measure_batch(checkpoint, head, gradients, batch, described, request.forward, encoder)
+            results = measure_batch(checkpoint, head, gradients, batch, described, request.forward, encoder, retrieval)
         return gradients.add(batch, results, request)
     given = replace(request, unconditional=False, direct=frozenset())
     results = list(described) if given == Request() else _measure(checkpoint, head, batch, described, given)
@@ -127,6 +136,12 @@ def measure_batch(
         answers = [encoder.direct_answer(encoded, prefix) for encoded in batch]
         measured = _nll_of(checkpoint, head, [answer for answer, _ in answers])
         results = add_direct(results, measured, prefix, [special for _, special in answers])
+    if request.attention_influence is not None:
+        masking = Request(attention_influence=request.attention_influence)
+        heads = retrieval.heads(request.attention_influence)
+        with masked_heads(checkpoint, heads):
+            masked = _measure(replace(checkpoint, decoder=checkpoint.uncompiled), head, batch, described, masking)
+        results = add_masked(results, masked, heads)
     return results
 
 
@@ -179,6 +194,8 @@ def _measure(
             _add_sequence_uncertainty(result, own, statistics)
         if request.error_norms:
             _add_error_norm(result, statistics["error_norm"][own.response])
+        if request.attention_influence is not None:
+            _add_response_losses(result, own, statistics["nll"])
         if request.segment_likelihoods:
             _add_segment_likelihoods(result, own, statistics["nll"])
         if request.prefix_losses is not None:
@@ -201,6 +218,7 @@ def _apply_head(
     targets = torch.from_numpy(labels.targets).to(device)
     uncertainty = request.likelihoods or request.sequence_likelihoods or request.sequence_uncertainty
     per_token = request.segment_likelihoods or request.token_likelihoods or request.prefix_losses is not None
+    per_token = per_token or request.attention_influence is not None
     wants_statistics = uncertainty or per_token or request.error_norms
     bias = request.step_gradients == "bias"
     statistics = TokenStatistics(torch.empty(0))
@@ -301,6 +319,16 @@ def _add_segment_likelihoods(result: SampleSignals, labels: SampleLabels, nll: F
         flag_non_finite(result)
 
 
+def _add_response_losses(result: SampleSignals, labels: SampleLabels, nll: Floats) -> None:
+    ends = np.cumsum(labels.segment_rows)[:-1]
+    parts = np.split(labels.in_segments, ends) if labels.segments else []
+    losses = ResponseLosses(float(nll[labels.response].mean()), [float(nll[rows].sum()) for rows in parts])
+    if all(math.isfinite(value) for value in (losses.mean_nll, *losses.segment_sums)):
+        result.response_losses = losses
+    else:
+        flag_non_finite(result)
+
+
 def _add_prefix_losses(result: SampleSignals, labels: SampleLabels, nll: Floats, windows: PrefixWindows) -> None:
     losses = nll[labels.window]
     means = {length: float(losses[:length].mean()) for length in windows.lengths}
@@ -352,6 +380,20 @@ def add_unconditional(results: Sequence[SampleSignals], alone: Sequence[SampleSi
         if nll is None and NON_FINITE not in flags:
             flags = [*flags, NON_FINITE]
         added.append(replace(result, unconditional_nll=nll, unconditional_tokens=own.tokens, flags=flags))
+    return added
+
+
+def add_masked(
+    results: Sequence[SampleSignals], masked: Sequence[SampleSignals], heads: Sequence[tuple[int, int]]
+) -> list[SampleSignals]:
+    """Return results with the losses of the pass with masked heads added."""
+    added = []
+    for result, own in zip(results, masked, strict=True):
+        losses = own.response_losses
+        flags = result.flags
+        if losses is None and NON_FINITE not in flags:
+            flags = [*flags, NON_FINITE]
+        added.append(replace(result, masked_losses=losses, masked_heads=heads, masked_tokens=own.tokens, flags=flags))
     return added
 
 

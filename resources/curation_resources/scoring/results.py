@@ -137,6 +137,19 @@ class Likelihoods:
 
 
 @dataclass(frozen=True)
+class ResponseLosses:
+    """The losses of a response and its segments in one pass, in nats.
+
+    Attributes:
+        mean_nll: mean of -log p over the response's tokens, without EOS.
+        segment_sums: sums of -log p over the tokens of each step, then of the answer if it has any.
+    """
+
+    mean_nll: float
+    segment_sums: list[float]
+
+
+@dataclass(frozen=True)
 class SequenceLikelihoods:
     """The model's likelihoods of a whole sequence; means over all tokens but the first, which nothing predicts.
 

@@ -18,11 +18,13 @@ from curation_resources.scoring.results import (
     GradientSpectra,
     Judgement,
     Likelihoods,
+    ResponseLosses,
     SequenceLikelihoods,
     SequenceUncertainty,
     Solved,
     StepGradients,
 )
+from curation_resources.scoring.retrieval_task import RetrievalSpec
 
 ANSWER = 0
 """The segment index of the answer; steps count from 1."""
@@ -271,6 +273,8 @@ class Request:
         sequence_uncertainty: entropy and largest logits over all positions of the sequence, the one after the last
             token included (uncertainty as released).
         error_norms: norm of p - y at every token of the response, averaged (EL2N).
+        attention_influence: losses of the response and its segments, with and without the model's retrieval heads: a
+            second pass (`curation_resources.scoring.retrieval_heads`).
         with_eos: count EOS in `token_likelihoods` and in the loss that `features` and `adam_features` are gradients of,
             as LESS, TAGCOS and S2L do; always so along a trajectory.
     """
@@ -303,6 +307,7 @@ class Request:
     direct: frozenset[AnswerPrefix] = frozenset()
     sequence_uncertainty: bool = False
     error_norms: bool = False
+    attention_influence: RetrievalSpec | None = None
     with_eos: bool = False
 
     @property
@@ -382,6 +387,10 @@ class SampleSignals:
         direct: see `DirectAnswer`, by prefix.
         sequence_uncertainty: see `SequenceUncertainty`.
         error_norm: mean over the response's tokens of the norm of p - y.
+        response_losses: see `ResponseLosses`; for attention influence.
+        masked_losses: the same with the retrieval heads masked.
+        masked_heads: these heads, as layer and head from 0, strongest first.
+        masked_tokens: tokens run with masked heads, not included in `tokens`.
         spectra: see `GradientSpectra`.
         gradient_norm: norm of the gradient.
         features: see `GradientFeatures`.
@@ -427,6 +436,10 @@ class SampleSignals:
     direct: dict[AnswerPrefix, DirectAnswer] = field(default_factory=dict)
     sequence_uncertainty: SequenceUncertainty | None = None
     error_norm: float | None = None
+    response_losses: ResponseLosses | None = None
+    masked_losses: ResponseLosses | None = None
+    masked_heads: Sequence[tuple[int, int]] = ()
+    masked_tokens: int = 0
     spectra: GradientSpectra | None = None
     gradient_norm: float | None = None
     features: GradientFeatures | None = None
