@@ -9,8 +9,8 @@ Above `exact_up_to` candidates a sample covers only those candidates that have i
 (exact, by cosine), and never an N x N matrix is held.
 
 Measured on 2 shared CPU cores with `python -m tests.benchmarks.recipes --rounds 3`: 10 % of 5,000 vectors of 384 take
-1/37 of the CPU time of the plain numpy loop (1/48 to 1/33), which is extrapolated from its first 20 picks. 10 % of
-100,000 take 142 s of CPU time by neighbours, and 1.46 GiB. Against all pairs, neighbours lose 0.59, 0.32, 0.05 and
+1/49 of the CPU time of the plain numpy loop (1/59 to 1/36), which is extrapolated from its first 20 picks. 10 % of
+100,000 take 173 s of CPU time by neighbours, and 1.53 GiB. Against all pairs, neighbours lose 0.59, 0.32, 0.05 and
 0.01 % of F at budgets of 1, 5, 10 and 20 % of 10,000 vectors in 500 clusters. On MiniLM's embeddings of GSM8K's 7,473
 questions they lose 0.44, 0.05, 0.03 and 0.01 %, and a random choice 7.9, 5.9, 4.5 and 3.6 %. Many equal vectors make
 neighbours slow: each is compared with all of them.
