@@ -81,7 +81,9 @@ def row(result: SampleSignals) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("respond", "requests"), [(several, 1), (one_each, 4), (refuses_n, 5), (two_at_most, 2)], ids=str
+    ("respond", "requests"),
+    [(several, 1), (one_each, 4), (refuses_n, 5), (two_at_most, 2)],
+    ids=lambda one: getattr(one, "__name__", str(one)),
 )
 def test_n_answers_are_compared_however_the_endpoint_gives_them(
     server: JudgeServer, tmp_path: Path, respond: Any, requests: int
