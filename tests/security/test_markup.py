@@ -96,7 +96,8 @@ def test_a_card_shows_texts_as_texts(ran: Ran) -> None:
     rows = Page(rendered(body)).rows
     cells = [row[0] for row in rows]
     assert [cell for cell in map(shown_as, HOSTILE.values()) if cell not in cells] == []
-    assert {len(row) for row in rows} == {2, 3}
+    # Facts, sources and the funnel.
+    assert {len(row) for row in rows} == {2, 3, 5}
     assert shown_as(MODEL) in [row[1] for row in rows]
     assert not RAW.search(body)
     assert not OBEYED.search(ran.card)
