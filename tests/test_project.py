@@ -10,7 +10,6 @@ import pytest
 
 import curation_assets as ca
 from curation_assets.subsets.select import SelectionError
-from curation_assets.workspace.workspace import Workspace
 from curation_resources.errors import UserError
 from tests.pipeline.workspaces import make_workspace, rows, subset_ids
 
@@ -98,13 +97,12 @@ def test_markup_in_a_response_is_text(project: ca.Project) -> None:
 
 def test_the_examples_of_the_page_run(project: ca.Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project.workspace.folder)
-    names = {"best": "best", "SAMPLE": subset_ids(project.workspace)[0], "export": str(tmp_path / "export")}
+    sample, export = subset_ids(project.workspace)[0], str(tmp_path / "export")
     values: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
-        exec(block.replace("SAMPLE", names["SAMPLE"]).replace("./export", names["export"]), values)
+        exec(block.replace("SAMPLE", sample).replace("./export", export), values)
     assert isinstance(values["project"], ca.Project)
 
 
 def test_the_version_is_that_of_the_package() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", ca.__version__)
-    assert isinstance(ca.open, type(Workspace.load)) or callable(ca.open)

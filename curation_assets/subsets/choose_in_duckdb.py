@@ -39,7 +39,15 @@ from curation_assets.subsets.facts import (
     subset_rows,
 )
 from curation_assets.subsets.moments import GROUP, VALUE, moments_by_group
-from curation_assets.subsets.thresholds import GROUPS, Stage, apply_threshold, combined_rows, count_stage, finite
+from curation_assets.subsets.thresholds import (
+    GROUPS,
+    Stage,
+    apply_threshold,
+    combined_rows,
+    count_stage,
+    finite,
+    replace_pool,
+)
 from curation_resources.storage.spill import Spill
 
 logger = logging.getLogger("curation")
@@ -170,7 +178,7 @@ def choose(
         CombinationError: scores cannot be combined.
         SpillError: memory or disk is too small for the pool.
     """
-    order = _order(spill, arrived, score, section, subset, known, features, many, duplicates, beside)
+    order = _ranked_pool(spill, arrived, score, section, subset, known, features, many, duplicates, beside)
     points = f"select response_tokens, score from pool where isfinite(score) order by sample_id limit {POINTS}"
     summing = Summing(lambda: spill.stream(f"select {', '.join(POOL_FACTS)} from pool"), spill.frame(points))
     digest, before = SubsetDigest(), 0
@@ -225,7 +233,7 @@ def choose_ids(
     Returns:
         The stages up to and with the selection.
     """
-    order = _order(spill, arrived, score, section, subset, known, features, many, None, beside, ids_alone=True)
+    order = _ranked_pool(spill, arrived, score, section, subset, known, features, many, None, beside, ids_alone=True)
     samples = tokens = 0
     marks = Marks()
     for chosen in order.taken():
@@ -236,7 +244,7 @@ def choose_ids(
     return (*order.facts.funnel, Stage(subset.name, "selected", samples, tokens, marks.marked, marks.right))
 
 
-def _order(
+def _ranked_pool(
     spill: Spill,
     arrived: Iterable[pl.DataFrame],
     score: ScoreSection,
@@ -448,9 +456,7 @@ def _join_scores(spill: Spill, others: Sequence[pl.LazyFrame]) -> None:
         batches = scan.collect_batches(chunk_size=READ_ROWS, engine="streaming")
         spill.load(f"insert into other select sample_id::uuid, {', '.join(names)} from frame", batches)
         once = f"select sample_id, {', '.join(f'max({name}) as {name}' for name in names)} from other group by all"
-        spill.run(f"create table joined as select * from pool left join ({once}) using (sample_id)")
-        spill.run("drop table pool")
-        spill.run("alter table joined rename to pool")
+        replace_pool(spill, f"select * from pool left join ({once}) using (sample_id)")
         spill.run("drop table other")
 
 

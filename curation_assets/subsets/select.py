@@ -342,7 +342,7 @@ def select_from(
         explain: see `choose`.
 
     Raises:
-
+        SelectionError: scores cannot be combined.
         QualityError: the corpus' filters have not been applied to some of the samples.
         SpillError: memory or disk is too small for the pool.
     """

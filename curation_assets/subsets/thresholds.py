@@ -68,6 +68,13 @@ def count_stage(spill: Spill, subset: str, name: str, condition: str = "eligible
     return Stage(subset, name, samples, tokens, marked, right, no_value)
 
 
+def replace_pool(spill: Spill, query: str) -> None:
+    """Put the rows of a query in the place of table `pool`, which it may read."""
+    spill.run(f"create table replacement as {query}")
+    spill.run("drop table pool")
+    spill.run("alter table replacement rename to pool")
+
+
 def finite(column: str) -> str:
     """Return the SQL condition that a row has a finite value; false where it is null."""
     return f"coalesce(isfinite({column}), false)"
@@ -89,9 +96,7 @@ def apply_threshold(spill: Spill, number: int, threshold: Threshold, columns: Ma
         value = columns[threshold.score]
     else:
         combine(spill, threshold.score, columns, "compared")
-        spill.run("create table with_compared as select * from pool left join compared using (sample_id)")
-        spill.run("drop table pool")
-        spill.run("alter table with_compared rename to pool")
+        replace_pool(spill, "select * from pool left join compared using (sample_id)")
         spill.run("drop table compared")
         value = "combined"
     before = spill.row("select count(*) from pool where eligible")[0]
@@ -225,13 +230,12 @@ def _zscores(spill: Spill, weights: Mapping[str, float], every: str, group: str)
 def combined_rows(spill: Spill, combination: Combination, columns: Mapping[str, str]) -> None:
     """Write a combination into column `score` of table `pool`; rows that lack a part of it have none."""
     combine(spill, combination, columns, "combined_scores")
-    spill.run(
-        "create table with_score as select pool.* replace (combined_scores.combined as score, "
+    replace_pool(
+        spill,
+        "select pool.* replace (combined_scores.combined as score, "
         f"pool.eligible and {finite('combined_scores.combined')} as may) "
-        "from pool left join combined_scores using (sample_id)"
+        "from pool left join combined_scores using (sample_id)",
     )
-    spill.run("drop table pool")
-    spill.run("alter table with_score rename to pool")
     spill.run("drop table combined_scores")
 
 
