@@ -10,8 +10,15 @@ from typing import Literal
 
 import polars as pl
 
-from curation_assets import tables
-from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection, TargetFacts, values
+from curation_assets.methods.method import (
+    Method,
+    Scored,
+    ScoreInputs,
+    ScoreSection,
+    TargetFacts,
+    steps_of_segments,
+    values,
+)
 from curation_assets.methods.selectors.top import Top
 
 
@@ -31,21 +38,8 @@ def _score(inputs: ScoreInputs, _section: AttentionInfluenceScore) -> Scored:
     scored = values(rows, _rise("base_nll", "masked_nll"))
     if not inputs.steps:
         return scored
-    # The answer comes last and belongs to no step.
-    steps = pl.col("step_indices").list.len()
-    own = rows.select(
-        "sample_id",
-        step_index="step_indices",
-        tokens=pl.col("segment_tokens").list.head(steps),
-        base=pl.col("segment_base").list.head(steps),
-        masked=pl.col("segment_masked").list.head(steps),
-    )
-    own = own.explode("step_index", "tokens", "base", "masked").drop_nulls("step_index")
-    nothing = pl.lit(None, pl.Float64)
-    own = own.with_columns(
-        step_score=_rise("base", "masked"), answer_alignment=nothing, trajectory_consistency=nothing
-    ).drop("base", "masked")
-    return Scored(scored.values, tables.STEP_SCORES.conform(own))
+    measured = ("segment_base", "segment_masked")
+    return Scored(scored.values, steps_of_segments(rows, measured, _rise(*measured)))
 
 
 def _unfaithful(_target: TargetFacts, _section: AttentionInfluenceScore) -> Sequence[str]:

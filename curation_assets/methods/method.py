@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
+from curation_assets import tables
 from curation_assets.methods.selectors.candidates import SelectorSection
 from curation_assets.methods.vectors import matrix
 from curation_assets.tables.signals import SignalName
@@ -156,3 +157,20 @@ class Method:
 def values(frame: pl.DataFrame, value: pl.Expr) -> Scored:
     """Return scores given by an expression over the rows of one frame with a sample_id."""
     return Scored(frame.select("sample_id", value=value.cast(pl.Float64)))
+
+
+def steps_of_segments(rows: pl.DataFrame, measured: Sequence[str], score: pl.Expr) -> pl.DataFrame:
+    """Return rows of table `step_scores` from lists over segments, of which the answer's comes last and is no step.
+
+    Args:
+        rows: `sample_id`, `step_indices` [K], and lists over segments [K or K + 1]: `segment_tokens`, and `measured`.
+        measured: columns that the score is computed from.
+        score: the score of a step, by these columns.
+    """
+    lists = ["tokens", *measured]
+    own = rows.select("sample_id", *measured, step_index="step_indices", tokens="segment_tokens")
+    own = own.with_columns(pl.col(lists).list.head(pl.col("step_index").list.len()))
+    own = own.explode("step_index", *lists).drop_nulls("step_index")
+    nothing = pl.lit(None, pl.Float64)
+    made = own.with_columns(step_score=score, answer_alignment=nothing, trajectory_consistency=nothing)
+    return tables.STEP_SCORES.conform(made.select(tables.STEP_SCORES.columns.keys()))

@@ -11,8 +11,15 @@ from typing import Literal
 import polars as pl
 from pydantic import Field
 
-from curation_assets import tables
-from curation_assets.methods.method import Method, Scored, ScoreInputs, ScoreSection, TargetFacts, values
+from curation_assets.methods.method import (
+    Method,
+    Scored,
+    ScoreInputs,
+    ScoreSection,
+    TargetFacts,
+    steps_of_segments,
+    values,
+)
 from curation_assets.methods.selectors.top import Top
 
 AGGREGATES = {
@@ -37,17 +44,7 @@ def _score(inputs: ScoreInputs, section: PrmScore) -> Scored:
     scored = values(rows, AGGREGATES[section.aggregate])
     if not inputs.steps:
         return scored
-    # The answer's tokens and reward, which come last, belong to no step.
-    steps = pl.col("step_indices").list.len()
-    own = rows.select(
-        "sample_id",
-        step_index="step_indices",
-        tokens=pl.col("segment_tokens").list.head(steps),
-        step_score=pl.col("rewards").list.head(steps),
-    ).explode("step_index", "tokens", "step_score")
-    nothing = pl.lit(None, pl.Float64)
-    own = own.with_columns(answer_alignment=nothing, trajectory_consistency=nothing)
-    return Scored(scored.values, tables.STEP_SCORES.conform(own))
+    return Scored(scored.values, steps_of_segments(rows, ["rewards"], pl.col("rewards")))
 
 
 def _unfaithful(_target: TargetFacts, _section: PrmScore) -> Sequence[str]:

@@ -90,7 +90,7 @@ def remarks(workspace: Workspace, found: Intake) -> list[str]:
         lines.append(f"{found.not_finite} values of NaN or Infinity were read as null")
     if (warning := found.mapped.warning()) is not None:
         lines.append(warning)
-    if found.without_answer:
+    if found.without_answer and any(score.method == "grace" for score in workspace.settings.scores):
         lines.append(
             f"{found.without_answer} of {found.samples} responses state no answer that is recognized, and GRACE gives "
             f"them no score; see: curate show {found.examples[0]}{flag}"
