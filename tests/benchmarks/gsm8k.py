@@ -42,10 +42,12 @@ OTHER_JUDGES = {
     "solve_rate",
     "prm",
 }
-NOT_COMPARED = frozenset({"s2l", "temp", "spectra", "less", "tagcos", "grand", "in_run"} | OTHER_JUDGES)
+NOT_COMPARED = frozenset(
+    {"s2l", "temp", "spectra", "less", "tagcos", "grand", "in_run", "attention_influence"} | OTHER_JUDGES
+)
 """Methods that are not compared here: S2L wants a long training run, TEMP tells responses apart by early losses, in
-windows of which most of these responses are shorter, gradients take passes there and back; the others judge by another
-model."""
+windows of which most of these responses are shorter, gradients take passes there and back, attention influence wants a
+model with retrieval heads; the others judge by another model."""
 
 CORPUS = """\
 corpus:

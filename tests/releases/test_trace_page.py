@@ -285,6 +285,8 @@ def test_the_audit_is_a_view_of_its_own(browser: Any, tmp_path: Path, width: int
         page.keyboard.press("/")
         assert page.evaluate("document.activeElement.id") == "tab-audit"
         page.keyboard.press("ArrowLeft")
+        assert page.evaluate("document.activeElement.id") == "tab-funnel"
+        page.keyboard.press("ArrowLeft")
         assert page.evaluate("document.activeElement.id") == "tab-traces"
         assert page.locator("#list").is_visible()
         assert not view.is_visible()
